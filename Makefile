@@ -1,0 +1,37 @@
+# Two commands: `make run` and `make test`. The rest is in their service.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Compiled programs are kept between runs and tests.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: run test lint venv clean
+
+# Two networks codistil on handwritten digits, next to the baseline.
+run: $(VENV)/installed
+	$(BIN)/python -m experiments.run --config=imagenet_sync:laptop
+	$(BIN)/python -m experiments.run --config=imagenet_codistill:laptop
+	$(BIN)/python -m scripts.compare runs/imagenet_sync-laptop \
+	  runs/imagenet_codistill-laptop --out=runs/laptop.png
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed: make PYTHON=python3.11 …'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache

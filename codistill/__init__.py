@@ -1,0 +1,1 @@
+"""Codistillation (Anil et al., ICLR 2018): the method, free of any config."""

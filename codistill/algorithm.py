@@ -1,0 +1,180 @@
+"""Algorithm 1 of Anil et al. (2018), line by line.
+
+The generator below is the paper's pseudo-code: two loops over steps, inside
+each a loop over the models. It knows neither arrays nor devices (it imports no
+jax): `updates` does the mathematics, `exchange` decides how stale a peer is.
+Whoever consumes the reports logs, evaluates, checkpoints and stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+
+@dataclasses.dataclass
+class Member:
+  """One θᵢ of Algorithm 1: its number, its state, its own stream of examples.
+
+  Attributes:
+    index: the member's number, 0 ≤ index < N.
+    state: what an update reads and returns; has `.variables`, which peers get.
+    batches: endless; each `next` is the member's next batch of examples.
+    active: a consumer clears it to let the others go on without this member.
+  """
+
+  index: int
+  state: Any
+  batches: Iterator[Any]
+  active: bool = True
+
+
+class Peer(NamedTuple):
+  """A stale copy of another member: whose, after how many updates, weights."""
+
+  member: int
+  step: int
+  variables: Any
+
+
+class Report(NamedTuple):
+  """What one member did in one step.
+
+  Attributes:
+    member: whose step it was.
+    step: how many updates it has now behind it, from 1.
+    metrics: as the update returned them, possibly still being computed.
+    peers: who taught it in this step; empty during burn-in.
+    ends_round: whether every active member has now reached `step`, that is,
+      whether the members' states belong together.
+  """
+
+  member: Member
+  step: int
+  metrics: Any
+  peers: tuple[Peer, ...]
+  ends_round: bool
+
+
+def codistill(
+  members: Sequence[Member],
+  updates: Updates,
+  exchange: Exchange,
+  burn_in_steps: int,
+  num_steps: int,
+  start_step: int = 0,
+) -> Iterator[Report]:
+  """Trains `members` with Algorithm 1; yields a report after every update.
+
+  Args:
+    members: θ₁ … θ_N, or those of them that live in this process.
+    updates: burn-in and codistilling update.
+    exchange: takes what a member offers and hands out its peers.
+    burn_in_steps: n_burn_in, updates of each member before ψ is switched on.
+    num_steps: updates of each member in all; stands for "not converged".
+    start_step: updates that the members have behind them (after a resume).
+
+  Yields:
+    A `Report` for every update, in the order of the pseudo-code.
+  """
+  if start_step == 0:
+    for member in members:
+      exchange.offer(member.index, 0, member.state.variables)
+
+  # for n_burn_in steps do
+  for step in range(start_step + 1, min(burn_in_steps, num_steps) + 1):
+    # for θᵢ in model_set do
+    for member, ends_round in _active(members):
+      # y, f = get_train_example()
+      batch = next(member.batches)
+      # θᵢ = θᵢ − η ∇_θᵢ { φ(y, F(θᵢ, f)) }
+      member.state, metrics = updates.burn_in(member.state, batch)
+      _offer(exchange, member, step, metrics)
+      yield Report(member, step, metrics, (), ends_round)
+
+  # while not converged do
+  for step in range(max(burn_in_steps, start_step) + 1, num_steps + 1):
+    # for θᵢ in model_set do
+    for member, ends_round in _active(members):
+      # y, f = get_train_example()
+      batch = next(member.batches)
+      # θⱼ for j ≠ i: the freshest copies that this member may see (§2.1)
+      peers = exchange.freshest(member.index, step)
+      # θᵢ = θᵢ − η ∇_θᵢ { φ(y, F(θᵢ, f)) + ψ(1/(N−1) Σ_{j≠i} F(θⱼ, f), F(θᵢ, f)) }
+      member.state, metrics = updates.codistill(member.state, batch, peers)
+      _offer(exchange, member, step, metrics)
+      yield Report(member, step, metrics, peers, ends_round)
+
+
+def _active(members: Sequence[Member]) -> Iterator[tuple[Member, bool]]:
+  """The members still in the run, each with whether it is the round's last."""
+  active = [member for member in members if member.active]
+  for position, member in enumerate(active, start=1):
+    yield member, position == len(active)
+
+
+def _offer(exchange: Exchange, member: Member, step: int, metrics: Any) -> None:
+  exchange.offer(
+    member.index, step, member.state.variables, metrics['task_loss']
+  )
+
+
+@runtime_checkable
+class Updates(Protocol):
+  """The two updates of θᵢ, each returning its new state and its metrics."""
+
+  def burn_in(self, state: Any, batch: Any) -> tuple[Any, Any]:
+    """One step down ∇φ."""
+    ...
+
+  def codistill(
+    self, state: Any, batch: Any, peers: tuple[Peer, ...]
+  ) -> tuple[Any, Any]:
+    """One step down ∇(φ + ψ); the burn-in update if there is no teacher."""
+    ...
+
+
+@runtime_checkable
+class Exchange(Protocol):
+  """How members see each other's weights, and how stale those are (§2.1).
+
+  The rule of visibility, the same for every kind of exchange: what is
+  published at step s (after the publisher's s-th update) may teach a peer from
+  the peer's step s + 1 + delay on, whatever the order in which members take
+  their turns. So one process that steps N members and N processes with one
+  member each can agree bit for bit. A peer's age at my step t is (t − 1) − s:
+  the updates that I had behind me less those that its copy had.
+  """
+
+  def offer(
+    self, member: int, step: int, variables: Any, task_loss: Any = None
+  ) -> None:
+    """Offers a member's weights; the exchange decides whether to publish.
+
+    Args:
+      member: whose weights these are.
+      step: the updates they have behind them.
+      variables: parameters and batch statistics. Their buffers belong to the
+        caller's next update, which donates them: keep copies only.
+      task_loss: φ of that last update, a scalar that may still be being
+        computed; None before the first update.
+    """
+    ...
+
+  def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
+    """The newest visible copy of each neighbour; those without one left out.
+
+    Args:
+      member: who asks.
+      step: the number of the update that the peers are to teach, from 1.
+    """
+    ...
+
+  def publications(self) -> dict[int, dict[int, Any]]:
+    """Variables by member and step: what a resumed run needs to see again."""
+    ...
+
+  def restore(self, publications: dict[int, dict[int, Any]]) -> None:
+    """Puts back what `publications` returned."""
+    ...

@@ -1,0 +1,72 @@
+"""φ, ψ and the teachers of Algorithm 1.
+
+φ(label, prediction) and ψ(aggregated label, prediction) return one loss an
+example; the train step takes the mean over examples. ψ sums over classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Logits = Float[Array, '*batch classes']
+Probabilities = Float[Array, '*batch classes']
+PerExample = Float[Array, '*batch']
+
+
+def task_cross_entropy(
+  labels: Int[Array, '*batch'], logits: Logits
+) -> PerExample:
+  """φ: −log softmax(logits)[label], in nats."""
+  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def soft_cross_entropy(targets: Probabilities, logits: Logits) -> PerExample:
+  """ψ of the paper: −Σₖ p̄ₖ log softmax(logits)ₖ, in nats (§2)."""
+  return optax.softmax_cross_entropy(logits, targets)
+
+
+def kl_divergence(targets: Probabilities, logits: Logits) -> PerExample:
+  """ψ as KL(p̄ ‖ softmax(logits)) = Σₖ p̄ₖ (log p̄ₖ − log qₖ), in nats.
+
+  Differs from `soft_cross_entropy` by the entropy of p̄ and so has the same
+  gradient; it is zero when student and teacher agree.
+  """
+  return optax.kl_divergence(jax.nn.log_softmax(logits), targets)
+
+
+def squared_logit_error(targets: Probabilities, logits: Logits) -> PerExample:
+  """ψ as ½ Σₖ (zₖ − z̄ₖ)² between logits (Ba & Caruana 2014, eq. 1).
+
+  Peers are averaged as predictions (Algorithm 1), and a prediction fixes its
+  logits up to a constant: both sides are centred over the classes first, the
+  teacher's being log p̄ (from 1e-30 up, which keeps float32 finite).
+  """
+  teacher = jnp.log(jnp.maximum(targets, 1e-30))
+  teacher -= teacher.mean(-1, keepdims=True)
+  student = logits - logits.mean(-1, keepdims=True)
+  return 0.5 * jnp.square(student - teacher).sum(-1)
+
+
+DISTILL_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+  'cross_entropy': soft_cross_entropy,
+  'kl': kl_divergence,
+  'squared_logit_error': squared_logit_error,
+}
+
+
+def average_of_peers(logits: Sequence[Logits]) -> Probabilities:
+  """1/(N−1) Σ_{j≠i} F(θⱼ, f): the mean of the peers' predictions.
+
+  Args:
+    logits: one entry a peer, at least one.
+
+  Returns:
+    The mean of their softmax distributions; no gradient flows through it.
+  """
+  total = sum(jax.nn.softmax(one) for one in logits)
+  return jax.lax.stop_gradient(total / len(logits))

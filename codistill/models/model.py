@@ -1,0 +1,137 @@
+"""The seam between networks and everything else: four functions.
+
+F(θ, f) of Algorithm 1 comes in two: `predict` for peers and evaluation, which
+changes nothing, and `forward` for training, which also returns new batch
+statistics. Both give features and head apart, so that a loss may take the two
+and never hold all logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class Head:
+  """The last linear layer: logits = features · kernel + bias."""
+
+  kernel: Float[Array, 'width classes']
+  bias: Float[Array, ' classes']
+
+  def __call__(
+    self, features: Float[Array, '*batch width']
+  ) -> Float[Array, '*batch classes']:
+    """Logits in float32 or better, whatever the features' precision."""
+    dtype = jnp.promote_types(features.dtype, jnp.float32)
+    logits = jnp.dot(
+      features,
+      self.kernel.astype(features.dtype),
+      preferred_element_type=dtype,
+    )
+    return logits + self.bias.astype(dtype)
+
+
+class Prediction(NamedTuple):
+  """What F gives: features, and the head that turns them into logits."""
+
+  features: Float[Array, '*batch width']
+  head: Head
+
+  @property
+  def logits(self) -> Float[Array, '*batch classes']:
+    """All of them at once."""
+    return self.head(self.features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A network as pure functions.
+
+  Attributes:
+    init: key → variables: {'params': …, 'batch_stats': …}.
+    predict: (variables, inputs, memory) → (Prediction, memory).
+    forward: (variables, inputs, memory, key) → (Prediction, new non-parameter
+      variables, memory); the key serves dropout and its kin.
+    memory: batch size → the zero carry; () for networks without one.
+  """
+
+  init: Callable[[jax.Array], PyTree]
+  predict: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]]
+  forward: Callable[
+    [PyTree, Array, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
+  ]
+  memory: Callable[[int], PyTree]
+
+  def predict_each(
+    self, members: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
+  ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
+    """`predict` by several members, each with its own carry."""
+    results = [
+      self.predict(variables, inputs, memory)
+      for variables, memory in zip(members, memories, strict=True)
+    ]
+    return (
+      [prediction for prediction, _ in results],
+      tuple(memory for _, memory in results),
+    )
+
+
+class LinearHead(nn.Module):
+  """Holds the parameters of a `Head`."""
+
+  num_classes: int
+  param_dtype: Any
+  kernel_init: Callable[..., Array]
+
+  @nn.compact
+  def __call__(self, features: Array) -> Head:
+    """The head for these features."""
+    shape = (features.shape[-1], self.num_classes)
+    return Head(
+      self.param('kernel', self.kernel_init, shape, self.param_dtype),
+      self.param(
+        'bias', nn.initializers.zeros, (self.num_classes,), self.param_dtype
+      ),
+    )
+
+
+def make_feedforward(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
+  """A `Model` of a Linen module without memory.
+
+  Args:
+    module: called as `module(inputs, train)`, returns a `Prediction`.
+    input_shape: of one example, without the batch axis.
+
+  Returns:
+    The model; its memory is ().
+  """
+
+  @jax.jit  # Op by op, a large network takes a minute.
+  def init(key: jax.Array) -> PyTree:
+    inputs = jnp.zeros((1, *input_shape))
+    return module.init(key, inputs, train=False)
+
+  def predict(variables: PyTree, inputs: Array, memory: PyTree):
+    return module.apply(variables, inputs, train=False), memory
+
+  def forward(variables: PyTree, inputs: Array, memory: PyTree, key: jax.Array):
+    prediction, updated = module.apply(
+      variables,
+      inputs,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    return prediction, updated, memory
+
+  return Model(init, predict, forward, memory=lambda batch_size: ())

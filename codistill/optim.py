@@ -1,0 +1,123 @@
+"""Optimizers and learning-rate schedules from keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+PyTree = Any
+
+
+def warmup_piecewise(
+  *,
+  initial_rate: float,
+  peak_rate: float,
+  warmup_steps: int,
+  drop_at_steps: Sequence[int],
+  drop_factor: float,
+) -> optax.Schedule:
+  """Linear warm-up, then drops by a factor (Goyal et al. 2017, §2.2, §5.1).
+
+  Args:
+    initial_rate: at step 0.
+    peak_rate: from `warmup_steps` to the first drop.
+    warmup_steps: length of the warm-up; 0 for none.
+    drop_at_steps: steps of the run, ascending, at which the rate drops.
+    drop_factor: what the rate is multiplied by at each.
+
+  Returns:
+    Updates done so far → learning rate.
+  """
+  drops = {step - warmup_steps: drop_factor for step in drop_at_steps}
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(initial_rate, peak_rate, warmup_steps),
+      optax.piecewise_constant_schedule(peak_rate, drops),
+    ],
+    [warmup_steps],
+  )
+
+
+def warmup_cosine(
+  *, initial_rate: float, peak_rate: float, warmup_steps: int, num_steps: int
+) -> optax.Schedule:
+  """Linear warm-up, then a half cosine down to zero at `num_steps`."""
+  return optax.warmup_cosine_decay_schedule(
+    initial_rate, peak_rate, warmup_steps, num_steps
+  )
+
+
+SCHEDULES = {
+  'constant': lambda *, rate: optax.constant_schedule(rate),
+  'warmup_piecewise': warmup_piecewise,
+  'warmup_cosine': warmup_cosine,
+}
+
+
+def decayed(params: PyTree) -> PyTree:
+  """Which parameters weight decay applies to: all but BatchNorm's γ and β.
+
+  Goyal et al. (2017, §5.1) leave those out. A normalising layer is known by
+  its `scale`; biases of linear layers do decay.
+
+  Args:
+    params: nested dictionaries.
+
+  Returns:
+    The same structure with a bool a leaf.
+  """
+
+  def mark(tree: PyTree) -> PyTree:
+    if not isinstance(tree, dict):
+      return True
+    if 'scale' in tree:
+      return jax.tree.map(lambda _: False, tree)
+    return {name: mark(child) for name, child in tree.items()}
+
+  return mark(params)
+
+
+def sgd(
+  rate: optax.Schedule,
+  *,
+  momentum: float,
+  nesterov: bool,
+  weight_decay: float,
+) -> optax.GradientTransformation:
+  """SGD with momentum; weight decay is part of the gradient, as L2 is."""
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay, mask=decayed),
+    optax.sgd(rate, momentum, nesterov),
+  )
+
+
+OPTIMIZERS = {'sgd': sgd, 'adam': optax.adam, 'adagrad': optax.adagrad}
+
+
+def make_optimizer(
+  name: str, schedule: str, schedule_args: dict, **arguments
+) -> optax.GradientTransformation:
+  """The optimizer `name` with the learning rate of `schedule`.
+
+  Args:
+    name: a key of `OPTIMIZERS`.
+    schedule: a key of `SCHEDULES`.
+    schedule_args: keywords of the schedule.
+    **arguments: keywords of the optimizer but for its rate.
+
+  Returns:
+    The optimizer.
+
+  Raises:
+    ValueError: if there is no optimizer or schedule of that name.
+  """
+  for kind, key, table in (
+    ('optimizer', name, OPTIMIZERS),
+    ('schedule', schedule, SCHEDULES),
+  ):
+    if key not in table:
+      raise ValueError(f'no {kind} {key!r}; there are {", ".join(table)}')
+  return OPTIMIZERS[name](SCHEDULES[schedule](**schedule_args), **arguments)

@@ -1,0 +1,178 @@
+"""A run's rows and provenance: written as it goes, read back by anyone.
+
+Two files a run: `run.json` says what made it, `rows.jsonl` has one JSON object
+a line. Nothing but the standard library, so that whoever only draws or counts
+needs no jax.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+SCHEMA_VERSION = 1
+KINDS = ('train', 'eval', 'final')
+# What every row has, in this order; null where a metric does not apply.
+FIELDS = (
+  'step',
+  'member',
+  'kind',
+  'seconds',
+  'examples_seen',
+  'task_loss',
+  'distill_loss',
+  'num_peers',
+  'peers',
+  'peer_ages',
+  'peer_age',
+  'examples_per_second',
+  'accuracy',
+)
+Row = dict[str, Any]
+
+
+class Record:
+  """The files of one run (of one member of it, if it has a `suffix`)."""
+
+  def __init__(self, workdir: str | os.PathLike[str], suffix: str = ''):
+    """Names the files; opens nothing yet.
+
+    Args:
+      workdir: the run's folder.
+      suffix: '' or '-I' for the files of member I alone.
+    """
+    self.workdir = pathlib.Path(workdir)
+    self.run_path = self.workdir / f'run{suffix}.json'
+    self.rows_path = self.workdir / f'rows{suffix}.jsonl'
+    self._rows = None
+
+  def write_run(self, run: Mapping[str, Any]) -> None:
+    """Replaces the provenance, atomically."""
+    text = json.dumps(run, indent=2, ensure_ascii=False) + '\n'
+    _replace(self.run_path, text)
+
+  def write_row(self, row: Row) -> None:
+    """Appends a row; it survives a kill once this returns.
+
+    Args:
+      row: some of `FIELDS` and any others; `step`, `member` and `kind` at
+        least. A number that is not finite becomes null: JSON has none.
+
+    Raises:
+      ValueError: if its kind is not one of `KINDS`.
+      OSError: if it cannot be written.
+    """
+    if row['kind'] not in KINDS:
+      raise ValueError(f'no kind of row {row["kind"]!r}')
+    row = {**dict.fromkeys(FIELDS), **row}
+    line = json.dumps({key: _finite(value) for key, value in row.items()})
+    if self._rows is None:
+      # Unbuffered: nothing lingers here to be lost, or to fail again at close.
+      self._rows = open(self.rows_path, 'ab', buffering=0)  # noqa: SIM115
+    rest = memoryview((line + '\n').encode())
+    while rest:
+      rest = rest[self._rows.write(rest) :]
+
+  def keep_rows(self, keep: Callable[[Row], bool]) -> None:
+    """Drops the rows that are not kept, and a line that a kill cut short."""
+    self.close()
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # The cut line is about to be mended.
+      rows = read_rows(self.rows_path) if self.rows_path.exists() else []
+    _replace(
+      self.rows_path,
+      ''.join(json.dumps(row) + '\n' for row in rows if keep(row)),
+    )
+
+  def close(self) -> None:
+    """Closes the rows; the next row opens them again."""
+    if self._rows is not None:
+      rows, self._rows = self._rows, None
+      rows.close()
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+  """The rows of a file, in order.
+
+  A last line that a kill cut short is left out with a warning.
+
+  Raises:
+    ValueError: if any other line is not JSON.
+  """
+  rows = []
+  with open(path, encoding='utf-8') as lines:
+    for number, line in enumerate(lines, start=1):
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError as error:
+        if line.endswith('\n'):
+          raise ValueError(f'{path}, line {number}: not a row') from error
+        warnings.warn(f'{path}: dropped a cut last line', stacklevel=2)
+  return rows
+
+
+def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
+  """The provenance in a `run.json`."""
+  return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+  """SHA-256 of the config's JSON, whatever the order of its keys."""
+  text = json.dumps(config, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_version(directory: str | os.PathLike[str]) -> dict[str, Any]:
+  """The commit that a folder's code is at, and whether it was edited since.
+
+  Returns:
+    {'commit': …, 'dirty': …}; both None outside a git checkout.
+  """
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+      ['git', *arguments],
+      cwd=directory,
+      check=True,
+      capture_output=True,
+      text=True,
+    ).stdout.strip()
+
+  try:
+    return {
+      'commit': git('rev-parse', 'HEAD'),
+      'dirty': bool(git('status', '--porcelain')),
+    }
+  except (OSError, subprocess.CalledProcessError):
+    return {'commit': None, 'dirty': None}
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+  """Versions of Python and of installed packages."""
+  versions = {name: importlib.metadata.version(name) for name in names}
+  return {'python': platform.python_version(), **versions}
+
+
+def _finite(value: Any) -> Any:
+  return (
+    None if isinstance(value, float) and not math.isfinite(value) else value
+  )
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a kill leaves the old one or the new one."""
+  new = path.with_name(path.name + '.new')
+  with open(new, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(new, path)

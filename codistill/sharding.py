@@ -1,0 +1,74 @@
+"""Where arrays live: one mesh axis, `data`; weights replicated, batches split.
+
+With jit and NamedSharding the compiler inserts the all-reduce of synchronous
+SGD. The mean over a batch, and what BatchNorm takes over it, is therefore over
+the *global* batch of the member.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+DATA_AXIS = 'data'
+
+
+def make_mesh(num_devices: int | None) -> Mesh:
+  """A mesh of the first `num_devices` devices, of all if None.
+
+  Raises:
+    ValueError: if there are not that many.
+  """
+  devices = jax.devices()
+  wanted = len(devices) if num_devices is None else num_devices
+  if not 1 <= wanted <= len(devices):
+    raise ValueError(
+      f'num_devices is {wanted}, but there are {len(devices)} devices here'
+    )
+  return jax.make_mesh(
+    (wanted,),
+    (DATA_AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=devices[:wanted],
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+  """The leading axis, a batch's examples, is divided among the devices."""
+  return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
+  """Refuses a global batch that the devices cannot share evenly.
+
+  Args:
+    batch_size: the number of examples.
+    mesh: the devices.
+    name: what to call the number in the error.
+
+  Raises:
+    ValueError: if `batch_size` is not a multiple of the number of devices.
+  """
+  if batch_size < 1 or batch_size % mesh.size:
+    raise ValueError(
+      f'{name} {batch_size} is not divisible by {mesh.size} devices; change '
+      f'{name} or num_devices'
+    )
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Puts a copy of each leaf on every device of the mesh."""
+  return jax.device_put(tree, replicated(mesh))
+
+
+def split_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+  """Puts a host's batch on the mesh, divided along the leading axis."""
+  return jax.device_put(batch, split(mesh))

@@ -1,0 +1,276 @@
+"""The two updates of Algorithm 1, jitted and sharded.
+
+Both come from one private descent and differ in one term: the burn-in update
+has no ψ at all, rather than a ψ of weight zero whose teachers are computed in
+vain. The state is donated, so whatever outlives an update must be a copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, UInt32
+
+from codistill import losses, sharding
+from codistill.algorithm import Peer
+from codistill.models import Model
+
+PyTree = Any
+Batch = dict[str, Any]
+Metrics = dict[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All of a member that changes, and its key. Arrays only.
+
+  Attributes:
+    step: updates behind it.
+    variables: {'params': …, 'batch_stats': …}; what peers get a copy of.
+    opt_state: the optimizer's.
+    memory: the carry of its own forward pass over its stream.
+    peer_memories: by member number, each peer's carry over *this* member's
+      stream; kept across reloads of the peer's weights.
+    key: of the member's noise (dropout); folded with the step at each update.
+  """
+
+  step: Int[Array, '']
+  variables: PyTree
+  opt_state: PyTree
+  memory: PyTree
+  peer_memories: dict[int, PyTree]
+  key: UInt32[Array, '...']
+
+
+def init_state(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  *,
+  batch_size: int,
+  init_key: jax.Array,
+  noise_key: jax.Array,
+) -> TrainState:
+  """A member before its first update.
+
+  Args:
+    model: the network.
+    optimizer: of the parameters.
+    batch_size: of the member's stream, for the carry.
+    init_key: typed key of the initial weights.
+    noise_key: typed key of everything random in the forward pass.
+
+  Returns:
+    The state, not yet placed on a mesh.
+  """
+  variables = model.init(init_key)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    variables=variables,
+    opt_state=optimizer.init(variables['params']),
+    memory=model.memory(batch_size),
+    peer_memories={},
+    key=jax.random.key_data(noise_key),
+  )
+
+
+def state_sharding(mesh: Mesh) -> TrainState:
+  """Where each part of a state lives: carries are split, all else replicated.
+
+  Args:
+    mesh: the member's devices.
+
+  Returns:
+    A prefix of a `TrainState` with a sharding for each field.
+  """
+  whole, part = sharding.replicated(mesh), sharding.split(mesh)
+  return TrainState(whole, whole, whole, part, part, whole)
+
+
+Objective = Callable[..., tuple[Float[Array, ''], tuple[Any, ...]]]
+
+
+def make_objective(
+  model: Model,
+  *,
+  task_loss: Callable[[Array, Array], Array],
+  distill_loss: Callable[[Array, Array], Array],
+  task_weight: float,
+  distill_weight: float,
+  constant_targets: Array | None,
+) -> Objective:
+  """What a member descends: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
+
+  Args:
+    model: F.
+    task_loss: φ(labels, logits) → [batch].
+    distill_loss: ψ(targets, logits) → [batch].
+    task_weight: w₁; 1 in Algorithm 1.
+    distill_weight: w₂; 1 in Algorithm 1.
+    constant_targets: a distribution over classes that replaces the peers in
+      ψ's first argument (the label-smoothing controls, §3.2), or None.
+
+  Returns:
+    objective(params, state, batch, peers, peer_memories, distill) → (value,
+    (metrics, new non-parameter variables, memory, peer memories)). `peers` are
+    their variables; no gradient flows into them. Without `distill` it is φ
+    alone, undiminished.
+  """
+
+  def teach(inputs, logits, peers, peer_memories):
+    if constant_targets is not None:
+      targets = jnp.asarray(constant_targets, logits.dtype)
+      return jnp.broadcast_to(targets, logits.shape), peer_memories
+    predictions, peer_memories = model.predict_each(
+      peers, inputs, peer_memories
+    )
+    targets = losses.average_of_peers([one.logits for one in predictions])
+    return targets, peer_memories
+
+  def objective(params, state, batch, peers, peer_memories, distill):
+    variables = {**state.variables, 'params': params}
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    prediction, updated, memory = model.forward(
+      variables, batch['inputs'], state.memory, key
+    )
+    logits = prediction.logits
+    value = task = task_loss(batch['labels'], logits).mean()
+    hits = logits.argmax(-1) == batch['labels']
+    metrics = {'task_loss': task, 'accuracy': hits.mean(dtype=jnp.float32)}
+    if distill:
+      targets, peer_memories = teach(
+        batch['inputs'], logits, peers, peer_memories
+      )
+      distillation = distill_loss(targets, logits).mean()
+      metrics['distill_loss'] = distillation
+      value = task_weight * task + distill_weight * distillation
+    return value, (metrics, updated, memory, peer_memories)
+
+  return objective
+
+
+@dataclasses.dataclass(frozen=True)
+class JittedUpdates:
+  """The updates of Algorithm 1 (`codistill.algorithm.Updates`).
+
+  Attributes:
+    descend: (state, batch, peers, peer memories, distill) → (state, metrics,
+      peer memories), jitted; donates the state and the peers' memories.
+    model: for the zero carry of a peer.
+    needs_peers: False if a constant distribution is the teacher.
+  """
+
+  descend: Callable[..., tuple[TrainState, Metrics, tuple[PyTree, ...]]]
+  model: Model
+  needs_peers: bool
+
+  def burn_in(
+    self, state: TrainState, batch: Batch
+  ) -> tuple[TrainState, Metrics]:
+    """One step down ∇φ."""
+    return self._update(state, batch, (), distill=False)
+
+  def codistill(
+    self, state: TrainState, batch: Batch, peers: tuple[Peer, ...]
+  ) -> tuple[TrainState, Metrics]:
+    """One step down ∇(φ + ψ); the burn-in update if there is no teacher."""
+    if not self.needs_peers:
+      return self._update(state, batch, (), distill=True)
+    return self._update(state, batch, peers, distill=bool(peers))
+
+  def _update(self, state, batch, peers, *, distill):
+    # Peers' memories pass through jit as a tuple, so that one compilation
+    # serves every set of peers of the same size.
+    kept = state.peer_memories
+    batch_size = len(batch['labels'])
+    memories = tuple(
+      kept[peer.member]
+      if peer.member in kept
+      else self.model.memory(batch_size)
+      for peer in peers
+    )
+    state, metrics, memories = self.descend(
+      dataclasses.replace(state, peer_memories={}),
+      batch,
+      tuple(peer.variables for peer in peers),
+      memories,
+      distill,
+    )
+    numbers = (peer.member for peer in peers)
+    fresh = dict(zip(numbers, memories, strict=True))
+    peer_memories = {**kept, **fresh}
+    return dataclasses.replace(state, peer_memories=peer_memories), metrics
+
+
+def make_updates(
+  model: Model,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  task_loss: Callable[[Array, Array], Array],
+  distill_loss: Callable[[Array, Array], Array],
+  task_weight: float,
+  distill_weight: float,
+  constant_targets: Array | None,
+) -> JittedUpdates:
+  """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
+
+  Args:
+    model: F.
+    optimizer: η and its kin.
+    mesh: the member's devices; each batch is split over them.
+    task_loss: φ(labels, logits) → [batch].
+    distill_loss: ψ(targets, logits) → [batch].
+    task_weight: weight of φ once ψ is on.
+    distill_weight: weight of ψ.
+    constant_targets: replaces the peers in ψ's first argument, or None.
+
+  Returns:
+    The updates. Metrics are scalars on the device: task_loss, accuracy and,
+    when distilling, distill_loss; losses in nats, before weighting.
+  """
+  objective = make_objective(
+    model,
+    task_loss=task_loss,
+    distill_loss=distill_loss,
+    task_weight=task_weight,
+    distill_weight=distill_weight,
+    constant_targets=constant_targets,
+  )
+  whole, part = sharding.replicated(mesh), sharding.split(mesh)
+  place = state_sharding(mesh)
+
+  @functools.partial(
+    jax.jit,
+    static_argnums=4,
+    donate_argnums=(0, 3),
+    in_shardings=(place, part, whole, part),
+    out_shardings=(place, whole, part),
+  )
+  def descend(state, batch, peers, peer_memories, distill):
+    params = state.variables['params']
+    gradients, (metrics, updated, memory, peer_memories) = jax.grad(
+      objective, has_aux=True
+    )(params, state, batch, peers, peer_memories, distill)
+    steps, opt_state = optimizer.update(gradients, state.opt_state, params)
+    state = dataclasses.replace(
+      state,
+      step=state.step + 1,
+      variables={
+        **state.variables,
+        **updated,
+        'params': optax.apply_updates(params, steps),
+      },
+      opt_state=opt_state,
+      memory=memory,
+    )
+    return state, metrics, peer_memories
+
+  return JittedUpdates(descend, model, needs_peers=constant_targets is None)

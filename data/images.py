@@ -1,0 +1,492 @@
+"""Image classification sets: TFDS through Grain, and scikit-learn's digits.
+
+Reading needs no TensorFlow and no network: a TFDS set must have been prepared
+in ArrayRecord form, once, by `python -m scripts.prepare_images NAME`. Digits
+come with scikit-learn and need no preparing.
+"""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import cv2
+import grain
+import numpy as np
+from jaxtyping import Float
+
+from data import partition as partition_lib
+
+
+class NotPreparedError(FileNotFoundError):
+  """A TFDS set is not in the folder looked in; the message says what to run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Random access to the examples of one split, as they are stored.
+
+  Attributes:
+    num_examples: how many there are.
+    read: from indices to as many images (uint8 [height, width, channels],
+      sizes may differ) and labels (int32 [len(indices)]).
+    read_labels: from indices to labels, without decoding an image.
+  """
+
+  num_examples: int
+  read: Callable[[np.ndarray], tuple[Sequence[np.ndarray], np.ndarray]]
+  read_labels: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ImageSet:
+  """A training and a test split, as batches for a model.
+
+  Attributes:
+    image_shape: height, width and channels of what the model receives.
+    num_classes: labels are in [0, num_classes).
+    train_split: the examples to train on.
+    test_split: the examples to evaluate on.
+    augment: from images of a batch to uint8 [batch, *image_shape], at random.
+    fit: the same without chance, for evaluation.
+    mean: per channel, subtracted from pixels scaled to [0, 1].
+    std: per channel, divides the result.
+    read_options: Grain's threads, and batches read ahead.
+  """
+
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  train_split: Split = dataclasses.field(repr=False)
+  test_split: Split = dataclasses.field(repr=False)
+  augment: Callable[..., np.ndarray] = dataclasses.field(repr=False)
+  fit: Callable[..., np.ndarray] = dataclasses.field(repr=False)
+  mean: Float[np.ndarray, ' channels'] = dataclasses.field(repr=False)
+  std: Float[np.ndarray, ' channels'] = dataclasses.field(repr=False)
+  read_options: grain.ReadOptions = dataclasses.field(repr=False)
+
+  @property
+  def num_train(self) -> int:
+    """Number of training examples, of all members together."""
+    return self.train_split.num_examples
+
+  def num_examples(self, split: str) -> int:
+    """Number of examples that `eval(split)` counts; same errors."""
+    return self._split(split).num_examples
+
+  def train(
+    self,
+    *,
+    member: int,
+    members: int,
+    partition: str,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Endless augmented batches of a member's examples.
+
+    Batch t is a pure function of the arguments and t, so a stream resumes from
+    nothing but `start`, bit for bit. Each epoch visits each of the member's
+    examples once in a new order; a batch may straddle two epochs. Members see
+    different orders and augmentations, of shared examples too.
+
+    Args:
+      member: whose stream, 0 ≤ member < members.
+      members: how many members share the examples.
+      partition: 'disjoint' or 'shared', see `data.partition`.
+      seed: orders and augments, in [0, 2³²).
+      batch_size: examples a batch.
+      start: index of the first batch to yield.
+
+    Returns:
+      Batches {'inputs': float32 [batch, *image_shape], normalised,
+      'labels': int32 [batch]}.
+
+    Raises:
+      ValueError: for arguments out of range, or an empty shard.
+    """
+    if start < 0:
+      raise ValueError(f'start must not be negative, got {start}.')
+    shard = partition_lib.partition_indices(
+      self.num_train, member, members, partition
+    )
+    # Without the member, sharing members would draw identical batches.
+    stream_seed = seed
+
+    def load(indices, rng):
+      images, labels = self.train_split.read(indices)
+      inputs = self._normalise(self.augment(images, rng))
+      return {'inputs': inputs, 'labels': labels}
+
+    # Batches of indices, not of examples: ArrayRecord reads many records at a
+    # time at a quarter of the cost of one by one.
+    batches = (
+      grain.MapDataset.range(self.num_train)[shard]
+      .seed(int(stream_seed))
+      .shuffle()
+      .repeat(reseed_each_epoch=True)
+      .batch(batch_size)
+      .random_map(load)
+    )
+    return iter(batches[start:].to_iter_dataset(self.read_options))
+
+  def eval(
+    self, split: str, *, batch_size: int
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every example of a split exactly once, in a fixed order, not augmented.
+
+    Args:
+      split: 'train' or 'test'.
+      batch_size: examples a batch; the last one is filled up with zeros.
+
+    Returns:
+      Batches {'inputs': float32 [batch, *image_shape], normalised,
+      'labels': int32 [batch], 'mask': float32 [batch], 1 for an example and 0
+      for padding}.
+
+    Raises:
+      ValueError: for another split.
+    """
+    examples = self._split(split)
+
+    def load(indices):
+      images, labels = examples.read(indices)
+      batch = {
+        'inputs': self._normalise(self.fit(images)),
+        'labels': labels,
+        'mask': np.ones(len(indices), np.float32),
+      }
+      missing = batch_size - len(indices)
+      return {
+        key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
+        for key, value in batch.items()
+      }
+
+    batches = grain.MapDataset.range(examples.num_examples).batch(batch_size)
+    return iter(batches.map(load).to_iter_dataset(self.read_options))
+
+  def label_distribution(self) -> Float[np.ndarray, ' num_classes']:
+    """The training split's share of each class, float32, summing to one.
+
+    Decodes no image, but reads every record: seconds for CIFAR, as long as the
+    disk takes for ImageNet.
+    """
+    counts = np.zeros(self.num_classes, np.int64)
+    indices = np.arange(self.num_train)
+    for start in range(0, self.num_train, 256):
+      labels = self.train_split.read_labels(indices[start : start + 256])
+      counts += np.bincount(labels, minlength=self.num_classes)
+    return (counts / counts.sum()).astype(np.float32)
+
+  def _split(self, split: str) -> Split:
+    splits = {'train': self.train_split, 'test': self.test_split}
+    if split not in splits:
+      raise ValueError(
+        f'Unknown split {split!r}, expected one of {tuple(splits)}.'
+      )
+    return splits[split]
+
+  def _normalise(self, images: np.ndarray) -> np.ndarray:
+    return (images / np.float32(255) - self.mean) / self.std
+
+
+def make_images(
+  name: str,
+  *,
+  train_split: str,
+  eval_split: str,
+  data_dir: str | os.PathLike | None,
+  augmentation: str,
+  padding: int | None,
+  image_size: int | None,
+  mean: Sequence[float],
+  std: Sequence[float],
+  num_threads: int,
+  prefetch_batches: int,
+) -> ImageSet:
+  """Opens an image classification set; writes and downloads nothing.
+
+  Args:
+    name: 'digits' (scikit-learn's 8 × 8 digits, 1437 to train on and 360 to
+      test) or a TFDS set: 'cifar10', 'imagenet2012', 'svhn_cropped:3.1.0', ….
+    train_split: TFDS's name of the split to train on, 'train' or a part of it
+      such as 'train[:90%]'; digits have 'train' only.
+    eval_split: the same for the split that is called 'test' here; digits have
+      'test' only.
+    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR, or TFDS's default.
+    augmentation: 'none'; 'shift' (a crop after black padding); 'shift_flip'
+      (and a horizontal flip, half of the time); 'inception' (a random part of
+      the image resized to a square, and a flip, as Goyal et al. 2017).
+    padding: pixels on each side, for 'shift' and 'shift_flip'; else unused.
+    image_size: height and width for 'inception', which evaluates on the centre
+      crop after resizing the shorter side to 256/224 of it; else unused, and
+      images keep their size.
+    mean: per channel, of pixels scaled to [0, 1].
+    std: per channel.
+    num_threads: that read and augment batches, per iterator; 0 for none, best
+      for digits.
+    prefetch_batches: batches read ahead, per iterator; at least `num_threads`
+      to keep all of them busy.
+
+  Raises:
+    NotPreparedError: if the set is not in the folder, or not as ArrayRecord.
+    ValueError: if there is no such set, split or augmentation, if the set is
+      not one of images and labels, or if arguments do not suit it.
+  """
+  if name == 'digits':
+    shape, num_classes, splits = _open_digits(train_split, eval_split)
+  else:
+    shape, num_classes, splits = _open_tfds(
+      name, data_dir, train_split, eval_split
+    )
+  augment, fit, size = _make_views(augmentation, padding, image_size, shape[:2])
+  if None in size:
+    raise ValueError(
+      f"Images of {name!r} vary in size: augmentation 'inception' makes them "
+      f'alike, {augmentation!r} does not.'
+    )
+  channels = shape[-1]
+  if not len(mean) == len(std) == channels:
+    raise ValueError(
+      f'mean and std need one number per channel: {name!r} has {channels} '
+      f'channel(s), got {len(mean)} and {len(std)} numbers.'
+    )
+  return ImageSet(
+    image_shape=(*size, channels),
+    num_classes=num_classes,
+    train_split=splits[0],
+    test_split=splits[1],
+    augment=augment,
+    fit=fit,
+    mean=np.asarray(mean, np.float32),
+    std=np.asarray(std, np.float32),
+    read_options=grain.ReadOptions(num_threads, prefetch_batches),
+  )
+
+
+# Sets: from a name to the stored shape (None where it varies), the number of
+# classes, and the two splits.
+
+
+def _open_digits(train_split, eval_split):
+  # Imports a second's worth of SciPy, for this set alone.
+  from sklearn import datasets, model_selection
+
+  if (train_split, eval_split) != ('train', 'test'):
+    raise ValueError(
+      "digits have the splits 'train' and 'test', got "
+      f'{train_split!r} and {eval_split!r}.'
+    )
+  digits = datasets.load_digits()
+  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = digits.target.astype(np.int32)
+  parts = model_selection.train_test_split(
+    np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+  )
+
+  def make_split(part):
+    return Split(
+      len(part),
+      read=lambda indices: (images[part[indices]], labels[part[indices]]),
+      read_labels=lambda indices: labels[part[indices]],
+    )
+
+  return (8, 8, 1), 10, tuple(make_split(part) for part in parts)
+
+
+def _open_tfds(name, data_dir, train_split, eval_split):
+  builder = _find_builder(name, data_dir)
+  shape, num_classes, keys = _describe(builder)
+
+  def make_split(split):
+    # Left encoded: labels are then cheap, and OpenCV takes half as long
+    # without TFDS around it.
+    source = builder.as_data_source(
+      split,
+      decoders={keys[0]: _tfds().decode.SkipDecoding()},
+      file_format='array_record',
+    )
+
+    def read_encoded(indices):
+      examples = source.__getitems__(indices.tolist())
+      images, labels = ([ex[key] for ex in examples] for key in keys)
+      return images, np.array(labels, np.int32)
+
+    def read(indices):
+      images, labels = read_encoded(indices)
+      return [_decode(image, shape[-1]) for image in images], labels
+
+    return Split(len(source), read, lambda indices: read_encoded(indices)[1])
+
+  return shape, num_classes, (make_split(train_split), make_split(eval_split))
+
+
+def _tfds():
+  # Half a second, and not needed for digits.
+  import tensorflow_datasets
+
+  return tensorflow_datasets
+
+
+def _find_builder(name, data_dir):
+  """Finds a prepared set by name, or says what is missing."""
+  tfds = _tfds()
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except ValueError as error:  # Also TFDS's DatasetNotFoundError.
+    known = ['digits', *tfds.list_builders(with_community_datasets=False)]
+    near = difflib.get_close_matches(name, known)
+    hint = f': did you mean {" or ".join(near)}?' if near else '.'
+    raise ValueError(f'There is no image set called {name!r}{hint}') from error
+  except ImportError as error:
+    raise ValueError(
+      f'TFDS cannot open {name!r} without the package {error.name}.'
+    ) from error
+  if not builder.info.initialized:
+    raise NotPreparedError(
+      f'{name} is not prepared in {builder.data_dir}: run `python -m '
+      f'scripts.prepare_images {name}` once, or set TFDS_DATA_DIR to the '
+      'folder that holds it.'
+    )
+  formats = {form.value for form in builder.info.available_file_formats()}
+  if 'array_record' not in formats:
+    raise NotPreparedError(
+      f'{name} is prepared in {builder.data_dir} as {" and ".join(formats)}, '
+      'not as array_record: run `python -m scripts.prepare_images '
+      f'{name} --data_dir=DIR` with another folder, and set TFDS_DATA_DIR to '
+      'it.'
+    )
+  return builder
+
+
+def _describe(builder):
+  """Returns the image's shape, the number of classes, and their two keys."""
+  tfds, features = _tfds(), builder.info.features
+  # A few sets have a third key, which says more about the example.
+  keys = (builder.info.supervised_keys or ('image', 'label'))[:2]
+  # Some sets nest their keys, and those have no one image or label.
+  image, label = (
+    features[key] if isinstance(key, str) and key in features else None
+    for key in keys
+  )
+  if not (
+    isinstance(image, tfds.features.Image)
+    and isinstance(label, tfds.features.ClassLabel)
+    and image.np_dtype == np.uint8
+    and image.shape[-1] in (1, 3)
+  ):
+    raise ValueError(
+      f'{builder.name} is not an image classification set: expected 8-bit '
+      f'images of 1 or 3 channels and one label each, got {features}'
+    )
+  return image.shape, label.num_classes, keys
+
+
+def _decode(encoded: bytes, channels: int) -> np.ndarray:
+  """Decodes a PNG or JPEG to uint8 [height, width, channels], RGB."""
+  # TensorFlow ignores the camera's orientation flag, and so did the authors.
+  color = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+  image = cv2.imdecode(
+    np.frombuffer(encoded, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
+  )
+  if image is None:
+    raise ValueError('A stored image is neither PNG nor JPEG, or damaged.')
+  return image.reshape(*image.shape[:2], channels)
+
+
+# Views: what becomes of the stored images, in training and in evaluation. All
+# take a sequence of uint8 images and return uint8 [batch, height, width,
+# channels].
+
+
+def _make_views(augmentation, padding, image_size, stored_size):
+  """Returns the training view, the evaluation view and their size."""
+  as_they_are = np.stack
+
+  def ask(value, argument):
+    if value is None or value < 0:
+      raise ValueError(
+        f'Augmentation {augmentation!r} needs {argument}, got {value}.'
+      )
+    return value
+
+  if augmentation == 'none':
+    return lambda images, rng: np.stack(images), as_they_are, stored_size
+  if augmentation in ('shift', 'shift_flip'):
+    pad, flip = ask(padding, 'padding'), augmentation == 'shift_flip'
+    return (
+      lambda images, rng: _shift(np.stack(images), rng, pad, flip),
+      as_they_are,
+      stored_size,
+    )
+  if augmentation == 'inception':
+    size = ask(image_size, 'image_size')
+    return (
+      lambda images, rng: np.stack(
+        [_random_resized_crop(image, rng, size) for image in images]
+      ),
+      lambda images: np.stack([_centre_crop(image, size) for image in images]),
+      (size, size),
+    )
+  raise ValueError(
+    f'Unknown augmentation {augmentation!r}, expected one of '
+    "('none', 'shift', 'shift_flip', 'inception')."
+  )
+
+
+def _shift(images, rng, padding, flip):
+  """Moves each image by up to `padding` pixels either way; flips half."""
+  batch, height, width, _ = images.shape
+  padded = np.pad(
+    images, [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+  )
+  top, left = rng.integers(2 * padding + 1, size=(2, batch, 1))
+  rows = top + np.arange(height)
+  columns = left + np.arange(width)
+  if flip:
+    mirrored = rng.random((batch, 1)) < 0.5
+    columns = np.where(mirrored, columns[:, ::-1], columns)
+  example = np.arange(batch)[:, None, None]
+  return padded[example, rows[:, :, None], columns[:, None, :]]
+
+
+def _random_resized_crop(image, rng, size):
+  """Resizes a random part of an image to a square; flips half.
+
+  The part has 8 % to 100 % of the area and an aspect ratio of 3/4 to 4/3,
+  uniform on a logarithmic scale (Szegedy et al. 2015). Where ten draws do not
+  fit into the image, its centre square serves.
+  """
+  height, width, _ = image.shape
+  for _ in range(10):
+    area = rng.uniform(0.08, 1) * height * width
+    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    rows = round(np.sqrt(area / aspect))
+    columns = round(np.sqrt(area * aspect))
+    if 0 < rows <= height and 0 < columns <= width:
+      top = rng.integers(height - rows + 1)
+      left = rng.integers(width - columns + 1)
+      break
+  else:
+    rows = columns = min(height, width)
+    top, left = (height - rows) // 2, (width - columns) // 2
+  part = _resize(image[top : top + rows, left : left + columns], size, size)
+  return part[:, ::-1] if rng.random() < 0.5 else part
+
+
+def _centre_crop(image, size):
+  """Resizes the shorter side to size · 256/224, and cuts out the centre."""
+  height, width, _ = image.shape
+  scale = size * 256 / 224 / min(height, width)
+  image = _resize(image, round(height * scale), round(width * scale))
+  top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+  return image[top : top + size, left : left + size]
+
+
+def _resize(image, height, width):
+  # OpenCV's linear filter skips pixels when it shrinks; the area filter counts
+  # them all.
+  shrinks = height * width < image.shape[0] * image.shape[1]
+  filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+  resized = cv2.resize(image, (width, height), interpolation=filter_)
+  return resized.reshape(height, width, image.shape[2])

@@ -1,0 +1,1 @@
+"""The paper's experiments: the only code that knows method and data."""

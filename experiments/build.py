@@ -1,0 +1,293 @@
+"""config → Experiment: the only reader of a ConfigDict.
+
+Config stops here. Below, everything gets keyword arguments without defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from codistill import exchange as exchange_lib
+from codistill import losses, optim, sharding, topology
+from codistill.algorithm import Exchange, Member
+from codistill.evaluate import Evaluate, make_evaluate
+from codistill.models import MODELS, Model
+from codistill.train_step import (
+  JittedUpdates,
+  TrainState,
+  init_state,
+  make_updates,
+)
+from data.images import ImageSet, NotPreparedError, make_images
+from experiments.errors import UserError, user_errors
+
+# diversity.partition in the words of `data.partition`.
+_PARTITIONS = {'own': 'disjoint', 'same': 'shared'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """All that a run is made of, wired and still without state.
+
+  Attributes:
+    config: where it came from; for its own methods only.
+    members: numbers of the members that this process trains.
+    mesh: their devices.
+    model: F.
+    optimizer: of every member.
+    updates: burn-in and codistilling.
+    exchange: between the members.
+    evaluate: exact evaluation.
+    dataset: the examples.
+    burn_in_steps: n_burn_in.
+    num_steps: updates of each member.
+    batch_size: global, a member.
+    eval_interval_steps: between two evaluations.
+    checkpoint_interval_steps: between two checkpoints.
+  """
+
+  config: ConfigDict
+  members: tuple[int, ...]
+  mesh: Mesh
+  model: Model
+  optimizer: optax.GradientTransformation
+  updates: JittedUpdates
+  exchange: Exchange
+  evaluate: Evaluate
+  dataset: ImageSet
+  burn_in_steps: int
+  num_steps: int
+  batch_size: int
+  eval_interval_steps: int
+  checkpoint_interval_steps: int
+
+  def init(self, member: int) -> TrainState:
+    """A member's state before its first update, on the host's default device.
+
+    The sources of diversity are here and in `batches`: what is not a member's
+    own comes from the number 0.
+    """
+    diversity = self.config.diversity
+    root = jax.random.key(self.config.seed)
+    weights, noise = (jax.random.fold_in(root, purpose) for purpose in (0, 1))
+    return init_state(
+      self.model,
+      self.optimizer,
+      batch_size=self.batch_size,
+      init_key=jax.random.fold_in(
+        weights, _own(member, diversity.initialization)
+      ),
+      noise_key=jax.random.fold_in(noise, _own(member, diversity.order)),
+    )
+
+  def batches(self, member: int, start: int) -> Iterator[dict[str, Any]]:
+    """A member's stream of batches on its mesh, from batch `start` on."""
+    diversity = self.config.diversity
+    # The order of the data has a seed of its own, apart from the weights'.
+    [seed] = np.random.SeedSequence(
+      (self.config.seed, _own(member, diversity.order))
+    ).generate_state(1)
+    batches = self.dataset.train(
+      member=member,
+      members=self.config.codistill.members,
+      partition=_PARTITIONS[diversity.partition],
+      seed=int(seed),
+      batch_size=self.batch_size,
+      start=start,
+    )
+    return (sharding.split_batch(batch, self.mesh) for batch in batches)
+
+  def start(self) -> list[Member]:
+    """The members before their first update, on the mesh."""
+    return [
+      Member(
+        member,
+        sharding.replicate(self.init(member), self.mesh),
+        self.batches(member, start=0),
+      )
+      for member in self.members
+    ]
+
+  def eval_batches(self) -> Iterator[dict[str, Any]]:
+    """The held-out examples, each once."""
+    return self.dataset.eval('test', batch_size=self.config.eval_batch_size)
+
+
+def build(
+  config: ConfigDict, member: int | None, dataset: ImageSet | None = None
+) -> Experiment:
+  """Wires an experiment.
+
+  Args:
+    config: as `experiments/configs` makes them.
+    member: the one member that this process trains, or None for all.
+    dataset: instead of the one that the config names.
+
+  Returns:
+    The experiment; no weight has been initialised yet.
+
+  Raises:
+    UserError: if the config, the member or this machine do not fit.
+  """
+  codistill = config.codistill
+  _check(config, member)
+  with user_errors(ValueError):
+    mesh = sharding.make_mesh(config.num_devices)
+    for key in ('batch_size', 'eval_batch_size'):
+      sharding.check_batch_size(config[key], mesh, key)
+    neighbours = topology.make_neighbours(codistill.topology, codistill.members)
+    model = _make_model(config)
+    optimizer = optim.make_optimizer(
+      config.optimizer.name,
+      config.schedule.name,
+      _arguments(config.schedule),
+      **_arguments(config.optimizer),
+    )
+    exchange = (
+      exchange_lib.FrozenExchange()
+      if codistill.exchange == 'none'
+      else exchange_lib.InMemoryExchange(
+        neighbours,
+        reload_interval_steps=codistill.reload_interval_steps,
+        delay_steps=codistill.delay_steps,
+        immediate=codistill.immediate,
+      )
+    )
+  dataset = dataset or make_dataset(config)
+  updates = make_updates(
+    model,
+    optimizer,
+    mesh,
+    task_loss=losses.task_cross_entropy,
+    distill_loss=losses.DISTILL_LOSSES[codistill.distill_loss],
+    task_weight=codistill.task_weight,
+    distill_weight=codistill.distill_weight,
+    constant_targets=_constant_targets(config, dataset),
+  )
+  return Experiment(
+    config=config,
+    members=tuple(range(codistill.members)) if member is None else (member,),
+    mesh=mesh,
+    model=model,
+    optimizer=optimizer,
+    updates=updates,
+    exchange=exchange,
+    evaluate=make_evaluate(model, mesh),
+    dataset=dataset,
+    burn_in_steps=codistill.burn_in_steps,
+    num_steps=config.num_steps,
+    batch_size=config.batch_size,
+    eval_interval_steps=config.eval_interval_steps,
+    checkpoint_interval_steps=config.checkpoint_interval_steps,
+  )
+
+
+def make_dataset(config: ConfigDict) -> ImageSet:
+  """The examples that a config names.
+
+  Raises:
+    UserError: if they are not prepared, or not what the config says they are.
+  """
+  data = config.data
+  with user_errors(ValueError, NotPreparedError):
+    dataset = make_images(
+      data.name,
+      train_split=data.train_split,
+      eval_split=data.eval_split,
+      data_dir=data.data_dir,
+      augmentation=data.augmentation,
+      padding=data.padding,
+      image_size=data.image_shape[0],
+      mean=data.mean,
+      std=data.std,
+      num_threads=data.num_threads,
+      prefetch_batches=data.prefetch_batches,
+    )
+  found = (tuple(dataset.image_shape), dataset.num_classes)
+  wanted = (tuple(data.image_shape), data.num_classes)
+  if found != wanted:
+    raise UserError(
+      f'{data.name} has images of shape {found[0]} in {found[1]} classes; set '
+      'data.image_shape and data.num_classes to that, instead of '
+      f'{wanted[0]} and {wanted[1]}'
+    )
+  return dataset
+
+
+def _make_model(config: ConfigDict) -> Model:
+  return MODELS[config.model.name](
+    input_shape=tuple(config.data.image_shape),
+    num_classes=config.data.num_classes,
+    dtype=config.model.dtype,
+    param_dtype=config.model.param_dtype,
+    **_arguments(config.model),
+  )
+
+
+def _arguments(section: ConfigDict) -> dict[str, Any]:
+  """The keywords of the choice that a section names: section[section.name]."""
+  return dict(section.get(section.name, {}))
+
+
+def _constant_targets(
+  config: ConfigDict, dataset: ImageSet
+) -> np.ndarray | None:
+  """The distribution that stands in for the peers, if one does."""
+  match config.codistill.teacher:
+    case 'uniform':
+      classes = config.data.num_classes
+      return np.full(classes, 1 / classes, np.float32)
+    case 'unigram':
+      return np.asarray(dataset.label_distribution())
+    case _:
+      return None
+
+
+def _own(member: int, source: str) -> int:
+  return member if source == 'own' else 0
+
+
+def _check(config: ConfigDict, member: int | None) -> None:
+  """What no constructor further down would refuse by itself."""
+  codistill, diversity = config.codistill, config.diversity
+  choices = {
+    'codistill.exchange': (codistill.exchange, ('memory', 'none')),
+    'codistill.teacher': (codistill.teacher, ('peers', 'uniform', 'unigram')),
+    'codistill.distill_loss': (codistill.distill_loss, losses.DISTILL_LOSSES),
+    'model.name': (config.model.name, MODELS),
+    **{
+      f'diversity.{source}': (diversity[source], _PARTITIONS)
+      for source in ('initialization', 'order', 'partition')
+    },
+  }
+  for key, (value, allowed) in choices.items():
+    if value not in allowed:
+      raise UserError(f'{key} is {value!r}; it can be {", ".join(allowed)}')
+  least = {
+    'codistill.members': (codistill.members, 1),
+    'codistill.burn_in_steps': (codistill.burn_in_steps, 0),
+    'num_steps': (config.num_steps, 1),
+    'eval_interval_steps': (config.eval_interval_steps, 1),
+    'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
+  }
+  for key, (value, minimum) in least.items():
+    if value < minimum:
+      raise UserError(f'{key} is {value}; it must be at least {minimum}')
+  if member is not None and not 0 <= member < codistill.members:
+    raise UserError(
+      f'--member={member} is out of range: this config has '
+      f'{codistill.members} members, numbered from 0'
+    )
+  if member is not None and codistill.exchange == 'memory':
+    raise UserError(
+      f'--member={member} cannot meet its peers: codistill.exchange is memory, '
+      'which holds all members in one process; use --member=all'
+    )

@@ -1,0 +1,98 @@
+"""Configs by name: `NAME[:variant]` → a ConfigDict, or who it might have been.
+
+Files in `experiments/configs` with a `get_config` are experiments; the first
+line of their docstring describes them.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import pathlib
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from experiments.errors import UserError
+
+CONFIGS = pathlib.Path(__file__).parent / 'configs'
+
+
+def names() -> list[str]:
+  """The experiments that there are."""
+  return sorted(
+    path.stem for path in CONFIGS.glob('*.py') if path.stem != '__init__'
+  )
+
+
+def split_name(name_and_variant: str) -> tuple[str, str]:
+  """'imagenet_sync:laptop' → ('imagenet_sync', 'laptop').
+
+  Raises:
+    UserError: if there is no such experiment, or no such variant of it.
+  """
+  name, _, variant = name_and_variant.partition(':')
+  if name not in names():
+    raise UserError(
+      f'there is no config {name!r}{_nearest(name, names())}; '
+      '--list shows what there is'
+    )
+  variants = variants_of(name)
+  if variant not in variants:
+    raise UserError(
+      f'config {name} has no variant {variant!r}; it has '
+      f'{", ".join(v for v in variants if v)}, or none for the paper’s scale'
+    )
+  return name, variant
+
+
+def variants_of(name: str) -> tuple[str, ...]:
+  """The variants of an experiment; '' is the paper's scale."""
+  return importlib.import_module(f'experiments.configs.{name}').VARIANTS
+
+
+def load(name_and_variant: str) -> ConfigDict:
+  """The config of that name; errors as `split_name`."""
+  name, variant = split_name(name_and_variant)
+  module = importlib.import_module(f'experiments.configs.{name}')
+  return module.get_config(variant)
+
+
+def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
+  """Refuses keys that a config does not have.
+
+  Args:
+    config: the config.
+    keys: dotted, e.g. 'codistill.members'.
+
+  Raises:
+    UserError: with the nearest keys.
+  """
+  known = set(_keys(config))
+  for key in keys:
+    if key not in known:
+      raise UserError(f'the config has no key {key!r}{_nearest(key, known)}')
+
+
+def listing() -> str:
+  """A line an experiment, with its variants."""
+  lines = []
+  for name in names():
+    tree = ast.parse((CONFIGS / f'{name}.py').read_text(encoding='utf-8'))
+    summary = (ast.get_docstring(tree) or '').partition('\n')[0]
+    variants = ', '.join(f':{v}' for v in variants_of(name) if v)
+    lines.append(f'{name}\n  {summary}\n  variants: {variants}')
+  return '\n'.join(lines)
+
+
+def _keys(config: ConfigDict, prefix: str = '') -> Iterable[str]:
+  for key, value in config.items():
+    yield prefix + key
+    if isinstance(value, ConfigDict):
+      yield from _keys(value, f'{prefix}{key}.')
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+  near = difflib.get_close_matches(word, sorted(words), cutoff=0.5)
+  return f'; did you mean {" or ".join(near)}?' if near else ''

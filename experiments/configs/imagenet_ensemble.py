@@ -1,0 +1,25 @@
+"""Ensemble of two: what codistillation is measured against (§3.3).
+
+  python -m experiments.run --config=imagenet_ensemble
+
+Two ResNet-50 that never meet, each on all the data; their predictions are
+averaged at evaluation. The paper shows the ensemble for its language model
+(Figure 2a) and gives no ImageNet number.
+
+  python -m experiments.run --config=imagenet_ensemble:laptop
+
+Handwritten digits, two ResNet-8: about a minute on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import imagenet_sync
+
+VARIANTS = imagenet_sync.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`imagenet_sync`, twice."""
+  config = imagenet_sync.get_config(variant)
+  config.codistill.members = 2
+  return config

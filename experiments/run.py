@@ -1,0 +1,315 @@
+r"""Runs an experiment, or goes on with one, or shows one that is finished.
+
+  python -m experiments.run --list
+  python -m experiments.run --config=NAME[:variant] [--workdir=DIR]
+    [--member=all|I] [--config.any.key=value] [--tensorboard]
+    [--overwrite] [--allow-code-change]
+
+The same command again resumes. Exit status: 0 done, 1 an error or a member
+that diverged, 2 a command that makes no sense, 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+
+from codistill import record
+from experiments import config as config_lib
+from experiments.build import build
+from experiments.errors import UserError
+from experiments.progress import RunProgress
+from experiments.summary import results_table
+from experiments.tensorboard import TensorBoard
+from experiments.train import Trainer
+from experiments.workdir import Workdir, open_workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGES = (
+  'flax',
+  'grain',
+  'jax',
+  'jaxlib',
+  'ml_collections',
+  'numpy',
+  'optax',
+  'orbax-checkpoint',
+  'tensorflow-datasets',
+)
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='NAME[:variant]; --list shows what there is.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where the run lies; runs/<name>-<variant> by default.'
+)
+_MEMBER = flags.DEFINE_string(
+  'member', 'all', 'Which member this process trains: all, or its number.'
+)
+_LIST = flags.DEFINE_bool('list', False, 'List the configs.')
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Begin anew, whatever the workdir holds.'
+)
+_ALLOW_CODE_CHANGE = flags.DEFINE_bool(
+  'allow_code_change', False, 'Resume a run that another commit made.'
+)
+_TENSORBOARD = flags.DEFINE_bool(
+  'tensorboard', False, 'Write TensorBoard event files, too.'
+)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Flags of absl with configs by name; what they cannot be is a `UserError`.
+
+  Args:
+    argv: the command.
+
+  Returns:
+    What is left of it after the flags.
+
+  Raises:
+    UserError: unknown config, variant, key or flag, or a value of a wrong type.
+  """
+  argv = [_dashes(argument) for argument in argv]
+  name, keys = None, []
+  for position, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if flag == '--config':
+      if not equals:
+        if position + 1 == len(argv):
+          raise UserError('--config needs a name; --list shows what there is')
+        value = argv[position + 1]
+      config_lib.split_name(value)
+      path, colon, variant = value.partition(':')
+      path = f'{config_lib.CONFIGS / path}.py{colon}{variant}'
+      name = value
+      argv[position + (not equals)] = f'--config={path}' if equals else path
+    elif flag.startswith('--config.'):
+      keys.append(flag.removeprefix('--config.'))
+  if keys and name is None:
+    raise UserError('--config.… changes a config: name it with --config=NAME')
+  if name is not None:
+    config_lib.check_keys(config_lib.load(name), keys)
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error).partition('\n')[0]) from error
+  if len(rest) > 1:
+    raise UserError(f'what is {rest[1]!r}? flags begin with --')
+  if name is not None:
+    # For the default workdir and the provenance.
+    flags.FLAGS['config'].value.lock()
+    rest.append(name)
+  return rest
+
+
+def _dashes(argument: str) -> str:
+  """Flags of absl have underscores; people type --allow-code-change."""
+  flag, equals, value = argument.partition('=')
+  if not flag.startswith('--'):
+    return argument
+  return f'{flag.replace("-", "_").replace("__", "--", 1)}{equals}{value}'
+
+
+def run(name_and_variant: str, console: Console) -> int:
+  """Does what the flags say; returns the exit status."""
+  name, variant = config_lib.split_name(name_and_variant)
+  label = f'{name}:{variant}' if variant else name
+  config = _CONFIG.value
+  member = _parse_member(_MEMBER.value)
+  workdir = open_workdir(
+    pathlib.Path(
+      _WORKDIR.value or ROOT / 'runs' / '-'.join(filter(None, (name, variant)))
+    ),
+    _provenance(name, variant, config, member),
+    member=member,
+    overwrite=_OVERWRITE.value,
+    allow_code_change=_ALLOW_CODE_CHANGE.value,
+  )
+  if workdir.finished:
+    console.print(f'{label} is finished; --overwrite runs it again.')
+    return _conclude(label, workdir, console)
+  # Everything that can be refused is refused before the first file is written.
+  experiment = build(config, member)
+  workdir.write_run(status='running')
+  with contextlib.ExitStack() as stack:
+    observers = ()
+    if _TENSORBOARD.value:
+      tensorboard = TensorBoard(workdir.path / 'tensorboard')
+      observers = (stack.enter_context(tensorboard).write,)
+    trainer = stack.enter_context(
+      contextlib.closing(Trainer(experiment, workdir, observers))
+    )
+    if trainer.start_step:
+      console.print(f'{label} goes on from step {trainer.start_step:,}.')
+    stop = stack.enter_context(_stop_on_signals(console))
+    progress = stack.enter_context(
+      RunProgress(
+        console,
+        label,
+        members=experiment.members,
+        num_steps=experiment.num_steps,
+        start_step=trainer.start_step,
+      )
+    )
+    stopped_at = trainer.train(progress, lambda: bool(stop))
+  if stopped_at is not None:
+    workdir.write_run(status='interrupted')
+    console.print(
+      f'Stopped at step {stopped_at:,} of {experiment.num_steps:,}; '
+      'the same command goes on from there.'
+    )
+    return 128 + stop[0]
+  diverged = bool(workdir.run.get('diverged'))
+  workdir.write_run(status='diverged' if diverged else 'done')
+  return _conclude(label, workdir, console)
+
+
+def _conclude(label: str, workdir: Workdir, console: Console) -> int:
+  """Shows the result and where it lies; 1 if a member diverged."""
+  rows = record.read_rows(workdir.record.rows_path)
+  console.print(results_table([(label, rows)]))
+  console.print(
+    f'rows {_shown(workdir.record.rows_path)}, '
+    f'provenance {_shown(workdir.record.run_path)}, '
+    f'checkpoints {_shown(workdir.checkpoints)}',
+    soft_wrap=True,
+    highlight=False,
+  )
+  diverged = workdir.run.get('diverged', {})
+  for member, at in diverged.items():
+    _complain(
+      f'member {member} diverged at step {at["step"]} (task loss '
+      f'{at["task_loss"]}); try a lower learning rate'
+    )
+  return 1 if diverged else 0
+
+
+def _shown(path: pathlib.Path) -> pathlib.Path:
+  """As short as it can be typed from here."""
+  here = pathlib.Path.cwd()
+  return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _parse_member(text: str) -> int | None:
+  if text == 'all':
+    return None
+  try:
+    return int(text)
+  except ValueError as error:
+    raise UserError(
+      f'--member is all or the number of a member, not {text!r}'
+    ) from error
+
+
+def _provenance(name, variant, config, member):
+  plain = config.to_dict()
+  devices = jax.devices()
+  return {
+    'schema': record.SCHEMA_VERSION,
+    'experiment': name,
+    'variant': variant,
+    'member': member,
+    'status': 'running',
+    'seed': config.seed,
+    'config': plain,
+    'config_hash': record.config_hash(plain),
+    **record.code_version(ROOT),
+    'packages': record.package_versions(PACKAGES),
+    'device': {
+      'platform': devices[0].platform,
+      'kind': devices[0].device_kind,
+      'count': len(devices),
+    },
+    'argv': sys.argv,
+    'started': datetime.datetime.now(datetime.UTC).isoformat(
+      timespec='seconds'
+    ),
+  }
+
+
+@contextlib.contextmanager
+def _stop_on_signals(console: Console) -> Iterator[list[int]]:
+  """Yields a list that gets the first SIGINT or SIGTERM; a second one kills."""
+  received: list[int] = []
+
+  def receive(number, frame):
+    del frame
+    received.append(number)
+    for other in before:
+      signal.signal(other, signal.SIG_DFL)
+    console.print('Stopping after this step, with a checkpoint …')
+
+  before = {
+    number: signal.signal(number, receive)
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield received
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _complain(sentence: str) -> None:
+  print(f'experiments.run: {sentence}', file=sys.stderr)
+
+
+def _disk_full(error: BaseException | None) -> bool:
+  """Whether a full disk is behind an error, however wrapped."""
+  while error is not None:
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if os.strerror(errno.ENOSPC) in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command; errors that a user can cause end in one sentence."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot otherwise.
+  if _LIST.value:
+    print(config_lib.listing())
+    return 0
+  try:
+    if len(argv) < 2:
+      raise UserError('--config=NAME is missing; --list shows what there is')
+    return run(argv[1], Console())
+  except UserError as error:
+    _complain(str(error))
+    return 2
+  except Exception as error:
+    if not _disk_full(error):
+      raise
+    _complain(
+      'the disk is full; free some space and run the same command again: it '
+      'goes on from its last checkpoint'
+    )
+    return 1
+
+
+def _parse_or_exit(argv: list[str]) -> list[str]:
+  try:
+    return parse_flags(argv)
+  except UserError as error:
+    _complain(str(error))
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse_or_exit)

@@ -1,0 +1,54 @@
+"""Runs as one table: each member, the ensemble, side by side with others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+Row = dict[str, Any]
+
+
+def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
+  """A table of the final rows of runs.
+
+  Args:
+    runs: names of runs with their rows; a run without final rows shows none.
+
+  Returns:
+    A line for each member and each ensemble.
+  """
+  table = Table(
+    title='Held-out examples',
+    caption='loss in nats; disagree: share of examples on which two members '
+    'predict different classes',
+  )
+  for column in ('run', 'who'):
+    table.add_column(column, no_wrap=True)
+  for column in ('steps', 'accuracy', 'loss', 'disagree'):
+    table.add_column(column, justify='right', no_wrap=True)
+  for name, rows in runs:
+    final = [row for row in rows if row['kind'] == 'final']
+    for row in final:
+      who = row['member']
+      table.add_row(
+        name,
+        who if who == 'ensemble' else f'member {who}',
+        f'{row["step"]:,}',
+        percent(row['accuracy']),
+        number(row['task_loss']),
+        percent(row['disagreement']),
+        end_section=row is final[-1],
+      )
+  return table
+
+
+def percent(share: float | None) -> str:
+  """0.98765 → '98.77 %'; nothing → '–'."""
+  return '–' if share is None else f'{100 * share:.2f} %'
+
+
+def number(value: float | None) -> str:
+  """0.123456 → '0.1235'; nothing → '–'."""
+  return '–' if value is None else f'{value:.4f}'

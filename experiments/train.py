@@ -1,0 +1,250 @@
+"""What consumes Algorithm 1's reports: rows, evaluation, checkpoints, stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from codistill import algorithm
+from codistill.algorithm import Member, Report
+from codistill.checkpoint import Checkpoints
+from codistill.record import Record
+from experiments.build import Experiment
+from experiments.progress import RunProgress
+from experiments.workdir import Workdir
+
+Row = dict[str, Any]
+
+
+class Trainer:
+  """One process's part of a run, from its beginning or its last checkpoint.
+
+  Metrics are fetched one report late: an update's numbers are asked for when
+  the next update has been dispatched, so that the device never waits for the
+  log. Before an evaluation or a checkpoint the late report is caught up with.
+  """
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    workdir: Workdir,
+    observers: tuple[Callable[[Row], None], ...] = (),
+  ):
+    """Places the members on the mesh, restored if there is a checkpoint.
+
+    Args:
+      experiment: what to train.
+      workdir: where rows, provenance and checkpoints go.
+      observers: also get every row.
+    """
+    self._experiment = experiment
+    self._workdir = workdir
+    self._record: Record = workdir.record
+    self._observers = observers
+    self._checkpoints = Checkpoints(workdir.checkpoints)
+    self._seconds_before = 0.0
+    self._began = time.monotonic()
+    self._last_row_at: dict[int, float] = {}
+    self._late: Report | None = None
+    self.start_step = 0
+    self.members = self._restore() or experiment.start()
+    if workdir.resumes:
+      self._record.keep_rows(
+        lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
+      )
+      # A divergence after the checkpoint is about to happen again, or not.
+      diverged = workdir.run.get('diverged', {}).items()
+      workdir.run['diverged'] = {
+        member: at for member, at in diverged if at['step'] <= self.start_step
+      }
+
+  def train(
+    self, progress: RunProgress, should_stop: Callable[[], bool]
+  ) -> int | None:
+    """Trains to the end, or until told to stop; then writes a checkpoint.
+
+    Args:
+      progress: shows rows as they are written.
+      should_stop: asked after every round.
+
+    Returns:
+      None at the end of the run, or the step at which it was stopped.
+    """
+    experiment = self._experiment
+    self._began = time.monotonic()
+    reports = algorithm.codistill(
+      self.members,
+      experiment.updates,
+      experiment.exchange,
+      experiment.burn_in_steps,
+      experiment.num_steps,
+      self.start_step,
+    )
+    step = self.start_step
+    for report in reports:
+      self._catch_up(progress)
+      self._late, step = report, report.step
+      if not report.ends_round or step == experiment.num_steps:
+        continue
+      stop = should_stop()
+      if step % experiment.eval_interval_steps == 0:
+        self._evaluate(step, 'eval', progress)
+      if stop or step % experiment.checkpoint_interval_steps == 0:
+        self._save(step, progress)
+      if stop:
+        return step
+    self._catch_up(progress)
+    if step == experiment.num_steps:
+      if step > self.start_step:
+        self._save(step, progress)
+      self._evaluate(step, 'final', progress)
+    return None
+
+  def close(self) -> None:
+    """Closes files."""
+    self._record.close()
+    self._checkpoints.close()
+
+  def _catch_up(self, progress: RunProgress) -> None:
+    """Writes the row of the late report."""
+    if self._late is None:
+      return
+    report, self._late = self._late, None
+    member, step = report.member, report.step
+    metrics = {
+      name: float(value)
+      for name, value in jax.device_get(report.metrics).items()
+    }
+    ages = [step - 1 - peer.step for peer in report.peers]
+    seconds = self._seconds()
+    before = self._last_row_at.get(member.index)
+    self._last_row_at[member.index] = seconds
+    row = {
+      'step': step,
+      'member': member.index,
+      'kind': 'train',
+      'seconds': round(seconds, 3),
+      'examples_seen': step * self._experiment.batch_size,
+      'distill_loss': None,
+      **metrics,
+      'num_peers': len(ages),
+      'peers': [peer.member for peer in report.peers],
+      'peer_ages': ages,
+      'peer_age': max(ages, default=None),
+      'examples_per_second': (
+        None
+        if before is None
+        else round(self._experiment.batch_size / (seconds - before), 1)
+      ),
+    }
+    self._write(row)
+    progress.trained(row)
+    losses = [metrics['task_loss'], metrics.get('distill_loss', 0.0)]
+    if not all(map(math.isfinite, losses)):
+      self._give_up(member, step, metrics, progress)
+
+  def _give_up(
+    self,
+    member: Member,
+    step: int,
+    metrics: dict[str, float],
+    progress: RunProgress,
+  ) -> None:
+    """Takes a diverged member out of the run; the others go on."""
+    if not member.active:
+      return
+    member.active = False
+    losses = {
+      name: repr(value) for name, value in metrics.items() if 'loss' in name
+    }
+    diverged = self._workdir.run.get('diverged', {})
+    self._workdir.write_run(
+      diverged={**diverged, str(member.index): {'step': step, **losses}}
+    )
+    progress.say(f'member {member.index} diverged at step {step}: {losses}')
+
+  def _evaluate(self, step: int, kind: str, progress: RunProgress) -> None:
+    """Writes the rows of an exact evaluation of the active members."""
+    self._catch_up(progress)
+    active = [member for member in self.members if member.active]
+    if not active:
+      return
+    experiment = self._experiment
+    result = experiment.evaluate(
+      [member.state.variables for member in active], experiment.eval_batches()
+    )
+    expected = experiment.dataset.num_examples('test')
+    if result.num_examples != expected:
+      raise RuntimeError(
+        f'evaluation counted {result.num_examples} of {expected} examples'
+      )
+    scores = [
+      (member.index, score)
+      for member, score in zip(active, result.members, strict=True)
+    ]
+    if result.ensemble is not None:
+      scores.append(('ensemble', result.ensemble))
+    rows = [
+      {
+        'step': step,
+        'member': who,
+        'kind': kind,
+        'seconds': round(self._seconds(), 3),
+        'examples_seen': step * experiment.batch_size,
+        'task_loss': score.task_loss,
+        'accuracy': score.accuracy,
+        'disagreement': result.disagreement if who == 'ensemble' else None,
+      }
+      for who, score in scores
+    ]
+    for row in rows:
+      self._write(row)
+    progress.evaluated(rows)
+
+  def _write(self, row: Row) -> None:
+    self._record.write_row(row)
+    for observe in self._observers:
+      observe(row)
+
+  def _save(self, step: int, progress: RunProgress) -> None:
+    self._catch_up(progress)
+    self._checkpoints.save(
+      step,
+      {member.index: member.state for member in self.members},
+      self._experiment.exchange.publications(),
+      {
+        'seconds': self._seconds(),
+        'active': [m.index for m in self.members if m.active],
+      },
+    )
+
+  def _restore(self) -> list[Member] | None:
+    experiment = self._experiment
+    restored = self._checkpoints.restore(
+      jax.eval_shape(lambda: experiment.init(0)),
+      experiment.model,
+      experiment.batch_size,
+      experiment.mesh,
+    )
+    if restored is None:
+      return None
+    self.start_step = restored.step
+    self._seconds_before = restored.extra['seconds']
+    experiment.exchange.restore(restored.publications)
+    return [
+      Member(
+        member,
+        state,
+        experiment.batches(member, start=restored.step),
+        active=member in restored.extra['active'],
+      )
+      for member, state in sorted(restored.states.items())
+    ]
+
+  def _seconds(self) -> float:
+    """Seconds of training, those before a resume included."""
+    return self._seconds_before + time.monotonic() - self._began

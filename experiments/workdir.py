@@ -1,0 +1,144 @@
+"""A run's folder: begin in it, go on in it, or leave it alone.
+
+What is there already was made by some config at some commit. The same config
+goes on; another one is refused, and so is other code, because the rows would
+then not be what the provenance says they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from codistill.record import Record, read_run
+from experiments.errors import UserError
+
+Run = dict[str, Any]
+
+
+class Workdir(NamedTuple):
+  """An opened folder.
+
+  Attributes:
+    path: the folder.
+    record: its rows and provenance.
+    run: the provenance, not yet written if the run is new.
+    checkpoints: the folder of this process's checkpoints.
+    resumes: whether there was a run to go on with.
+  """
+
+  path: pathlib.Path
+  record: Record
+  run: Run
+  checkpoints: pathlib.Path
+  resumes: bool
+
+  @property
+  def finished(self) -> bool:
+    """Whether nothing is left to train."""
+    return self.run['status'] in ('done', 'diverged')
+
+  def write_run(self, **changes: Any) -> None:
+    """Changes the provenance and writes it."""
+    self.run.update(changes)
+    self.record.write_run(self.run)
+
+
+def open_workdir(
+  path: pathlib.Path,
+  run: Run,
+  *,
+  member: int | None,
+  overwrite: bool,
+  allow_code_change: bool,
+) -> Workdir:
+  """Opens a run's folder, and makes it if need be.
+
+  Args:
+    path: the folder.
+    run: the provenance of the run that is wanted.
+    member: the one member that this process trains, or None for all.
+    overwrite: begin anew, whatever is there.
+    allow_code_change: go on although the run was made by another commit.
+
+  Returns:
+    The folder, with the provenance of the run that is there, or with `run`.
+
+  Raises:
+    UserError: if it cannot be written, or if another config or commit made
+      what is there.
+  """
+  suffix = '' if member is None else f'-{member}'
+  record = Record(path, suffix)
+  checkpoints = path / f'checkpoints{suffix}'
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / '.writable'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise UserError(
+      f'cannot write to {path} ({error.strerror}); choose another --workdir'
+    ) from error
+  if overwrite:
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    record.rows_path.unlink(missing_ok=True)
+    record.run_path.unlink(missing_ok=True)
+  if not record.run_path.exists():
+    return Workdir(path, record, run, checkpoints, resumes=False)
+  found = read_run(record.run_path)
+  _check_config(path, found, run)
+  opened = Workdir(path, record, found, checkpoints, resumes=True)
+  if not opened.finished:
+    _check_code(path, found, run, allow_code_change)
+    found.setdefault('resumed', []).append(
+      {key: run[key] for key in ('commit', 'dirty', 'packages', 'device')}
+      | {'time': run['started'], 'allow_code_change': allow_code_change}
+    )
+  return opened
+
+
+def _check_config(path: pathlib.Path, found: Run, run: Run) -> None:
+  if found['config_hash'] == run['config_hash']:
+    return
+  old, new = _flat(found['config']), _flat(run['config'])
+  changes = [
+    f'{key} {_show(old, key)} there, {_show(new, key)} now'
+    for key in sorted(old.keys() | new.keys())
+    if _show(old, key) != _show(new, key)
+  ]
+  raise UserError(
+    f'{path} holds a run of another config ({"; ".join(changes)}); choose '
+    'another --workdir, or --overwrite to begin anew there'
+  )
+
+
+def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
+  last = found.get('resumed', [found])[-1:] or [found]
+  before = last[0]['commit']
+  if before == run['commit'] or allow:
+    return
+  raise UserError(
+    f'{path} holds a run made by commit {str(before)[:12]}, and this is '
+    f'{str(run["commit"])[:12]}; check that commit out, or go on with '
+    '--allow-code-change (it is recorded), or --overwrite to begin anew'
+  )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= _flat(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _show(flat: Mapping[str, Any], key: str) -> str:
+  return repr(flat[key]) if key in flat else 'not set'

@@ -1,0 +1,1 @@
+"""Chores, thin, each run as `python -m scripts.NAME`."""

@@ -1,0 +1,620 @@
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from data import images
+
+MEMBER = {'member': 0, 'members': 1, 'partition': 'shared', 'seed': 3}
+
+
+def make(name, **changes):
+  arguments = {
+    'train_split': 'train',
+    'eval_split': 'test',
+    'data_dir': None,
+    'augmentation': 'none',
+    'padding': 1,
+    'image_size': None,
+    'mean': (0.0,),
+    'std': (1.0,),
+    'num_threads': 0,
+    'prefetch_batches': 0,
+  }
+  return images.make_images(name, **(arguments | changes))
+
+
+def write_tfds(
+  folder, name, version, features, splits, file_format='array_record'
+):
+  """Writes a set in TFDS's form, without TensorFlow."""
+  from array_record.python import array_record_module
+
+  path = pathlib.Path(folder, name, version)
+  path.mkdir(parents=True)
+  for split, examples in splits.items():
+    file = path / f'{name}-{split}.{file_format}-00000-of-00001'
+    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+    for example in examples:
+      writer.write(features.serialize_example(example))
+    writer.close()
+  features.save_config(path)
+  info = {
+    'name': name,
+    'version': version,
+    'fileFormat': file_format,
+    'splits': [
+      {
+        'name': split,
+        'shardLengths': [str(len(examples))],
+        'numBytes': '1',
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+      }
+      for split, examples in splits.items()
+    ],
+    'supervisedKeys': {
+      'tuple': {'items': [{'featureKey': 'image'}, {'featureKey': 'label'}]}
+    },
+  }
+  (path / 'dataset_info.json').write_text(json.dumps(info))
+
+
+def encode(image, extension='.png'):
+  return cv2.imencode(extension, image[..., ::-1])[1].tobytes()
+
+
+def features_of(shape, num_classes, **others):
+  import tensorflow_datasets as tfds
+
+  return tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(shape=shape),
+      'label': tfds.features.ClassLabel(num_classes=num_classes),
+      **others,
+    }
+  )
+
+
+@pytest.fixture(scope='module')
+def digits():
+  return make('digits')
+
+
+@pytest.fixture(scope='module')
+def shifted():
+  return make('digits', augmentation='shift', num_threads=2, prefetch_batches=4)
+
+
+@pytest.fixture(scope='module')
+def cifar(tmp_path_factory):
+  """A folder with 23 and 5 random images as CIFAR-10, and those images."""
+  import tensorflow_datasets as tfds
+
+  folder = tmp_path_factory.mktemp('cifar')
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(256, size=(28, 32, 32, 3)).astype(np.uint8)
+  examples = [
+    {'id': f'{i}', 'image': encode(image), 'label': min(i, 9)}
+    for i, image in enumerate(pixels)
+  ]
+  write_tfds(
+    folder,
+    'cifar10',
+    '3.0.2',
+    features_of((32, 32, 3), 10, id=tfds.features.Text()),
+    {'train': examples[:23], 'test': examples[23:]},
+  )
+  return folder, pixels
+
+
+@pytest.fixture(scope='module')
+def imagenet(tmp_path_factory):
+  """A folder with a few JPEGs of varying size as ImageNet."""
+  import tensorflow_datasets as tfds
+
+  folder = tmp_path_factory.mktemp('imagenet')
+  sizes = [(40, 60), (60, 40), (20, 90), (64, 64), (33, 47)]
+  # Red on the left, blue on the right: crops, flips and channels show.
+  examples = []
+  for i, (height, width) in enumerate(sizes):
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2, 0] = 255
+    image[:, width // 2 :, 2] = 255
+    jpeg = encode(image, '.jpg')
+    examples.append({'file_name': f'{i}', 'image': jpeg, 'label': 100 * i})
+  write_tfds(
+    folder,
+    'imagenet2012',
+    '5.1.0',
+    features_of((None, None, 3), 1000, file_name=tfds.features.Text()),
+    {'train': examples, 'validation': examples[:3]},
+  )
+  return folder
+
+
+def make_imagenet(folder, **changes):
+  changes = {'augmentation': 'inception', 'image_size': 16} | changes
+  return make(
+    'imagenet2012',
+    data_dir=folder,
+    eval_split='validation',
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+    **changes,
+  )
+
+
+def take(stream, count):
+  return list(itertools.islice(stream, count))
+
+
+def assert_same(batches, others):
+  assert len(batches) == len(others) > 0
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for key in batch:
+      np.testing.assert_array_equal(batch[key], other[key])
+
+
+def contents(batches, count=None):
+  """The images of batches as bytes, which tell examples apart."""
+  inputs = np.concatenate([batch['inputs'] for batch in batches])[:count]
+  return [image.tobytes() for image in inputs]
+
+
+# The training stream.
+
+
+def test_training_batches_have_their_shapes_and_types(shifted):
+  batch = next(shifted.train(**MEMBER, batch_size=32))
+  assert batch.keys() == {'inputs', 'labels'}
+  assert batch['inputs'].shape == (32, *shifted.image_shape) == (32, 8, 8, 1)
+  assert batch['inputs'].dtype == np.float32
+  assert batch['labels'].shape == (32,)
+  assert batch['labels'].dtype == np.int32
+
+
+def test_a_stream_is_a_pure_function_of_its_arguments(shifted):
+  first, second = (shifted.train(**MEMBER, batch_size=64) for _ in range(2))
+  assert_same(take(first, 5), take(second, 5))
+
+
+@pytest.mark.parametrize('start', [1, 4, 50])
+def test_starting_late_equals_skipping(shifted, start):
+  # Batch 50 is in the third epoch.
+  whole = take(shifted.train(**MEMBER, batch_size=64), start + 3)
+  late = shifted.train(**MEMBER, batch_size=64, start=start)
+  assert_same(take(late, 3), whole[start:])
+
+
+def test_threads_do_not_change_the_stream(shifted):
+  alone = make('digits', augmentation='shift')
+  batches = [take(s.train(**MEMBER, batch_size=8), 9) for s in (alone, shifted)]
+  assert_same(*batches)
+
+
+@pytest.mark.parametrize('change', [{'seed': 4}, {'member': 1, 'members': 2}])
+def test_seeds_and_members_draw_their_own_order(digits, change):
+  stream = digits.train(**MEMBER, batch_size=64)
+  other = digits.train(**(MEMBER | change), batch_size=64)
+  assert contents(take(stream, 1)) != contents(take(other, 1))
+
+
+@pytest.mark.parametrize('partition', ['disjoint', 'shared'])
+def test_each_epoch_visits_the_shard_once_in_a_new_order(cifar, partition):
+  folder, pixels = cifar
+  cifar10 = make('cifar10', data_dir=folder, mean=(0.0,) * 3, std=(1.0,) * 3)
+  everything = [(image / np.float32(255)).tobytes() for image in pixels[:23]]
+  shards = {'disjoint': [everything[::2], everything[1::2]]}.get(
+    partition, [everything, everything]
+  )
+  for member, shard in enumerate(shards):
+    # Batches of 5 straddle epochs, and every one of them is full.
+    stream = cifar10.train(
+      member=member, members=2, partition=partition, seed=0, batch_size=5
+    )
+    seen = contents(take(stream, 10))
+    first, second = seen[: len(shard)], seen[len(shard) : 2 * len(shard)]
+    assert sorted(first) == sorted(second) == sorted(shard)
+    assert first != second
+
+
+def test_a_shard_may_be_smaller_than_a_batch(cifar):
+  cifar10 = make('cifar10', data_dir=cifar[0], mean=(0.0,) * 3, std=(1.0,) * 3)
+  stream = cifar10.train(
+    member=22, members=23, partition='disjoint', seed=0, batch_size=4
+  )
+  assert len(set(contents(take(stream, 2)))) == 1
+
+
+def test_labels_follow_their_images(cifar):
+  folder, pixels = cifar
+  cifar10 = make('cifar10', data_dir=folder, mean=(0.0,) * 3, std=(1.0,) * 3)
+  label_of = {
+    (image / np.float32(255)).tobytes(): min(i, 9)
+    for i, image in enumerate(pixels)
+  }
+  [batch] = take(cifar10.train(**MEMBER, batch_size=46), 1)
+  assert [label_of[c] for c in contents([batch])] == batch['labels'].tolist()
+
+
+def test_a_negative_start_is_refused(digits):
+  with pytest.raises(ValueError, match='start must not be negative, got -1'):
+    digits.train(**MEMBER, batch_size=4, start=-1)
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize(('split', 'count'), [('train', 1437), ('test', 360)])
+@pytest.mark.parametrize('batch_size', [100, 120, 2000])
+def test_evaluation_counts_every_example_once(digits, split, count, batch_size):
+  assert digits.num_examples(split) == count
+  batches = list(digits.eval(split, batch_size=batch_size))
+  assert {len(batch['inputs']) for batch in batches} == {batch_size}
+  masks = np.concatenate([batch['mask'] for batch in batches])
+  assert masks.dtype == np.float32
+  np.testing.assert_array_equal(masks, np.arange(len(masks)) < count)
+  assert not batches[-1]['inputs'][batches[-1]['mask'] == 0].any()
+  assert not batches[-1]['labels'][batches[-1]['mask'] == 0].any()
+  assert_same(batches, list(digits.eval(split, batch_size=batch_size)))
+  whole = contents(digits.eval(split, batch_size=count))
+  assert contents(batches, count) == whole
+
+
+def test_evaluation_is_not_augmented(digits, shifted):
+  for split in ('train', 'test'):
+    assert_same(
+      list(shifted.eval(split, batch_size=99)),
+      list(digits.eval(split, batch_size=99)),
+    )
+
+
+def test_unknown_split(digits):
+  for ask in (
+    lambda: digits.num_examples('validation'),
+    lambda: digits.eval('validation', batch_size=4),
+  ):
+    with pytest.raises(ValueError, match="Unknown split 'validation'"):
+      ask()
+
+
+# Digits.
+
+
+def test_digits_are_split_in_a_fixed_stratified_disjoint_way(digits):
+  from sklearn import datasets
+
+  assert (digits.num_train, digits.num_classes) == (1437, 10)
+  [train] = digits.eval('train', batch_size=1437)
+  [test] = digits.eval('test', batch_size=360)
+  stored = datasets.load_digits().images.astype(np.float32)
+  rescaled = np.concatenate([train['inputs'], test['inputs']])[..., 0] * 16
+  # No two digits have the same pixels, so this is one to one; 8 bits hold
+  # sixteenths to 1/510.
+  levels = np.rint(rescaled)
+  assert np.abs(rescaled - levels).max() < 16 / 255
+  assert sorted(image.tobytes() for image in levels) == sorted(
+    image.tobytes() for image in stored
+  )
+  shares = [
+    np.bincount(part['labels'], minlength=10) / len(part['labels'])
+    for part in (train, test)
+  ]
+  np.testing.assert_allclose(*shares, atol=1 / 360)
+  # The very split: published numbers depend on it.
+  assert test['labels'][:10].tolist() == [5, 2, 8, 1, 7, 2, 6, 2, 6, 5]
+
+
+def test_label_distribution_is_the_training_splits(digits):
+  [train] = digits.eval('train', batch_size=1437)
+  distribution = digits.label_distribution()
+  assert distribution.dtype == np.float32
+  assert distribution.sum() == pytest.approx(1)
+  np.testing.assert_allclose(
+    distribution * 1437, np.bincount(train['labels']), rtol=1e-6
+  )
+
+
+def test_digits_have_no_other_splits():
+  with pytest.raises(ValueError, match="digits have the splits 'train'"):
+    make('digits', eval_split='validation')
+
+
+def test_normalisation_is_per_channel(cifar):
+  folder, pixels = cifar
+  mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+  cifar10 = make('cifar10', data_dir=folder, mean=mean, std=std)
+  [batch] = cifar10.eval('test', batch_size=5)
+  expected = (pixels[23:] / 255 - mean) / std
+  np.testing.assert_allclose(batch['inputs'], expected, atol=1e-6)
+
+
+# Augmentation.
+
+
+def windows_of(image, padding):
+  """All the crops of a padded image, as bytes."""
+  height, width, _ = image.shape
+  padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
+  return {
+    padded[top : top + height, left : left + width].tobytes()
+    for top in range(2 * padding + 1)
+    for left in range(2 * padding + 1)
+  }
+
+
+@pytest.mark.parametrize('flip', [False, True])
+def test_shift_draws_every_crop_of_the_padded_image(flip, cifar):
+  folder, pixels = cifar
+  cifar10 = make(
+    'cifar10',
+    data_dir=folder,
+    train_split='train[:1]',
+    augmentation='shift_flip' if flip else 'shift',
+    padding=1,
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+  )
+  image = pixels[0] / np.float32(255)
+  crops = windows_of(image, 1)
+  if flip:
+    crops |= windows_of(image[:, ::-1], 1)
+  assert len(crops) == (18 if flip else 9)
+  [batch] = take(cifar10.train(**MEMBER, batch_size=300), 1)
+  assert set(contents([batch])) == crops
+
+
+def test_no_padding_is_no_shift(digits):
+  still = make('digits', augmentation='shift', padding=0)
+  streams = (s.train(**MEMBER, batch_size=16) for s in (still, digits))
+  assert_same(*(take(stream, 2) for stream in streams))
+
+
+def test_inception_makes_images_of_varying_size_alike(imagenet):
+  imagenet2012 = make_imagenet(imagenet, num_threads=2, prefetch_batches=2)
+  assert imagenet2012.image_shape == (16, 16, 3)
+  streams = [imagenet2012.train(**MEMBER, batch_size=64) for _ in range(2)]
+  batches, others = (take(stream, 2) for stream in streams)
+  assert_same(batches, others)
+  inputs = np.concatenate([batch['inputs'] for batch in batches])
+  assert inputs.shape == (128, 16, 16, 3)
+  # Red lies left in about half of the images that hold the border.
+  redder = inputs[:, :, :8, 0].sum((1, 2)) - inputs[:, :, 8:, 0].sum((1, 2))
+  assert 20 < (redder > 1).sum() < 108
+  assert 20 < (redder < -1).sum() < 108
+
+
+def test_random_crops_have_the_areas_and_aspects_of_the_recipe(monkeypatch):
+  parts = []
+
+  def note(image, height, width):
+    parts.append(image.shape[:2])
+    return np.zeros((height, width, 3), np.uint8)
+
+  monkeypatch.setattr(images, '_resize', note)
+  rng = np.random.default_rng(0)
+  image = np.zeros((300, 300, 3), np.uint8)
+  for _ in range(500):
+    images._random_resized_crop(image, rng, 8)
+  rows, columns = np.array(parts).T
+  areas = rows * columns / 300**2
+  aspects = columns / rows
+  assert 0.079 < areas.min() < 0.12
+  assert 0.9 < areas.max() <= 1
+  assert 0.74 < aspects.min() < 0.78
+  assert 1.28 < aspects.max() < 1.35
+  # No crop of the recipe fits into a ribbon: its centre square serves.
+  parts.clear()
+  images._random_resized_crop(np.zeros((10, 900, 3), np.uint8), rng, 8)
+  assert parts == [(10, 10)]
+
+
+def test_evaluation_of_inception_is_the_centre_crop(imagenet):
+  [batch] = make_imagenet(imagenet).eval('test', batch_size=3)
+  assert batch['inputs'].shape == (3, 16, 16, 3)
+  # The border of red and blue is in the middle, away from which JPEG is exact.
+  red, blue = batch['inputs'][..., 0], batch['inputs'][..., 2]
+  assert red[:, :, :5].min() > 0.9
+  assert blue[:, :, :5].max() < 0.1
+  assert blue[:, :, 11:].min() > 0.9
+  assert red[:, :, 11:].max() < 0.1
+
+
+def test_resizing_counts_every_pixel():
+  # A chessboard is grey from afar; a filter that skips pixels makes it black.
+  board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
+  small = images._resize(board, 8, 8)
+  assert small.shape == (8, 8, 1)
+  assert np.abs(small.astype(int) - 127).max() <= 1
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    (
+      {'augmentation': 'mixup'},
+      "Unknown augmentation 'mixup', expected one of",
+    ),
+    ({'augmentation': 'shift', 'padding': None}, "'shift' needs padding"),
+    ({'augmentation': 'inception'}, "'inception' needs image_size, got None"),
+    ({'mean': (0.0, 0.0)}, 'mean and std need one number per channel'),
+  ],
+)
+def test_wrong_arguments_are_named(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    make('digits', **changes)
+
+
+# Sets of TFDS.
+
+
+def test_a_tfds_set_reads_back_what_was_written(cifar):
+  folder, pixels = cifar
+  cifar10 = make('cifar10', data_dir=folder, mean=(0.0,) * 3, std=(1.0,) * 3)
+  assert cifar10.image_shape == (32, 32, 3)
+  assert cifar10.num_classes == 10
+  assert cifar10.num_train == cifar10.num_examples('train') == 23
+  for split, expected in (('train', pixels[:23]), ('test', pixels[23:])):
+    [batch] = cifar10.eval(split, batch_size=len(expected))
+    np.testing.assert_array_equal(batch['inputs'], expected / np.float32(255))
+  np.testing.assert_allclose(
+    cifar10.label_distribution(), np.array([1] * 9 + [14]) / 23, rtol=1e-6
+  )
+
+
+def test_label_distribution_decodes_no_image(cifar, monkeypatch):
+  def refuse(*_):
+    raise AssertionError('an image was decoded')
+
+  monkeypatch.setattr(cv2, 'imdecode', refuse)
+  make(
+    'cifar10', data_dir=cifar[0], mean=(0.0,) * 3, std=(1.0,) * 3
+  ).label_distribution()
+
+
+def test_part_of_a_split(cifar):
+  folder, pixels = cifar
+  held_out = make(
+    'cifar10',
+    data_dir=folder,
+    train_split='train[:13]',
+    eval_split='train[13:]',
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+  )
+  assert held_out.num_train == 13
+  [batch] = held_out.eval('test', batch_size=10)
+  np.testing.assert_array_equal(
+    batch['inputs'], pixels[13:23] / np.float32(255)
+  )
+  with pytest.raises(ValueError, match='holdout'):
+    make('cifar10', data_dir=folder, train_split='holdout')
+
+
+def test_a_grey_image_in_a_colour_set_has_three_channels(tmp_path):
+  grey = np.full((32, 32, 1), 77, np.uint8)
+  write_tfds(
+    tmp_path,
+    'cifar10',
+    '3.0.2',
+    features_of((32, 32, 3), 10),
+    {
+      split: [{'image': encode(grey), 'label': 0}]
+      for split in ('train', 'test')
+    },
+  )
+  cifar10 = make('cifar10', data_dir=tmp_path, mean=(0.0,) * 3, std=(1.0,) * 3)
+  [batch] = cifar10.eval('test', batch_size=1)
+  np.testing.assert_array_equal(
+    batch['inputs'], np.full((1, 32, 32, 3), 77 / np.float32(255))
+  )
+
+
+def test_a_set_that_tfds_does_not_know_is_read_from_its_files(tmp_path):
+  blank = {'image': encode(np.zeros((4, 4, 1), np.uint8)), 'label': 2}
+  write_tfds(
+    tmp_path,
+    'my_shapes',
+    '1.0.0',
+    features_of((4, 4, 1), 3),
+    {'train': [blank] * 2, 'test': [blank]},
+  )
+  mine = make('my_shapes', data_dir=tmp_path)
+  assert (mine.image_shape, mine.num_classes) == ((4, 4, 1), 3)
+
+
+def test_varying_sizes_need_a_crop(imagenet):
+  with pytest.raises(ValueError, match="Images of 'imagenet2012' vary in size"):
+    make_imagenet(imagenet, augmentation='shift')
+
+
+def test_a_set_that_is_not_prepared_says_what_to_run(tmp_path):
+  with pytest.raises(images.NotPreparedError) as caught:
+    make('fashion_mnist', data_dir=tmp_path)
+  sentence = str(caught.value)
+  assert 'python -m scripts.prepare_images fashion_mnist' in sentence
+  assert 'TFDS_DATA_DIR' in sentence
+  assert str(tmp_path) in sentence
+  assert '\n' not in sentence
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_set_of_another_format_says_so(tmp_path):
+  write_tfds(
+    tmp_path, 'mnist', '3.0.1', features_of((28, 28, 1), 10), {}, 'tfrecord'
+  )
+  with pytest.raises(
+    images.NotPreparedError, match='as tfrecord, not as array'
+  ):
+    make('mnist', data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'sentence'),
+  [
+    ('fashion_mnst', r"called 'fashion_mnst': did you mean fashion_mnist"),
+    ('digit', r"called 'digit': did you mean digits"),
+    ('not a name', r"There is no image set called 'not a name'"),
+  ],
+)
+def test_unknown_names_get_the_nearest(name, sentence, tmp_path):
+  with pytest.raises(ValueError, match=sentence):
+    make(name, data_dir=tmp_path)
+
+
+def test_a_set_of_something_else_is_refused(tmp_path):
+  import tensorflow_datasets as tfds
+
+  reviews = tfds.features.FeaturesDict(
+    {
+      'text': tfds.features.Text(),
+      'label': tfds.features.ClassLabel(num_classes=2),
+    }
+  )
+  write_tfds(tmp_path, 'my_reviews', '1.0.0', reviews, {})
+  with pytest.raises(ValueError, match='not an image classification set'):
+    make('my_reviews', data_dir=tmp_path)
+
+
+def test_reading_needs_no_tensorflow_and_writes_nothing(cifar):
+  folder, _ = cifar
+  files = sorted(pathlib.Path(folder).rglob('*'))
+  program = (
+    'import sys\n'
+    'from data import images\n'
+    "assert 'tensorflow_datasets' not in sys.modules\n"
+    "assert 'sklearn' not in sys.modules\n"
+    "cifar10 = images.make_images('cifar10', train_split='train', "
+    "eval_split='test', data_dir=None, augmentation='shift_flip', padding=4, "
+    'image_size=None, mean=(0., 0., 0.), std=(1., 1., 1.), num_threads=1, '
+    'prefetch_batches=1)\n'
+    "next(cifar10.train(member=0, members=1, partition='shared', seed=0, "
+    'batch_size=4))\n'
+    "next(cifar10.eval('test', batch_size=4))\n"
+    'cifar10.label_distribution()\n'
+    "assert 'tensorflow' not in sys.modules\n"
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program],
+    cwd=pathlib.Path(__file__).parents[1],
+    env=os.environ | {'TFDS_DATA_DIR': str(folder)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  # Silence, too: nothing of TFDS's is for the reader of a training log.
+  assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+  assert sorted(pathlib.Path(folder).rglob('*')) == files
+
+
+def test_an_image_set_cannot_be_changed(digits):
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    digits.num_classes = 3

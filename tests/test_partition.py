@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from data import partition
+
+
+@pytest.mark.parametrize('num_examples', [1, 2, 7, 12, 100])
+@pytest.mark.parametrize('members', [1, 2, 3, 7])
+def test_disjoint_shards_cover_and_do_not_meet(num_examples, members):
+  if num_examples < members:
+    pytest.skip('a shard would be empty')
+  examples = np.arange(num_examples)
+  shards = [
+    examples[partition.partition_indices(num_examples, m, members, 'disjoint')]
+    for m in range(members)
+  ]
+  assert sorted(np.concatenate(shards)) == list(examples)
+  sizes = [len(shard) for shard in shards]
+  assert min(sizes) >= 1
+  assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize('member', [0, 1, 2])
+def test_shared_means_everything_in_the_same_order(member):
+  examples = list(range(5))
+  assert (
+    examples[partition.partition_indices(5, member, 3, 'shared')] == examples
+  )
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ((10, 0, 0, 'disjoint'), 'members must be at least 1, got 0'),
+    ((10, 2, 2, 'disjoint'), 'member 2 is out of range: 2 members'),
+    ((10, -1, 2, 'shared'), 'member -1 is out of range'),
+    ((10, 0, 2, 'striped'), "Unknown partition 'striped', expected one of"),
+    ((0, 0, 1, 'shared'), '0 examples are too few'),
+    # Member 0 refuses too, although its own shard would hold an example.
+    ((2, 0, 3, 'disjoint'), '2 examples are too few for 3 disjoint'),
+  ],
+)
+def test_wrong_arguments_are_named(arguments, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    partition.partition_indices(*arguments)
+
+
+def test_more_members_than_examples_may_share():
+  assert len([7][partition.partition_indices(1, 4, 5, 'shared')]) == 1
