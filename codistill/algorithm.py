@@ -88,7 +88,7 @@ def codistill(
     for member, ends_round in _active(members):
       # y, f = get_train_example()
       batch = next(member.batches)
-      # θᵢ = θᵢ − η ∇_θᵢ { φ(y, F(θᵢ, f)) }
+      # θᵢ = θᵢ − η ∇{ φ(y, F(θᵢ, f)) }
       member.state, metrics = updates.burn_in(member.state, batch)
       _offer(exchange, member, step, metrics)
       yield Report(member, step, metrics, (), ends_round)
@@ -101,7 +101,7 @@ def codistill(
       batch = next(member.batches)
       # θⱼ for j ≠ i: the freshest copies that this member may see (§2.1)
       peers = exchange.freshest(member.index, step)
-      # θᵢ = θᵢ − η ∇_θᵢ { φ(y, F(θᵢ, f)) + ψ(1/(N−1) Σ_{j≠i} F(θⱼ, f), F(θᵢ, f)) }
+      # θᵢ = θᵢ − η ∇{ φ(y, F(θᵢ, f)) + ψ(1/(N−1) Σ_{j≠i} F(θⱼ, f), F(θᵢ, f)) }
       member.state, metrics = updates.codistill(member.state, batch, peers)
       _offer(exchange, member, step, metrics)
       yield Report(member, step, metrics, peers, ends_round)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt32
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from codistill import losses, sharding
 from codistill.algorithm import Peer
@@ -33,21 +34,25 @@ class TrainState:
   """All of a member that changes, and its key. Arrays only.
 
   Attributes:
-    step: updates behind it.
+    step: updates behind it, int32 [].
     variables: {'params': …, 'batch_stats': …}; what peers get a copy of.
     opt_state: the optimizer's.
     memory: the carry of its own forward pass over its stream.
-    peer_memories: by member number, each peer's carry over *this* member's
-      stream; kept across reloads of the peer's weights.
-    key: of the member's noise (dropout); folded with the step at each update.
+    peer_memories: a dict by member number of each peer's carry over *this*
+      member's stream; kept across reloads of the peer's weights.
+    key: of the member's noise (dropout), as uint32 key data; folded with the
+      step at each update.
+
+  Without shapes in its annotations, because trees of this type also hold
+  shardings and abstract arrays.
   """
 
-  step: Int[Array, '']
+  step: Any
   variables: PyTree
   opt_state: PyTree
   memory: PyTree
-  peer_memories: dict[int, PyTree]
-  key: UInt32[Array, '...']
+  peer_memories: Any
+  key: Any
 
 
 def init_state(
@@ -104,7 +109,7 @@ def make_objective(
   distill_loss: Callable[[Array, Array], Array],
   task_weight: float,
   distill_weight: float,
-  constant_targets: Array | None,
+  constant_targets: ArrayLike | None,
 ) -> Objective:
   """What a member descends: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
 
@@ -218,7 +223,7 @@ def make_updates(
   distill_loss: Callable[[Array, Array], Array],
   task_weight: float,
   distill_weight: float,
-  constant_targets: Array | None,
+  constant_targets: ArrayLike | None,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 

@@ -263,6 +263,8 @@ def _check(config: ConfigDict, member: int | None) -> None:
     'codistill.teacher': (codistill.teacher, ('peers', 'uniform', 'unigram')),
     'codistill.distill_loss': (codistill.distill_loss, losses.DISTILL_LOSSES),
     'model.name': (config.model.name, MODELS),
+    'model.dtype': (config.model.dtype, ('float32', 'bfloat16', 'float16')),
+    'model.param_dtype': (config.model.param_dtype, ('float32', 'bfloat16')),
     **{
       f'diversity.{source}': (diversity[source], _PARTITIONS)
       for source in ('initialization', 'order', 'partition')

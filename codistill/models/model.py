@@ -23,10 +23,15 @@ PyTree = Any
 
 @flax.struct.dataclass
 class Head:
-  """The last linear layer: logits = features · kernel + bias."""
+  """The last linear layer: logits = features · kernel + bias.
 
-  kernel: Float[Array, 'width classes']
-  bias: Float[Array, ' classes']
+  Attributes:
+    kernel: [width, classes].
+    bias: [classes].
+  """
+
+  kernel: Any
+  bias: Any
 
   def __call__(
     self, features: Float[Array, '*batch width']

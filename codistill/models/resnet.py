@@ -46,7 +46,9 @@ class _Block(nn.Module):
     # The first 3×3 convolution takes the stride.
     strided = list(self.kernels).index(3)
     last = len(self.kernels) - 1
-    for i, (kernel, width) in enumerate(zip(self.kernels, self.widths)):
+    for i, (kernel, width) in enumerate(
+      zip(self.kernels, self.widths, strict=True)
+    ):
       stride = self.stride if i == strided else 1
       y = self.conv(width, (kernel, kernel), (stride, stride))(y)
       zero = nn.initializers.zeros

@@ -1,0 +1,282 @@
+"""Every config builds; at the paper's scale in the abstract, one step for real."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codistill.algorithm import Peer, codistill
+from codistill.exchange import FrozenExchange, InMemoryExchange
+from experiments import config as config_lib
+from experiments.build import build
+from experiments.errors import UserError
+
+every_config = pytest.mark.parametrize('name', config_lib.names())
+
+
+def stand_in(config):
+  """A data set's description, for sets that are not on this machine."""
+  classes = config.data.num_classes
+  return types.SimpleNamespace(
+    image_shape=config.data.image_shape,
+    num_classes=classes,
+    label_distribution=lambda: np.full(classes, 1 / classes, np.float32),
+  )
+
+
+def abstract_batch(config, size):
+  return {
+    'inputs': jax.ShapeDtypeStruct(
+      (size, *config.data.image_shape), jnp.float32
+    ),
+    'labels': jax.ShapeDtypeStruct((size,), jnp.int32),
+  }
+
+
+def smoke(name='imagenet_codistill', **changes):
+  config = config_lib.load(f'{name}:smoke')
+  config.num_devices = 1
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@every_config
+def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
+  config = config_lib.load(name)
+  experiment = build(config, None, stand_in(config))
+  state = jax.eval_shape(functools.partial(experiment.init, 0))
+  batch = abstract_batch(config, config.batch_size)
+  assert batch['inputs'].shape == (16_384, 224, 224, 3)
+  variables = state.variables
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  assert count == 25_557_032
+  num_peers = config.codistill.members - 1
+  for distill, peers in ((False, 0), (True, num_peers)):
+    if distill and not peers and experiment.updates.needs_peers:
+      continue  # Synchronous SGD never gets there.
+    descend = functools.partial(
+      experiment.updates.descend,
+      state,
+      batch,
+      (variables,) * peers,
+      ((),) * peers,
+      distill,
+    )
+    new, metrics, _ = jax.eval_shape(descend)
+    shapes = [
+      jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+      for tree in (state, new)
+    ]
+    assert shapes[0] == shapes[1]
+    assert ('distill_loss' in metrics) == distill
+    assert all(value.shape == () for value in metrics.values())
+  prediction, _ = jax.eval_shape(
+    experiment.model.predict,
+    variables,
+    abstract_batch(config, config.eval_batch_size)['inputs'],
+    (),
+  )
+  assert prediction.features.shape == (1_024, 2_048)
+
+
+def test_one_codistilling_update_of_resnet_50_for_real():
+  config = config_lib.load('imagenet_codistill')
+  config.batch_size = config.eval_batch_size = 2
+  config.num_devices = 1
+  experiment = build(config, None, stand_in(config))
+  state, peer = experiment.init(0), experiment.init(1)
+  before = np.array(state.variables['params']['head']['kernel'])
+  rng = np.random.default_rng(0)
+  batch = {
+    'inputs': rng.normal(size=(2, 224, 224, 3)).astype(np.float32),
+    'labels': np.array([3, 999], np.int32),
+  }
+  state, metrics = experiment.updates.codistill(
+    state, batch, (Peer(1, 0, peer.variables),)
+  )
+  # A head near zero predicts all classes alike.
+  np.testing.assert_allclose(metrics['task_loss'], np.log(1000), atol=0.5)
+  np.testing.assert_allclose(metrics['distill_loss'], np.log(1000), atol=0.5)
+  after = state.variables['params']['head']['kernel']
+  assert np.abs(after - before).max() > 1e-4
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@every_config
+@pytest.mark.parametrize('variant', ['laptop', 'smoke'])
+def test_small_variants_build_with_their_data(name, variant):
+  config = config_lib.load(f'{name}:{variant}')
+  experiment = build(config, None)
+  batch = next(experiment.batches(0, 0))
+  assert batch['inputs'].shape == (config.batch_size, 8, 8, 1)
+  assert len(experiment.members) == config.codistill.members
+
+
+def test_arms_are_what_they_are_called():
+  sync, codistilled, ensemble, smoothing = (
+    build(smoke(f'imagenet_{arm}'), None)
+    for arm in ('sync', 'codistill', 'ensemble', 'label_smoothing')
+  )
+  assert isinstance(codistilled.exchange, InMemoryExchange)
+  for arm in (sync, ensemble, smoothing):
+    assert isinstance(arm.exchange, FrozenExchange)
+  assert [
+    len(arm.members) for arm in (sync, codistilled, ensemble, smoothing)
+  ] == [1, 2, 2, 1]
+  assert sync.burn_in_steps == sync.num_steps
+  assert ensemble.burn_in_steps == ensemble.num_steps
+  assert not smoothing.updates.needs_peers
+
+
+def test_the_base_changes_with_the_number_of_steps():
+  config = smoke('imagenet_sync', num_steps=20)
+  assert config.codistill.burn_in_steps == 20
+  assert config.schedule.warmup_cosine.num_steps == 20
+
+
+def test_unigram_smoothing_takes_the_labels_frequencies():
+  config = smoke('imagenet_label_smoothing')
+  config.codistill.teacher = 'unigram'
+  experiment = build(config, None)
+  state, batch = experiment.init(0), next(experiment.batches(0, 0))
+  prediction, _, _ = experiment.model.forward(
+    state.variables, batch['inputs'], (), jax.random.key(0)
+  )
+  unigram = experiment.dataset.label_distribution()
+  by_hand = -(unigram * jax.nn.log_softmax(prediction.logits)).sum(-1).mean()
+  _, metrics = experiment.updates.codistill(state, batch, ())
+  np.testing.assert_allclose(metrics['distill_loss'], by_hand, rtol=1e-5)
+
+
+# The sources of diversity, each own or same.
+
+
+def examples_of(experiment, member, num_batches=3):
+  batches = experiment.batches(member, 0)
+  return np.concatenate(
+    [np.asarray(next(batches)['inputs']) for _ in range(num_batches)]
+  )
+
+
+def weights_of(experiment, member):
+  return np.asarray(
+    experiment.init(member).variables['params']['stem']['kernel']
+  )
+
+
+def diverse(**own):
+  config = smoke()
+  for source in ('initialization', 'order', 'partition'):
+    config.diversity[source] = own.get(source, 'same')
+  return build(config, None)
+
+
+def train(experiment):
+  members = experiment.start()
+  for _ in codistill(
+    members,
+    experiment.updates,
+    experiment.exchange,
+    experiment.burn_in_steps,
+    experiment.num_steps,
+  ):
+    pass
+  return [
+    jax.tree.map(np.asarray, member.state.variables) for member in members
+  ]
+
+
+def test_two_copies_with_everything_the_same_stay_identical():
+  jax.tree.map(np.testing.assert_array_equal, *train(diverse()))
+
+
+@pytest.mark.parametrize('source', ['initialization', 'order', 'partition'])
+def test_each_source_alone_drives_two_copies_apart(source):
+  one, other = train(diverse(**{source: 'own'}))
+  difference = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(), one['params'], other['params']
+  )
+  assert max(jax.tree.leaves(difference)) > 1e-3
+
+
+def test_initialization_own_changes_weights_and_nothing_else():
+  experiment = diverse(initialization='own')
+  assert (weights_of(experiment, 0) != weights_of(experiment, 1)).any()
+  np.testing.assert_array_equal(
+    examples_of(experiment, 0), examples_of(experiment, 1)
+  )
+
+
+def test_order_own_changes_batches_and_nothing_else():
+  experiment = diverse(order='own')
+  np.testing.assert_array_equal(
+    weights_of(experiment, 0), weights_of(experiment, 1)
+  )
+  assert (examples_of(experiment, 0) != examples_of(experiment, 1)).any()
+
+
+def test_the_baseline_starts_as_the_first_codistilled_member_does():
+  sync = build(smoke('imagenet_sync'), None)
+  codistilled = build(smoke('imagenet_codistill'), None)
+  np.testing.assert_array_equal(weights_of(sync, 0), weights_of(codistilled, 0))
+
+
+def test_seeds_change_weights_and_batches():
+  one, other = (build(smoke(seed=seed), None) for seed in (0, 1))
+  assert (weights_of(one, 0) != weights_of(other, 0)).any()
+  assert (examples_of(one, 0) != examples_of(other, 0)).any()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    ({'codistill.members': 0}, 'codistill.members is 0; it must be at least 1'),
+    ({'codistill.burn_in_steps': -1}, 'burn_in_steps is -1; it must be'),
+    ({'num_steps': 0}, 'num_steps is 0'),
+    ({'codistill.exchange': 'post'}, "exchange is 'post'; it can be memory"),
+    ({'codistill.teacher': 'me'}, "teacher is 'me'; it can be peers"),
+    ({'codistill.distill_loss': 'l1'}, "'l1'; it can be cross_entropy, kl"),
+    ({'codistill.topology': 'star'}, "no topology 'star'; there are all"),
+    ({'codistill.reload_interval_steps': 0}, 'must be at least 1, not 0'),
+    ({'codistill.delay_steps': -1}, 'delay_steps must not be negative'),
+    ({'diversity.order': 'other'}, "order is 'other'; it can be own, same"),
+    ({'model.name': 'vit'}, "model.name is 'vit'; it can be dnn, resnet"),
+    ({'model.resnet.depth': 9}, 'no ResNet of depth 9'),
+    ({'model.dtype': 'float8'}, "dtype is 'float8'; it can be float32"),
+    ({'optimizer.name': 'lamb'}, "no optimizer 'lamb'"),
+    ({'schedule.name': 'steps'}, "no schedule 'steps'"),
+    ({'num_devices': 3}, 'batch_size 16 is not divisible by 3 devices'),
+    ({'num_devices': 99}, 'num_devices is 99, but there are 8 devices'),
+    ({'eval_batch_size': 7, 'num_devices': 2}, 'eval_batch_size 7 is not'),
+    ({'data.num_classes': 11}, 'set data.image_shape and data.num_classes'),
+    ({'data.augmentation': 'blur'}, 'blur'),
+  ],
+)
+def test_configs_that_cannot_be_are_refused_in_a_sentence(changes, sentence):
+  with pytest.raises(UserError) as error:
+    build(smoke(**changes), None)
+  assert sentence in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('member', 'name', 'sentence'),
+  [
+    (2, 'imagenet_codistill', '--member=2 is out of range'),
+    (-1, 'imagenet_codistill', '--member=-1 is out of range'),
+    (0, 'imagenet_codistill', 'use --member=all'),
+  ],
+)
+def test_members_that_cannot_be_are_refused(member, name, sentence):
+  with pytest.raises(UserError, match=sentence):
+    build(smoke(name), member)
+
+
+def test_one_member_of_an_ensemble_is_a_run():
+  assert build(smoke('imagenet_ensemble'), 1).members == (1,)

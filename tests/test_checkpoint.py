@@ -1,0 +1,143 @@
+"""What is saved comes back: bit for bit, on other devices, with stale peers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codistill import optim, sharding
+from codistill.checkpoint import Checkpoints
+from codistill.models import make_resnet
+from codistill.train_step import init_state
+
+BATCH = 8
+
+
+@functools.cache
+def model():
+  network = make_resnet(
+    input_shape=(8, 8, 1),
+    num_classes=10,
+    depth=8,
+    width=4,
+    batch_norm_momentum=0.9,
+    dtype='float32',
+    param_dtype='float32',
+  )
+  # With a carry, as a network with a memory has it.
+  return dataclasses.replace(
+    network, memory=lambda size: {'h': jnp.zeros((size, 3))}
+  )
+
+
+def state_of(member, peers=()):
+  optimizer = optim.make_optimizer(
+    'sgd',
+    'constant',
+    {'rate': 0.1},
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.0,
+  )
+  state = init_state(
+    model(),
+    optimizer,
+    batch_size=BATCH,
+    init_key=jax.random.key(member),
+    noise_key=jax.random.key(100 + member),
+  )
+  return dataclasses.replace(
+    state,
+    step=jnp.int32(12),
+    memory={'h': jnp.full((BATCH, 3), 1.0 + member)},
+    peer_memories={p: {'h': jnp.full((BATCH, 3), 10.0 + p)} for p in peers},
+  )
+
+
+def save_and_restore(path, states, publications, extra, num_devices=1):
+  mesh = sharding.make_mesh(1)
+  states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
+  checkpoints = Checkpoints(path)
+  checkpoints.save(12, states, publications, extra)
+  checkpoints.close()
+  return restore(path, num_devices)
+
+
+def restore(path, num_devices=1):
+  checkpoints = Checkpoints(path)
+  abstract = jax.eval_shape(functools.partial(state_of, 0))
+  result = checkpoints.restore(
+    abstract, model(), BATCH, sharding.make_mesh(num_devices)
+  )
+  checkpoints.close()
+  return result
+
+
+def assert_same(one, other):
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path, num_devices):
+  states = {0: state_of(0, peers=(1, 2)), 1: state_of(1), 2: state_of(2, (0,))}
+  publications = {
+    0: {9: state_of(5).variables, 12: state_of(6).variables},
+    1: {},
+    2: {6: state_of(7).variables},
+  }
+  extra = {'seconds': 1.5, 'active': [0, 2]}
+  found = save_and_restore(
+    tmp_path / 'c', states, publications, extra, num_devices
+  )
+  assert found.step == 12
+  assert found.extra == extra
+  assert found.states.keys() == states.keys()
+  for member, state in states.items():
+    assert_same(found.states[member], state)
+  assert_same(found.publications, publications)
+  for leaf in jax.tree.leaves((found.states, found.publications)):
+    assert len(leaf.sharding.device_set) == num_devices
+  carry = found.states[0].peer_memories[1]['h']
+  shard = carry.addressable_shards[0].data.shape
+  assert shard == (BATCH // num_devices, 3)
+
+
+def test_without_publications(tmp_path):
+  found = save_and_restore(tmp_path / 'c', {3: state_of(3)}, {}, {})
+  assert_same(found.states, {3: state_of(3)})
+  assert found.publications == {}
+
+
+def test_an_empty_folder_has_none(tmp_path):
+  assert restore(tmp_path / 'c') is None
+
+
+def test_the_newest_wins_and_the_one_before_it_is_kept(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'c')
+  for step in (4, 8, 12):
+    state = dataclasses.replace(state_of(0), step=jnp.int32(step))
+    checkpoints.save(step, {0: state}, {}, {})
+  checkpoints.close()
+  assert restore(tmp_path / 'c').states[0].step == 12
+  steps = {int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit()}
+  assert steps == {8, 12}
+
+
+def test_a_step_saved_twice_holds_what_was_saved_last(tmp_path):
+  checkpoints = Checkpoints(tmp_path / 'c')
+  for seconds in (1.0, 2.0):
+    checkpoints.save(5, {0: state_of(0)}, {}, {'seconds': seconds})
+  checkpoints.close()
+  assert restore(tmp_path / 'c').extra == {'seconds': 2.0}
+
+
+def test_what_a_killed_process_left_half_done_is_not_seen(tmp_path):
+  save_and_restore(tmp_path / 'c', {0: state_of(0)}, {}, {})
+  # A step folder is renamed into place when it is whole.
+  half = tmp_path / 'c' / '13.orbax-checkpoint-tmp'
+  (half / 'states').mkdir(parents=True)
+  assert restore(tmp_path / 'c').step == 12

@@ -1,0 +1,112 @@
+"""Exact evaluation: each example once, against NumPy on the whole set."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codistill import sharding
+from codistill.evaluate import make_evaluate
+from codistill.models import make_dnn
+
+EXAMPLES, CLASSES = 43, 5
+
+
+@pytest.fixture(scope='module')
+def model():
+  return make_dnn(
+    input_shape=(6,),
+    num_classes=CLASSES,
+    hidden=(8,),
+    dtype='float32',
+    param_dtype='float32',
+  )
+
+
+@pytest.fixture(scope='module')
+def examples():
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(EXAMPLES, 6)).astype(np.float32)
+  return inputs, rng.integers(CLASSES, size=EXAMPLES).astype(np.int32)
+
+
+def batches(examples, batch_size):
+  for start in range(0, EXAMPLES, batch_size):
+    inputs, labels = (part[start : start + batch_size] for part in examples)
+    missing = batch_size - len(labels)
+    yield {
+      'inputs': np.pad(inputs, ((0, missing), (0, 0))),
+      'labels': np.pad(labels, (0, missing)),
+      'mask': np.pad(np.ones(len(labels), np.float32), (0, missing)),
+    }
+
+
+def by_hand(model, members, examples):
+  inputs, labels = examples
+  probs = [
+    np.asarray(
+      jax.nn.softmax(model.predict(one, jnp.asarray(inputs), ())[0].logits),
+      np.float64,
+    )
+    for one in members
+  ]
+  scores = [
+    (
+      np.mean(p.argmax(-1) == labels),
+      -np.log(p[np.arange(EXAMPLES), labels]).mean(),
+    )
+    for p in [*probs, np.mean(probs, axis=0)]
+  ]
+  classes = [p.argmax(-1) for p in probs]
+  pairs = [
+    np.mean(classes[i] != classes[j])
+    for i in range(len(classes))
+    for j in range(i)
+  ]
+  return scores, np.mean(pairs) if pairs else None
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+@pytest.mark.parametrize('batch_size', [8, 16, 48])
+@pytest.mark.parametrize('num_members', [1, 3])
+def test_counts_every_example_once(
+  model, examples, num_devices, batch_size, num_members
+):
+  members = [model.init(jax.random.key(i)) for i in range(num_members)]
+  evaluate = make_evaluate(model, sharding.make_mesh(num_devices))
+  result = evaluate(members, batches(examples, batch_size))
+  scores, disagreement = by_hand(model, members, examples)
+  assert result.num_examples == EXAMPLES
+  np.testing.assert_allclose(result.members, scores[:num_members], rtol=1e-5)
+  if num_members == 1:
+    assert result.ensemble is None
+    assert result.disagreement is None
+  else:
+    np.testing.assert_allclose(result.ensemble, scores[-1], rtol=1e-5)
+    np.testing.assert_allclose(result.disagreement, disagreement, rtol=1e-6)
+    assert 0 < result.disagreement < 1
+
+
+def test_identical_members_never_disagree(model, examples):
+  member = model.init(jax.random.key(0))
+  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  result = evaluate([member, member], batches(examples, 16))
+  assert result.disagreement == 0
+  assert result.members[0] == result.members[1]
+  np.testing.assert_allclose(result.ensemble, result.members[0], rtol=1e-6)
+
+
+def test_a_broken_member_scores_what_it_deserves(model, examples):
+  broken = jax.tree.map(
+    lambda leaf: jnp.full_like(leaf, jnp.nan), model.init(jax.random.key(0))
+  )
+  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  assert np.isnan(
+    evaluate([broken], batches(examples, 16)).members[0].task_loss
+  )
+
+
+def test_no_examples_are_refused(model):
+  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  with pytest.raises(ValueError, match='no examples'):
+    evaluate([model.init(jax.random.key(0))], [])

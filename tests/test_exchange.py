@@ -1,0 +1,213 @@
+"""The table that every exchange must pass, and what each kind adds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codistill import topology
+from codistill.algorithm import Exchange, Peer
+from codistill.exchange import FrozenExchange, InMemoryExchange
+
+
+def variables(member, step):
+  """Weights that tell whose they are and when they were."""
+  return {
+    'params': {'w': jnp.full((4,), 100.0 * member + step)},
+    'batch_stats': {'mean': jnp.full((2,), float(step))},
+  }
+
+
+def in_memory(members=3, interval=1, delay=0, immediate=False, graph='all'):
+  return InMemoryExchange(
+    topology.make_neighbours(graph, members),
+    reload_interval_steps=interval,
+    delay_steps=delay,
+    immediate=immediate,
+  )
+
+
+def frozen(members=3):
+  return FrozenExchange(
+    tuple(Peer(m, 7, variables(m, 7)) for m in range(10, 10 + members - 1))
+  )
+
+
+# Every exchange, in every way that its visibility can be set: (make it, k, d).
+KINDS = {
+  'memory': (in_memory, 1, 0),
+  'memory, k=3': (functools.partial(in_memory, interval=3), 3, 0),
+  'memory, d=2': (functools.partial(in_memory, delay=2), 1, 2),
+  'memory, k=3, d=2': (
+    functools.partial(in_memory, interval=3, delay=2),
+    3,
+    2,
+  ),
+  'memory, ring': (functools.partial(in_memory, graph='ring'), 1, 0),
+  'frozen': (frozen, None, None),
+}
+every_exchange = pytest.mark.parametrize(
+  ('make', 'interval', 'delay'), KINDS.values(), ids=KINDS.keys()
+)
+ORDERS = ([0, 1, 2], [2, 1, 0], [1, 2, 0])
+
+
+def play(exchange, num_steps, order=(0, 1, 2), start=0):
+  """Lets three members take turns; what each saw, by (member, step)."""
+  if start == 0:
+    for member in range(3):
+      exchange.offer(member, 0, variables(member, 0))
+  seen = {}
+  for step in range(start + 1, num_steps + 1):
+    for member in order:
+      peers = exchange.freshest(member, step)
+      seen[member, step] = [(peer.member, peer.step) for peer in peers]
+      for peer in peers:
+        jax.tree.map(
+          np.testing.assert_array_equal,
+          peer.variables,
+          variables(peer.member, peer.step),
+        )
+      exchange.offer(member, step, variables(member, step), jnp.float32(1))
+  return seen
+
+
+@every_exchange
+def test_is_an_exchange(make, interval, delay):
+  assert isinstance(make(), Exchange)
+
+
+@every_exchange
+def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(
+  make, interval, delay
+):
+  for (member, step), peers in play(make(), 10).items():
+    assert member not in [peer for peer, _ in peers]
+    for _, at in peers:
+      if interval is None:
+        assert at == 7
+      else:
+        visible = step - 1 - delay
+        assert at == visible - visible % interval
+
+
+@every_exchange
+def test_nothing_is_seen_before_it_is_visible(make, interval, delay):
+  if interval is None:
+    pytest.skip('frozen peers are there from the start')
+  exchange = make()
+  for member in range(3):
+    exchange.offer(member, interval, variables(member, interval))
+  for step in range(1, interval + delay + 1):
+    assert exchange.freshest(0, step) == ()
+  assert exchange.freshest(0, interval + delay + 1) != ()
+
+
+@every_exchange
+def test_the_order_of_members_does_not_matter(make, interval, delay):
+  runs = [play(make(), 10, order) for order in ORDERS]
+  assert runs[0] == runs[1] == runs[2]
+
+
+@every_exchange
+def test_what_is_seen_survives_the_donation_of_what_was_offered(
+  make, interval, delay
+):
+  train = jax.jit(
+    lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree),
+    donate_argnums=0,
+  )
+  exchange = make()
+  for step in range(0, 13, 3):
+    for member in range(3):
+      offered = variables(member, step)
+      exchange.offer(member, step, offered)
+      train(offered)
+      assert offered['params']['w'].is_deleted()
+  for peer in exchange.freshest(0, 20):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      peer.variables,
+      variables(peer.member, peer.step),
+    )
+
+
+@every_exchange
+def test_resumes_at_every_step_with_the_same_stale_peers(make, interval, delay):
+  whole = play(make(), 10)
+  for stop in range(1, 10):
+    before, after = make(), make()
+    play(before, stop)
+    after.restore(before.publications())
+    rest = play(after, 10, start=stop)
+    assert rest == {key: whole[key] for key in whole if key[1] > stop}
+
+
+@every_exchange
+def test_holds_no_more_copies_than_may_still_be_asked_for(
+  make, interval, delay
+):
+  exchange = make()
+  play(exchange, 30)
+  for steps in exchange.publications().values():
+    # Those held back by the delay, the newest visible, and the one before it
+    # for a member whose turn is still to come in this round.
+    assert len(steps) <= delay // interval + 2
+
+
+# What the kind in memory adds.
+
+
+def test_weights_that_are_not_finite_are_never_seen():
+  exchange = in_memory(members=2)
+  exchange.offer(1, 3, variables(1, 3))
+  broken = variables(1, 4)
+  broken['params']['w'] = broken['params']['w'].at[2].set(jnp.nan)
+  exchange.offer(1, 4, broken)
+  assert [peer.step for peer in exchange.freshest(0, 5)] == [3]
+  assert [peer.step for peer in exchange.freshest(0, 50)] == [3]
+  assert list(exchange.publications()[1]) == [3]
+  # A member that recovers is heard again.
+  exchange.offer(1, 51, variables(1, 51))
+  assert [peer.step for peer in exchange.freshest(0, 52)] == [51]
+
+
+def test_a_member_that_was_never_finite_is_left_out():
+  exchange = in_memory(members=3)
+  exchange.offer(1, 0, variables(1, jnp.inf))
+  exchange.offer(2, 0, variables(2, 0))
+  assert [peer.member for peer in exchange.freshest(0, 1)] == [2]
+
+
+def test_immediate_shows_what_a_member_did_earlier_in_the_same_round():
+  seen = play(in_memory(immediate=True), 3)
+  assert seen[0, 2] == [(1, 1), (2, 1)]
+  assert seen[1, 2] == [(0, 2), (2, 1)]
+  assert seen[2, 2] == [(0, 2), (1, 2)]
+
+
+def test_ages_differ_between_a_member_that_stopped_and_one_that_goes_on():
+  exchange = in_memory(members=3)
+  for step in range(6):
+    exchange.offer(2, step, variables(2, step))
+    if step < 3:
+      exchange.offer(1, step, variables(1, step))
+  assert [(p.member, p.step) for p in exchange.freshest(0, 6)] == [
+    (1, 2),
+    (2, 5),
+  ]
+
+
+def test_intervals_and_delays_out_of_range_are_refused():
+  with pytest.raises(
+    ValueError, match='reload_interval_steps must be at least'
+  ):
+    in_memory(interval=0)
+  with pytest.raises(ValueError, match='delay_steps must not be negative'):
+    in_memory(delay=-1)
+
+
+def test_without_peers_frozen_shows_none():
+  assert FrozenExchange().freshest(0, 5) == ()

@@ -1,0 +1,89 @@
+"""φ, ψ and the teachers against values worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codistill import losses
+
+# Two classes; softmax of (log 3, 0) is (¾, ¼).
+LOGITS = jnp.array([[np.log(3.0), 0.0], [0.0, 0.0]])
+TARGETS = jnp.array([[0.5, 0.5], [1.0, 0.0]])
+
+
+def test_task_loss_is_minus_the_log_of_the_labels_probability():
+  loss = losses.task_cross_entropy(jnp.array([1, 0]), LOGITS)
+  np.testing.assert_allclose(loss, [np.log(4), np.log(2)], rtol=1e-6)
+
+
+def test_distill_losses_by_hand():
+  cross_entropy = [
+    -0.5 * np.log(3 / 4) - 0.5 * np.log(1 / 4),
+    np.log(2),
+  ]
+  np.testing.assert_allclose(
+    losses.soft_cross_entropy(TARGETS, LOGITS), cross_entropy, rtol=1e-6
+  )
+  # Less the entropy of the targets, log 2 and 0.
+  np.testing.assert_allclose(
+    losses.kl_divergence(TARGETS, LOGITS),
+    [cross_entropy[0] - np.log(2), np.log(2)],
+    rtol=1e-5,
+  )
+  # Centred logits (½ log 3, −½ log 3) against (0, 0).
+  np.testing.assert_allclose(
+    losses.squared_logit_error(TARGETS, LOGITS)[0],
+    0.5 * 2 * (0.5 * np.log(3)) ** 2,
+    rtol=1e-6,
+  )
+
+
+def test_distill_losses_sum_over_classes():
+  # A student sure of the wrong one of many classes: a mean would vanish.
+  targets = jax.nn.one_hot(jnp.array([0]), 1000)
+  logits = 20 * jax.nn.one_hot(jnp.array([1]), 1000)
+  for loss in losses.DISTILL_LOSSES.values():
+    assert loss(targets, logits)[0] > 15
+
+
+@pytest.mark.parametrize('name', losses.DISTILL_LOSSES)
+def test_a_student_that_agrees_has_no_gradient(name):
+  logits = jnp.array([[1.0, -2.0, 0.5]])
+  targets = jax.nn.softmax(logits)
+  loss = losses.DISTILL_LOSSES[name]
+  gradient = jax.grad(lambda z: loss(targets, z).sum())(logits)
+  np.testing.assert_allclose(gradient, np.zeros((1, 3)), atol=1e-6)
+  away = logits + jnp.array([1.0, 0.0, 0.0])
+  assert loss(targets, away)[0] > loss(targets, logits)[0]
+
+
+@pytest.mark.parametrize('name', losses.DISTILL_LOSSES)
+def test_distill_losses_are_finite_for_a_teacher_without_doubt(name):
+  targets, logits = jnp.array([[1.0, 0.0]]), jnp.array([[-90.0, 90.0]])
+  loss = losses.DISTILL_LOSSES[name]
+  assert np.isfinite(loss(targets, logits)[0])
+  gradient = jax.grad(lambda z: loss(targets, z).sum())(logits)
+  assert np.isfinite(gradient).all()
+
+
+def test_cross_entropy_and_kl_have_the_same_gradient():
+  ours = jax.grad(lambda z: losses.soft_cross_entropy(TARGETS, z).sum())(LOGITS)
+  kl = jax.grad(lambda z: losses.kl_divergence(TARGETS, z).sum())(LOGITS)
+  np.testing.assert_allclose(ours, kl, atol=1e-6)
+  assert np.abs(ours).max() > 0.1
+
+
+def test_peers_are_averaged_as_predictions_not_as_logits():
+  sure, unsure = jnp.array([[100.0, 0.0]]), jnp.array([[0.0, 0.0]])
+  teacher = losses.average_of_peers([sure, unsure])
+  np.testing.assert_allclose(teacher, [[0.75, 0.25]], rtol=1e-6)
+
+
+def test_no_gradient_flows_into_a_teacher():
+  gradient = jax.grad(
+    lambda z: losses.soft_cross_entropy(
+      losses.average_of_peers([z]), LOGITS
+    ).sum()
+  )(LOGITS + 1)
+  np.testing.assert_array_equal(gradient, np.zeros((2, 2)))

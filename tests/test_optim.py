@@ -1,0 +1,86 @@
+"""Optimizers and schedules against the recipes they are named after."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from codistill import optim
+
+GOYAL = {
+  'initial_rate': 0.1,
+  'peak_rate': 6.4,
+  'warmup_steps': 10,
+  'drop_at_steps': (20, 30),
+  'drop_factor': 0.1,
+}
+
+
+@pytest.mark.parametrize(
+  ('step', 'rate'),
+  [(0, 0.1), (5, 3.25), (10, 6.4), (19, 6.4), (20, 0.64), (30, 0.064)],
+)
+def test_warmup_then_drops(step, rate):
+  np.testing.assert_allclose(
+    optim.warmup_piecewise(**GOYAL)(step), rate, rtol=1e-5
+  )
+
+
+def test_no_warmup_starts_at_the_peak():
+  schedule = optim.warmup_piecewise(**{**GOYAL, 'warmup_steps': 0})
+  np.testing.assert_allclose(schedule(0), 6.4, rtol=1e-6)
+  np.testing.assert_allclose(schedule(20), 0.64, rtol=1e-6)
+
+
+def test_cosine_ends_at_zero():
+  schedule = optim.warmup_cosine(
+    initial_rate=0.0, peak_rate=1.0, warmup_steps=10, num_steps=110
+  )
+  rates = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
+  np.testing.assert_allclose(rates, [0, 0.5, 1, 0.5, 0], atol=1e-6)
+
+
+def steps_of(optimizer, gradients, weight=2.0):
+  params = {'kernel': jnp.float32(weight)}
+  state = optimizer.init(params)
+  seen = []
+  for gradient in gradients:
+    updates, state = optimizer.update(
+      {'kernel': jnp.float32(gradient)}, state, params
+    )
+    params = optax.apply_updates(params, updates)
+    seen.append(float(params['kernel']))
+  return seen
+
+
+def test_sgd_with_momentum_and_weight_decay_by_hand():
+  optimizer = optim.make_optimizer(
+    'sgd',
+    'constant',
+    {'rate': 0.5},
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.1,
+  )
+  # v = 0.9 v + (g + 0.1 w);  w = w − 0.5 v
+  weight, velocity, expected = 2.0, 0.0, []
+  for gradient in (1.0, -1.0, 0.5):
+    velocity = 0.9 * velocity + gradient + 0.1 * weight
+    weight -= 0.5 * velocity
+    expected.append(weight)
+  np.testing.assert_allclose(
+    steps_of(optimizer, (1.0, -1.0, 0.5)), expected, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('name', ['adam', 'adagrad'])
+def test_other_optimizers_go_downhill(name):
+  optimizer = optim.make_optimizer(name, 'constant', {'rate': 0.1})
+  assert steps_of(optimizer, [1.0] * 3)[-1] < 2.0
+
+
+def test_unknown_names_are_refused_with_what_there_is():
+  with pytest.raises(ValueError, match="no optimizer 'lamb'; there are sgd"):
+    optim.make_optimizer('lamb', 'constant', {'rate': 0.1})
+  with pytest.raises(ValueError, match="no schedule 'linear'; there are const"):
+    optim.make_optimizer('sgd', 'linear', {'rate': 0.1})

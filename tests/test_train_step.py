@@ -1,0 +1,348 @@
+"""The two updates: their one difference, gradients, sharding, compilations."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codistill import losses, optim, sharding, topology
+from codistill.algorithm import Member, Peer, codistill
+from codistill.exchange import InMemoryExchange
+from codistill.models import Model, Prediction, make_dnn, make_resnet
+from codistill.models.model import LinearHead
+from codistill.train_step import init_state, make_objective, make_updates
+
+BATCH, CLASSES, SHAPE = 16, 10, (8, 8, 1)
+make_small_resnet = functools.partial(
+  make_resnet,
+  input_shape=SHAPE,
+  num_classes=CLASSES,
+  depth=8,
+  width=4,
+  batch_norm_momentum=0.9,
+  dtype='float32',
+  param_dtype='float32',
+)
+make_small_dnn = functools.partial(
+  make_dnn,
+  input_shape=SHAPE,
+  num_classes=CLASSES,
+  hidden=(8,),
+  dtype='float32',
+  param_dtype='float32',
+)
+LOSSES = {
+  'task_loss': losses.task_cross_entropy,
+  'distill_loss': losses.soft_cross_entropy,
+  'task_weight': 1.0,
+  'distill_weight': 1.0,
+  'constant_targets': None,
+}
+
+
+def sgd(rate=0.1):
+  return optim.make_optimizer(
+    'sgd',
+    'constant',
+    {'rate': rate},
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=1e-4,
+  )
+
+
+def state_of(model, member=0, optimizer=None):
+  return init_state(
+    model,
+    optimizer or sgd(),
+    batch_size=BATCH,
+    init_key=jax.random.key(member),
+    noise_key=jax.random.key(100 + member),
+  )
+
+
+def batch_of(step, member=0, size=BATCH):
+  rng = np.random.default_rng((step, member))
+  return {
+    'inputs': jnp.asarray(rng.normal(size=(size, *SHAPE)), jnp.float32),
+    'labels': jnp.asarray(rng.integers(CLASSES, size=size), jnp.int32),
+  }
+
+
+def updates_of(model, mesh=None, optimizer=None, **changes):
+  return make_updates(
+    model,
+    optimizer or sgd(),
+    mesh or sharding.make_mesh(1),
+    **{**LOSSES, **changes},
+  )
+
+
+def host(tree):
+  return jax.tree.map(np.array, tree)
+
+
+def assert_same(one, other):
+  jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def largest_difference(one, other):
+  return max(
+    jax.tree.leaves(
+      jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, other)
+    )
+  )
+
+
+def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
+  model = make_small_resnet()
+  state, peer = state_of(model), state_of(model, 1).variables
+
+  def value(params, peer):
+    objective = make_objective(model, **LOSSES)
+    return objective(params, state, batch_of(0), (peer,), ((),), True)[0]
+
+  params = state.variables['params']
+  mine, theirs = jax.jit(jax.grad(value, argnums=(0, 1)))(params, peer)
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(mine)) > 1e-3
+  for leaf in jax.tree.leaves(theirs):
+    np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def test_the_updates_differ_in_psi_alone():
+  model = make_small_dnn()
+  peer = Peer(1, 0, state_of(model, 1).variables)
+  updates = updates_of(model)
+  silent = updates_of(model, distill_weight=0.0)
+  alone, metrics = updates.burn_in(state_of(model), batch_of(0))
+  unheard, _ = silent.codistill(state_of(model), batch_of(0), (peer,))
+  taught, both = updates.codistill(state_of(model), batch_of(0), (peer,))
+  assert largest_difference(alone.variables, unheard.variables) < 1e-7
+  assert largest_difference(alone.variables, taught.variables) > 1e-3
+  assert 'distill_loss' not in metrics
+  # Logged before weighting, each by itself.
+  np.testing.assert_allclose(both['task_loss'], metrics['task_loss'], rtol=1e-6)
+  logits = model.predict(state_of(model).variables, batch_of(0)['inputs'], ())
+  teacher = model.predict(peer.variables, batch_of(0)['inputs'], ())
+  by_hand = -jnp.mean(
+    jnp.sum(
+      jax.nn.softmax(teacher[0].logits) * jax.nn.log_softmax(logits[0].logits),
+      axis=-1,
+    )
+  )
+  np.testing.assert_allclose(both['distill_loss'], by_hand, rtol=1e-5)
+
+
+def test_without_a_peer_codistill_is_burn_in():
+  model = make_small_dnn()
+  updates = updates_of(model)
+  alone, _ = updates.burn_in(state_of(model), batch_of(0))
+  asked, metrics = updates.codistill(state_of(model), batch_of(0), ())
+  assert_same(host(alone), host(asked))
+  assert 'distill_loss' not in metrics
+
+
+def test_a_constant_teacher_needs_no_peer_and_smooths():
+  model = make_small_dnn()
+  uniform = np.full(CLASSES, 1 / CLASSES, np.float32)
+  updates = updates_of(
+    model, constant_targets=uniform, task_weight=0.9, distill_weight=0.1
+  )
+  smoothed, metrics = updates.codistill(state_of(model), batch_of(0), ())
+
+  # 0.9 φ(y) + 0.1 ψ(uniform) is φ on labels smoothed by 0.1.
+  def smooth_loss(labels, logits):
+    targets = 0.9 * jax.nn.one_hot(labels, CLASSES) + 0.1 / CLASSES
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
+
+  reference, _ = updates_of(model, task_loss=smooth_loss).burn_in(
+    state_of(model), batch_of(0)
+  )
+  assert largest_difference(smoothed.variables, reference.variables) < 1e-6
+  assert float(metrics['distill_loss']) >= np.log(CLASSES) - 1e-6
+
+
+def test_the_state_is_donated_and_the_peer_is_not():
+  model = make_small_dnn()
+  state = sharding.replicate(state_of(model), sharding.make_mesh(1))
+  peer = Peer(1, 0, state_of(model, 1).variables)
+  updates_of(model).codistill(state, batch_of(0), (peer,))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.variables))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.opt_state))
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(peer.variables))
+
+
+def test_one_compilation_for_each_number_of_peers():
+  model = make_small_dnn()
+  traces = []
+
+  def counting(*arguments):
+    traces.append(len(arguments))
+    return model.forward(*arguments)
+
+  mesh = sharding.make_mesh(1)
+  updates = updates_of(dataclasses.replace(model, forward=counting), mesh)
+  state = sharding.replicate(state_of(model), mesh)
+  peers = [
+    Peer(m, 0, sharding.replicate(state_of(model, m).variables, mesh))
+    for m in range(1, 5)
+  ]
+  for step, team in enumerate(
+    [peers[:1], peers[1:2], peers[:2], peers[2:], peers[:1], peers[:3]]
+  ):
+    batch = sharding.split_batch(batch_of(step), mesh)
+    state, _ = updates.codistill(state, batch, tuple(team))
+  # One, two and three peers, whoever they are.
+  assert len(traces) == 3
+
+
+def test_batch_norm_of_a_teacher_uses_and_keeps_its_statistics():
+  model = make_small_resnet()
+  peer = state_of(model, 1).variables
+  shifted = {
+    **peer,
+    'batch_stats': jax.tree.map(lambda x: x + 3.0, peer['batch_stats']),
+  }
+  updates = updates_of(model)
+  one, a = updates.codistill(state_of(model), batch_of(0), (Peer(1, 0, peer),))
+  _, b = updates.codistill(state_of(model), batch_of(0), (Peer(1, 0, shifted),))
+  assert abs(float(a['distill_loss']) - float(b['distill_loss'])) > 1e-5
+  # The student's statistics move, the teacher's do not.
+  before = state_of(model).variables['batch_stats']
+  assert largest_difference(one.variables['batch_stats'], before) > 1e-3
+  assert_same(peer, state_of(model, 1).variables)
+
+
+# Members of a run.
+
+
+def codistilled(num_devices, make_model, num_steps=5, members=2):
+  mesh = sharding.make_mesh(num_devices)
+  model = make_model()
+  team = [
+    Member(
+      i,
+      sharding.replicate(state_of(model, i), mesh),
+      (sharding.split_batch(batch_of(t, i), mesh) for t in range(num_steps)),
+    )
+    for i in range(members)
+  ]
+  exchange = InMemoryExchange(
+    topology.make_neighbours('all', members),
+    reload_interval_steps=1,
+    delay_steps=0,
+    immediate=False,
+  )
+  reports = codistill(team, updates_of(model, mesh), exchange, 2, num_steps)
+  metrics = [host(report.metrics) for report in reports]
+  return [host(member.state.variables) for member in team], metrics
+
+
+@pytest.mark.parametrize('make_model', [make_small_dnn, make_small_resnet])
+def test_eight_devices_equal_one_to_rounding(make_model):
+  ours, our_metrics = codistilled(8, make_model)
+  theirs, their_metrics = codistilled(1, make_model)
+  for one, other in zip(ours, theirs, strict=True):
+    assert largest_difference(one, other) < 2e-5
+  for one, other in zip(our_metrics, their_metrics, strict=True):
+    assert one.keys() == other.keys()
+    for name in one:
+      np.testing.assert_allclose(one[name], other[name], rtol=1e-4)
+
+
+def test_members_start_apart_and_stay_apart():
+  states, _ = codistilled(1, make_small_dnn)
+  assert largest_difference(*states) > 0.05
+
+
+# A network with a memory: the seam that the language model will need.
+
+
+class Counter(nn.Module):
+  """Counts its batches in its carry; its logits are biased by the count."""
+
+  @nn.compact
+  def __call__(self, inputs, count):
+    features = inputs.reshape(len(inputs), -1)
+    features = jnp.concatenate([features, count[:, None]], axis=-1)
+    head = LinearHead(
+      CLASSES, jnp.float32, nn.initializers.lecun_normal(), name='head'
+    )
+    return Prediction(features, head(features)), count + 1
+
+
+def make_counter():
+  module = Counter()
+  return Model(
+    init=lambda key: module.init(key, jnp.zeros((1, *SHAPE)), jnp.zeros((1,))),
+    predict=module.apply,
+    forward=lambda variables, inputs, memory, key: (
+      lambda prediction, memory: (prediction, {}, memory)
+    )(*module.apply(variables, inputs, memory)),
+    memory=lambda batch_size: jnp.zeros((batch_size,)),
+  )
+
+
+def test_a_peers_memory_is_its_own_and_starts_from_zero_when_admitted():
+  model = make_counter()
+  updates = updates_of(model)
+  first, second = (Peer(m, 0, state_of(model, m).variables) for m in (1, 2))
+  state = state_of(model)
+  schedule = [(), (first,), (first,), (second, first), (second,), (first,)]
+  for step, peers in enumerate(schedule):
+    state, _ = updates.codistill(state, batch_of(step), peers)
+  # Mine counts every step; theirs those at which they taught me.
+  np.testing.assert_array_equal(state.memory, np.full(BATCH, 6.0))
+  np.testing.assert_array_equal(state.peer_memories[1], np.full(BATCH, 4.0))
+  np.testing.assert_array_equal(state.peer_memories[2], np.full(BATCH, 2.0))
+
+
+def test_a_reload_of_a_peers_weights_keeps_its_memory():
+  model = make_counter()
+  updates, state = updates_of(model), state_of(model)
+  for step in range(3):
+    peer = Peer(1, step, state_of(model, 10 + step).variables)
+    state, _ = updates.codistill(state, batch_of(step), (peer,))
+  np.testing.assert_array_equal(state.peer_memories[1], np.full(BATCH, 3.0))
+
+
+# Noise.
+
+
+class Dropping(nn.Module):
+  """Dropout before the head."""
+
+  @nn.compact
+  def __call__(self, inputs, train):
+    features = inputs.reshape(len(inputs), -1)
+    features = nn.Dropout(0.5, deterministic=not train)(features)
+    head = LinearHead(
+      CLASSES, jnp.float32, nn.initializers.lecun_normal(), name='head'
+    )
+    return Prediction(features, head(features))
+
+
+def test_noise_follows_the_members_key_and_the_step():
+  from codistill.models import make_feedforward
+
+  model = make_feedforward(Dropping(), SHAPE)
+  updates = updates_of(model, optimizer=sgd(0.0))
+
+  def task_losses(noise, steps=2):
+    state = dataclasses.replace(
+      state_of(model), key=jax.random.key_data(jax.random.key(noise))
+    )
+    result = []
+    for _ in range(steps):
+      state, metrics = updates.burn_in(state, batch_of(0))
+      result.append(float(metrics['task_loss']))
+    return result
+
+  assert task_losses(1) == task_losses(1)
+  assert task_losses(1) != task_losses(2)
+  first, second = task_losses(1)
+  assert first != second
