@@ -218,6 +218,15 @@ def test_order_own_changes_batches_and_nothing_else():
   assert (examples_of(experiment, 0) != examples_of(experiment, 1)).any()
 
 
+def test_noise_goes_with_the_order():
+  keys = {
+    order: [diverse(order=order).init(member).key for member in (0, 1)]
+    for order in ('own', 'same')
+  }
+  assert (keys['own'][0] != keys['own'][1]).any()
+  np.testing.assert_array_equal(*keys['same'])
+
+
 def test_the_baseline_starts_as_the_first_codistilled_member_does():
   sync = build(smoke('imagenet_sync'), None)
   codistilled = build(smoke('imagenet_codistill'), None)

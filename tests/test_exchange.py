@@ -166,9 +166,9 @@ def test_weights_that_are_not_finite_are_never_seen():
   broken = variables(1, 4)
   broken['params']['w'] = broken['params']['w'].at[2].set(jnp.nan)
   exchange.offer(1, 4, broken)
+  assert list(exchange.publications()[1]) == [3]
   assert [peer.step for peer in exchange.freshest(0, 5)] == [3]
   assert [peer.step for peer in exchange.freshest(0, 50)] == [3]
-  assert list(exchange.publications()[1]) == [3]
   # A member that recovers is heard again.
   exchange.offer(1, 51, variables(1, 51))
   assert [peer.step for peer in exchange.freshest(0, 52)] == [51]

@@ -1,4 +1,4 @@
-"""The networks behind the seam: sizes, statistics, precision, identity start."""
+"""The networks behind the seam: sizes, statistics, precision, first weights."""
 
 import functools
 
@@ -133,6 +133,13 @@ def test_bf16_computes_in_bf16_and_keeps_float32_parameters(make):
   prediction, _ = model.predict(variables, images(), ())
   assert prediction.features.dtype == jnp.bfloat16
   assert prediction.logits.dtype == jnp.float32
+  # The head adds up in float32 what it multiplies in bfloat16.
+  wide = [
+    part.astype(jnp.bfloat16).astype(jnp.float32)
+    for part in (prediction.features, prediction.head.kernel)
+  ]
+  by_hand = wide[0] @ wide[1] + prediction.head.bias
+  np.testing.assert_allclose(prediction.logits, by_hand, rtol=1e-4, atol=1e-6)
   exact, _ = make().predict(variables, images(), ())
   difference = np.abs(prediction.logits - exact.logits).max()
   assert 0 < difference < 0.1

@@ -1,0 +1,74 @@
+"""The README says what is so: links, the map of Algorithm 1, names, commands."""
+
+import pathlib
+import re
+
+import pytest
+
+from experiments import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+MAP = re.findall(r'\[`([^`]+)`\]\(([\w/.]+)#L(\d+)\)', README)
+FILES = re.findall(r'\]\(((?!https?:)[\w/.-]+)', README)
+
+
+def test_the_map_of_algorithm_1_is_long_enough():
+  assert len(MAP) >= 10
+
+
+@pytest.mark.parametrize(('code', 'path', 'line'), MAP)
+def test_the_map_of_algorithm_1_points_at_its_lines(code, path, line):
+  lines = (ROOT / path).read_text(encoding='utf-8').splitlines()
+  found = [n for n, text in enumerate(lines, start=1) if code in text]
+  assert int(line) in found, f'{code} is at line {found} of {path}'
+
+
+@pytest.mark.parametrize('path', sorted(set(FILES)))
+def test_links_lead_somewhere(path):
+  assert (ROOT / path).exists()
+
+
+def test_every_config_is_in_the_table_and_no_other():
+  named = re.findall(r'^\| `(\w+)` \|', README, re.MULTILINE)
+  assert sorted(named) == config_lib.names()
+
+
+def test_every_key_that_is_named_exists():
+  config = config_lib.load('imagenet_codistill:laptop')
+  keys = re.findall(r'`((?:codistill|data|diversity)\.\w+)`', README)
+  keys += re.findall(r'--config\.([\w.]+)=', README)
+  keys = [key for key in keys if key != 'key' and not key.endswith('.py')]
+  assert len(keys) > 6
+  config_lib.check_keys(config, keys)
+
+
+def test_every_file_in_the_plan_exists_and_every_module_is_in_it():
+  plan = README.split('## Where things live')[1].split('```')[1]
+  folder, listed = '', set()
+  for name, indent in (
+    (line.split()[0], line.startswith('  '))
+    for line in plan.splitlines()
+    if line.strip()
+  ):
+    if not indent:
+      folder = name
+    listed.add(folder + name if indent else name)
+  for path in listed:
+    assert (ROOT / path).exists(), path
+  modules = {
+    f'{path.parent.name}/{path.name}'
+    for package in ('codistill', 'data')
+    for path in (ROOT / package).glob('*.py')
+    if path.stem != '__init__'
+  }
+  assert modules <= listed
+
+
+def test_make_has_the_commands_that_are_promised():
+  makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
+  for target in ('run', 'test', 'lint', 'venv'):
+    assert re.search(rf'^{target}:', makefile, re.MULTILINE)
+  for pin in re.findall(r"'jax\[\w+\](==[\d.]+)'", README):
+    requirements = (ROOT / 'requirements.txt').read_text(encoding='utf-8')
+    assert f'jax{pin}' in requirements
