@@ -1,0 +1,1 @@
+"""The examples: image sets as batches, and who sees which."""

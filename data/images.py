@@ -87,8 +87,9 @@ class ImageSet:
 
     Batch t is a pure function of the arguments and t, so a stream resumes from
     nothing but `start`, bit for bit. Each epoch visits each of the member's
-    examples once in a new order; a batch may straddle two epochs. Members see
-    different orders and augmentations, of shared examples too.
+    examples once in a new order; a batch may straddle two epochs. Order
+    and augmentation follow the seed: members that share examples and seed draw
+    the same batches.
 
     Args:
       member: whose stream, 0 ≤ member < members.
@@ -110,8 +111,6 @@ class ImageSet:
     shard = partition_lib.partition_indices(
       self.num_train, member, members, partition
     )
-    # Without the member, sharing members would draw identical batches.
-    stream_seed = seed
 
     def load(indices, rng):
       images, labels = self.train_split.read(indices)
@@ -122,7 +121,7 @@ class ImageSet:
     # time at a quarter of the cost of one by one.
     batches = (
       grain.MapDataset.range(self.num_train)[shard]
-      .seed(int(stream_seed))
+      .seed(seed)
       .shuffle()
       .repeat(reseed_each_epoch=True)
       .batch(batch_size)
@@ -333,11 +332,12 @@ def _find_builder(name, data_dir):
   tfds = _tfds()
   try:
     builder = tfds.builder(name, data_dir=data_dir)
-  except ValueError as error:  # Also TFDS's DatasetNotFoundError.
+  # AssertionError for a version that TFDS does not have.
+  except (ValueError, AssertionError):
     known = ['digits', *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(name, known)
     hint = f': did you mean {" or ".join(near)}?' if near else '.'
-    raise ValueError(f'There is no image set called {name!r}{hint}') from error
+    raise ValueError(f'There is no image set called {name!r}{hint}') from None
   except ImportError as error:
     raise ValueError(
       f'TFDS cannot open {name!r} without the package {error.name}.'
@@ -348,7 +348,7 @@ def _find_builder(name, data_dir):
       f'scripts.prepare_images {name}` once, or set TFDS_DATA_DIR to the '
       'folder that holds it.'
     )
-  formats = {form.value for form in builder.info.available_file_formats()}
+  formats = sorted(form.value for form in builder.info.available_file_formats())
   if 'array_record' not in formats:
     raise NotPreparedError(
       f'{name} is prepared in {builder.data_dir} as {" and ".join(formats)}, '

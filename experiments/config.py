@@ -11,6 +11,7 @@ import difflib
 import importlib
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -69,10 +70,36 @@ def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
   Raises:
     UserError: with the nearest keys.
   """
-  known = set(_keys(config))
+  known = {key for key, _ in _items(config)}
   for key in keys:
     if key not in known:
       raise UserError(f'the config has no key {key!r}{_nearest(key, known)}')
+
+
+def check_elements(base: ConfigDict, config: ConfigDict) -> None:
+  """Refuses a tuple whose elements' type is another than the base's.
+
+  Flags check the types of everything but these.
+
+  Args:
+    base: the config before overrides.
+    config: the config with them.
+
+  Raises:
+    UserError: with the key.
+  """
+  overridden = dict(_items(config))
+  for key, default in _items(base):
+    if not (isinstance(default, tuple) and default):
+      continue
+    kind = type(default[0])
+    allowed = (int, float) if kind is float else kind
+    for element in overridden[key]:
+      if not isinstance(element, allowed):
+        raise UserError(
+          f'--config.{key} takes elements of type {kind.__name__}, '
+          f'not {element!r}'
+        )
 
 
 def listing() -> str:
@@ -86,11 +113,12 @@ def listing() -> str:
   return '\n'.join(lines)
 
 
-def _keys(config: ConfigDict, prefix: str = '') -> Iterable[str]:
+def _items(config: ConfigDict, prefix: str = '') -> Iterable[tuple[str, Any]]:
+  """Dotted keys with their values, sections included."""
   for key, value in config.items():
-    yield prefix + key
+    yield prefix + key, value
     if isinstance(value, ConfigDict):
-      yield from _keys(value, f'{prefix}{key}.')
+      yield from _items(value, f'{prefix}{key}.')
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

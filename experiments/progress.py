@@ -81,7 +81,7 @@ class RunProgress:
 
   def say(self, line: str) -> None:
     """A line that stays, above the bars."""
-    self._console.print(line, highlight=False, soft_wrap=True)
+    self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
   def trained(self, row: Row) -> None:
     """Shows a train row."""

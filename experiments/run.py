@@ -100,7 +100,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   if keys and name is None:
     raise UserError('--config.… changes a config: name it with --config=NAME')
   if name is not None:
-    config_lib.check_keys(config_lib.load(name), keys)
+    base = config_lib.load(name)
+    config_lib.check_keys(base, keys)
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
@@ -108,8 +109,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   if len(rest) > 1:
     raise UserError(f'what is {rest[1]!r}? flags begin with --')
   if name is not None:
+    config_lib.check_elements(base, _CONFIG.value)
     # For the default workdir and the provenance.
-    flags.FLAGS['config'].value.lock()
     rest.append(name)
   return rest
 
@@ -117,7 +118,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def _dashes(argument: str) -> str:
   """Flags of absl have underscores; people type --allow-code-change."""
   flag, equals, value = argument.partition('=')
-  if not flag.startswith('--'):
+  if not flag.startswith('--') or flag.startswith('--config.'):
     return argument
   return f'{flag.replace("-", "_").replace("__", "--", 1)}{equals}{value}'
 
@@ -142,18 +143,17 @@ def run(name_and_variant: str, console: Console) -> int:
     return _conclude(label, workdir, console)
   # Everything that can be refused is refused before the first file is written.
   experiment = build(config, member)
-  workdir.write_run(status='running')
   with contextlib.ExitStack() as stack:
-    observers = ()
-    if _TENSORBOARD.value:
-      tensorboard = TensorBoard(workdir.path / 'tensorboard')
-      observers = (stack.enter_context(tensorboard).write,)
+    stop = stack.enter_context(_stop_on_signals())
+    workdir.begin()
     trainer = stack.enter_context(
-      contextlib.closing(Trainer(experiment, workdir, observers))
+      contextlib.closing(Trainer(experiment, workdir))
     )
+    if _TENSORBOARD.value:
+      tensorboard = TensorBoard(workdir.tensorboard, trainer.start_step)
+      trainer.observers.append(stack.enter_context(tensorboard).write)
     if trainer.start_step:
       console.print(f'{label} goes on from step {trainer.start_step:,}.')
-    stop = stack.enter_context(_stop_on_signals(console))
     progress = stack.enter_context(
       RunProgress(
         console,
@@ -186,6 +186,7 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
     f'checkpoints {_shown(workdir.checkpoints)}',
     soft_wrap=True,
     highlight=False,
+    markup=False,  # Brackets in a path are brackets.
   )
   diverged = workdir.run.get('diverged', {})
   for member, at in diverged.items():
@@ -240,7 +241,7 @@ def _provenance(name, variant, config, member):
 
 
 @contextlib.contextmanager
-def _stop_on_signals(console: Console) -> Iterator[list[int]]:
+def _stop_on_signals() -> Iterator[list[int]]:
   """Yields a list that gets the first SIGINT or SIGTERM; a second one kills."""
   received: list[int] = []
 
@@ -249,7 +250,9 @@ def _stop_on_signals(console: Console) -> Iterator[list[int]]:
     received.append(number)
     for other in before:
       signal.signal(other, signal.SIG_DFL)
-    console.print('Stopping after this step, with a checkpoint …')
+    # Not through a console or file object, which may be in the middle of a
+    # write at this moment.
+    os.write(2, 'Stopping after this step, with a checkpoint …\n'.encode())
 
   before = {
     number: signal.signal(number, receive)
@@ -282,7 +285,8 @@ def main(argv: list[str]) -> int:
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot otherwise.
+    # Orbax tells a lot, and tells what it raises once more from each thread.
+    logging.set_verbosity(logging.FATAL)
   if _LIST.value:
     print(config_lib.listing())
     return 0
@@ -303,6 +307,20 @@ def main(argv: list[str]) -> int:
     return 1
 
 
+def _main_of_process(argv: list[str]) -> int:
+  """`main`, and then an end without Orbax's threads.
+
+  When a checkpoint could not be written, they would keep the process for
+  minutes and complain at length.
+  """
+  status = main(argv)
+  if status:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  return status
+
+
 def _parse_or_exit(argv: list[str]) -> list[str]:
   try:
     return parse_flags(argv)
@@ -312,4 +330,4 @@ def _parse_or_exit(argv: list[str]) -> list[str]:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse_or_exit)
+  app.run(_main_of_process, flags_parser=_parse_or_exit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 Row = dict[str, Any]
@@ -21,20 +22,20 @@ def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
   """
   table = Table(
     title='Held-out examples',
-    caption='loss in nats; disagree: share of examples on which two members '
-    'predict different classes',
+    box=box.SIMPLE_HEAD,  # Narrow: the longest name fits 80 columns.
+    padding=(0, 1, 0, 0),
+    caption='loss in nats; disagree: on how many examples two members differ',
   )
-  for column in ('run', 'who'):
+  for column in ('run', 'member'):
     table.add_column(column, no_wrap=True)
   for column in ('steps', 'accuracy', 'loss', 'disagree'):
     table.add_column(column, justify='right', no_wrap=True)
   for name, rows in runs:
     final = [row for row in rows if row['kind'] == 'final']
     for row in final:
-      who = row['member']
       table.add_row(
         name,
-        who if who == 'ensemble' else f'member {who}',
+        str(row['member']),
         f'{row["step"]:,}',
         percent(row['accuracy']),
         number(row['task_loss']),

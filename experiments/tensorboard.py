@@ -18,9 +18,15 @@ METRICS = (
 class TensorBoard:
   """A folder of event files a member, so that their curves share one chart."""
 
-  def __init__(self, directory: str | os.PathLike[str]):
-    """Remembers the folder; writers open with their first row."""
+  def __init__(self, directory: str | os.PathLike[str], start_step: int):
+    """Remembers the folder; writers open with their first row.
+
+    Args:
+      directory: where to.
+      start_step: what an earlier process wrote after it is hidden.
+    """
     self._directory = os.fspath(directory)
+    self._start_step = start_step
     self._writers: dict[Any, Any] = {}
 
   def __enter__(self) -> TensorBoard:
@@ -38,7 +44,9 @@ class TensorBoard:
     who = row['member']
     if who not in self._writers:
       name = who if who == 'ensemble' else f'member-{who}'
-      self._writers[who] = SummaryWriter(os.path.join(self._directory, name))
+      self._writers[who] = SummaryWriter(
+        os.path.join(self._directory, name), purge_step=self._start_step + 1
+      )
     for metric in METRICS:
       value = row.get(metric)
       if value is not None:

@@ -28,23 +28,18 @@ class Trainer:
   log. Before an evaluation or a checkpoint the late report is caught up with.
   """
 
-  def __init__(
-    self,
-    experiment: Experiment,
-    workdir: Workdir,
-    observers: tuple[Callable[[Row], None], ...] = (),
-  ):
+  def __init__(self, experiment: Experiment, workdir: Workdir):
     """Places the members on the mesh, restored if there is a checkpoint.
 
     Args:
       experiment: what to train.
       workdir: where rows, provenance and checkpoints go.
-      observers: also get every row.
     """
     self._experiment = experiment
     self._workdir = workdir
     self._record: Record = workdir.record
-    self._observers = observers
+    # Whatever else wants to see every row.
+    self.observers: list[Callable[[Row], None]] = []
     self._checkpoints = Checkpoints(workdir.checkpoints)
     self._seconds_before = 0.0
     self._began = time.monotonic()
@@ -90,6 +85,10 @@ class Trainer:
       self._late, step = report, report.step
       if not report.ends_round or step == experiment.num_steps:
         continue
+      if step == experiment.burn_in_steps:
+        progress.say(
+          f'step {step:,}  burn-in ends; compiling the other update …'
+        )
       stop = should_stop()
       if step % experiment.eval_interval_steps == 0:
         self._evaluate(step, 'eval', progress)
@@ -204,10 +203,14 @@ class Trainer:
     for row in rows:
       self._write(row)
     progress.evaluated(rows)
+    # A last update may ruin the weights after a loss that was still finite.
+    for member, score in zip(active, result.members, strict=True):
+      if not math.isfinite(score.task_loss):
+        self._give_up(member, step, {'task_loss': score.task_loss}, progress)
 
   def _write(self, row: Row) -> None:
     self._record.write_row(row)
-    for observe in self._observers:
+    for observe in self.observers:
       observe(row)
 
   def _save(self, step: int, progress: RunProgress) -> None:

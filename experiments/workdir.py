@@ -8,6 +8,7 @@ then not be what the provenance says they are.
 from __future__ import annotations
 
 import errno
+import json
 import pathlib
 import shutil
 from collections.abc import Mapping
@@ -25,21 +26,37 @@ class Workdir(NamedTuple):
   Attributes:
     path: the folder.
     record: its rows and provenance.
-    run: the provenance, not yet written if the run is new.
+    run: the provenance, as it was found or as it will be.
     checkpoints: the folder of this process's checkpoints.
-    resumes: whether there was a run to go on with.
+    tensorboard: the folder of event files.
+    resumes: whether there is a run to go on with.
   """
 
   path: pathlib.Path
   record: Record
   run: Run
   checkpoints: pathlib.Path
+  tensorboard: pathlib.Path
   resumes: bool
 
   @property
   def finished(self) -> bool:
     """Whether nothing is left to train."""
     return self.run['status'] in ('done', 'diverged')
+
+  def begin(self) -> None:
+    """Writes the provenance; an old run that is not resumed goes first.
+
+    Opening leaves everything as it was found, so that what is refused later
+    costs nothing.
+    """
+    if not self.resumes:
+      # First, so that a kill in between leaves nothing that could go on.
+      self.record.run_path.unlink(missing_ok=True)
+      shutil.rmtree(self.checkpoints, ignore_errors=True)
+      shutil.rmtree(self.tensorboard, ignore_errors=True)
+      self.record.rows_path.unlink(missing_ok=True)
+    self.write_run(status='running')
 
   def write_run(self, **changes: Any) -> None:
     """Changes the provenance and writes it."""
@@ -55,13 +72,13 @@ def open_workdir(
   overwrite: bool,
   allow_code_change: bool,
 ) -> Workdir:
-  """Opens a run's folder, and makes it if need be.
+  """Opens a run's folder, and makes it if need be; changes nothing in it.
 
   Args:
     path: the folder.
     run: the provenance of the run that is wanted.
     member: the one member that this process trains, or None for all.
-    overwrite: begin anew, whatever is there.
+    overwrite: do not go on, whatever is there.
     allow_code_change: go on although the run was made by another commit.
 
   Returns:
@@ -69,11 +86,18 @@ def open_workdir(
 
   Raises:
     UserError: if it cannot be written, or if another config or commit made
-      what is there.
+      what is there, or nobody knows who did.
   """
   suffix = '' if member is None else f'-{member}'
   record = Record(path, suffix)
-  checkpoints = path / f'checkpoints{suffix}'
+  new = Workdir(
+    path,
+    record,
+    run,
+    checkpoints=path / f'checkpoints{suffix}',
+    tensorboard=path / f'tensorboard{suffix}',
+    resumes=False,
+  )
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / '.writable'
@@ -86,14 +110,18 @@ def open_workdir(
       f'cannot write to {path} ({error.strerror}); choose another --workdir'
     ) from error
   if overwrite:
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    record.rows_path.unlink(missing_ok=True)
-    record.run_path.unlink(missing_ok=True)
+    return new
   if not record.run_path.exists():
-    return Workdir(path, record, run, checkpoints, resumes=False)
+    if record.rows_path.exists() or new.checkpoints.exists():
+      raise UserError(
+        f'{path} holds rows or checkpoints without {record.run_path.name}, '
+        'which would say what made them; choose another --workdir, or '
+        '--overwrite to begin anew there'
+      )
+    return new
   found = read_run(record.run_path)
   _check_config(path, found, run)
-  opened = Workdir(path, record, found, checkpoints, resumes=True)
+  opened = new._replace(run=found, resumes=True)
   if not opened.finished:
     _check_code(path, found, run, allow_code_change)
     found.setdefault('resumed', []).append(
@@ -106,7 +134,9 @@ def open_workdir(
 def _check_config(path: pathlib.Path, found: Run, run: Run) -> None:
   if found['config_hash'] == run['config_hash']:
     return
-  old, new = _flat(found['config']), _flat(run['config'])
+  # As it will be read back: JSON has lists where configs have tuples.
+  wanted = json.loads(json.dumps(run['config']))
+  old, new = _flat(found['config']), _flat(wanted)
   changes = [
     f'{key} {_show(old, key)} there, {_show(new, key)} now'
     for key in sorted(old.keys() | new.keys())

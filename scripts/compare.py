@@ -98,12 +98,17 @@ def draw(
         color=color,
       )
   axes[0].set(ylabel='held-out cross-entropy (nats)', yscale='log')
-  axes[1].set(ylabel='held-out error (%)', yscale='log')
+  axes[1].set(ylabel='held-out error (%)')
+  # Logarithmic as far as it goes; linear below one per cent, down to none.
+  axes[1].set_yscale('symlog', linthresh=1)
+  axes[1].set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100])
+  axes[1].yaxis.set_major_formatter('{x:g}')
   for axis in axes:
     axis.set_xlabel('step (updates of each member)')
     axis.grid(alpha=0.3, which='both')
     axis.spines[['top', 'right']].set_visible(False)
-  axes[1].legend(frameon=False, fontsize=8)
+  if axes[1].has_data():
+    axes[1].legend(frameon=False, fontsize=8)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=150)
   plt.close(figure)
@@ -128,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for workdir in arguments.workdirs
   ]
   for line in [*lines, f'learning curves: {arguments.out}']:
-    console.print(line, soft_wrap=True, highlight=False)
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
   return 0
 
 

@@ -1,4 +1,4 @@
-"""Every config builds; at the paper's scale in the abstract, one step for real."""
+"""Every config builds; at the paper's scale in the abstract, a step for real."""
 
 import functools
 import types

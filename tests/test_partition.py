@@ -4,11 +4,11 @@ import pytest
 from data import partition
 
 
-@pytest.mark.parametrize('num_examples', [1, 2, 7, 12, 100])
-@pytest.mark.parametrize('members', [1, 2, 3, 7])
+@pytest.mark.parametrize(
+  ('num_examples', 'members'),
+  [(1, 1), (2, 2), (7, 1), (7, 3), (7, 7), (12, 3), (12, 5), (100, 7)],
+)
 def test_disjoint_shards_cover_and_do_not_meet(num_examples, members):
-  if num_examples < members:
-    pytest.skip('a shard would be empty')
   examples = np.arange(num_examples)
   shards = [
     examples[partition.partition_indices(num_examples, m, members, 'disjoint')]

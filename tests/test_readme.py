@@ -1,4 +1,4 @@
-"""The README says what is so: links, the map of Algorithm 1, names, commands."""
+"""The README says what is so: links, the map of Algorithm 1, names, targets."""
 
 import pathlib
 import re

@@ -1,0 +1,120 @@
+"""Prepares a TFDS image set once, in the form that `data.images` reads.
+
+  python -m scripts.prepare_images cifar10 [--data_dir=DIR]
+
+downloads the set and writes it as ArrayRecord files under DIR, $TFDS_DATA_DIR
+or ~/tensorflow_datasets. This takes TensorFlow, which nothing else here needs:
+give it an environment of its own, from scripts/requirements-prepare.txt.
+"""
+
+import argparse
+import importlib.util
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+ENVIRONMENT = (
+  'Preparing {name} needs {package}, which is not installed here; in an '
+  'environment of its own:\n'
+  '  python3 -m venv .venv-prepare && '
+  '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt && '
+  '.venv-prepare/bin/python -m scripts.prepare_images {arguments}'
+)
+
+
+class PreparationError(Exception):
+  """The set is not prepared; the message is for the user."""
+
+
+def prepare(name: str, data_dir: str | None) -> str:
+  """Downloads a set and writes it, unless that has been done.
+
+  Args:
+    name: TFDS's name of the set, such as 'cifar10'.
+    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR, or TFDS's default.
+
+  Returns:
+    A sentence that says where the set lies.
+
+  Raises:
+    PreparationError: if it cannot be prepared, for whatever reason.
+  """
+  if name == 'digits':
+    return 'digits come with scikit-learn: there is nothing to prepare.'
+
+  def lacks(package):
+    arguments = [name] + ([f'--data_dir={data_dir}'] if data_dir else [])
+    return PreparationError(
+      ENVIRONMENT.format(
+        name=name, package=package, arguments=shlex.join(arguments)
+      )
+    )
+
+  if importlib.util.find_spec('tensorflow_datasets') is None:
+    raise lacks('TensorFlow Datasets')
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  # AssertionError for a version that TFDS does not have.
+  except (ValueError, AssertionError) as error:
+    raise PreparationError(f'TFDS has no set called {name!r}.') from error
+  except ImportError as error:
+    # Some sets import TensorFlow before they are asked to prepare.
+    raise lacks(error.name) from error
+  if builder.info.initialized:
+    formats = {form.value for form in builder.info.available_file_formats()}
+    if 'array_record' not in formats:
+      raise PreparationError(
+        f'{name} is already in {builder.data_dir}, but as '
+        f'{" and ".join(sorted(formats))}, which training cannot read: choose '
+        'another folder with --data_dir.'
+      )
+    return f'{name} is already prepared in {builder.data_dir}.'
+  if importlib.util.find_spec('tensorflow') is None:
+    raise lacks('TensorFlow')
+  try:
+    builder.download_and_prepare(file_format='array_record')
+  except Exception as error:
+    # Offline, to be fetched by hand, a full disk, a changed checksum, a package
+    # that one set needs: TFDS has no common type, but a message for each.
+    raise PreparationError(
+      f'{name} could not be prepared ({type(error).__name__}): {error}'
+    ) from error
+  return f'{name} is prepared in {builder.data_dir}.'
+
+
+def main(arguments: Sequence[str] | None = None) -> str | None:
+  """Runs the command line; returns what `sys.exit` takes."""
+  parser = argparse.ArgumentParser(
+    prog='python -m scripts.prepare_images',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('name', metavar='NAME', help="TFDS's name of the set")
+  parser.add_argument('--data_dir', metavar='DIR', help='where TFDS sets lie')
+  flags = parser.parse_args(arguments)
+  # Relative to here, so that the line to export is right from everywhere.
+  data_dir = flags.data_dir and str(
+    pathlib.Path(flags.data_dir).expanduser().absolute()
+  )
+  try:
+    print(prepare(flags.name, data_dir))
+  except PreparationError as error:
+    return str(error)
+  default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  if data_dir and data_dir != os.path.expanduser(default):
+    print('Training finds it with:')
+    print(f'  export TFDS_DATA_DIR={shlex.quote(data_dir)}')
+  return None
+
+
+if __name__ == '__main__':
+  # TensorFlow's banner, and a line for each retry of each file: the progress
+  # bar shows as much.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  logging.getLogger('urllib3.connectionpool').setLevel(logging.ERROR)
+  sys.exit(main())

@@ -1,0 +1,171 @@
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from scripts import prepare_images
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+def pretend(monkeypatch, **installed):
+  """Lets packages seem installed or not, whatever is."""
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    'find_spec',
+    lambda package: (
+      (object() if installed[package] else None)
+      if package in installed
+      else find_spec(package)
+    ),
+  )
+
+
+def replace_download(monkeypatch, download):
+  import tensorflow_datasets as tfds
+
+  monkeypatch.setattr(
+    tfds.core.DatasetBuilder, 'download_and_prepare', download
+  )
+
+
+def write_info(folder, file_format):
+  path = folder / 'fashion_mnist' / '3.0.1'
+  path.mkdir(parents=True)
+  info = {
+    'name': 'fashion_mnist',
+    'version': '3.0.1',
+    'fileFormat': file_format,
+  }
+  (path / 'dataset_info.json').write_text(json.dumps(info))
+  return path
+
+
+@pytest.mark.parametrize(
+  ('installed', 'package'),
+  [
+    ({'tensorflow_datasets': False}, 'TensorFlow Datasets'),
+    ({'tensorflow': False}, 'TensorFlow'),
+  ],
+)
+def test_a_missing_package_says_which_environment(
+  installed, package, monkeypatch, tmp_path
+):
+  pretend(monkeypatch, **installed)
+  message = prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}'])
+  assert message.startswith(f'Preparing fashion_mnist needs {package}, which')
+  for command in (
+    'python3 -m venv .venv-prepare',
+    '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt',
+    '.venv-prepare/bin/python -m scripts.prepare_images fashion_mnist '
+    f'--data_dir={tmp_path}',
+  ):
+    assert command in message
+  assert (REPOSITORY / 'scripts' / 'requirements-prepare.txt').exists()
+
+
+def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
+  pretend(monkeypatch, tensorflow=False)
+  path = write_info(tmp_path, 'array_record')
+  assert (
+    prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) is None
+  )
+  assert capsys.readouterr().out.splitlines() == [
+    f'fashion_mnist is already prepared in {path}.',
+    'Training finds it with:',
+    f'  export TFDS_DATA_DIR={tmp_path}',
+  ]
+
+
+def test_the_folder_that_is_looked_in_anyway_is_not_to_be_exported(
+  monkeypatch, tmp_path, capsys
+):
+  path = write_info(tmp_path, 'array_record')
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  assert (
+    prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) is None
+  )
+  assert capsys.readouterr().out == (
+    f'fashion_mnist is already prepared in {path}.\n'
+  )
+
+
+def test_a_relative_folder_is_exported_whole(monkeypatch, tmp_path, capsys):
+  write_info(tmp_path / 'sets', 'array_record')
+  monkeypatch.chdir(tmp_path)
+  assert prepare_images.main(['fashion_mnist', '--data_dir=sets']) is None
+  assert f'export TFDS_DATA_DIR={tmp_path}/sets' in capsys.readouterr().out
+
+
+def test_another_format_is_refused(tmp_path):
+  write_info(tmp_path, 'tfrecord')
+  message = prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}'])
+  assert 'but as tfrecord, which training cannot read' in message
+
+
+def test_preparing_asks_for_array_record(monkeypatch, tmp_path, capsys):
+  pretend(monkeypatch, tensorflow=True)
+  asked = []
+  replace_download(
+    monkeypatch, lambda builder, **options: asked.append((builder, options))
+  )
+  assert (
+    prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) is None
+  )
+  [(builder, options)] = asked
+  assert (builder.name, options) == (
+    'fashion_mnist',
+    {'file_format': 'array_record'},
+  )
+  assert f'fashion_mnist is prepared in {tmp_path}' in capsys.readouterr().out
+
+
+def test_a_failed_download_is_one_sentence(monkeypatch, tmp_path):
+  def fail(builder, **options):
+    raise ConnectionError('no route to host')
+
+  pretend(monkeypatch, tensorflow=True)
+  replace_download(monkeypatch, fail)
+  assert prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) == (
+    'fashion_mnist could not be prepared (ConnectionError): no route to host'
+  )
+
+
+@pytest.mark.parametrize('name', ['fashion_mnst', 'fashion_mnist:0.0.9'])
+def test_an_unknown_set(name, tmp_path):
+  message = prepare_images.main([name, f'--data_dir={tmp_path}'])
+  assert message == f'TFDS has no set called {name!r}.'
+
+
+def test_digits_need_no_preparing(monkeypatch, capsys):
+  pretend(monkeypatch, tensorflow_datasets=False)
+  assert prepare_images.main(['digits']) is None
+  assert 'nothing to prepare' in capsys.readouterr().out
+
+
+def test_the_command_fails_and_succeeds_and_needs_no_jax(tmp_path):
+  program = (
+    'import sys, runpy\n'
+    "sys.modules['jax'] = sys.modules['numpy'] = None  # Fails if imported.\n"
+    "sys.modules['tensorflow_datasets'] = None\n"
+    "sys.argv[1:] = ['{name}']\n"
+    "runpy.run_module('scripts.prepare_images', run_name='__main__')\n"
+  )
+
+  def run(name):
+    return subprocess.run(
+      [sys.executable, '-c', program.format(name=name)],
+      cwd=REPOSITORY,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  failed, done = run('cifar10'), run('digits')
+  assert failed.returncode == 1
+  assert failed.stderr.startswith('Preparing cifar10 needs')
+  assert (done.returncode, done.stderr) == (0, '')

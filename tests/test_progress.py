@@ -1,0 +1,166 @@
+"""What one sees while a run works."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from codistill.record import FIELDS
+from experiments import progress as progress_lib
+from experiments.progress import RunProgress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds that pass when told to."""
+
+  class Clock:
+    now = 1000.0
+
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: Clock.now)
+  return Clock
+
+
+def show(terminal, **changes):
+  """A display, and what it has written."""
+  out = io.StringIO()
+  console = Console(
+    file=out, force_terminal=terminal, width=160, color_system=None
+  )
+  arguments = {'members': (0, 1), 'num_steps': 2_000, 'start_step': 0}
+  display = RunProgress(console, 'name:laptop', **{**arguments, **changes})
+  return display, out
+
+
+def row(step, member, **changes):
+  return {
+    **dict.fromkeys(FIELDS),
+    'step': step,
+    'member': member,
+    'kind': 'train',
+    'task_loss': 0.25,
+    'examples_per_second': 1234.0,
+    **changes,
+  }
+
+
+TAUGHT = {'distill_loss': 0.5, 'peer_age': 7}
+
+
+def test_without_a_terminal_plain_lines_say_it_all(clock):
+  display, out = show(terminal=False)
+  with display:
+    display.trained(row(1, 0, **TAUGHT))
+    display.trained(row(1, 1, **TAUGHT))
+    clock.now += 10
+    display.trained(row(1_001, 0, **TAUGHT))
+    display.trained(row(1_001, 1, task_loss=0.75, **TAUGHT))
+  text = out.getvalue()
+  assert '\x1b' not in text
+  first, second = text.splitlines()
+  assert 'name:laptop: 2000 steps to go' in first
+  for words in (
+    'step 1,001/2,000',
+    'member 0: task 0.2500, distill 0.5000, peer age 7, 1,234 examples/s',
+    'member 1: ',
+    # 1,000 steps took 10 seconds, and 999 are to come.
+    '0:00:10 left',
+  ):
+    assert words in second
+
+
+def test_plain_lines_come_no_more_often_than_they_should(clock):
+  display, out = show(terminal=False, plain_interval_seconds=5.0)
+  with display:
+    for step in range(1, 101):
+      clock.now += 0.3
+      display.trained(row(step, 0))
+  # The first one and one after each five of thirty seconds.
+  assert 5 <= len(out.getvalue().splitlines()) <= 7
+
+
+def test_bars_on_a_terminal_say_it_all(clock):
+  display, out = show(terminal=True)
+  with display:
+    for step, later in ((1, 0), (1_001, 10)):
+      clock.now += later
+      for member in (0, 1):
+        display.trained(row(step, member, **TAUGHT))
+  # The bars as they were drawn last.
+  last = out.getvalue().rpartition('member 0')
+  text = last[1] + last[2]
+  assert '\x1b' in out.getvalue()
+  for words in (
+    'member 1',
+    '━',
+    '1,001/2,000',
+    'task 0.2500',
+    'distill 0.5000',
+    'peer age 7',
+    '1,234 examples/s',
+    '0:00:10 left',
+  ):
+    assert words in text, words
+  assert 'step 1,001/' not in out.getvalue()
+
+
+def test_bars_say_that_they_compile_and_where_they_begin():
+  display, out = show(terminal=True, start_step=500)
+  with display:
+    pass
+  assert 'compiling' in out.getvalue()
+  assert '500/2,000' in out.getvalue()
+
+
+def test_what_does_not_apply_is_not_shown(clock):
+  display, out = show(terminal=False, plain_interval_seconds=0.0)
+  with display:
+    clock.now += 1
+    display.trained(row(1, 0, examples_per_second=None))
+  line = out.getvalue().splitlines()[-1]
+  assert 'task 0.2500' in line
+  for word in ('distill', 'age', 'examples/s', 'left'):
+    assert word not in line
+
+
+def test_a_loss_that_is_no_number_is_shown_as_it_is(clock):
+  display, out = show(terminal=False, plain_interval_seconds=0.0)
+  with display:
+    clock.now += 1
+    display.trained(row(1, 0, task_loss=float('nan')))
+  assert 'task nan' in out.getvalue()
+
+
+def test_the_time_left_is_that_of_the_steps_since_the_start(clock):
+  display, out = show(
+    terminal=False, start_step=1_000, plain_interval_seconds=0.0
+  )
+  with display:
+    clock.now += 100  # Compiling is not what the other steps will take.
+    display.trained(row(1_001, 0))
+    clock.now += 1
+    display.trained(row(1_002, 0))
+  assert '1000 steps to go' in out.getvalue()
+  assert '0:16:38 left' in out.getvalue().splitlines()[-1]
+
+
+@pytest.mark.parametrize('terminal', [False, True])
+def test_evaluations_stay_on_the_screen(terminal):
+  display, out = show(terminal)
+  with display:
+    display.evaluated(
+      [
+        row(1_000, who, accuracy=accuracy)
+        for who, accuracy in ((0, 0.5), (1, 0.25), ('ensemble', 0.98765))
+      ]
+    )
+  assert (
+    'step 1,000  held out: member 0 50.00 %, member 1 25.00 %, ensemble 98.77 %'
+  ) in out.getvalue()
+
+
+def test_brackets_in_a_line_are_brackets():
+  display, out = show(terminal=False)
+  with display:
+    display.say('/runs/[a]/[/b]')
+  assert out.getvalue().splitlines()[-1] == '/runs/[a]/[/b]'

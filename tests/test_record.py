@@ -1,0 +1,298 @@
+"""A run's files: what is written is read back, whatever happens between."""
+
+import errno
+import json
+import os
+import subprocess
+
+import pytest
+
+from codistill import record
+from codistill.record import FIELDS, Record, read_rows, read_run
+
+ROWS = [
+  {'step': 1, 'member': 0, 'kind': 'train', 'task_loss': 0.1, 'peers': [1, 2]},
+  {'step': 1, 'member': 1, 'kind': 'train', 'task_loss': 1e-30, 'extra': 'φ'},
+  {'step': 2, 'member': 'ensemble', 'kind': 'eval', 'accuracy': 1 / 3},
+  {'step': 2, 'member': 'ensemble', 'kind': 'final', 'accuracy': 0.5},
+]
+
+
+def complete(row):
+  return {**dict.fromkeys(FIELDS), **row}
+
+
+@pytest.fixture
+def written(tmp_path):
+  rows = Record(tmp_path)
+  for row in ROWS:
+    rows.write_row(row)
+  rows.close()
+  return rows
+
+
+def strict_rows(path):
+  """As other languages read it: no NaN, no Infinity."""
+
+  def refuse(constant):
+    raise AssertionError(f'{constant} is not JSON')
+
+  lines = path.read_text(encoding='utf-8').splitlines()
+  return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_rows_come_back_with_every_field_in_order(written):
+  found = read_rows(written.rows_path)
+  assert found == [complete(row) for row in ROWS]
+  assert all(list(row)[: len(FIELDS)] == list(FIELDS) for row in found)
+
+
+def test_rows_are_there_before_the_file_is_closed(tmp_path):
+  rows = Record(tmp_path)
+  for number, row in enumerate(ROWS, start=1):
+    rows.write_row(row)
+    assert len(read_rows(rows.rows_path)) == number
+  rows.close()
+
+
+def test_a_member_alone_has_files_of_its_own(tmp_path):
+  one, two = Record(tmp_path, '-0'), Record(tmp_path, '-1')
+  names = {one.run_path.name, two.run_path.name}
+  names |= {one.rows_path.name, two.rows_path.name}
+  assert names == {'run-0.json', 'run-1.json', 'rows-0.jsonl', 'rows-1.jsonl'}
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')])
+def test_what_is_not_finite_becomes_null(tmp_path, bad):
+  rows = Record(tmp_path)
+  rows.write_row({'step': 1, 'member': 0, 'kind': 'train', 'task_loss': bad})
+  rows.close()
+  [row] = strict_rows(rows.rows_path)
+  assert row['task_loss'] is None
+
+
+def test_only_kinds_that_readers_know(tmp_path):
+  with pytest.raises(ValueError, match='tarin'):
+    Record(tmp_path).write_row({'step': 1, 'member': 0, 'kind': 'tarin'})
+
+
+def test_a_cut_last_line_is_left_out_with_a_warning(written):
+  whole = written.rows_path.read_bytes()
+  last = whole.rstrip(b'\n').rfind(b'\n') + 1
+  # Wherever the kill fell.
+  for end in (last + 1, (last + len(whole)) // 2, len(whole) - 2):
+    written.rows_path.write_bytes(whole[:end])
+    with pytest.warns(UserWarning, match='cut last line'):
+      found = read_rows(written.rows_path)
+    assert found == [complete(row) for row in ROWS[:-1]]
+
+
+def test_a_broken_line_elsewhere_is_an_error_that_says_where(written):
+  lines = written.rows_path.read_text().splitlines(keepends=True)
+  lines[1] = lines[1][:9] + '\n'
+  written.rows_path.write_text(''.join(lines))
+  with pytest.raises(ValueError, match='line 2'):
+    read_rows(written.rows_path)
+
+
+def test_keep_rows_drops_and_mends_and_writing_goes_on(written):
+  whole = written.rows_path.read_bytes()
+  written.rows_path.write_bytes(whole + whole[:20])
+  written.keep_rows(lambda row: row['step'] < 2)
+  written.write_row(ROWS[2])
+  written.close()
+  assert read_rows(written.rows_path) == [complete(row) for row in ROWS[:3]]
+
+
+def test_keep_rows_makes_a_file_that_was_not_there(tmp_path):
+  rows = Record(tmp_path)
+  rows.keep_rows(lambda row: True)
+  assert read_rows(rows.rows_path) == []
+
+
+def test_provenance_comes_back(tmp_path):
+  run = {'config': {'a': [1, 2], 'ψ': None}, 'status': 'running'}
+  rows = Record(tmp_path)
+  rows.write_run(run)
+  assert read_run(rows.run_path) == run
+
+
+@pytest.mark.parametrize('call', ['write', 'fsync', 'replace'])
+def test_a_kill_while_replacing_leaves_the_old_file(
+  tmp_path, monkeypatch, call
+):
+  rows = Record(tmp_path)
+  rows.write_run({'status': 'running'})
+
+  class Killed(BaseException):
+    pass
+
+  def die(*arguments, **keywords):
+    raise Killed
+
+  with monkeypatch.context() as patch:
+    if call == 'write':
+      patch.setattr(record, 'open', die, raising=False)
+    else:
+      patch.setattr(os, call, die)
+    with pytest.raises(Killed):
+      rows.write_run({'status': 'done'})
+  assert read_run(rows.run_path) == {'status': 'running'}
+  # What the killed process left behind is in nobody's way.
+  rows.write_run({'status': 'done'})
+  assert read_run(rows.run_path) == {'status': 'done'}
+  assert [path.name for path in tmp_path.iterdir()] == ['run.json']
+
+
+def test_a_replaced_file_is_on_the_disk_before_it_has_its_name(
+  tmp_path, monkeypatch
+):
+  calls = []
+  for name in ('fsync', 'replace'):
+    real = getattr(os, name)
+    monkeypatch.setattr(
+      os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))
+    )
+  Record(tmp_path).write_run({})
+  assert calls == ['fsync', 'replace']
+
+
+def wrapping(wrapper, *arguments):
+  """An `open` whose files are wrapped."""
+
+  def wrapped_open(path, mode, **keywords):
+    return wrapper(open(path, mode, **keywords), *arguments)
+
+  return wrapped_open
+
+
+class FullDisk:
+  """A raw file that takes so many bytes and then says ENOSPC."""
+
+  def __init__(self, raw, room):
+    self._raw, self._room = raw, room
+
+  def write(self, data):
+    if not self._room:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    taken = bytes(data[: self._room])
+    self._room -= len(taken)
+    return self._raw.write(taken)
+
+  def close(self):
+    self._raw.close()
+
+
+@pytest.mark.parametrize('room', [0, 1, 30])
+def test_a_full_disk_is_an_error_and_the_rows_before_it_stay(
+  written, monkeypatch, room
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(record, 'open', wrapping(FullDisk, room), raising=False)
+    with pytest.raises(OSError, match='No space') as caught:
+      written.write_row(ROWS[0])
+    written.close()
+  assert caught.value.errno == errno.ENOSPC
+  if room:
+    with pytest.warns(UserWarning, match='cut last line'):
+      found = read_rows(written.rows_path)
+  else:
+    found = read_rows(written.rows_path)
+  assert found == [complete(row) for row in ROWS]
+  written.keep_rows(lambda row: True)
+  assert read_rows(written.rows_path) == found
+
+
+@pytest.mark.skipif(
+  not os.path.exists('/dev/full'), reason='only Linux has /dev/full'
+)
+def test_a_device_that_is_full_is_heard_at_once(tmp_path):
+  rows = Record(tmp_path)
+  rows.rows_path.symlink_to('/dev/full')
+  with pytest.raises(OSError, match='No space'):
+    rows.write_row(ROWS[0])
+  rows.close()
+
+
+def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path, monkeypatch):
+  class Sips(FullDisk):
+    def write(self, data):
+      return self._raw.write(bytes(data[:7]))
+
+  monkeypatch.setattr(record, 'open', wrapping(Sips, 0), raising=False)
+  rows = Record(tmp_path)
+  for row in ROWS:
+    rows.write_row(row)
+  rows.close()
+  monkeypatch.undo()
+  assert read_rows(rows.rows_path) == [complete(row) for row in ROWS]
+
+
+def test_the_hash_of_a_config_sees_values_and_not_their_order():
+  config = {'a': 1, 'b': {'c': (1, 2), 'd': None}}
+  same = {'b': {'d': None, 'c': [1, 2]}, 'a': 1}
+  assert record.config_hash(config) == record.config_hash(same)
+  assert len(record.config_hash(config)) == 64
+  others = [
+    {'a': 2, 'b': {'c': (1, 2), 'd': None}},
+    {'a': 1, 'b': {'c': (2, 1), 'd': None}},
+    {'a': 1, 'b': {'c': (1, 2), 'd': 0}},
+    {'a': 1, 'b': {'c': (1, 2)}},
+    {'a': '1', 'b': {'c': (1, 2), 'd': None}},
+  ]
+  hashes = {record.config_hash(other) for other in [config, *others]}
+  assert len(hashes) == 1 + len(others)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+  """A git checkout with one commit, and nothing of this machine's git."""
+  monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
+  monkeypatch.setenv('GIT_CONFIG_SYSTEM', os.devnull)
+  # A temporary folder may lie inside another checkout.
+  monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path))
+  for name in ('GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE'):
+    monkeypatch.delenv(name, raising=False)
+  folder = tmp_path / 'checkout'
+  folder.mkdir()
+
+  def git(*arguments):
+    identity = ('-c', 'user.name=a', '-c', 'user.email=a@b')
+    subprocess.run(
+      ['git', *identity, *arguments],
+      cwd=folder,
+      check=True,
+      capture_output=True,
+    )
+
+  git('init')
+  (folder / 'code.py').write_text('1')
+  git('add', '.')
+  git('commit', '-m', 'first')
+  return folder
+
+
+def test_code_version_tells_clean_from_dirty_from_nothing(checkout):
+  clean = record.code_version(checkout)
+  assert len(clean['commit']) == 40
+  assert clean['dirty'] is False
+  (checkout / 'code.py').write_text('2')
+  assert record.code_version(checkout) == {**clean, 'dirty': True}
+  nothing = {'commit': None, 'dirty': None}
+  assert record.code_version(checkout.parent) == nothing
+
+
+def test_code_version_without_git_is_nothing(checkout, monkeypatch):
+  monkeypatch.setenv('PATH', str(checkout))
+  assert record.code_version(checkout) == {'commit': None, 'dirty': None}
+
+
+def test_a_new_file_makes_a_checkout_dirty(checkout):
+  (checkout / 'more.py').write_text('1')
+  assert record.code_version(checkout)['dirty'] is True
+
+
+def test_package_versions_names_python_and_what_is_asked():
+  found = record.package_versions(['pytest'])
+  assert found['pytest'] == pytest.__version__
+  assert found['python'].count('.') == 2
