@@ -351,7 +351,7 @@ def test_a_finished_run_run_again_shows_its_table_and_trains_nothing(
 
 
 def test_the_same_config_twice_gives_identical_rows(pair, tmp_path):
-  again = run_command(tmp_path, *pair.arguments, builder=build)
+  again = run_command(tmp_path, *pair.arguments)
   assert again.status == 0
   assert rows_of(tmp_path) == pair.rows
   assert_bit_for_bit(again, pair.whole)
@@ -927,7 +927,7 @@ THREE = (
 )
 
 
-@pytest.mark.parametrize('patient', [0, 1, 2])
+@pytest.mark.parametrize('patient', [0, 2])
 def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
   tmp_path, capfd, patient
 ):
@@ -1003,7 +1003,7 @@ def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
   assert rows_of(workdir) == pair.rows
 
 
-@pytest.mark.parametrize('step', [3, 8])
+@pytest.mark.parametrize('step', [5, 8])
 def test_when_all_have_diverged_the_run_ends(tmp_path, capfd, step):
   with sick(step, 0):
     outcome = run_command(tmp_path, config='imagenet_sync:smoke')
