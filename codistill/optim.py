@@ -44,7 +44,15 @@ def warmup_piecewise(
 def warmup_cosine(
   *, initial_rate: float, peak_rate: float, warmup_steps: int, num_steps: int
 ) -> optax.Schedule:
-  """Linear warm-up, then a half cosine down to zero at `num_steps`."""
+  """Linear warm-up, then a half cosine down to zero at `num_steps`.
+
+  Raises:
+    ValueError: if the warm-up does not end before the run does.
+  """
+  if not 0 <= warmup_steps < num_steps:
+    raise ValueError(
+      f'warmup_steps {warmup_steps} is not below num_steps {num_steps}'
+    )
   return optax.warmup_cosine_decay_schedule(
     initial_rate, peak_rate, warmup_steps, num_steps
   )

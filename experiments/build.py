@@ -274,6 +274,10 @@ def _check(config: ConfigDict, member: int | None) -> None:
     if value not in allowed:
       raise UserError(f'{key} is {value!r}; it can be {", ".join(allowed)}')
   least = {
+    'seed': (config.seed, 0),
+    'batch_size': (config.batch_size, 1),
+    'eval_batch_size': (config.eval_batch_size, 1),
+    'model.resnet.width': (config.model.resnet.width, 1),
     'codistill.members': (codistill.members, 1),
     'codistill.burn_in_steps': (codistill.burn_in_steps, 0),
     'num_steps': (config.num_steps, 1),
@@ -283,6 +287,11 @@ def _check(config: ConfigDict, member: int | None) -> None:
   for key, (value, minimum) in least.items():
     if value < minimum:
       raise UserError(f'{key} is {value}; it must be at least {minimum}')
+  if len(config.data.image_shape) != 3 or min(config.data.image_shape) < 1:
+    raise UserError(
+      f'data.image_shape is {tuple(config.data.image_shape)}; it must be '
+      '(height, width, channels)'
+    )
   if member is not None and not 0 <= member < codistill.members:
     raise UserError(
       f'--member={member} is out of range: this config has '

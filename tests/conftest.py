@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import jax
+import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
 if jax.config.jax_compilation_cache_dir is None:
@@ -13,3 +14,17 @@ if jax.config.jax_compilation_cache_dir is None:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)
 # Small programs are most of what tests compile.
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+@pytest.fixture(scope='session')
+def pair(tmp_path_factory):
+  from commands import make_reference
+
+  return make_reference(tmp_path_factory.mktemp('pair'), members=2)
+
+
+@pytest.fixture(scope='session')
+def triple(tmp_path_factory):
+  from commands import make_reference
+
+  return make_reference(tmp_path_factory.mktemp('triple'), members=3)

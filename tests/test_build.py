@@ -1,4 +1,4 @@
-"""Every config builds; at the paper's scale in the abstract, a step for real."""
+"""Every config builds; at the paper's scale in the abstract, once for real."""
 
 import functools
 import types
@@ -248,6 +248,13 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.members': 0}, 'codistill.members is 0; it must be at least 1'),
     ({'codistill.burn_in_steps': -1}, 'burn_in_steps is -1; it must be'),
     ({'num_steps': 0}, 'num_steps is 0'),
+    ({'seed': -1}, 'seed is -1; it must be at least 0'),
+    ({'model.resnet.width': 0}, 'model.resnet.width is 0'),
+    ({'data.image_shape': (28, 28)}, 'must be (height, width, channels)'),
+    (
+      {'schedule.warmup_cosine.warmup_steps': 99},
+      'warmup_steps 99 is not below num_steps 8',
+    ),
     ({'codistill.exchange': 'post'}, "exchange is 'post'; it can be memory"),
     ({'codistill.teacher': 'me'}, "teacher is 'me'; it can be peers"),
     ({'codistill.distill_loss': 'l1'}, "'l1'; it can be cross_entropy, kl"),

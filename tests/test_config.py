@@ -10,10 +10,6 @@ from experiments import config as config_lib
 from experiments import run
 from experiments.errors import UserError
 
-# ml_collections loads config files with it.
-pytestmark = pytest.mark.filterwarnings(
-  r'ignore:the load_module\(\) method is deprecated:DeprecationWarning'
-)
 NAMES = [
   'imagenet_codistill',
   'imagenet_ensemble',

@@ -1,0 +1,238 @@
+"""Runs the whole command in a test, cheaply, and reads what it left."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from codistill.record import read_rows
+from experiments import run
+from experiments.build import build
+from experiments.train import Trainer
+
+ROOT = pathlib.Path(__file__).parent.parent
+CODISTILL = 'imagenet_codistill:smoke'
+# Peers' copies outlive checkpoints: published at 0, 3, 6, 9 and seen 3 later.
+STALE = (
+  '--config.num_steps=10',
+  '--config.codistill.burn_in_steps=3',
+  '--config.codistill.reload_interval_steps=3',
+  '--config.codistill.delay_steps=2',
+  '--config.eval_interval_steps=4',
+  '--config.checkpoint_interval_steps=100',
+)
+# What no program depends on, and so what experiments that share them may
+# differ in.
+NO_PROGRAM = {
+  'config': (
+    'seed',
+    'num_steps',
+    'eval_interval_steps',
+    'checkpoint_interval_steps',
+    'diversity',
+  ),
+  'codistill': (
+    'members',
+    'burn_in_steps',
+    'exchange',
+    'topology',
+    'reload_interval_steps',
+    'delay_steps',
+    'immediate',
+  ),
+}
+_alike = {}
+
+
+def build_cheaply(config, member):
+  """`build`, with the programs of an earlier experiment that is alike."""
+  experiment = build(config, member)
+  plain = config.to_dict()
+  for key in NO_PROGRAM['config']:
+    del plain[key]
+  for key in NO_PROGRAM['codistill']:
+    del plain['codistill'][key]
+  first = _alike.setdefault(json.dumps(plain), experiment)
+  return dataclasses.replace(
+    experiment,
+    model=first.model,
+    optimizer=first.optimizer,
+    updates=first.updates,
+    evaluate=first.evaluate,
+  )
+
+
+def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):
+  """`python -m experiments.run` in this process.
+
+  Returns:
+    Exit status, and the trainer and the experiment if it came to them.
+  """
+  outcome = types.SimpleNamespace(trainer=None, experiment=None)
+
+  class Kept(Trainer):
+    def __init__(self, experiment, workdir):
+      super().__init__(experiment, workdir)
+      outcome.trainer, outcome.experiment = self, experiment
+
+  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
+    patch.setattr(sys, 'argv', line_of(workdir, *arguments, config=config)[2:])
+    patch.setattr(run, 'build', builder)
+    patch.setattr(run, 'Trainer', Kept)
+    outcome.status = run.main(run.parse_flags(sys.argv))
+  return outcome
+
+
+def line_of(workdir, *arguments, config=CODISTILL):
+  return [
+    sys.executable,
+    '-m',
+    'experiments.run',
+    f'--config={config}',
+    f'--workdir={workdir}',
+    '--config.num_devices=1',
+    # The only number in a program that follows from num_steps.
+    '--config.schedule.warmup_cosine.num_steps=100',
+    *arguments,
+  ]
+
+
+def start_process(line):
+  environment = {
+    **os.environ,
+    # As in this process, so that compiled programs are shared.
+    'JAX_NUM_CPU_DEVICES': '8',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+  }
+  return subprocess.Popen(
+    line,
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@contextlib.contextmanager
+def on_row(act, **wanted):
+  """Acts when the row that is wanted has been written."""
+  real = Trainer._write
+
+  def write(self, row):
+    real(self, row)
+    if all(row[key] == value for key, value in wanted.items()):
+      act(self)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Trainer, '_write', write)
+    yield
+
+
+def stop_after(step, number=signal.SIGTERM):
+  """A signal in the middle of the round that ends with `step`."""
+  # Metrics are late: this row is written when member 1 has made that step.
+  return on_row(
+    lambda trainer: signal.raise_signal(number),
+    step=step,
+    member=0,
+    kind='train',
+  )
+
+
+def untimed(rows):
+  return [
+    {
+      k: v
+      for k, v in row.items()
+      if k not in ('seconds', 'examples_per_second')
+    }
+    for row in rows
+  ]
+
+
+def rows_of(workdir, name='rows.jsonl'):
+  return untimed(read_rows(workdir / name))
+
+
+def strict_rows(workdir):
+  def refuse(constant):
+    raise AssertionError(f'{constant} is not JSON')
+
+  lines = (workdir / 'rows.jsonl').read_text(encoding='utf-8').splitlines()
+  return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def leaves_of(outcome):
+  """Everything that a run has in memory at its end, by path."""
+  tree = {
+    'members': {m.index: m.state for m in outcome.trainer.members},
+    'publications': outcome.experiment.exchange.publications(),
+  }
+  return {
+    jax.tree_util.keystr(path): np.asarray(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def assert_bit_for_bit(one, other):
+  one, other = leaves_of(one), leaves_of(other)
+  assert one.keys() == other.keys()
+  for path, leaf in one.items():
+    assert leaf.dtype == other[path].dtype
+    assert leaf.tobytes() == other[path].tobytes(), path
+
+
+def contents(workdir):
+  return {
+    str(path.relative_to(workdir)): path.read_bytes()
+    for path in workdir.rglob('*')
+    if path.is_file()
+  }
+
+
+def error_sentence(capfd):
+  """What the command complained of: one line, and no traceback."""
+  err = capfd.readouterr().err
+  lines = [line for line in err.splitlines() if 'experiments.run: ' in line]
+  assert 'Traceback' not in err
+  [line] = lines
+  return line
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A run that nothing disturbed, and one that stopped half way."""
+
+  arguments: tuple[str, ...]
+  workdir: pathlib.Path
+  whole: types.SimpleNamespace
+  stopped: pathlib.Path
+
+  @property
+  def rows(self):
+    return rows_of(self.workdir)
+
+  def stopped_copy(self, folder):
+    return pathlib.Path(shutil.copytree(self.stopped, folder / 'stopped'))
+
+
+def make_reference(folder, members):
+  arguments = (*STALE, f'--config.codistill.members={members}')
+  whole = run_command(folder / 'whole', *arguments)
+  assert whole.status == 0
+  with stop_after(5):
+    status = run_command(folder / 'half', *arguments).status
+  assert status == 128 + signal.SIGTERM
+  return Reference(arguments, folder / 'whole', whole, folder / 'half')

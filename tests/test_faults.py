@@ -1,0 +1,341 @@
+"""What goes wrong: bad input, full disks, losses that are not finite."""
+
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import signal
+import sys
+import warnings
+
+import jax
+import pytest
+from commands import (
+  contents,
+  error_sentence,
+  line_of,
+  on_row,
+  rows_of,
+  run_command,
+  start_process,
+  stop_after,
+  strict_rows,
+  untimed,
+)
+
+from codistill import record
+from codistill.checkpoint import Checkpoints
+from codistill.record import read_run
+from experiments.build import Experiment
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--config.codistill.members=0'], ['codistill.members is 0', '1']),
+    (
+      ['--member=2', '--config.codistill.exchange=none'],
+      ['--member=2 is out of range', '2 members'],
+    ),
+    (['--member=-1'], ['--member=-1 is out of range']),
+    (['--member=one'], ["'one'", 'all']),
+    (['--member=0'], ['--member=0', 'memory', '--member=all']),
+    (
+      ['--config.batch_size=20', '--config.num_devices=8'],
+      ['batch_size 20', 'not divisible by 8 devices'],
+    ),
+    (['--config.num_devices=9999'], ['num_devices is 9999']),
+    (['--config.codistill.exchange=pigeon'], ["'pigeon'", 'memory, none']),
+    (['--config.codistill.topology=star'], ["'star'", 'ring']),
+    (['--config.num_steps=0'], ['num_steps is 0']),
+    (['--config.data.augmentation=blur'], ["'blur'", 'shift']),
+  ],
+)
+def test_bad_input_is_one_sentence_and_makes_no_run(
+  tmp_path, capfd, arguments, said
+):
+  assert run_command(tmp_path, *arguments).status == 2
+  sentence = error_sentence(capfd)
+  for words in said:
+    assert words in sentence
+  assert contents(tmp_path) == {}
+
+
+def test_an_unprepared_data_set_says_how_to_prepare_it(tmp_path, capfd):
+  outcome = run_command(
+    tmp_path / 'run',
+    '--config.data.name=cifar10',
+    '--config.data.image_shape=(32, 32, 3)',
+    f'--config.data.data_dir={tmp_path}',
+  )
+  assert outcome.status == 2
+  sentence = error_sentence(capfd)
+  assert 'python -m scripts.prepare_images cifar10' in sentence
+  assert 'TFDS_DATA_DIR' in sentence
+
+
+def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path, capfd):
+  (tmp_path / 'file').write_text('in the way')
+  assert run_command(tmp_path / 'file' / 'below').status == 2
+  sentence = error_sentence(capfd)
+  assert f'cannot write to {tmp_path / "file" / "below"}' in sentence
+  assert '--workdir' in sentence
+
+
+def test_the_process_ends_with_one_line_and_status_2(tmp_path):
+  process = start_process(line_of(tmp_path, '--config.codistill.membrs=2'))
+  out, err = process.communicate(timeout=100)
+  assert process.returncode == 2
+  assert out == ''
+  assert err.count('\n') == 1
+  assert 'did you mean codistill.members' in err
+
+
+def full(*arguments, **keywords):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_for_rows(patch):
+  class Full:
+    def __init__(self, raw):
+      self._raw, self._room = raw, 3000
+
+    def write(self, data):
+      if not self._room:
+        full()
+      taken = bytes(data[: self._room])
+      self._room -= len(taken)
+      return self._raw.write(taken)
+
+    def close(self):
+      self._raw.close()
+
+  def open_full(path, mode='r', **keywords):
+    wrap = Full if mode == 'ab' else lambda raw: raw
+    return wrap(open(path, mode, **keywords))
+
+  patch.setattr(record, 'open', open_full, raising=False)
+
+
+def full_disk_for_checkpoints(patch):
+  # What TensorStore says, seen on a file system of 200 kB.
+  def save(*arguments, **keywords):
+    try:
+      raise ValueError(
+        'RESOURCE_EXHAUSTED: Error writing "d/0": Failed to write to local '
+        'file [OS error 28: ENOSPC No space left on device]'
+      )
+    except ValueError as error:
+      raise RuntimeError('could not save') from error
+
+  patch.setattr(Checkpoints, 'save', save)
+
+
+def full_disk_for_provenance(patch):
+  real, calls = os.fsync, []
+
+  def fsync(descriptor):
+    calls.append(descriptor)
+    if len(calls) > 1:
+      full()
+    return real(descriptor)
+
+  patch.setattr(os, 'fsync', fsync)
+
+
+@pytest.mark.parametrize(
+  'fill',
+  [
+    full_disk_for_rows,
+    full_disk_for_checkpoints,
+    full_disk_for_provenance,
+  ],
+)
+def test_a_full_disk_is_one_sentence_and_loses_nothing(
+  pair, tmp_path, capfd, fill
+):
+  with pytest.MonkeyPatch.context() as patch:
+    fill(patch)
+    assert run_command(tmp_path, *pair.arguments).status == 1
+  sentence = error_sentence(capfd)
+  assert 'disk is full' in sentence
+  assert 'same command' in sentence
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # Of a line that had room in part.
+    rows = rows_of(tmp_path)
+  assert rows
+  assert rows == pair.rows[: len(rows)]
+  assert run_command(tmp_path, *pair.arguments).status == 0
+  assert rows_of(tmp_path) == pair.rows
+
+
+# As a process in which no folder for a checkpoint can be made.
+NO_FOLDER = """
+import errno, os, runpy, sys
+
+real = os.mkdir
+
+def mkdir(path, *arguments, **keywords):
+  if 'checkpoints/' in str(path):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  return real(path, *arguments, **keywords)
+
+os.mkdir = mkdir
+sys.argv = sys.argv[1:]
+runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
+"""
+
+
+def test_a_checkpoint_that_failed_does_not_keep_the_process(tmp_path):
+  """Orbax's threads would, for five minutes."""
+  sync = 'imagenet_sync:smoke'
+  line = line_of(tmp_path, config=sync)
+  process = start_process([sys.executable, '-c', NO_FOLDER, *line[2:]])
+  err = process.communicate(timeout=100)[1]
+  assert process.returncode == 1
+  assert 'disk is full' in err.splitlines()[-1]
+  assert 'experiments.run: ' in err.splitlines()[-1]
+  assert 'future.py' not in err  # What Orbax logs.
+  assert max(row['step'] for row in rows_of(tmp_path)) == 4
+  assert run_command(tmp_path, config=sync).status == 0
+  assert read_run(tmp_path / 'run.json')['status'] == 'done'
+
+
+# A loss that is not finite.
+
+
+@contextlib.contextmanager
+def sick(step, *members):
+  """From that step on these members' examples are not numbers."""
+  real = Experiment.batches
+
+  def batches(self, member, start):
+    for number, batch in enumerate(real(self, member, start), start + 1):
+      if member in members and number >= step:
+        batch = {**batch, 'inputs': batch['inputs'] * math.nan}
+      yield batch
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Experiment, 'batches', batches)
+    yield
+
+
+THREE = (
+  '--config.num_steps=10',
+  '--config.codistill.members=3',
+  '--config.codistill.reload_interval_steps=1',
+  '--config.eval_interval_steps=4',
+  '--config.checkpoint_interval_steps=100',
+)
+
+
+@pytest.mark.parametrize('patient', [0, 2])
+def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
+  tmp_path, capfd, patient
+):
+  with sick(5, patient):
+    outcome = run_command(tmp_path, *THREE)
+  assert outcome.status == 1
+  assert f'member {patient} diverged at step 5' in error_sentence(capfd)
+  found = read_run(tmp_path / 'run.json')
+  assert found['status'] == 'diverged'
+  assert found['diverged'].keys() == {str(patient)}
+  assert found['diverged'][str(patient)]['step'] == 5
+  rows = untimed(strict_rows(tmp_path))
+  well = [member for member in range(3) if member != patient]
+  # The last member's row comes one report late, when the next round began.
+  last = [row['step'] for row in rows if row['member'] == patient][-1]
+  assert last == (6 if patient == 2 else 5)
+  for row in rows:
+    if row['kind'] == 'train' and row['member'] != patient and row['step'] > 3:
+      ages = dict(zip(row['peers'], row['peer_ages'], strict=True))
+      # Its last copy is that of step 4.
+      assert ages[patient] == max(0, row['step'] - 5)
+      [other] = set(well) - {row['member']}
+      assert ages[other] == 0
+      assert row['peer_age'] == ages[patient]
+      assert math.isfinite(row['task_loss'])
+      assert math.isfinite(row['distill_loss'])
+  for row in rows:
+    if row['member'] == patient:
+      assert (row['task_loss'] is None) == (row['step'] >= 5)
+  final = [row for row in rows if row['kind'] == 'final']
+  assert [row['member'] for row in final] == [*well, 'ensemble']
+  assert all(row['task_loss'] is not None for row in final)
+  # Shown again, it has still diverged.
+  assert run_command(tmp_path, *THREE).status == 1
+  assert 'diverged at step 5' in error_sentence(capfd)
+
+
+def test_a_member_that_diverged_stays_out_when_resumed(tmp_path):
+  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+  with sick(5, 1):
+    assert run_command(whole, *THREE).status == 1
+    with stop_after(7):
+      status = run_command(halves, *THREE).status
+    assert status == 128 + signal.SIGTERM
+  # In good health again, and still not asked.
+  assert run_command(halves, *THREE).status == 1
+  assert rows_of(halves) == rows_of(whole)
+  one, other = (read_run(w / 'run.json') for w in (whole, halves))
+  assert one['diverged'] == other['diverged']
+  assert one['status'] == other['status'] == 'diverged'
+
+
+def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
+  pair, tmp_path
+):
+  class Killed(BaseException):
+    pass
+
+  def die(trainer):
+    raise Killed
+
+  workdir = pair.stopped_copy(tmp_path)
+  with (
+    sick(7, 1),
+    on_row(die, step=9, kind='train'),
+    pytest.raises(Killed),
+  ):
+    run_command(workdir, *pair.arguments)
+  assert read_run(workdir / 'run.json')['diverged']
+  assert run_command(workdir, *pair.arguments).status == 0
+  found = read_run(workdir / 'run.json')
+  assert (found['status'], found['diverged']) == ('done', {})
+  assert rows_of(workdir) == pair.rows
+
+
+@pytest.mark.parametrize('step', [5, 8])
+def test_when_all_have_diverged_the_run_ends(tmp_path, capfd, step):
+  with sick(step, 0):
+    outcome = run_command(tmp_path, config='imagenet_sync:smoke')
+  assert outcome.status == 1
+  assert f'member 0 diverged at step {step}' in error_sentence(capfd)
+  assert read_run(tmp_path / 'run.json')['status'] == 'diverged'
+  rows = strict_rows(tmp_path)
+  assert max(row['step'] for row in rows) == min(step + 1, 8)
+  assert not [row for row in rows if row['kind'] == 'final']
+
+
+def test_weights_that_a_last_update_ruined_are_found_at_the_end(
+  tmp_path, capfd
+):
+  def ruin(trainer):
+    """As a rate far too high does, between the loss and the next one."""
+    member = trainer.members[0]
+    member.state = dataclasses.replace(
+      member.state,
+      variables=jax.tree.map(
+        lambda leaf: leaf * math.nan, member.state.variables
+      ),
+    )
+
+  with on_row(ruin, step=8, kind='train'):
+    outcome = run_command(tmp_path, config='imagenet_sync:smoke')
+  assert outcome.status == 1
+  assert 'member 0 diverged at step 8' in error_sentence(capfd)
+  assert read_run(tmp_path / 'run.json')['status'] == 'diverged'
+  assert strict_rows(tmp_path)[-1]['task_loss'] is None

@@ -1,0 +1,298 @@
+"""Resume: bit for bit, after signals and kills, in the right workdir only."""
+
+import json
+import random
+import signal
+import time
+import warnings
+
+import pytest
+from commands import (
+  assert_bit_for_bit,
+  contents,
+  error_sentence,
+  leaves_of,
+  line_of,
+  on_row,
+  rows_of,
+  run_command,
+  start_process,
+  stop_after,
+)
+
+from codistill import record
+from codistill.record import read_rows, read_run
+
+
+@pytest.mark.parametrize('members', ['pair', 'triple'])
+def test_ten_steps_are_five_and_five_bit_for_bit(
+  members, tmp_path, request, capfd
+):
+  reference = request.getfixturevalue(members)
+  workdir = reference.stopped_copy(tmp_path)
+  assert read_run(workdir / 'run.json')['status'] == 'interrupted'
+  half = rows_of(workdir)
+  assert max(row['step'] for row in half) == 5
+  outcome = run_command(workdir, *reference.arguments)
+  assert outcome.status == 0
+  assert outcome.trainer.start_step == 5
+  assert 'goes on from step 5' in capfd.readouterr().out
+  assert rows_of(workdir) == reference.rows
+  assert_bit_for_bit(outcome, reference.whole)
+  found = read_run(workdir / 'run.json')
+  assert found['status'] == 'done'
+  assert len(found['resumed']) == 1
+  seconds = [row['seconds'] for row in read_rows(workdir / 'rows.jsonl')]
+  assert seconds == sorted(seconds)
+
+
+def test_the_states_that_are_compared_depend_on_the_past(pair):
+  """The test above compares what it says: copies, statistics, the optimizer."""
+  leaves = leaves_of(pair.whole)
+  kinds = ('params', 'batch_stats', 'opt_state', '.key', '.step')
+  for member in (0, 1):
+    for kind in kinds:
+      assert [p for p in leaves if f"['members'][{member}]" in p and kind in p]
+    for step in (6, 9):
+      assert [p for p in leaves if f"['publications'][{member}][{step}]" in p]
+  differ = [
+    path
+    for path, leaf in leaves.items()
+    if "['publications'][0][6]" in path
+    and (leaf != leaves[path.replace('[6]', '[9]')]).any()
+  ]
+  assert [path for path in differ if 'batch_stats' in path]
+  assert pair.whole.experiment.config.data.augmentation == 'shift'
+
+
+def test_rows_after_the_restored_step_are_dropped(pair, tmp_path):
+  workdir = pair.stopped_copy(tmp_path)
+  with open(workdir / 'rows.jsonl', 'a') as rows:
+    late = {'step': 6, 'member': 0, 'kind': 'train', 'task_loss': 99.0}
+    rows.write(json.dumps(late) + '\n')
+    rows.write(json.dumps({**late, 'step': 7})[:-9])
+  assert run_command(workdir, *pair.arguments).status == 0
+  assert rows_of(workdir) == pair.rows
+
+
+@pytest.fixture
+def handlers():
+  """What handles the two signals in a program that has its own ideas."""
+  mine = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: None}
+  before = {number: signal.signal(number, mine[number]) for number in mine}
+  yield mine
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
+  pair, tmp_path, capfd, handlers
+):
+  with stop_after(7, signal.SIGINT):
+    outcome = run_command(tmp_path, *pair.arguments)
+  assert outcome.status == 128 + signal.SIGINT
+  captured = capfd.readouterr()
+  assert 'Stopped at step 7 of 10; the same command goes on' in captured.out
+  assert 'Stopping' in captured.err
+  assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
+  assert list((tmp_path / 'checkpoints').glob('*7*'))
+  # Whoever handled the signal before handles it again.
+  for number, handler in handlers.items():
+    assert signal.getsignal(number) is handler
+  assert run_command(tmp_path, *pair.arguments).status == 0
+  assert rows_of(tmp_path) == pair.rows
+
+
+def test_a_signal_in_the_last_step_is_too_late_to_stop_anything(pair, tmp_path):
+  with stop_after(10):
+    outcome = run_command(tmp_path, *pair.arguments)
+  assert outcome.status == 0
+  assert rows_of(tmp_path) == pair.rows
+
+
+def wait_for_rows(process, workdir, number):
+  rows = workdir / 'rows.jsonl'
+  while not rows.exists() or rows.read_bytes().count(b'\n') < number:
+    if process.poll() is not None:
+      raise AssertionError(process.communicate()[1])
+    time.sleep(0.002)
+
+
+def test_a_signal_from_outside_stops_the_process(pair, tmp_path):
+  process = start_process(line_of(tmp_path, *pair.arguments))
+  # Before ψ is compiled, so that it has not finished yet.
+  wait_for_rows(process, tmp_path, 1)
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=100)
+  assert process.returncode == 128 + signal.SIGTERM, err
+  assert 'the same command goes on from there' in out
+  assert 'Traceback' not in err
+  assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
+  outcome = run_command(tmp_path, *pair.arguments)
+  assert outcome.status == 0
+  assert outcome.trainer.start_step > 0
+  assert rows_of(tmp_path) == pair.rows
+
+
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
+  arguments = (
+    '--config.num_steps=30',
+    '--config.codistill.reload_interval_steps=3',
+    '--config.eval_interval_steps=10',
+    '--config.checkpoint_interval_steps=10',
+  )
+  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+  moment = random.randrange(24, 50)  # Rows.
+  print('killed after', moment, 'rows')
+  process = start_process(line_of(killed, *arguments))
+  wait_for_rows(process, killed, moment)
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  assert run_command(whole, *arguments).status == 0
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # A cut last line is as good as any.
+    rows = rows_of(killed)
+  assert len(rows) >= moment
+  assert rows == rows_of(whole)[: len(rows)]
+  assert read_run(killed / 'run.json')['status'] == 'running'
+  outcome = run_command(killed, *arguments)
+  assert outcome.status == 0
+  # The row of a step is written after the checkpoint of the one before.
+  last = rows[-1]['step']
+  assert outcome.trainer.start_step >= (last - 1) // 10 * 10 > 0
+  assert rows_of(killed) == rows_of(whole)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(pair, tmp_path):
+  class Killed(BaseException):
+    pass
+
+  def die(trainer):
+    raise Killed
+
+  with on_row(die, step=3, kind='train'), pytest.raises(Killed):
+    run_command(tmp_path, *pair.arguments)
+  assert rows_of(tmp_path)
+  outcome = run_command(tmp_path, *pair.arguments)
+  assert (outcome.status, outcome.trainer.start_step) == (0, 0)
+  assert rows_of(tmp_path) == pair.rows
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_final_rows(
+  pair, tmp_path
+):
+  class Killed(BaseException):
+    pass
+
+  def die(trainer):
+    raise Killed
+
+  with on_row(die, kind='final', member=1), pytest.raises(Killed):
+    run_command(tmp_path, *pair.arguments)
+  outcome = run_command(tmp_path, *pair.arguments)
+  assert (outcome.status, outcome.trainer.start_step) == (0, 10)
+  assert rows_of(tmp_path) == pair.rows
+
+
+# Whose workdir this is.
+
+
+def test_a_workdir_of_another_config_is_refused_with_what_differs(pair, capfd):
+  before = contents(pair.workdir)
+  outcome = run_command(
+    pair.workdir,
+    *pair.arguments,
+    '--config.codistill.delay_steps=1',
+    '--config.optimizer.sgd.momentum=0.5',
+  )
+  assert outcome.status == 2
+  sentence = error_sentence(capfd)
+  # These and nothing else.
+  assert (
+    '(codistill.delay_steps 2 there, 1 now; '
+    'optimizer.sgd.momentum 0.9 there, 0.5 now)' in sentence
+  )
+  assert '--overwrite' in sentence
+  assert contents(pair.workdir) == before
+
+
+@pytest.fixture
+def other_commit(monkeypatch):
+  version = {'commit': 'c0ffee' * 6 + 'cafe', 'dirty': False}
+  monkeypatch.setattr(record, 'code_version', lambda directory: version)
+  return version
+
+
+def test_a_workdir_of_another_commit_is_refused(
+  pair, tmp_path, capfd, other_commit
+):
+  workdir = pair.stopped_copy(tmp_path)
+  before = contents(workdir)
+  assert run_command(workdir, *pair.arguments).status == 2
+  sentence = error_sentence(capfd)
+  assert other_commit['commit'][:12] in sentence
+  assert str(read_run(workdir / 'run.json')['commit'])[:12] in sentence
+  assert '--allow-code-change' in sentence
+  assert contents(workdir) == before
+
+
+def test_a_code_change_that_is_allowed_is_recorded(
+  pair, tmp_path, other_commit
+):
+  workdir = pair.stopped_copy(tmp_path)
+  first = read_run(workdir / 'run.json')['commit']
+  with stop_after(7):
+    allowed = run_command(workdir, *pair.arguments, '--allow-code-change')
+  assert allowed.status == 128 + signal.SIGTERM
+  # The commit that came last may go on without asking.
+  assert run_command(workdir, *pair.arguments).status == 0
+  found = read_run(workdir / 'run.json')
+  assert found['commit'] == first
+  resumed = [
+    (entry['commit'], entry['dirty'], entry['allow_code_change'])
+    for entry in found['resumed']
+  ]
+  assert resumed == [
+    (other_commit['commit'], False, True),
+    (other_commit['commit'], False, False),
+  ]
+  assert rows_of(workdir) == pair.rows
+
+
+def test_a_finished_run_is_shown_whatever_the_commit(pair, other_commit):
+  assert run_command(pair.workdir, *pair.arguments).status == 0
+
+
+def test_overwrite_begins_anew(pair, tmp_path, other_commit):
+  workdir = pair.stopped_copy(tmp_path)
+  (workdir / 'mine.txt').write_text('kept')
+  arguments = (*pair.arguments, '--config.seed=1', '--overwrite')
+  outcome = run_command(workdir, *arguments)
+  assert (outcome.status, outcome.trainer.start_step) == (0, 0)
+  found = read_run(workdir / 'run.json')
+  assert found['commit'] == other_commit['commit']
+  assert found['config']['seed'] == 1
+  assert 'resumed' not in found
+  rows = rows_of(workdir)
+  assert len(rows) == len(pair.rows)
+  assert rows[0]['task_loss'] != pair.rows[0]['task_loss']
+  assert (workdir / 'mine.txt').read_text() == 'kept'
+
+
+def test_overwrite_with_bad_input_loses_nothing(pair, tmp_path, capfd):
+  workdir = pair.stopped_copy(tmp_path)
+  before = contents(workdir)
+  outcome = run_command(
+    workdir, *pair.arguments, '--overwrite', '--config.codistill.members=0'
+  )
+  assert outcome.status == 2
+  assert 'codistill.members' in error_sentence(capfd)
+  assert contents(workdir) == before
+
+
+def test_checkpoints_that_nobody_owns_are_refused(pair, tmp_path, capfd):
+  workdir = pair.stopped_copy(tmp_path)
+  (workdir / 'run.json').unlink()
+  assert run_command(workdir, *pair.arguments).status == 2
+  assert 'without run.json' in error_sentence(capfd)
