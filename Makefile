@@ -16,7 +16,7 @@ run: $(VENV)/installed
 	  runs/imagenet_codistill-laptop --out=runs/laptop.png
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -80,7 +80,6 @@ class Checkpoints:
       step,
       _by_name(states, publications),
       custom_metadata={**extra, 'layout': layout},
-      overwrite=True,
     )
 
   def restore(

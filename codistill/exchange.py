@@ -22,8 +22,9 @@ class InMemoryExchange(Exchange):
   """Members of one process, copies in device memory.
 
   A member publishes a copy every `reload_interval_steps` of its updates, and
-  its initial weights. Copies with a parameter that is not finite are dropped
-  before anyone sees them: a broken member falls silent and grows stale.
+  its initial weights. A copy with a parameter or a task loss that is not finite
+  is dropped before anyone sees it: a broken member falls silent and grows
+  stale.
   """
 
   def __init__(
@@ -65,11 +66,10 @@ class InMemoryExchange(Exchange):
     self, member: int, step: int, variables: PyTree, task_loss: Any = None
   ) -> None:
     """Publishes a copy if `step` is a multiple of the reload interval."""
-    del task_loss  # Memory needs no label; a checkpoint carries it.
     if step % self._interval:
       return
     published = self._published[member]
-    published[step] = _copy_and_check(variables)
+    published[step] = _copy_and_check(variables, task_loss)
     # Readers ask for this step or a later one from here on: what lies before
     # the newest copy that they may see is never asked for again.
     newest = self._newest(member, step)
@@ -146,8 +146,10 @@ class FrozenExchange(Exchange):
 
 
 @jax.jit
-def _copy_and_check(variables: PyTree) -> tuple[PyTree, jax.Array]:
+def _copy_and_check(
+  variables: PyTree, task_loss: Any
+) -> tuple[PyTree, jax.Array]:
   """A copy in buffers of its own, and whether all of it is finite."""
-  leaves = jax.tree.leaves(variables)
+  leaves = jax.tree.leaves((variables, task_loss))
   finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
   return jax.tree.map(jnp.copy, variables), finite

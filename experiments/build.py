@@ -27,6 +27,7 @@ from codistill.train_step import (
   make_updates,
 )
 from data.images import ImageSet, NotPreparedError, make_images
+from data.partition import partition_indices
 from experiments.errors import UserError, user_errors
 
 # diversity.partition in the words of `data.partition`.
@@ -162,6 +163,14 @@ def build(
       )
     )
   dataset = dataset or make_dataset(config)
+  with user_errors(ValueError):
+    for number in range(codistill.members):
+      partition_indices(
+        dataset.num_train,
+        number,
+        codistill.members,
+        _PARTITIONS[config.diversity.partition],
+      )
   updates = make_updates(
     model,
     optimizer,
@@ -273,6 +282,18 @@ def _check(config: ConfigDict, member: int | None) -> None:
   for key, (value, allowed) in choices.items():
     if value not in allowed:
       raise UserError(f'{key} is {value!r}; it can be {", ".join(allowed)}')
+  for section, needs in (('model', MODELS), ('schedule', optim.SCHEDULES)):
+    name = config[section].name
+    if name in needs and name not in config[section]:
+      raise UserError(
+        f'{section}.name is {name!r}, and this variant has no '
+        f'{section}.{name} to say how'
+      )
+  if codistill.teacher != 'peers' and codistill.exchange != 'none':
+    raise UserError(
+      f'codistill.teacher {codistill.teacher} stands in for the peers; set '
+      'codistill.exchange to none'
+    )
   least = {
     'seed': (config.seed, 0),
     'batch_size': (config.batch_size, 1),

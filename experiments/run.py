@@ -43,8 +43,10 @@ PACKAGES = (
   'jaxlib',
   'ml_collections',
   'numpy',
+  'opencv-python-headless',
   'optax',
   'orbax-checkpoint',
+  'scikit-learn',
   'tensorflow-datasets',
 )
 
@@ -123,8 +125,17 @@ def _dashes(argument: str) -> str:
   return f'{flag.replace("-", "_").replace("__", "--", 1)}{equals}{value}'
 
 
-def run(name_and_variant: str, console: Console) -> int:
-  """Does what the flags say; returns the exit status."""
+def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
+  """Does what the flags say.
+
+  Args:
+    name_and_variant: of the config.
+    console: where to say things.
+    stop: gets the number of a signal when it is time to stop.
+
+  Returns:
+    The exit status.
+  """
   name, variant = config_lib.split_name(name_and_variant)
   label = f'{name}:{variant}' if variant else name
   config = _CONFIG.value
@@ -144,7 +155,6 @@ def run(name_and_variant: str, console: Console) -> int:
   # Everything that can be refused is refused before the first file is written.
   experiment = build(config, member)
   with contextlib.ExitStack() as stack:
-    stop = stack.enter_context(_stop_on_signals())
     workdir.begin()
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
@@ -191,10 +201,18 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
   diverged = workdir.run.get('diverged', {})
   for member, at in diverged.items():
     _complain(
-      f'member {member} diverged at step {at["step"]} (task loss '
-      f'{at["task_loss"]}); try a lower learning rate'
+      f'member {member} diverged at step {at["step"]} '
+      f'({_losses(at)}); try a lower learning rate'
     )
   return 1 if diverged else 0
+
+
+def _losses(at: dict[str, object]) -> str:
+  return ', '.join(
+    f'{name.replace("_", " ")} {value}'
+    for name, value in at.items()
+    if name != 'step'
+  )
 
 
 def _shown(path: pathlib.Path) -> pathlib.Path:
@@ -231,7 +249,7 @@ def _provenance(name, variant, config, member):
     'device': {
       'platform': devices[0].platform,
       'kind': devices[0].device_kind,
-      'count': len(devices),
+      'count': config.num_devices or len(devices),
     },
     'argv': sys.argv,
     'started': datetime.datetime.now(datetime.UTC).isoformat(
@@ -293,7 +311,8 @@ def main(argv: list[str]) -> int:
   try:
     if len(argv) < 2:
       raise UserError('--config=NAME is missing; --list shows what there is')
-    return run(argv[1], Console())
+    with _stop_on_signals() as stop:
+      return run(argv[1], Console(), stop)
   except UserError as error:
     _complain(str(error))
     return 2

@@ -46,7 +46,9 @@ class Trainer:
     self._last_row_at: dict[int, float] = {}
     self._late: Report | None = None
     self.start_step = 0
-    self.members = self._restore() or experiment.start()
+    self.members = (
+      self._restore() if workdir.resumes else None
+    ) or experiment.start()
     if workdir.resumes:
       self._record.keep_rows(
         lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
@@ -90,12 +92,15 @@ class Trainer:
           f'step {step:,}  burn-in ends; compiling the other update …'
         )
       stop = should_stop()
+      if stop:
+        # First: whoever asked may not wait for an evaluation.
+        self._save(step, progress)
       if step % experiment.eval_interval_steps == 0:
         self._evaluate(step, 'eval', progress)
-      if stop or step % experiment.checkpoint_interval_steps == 0:
-        self._save(step, progress)
       if stop:
         return step
+      if step % experiment.checkpoint_interval_steps == 0:
+        self._save(step, progress)
     self._catch_up(progress)
     if step == experiment.num_steps:
       if step > self.start_step:
@@ -114,6 +119,10 @@ class Trainer:
       return
     report, self._late = self._late, None
     member, step = report.member, report.step
+    if not member.active:
+      # It was dispatched before its last loss was known. Without a row, so
+      # that rows do not depend on when a loss happens to be fetched.
+      return
     metrics = {
       name: float(value)
       for name, value in jax.device_get(report.metrics).items()
@@ -181,32 +190,46 @@ class Trainer:
       raise RuntimeError(
         f'evaluation counted {result.num_examples} of {expected} examples'
       )
-    scores = [
-      (member.index, score)
-      for member, score in zip(active, result.members, strict=True)
-    ]
+    scored = list(zip(active, result.members, strict=True))
+    # A last update may ruin weights after a loss that was still finite.
+    ruined = [pair for pair in scored if not math.isfinite(pair[1].task_loss)]
+    for member, score in ruined:
+      losses = {'task_loss': score.task_loss}
+      row = self._scored_row(step, kind, member.index, **losses)
+      self._write(row)
+      self._give_up(member, step, losses, progress)
+    if ruined:
+      self._evaluate(step, kind, progress)  # The others, and their ensemble.
+      return
+    scores = [(member.index, score) for member, score in scored]
     if result.ensemble is not None:
       scores.append(('ensemble', result.ensemble))
     rows = [
-      {
-        'step': step,
-        'member': who,
-        'kind': kind,
-        'seconds': round(self._seconds(), 3),
-        'examples_seen': step * experiment.batch_size,
-        'task_loss': score.task_loss,
-        'accuracy': score.accuracy,
-        'disagreement': result.disagreement if who == 'ensemble' else None,
-      }
+      self._scored_row(
+        step,
+        kind,
+        who,
+        **score._asdict(),
+        disagreement=result.disagreement if who == 'ensemble' else None,
+      )
       for who, score in scores
     ]
     for row in rows:
       self._write(row)
     progress.evaluated(rows)
-    # A last update may ruin the weights after a loss that was still finite.
-    for member, score in zip(active, result.members, strict=True):
-      if not math.isfinite(score.task_loss):
-        self._give_up(member, step, {'task_loss': score.task_loss}, progress)
+
+  def _scored_row(
+    self, step: int, kind: str, who: int | str, **scores: float | None
+  ) -> Row:
+    return {
+      'step': step,
+      'member': who,
+      'kind': kind,
+      'seconds': round(self._seconds(), 3),
+      'examples_seen': step * self._experiment.batch_size,
+      'disagreement': None,
+      **scores,
+    }
 
   def _write(self, row: Row) -> None:
     self._record.write_row(row)

@@ -11,6 +11,7 @@ import errno
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,9 +54,12 @@ class Workdir(NamedTuple):
     if not self.resumes:
       # First, so that a kill in between leaves nothing that could go on.
       self.record.run_path.unlink(missing_ok=True)
-      shutil.rmtree(self.checkpoints, ignore_errors=True)
-      shutil.rmtree(self.tensorboard, ignore_errors=True)
-      self.record.rows_path.unlink(missing_ok=True)
+      for leftover in (
+        self.checkpoints,
+        self.tensorboard,
+        self.record.rows_path,
+      ):
+        _remove(leftover)
     self.write_run(status='running')
 
   def write_run(self, **changes: Any) -> None:
@@ -100,15 +104,15 @@ def open_workdir(
   )
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / '.writable'
-    probe.touch()
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=path):
+      pass
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise
     raise UserError(
       f'cannot write to {path} ({error.strerror}); choose another --workdir'
     ) from error
+  _check_others(path, record, run)
   if overwrite:
     return new
   if not record.run_path.exists():
@@ -131,7 +135,41 @@ def open_workdir(
   return opened
 
 
-def _check_config(path: pathlib.Path, found: Run, run: Run) -> None:
+def _remove(path: pathlib.Path) -> None:
+  """Removes a file, a folder, or a link to one; what stays is an error."""
+  try:
+    if path.is_dir() and not path.is_symlink():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'cannot remove {path} ({error.strerror}); choose another --workdir'
+    ) from error
+
+
+def _check_others(path: pathlib.Path, record: Record, run: Run) -> None:
+  """Refuses a folder where members run apart that do not belong together."""
+  for other in sorted(path.glob('run*.json')):
+    if other == record.run_path:
+      continue
+    found = read_run(other)
+    if None in (found['member'], run['member']):
+      raise UserError(
+        f'{path} holds a run of {_members(found)}, and this is one of '
+        f'{_members(run)}; choose another --workdir'
+      )
+    _check_config(path, found, run, anew=False)
+
+
+def _members(run: Run) -> str:
+  member = run['member']
+  return 'all members' if member is None else f'member {member} alone'
+
+
+def _check_config(
+  path: pathlib.Path, found: Run, run: Run, *, anew: bool = True
+) -> None:
   if found['config_hash'] == run['config_hash']:
     return
   # As it will be read back: JSON has lists where configs have tuples.
@@ -144,13 +182,12 @@ def _check_config(path: pathlib.Path, found: Run, run: Run) -> None:
   ]
   raise UserError(
     f'{path} holds a run of another config ({"; ".join(changes)}); choose '
-    'another --workdir, or --overwrite to begin anew there'
+    f'another --workdir{", or --overwrite to begin anew there" * anew}'
   )
 
 
 def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
-  last = found.get('resumed', [found])[-1:] or [found]
-  before = last[0]['commit']
+  before = (found.get('resumed') or [found])[-1]['commit']
   if before == run['commit'] or allow:
     return
   raise UserError(

@@ -23,6 +23,7 @@ def stand_in(config):
   return types.SimpleNamespace(
     image_shape=config.data.image_shape,
     num_classes=classes,
+    num_train=1_281_167,
     label_distribution=lambda: np.full(classes, 1 / classes, np.float32),
   )
 
@@ -129,6 +130,16 @@ def test_arms_are_what_they_are_called():
   assert sync.burn_in_steps == sync.num_steps
   assert ensemble.burn_in_steps == ensemble.num_steps
   assert not smoothing.updates.needs_peers
+
+
+@pytest.mark.parametrize(
+  'changes', [{'model.name': 'dnn'}, {'schedule.name': 'constant'}]
+)
+def test_other_networks_and_schedules_can_be_chosen_by_name(changes):
+  experiment = build(smoke(**changes), None)
+  state, batch = experiment.init(0), next(experiment.batches(0, 0))
+  _, metrics = experiment.updates.burn_in(state, batch)
+  assert np.isfinite(metrics['task_loss'])
 
 
 def test_the_base_changes_with_the_number_of_steps():
@@ -248,6 +259,11 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.members': 0}, 'codistill.members is 0; it must be at least 1'),
     ({'codistill.burn_in_steps': -1}, 'burn_in_steps is -1; it must be'),
     ({'num_steps': 0}, 'num_steps is 0'),
+    ({'codistill.members': 1438}, 'too few for 1438 disjoint'),
+    (
+      {'codistill.teacher': 'uniform'},
+      'stands in for the peers; set codistill.exchange to none',
+    ),
     ({'seed': -1}, 'seed is -1; it must be at least 0'),
     ({'model.resnet.width': 0}, 'model.resnet.width is 0'),
     ({'data.image_shape': (28, 28)}, 'must be (height, width, channels)'),

@@ -127,14 +127,6 @@ def test_the_newest_wins_and_the_one_before_it_is_kept(tmp_path):
   assert steps == {8, 12}
 
 
-def test_a_step_saved_twice_holds_what_was_saved_last(tmp_path):
-  checkpoints = Checkpoints(tmp_path / 'c')
-  for seconds in (1.0, 2.0):
-    checkpoints.save(5, {0: state_of(0)}, {}, {'seconds': seconds})
-  checkpoints.close()
-  assert restore(tmp_path / 'c').extra == {'seconds': 2.0}
-
-
 def test_what_a_killed_process_left_half_done_is_not_seen(tmp_path):
   save_and_restore(tmp_path / 'c', {0: state_of(0)}, {}, {})
   # A step folder is renamed into place when it is whole.

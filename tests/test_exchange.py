@@ -174,6 +174,13 @@ def test_weights_that_are_not_finite_are_never_seen():
   assert [peer.step for peer in exchange.freshest(0, 52)] == [51]
 
 
+def test_weights_whose_loss_is_not_finite_are_never_seen():
+  exchange = in_memory(members=2)
+  exchange.offer(1, 1, variables(1, 1), jnp.float32(0.5))
+  exchange.offer(1, 2, variables(1, 2), jnp.float32(jnp.inf))
+  assert [peer.step for peer in exchange.freshest(0, 3)] == [1]
+
+
 def test_a_member_that_was_never_finite_is_left_out():
   exchange = in_memory(members=3)
   exchange.offer(1, 0, variables(1, jnp.inf))

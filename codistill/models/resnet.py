@@ -50,7 +50,11 @@ class _Block(nn.Module):
       zip(self.kernels, self.widths, strict=True)
     ):
       stride = self.stride if i == strided else 1
-      y = self.conv(width, (kernel, kernel), (stride, stride))(y)
+      # As many pixels on both sides: SAME would shift a strided kernel.
+      padding = kernel // 2
+      y = self.conv(width, (kernel, kernel), (stride, stride), padding=padding)(
+        y
+      )
       zero = nn.initializers.zeros
       y = self.norm(scale_init=zero)(y) if i == last else self.norm()(y)
       y = nn.relu(y) if i < last else y
