@@ -46,7 +46,7 @@ class Checkpoints:
     """Opens or makes the folder; clears what a killed process left half done.
 
     Args:
-      directory: local path or object store, as far as Orbax goes.
+      directory: absolute path, or object store as far as Orbax goes.
     """
     self._checkpointer = ocp.training.Checkpointer(
       epath.Path(directory),

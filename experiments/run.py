@@ -143,7 +143,9 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
   workdir = open_workdir(
     pathlib.Path(
       _WORKDIR.value or ROOT / 'runs' / '-'.join(filter(None, (name, variant)))
-    ),
+    )
+    .expanduser()
+    .absolute(),  # Orbax takes no other.
     _provenance(name, variant, config, member),
     member=member,
     overwrite=_OVERWRITE.value,

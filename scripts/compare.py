@@ -101,6 +101,7 @@ def draw(
   axes[1].set(ylabel='held-out error (%)')
   # Logarithmic as far as it goes; linear below one per cent, down to none.
   axes[1].set_yscale('symlog', linthresh=1)
+  axes[1].set_ylim(bottom=0)
   axes[1].set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100])
   axes[1].yaxis.set_major_formatter('{x:g}')
   for axis in axes:

@@ -88,6 +88,14 @@ def test_provenance_says_what_made_the_rows(pair):
   assert found['status'] == 'done'
 
 
+def test_a_workdir_can_be_relative(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert run_command('runs/here', config='imagenet_sync:smoke').status == 0
+  found = read_run(tmp_path / 'runs/here/run.json')
+  assert found['status'] == 'done'
+  assert list((tmp_path / 'runs/here/checkpoints').glob('8'))
+
+
 def test_a_finished_run_run_again_shows_its_table_and_trains_nothing(
   pair, capfd
 ):
