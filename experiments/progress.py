@@ -49,9 +49,11 @@ class RunProgress:
     # Set at the first row, so that compiling does not count as slow steps.
     self._clock: tuple[float, int] | None = None
     self._printed = time.monotonic()
+    # The numbers say more than the bar: 80 columns are theirs alone.
+    bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
     self._bars = Progress(
       TextColumn('{task.description}'),
-      BarColumn(bar_width=20),
+      *bar,
       TextColumn('{task.completed:,}/{task.total:,}'),
       TextColumn('{task.fields[status]}'),
       console=console,
@@ -123,9 +125,9 @@ class RunProgress:
     if row['distill_loss'] is not None:
       parts.append(f'distill {number(row["distill_loss"])}')
     if row['peer_age'] is not None:
-      parts.append(f'peer age {row["peer_age"]}')
+      parts.append(f'age {row["peer_age"]}')
     if rate is not None:
-      parts.append(f'{rate:,.0f} examples/s')
+      parts.append(f'{rate:,.0f} ex/s')
     return ', '.join(parts)
 
   def _left(self, step: int) -> str:
@@ -134,4 +136,5 @@ class RunProgress:
       return '…'
     pace = (time.monotonic() - since) / (step - first)
     seconds = round(pace * (self._num_steps - step))
-    return f'{datetime.timedelta(seconds=seconds)} left'
+    left = str(datetime.timedelta(seconds=seconds)).removeprefix('0:')
+    return f'{left} left'

@@ -61,10 +61,10 @@ def test_without_a_terminal_plain_lines_say_it_all(clock):
   assert 'name:laptop: 2000 steps to go' in first
   for words in (
     'step 1,001/2,000',
-    'member 0: task 0.2500, distill 0.5000, peer age 7, 1,234 examples/s',
+    'member 0: task 0.2500, distill 0.5000, age 7, 1,234 ex/s',
     'member 1: ',
     # 1,000 steps took 10 seconds, and 999 are to come.
-    '0:00:10 left',
+    ' 00:10 left',
   ):
     assert words in second
 
@@ -96,9 +96,9 @@ def test_bars_on_a_terminal_say_it_all(clock):
     '1,001/2,000',
     'task 0.2500',
     'distill 0.5000',
-    'peer age 7',
-    '1,234 examples/s',
-    '0:00:10 left',
+    'age 7',
+    '1,234 ex/s',
+    ' 00:10 left',
   ):
     assert words in text, words
   assert 'step 1,001/' not in out.getvalue()
@@ -119,7 +119,7 @@ def test_what_does_not_apply_is_not_shown(clock):
     display.trained(row(1, 0, examples_per_second=None))
   line = out.getvalue().splitlines()[-1]
   assert 'task 0.2500' in line
-  for word in ('distill', 'age', 'examples/s', 'left'):
+  for word in ('distill', 'age', 'ex/s', 'left'):
     assert word not in line
 
 
@@ -141,7 +141,7 @@ def test_the_time_left_is_that_of_the_steps_since_the_start(clock):
     clock.now += 1
     display.trained(row(1_002, 0))
   assert '1000 steps to go' in out.getvalue()
-  assert '0:16:38 left' in out.getvalue().splitlines()[-1]
+  assert ' 16:38 left' in out.getvalue().splitlines()[-1]
 
 
 @pytest.mark.parametrize('terminal', [False, True])
@@ -164,3 +164,18 @@ def test_brackets_in_a_line_are_brackets():
   with display:
     display.say('/runs/[a]/[/b]')
   assert out.getvalue().splitlines()[-1] == '/runs/[a]/[/b]'
+
+
+def test_a_line_fits_a_terminal_of_80_columns(clock):
+  out = io.StringIO()
+  console = Console(file=out, force_terminal=True, width=80)
+  display = RunProgress(
+    console, 'name', members=(0,), num_steps=14_100, start_step=0
+  )
+  with display:
+    for step in (1, 13_000):
+      clock.now += 10_000
+      display.trained(row(step, 0, **TAUGHT, examples_per_second=16_384.0))
+  assert '13,000/14,100' in out.getvalue()
+  assert ' left' in out.getvalue().rpartition('member 0')[2]
+  assert '…' not in out.getvalue().rpartition('member 0')[2]
