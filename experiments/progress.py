@@ -61,7 +61,7 @@ class RunProgress:
     )
     self._tasks = {
       member: self._bars.add_task(
-        f'member {member}',
+        f'#{member}',
         total=num_steps,
         completed=start_step,
         status='compiling …',

@@ -87,11 +87,11 @@ def test_bars_on_a_terminal_say_it_all(clock):
       for member in (0, 1):
         display.trained(row(step, member, **TAUGHT))
   # The bars as they were drawn last.
-  last = out.getvalue().rpartition('member 0')
+  last = out.getvalue().rpartition('#0 ')
   text = last[1] + last[2]
   assert '\x1b' in out.getvalue()
   for words in (
-    'member 1',
+    '#1 ',
     '━',
     '1,001/2,000',
     'task 0.2500',
@@ -175,7 +175,11 @@ def test_a_line_fits_a_terminal_of_80_columns(clock):
   with display:
     for step in (1, 13_000):
       clock.now += 10_000
-      display.trained(row(step, 0, **TAUGHT, examples_per_second=16_384.0))
+      display.trained(
+        row(
+          step, 0, **(TAUGHT | {'peer_age': 249}), examples_per_second=16_384.0
+        )
+      )
   assert '13,000/14,100' in out.getvalue()
-  assert ' left' in out.getvalue().rpartition('member 0')[2]
-  assert '…' not in out.getvalue().rpartition('member 0')[2]
+  assert ' left' in out.getvalue().rpartition('#0 ')[2]
+  assert '…' not in out.getvalue().rpartition('#0 ')[2]
