@@ -51,6 +51,7 @@ class Record:
       suffix: '' or '-I' for the files of member I alone.
     """
     self.workdir = pathlib.Path(workdir)
+    self.suffix = suffix
     self.run_path = self.workdir / f'run{suffix}.json'
     self.rows_path = self.workdir / f'rows{suffix}.jsonl'
     self._rows = None

@@ -157,7 +157,7 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
   # Everything that can be refused is refused before the first file is written.
   experiment = build(config, member)
   with contextlib.ExitStack() as stack:
-    workdir.begin()
+    stack.enter_context(workdir.begin())
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )

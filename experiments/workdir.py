@@ -7,12 +7,14 @@ then not be what the provenance says they are.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from codistill.record import Record, read_run
@@ -45,12 +47,32 @@ class Workdir(NamedTuple):
     """Whether nothing is left to train."""
     return self.run['status'] in ('done', 'diverged')
 
-  def begin(self) -> None:
+  @contextlib.contextmanager
+  def begin(self) -> Iterator[None]:
     """Writes the provenance; an old run that is not resumed goes first.
 
     Opening leaves everything as it was found, so that what is refused later
     costs nothing.
+
+    Yields:
+      Once; until the block ends, no other process can begin here.
+
+    Raises:
+      UserError: if another process is at work here.
     """
+    with open(self.path / f'.lock{self.record.suffix}', 'w') as lock:
+      try:
+        # Let go of by the system when the process ends, however it ends.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        raise UserError(
+          f'another process is running in {self.path}; wait for it, or choose '
+          'another --workdir'
+        ) from error
+      self._begin()
+      yield
+
+  def _begin(self) -> None:
     if not self.resumes:
       # First, so that a kill in between leaves nothing that could go on.
       self.record.run_path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Resume: bit for bit, after signals and kills, in the right workdir only."""
 
+import fcntl
 import json
 import signal
 import time
@@ -316,6 +317,21 @@ def test_overwrite_with_bad_input_loses_nothing(pair, tmp_path, capfd):
   assert outcome.status == 2
   assert 'codistill.members' in error_sentence(capfd)
   assert contents(workdir) == before
+
+
+@pytest.mark.parametrize('overwrite', [[], ['--overwrite']])
+def test_a_workdir_where_another_process_runs_is_refused(
+  pair, tmp_path, capfd, overwrite
+):
+  workdir = pair.stopped_copy(tmp_path)
+  with open(workdir / '.lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    before = contents(workdir)
+    assert run_command(workdir, *pair.arguments, *overwrite).status == 2
+    assert 'another process is running' in error_sentence(capfd)
+    assert contents(workdir) == before
+  assert run_command(workdir, *pair.arguments, *overwrite).status == 0
+  assert rows_of(workdir) == pair.rows
 
 
 def test_overwrite_removes_what_it_does_not_go_on_with(pair, tmp_path):
