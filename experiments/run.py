@@ -190,6 +190,10 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
 
 def _conclude(label: str, workdir: Workdir, console: Console) -> int:
   """Shows the result and where it lies; 1 if a member diverged."""
+  if not workdir.record.rows_path.exists():
+    raise UserError(
+      f'{workdir.record.rows_path} is gone; --overwrite runs it again'
+    )
   rows = record.read_rows(workdir.record.rows_path)
   console.print(results_table([(label, rows)]))
   console.print(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import signal
 import time
 import warnings
@@ -332,6 +333,12 @@ def test_a_workdir_where_another_process_runs_is_refused(
     assert contents(workdir) == before
   assert run_command(workdir, *pair.arguments, *overwrite).status == 0
   assert rows_of(workdir) == pair.rows
+
+
+def test_a_finished_run_without_its_rows_says_so(pair, tmp_path, capfd):
+  shutil.copy(pair.workdir / 'run.json', tmp_path)
+  assert run_command(tmp_path, *pair.arguments).status == 2
+  assert 'rows.jsonl is gone; --overwrite' in error_sentence(capfd)
 
 
 def test_overwrite_removes_what_it_does_not_go_on_with(pair, tmp_path):
