@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
+from data import augmentation as augmentation_lib
 from data import partition as partition_lib
 
 
@@ -238,7 +239,9 @@ def make_images(
     shape, num_classes, splits = _open_tfds(
       name, data_dir, train_split, eval_split
     )
-  augment, fit, size = _make_views(augmentation, padding, image_size, shape[:2])
+  augment, fit, size = augmentation_lib.make_views(
+    augmentation, padding, image_size, shape[:2]
+  )
   if None in size:
     raise ValueError(
       f"Images of {name!r} vary in size: augmentation 'inception' makes them "
@@ -392,101 +395,3 @@ def _decode(encoded: bytes, channels: int) -> np.ndarray:
   if image is None:
     raise ValueError('A stored image is neither PNG nor JPEG, or damaged.')
   return image.reshape(*image.shape[:2], channels)
-
-
-# Views: what becomes of the stored images, in training and in evaluation. All
-# take a sequence of uint8 images and return uint8 [batch, height, width,
-# channels].
-
-
-def _make_views(augmentation, padding, image_size, stored_size):
-  """Returns the training view, the evaluation view and their size."""
-  as_they_are = np.stack
-
-  def ask(value, argument):
-    if value is None or value < 0:
-      raise ValueError(
-        f'Augmentation {augmentation!r} needs {argument}, got {value}.'
-      )
-    return value
-
-  if augmentation == 'none':
-    return lambda images, rng: np.stack(images), as_they_are, stored_size
-  if augmentation in ('shift', 'shift_flip'):
-    pad, flip = ask(padding, 'padding'), augmentation == 'shift_flip'
-    return (
-      lambda images, rng: _shift(np.stack(images), rng, pad, flip),
-      as_they_are,
-      stored_size,
-    )
-  if augmentation == 'inception':
-    size = ask(image_size, 'image_size')
-    return (
-      lambda images, rng: np.stack(
-        [_random_resized_crop(image, rng, size) for image in images]
-      ),
-      lambda images: np.stack([_centre_crop(image, size) for image in images]),
-      (size, size),
-    )
-  raise ValueError(
-    f'Unknown augmentation {augmentation!r}, expected one of '
-    "('none', 'shift', 'shift_flip', 'inception')."
-  )
-
-
-def _shift(images, rng, padding, flip):
-  """Moves each image by up to `padding` pixels either way; flips half."""
-  batch, height, width, _ = images.shape
-  padded = np.pad(
-    images, [(0, 0), (padding, padding), (padding, padding), (0, 0)]
-  )
-  top, left = rng.integers(2 * padding + 1, size=(2, batch, 1))
-  rows = top + np.arange(height)
-  columns = left + np.arange(width)
-  if flip:
-    mirrored = rng.random((batch, 1)) < 0.5
-    columns = np.where(mirrored, columns[:, ::-1], columns)
-  example = np.arange(batch)[:, None, None]
-  return padded[example, rows[:, :, None], columns[:, None, :]]
-
-
-def _random_resized_crop(image, rng, size):
-  """Resizes a random part of an image to a square; flips half.
-
-  The part has 8 % to 100 % of the area and an aspect ratio of 3/4 to 4/3,
-  uniform on a logarithmic scale (Szegedy et al. 2015). Where ten draws do not
-  fit into the image, its centre square serves.
-  """
-  height, width, _ = image.shape
-  for _ in range(10):
-    area = rng.uniform(0.08, 1) * height * width
-    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-    rows = round(np.sqrt(area / aspect))
-    columns = round(np.sqrt(area * aspect))
-    if 0 < rows <= height and 0 < columns <= width:
-      top = rng.integers(height - rows + 1)
-      left = rng.integers(width - columns + 1)
-      break
-  else:
-    rows = columns = min(height, width)
-    top, left = (height - rows) // 2, (width - columns) // 2
-  part = _resize(image[top : top + rows, left : left + columns], size, size)
-  return part[:, ::-1] if rng.random() < 0.5 else part
-
-
-def _centre_crop(image, size):
-  """Resizes the shorter side to size · 256/224, and cuts out the centre."""
-  height, width, _ = image.shape
-  scale = size * 256 / 224 / min(height, width)
-  image = _resize(image, round(height * scale), round(width * scale))
-  top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-  return image[top : top + size, left : left + size]
-
-
-def _resize(image, height, width):
-  # OpenCV's linear filter skips pixels when it shrinks; the area filter counts
-  # them all.
-  shrinks = height * width < image.shape[0] * image.shape[1]
-  filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  resized = cv2.resize(image, (width, height), interpolation=filter_)
-  return resized.reshape(height, width, image.shape[2])

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import sgd
 
-from codistill import losses, optim, sharding, topology
+from codistill import losses, sharding, topology
 from codistill.algorithm import Member, codistill
 from codistill.exchange import FrozenExchange, InMemoryExchange
 from codistill.models import make_dnn
@@ -93,14 +94,7 @@ def test_equals_the_numpy_transcription(burn_in):
       dtype='float64',
       param_dtype='float64',
     )
-    optimizer = optim.make_optimizer(
-      'sgd',
-      'constant',
-      {'rate': RATE},
-      momentum=0.0,
-      nesterov=False,
-      weight_decay=0.0,
-    )
+    optimizer = sgd(RATE, momentum=0.0, weight_decay=0.0)
     updates = make_updates(
       model,
       optimizer,

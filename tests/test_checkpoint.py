@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import make_small_resnet, sgd
 
-from codistill import optim, sharding
+from codistill import sharding
 from codistill.checkpoint import Checkpoints
-from codistill.models import make_resnet
 from codistill.train_step import init_state
 
 BATCH = 8
@@ -18,15 +18,7 @@ BATCH = 8
 
 @functools.cache
 def model():
-  network = make_resnet(
-    input_shape=(8, 8, 1),
-    num_classes=10,
-    depth=8,
-    width=4,
-    batch_norm_momentum=0.9,
-    dtype='float32',
-    param_dtype='float32',
-  )
+  network = make_small_resnet()
   # With a carry, as a network with a memory has it.
   return dataclasses.replace(
     network, memory=lambda size: {'h': jnp.zeros((size, 3))}
@@ -34,17 +26,9 @@ def model():
 
 
 def state_of(member, peers=()):
-  optimizer = optim.make_optimizer(
-    'sgd',
-    'constant',
-    {'rate': 0.1},
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=0.0,
-  )
   state = init_state(
     model(),
-    optimizer,
+    sgd(),
     batch_size=BATCH,
     init_key=jax.random.key(member),
     noise_key=jax.random.key(100 + member),

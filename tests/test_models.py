@@ -1,34 +1,15 @@
 """The networks behind the seam: sizes, statistics, precision, first weights."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import make_small_dnn, make_small_resnet
 
 from codistill import optim
-from codistill.models import MODELS, make_dnn, make_resnet
+from codistill.models import MODELS, make_resnet
 
-small_resnet = functools.partial(
-  make_resnet,
-  input_shape=(8, 8, 1),
-  num_classes=10,
-  depth=8,
-  width=4,
-  batch_norm_momentum=0.9,
-  dtype='float32',
-  param_dtype='float32',
-)
-small_dnn = functools.partial(
-  make_dnn,
-  input_shape=(8, 8, 1),
-  num_classes=10,
-  hidden=(16, 8),
-  dtype='float32',
-  param_dtype='float32',
-)
-SMALL = {'resnet': small_resnet, 'dnn': small_dnn}
+SMALL = {'resnet': make_small_resnet, 'dnn': make_small_dnn}
 every_model = pytest.mark.parametrize('make', SMALL.values(), ids=SMALL.keys())
 
 
@@ -68,7 +49,7 @@ def test_imagenet_networks_have_the_published_number_of_parameters(
 def test_cifar_network_has_the_published_number_of_parameters():
   # He et al. (2016), table 6: 0.27 M for depth 20; the projections of the two
   # wider stages, with their norms, come on top of it.
-  model = small_resnet(input_shape=(32, 32, 3), depth=20, width=16)
+  model = make_small_resnet(input_shape=(32, 32, 3), depth=20, width=16)
   variables = jax.eval_shape(model.init, jax.random.key(0))
   projections = 16 * 32 + 32 * 64 + 2 * (32 + 64)
   assert count(variables['params']) == 269_722 + projections
@@ -155,7 +136,7 @@ def test_different_keys_give_different_weights_and_equal_keys_equal_ones(make):
 
 
 def test_each_residual_block_starts_as_the_identity():
-  variables = small_resnet().init(jax.random.key(0))
+  variables = make_small_resnet().init(jax.random.key(0))
   blocks = [v for k, v in variables['params'].items() if 'Block' in k]
   assert len(blocks) == 3
   for block in blocks:
@@ -166,7 +147,7 @@ def test_each_residual_block_starts_as_the_identity():
 def test_strided_convolutions_look_at_both_sides_of_the_shortcut():
   # Of an even image, the 1×1 shortcut takes pixels 0, 2, …; a 3×3 kernel that
   # is centred on them sees one pixel to the left, and padding at the edge.
-  model = small_resnet(depth=8)
+  model = make_small_resnet(depth=8)
   closed = jax.make_jaxpr(lambda v, x: model.predict(v, x, ())[0].logits)(
     jax.eval_shape(model.init, jax.random.key(0)), images()
   )
@@ -181,7 +162,7 @@ def test_strided_convolutions_look_at_both_sides_of_the_shortcut():
 
 
 def test_batch_norm_normalises_and_remembers():
-  model = small_resnet()
+  model = make_small_resnet()
   variables = model.init(jax.random.key(0))
   _, updated, _ = model.forward(variables, 5 + images(), (), jax.random.key(1))
   before = variables['batch_stats']['stem_norm']['mean']
@@ -200,11 +181,11 @@ def test_batch_norm_normalises_and_remembers():
 def test_depths_that_are_no_resnet_are_refused():
   for depth in (7, 2, 51):
     with pytest.raises(ValueError, match=f'no ResNet of depth {depth}'):
-      small_resnet(depth=depth)
+      make_small_resnet(depth=depth)
 
 
 def test_weight_decay_leaves_out_batch_norm_and_nothing_else():
-  params = small_resnet().init(jax.random.key(0))['params']
+  params = make_small_resnet().init(jax.random.key(0))['params']
   marks = jax.tree_util.tree_leaves_with_path(optim.decayed(params))
   for path, mark in marks:
     names = jax.tree_util.keystr(path)

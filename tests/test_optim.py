@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import sgd
 
 from codistill import optim
 
@@ -54,14 +55,7 @@ def steps_of(optimizer, gradients, weight=2.0):
 
 
 def test_sgd_with_momentum_and_weight_decay_by_hand():
-  optimizer = optim.make_optimizer(
-    'sgd',
-    'constant',
-    {'rate': 0.5},
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=0.1,
-  )
+  optimizer = sgd(rate=0.5, momentum=0.9, weight_decay=0.1)
   # v = 0.9 v + (g + 0.1 w);  w = w − 0.5 v
   weight, velocity, expected = 2.0, 0.0, []
   for gradient in (1.0, -1.0, 0.5):

@@ -1,40 +1,22 @@
 """The two updates: their one difference, gradients, sharding, compilations."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import CLASSES, SHAPE, make_small_dnn, make_small_resnet, sgd
 
-from codistill import losses, optim, sharding, topology
+from codistill import losses, sharding, topology
 from codistill.algorithm import Member, Peer, codistill
 from codistill.exchange import InMemoryExchange
-from codistill.models import Model, Prediction, make_dnn, make_resnet
+from codistill.models import Model, Prediction
 from codistill.models.model import LinearHead
 from codistill.train_step import init_state, make_objective, make_updates
 
-BATCH, CLASSES, SHAPE = 16, 10, (8, 8, 1)
-make_small_resnet = functools.partial(
-  make_resnet,
-  input_shape=SHAPE,
-  num_classes=CLASSES,
-  depth=8,
-  width=4,
-  batch_norm_momentum=0.9,
-  dtype='float32',
-  param_dtype='float32',
-)
-make_small_dnn = functools.partial(
-  make_dnn,
-  input_shape=SHAPE,
-  num_classes=CLASSES,
-  hidden=(8,),
-  dtype='float32',
-  param_dtype='float32',
-)
+BATCH = 16
 LOSSES = {
   'task_loss': losses.task_cross_entropy,
   'distill_loss': losses.soft_cross_entropy,
@@ -42,17 +24,6 @@ LOSSES = {
   'distill_weight': 1.0,
   'constant_targets': None,
 }
-
-
-def sgd(rate=0.1):
-  return optim.make_optimizer(
-    'sgd',
-    'constant',
-    {'rate': rate},
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=1e-4,
-  )
 
 
 def state_of(model, member=0, optimizer=None):
