@@ -64,7 +64,12 @@ def draw(
   for color, (name, burn_in, rows) in zip(
     (COLORS * len(runs))[: len(runs)], runs, strict=True
   ):
-    scored = [row for row in rows if row['kind'] in ('eval', 'final')]
+    # A member that diverged has a last row without scores.
+    scored = [
+      row
+      for row in rows
+      if row['kind'] in ('eval', 'final') and row['accuracy'] is not None
+    ]
     whos = dict.fromkeys(row['member'] for row in scored)
     for who in whos:
       mine = [row for row in scored if row['member'] == who]

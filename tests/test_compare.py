@@ -198,3 +198,18 @@ def test_needs_no_jax(two_runs, tmp_path):
   )
   assert (done.returncode, done.stderr) == (0, '')
   assert out.exists()
+
+
+def test_a_member_that_diverged_at_the_end_is_shown_without_a_score(
+  two_runs, tmp_path, capsys
+):
+  record = Record(two_runs[0])
+  record.write_row(
+    {'step': 9, 'member': 1, 'kind': 'final', 'disagreement': None}
+  )
+  record.close()
+  out = tmp_path / 'curves.png'
+  assert compare.main([str(two_runs[0]), f'--out={out}']) == 0
+  last = lines_of(capsys.readouterr().out, 'imagenet_sync:smoke')[-1]
+  assert last == ['imagenet_sync:smoke', '1', '9', '–', '–', '–']
+  assert out.read_bytes().startswith(PNG)
