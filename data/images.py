@@ -7,7 +7,9 @@ come with scikit-learn and need no preparing.
 
 import dataclasses
 import difflib
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import cv2
@@ -201,6 +203,7 @@ def make_images(
   image_size: int | None,
   mean: Sequence[float],
   std: Sequence[float],
+  cache: bool,
   num_threads: int,
   prefetch_batches: int,
 ) -> ImageSet:
@@ -223,6 +226,8 @@ def make_images(
       images keep their size.
     mean: per channel, of pixels scaled to [0, 1].
     std: per channel.
+    cache: decode each split once and hold it in memory, as uint8; for sets of
+      one image size that fit (digits always are).
     num_threads: that read and augment batches, per iterator; 0 for none, best
       for digits.
     prefetch_batches: batches read ahead, per iterator; at least `num_threads`
@@ -247,6 +252,11 @@ def make_images(
       f"Images of {name!r} vary in size: augmentation 'inception' makes them "
       f'alike, {augmentation!r} does not.'
     )
+  if cache and None in shape[:2]:
+    raise ValueError(
+      f'Images of {name!r} vary in size and cannot be held in one array: set '
+      'data.cache to False.'
+    )
   channels = shape[-1]
   if not len(mean) == len(std) == channels:
     raise ValueError(
@@ -256,14 +266,31 @@ def make_images(
   return ImageSet(
     image_shape=(*size, channels),
     num_classes=num_classes,
-    train_split=splits[0],
-    test_split=splits[1],
+    train_split=_in_memory(splits[0]) if cache else splits[0],
+    test_split=_in_memory(splits[1]) if cache else splits[1],
     augment=augment,
     fit=fit,
     mean=np.asarray(mean, np.float32),
     std=np.asarray(std, np.float32),
     read_options=grain.ReadOptions(num_threads, prefetch_batches),
   )
+
+
+def _in_memory(split: Split) -> Split:
+  """The same examples, decoded once, when the first of them is asked for."""
+  lock = threading.Lock()
+
+  @functools.cache
+  def everything():
+    images, labels = split.read(np.arange(split.num_examples))
+    return np.stack(images), labels
+
+  def read(indices):
+    with lock:  # Grain's threads would each decode all of it.
+      images, labels = everything()
+    return images[indices], labels[indices]
+
+  return Split(split.num_examples, read, split.read_labels)
 
 
 # Sets: from a name to the stored shape (None where it varies), the number of

@@ -217,6 +217,7 @@ def make_dataset(config: ConfigDict) -> ImageSet:
       image_size=data.image_shape[0],
       mean=data.mean,
       std=data.std,
+      cache=data.cache,
       num_threads=data.num_threads,
       prefetch_batches=data.prefetch_batches,
     )

@@ -60,6 +60,30 @@ def load(name_and_variant: str) -> ConfigDict:
   return module.get_config(variant)
 
 
+def points(name_and_variant: str) -> list[dict[str, Any]]:
+  """The points of an experiment's `sweep()`; one without a change if none.
+
+  Args:
+    name_and_variant: of the config; errors as `split_name`.
+
+  Returns:
+    The keys that each point sets, dotted, with their values.
+  """
+  name, variant = split_name(name_and_variant)
+  module = importlib.import_module(f'experiments.configs.{name}')
+  return module.sweep(variant) if hasattr(module, 'sweep') else [{}]
+
+
+def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
+  """What a config has otherwise than its base: dotted keys with values."""
+  before = dict(_leaves(base))
+  return {
+    key: value
+    for key, value in _leaves(config)
+    if key not in before or before[key] != value
+  }
+
+
 def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
   """Refuses keys that a config does not have.
 
@@ -119,6 +143,14 @@ def _items(config: ConfigDict, prefix: str = '') -> Iterable[tuple[str, Any]]:
     yield prefix + key, value
     if isinstance(value, ConfigDict):
       yield from _items(value, f'{prefix}{key}.')
+
+
+def _leaves(config: ConfigDict) -> Iterable[tuple[str, Any]]:
+  return (
+    (key, value)
+    for key, value in _items(config)
+    if not isinstance(value, ConfigDict)
+  )
 
 
 def _nearest(word: str, words: Iterable[str]) -> str:

@@ -249,6 +249,10 @@ def _provenance(name, variant, config, member):
     'status': 'running',
     'seed': config.seed,
     'config': plain,
+    # Against the named config at this commit: which point of a sweep it is.
+    'overrides': config_lib.overrides(
+      config_lib.load(':'.join(filter(None, (name, variant)))), config
+    ),
     'config_hash': record.config_hash(plain),
     **record.code_version(ROOT),
     'packages': record.package_versions(PACKAGES),
@@ -266,7 +270,10 @@ def _provenance(name, variant, config, member):
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-  """Yields a list that gets the first SIGINT or SIGTERM; a second one kills."""
+  """Yields a list that gets the first signal to stop; a second one kills.
+
+  SIGUSR2 is what submitit has Slurm send before it takes a job away.
+  """
   received: list[int] = []
 
   def receive(number, frame):
@@ -280,7 +287,7 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
   before = {
     number: signal.signal(number, receive)
-    for number in (signal.SIGINT, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
   }
   try:
     yield received

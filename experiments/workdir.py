@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from codistill.record import Record, read_run
 from experiments.errors import UserError
@@ -61,14 +61,11 @@ class Workdir(NamedTuple):
       UserError: if another process is at work here.
     """
     with open(self.path / f'.lock{self.record.suffix}', 'w') as lock:
-      try:
-        # Let go of by the system when the process ends, however it ends.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except OSError as error:
+      if not _take(lock):
         raise UserError(
           f'another process is running in {self.path}; wait for it, or choose '
           'another --workdir'
-        ) from error
+        )
       self._begin()
       yield
 
@@ -155,6 +152,27 @@ def open_workdir(
       | {'time': run['started'], 'allow_code_change': allow_code_change}
     )
   return opened
+
+
+def is_running(path: pathlib.Path) -> bool:
+  """Whether a process is at work on all members of the run in a folder."""
+  try:
+    with open(path / '.lock') as lock:
+      return not _take(lock)
+  except FileNotFoundError:
+    return False
+
+
+def _take(lock: IO[str]) -> bool:
+  """Takes a lock unless another process has it.
+
+  The system lets go of it when the process ends, however it ends.
+  """
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError:
+    return False
+  return True
 
 
 def _remove(path: pathlib.Path) -> None:

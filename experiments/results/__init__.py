@@ -1,0 +1,155 @@
+"""The rows behind every published number, and how to read and write them.
+
+One file a config and variant, `<config>-<variant>.jsonl`. A run is a line of
+kind `run`, its provenance, and the lines of its evaluations; both carry the
+run's `id`, '<point>/seed-<k>'. `scripts.collect` writes these files,
+`scripts.figures` draws from them; nothing but the standard library is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from codistill.record import SCHEMA_VERSION, read_rows
+
+FOLDER = pathlib.Path(__file__).parent
+# What no number depends on, but for rounding: not part of a point.
+MACHINE_KEYS = (
+  'checkpoint_interval_steps',
+  'data.cache',
+  'data.data_dir',
+  'data.num_threads',
+  'data.prefetch_batches',
+  'eval_batch_size',
+  'num_devices',
+)
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """A collected run.
+
+  Attributes:
+    run: its provenance: experiment, variant, overrides, seed, config, …
+    rows: its evaluations, in the order of steps and members.
+  """
+
+  run: Mapping[str, Any]
+  rows: tuple[Row, ...]
+
+  @property
+  def id(self) -> str:
+    """'<point>/seed-<k>', unique in its file."""
+    return self.run['id']
+
+  @property
+  def point(self) -> dict[str, Any]:
+    """What its config has otherwise than the named one, but for the seed."""
+    return point_of(self.run['overrides'])
+
+
+def point_of(overrides: Mapping[str, Any]) -> dict[str, Any]:
+  """Overrides without the seed and without what no number depends on."""
+  return {
+    key: value
+    for key, value in sorted(overrides.items())
+    if key != 'seed' and key not in MACHINE_KEYS
+  }
+
+
+def point_name(point: Mapping[str, Any]) -> str:
+  """{'codistill.delay_steps': 20} → 'delay_steps=20'; {} → 'base'."""
+  parts = (f'{key.rpartition(".")[2]}={value}' for key, value in point.items())
+  # It is the name of a folder, too.
+  return re.sub(r'[/\s]', '', ','.join(parts)) or 'base'
+
+
+def stem(experiment: str, variant: str) -> str:
+  """'imagenet_sync', 'laptop' → 'imagenet_sync-laptop'."""
+  return '-'.join(filter(None, (experiment, variant)))
+
+
+def read(path: str | os.PathLike[str]) -> list[Result]:
+  """The runs of one file, in its order.
+
+  A last line that was cut short is left out with a warning.
+
+  Raises:
+    ValueError: if it is empty, of another schema, or has two runs of one
+      point, or rows without their run: one sentence that says what to do.
+  """
+  runs: dict[str, Mapping[str, Any]] = {}
+  rows: dict[str, list[Row]] = {}
+  for line in read_rows(path):
+    if line.get('kind') != 'run':
+      if line.get('id') not in runs:
+        raise ValueError(
+          f'{path} has rows of {line.get("id")!r} without its provenance; '
+          'collect that run again'
+        )
+      rows[line['id']].append(line)
+      continue
+    if line.get('schema') != SCHEMA_VERSION:
+      raise ValueError(
+        f'{path} has rows of schema {line.get("schema")}, and this code reads '
+        f'schema {SCHEMA_VERSION}; use the code that wrote them, or collect '
+        'the runs again'
+      )
+    if line['id'] in runs:
+      raise ValueError(
+        f'{path} has two runs of {line["id"]}; remove one of them'
+      )
+    runs[line['id']], rows[line['id']] = line, []
+  if not runs:
+    raise ValueError(
+      f'{path} is empty; fill it with python -m scripts.collect WORKDIR, or '
+      'remove it'
+    )
+  return [Result(run, tuple(rows[id_])) for id_, run in runs.items()]
+
+
+def read_folder(
+  folder: str | os.PathLike[str], variant: str
+) -> dict[str, list[Result]]:
+  """The runs of one variant in a folder, by config.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    ValueError: as `read`.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(
+      f'{folder} is no folder of results; make one with '
+      f'python -m scripts.collect WORKDIR --out={folder}'
+    )
+  suffix = f'-{variant}.jsonl'
+  return {
+    path.name.removesuffix(suffix): read(path)
+    for path in sorted(folder.glob(f'*{suffix}'))
+  }
+
+
+def lines(results: Iterable[Result]) -> str:
+  """The text of a file of these runs: the same for the same runs."""
+  return ''.join(
+    json.dumps(line, ensure_ascii=False, sort_keys=True) + '\n'
+    for result in sorted(results, key=lambda result: natural(result.id))
+    for line in (result.run, *result.rows)
+  )
+
+
+def natural(text: str) -> list[Any]:
+  """A sort key that puts 'seed-2' before 'seed-10'."""
+  return [
+    (0, int(part), '') if part.isdecimal() else (1, 0, part)
+    for part in re.split(r'(\d+)', text)
+    if part
+  ]

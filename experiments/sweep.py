@@ -1,0 +1,530 @@
+r"""Runs every point of a config's `sweep()` with several seeds.
+
+  python -m experiments.sweep --config=NAME[:variant] [--seeds=K]
+    [--workdir=DIR] [--jobs=N] [--launcher=local|print|slurm]
+    [--slurm KEY=VALUE …] [--config.any.key=value …]
+
+Each run is a process of its own, `python -m experiments.run …`, and lies in
+<workdir>/<point>/seed-<k>. The same command again goes on: finished runs are
+left alone, interrupted ones continue from their checkpoints, failed ones are
+tried again. A key given here is given to every run.
+
+local runs N at a time, print prints the commands of what is left to do, slurm
+submits that as one array of at most N at a time (--slurm partition=gpu,
+--slurm time=120, … as submitit names them, without its slurm_). Exit status: 0
+all done, 1 a run failed or diverged, 2 a command that makes no sense, 128 + n
+stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from codistill.record import read_run
+from experiments import config as config_lib
+from experiments import results
+from experiments.errors import UserError
+from experiments.workdir import is_running
+
+ROOT = pathlib.Path(__file__).parent.parent
+_POLL_SECONDS = 0.5
+_FINISHED = ('done', 'diverged')
+_OVER = (*_FINISHED, 'failed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One point of a sweep with one seed.
+
+  Attributes:
+    point: its name, such as 'reload_interval_steps=10'.
+    seed: the config's.
+    num_steps: updates of each member.
+    workdir: where it lies.
+    command: what makes it.
+  """
+
+  point: str
+  seed: int
+  num_steps: int
+  workdir: pathlib.Path
+  command: tuple[str, ...]
+
+  @property
+  def log(self) -> pathlib.Path:
+    """What the process printed, all attempts."""
+    return self.workdir / 'log.txt'
+
+
+class State(NamedTuple):
+  """How far a run is: its status, its last step, and why it failed."""
+
+  status: str
+  step: int
+  why: str = ''
+
+
+def plan(
+  label: str, seeds: int, workdir: pathlib.Path, extra: Sequence[str]
+) -> list[Run]:
+  """The runs of a sweep, seed by seed, so that early results cover all points.
+
+  Args:
+    label: NAME[:variant] of the config.
+    seeds: how many: 0, 1, ….
+    workdir: of the whole sweep.
+    extra: `--config.key=value` for every run.
+
+  Raises:
+    UserError: unknown config, variant or key; a key that the sweep sets.
+  """
+  points = config_lib.points(label)
+  given = {}
+  for argument in extra:
+    key, equals, value = argument.partition('=')
+    if not key.startswith('--config.') or not equals:
+      raise UserError(
+        f'what is {argument!r}? a key of every run is --config.key=value'
+      )
+    given[key.removeprefix('--config.')] = value
+  base = config_lib.load(label)
+  config_lib.check_keys(base, given)
+  for key in ('seed', *(key for point in points for key in point)):
+    if key in given:
+      raise UserError(
+        f'--config.{key} is what the sweep varies'
+        + ('; --seeds=K says how many' if key == 'seed' else '')
+      )
+  named = {results.point_name(point): point for point in points}
+  if len(named) < len(points):
+    raise ValueError(f'{label}: two points of its sweep() share a name')
+  return [
+    Run(
+      name,
+      seed,
+      _num_steps(base.num_steps, point, given),
+      path := workdir / name / f'seed-{seed}',
+      (
+        sys.executable,
+        '-m',
+        'experiments.run',
+        f'--config={label}',
+        f'--workdir={path}',
+        f'--config.seed={seed}',
+        *(f'--config.{key}={value}' for key, value in point.items()),
+        *extra,
+      ),
+    )
+    for seed in range(seeds)
+    for name, point in named.items()
+  ]
+
+
+def _num_steps(default: int, *changes: Mapping[str, Any]) -> int:
+  # For the progress alone: experiments.run checks values.
+  for change in changes:
+    text = str(change.get('num_steps', ''))
+    default = int(text) if text.isdecimal() else default
+  return default
+
+
+def state(run: Run) -> State:
+  """What a run's folder says of it."""
+  try:
+    found = read_run(run.workdir / 'run.json')
+  except FileNotFoundError:
+    return State('running' if is_running(run.workdir) else 'to do', 0)
+  except json.JSONDecodeError:
+    return State('failed', 0, f'{run.workdir / "run.json"} is damaged')
+  status = found['status']
+  if status in _FINISHED:
+    why = '; '.join(
+      f'member {member} at step {at["step"]}'
+      for member, at in found.get('diverged', {}).items()
+    )
+    return State(status, run.num_steps, why)
+  status = 'running' if is_running(run.workdir) else 'interrupted'
+  return State(status, _last_step(run.workdir / 'rows.jsonl'))
+
+
+def _last_step(rows: pathlib.Path) -> int:
+  """The step of the last whole row, found from the file's end."""
+  try:
+    with open(rows, 'rb') as file:
+      file.seek(0, os.SEEK_END)
+      file.seek(max(0, file.tell() - 4_096))
+      lines = file.read().split(b'\n')[1:-1]
+  except FileNotFoundError:
+    return 0
+  with contextlib.suppress(json.JSONDecodeError):
+    return json.loads(lines[-1])['step'] if lines else 0
+  return 0
+
+
+class LocalRuns:
+  """Runs as processes of this machine, some at a time."""
+
+  def __init__(self, runs: Sequence[Run], jobs: int):
+    """Starts nothing yet.
+
+    Args:
+      runs: all of the sweep.
+      jobs: how many at a time.
+    """
+    self._runs = tuple(runs)
+    self._jobs = jobs
+    self.states = {run: state(run) for run in runs}
+    self._waiting = collections.deque(
+      run for run in runs if self.states[run].status not in _FINISHED
+    )
+    self._processes: dict[Run, subprocess.Popen] = {}
+
+  def step(self) -> bool:
+    """Starts what can start, looks after what runs; whether any is left."""
+    for run, process in list(self._processes.items()):
+      self.states[run] = state(run)
+      status = process.poll()
+      if status is None:
+        self.states[run] = self.states[run]._replace(status='running')
+        continue
+      del self._processes[run]
+      if self.states[run].status == 'running':
+        # Refused: another process, of a sweep that was killed perhaps, is at
+        # work there.
+        self._waiting.append(run)
+      elif self.states[run].status not in _FINISHED:
+        self.states[run] = self.states[run]._replace(
+          status='failed', why=_last_words(run, status)
+        )
+    for run in list(self._waiting):
+      self.states[run] = state(run)
+      if self.states[run].status in _FINISHED:
+        self._waiting.remove(run)
+      elif (
+        self.states[run].status != 'running'
+        and len(self._processes) < self._jobs
+      ):
+        self._waiting.remove(run)
+        self._processes[run] = self._start(run)
+    return bool(self._processes or self._waiting)
+
+  def _start(self, run: Run) -> subprocess.Popen:
+    environment = dict(os.environ)
+    if self._jobs > 1:
+      # On a GPU each would otherwise take three quarters of its memory.
+      environment.setdefault(
+        'XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / self._jobs:.2f}'
+      )
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    with open(run.log, 'ab') as log:
+      return subprocess.Popen(
+        run.command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # Ctrl-C is for the sweep, which passes it on once.
+        start_new_session=True,
+      )
+
+  def stop(self, kill: bool) -> None:
+    """Asks the processes to stop with a checkpoint, or kills them."""
+    for process in self._processes.values():
+      with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+  def wait(self) -> bool:
+    """Whether a process is still about to stop."""
+    for run, process in list(self._processes.items()):
+      if process.poll() is not None:
+        del self._processes[run]
+        self.states[run] = state(run)
+    return bool(self._processes)
+
+
+def _last_words(run: Run, status: int) -> str:
+  """Why a run failed: its sentence if it said one, else its last line."""
+  lines = run.log.read_text(encoding='utf-8', errors='replace').splitlines()
+  said = [line for line in lines if line.startswith('experiments.run: ')]
+  last = (said or [line for line in lines if line.strip()] or ['nothing'])[-1]
+  words = last.removeprefix('experiments.run: ')
+  died = f'killed by signal {-status}; ' if status < 0 else ''
+  return f'{died}{words} (all of it: {run.log})'
+
+
+class _Pace:
+  """How much of a sweep is done, and how long the rest takes at this pace."""
+
+  def __init__(self, states: Mapping[Run, State]):
+    self._start = self._done(states)
+    self._began = time.monotonic()
+
+  def line(self, states: Mapping[Run, State]) -> str:
+    counts = collections.Counter(state.status for state in states.values())
+    done = self._done(states)
+    parts = [
+      f'{counts[status]} {status}'
+      for status in ('done', 'running', 'diverged', 'failed')
+      if counts[status] or status in ('done', 'running')
+    ]
+    made = done - self._start
+    left = len(states) - done
+    if left and made > 0:
+      seconds = round((time.monotonic() - self._began) * left / made)
+      parts.append(f'about {datetime.timedelta(seconds=seconds)} left')
+    share = done / len(states)
+    return f'{", ".join(parts)}  ({len(states)} runs, {share:.0%})'
+
+  def _done(self, states: Mapping[Run, State]) -> float:
+    """In runs, each by its share of steps."""
+    return sum(
+      1.0 if at.status in _OVER else min(1.0, at.step / run.num_steps)
+      for run, at in states.items()
+    )
+
+
+def states_table(title: str, states: Mapping[Run, State]) -> Table:
+  """A line a run: point, seed, state, steps, and why it is not well."""
+  table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  for column in ('point', 'seed', 'state', 'step', ''):
+    table.add_column(column, justify='right' if column == 'step' else 'left')
+  for run, at in sorted(
+    states.items(), key=lambda item: (item[0].point, item[0].seed)
+  ):
+    table.add_row(
+      run.point,
+      str(run.seed),
+      at.status,
+      f'{at.step:,}/{run.num_steps:,}',
+      at.why,
+    )
+  return table
+
+
+def run_locally(
+  title: str,
+  runs: Sequence[Run],
+  jobs: int,
+  console: Console,
+  stop: list[int],
+  plain_interval_seconds: float = 30.0,
+) -> int:
+  """Runs what is left to do, N at a time, and shows how far it is.
+
+  Args:
+    title: of the table.
+    runs: all of the sweep.
+    jobs: N.
+    console: a live table on a terminal, plain lines elsewhere.
+    stop: gets the numbers of signals: the first stops with checkpoints, the
+      second kills.
+    plain_interval_seconds: between two plain lines.
+
+  Returns:
+    The exit status.
+  """
+  local = LocalRuns(runs, jobs)
+  pace = _Pace(local.states)
+  before: dict[Run, str] = {}
+  printed = time.monotonic()
+
+  def picture() -> Table:
+    table = states_table(title, local.states)
+    table.caption = pace.line(local.states)
+    return table
+
+  with contextlib.ExitStack() as stack:
+    live = (
+      stack.enter_context(Live(picture(), console=console, transient=True))
+      if console.is_terminal
+      else None
+    )
+    while local.step() and not stop:
+      if live:
+        live.update(picture())
+      for run, at in local.states.items():
+        if before.get(run, at.status) != at.status and not live:
+          _say(console, f'{run.point} seed {run.seed}: {at.status} {at.why}')
+        before[run] = at.status
+      if not live and time.monotonic() - printed > plain_interval_seconds:
+        printed = time.monotonic()
+        _say(console, pace.line(local.states))
+      time.sleep(_POLL_SECONDS)
+    if stop:
+      _say(console, 'Stopping the runs, each with a checkpoint …')
+      local.stop(kill=False)
+      killed = False
+      while local.wait():
+        if len(stop) > 1 and not killed:
+          killed = True
+          local.stop(kill=True)
+        time.sleep(_POLL_SECONDS / 5)
+  console.print(picture())
+  if stop:
+    _say(console, 'Stopped; the same command goes on from there.')
+    return 128 + stop[0]
+  return int(any(at.status != 'done' for at in local.states.values()))
+
+
+def submit(
+  runs: Sequence[Run],
+  jobs: int,
+  workdir: pathlib.Path,
+  parameters: Mapping[str, str],
+) -> list[str]:
+  """Submits runs to Slurm as one array.
+
+  Args:
+    runs: what is left to do.
+    jobs: how many at a time.
+    workdir: of the sweep; the array's scripts and logs go below it.
+    parameters: of sbatch, as submitit names them without its slurm_.
+
+  Returns:
+    The ids of the jobs.
+
+  Raises:
+    UserError: without Slurm, or for parameters that it refuses.
+  """
+  import submitit  # Only Slurm's users wait for it.
+
+  try:
+    executor = submitit.AutoExecutor(workdir / 'slurm', cluster='slurm')
+    executor.update_parameters(
+      name=workdir.name,
+      slurm_array_parallelism=jobs,
+      **{f'slurm_{key}': value for key, value in parameters.items()},
+    )
+    with executor.batch():
+      submitted = [executor.submit(SlurmRun(run.command)) for run in runs]
+  except (
+    RuntimeError,
+    TypeError,
+    NameError,
+    submitit.core.utils.FailedJobError,
+  ) as error:
+    raise UserError(f'Slurm did not take the sweep: {error}') from error
+  return [job.job_id for job in submitted]
+
+
+@dataclasses.dataclass(frozen=True)
+class SlurmRun:
+  """A run's command as submitit calls it, and again after a preemption."""
+
+  command: tuple[str, ...]
+
+  def __call__(self) -> None:
+    """Runs it to its end."""
+    subprocess.run(self.command, cwd=ROOT, check=True)
+
+  def checkpoint(self) -> Any:
+    """The same once more: `experiments.run` goes on from its checkpoint."""
+    import submitit
+
+    return submitit.helpers.DelayedSubmission(self)
+
+
+def _say(console: Console, line: str) -> None:
+  console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """Yields a list of the signals to stop that came."""
+  received: list[int] = []
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+  before = {
+    number: signal.signal(number, lambda number, _: received.append(number))
+    for number in numbers
+  }
+  try:
+    yield received
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog='experiments.sweep',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument('--config', required=True, metavar='NAME[:variant]')
+  parser.add_argument('--seeds', type=int, default=1, metavar='K')
+  parser.add_argument('--workdir', type=pathlib.Path, metavar='DIR')
+  parser.add_argument('--jobs', type=int, default=1, metavar='N')
+  parser.add_argument(
+    '--launcher', choices=('local', 'print', 'slurm'), default='local'
+  )
+  parser.add_argument(
+    '--slurm', action='append', default=[], metavar='KEY=VALUE'
+  )
+  arguments, arguments.extra = parser.parse_known_args(argv)
+  return arguments
+
+
+def _sweep(arguments: argparse.Namespace, console: Console) -> int:
+  for flag in ('seeds', 'jobs'):
+    if getattr(arguments, flag) < 1:
+      raise UserError(f'--{flag} must be at least 1')
+  for parameter in arguments.slurm:
+    if '=' not in parameter or arguments.launcher != 'slurm':
+      raise UserError(
+        f'--slurm {parameter}: it is KEY=VALUE, and for --launcher=slurm'
+      )
+  stem = results.stem(*config_lib.split_name(arguments.config))
+  workdir = (
+    (arguments.workdir or ROOT / 'runs/sweeps' / stem).expanduser().absolute()
+  )
+  runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)
+  if arguments.launcher == 'local':
+    with _signals() as stop:
+      return run_locally(arguments.config, runs, arguments.jobs, console, stop)
+  states = {run: state(run) for run in runs}
+  left = [run for run in runs if states[run].status not in _FINISHED]
+  if arguments.launcher == 'print':
+    for run in left:
+      print(shlex.join(run.command))
+    return 0
+  if left:
+    parameters = dict(item.split('=', 1) for item in arguments.slurm)
+    ids = submit(left, arguments.jobs, workdir, parameters)
+    _say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
+  console.print(states_table(arguments.config, states))
+  return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; errors that a user can cause end in one sentence."""
+  arguments = _parse(argv)
+  try:
+    return _sweep(arguments, Console())
+  except UserError as error:
+    print(f'experiments.sweep: {error}', file=sys.stderr)
+    return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main())

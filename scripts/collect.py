@@ -1,0 +1,302 @@
+"""Puts finished runs' rows and provenance where figures are drawn from.
+
+  python -m scripts.collect WORKDIR [WORKDIR …] [--out=DIR]
+
+A WORKDIR is a run's folder, or one with runs anywhere below it, such as a
+sweep's. Writes `<config>-<variant>.jsonl` in experiments/results, or in --out:
+of each run its provenance and its evaluations, without the machine's paths and
+names. Runs that are there already stay; a second collect changes nothing.
+
+Refused, unless --allow names it, and then marked with it: `unfinished` runs
+(and diverged ones), `dirty` ones (made from a tree with uncommitted changes),
+ones with `no-commit` (made outside git).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from codistill.record import SCHEMA_VERSION, Record, read_rows, read_run
+from experiments import results
+from experiments.results import Result, Row
+
+ALLOWABLE = ('unfinished', 'dirty', 'no-commit')
+# Of the provenance. Not argv and not data_dir: they have paths in them.
+_KEPT = (
+  'schema',
+  'experiment',
+  'variant',
+  'seed',
+  'status',
+  'config_hash',
+  'commit',
+  'dirty',
+  'packages',
+  'device',
+  'started',
+)
+
+
+def find_runs(folder: pathlib.Path) -> list[list[Record]]:
+  """The runs in and below a folder, each as the records of its processes.
+
+  Raises:
+    ValueError: if there is none, or rows without provenance.
+  """
+  found: dict[pathlib.Path, list[Record]] = {}
+  for path in sorted(folder.rglob('run*.json')):
+    suffix = path.stem.removeprefix('run')
+    found.setdefault(path.parent, []).append(Record(path.parent, suffix))
+  for path in sorted(folder.rglob('rows*.jsonl')):
+    run = path.with_name(path.stem.replace('rows', 'run', 1) + '.json')
+    if not run.exists():
+      raise ValueError(
+        f'{path} has no {run.name} beside it, which would say what made it; '
+        'run it again'
+      )
+  if not found:
+    raise ValueError(
+      f'{folder} holds no run; make one with python -m experiments.run '
+      f'--config=NAME --workdir={folder}'
+    )
+  return list(found.values())
+
+
+def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
+  """A run as it is published.
+
+  Args:
+    records: of its processes: one, or one a member.
+    allow: what is not refused, of `ALLOWABLE`.
+
+  Raises:
+    ValueError: if it is refused, with the reason.
+  """
+  workdir = records[0].workdir
+  runs = [read_run(record.run_path) for record in records]
+  first = runs[0]
+  for run in runs:
+    if run.get('schema') != SCHEMA_VERSION:
+      raise ValueError(
+        f'{workdir} has schema {run.get("schema")}, and this code reads '
+        f'{SCHEMA_VERSION}; collect it with the code that made it'
+      )
+    if 'overrides' not in run:
+      raise ValueError(
+        f'{workdir} does not say which keys it changed: a commit from before '
+        'sweeps made it; run it again'
+      )
+  members = first['config']['codistill']['members']
+  apart = first['member'] is not None
+  versions = [
+    version for run in runs for version in (run, *run.get('resumed', []))
+  ]
+  marks = {
+    'unfinished': any(run['status'] != 'done' for run in runs)
+    or (apart and len(runs) < members),
+    'dirty': any(version['dirty'] for version in versions)
+    # Begun by one commit and ended by another: neither made it.
+    or len({version['commit'] for version in versions}) > 1,
+    'no-commit': any(version['commit'] is None for version in versions),
+  }
+  marked = [mark for mark in ALLOWABLE if marks[mark]]
+  for mark in marked:
+    if mark not in allow:
+      raise ValueError(
+        f'{workdir} is {mark} (status {first["status"]}, commit '
+        f'{str(first["commit"])[:12]}); left out, --allow={mark} takes it, '
+        'marked'
+      )
+  rows = [row for record in records for row in read_rows(record.rows_path)]
+  scored = sorted(
+    (row for row in rows if row['kind'] in ('eval', 'final')),
+    key=lambda row: (row['step'], row['kind'], str(row['member'])),
+  )
+  if not scored:
+    raise ValueError(f'{workdir} has no evaluations; left out')
+  overrides = {
+    key: value
+    for key, value in first['overrides'].items()
+    if key != 'data.data_dir'
+  }
+  point = results.point_of(overrides)
+  id_ = f'{results.point_name(point)}/seed-{first["seed"]}'
+  config = json.loads(json.dumps(first['config']))
+  config['data']['data_dir'] = None
+  return Result(
+    {
+      'kind': 'run',
+      'id': id_,
+      **{key: first[key] for key in _KEPT},
+      'overrides': overrides,
+      'config': config,
+      'marked': marked,
+      'diverged': first.get('diverged', {}),
+      **_summary(rows),
+    },
+    tuple({'id': id_, **_without_nulls(row)} for row in scored),
+  )
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, float | None]:
+  """What figures need of the training rows, which stay where they are."""
+  train = [row for row in rows if row['kind'] == 'train']
+
+  def of(key, summarise):
+    values = [row[key] for row in train if row[key] is not None]
+    return summarise(values) if values else None
+
+  return {
+    'mean_peer_age': of('peer_age', statistics.fmean),
+    'examples_per_second': of('examples_per_second', statistics.median),
+  }
+
+
+def _without_nulls(row: Row) -> Row:
+  return {key: value for key, value in row.items() if value is not None}
+
+
+def merge(
+  old: Sequence[Result], new: Sequence[Result], *, replace: bool
+) -> list[Result]:
+  """Old and new runs of one file.
+
+  Raises:
+    ValueError: for two different runs of one point, or for seeds of one point
+      that were run with different configs.
+  """
+  merged = {result.id: result for result in old}
+  for result in new:
+    there = merged.get(result.id)
+    if there and not replace and _identity(there) != _identity(result):
+      raise ValueError(
+        f'two runs of {result.run["experiment"]}:{result.run["variant"]} '
+        f'{result.id}: one of {there.run["started"]} at commit '
+        f'{str(there.run["commit"])[:12]}, one of {result.run["started"]} at '
+        f'{str(result.run["commit"])[:12]}; collect one of them, or --replace '
+        'what was collected before'
+      )
+    merged[result.id] = result
+  seen: dict[str, Result] = {}
+  for result in merged.values():
+    point = result.id.rpartition('/')[0]
+    first = seen.setdefault(point, result)
+    if _config(first) != _config(result):
+      raise ValueError(
+        f'{first.id} and {result.id} of {result.run["experiment"]} were run '
+        'with different configs; run one of them again'
+      )
+  return list(merged.values())
+
+
+def _identity(result: Result) -> tuple[Any, ...]:
+  run = result.run
+  return run['started'], run['commit'], run['config_hash']
+
+
+def _config(result: Result) -> Mapping[str, Any]:
+  """The config without what seeds of one point may differ in."""
+  config = json.loads(json.dumps(result.run['config']))
+  for key in ('seed', *results.MACHINE_KEYS):
+    *sections, last = key.split('.')
+    section = config
+    for name in sections:
+      section = section.get(name, {})
+    section.pop(last, None)
+  return config
+
+
+def collect(
+  workdirs: Sequence[pathlib.Path],
+  out: pathlib.Path,
+  *,
+  allow: Sequence[str],
+  replace: bool,
+) -> tuple[dict[pathlib.Path, int], list[str]]:
+  """Writes the files of results.
+
+  Args:
+    workdirs: runs, or folders of runs.
+    out: folder of the files.
+    allow: as `read_result`.
+    replace: of two runs of one point, take the one that comes later.
+
+  Returns:
+    How many runs each file that changed or stayed has, and what was refused.
+
+  Raises:
+    ValueError: as `merge`, and for a workdir without runs; nothing is written.
+  """
+  files: dict[str, list[Result]] = {}
+  refused = []
+  for workdir in workdirs:
+    for records in find_runs(workdir):
+      try:
+        result = read_result(records, allow)
+      except (ValueError, FileNotFoundError) as error:
+        refused.append(str(error))
+        continue
+      name = results.stem(result.run['experiment'], result.run['variant'])
+      own = files.setdefault(name, [])
+      # Among those just read, neither is the one from before.
+      files[name] = merge(own, [result], replace=False)
+  texts = {}
+  for name, new in files.items():
+    path = out / f'{name}.jsonl'
+    old = results.read(path) if path.exists() else []
+    texts[path] = merge(old, new, replace=replace)
+  out.mkdir(parents=True, exist_ok=True)
+  for path, merged in texts.items():
+    fresh = path.with_suffix('.new')
+    fresh.write_text(results.lines(merged), encoding='utf-8')
+    os.replace(fresh, path)
+  return {path: len(merged) for path, merged in texts.items()}, refused
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; 1 if a run was refused."""
+  parser = argparse.ArgumentParser(
+    prog='scripts.collect',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('workdirs', nargs='+', type=pathlib.Path)
+  parser.add_argument('--out', type=pathlib.Path, default=results.FOLDER)
+  parser.add_argument('--allow', action='append', default=[], choices=ALLOWABLE)
+  parser.add_argument(
+    '--replace',
+    action='store_true',
+    help='of two runs of one point, keep the one collected now',
+  )
+  arguments = parser.parse_args(argv)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    try:
+      written, refused = collect(
+        arguments.workdirs,
+        arguments.out,
+        allow=arguments.allow,
+        replace=arguments.replace,
+      )
+    except (OSError, ValueError) as error:
+      print(f'scripts.collect: {error}', file=sys.stderr)
+      return 2
+  for warning in caught:
+    print(f'scripts.collect: {warning.message}', file=sys.stderr)
+  for path, count in written.items():
+    print(f'{path}: {count} runs')
+  for reason in refused:
+    print(f'scripts.collect: {reason}', file=sys.stderr)
+  return 1 if refused else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
