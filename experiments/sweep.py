@@ -47,6 +47,8 @@ from experiments.workdir import is_running
 
 ROOT = pathlib.Path(__file__).parent.parent
 _POLL_SECONDS = 0.5
+# More than a row is long.
+_TAIL_BYTES = 8_192
 _FINISHED = ('done', 'diverged')
 _OVER = (*_FINISHED, 'failed')
 
@@ -170,14 +172,14 @@ def _last_step(rows: pathlib.Path) -> int:
   """The step of the last whole row, found from the file's end."""
   try:
     with open(rows, 'rb') as file:
-      file.seek(0, os.SEEK_END)
-      file.seek(max(0, file.tell() - 4_096))
-      lines = file.read().split(b'\n')[1:-1]
+      size = file.seek(0, os.SEEK_END)
+      file.seek(max(0, size - _TAIL_BYTES))
+      *lines, _ = file.read().split(b'\n')
   except FileNotFoundError:
     return 0
-  with contextlib.suppress(json.JSONDecodeError):
-    return json.loads(lines[-1])['step'] if lines else 0
-  return 0
+  if size > _TAIL_BYTES:
+    del lines[:1]  # Cut at its start.
+  return json.loads(lines[-1])['step'] if lines else 0
 
 
 class LocalRuns:

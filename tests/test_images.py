@@ -609,8 +609,8 @@ def test_reading_needs_no_tensorflow_and_writes_nothing(cifar):
     "assert 'sklearn' not in sys.modules\n"
     "cifar10 = images.make_images('cifar10', train_split='train', "
     "eval_split='test', data_dir=None, augmentation='shift_flip', padding=4, "
-    'image_size=None, mean=(0., 0., 0.), std=(1., 1., 1.), cache=False, num_threads=1, '
-    'prefetch_batches=1)\n'
+    'image_size=None, mean=(0., 0., 0.), std=(1., 1., 1.), cache=False, '
+    'num_threads=1, prefetch_batches=1)\n'
     "next(cifar10.train(member=0, members=1, partition='shared', seed=0, "
     'batch_size=4))\n'
     "next(cifar10.eval('test', batch_size=4))\n"

@@ -1,0 +1,452 @@
+"""A sweep: every point with every seed, exactly once, whatever happens."""
+
+import io
+import json
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from commands import ROOT, start_process
+from rich.console import Console
+
+from codistill.record import read_rows, read_run
+from experiments import sweep
+from experiments.errors import UserError
+
+STALENESS = 'imagenet_staleness:smoke'
+
+
+def plan(tmp_path, *extra, seeds=1, config=STALENESS):
+  return sweep.plan(config, seeds, tmp_path, extra)
+
+
+def test_a_plan_has_every_point_with_every_seed(tmp_path):
+  runs = plan(tmp_path, seeds=2)
+  points = [
+    'reload_interval_steps=1',
+    'reload_interval_steps=2',
+    'exchange=none',
+    'reload_interval_steps=1,delay_steps=1',
+  ]
+  assert [(run.point, run.seed) for run in runs] == [
+    (point, seed) for seed in (0, 1) for point in points
+  ]
+  assert len({run.workdir for run in runs}) == len(runs)
+  last = runs[-1]
+  assert last.workdir == tmp_path / points[-1] / 'seed-1'
+  assert last.command == (
+    sys.executable,
+    '-m',
+    'experiments.run',
+    f'--config={STALENESS}',
+    f'--workdir={last.workdir}',
+    '--config.seed=1',
+    '--config.codistill.reload_interval_steps=1',
+    '--config.codistill.delay_steps=1',
+  )
+
+
+def test_a_key_that_is_given_is_given_to_every_run(tmp_path):
+  runs = plan(tmp_path, '--config.num_steps=6')
+  assert all('--config.num_steps=6' in run.command for run in runs)
+  assert {run.num_steps for run in runs} == {6}
+
+
+def test_a_config_without_a_sweep_has_one_point(tmp_path):
+  [run] = plan(tmp_path, config='imagenet_ensemble:smoke')
+  assert (run.point, run.num_steps) == ('base', 8)
+
+
+def test_the_showcase_sweeps_what_it_promises(tmp_path):
+  points = [
+    run.point for run in plan(tmp_path, config=STALENESS[:-5] + 'laptop')
+  ]
+  for interval in (1, 10, 50, 100, 250):
+    assert f'reload_interval_steps={interval}' in points
+  assert 'exchange=none' in points
+  assert sum('delay_steps' in point for point in points) == 3
+
+
+def test_diversity_and_codistillation_make_every_combination_once(tmp_path):
+  from experiments import config as config_lib
+
+  combinations = set()
+  for name in ('imagenet_codistill:laptop', 'imagenet_diversity:laptop'):
+    for point in config_lib.points(name):
+      config = config_lib.load(name)
+      config.update_from_flattened_dict(point)
+      combination = tuple(config.diversity.to_dict().values())
+      assert combination not in combinations
+      combinations.add(combination)
+  assert len(combinations) == 8
+
+
+def test_twice_the_batch_comes_at_twice_the_rate():
+  from experiments import config as config_lib
+
+  for variant in ('', ':reduced', ':laptop'):
+    base = config_lib.load(f'imagenet_sync{variant}')
+    _, point = config_lib.points(f'imagenet_sync{variant}')
+    double = config_lib.load(f'imagenet_sync{variant}')
+    double.update_from_flattened_dict(point)
+    rate = base.schedule[base.schedule.name].peak_rate
+    assert double.batch_size == 2 * base.batch_size
+    assert double.schedule[base.schedule.name].peak_rate == 2 * rate
+    assert len(config_lib.overrides(base, double)) == 2
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--config=imagenet_sinc'], 'did you mean imagenet_sync'),
+    (['--config=imagenet_sync:tiny'], "no variant 'tiny'"),
+    ([f'--config={STALENESS}', '--seeds=0'], '--seeds must be at least 1'),
+    ([f'--config={STALENESS}', '--jobs=0'], '--jobs must be at least 1'),
+    ([f'--config={STALENESS}', '--config.seed=3'], '--seeds=K says how many'),
+    (
+      [f'--config={STALENESS}', '--config.codistill.exchange=none'],
+      'is what the sweep varies',
+    ),
+    ([f'--config={STALENESS}', '--config.num_step=3'], 'did you mean num_step'),
+    ([f'--config={STALENESS}', 'fast'], "what is 'fast'"),
+    ([f'--config={STALENESS}', '--slurm=partition=gpu'], '--launcher=slurm'),
+  ],
+)
+def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
+  assert sweep.main([*arguments, '--workdir=/nonexistent/never']) == 2
+  out, err = capsys.readouterr()
+  assert sentence in err
+  assert err.count('\n') == 1
+  assert not out
+
+
+def test_print_prints_what_is_left_to_do(tmp_path, capsys):
+  runs = plan(tmp_path)
+  finish(runs[1])
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
+  assert sweep.main([*arguments, '--launcher=print']) == 0
+  printed = capsys.readouterr().out.splitlines()
+  wanted = [run.command for run in (runs[0], *runs[2:])]
+  assert [tuple(shlex.split(line)) for line in printed] == wanted
+
+
+# States, from what lies in the folder.
+
+
+def finish(run, status='done', **more):
+  run.workdir.mkdir(parents=True)
+  run.workdir.joinpath('run.json').write_text(
+    json.dumps({'status': status, **more})
+  )
+
+
+def test_states(tmp_path):
+  fresh, done, diverged, stopped = plan(tmp_path)
+  finish(done)
+  finish(diverged, 'diverged', diverged={'1': {'step': 4}})
+  finish(stopped, 'running')
+  row = json.dumps({'step': 3, 'kind': 'train', 'filler': 'x' * 300})
+  # A cut last line does not count, nor does one that is cut at the start.
+  (stopped.workdir / 'rows.jsonl').write_text(f'{row}\n' * 40 + row[:50])
+  assert sweep.state(fresh) == ('to do', 0, '')
+  assert sweep.state(done) == ('done', 8, '')
+  assert sweep.state(diverged) == ('diverged', 8, 'member 1 at step 4')
+  assert sweep.state(stopped) == ('interrupted', 3, '')
+
+
+def test_the_only_row_counts(tmp_path):
+  run = plan(tmp_path)[0]
+  finish(run, 'interrupted')
+  (run.workdir / 'rows.jsonl').write_text(json.dumps({'step': 1}) + '\n')
+  assert sweep.state(run).step == 1
+
+
+def test_a_damaged_run_is_failed(tmp_path):
+  run = plan(tmp_path)[0]
+  finish(run)
+  (run.workdir / 'run.json').write_text('{"status": "do')
+  assert sweep.state(run).status == 'failed'
+  assert 'damaged' in sweep.state(run).why
+
+
+# Processes that stand in for runs: each does what its point says.
+
+FAKE = textwrap.dedent("""
+  import fcntl, json, os, pathlib, signal, sys, time
+
+  folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
+  lock = open(folder / '.lock', 'w')
+  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+  def write(status):
+    (folder / 'run.json').write_text(json.dumps({'status': status}))
+
+  write('running')
+  with open(folder.parent.parent / 'starts', 'a') as starts:
+    starts.write(folder.parent.name + '\\n')
+  if behaviour == 'fail':
+    print('experiments.run: it is too hot')
+    sys.exit(2)
+  if behaviour == 'die':
+    os.kill(os.getpid(), signal.SIGKILL)
+  if behaviour == 'diverge':
+    write('diverged')
+    sys.exit(1)
+  if behaviour == 'wait':
+    def stop(*_):
+      write('interrupted')
+      sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    (folder / 'waits').touch()
+    time.sleep(60)
+  if behaviour == 'slow':
+    running = folder.parent.parent / 'running'
+    running.mkdir(exist_ok=True)
+    mine = running / folder.parent.name
+    mine.touch()
+    (folder / 'most').write_text(str(len(list(running.iterdir()))))
+    time.sleep(0.3)
+    mine.unlink()
+  write('done')
+""")
+
+
+def fakes(tmp_path, *behaviours):
+  runs = []
+  for number, behaviour in enumerate(behaviours):
+    folder = tmp_path / f'{number}-{behaviour}' / 'seed-0'
+    command = (sys.executable, '-c', FAKE, str(folder), behaviour)
+    runs.append(sweep.Run(folder.parent.name, 0, 10, folder, command))
+  return runs
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+  monkeypatch.setattr(sweep, '_POLL_SECONDS', 0.02)
+
+
+def run_locally(runs, jobs=2, stop=()):
+  console = Console(record=True, width=200, file=io.StringIO())
+  status = sweep.run_locally('a sweep', runs, jobs, console, stop)
+  return status, console.export_text()
+
+
+def starts(tmp_path):
+  return sorted((tmp_path / 'starts').read_text().split())
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+  runs = fakes(tmp_path, 'fail', 'die', 'diverge', 'done', 'done')
+  status, text = run_locally(runs)
+  assert status == 1
+  assert [sweep.state(run).status for run in runs[2:]] == [
+    'diverged',
+    'done',
+    'done',
+  ]
+  assert starts(tmp_path) == sorted(run.point for run in runs)
+  lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+  assert 'it is too hot' in lines['0-fail']
+  assert str(runs[0].log) in lines['0-fail']
+  assert 'killed by signal 9' in lines['1-die']
+  assert '2 done, 0 running, 1 diverged, 2 failed' in text
+
+
+def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
+  runs = fakes(tmp_path, 'done', 'diverge', 'fail', 'done')
+  run_locally(runs[:3])
+  assert run_locally(runs)[0] == 1
+  assert starts(tmp_path) == [
+    '0-done',
+    '1-diverge',
+    '2-fail',
+    '2-fail',
+    '3-done',
+  ]
+
+
+def test_all_done_is_success(tmp_path):
+  status, text = run_locally(fakes(tmp_path, 'done', 'done'))
+  assert status == 0
+  assert '2 done' in text
+  assert '100%' in text
+
+
+@pytest.mark.parametrize('jobs', [1, 3])
+def test_no_more_at_a_time_than_jobs(tmp_path, jobs):
+  runs = fakes(tmp_path, *['slow'] * 6)
+  assert run_locally(runs, jobs)[0] == 0
+  most = [int((run.workdir / 'most').read_text()) for run in runs]
+  assert max(most) == jobs
+
+
+def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
+  runs = fakes(tmp_path, 'wait', 'wait', 'done')
+  stop = []
+  local_step = sweep.LocalRuns.step
+
+  def step(self):
+    if all((run.workdir / 'waits').exists() for run in runs[:2]):
+      stop.append(signal.SIGINT)
+    return local_step(self)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sweep.LocalRuns, 'step', step)
+    status, _ = run_locally(runs, 2, stop)
+  assert status == 128 + signal.SIGINT
+  states = [sweep.state(run).status for run in runs]
+  assert states == ['interrupted', 'interrupted', 'to do']
+
+
+def test_a_run_of_a_sweep_that_was_killed_is_waited_for(tmp_path):
+  runs = fakes(tmp_path, 'slow', 'done')
+  runs[0].workdir.mkdir(parents=True)
+  orphan = subprocess.Popen(runs[0].command)
+  while not (runs[0].workdir / 'run.json').exists():
+    time.sleep(0.01)
+  assert run_locally(runs)[0] == 0
+  orphan.wait()
+  assert starts(tmp_path) == ['0-slow', '1-done']
+
+
+def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  code = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
+  for jobs, share in ((1, 'None'), (2, '0.45')):
+    run = sweep.Run(
+      'a', 0, 1, tmp_path / str(jobs), (sys.executable, '-c', code)
+    )
+    run_locally([run], jobs)
+    assert run.log.read_text().strip() == share
+
+
+# The command itself, with real runs.
+
+
+def sweep_line(workdir, *arguments):
+  return [
+    sys.executable,
+    '-m',
+    'experiments.sweep',
+    f'--config={STALENESS}',
+    f'--workdir={workdir}',
+    '--config.num_devices=1',
+    *arguments,
+  ]
+
+
+def test_killed_in_the_middle_it_finishes_every_point_exactly_once(tmp_path):
+  line = sweep_line(tmp_path, '--jobs=2')
+  runs = plan(tmp_path)
+  with start_process(line) as process:
+    until(lambda: any(sweep.state(run).status == 'done' for run in runs))
+    until(lambda: any(0 < sweep.state(run).step < 8 for run in runs))
+    process.send_signal(signal.SIGKILL)
+  with start_process(line) as process:
+    out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, out + err
+  assert '4 done' in out
+  for run in runs:
+    assert read_run(run.workdir / 'run.json')['status'] == 'done'
+    rows = read_rows(run.workdir / 'rows.jsonl')
+    keys = [(row['step'], row['member'], row['kind']) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert sum(kind == 'final' for _, _, kind in keys) == 3
+    assert sum(kind == 'train' for _, _, kind in keys) == 16
+  # Nothing is left, so nothing starts.
+  before = [run.log.read_bytes() for run in runs]
+  with start_process(line) as process:
+    assert process.wait(timeout=60) == 0
+    process.communicate()
+  assert [run.log.read_bytes() for run in runs] == before
+
+
+def until(condition, seconds=240):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+# Slurm, as far as it can be had without one.
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+  """A folder that keeps what was given to sbatch."""
+  tools = tmp_path / 'tools'
+  tools.mkdir()
+  for name, text in {
+    'srun': '#!/bin/sh\n',
+    'sbatch': (
+      f'#!/bin/sh\ncat "$1" >> {tools}/script\n'
+      'echo "Submitted batch job 4711"\n'
+    ),
+  }.items():
+    (tools / name).write_text(text)
+    (tools / name).chmod(0o755 | stat.S_IEXEC)
+  monkeypatch.setenv('PATH', str(tools), prepend=os.pathsep)
+  return tools
+
+
+def test_slurm_gets_one_array_of_what_is_left(tmp_path, slurm, capsys):
+  finish(plan(tmp_path)[0])
+  status = sweep.main(
+    [
+      f'--config={STALENESS}',
+      f'--workdir={tmp_path}',
+      '--launcher=slurm',
+      '--jobs=2',
+      '--slurm=partition=gpu',
+      '--slurm=time=30',
+    ]
+  )
+  assert status == 0
+  script = (slurm / 'script').read_text()
+  assert script.count('#!/bin/bash') == 1
+  options = dict(
+    line.removeprefix('#SBATCH --').split('=', 1)
+    for line in script.splitlines()
+    if line.startswith('#SBATCH --') and '=' in line
+  )
+  assert options['array'] == '0-2%2'
+  assert options['partition'] == 'gpu'
+  assert options['time'] == '30'
+  assert 'submitted 3 runs: 4711_0 to 4711_2' in capsys.readouterr().out
+
+
+def test_what_slurm_calls_runs_the_command_and_again_after_a_preemption(
+  tmp_path,
+):
+  there = tmp_path / 'there'
+  job = sweep.SlurmRun((sys.executable, '-c', f'open({str(there)!r}, "w")'))
+  job()
+  assert there.exists()
+  assert job.checkpoint().function == job
+  with pytest.raises(subprocess.CalledProcessError):
+    sweep.SlurmRun((sys.executable, '-c', 'raise SystemExit(3)'))()
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
+  assert sweep.main([*arguments, '--launcher=slurm']) == 2
+  assert 'Slurm did not take the sweep' in capsys.readouterr().err
+
+
+def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
+  points = [{'codistill.delay_steps': 1}, {'other.delay_steps': 1}]
+  monkeypatch.setattr(sweep.config_lib, 'points', lambda label: points)
+  with pytest.raises(ValueError, match='share a name'):
+    sweep.plan(STALENESS, 1, ROOT, [])
+
+
+def test_an_unknown_key_is_refused_before_anything_starts(tmp_path):
+  with pytest.raises(UserError, match='no key'):
+    plan(tmp_path, '--config.codistil.delay_steps=1')
