@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TABLES := --into=README.md --into=docs/reproduction.md
 # Compiled programs are kept between runs and tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: run test lint venv clean
+.PHONY: run test figures lint venv clean
 
 # Two networks codistil on handwritten digits, next to the baseline.
 run: $(VENV)/installed
@@ -17,6 +18,11 @@ run: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+# The paper's figures beside ours, and the tables, from committed rows.
+figures: $(VENV)/installed
+	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
+	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

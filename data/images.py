@@ -1,13 +1,13 @@
-"""Image classification sets: TFDS through Grain, and scikit-learn's digits.
+"""Image classification sets: TFDS through Grain, and others by a function.
 
 Reading needs no TensorFlow and no network: a TFDS set must have been prepared
-in ArrayRecord form, once, by `python -m scripts.prepare_images NAME`. Digits
-come with scikit-learn and need no preparing.
+in ArrayRecord form, once, by `python -m scripts.prepare_images NAME`.
 """
 
 import dataclasses
 import difflib
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +19,10 @@ from jaxtyping import Float
 
 from data import augmentation as augmentation_lib
 from data import partition as partition_lib
+
+# Sets that are not TFDS's, by name: modules with a function
+# `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
+SETS = {'digits': 'data.digits'}
 
 
 class NotPreparedError(FileNotFoundError):
@@ -238,8 +242,10 @@ def make_images(
     ValueError: if there is no such set, split or augmentation, if the set is
       not one of images and labels, or if arguments do not suit it.
   """
-  if name == 'digits':
-    shape, num_classes, splits = _open_digits(train_split, eval_split)
+  if name in SETS:
+    # Imported here: scikit-learn takes a second that others need not wait.
+    opened = importlib.import_module(SETS[name])
+    shape, num_classes, splits = opened.open_set(train_split, eval_split)
   else:
     shape, num_classes, splits = _open_tfds(
       name, data_dir, train_split, eval_split
@@ -293,34 +299,8 @@ def _in_memory(split: Split) -> Split:
   return Split(split.num_examples, read, split.read_labels)
 
 
-# Sets: from a name to the stored shape (None where it varies), the number of
+# TFDS: from a name to the stored shape (None where it varies), the number of
 # classes, and the two splits.
-
-
-def _open_digits(train_split, eval_split):
-  # Imports a second's worth of SciPy, for this set alone.
-  from sklearn import datasets, model_selection
-
-  if (train_split, eval_split) != ('train', 'test'):
-    raise ValueError(
-      "digits have the splits 'train' and 'test', got "
-      f'{train_split!r} and {eval_split!r}.'
-    )
-  digits = datasets.load_digits()
-  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-  labels = digits.target.astype(np.int32)
-  parts = model_selection.train_test_split(
-    np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
-  )
-
-  def make_split(part):
-    return Split(
-      len(part),
-      read=lambda indices: (images[part[indices]], labels[part[indices]]),
-      read_labels=lambda indices: labels[part[indices]],
-    )
-
-  return (8, 8, 1), 10, tuple(make_split(part) for part in parts)
 
 
 def _open_tfds(name, data_dir, train_split, eval_split):
@@ -364,7 +344,7 @@ def _find_builder(name, data_dir):
     builder = tfds.builder(name, data_dir=data_dir)
   # AssertionError for a version that TFDS does not have.
   except (ValueError, AssertionError):
-    known = ['digits', *tfds.list_builders(with_community_datasets=False)]
+    known = [*SETS, *tfds.list_builders(with_community_datasets=False)]
     near = difflib.get_close_matches(name, known)
     hint = f': did you mean {" or ".join(near)}?' if near else '.'
     raise ValueError(f'There is no image set called {name!r}{hint}') from None

@@ -408,6 +408,8 @@ def submit(
   Raises:
     UserError: without Slurm, or for parameters that it refuses.
   """
+  # It would reset everyone's logging; what there is to say is said here.
+  os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
   import submitit  # Only Slurm's users wait for it.
 
   try:

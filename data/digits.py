@@ -1,0 +1,41 @@
+"""Handwritten digits that come with scikit-learn: nothing to prepare."""
+
+import numpy as np
+from sklearn import datasets, model_selection
+
+from data.images import Split
+
+
+def open_set(train_split, eval_split):
+  """Opens the 8 × 8 digits: 1437 to train on, 360 to test, stratified.
+
+  Args:
+    train_split: 'train'.
+    eval_split: 'test'.
+
+  Returns:
+    The shape of an image, the number of classes, and the two splits.
+
+  Raises:
+    ValueError: for other splits.
+  """
+  if (train_split, eval_split) != ('train', 'test'):
+    raise ValueError(
+      "digits have the splits 'train' and 'test', got "
+      f'{train_split!r} and {eval_split!r}.'
+    )
+  digits = datasets.load_digits()
+  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = digits.target.astype(np.int32)
+  parts = model_selection.train_test_split(
+    np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+  )
+
+  def make_split(part):
+    return Split(
+      len(part),
+      read=lambda indices: (images[part[indices]], labels[part[indices]]),
+      read_labels=lambda indices: labels[part[indices]],
+    )
+
+  return (8, 8, 1), 10, tuple(make_split(part) for part in parts)

@@ -1,0 +1,245 @@
+"""Redraws the paper's figures beside ours, and their numbers as tables.
+
+  python -m scripts.figures [NAME … | all] [--variant=reduced|laptop]
+    [--results=DIR] [--out=DIR] [--into=FILE …]
+
+Left what the paper shows, read off its figures; right what our committed rows
+show. Writes <name>-<variant>.svg, .png and .md in docs/figures, or in --out,
+byte for byte the same each time; --into also puts the tables between a file's
+markers. A figure whose rows are not there says what makes them. Needs neither
+jax nor the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import pathlib
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from experiments import results
+from scripts.figures import arms
+from scripts.figures.arms import LOSS, TOP_1, Rows
+from scripts.figures.churn import Churn
+from scripts.figures.curves import Curves
+from scripts.figures.diversity import Diversity
+from scripts.figures.figure import GRAY, Figure
+from scripts.figures.staleness import Staleness
+
+OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
+VARIANTS = ('reduced', 'laptop')
+# The same for the same rows: no dates, no random ids, letters as outlines.
+STYLE = {
+  'svg.hashsalt': 'codistillation',
+  'svg.fonttype': 'path',
+  'font.size': 9,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.grid': True,
+  'axes.titlesize': 9.5,
+  'grid.alpha': 0.3,
+  'legend.frameon': False,
+  'legend.fontsize': 7.5,
+  'lines.linewidth': 1.4,
+}
+
+_text = functools.partial(
+  Curves,
+  metric=LOSS,
+  baseline=arms.LM_SYNC,
+  paper_label='validation cross-entropy (nats a token)',
+  paper_range=(3.85, 4.75),
+)
+_WINDOW = 15_000  # Where Figures 1, 2 and 4 end.
+_FIGURE_2A = _text(
+  'Figure 2a: codistillation, its controls, the ensemble',
+  paper=('fig2a',),
+  arms=(
+    arms.LM_SYNC,
+    arms.LM_UNIFORM,
+    arms.LM_UNIGRAM,
+    arms.LM_CODISTILL,
+    arms.LM_ENSEMBLE,
+  ),
+  paper_steps=_WINDOW,
+)
+_FIGURE_2B = _text(
+  'Figure 2b: the same data against partitioned data',
+  paper=('fig2b',),
+  arms=(arms.LM_SYNC, arms.LM_SAME, arms.LM_CODISTILL, arms.LM_ENSEMBLE),
+  paper_steps=_WINDOW,
+)
+_FIGURE_4 = _text(
+  'Figure 4: how often peers are reloaded',
+  paper=('fig4', 'fig2a'),
+  arms=(arms.LM_CODISTILL, arms.LM_RELOAD_100, arms.LM_RELOAD_250),
+  paper_steps=_WINDOW,
+)
+_BATCHES = (arms.LM_HALF, arms.LM_SYNC, arms.LM_DOUBLE)
+
+FIGURES: Mapping[str, Figure] = {
+  'fig1a': _text(
+    'Figure 1a: half the batch and twice the batch, by steps',
+    paper=('fig1a',),
+    arms=_BATCHES,
+    paper_steps=_WINDOW,
+  ),
+  'fig1b': _text(
+    'Figure 1b: half the batch and twice the batch, by hours',
+    paper=('fig1b',),
+    arms=_BATCHES,
+    by_hours=True,
+  ),
+  'fig2a': _FIGURE_2A,
+  'fig2b': _FIGURE_2B,
+  'fig3': Curves(
+    'Figure 3: codistillation on images',
+    paper=('fig3',),
+    metric=TOP_1,
+    arms=(arms.SYNC, arms.SYNC_DOUBLE, arms.CODISTILL),
+    baseline=arms.SYNC,
+    paper_label='ImageNet, top-1 validation accuracy (%)',
+    paper_range=(60, 77),
+  ),
+  'fig4': _FIGURE_4,
+  'table1': Churn('Table 1: Criteo', configs=('criteo_table1',)),
+  'controls': Curves(
+    'The arms of Figures 2a and 2b, ours on images',
+    paper=('fig2a', 'fig2b'),
+    metric=LOSS,
+    arms=arms.CONTROLS,
+    baseline=arms.CONTROLS[0],
+    paper_label='validation cross-entropy (nats a token)',
+    paper_range=(3.85, 4.75),
+    paper_steps=_WINDOW,
+  ),
+  'staleness': Staleness(
+    'Figure 4’s question, ours on images', _FIGURE_4, (LOSS, TOP_1)
+  ),
+  'diversity': Diversity(
+    'What the members share, ours on images', _FIGURE_2B, (LOSS, TOP_1)
+  ),
+  'churn': Churn('Churn, beside log loss', configs=('criteo_codistill',)),
+}
+
+
+def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
+  """Writes `<stem>.svg` and `<stem>.png`."""
+  with plt.rc_context(STYLE):
+    picture, (paper, ours) = plt.subplots(
+      1, 2, figsize=(10, 4), layout='constrained'
+    )
+    picture.suptitle(figure.title, fontsize=11)
+    paper.set_title('the paper')
+    ours.set_title(f'ours, :{variant}')
+    figure.draw_paper(paper)
+    if figure.has_rows(rows):
+      figure.draw_ours(ours, rows)
+    else:
+      ours.axis('off')
+      ours.text(
+        0.02,
+        0.6,
+        figure.how(variant),
+        family='monospace',
+        fontsize=8,
+        color=GRAY,
+        va='top',
+        transform=ours.transAxes,
+      )
+    picture.savefig(f'{stem}.svg', metadata={'Date': None})
+    picture.savefig(f'{stem}.png', dpi=150, metadata={'Software': None})
+    plt.close(picture)
+
+
+def insert(text: str, tables: Mapping[str, str]) -> str:
+  """Puts tables between `<!-- table NAME -->` and `<!-- end -->`.
+
+  Args:
+    text: of a Markdown file.
+    tables: by name; those without a marker are left out.
+
+  Raises:
+    ValueError: for a marker without its end.
+  """
+  for name in re.findall(r'<!-- table ([\w-]+) -->', text):
+    marker = f'<!-- table {name} -->\n'
+    before, _, rest = text.partition(marker)
+    old, end, after = rest.partition('<!-- end -->')
+    if not end or '<!-- table' in old:
+      raise ValueError(f'the marker of table {name} has no <!-- end -->')
+    text = before + marker + tables.get(name, old) + end + after
+  return text
+
+
+def choose(names: Sequence[str]) -> list[str]:
+  """The figures that are meant; ValueError for one that there is not."""
+  if not names or 'all' in names:
+    return list(FIGURES)
+  for name in names:
+    if name not in FIGURES:
+      near = difflib.get_close_matches(name, FIGURES)
+      hint = f'; did you mean {" or ".join(near)}?' if near else ''
+      raise ValueError(
+        f'there is no figure {name!r}{hint} There are {", ".join(FIGURES)}, all'
+      )
+  return list(names)
+
+
+def _make(arguments: argparse.Namespace) -> None:
+  names = choose(arguments.names)
+  rows = results.read_folder(arguments.results, arguments.variant)
+  arguments.out.mkdir(parents=True, exist_ok=True)
+  tables = {}
+  for name in names:
+    figure = FIGURES[name]
+    stem = arguments.out / f'{name}-{arguments.variant}'
+    draw(figure, rows, arguments.variant, stem)
+    tables[stem.name] = figure.table(rows, arguments.variant)
+    stem.with_suffix('.md').write_text(tables[stem.name], encoding='utf-8')
+    if figure.has_rows(rows):
+      print(f'{stem}.svg, .png, .md')
+    else:
+      why = ' '.join(figure.how(arguments.variant).split())
+      print(f'{stem}.svg, .png, .md: the paper alone. {why}')
+  for path in arguments.into:
+    text = path.read_text(encoding='utf-8')
+    path.write_text(insert(text, tables), encoding='utf-8')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; errors that a user can cause end in one sentence."""
+  parser = argparse.ArgumentParser(
+    prog='scripts.figures',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
+  parser.add_argument('--variant', choices=VARIANTS, default='reduced')
+  parser.add_argument('--results', type=pathlib.Path, default=results.FOLDER)
+  parser.add_argument('--out', type=pathlib.Path, default=OUT)
+  parser.add_argument('--into', type=pathlib.Path, action='append', default=[])
+  arguments = parser.parse_args(argv)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    try:
+      _make(arguments)
+    except (OSError, ValueError) as error:
+      print(f'scripts.figures: {error}', file=sys.stderr)
+      return 2
+  for warning in caught:
+    print(f'scripts.figures: {warning.message}', file=sys.stderr)
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,253 @@
+"""The arms of the comparisons: what they are called, look like, come from.
+
+An arm has the same colour in every figure. It is a curve of the paper's, read
+off its figures (experiments/results/paper.json), and some of our runs, one a
+seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from experiments import results
+from experiments.results import Result
+
+PAPER = json.loads((results.FOLDER / 'paper.json').read_text(encoding='utf-8'))
+
+Curve = Sequence[tuple[float, float]]
+Rows = Mapping[str, Sequence[Result]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """What is plotted.
+
+  Attributes:
+    key: of the rows.
+    label: with the unit.
+    scale: from the rows' number to that unit.
+    best: min or max.
+    digits: after the point, in tables.
+  """
+
+  key: str
+  label: str
+  scale: float
+  best: Callable[[Iterable[float]], float]
+  digits: int
+
+  def curve(self, result: Result, who: int | str) -> Curve:
+    """(step, value) at each evaluation of a member."""
+    return [
+      (row['step'], row[self.key] * self.scale)
+      for row in result.rows
+      if row['member'] == who and self.key in row
+    ]
+
+  def ends(self, runs: Sequence[Result], who: int | str) -> list[float]:
+    """A member's value at the end of each run that got there."""
+    return [
+      row[self.key] * self.scale
+      for run in runs
+      for row in run.rows
+      if row['kind'] == 'final' and row['member'] == who and self.key in row
+    ]
+
+  def text(self, values: Sequence[float]) -> str:
+    """Mean ± half the range, as in the paper's Table 1; one has no range."""
+    if not values:
+      return '–'
+    mean = f'{statistics.fmean(values):.{self.digits}f}'
+    half = (max(values) - min(values)) / 2
+    return f'{mean} ± {half:.{self.digits}f}' if len(values) > 1 else mean
+
+
+LOSS = Metric('task_loss', 'held-out cross-entropy (nats)', 1, min, 4)
+TOP_1 = Metric('accuracy', 'held-out top-1 accuracy (%)', 100, max, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One curve.
+
+  Attributes:
+    label: its name.
+    color: the same in every figure.
+    line: Matplotlib's style.
+    paper: its curve's name in paper.json, or None.
+    config: whose results.
+    point: what its runs have otherwise than the config.
+    batch: its batch size, in batch sizes of the config; another one may come
+      with another schedule.
+    who: the member that is shown. The paper evaluates one copy, chosen
+      arbitrarily; here it is the first.
+    seconds_per_step: on the paper's cluster: Figure 1b over Figure 1a.
+  """
+
+  label: str
+  color: str
+  line: str = '-'
+  paper: str | None = None
+  config: str = ''
+  point: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  batch: float = 1.0
+  who: int | str = 0
+  seconds_per_step: float | None = None
+
+  def runs(self, rows: Rows) -> list[Result]:
+    """Our runs of it, one a seed."""
+    runs = rows.get(self.config, ())
+    base = {
+      run.run['config']['batch_size']
+      for run in runs
+      if 'batch_size' not in run.point
+    }
+    return [
+      run
+      for run in runs
+      if run.run['config']['batch_size'] in {self.batch * size for size in base}
+      and self._point(run) == self.point
+    ]
+
+  def _point(self, run: Result) -> dict[str, Any]:
+    if self.batch == 1:
+      return run.point
+    return {
+      key: value
+      for key, value in run.point.items()
+      if key != 'batch_size' and not key.startswith('schedule.')
+    }
+
+  def paper_curve(self, figures: Sequence[str]) -> Curve:
+    """(x, y) from the first of the paper's figures that shows it; or []."""
+    for figure in figures:
+      if self.paper in PAPER[figure]['curves']:
+        return [tuple(point) for point in PAPER[figure]['curves'][self.paper]]
+    return []
+
+
+def mean_curve(
+  curves: Sequence[Curve],
+) -> tuple[list[float], list[float], list[float], list[float]]:
+  """Steps that all curves have; the mean, least and greatest value there."""
+  by_step = [dict(curve) for curve in curves]
+  steps = [x for x in by_step[0] if all(x in curve for curve in by_step)]
+  columns = [[curve[x] for curve in by_step] for x in steps]
+  return (
+    steps,
+    [statistics.fmean(column) for column in columns],
+    [min(column) for column in columns],
+    [max(column) for column in columns],
+  )
+
+
+def crossing(
+  curve: Curve, level: float, best: Callable[[Iterable[float]], float]
+) -> float | None:
+  """Where a curve first is at a level or better, by linear interpolation."""
+  before = None
+  for x, y in curve:
+    if best((y, level)) == y:
+      if before is None:
+        return x
+      x0, y0 = before
+      return x0 + (x - x0) * (level - y0) / (y - y0)
+    before = x, y
+  return None
+
+
+def seeds_text(number: int) -> str:
+  """'3 seeds', '1 seed'."""
+  return f'{number} seed{"s" * (number != 1)}'
+
+
+# Colours: Okabe & Ito (2008), told apart by colour-blind readers, too.
+_SYNC = Arm('synchronous SGD', '#000000')
+_DOUBLE = Arm('synchronous SGD, twice the batch', '#999999', batch=2.0)
+_UNIFORM = Arm('label smoothing, uniform', '#E69F00')
+_CODISTILL = Arm('codistilled, partitioned data', '#D55E00')
+_SAME = Arm('codistilled, same data', '#CC79A7')
+_ENSEMBLE = Arm('ensemble of two', '#009E73', who='ensemble')
+_of = dataclasses.replace
+
+SYNC = _of(_SYNC, paper='sync_batch_16384', config='imagenet_sync')
+SYNC_DOUBLE = _of(_DOUBLE, paper='sync_batch_32768', config='imagenet_sync')
+UNIFORM = _of(_UNIFORM, config='imagenet_label_smoothing')
+CODISTILL = _of(
+  _CODISTILL,
+  paper='codistill_2_way_batch_16384',
+  config='imagenet_codistill',
+)
+SAME = _of(
+  _SAME, config='imagenet_codistill', point={'diversity.partition': 'same'}
+)
+ENSEMBLE = _of(_ENSEMBLE, config='imagenet_ensemble')
+
+LM_SYNC = _of(
+  _SYNC,
+  paper='sync_128_workers',
+  config='lm_sync',
+  seconds_per_step=4.55,
+)
+LM_HALF = Arm(
+  'synchronous SGD, half the batch',
+  '#999999',
+  '--',
+  paper='sync_64_workers',
+  config='lm_sync',
+  batch=0.5,
+  seconds_per_step=4.0,
+)
+LM_DOUBLE = _of(
+  _DOUBLE,
+  paper='sync_256_workers',
+  config='lm_sync',
+  seconds_per_step=10.0,
+)
+LM_UNIFORM = _of(
+  _UNIFORM,
+  paper='label_smoothing_uniform_0.99',
+  config='lm_label_smoothing',
+)
+LM_UNIGRAM = Arm(
+  'label smoothing, unigram',
+  '#E69F00',
+  '--',
+  paper='label_smoothing_unigram_0.9',
+  config='lm_label_smoothing',
+  point={
+    'codistill.distill_weight': 0.1,
+    'codistill.task_weight': 0.9,
+    'codistill.teacher': 'unigram',
+  },
+)
+LM_CODISTILL = _of(
+  _CODISTILL,
+  paper='codistill_2x128_partitioned_reload_50',
+  config='lm_codistill',
+)
+LM_SAME = _of(_SAME, paper='codistill_2x128_same_data', config='lm_same_data')
+LM_ENSEMBLE = _of(_ENSEMBLE, paper='ensemble_2x128', config='lm_ensemble')
+LM_RELOAD_100, LM_RELOAD_250 = (
+  Arm(
+    f'codistilled, reload {steps}',
+    color,
+    paper=f'codistill_2x128_reload_{steps}',
+    config='lm_staleness',
+    point={'codistill.reload_interval_steps': steps},
+  )
+  for steps, color in ((100, '#56B4E9'), (250, '#0072B2'))
+)
+
+# The comparisons of Figures 2a and 2b with our runs on images.
+CONTROLS = (
+  _of(SYNC, paper=LM_SYNC.paper),
+  _of(UNIFORM, paper=LM_UNIFORM.paper),
+  _of(CODISTILL, paper=LM_CODISTILL.paper),
+  _of(SAME, paper=LM_SAME.paper),
+  _of(ENSEMBLE, paper=LM_ENSEMBLE.paper),
+)

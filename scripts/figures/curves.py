@@ -1,0 +1,183 @@
+"""Learning curves: Figures 1 to 4 of the paper, and our controls on images."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+from matplotlib.axes import Axes
+
+from scripts.figures.arms import (
+  Arm,
+  Curve,
+  Metric,
+  Rows,
+  crossing,
+  mean_curve,
+  seeds_text,
+)
+from scripts.figures.figure import (
+  GRAY,
+  Figure,
+  command_cell,
+  count_cell,
+  markdown,
+)
+
+# Of the steps: what is drawn from there on is in sight from bottom to top.
+_EARLY = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves(Figure):
+  """A metric over steps, or over hours on the paper's cluster.
+
+  Attributes:
+    title: of the picture.
+    paper: where arms are looked for in the paper, by its figures' names.
+    metric: of our panel.
+    arms: a curve each, in both panels where there is one.
+    baseline: whose best value the others are to reach.
+    paper_label: what the paper's panel has upwards.
+    paper_range: and how far it goes.
+    paper_steps: where the paper's plotted window ends; its markers go on.
+    by_hours: the horizontal axis is steps times the paper's seconds a step.
+  """
+
+  title: str
+  paper: tuple[str, ...]
+  metric: Metric
+  arms: tuple[Arm, ...]
+  baseline: Arm
+  paper_label: str
+  paper_range: tuple[float, float]
+  paper_steps: float = float('inf')
+  by_hours: bool = False
+
+  @property
+  def configs(self) -> tuple[str, ...]:
+    """Those of its arms."""
+    return tuple(dict.fromkeys(arm.config for arm in self.arms))
+
+  def draw_paper(self, axes: Axes) -> None:
+    """Single runs, without error bars: so the paper shows them."""
+    for arm in self.arms:
+      curve = self.paper_curve(arm)
+      if curve:
+        x, y = zip(*curve, strict=True)
+        axes.plot(x, y, arm.line, color=arm.color, label=arm.label)
+    axes.set(
+      xlabel='hours' if self.by_hours else 'step',
+      ylabel=self.paper_label,
+      ylim=self.paper_range,
+    )
+    axes.legend()
+
+  def draw_ours(self, axes: Axes, rows: Rows) -> None:
+    """The mean over seeds and, shaded, from the least to the greatest."""
+    late, burn_ins = [], set()
+    for arm in self.arms:
+      runs = arm.runs(rows)
+      if not runs:
+        continue
+      x, mean, low, high = mean_curve(
+        [self.metric.curve(run, arm.who) for run in runs]
+      )
+      from_here = [step > _EARLY * x[-1] for step in x]
+      late += [
+        value
+        for values in (low, high)
+        for value, seen in zip(values, from_here, strict=True)
+        if seen
+      ]
+      x = [step * self._unit(arm) for step in x]
+      axes.fill_between(x, low, high, color=arm.color, alpha=0.18, linewidth=0)
+      label = f'{arm.label} ({seeds_text(len(runs))})'
+      axes.plot(x, mean, arm.line, color=arm.color, label=label)
+      codistill = runs[0].run['config']['codistill']
+      if codistill['exchange'] != 'none' and not self.by_hours:
+        burn_ins.add(codistill['burn_in_steps'])
+    for step in sorted(burn_ins):
+      axes.axvline(step, color=GRAY, linewidth=0.8, linestyle=':')
+      axes.annotate(
+        'burn-in ends',
+        (step, 0.01),
+        xycoords=('data', 'axes fraction'),
+        xytext=(3, 0),
+        textcoords='offset points',
+        fontsize=7.5,
+        color=GRAY,
+      )
+    margin = 0.06 * (max(late) - min(late))
+    axes.set(
+      xlabel='hours at the paper’s seconds a step'
+      if self.by_hours
+      else 'step (updates of each member)',
+      ylabel=self.metric.label,
+      ylim=(min(late) - margin, max(late) + margin),
+    )
+    axes.legend()
+
+  def table(self, rows: Rows, variant: str) -> str:
+    """Where arms end, and when they get to the baseline's best value."""
+    best = self.metric.best
+    our_baseline = self._our_curve(self.baseline, rows)
+    paper_baseline = self.paper_curve(self.baseline)
+    unit = 'hours' if self.by_hours else 'steps'
+
+    def reached(curve: Curve, baseline: Curve) -> str:
+      if not curve or not baseline:
+        return '–'
+      at = crossing(curve, best(y for _, y in baseline), best)
+      if at is None:
+        return 'not reached'
+      return f'{at:.2f}' if self.by_hours else f'{at:,.0f}'
+
+    lines = []
+    for arm in self.arms:
+      runs, paper = arm.runs(rows), self.paper_curve(arm)
+      line = [
+        arm.label,
+        self.metric.text(self.metric.ends(runs, arm.who)),
+        reached(self._our_curve(arm, rows), our_baseline),
+        f'{paper[-1][1]:g}' if paper else '–',
+        reached(paper, paper_baseline),
+        count_cell(runs),
+        command_cell(arm.config, variant, runs),
+      ]
+      if self.by_hours:
+        last = [run.rows[-1] for run in runs]
+        pace = [row['seconds'] / row['step'] for row in last]
+        line.insert(3, f'{statistics.fmean(pace):.3f}' if pace else '–')
+      lines.append(line)
+    header = [
+      'arm',
+      f'{self.metric.label}, at the end',
+      f'{unit} to the baseline’s best',
+      'paper: at the end',
+      f'paper: {unit} to its baseline’s best',
+      'runs',
+      'command',
+    ]
+    if self.by_hours:
+      header.insert(3, 'seconds a step here, as measured')
+    return markdown(header, lines)
+
+  def _unit(self, arm: Arm) -> float:
+    """From steps to what is on the horizontal axis."""
+    return arm.seconds_per_step / 3_600 if self.by_hours else 1
+
+  def paper_curve(self, arm: Arm) -> Curve:
+    """What the paper's panel shows of an arm; [] if nothing."""
+    curve = arm.paper_curve(self.paper)
+    return [(x, y) for x, y in curve if x <= self.paper_steps]
+
+  def _our_curve(self, arm: Arm, rows: Rows) -> Curve:
+    runs = arm.runs(rows)
+    if not runs:
+      return []
+    x, mean, _, _ = mean_curve(
+      [self.metric.curve(run, arm.who) for run in runs]
+    )
+    unit = self._unit(arm)
+    return [(step * unit, y) for step, y in zip(x, mean, strict=True)]

@@ -1,0 +1,116 @@
+"""What all figures have in common: two panels, a table, and what is missing."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+
+from matplotlib.axes import Axes
+
+from experiments.results import Result
+from scripts.figures.arms import Arm, Metric, Rows, seeds_text
+
+_CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'experiments/configs'
+GRAY = '#555555'
+
+
+class Figure:
+  """A picture, the paper's panel left and ours right, and a Markdown table.
+
+  Attributes:
+    title: of the picture.
+    configs: without whose rows there is nothing of ours to draw.
+    seeds: how many the command for missing rows asks for.
+  """
+
+  title: str
+  configs: tuple[str, ...]
+  seeds = 3
+
+  def draw_paper(self, axes: Axes) -> None:
+    """The left panel."""
+    raise NotImplementedError
+
+  def draw_ours(self, axes: Axes, rows: Rows) -> None:
+    """The right panel; there are rows of at least one of `configs`."""
+    raise NotImplementedError
+
+  def table(self, rows: Rows, variant: str) -> str:
+    """The numbers, as Markdown."""
+    raise NotImplementedError
+
+  def has_rows(self, rows: Rows) -> bool:
+    """Whether there is something of ours."""
+    return any(rows.get(config) for config in self.configs)
+
+  def how(self, variant: str) -> str:
+    """What makes our rows, to be shown in their place."""
+    missing = [config for config in self.configs if not _exists(config)]
+    if missing:
+      return f'No rows yet: the config {missing[0]}\nis not built yet.'
+    commands = '\n'.join(
+      command(config, variant, self.seeds).replace(' --config', '\n  --config')
+      for config in self.configs
+    )
+    return f'No rows yet. These commands make them:\n\n{commands}'
+
+
+def command(config: str, variant: str, seeds: int) -> str:
+  """What makes the rows of a config."""
+  return (
+    f'python -m experiments.sweep --config={config}:{variant} --seeds={seeds}'
+  )
+
+
+def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
+  """The command of an arm in a table, or that there is none yet."""
+  if not runs and not _exists(config):
+    return f'`{config}`, not built yet'
+  seeds = max((run.run['seed'] for run in runs), default=2) + 1
+  return f'`{command(config, variant, seeds)}`'
+
+
+def count_cell(runs: Sequence[Result]) -> str:
+  """'3', or '3 (1 dirty)' with what was allowed when they were collected."""
+  marks = [mark for run in runs for mark in run.run['marked']]
+  notes = [f'{marks.count(mark)} {mark}' for mark in sorted(set(marks))]
+  return f'{len(runs)} ({", ".join(notes)})' if notes else str(len(runs))
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+  """A table: first and last column to the left, numbers to the right."""
+  rule = ['---', *['---:'] * (len(header) - 2), '---']
+  return ''.join(
+    f'| {" | ".join(cells)} |\n' for cells in (header, rule, *lines)
+  )
+
+
+def draw_reference(axes: Axes, arm: Arm, metric: Metric, rows: Rows) -> None:
+  """The end of another arm as a line across, with its name on it."""
+  draw_level(axes, arm.label, arm.color, metric.ends(arm.runs(rows), arm.who))
+
+
+def draw_level(
+  axes: Axes, label: str, color: str, values: Sequence[float]
+) -> None:
+  """The mean of some ends as a line across, their range as a band."""
+  if not values:
+    return
+  axes.axhspan(min(values), max(values), color=color, alpha=0.1, linewidth=0)
+  mean = statistics.fmean(values)
+  axes.axhline(mean, color=color, linewidth=1, linestyle='--')
+  axes.annotate(
+    f'{label} ({seeds_text(len(values))})',
+    (1, mean),
+    xycoords=('axes fraction', 'data'),
+    xytext=(0, 2),
+    textcoords='offset points',
+    ha='right',
+    fontsize=7.5,
+    color=color,
+  )
+
+
+def _exists(config: str) -> bool:
+  return (_CONFIGS / f'{config}.py').exists()

@@ -1,0 +1,163 @@
+"""How stale may a peer be: ours on images, beside the paper's Figure 4."""
+
+from __future__ import annotations
+
+import statistics
+
+from matplotlib.axes import Axes
+
+from experiments import results
+from experiments.results import Result
+from scripts.figures.arms import (
+  LM_CODISTILL,
+  LM_RELOAD_100,
+  LM_RELOAD_250,
+  SYNC,
+  Metric,
+  Rows,
+  seeds_text,
+)
+from scripts.figures.curves import Curves
+from scripts.figures.figure import (
+  GRAY,
+  Figure,
+  command_cell,
+  count_cell,
+  draw_level,
+  draw_reference,
+  markdown,
+)
+
+_LOOKS = {
+  'reload interval': ('reloaded every k updates', '#D55E00', 'o', '-'),
+  'delay': ('reloaded every 10, seen d later', '#0072B2', 's', '--'),
+}
+Points = dict[str, list[Result]]
+
+
+class Staleness(Figure):
+  """The end of training over the mean age of the peers' weights."""
+
+  configs = ('imagenet_staleness',)
+
+  def __init__(self, title: str, paper: Curves, metrics: tuple[Metric, ...]):
+    """Takes the paper's panel from another figure.
+
+    Args:
+      title: of the picture.
+      paper: whose left panel is the left panel here.
+      metrics: of the table; the first one is drawn.
+    """
+    self.title = title
+    self._paper = paper
+    self._metrics = metrics
+
+  def draw_paper(self, axes: Axes) -> None:
+    """Figure 4."""
+    self._paper.draw_paper(axes)
+
+  def draw_ours(self, axes: Axes, rows: Rows) -> None:
+    """Intervals and delays, each as a line; dashed, what has no peers."""
+    metric = self._metrics[0]
+    points = _points(rows)
+    ages = set()
+    for axis, (label, color, marker, line) in _LOOKS.items():
+      found = sorted(
+        (runs[0].run['mean_peer_age'], metric.ends(runs, 0), name)
+        for name, runs in points[axis].items()
+      )
+      if not found:
+        continue
+      x, values, names = zip(*found, strict=True)
+      ages |= {round(age) for age in x}
+      y = [statistics.fmean(ends) for ends in values]
+      fewest = seeds_text(min(map(len, values)))
+      axes.plot(
+        x, y, line, marker=marker, color=color, label=f'{label} ({fewest})'
+      )
+      axes.fill_between(
+        x,
+        [min(ends) for ends in values],
+        [max(ends) for ends in values],
+        color=color,
+        alpha=0.18,
+        linewidth=0,
+      )
+      for *where, name in zip(x, y, names, strict=True):
+        axes.annotate(
+          name.rpartition(' ')[2],
+          where,
+          xytext=(4, 4),
+          textcoords='offset points',
+          fontsize=7.5,
+          color=color,
+        )
+    alone = [run for runs in points['no peers'].values() for run in runs]
+    draw_level(axes, 'no peers, half of the data', GRAY, metric.ends(alone, 0))
+    draw_reference(axes, SYNC, metric, rows)
+    axes.set_xscale('symlog', linthresh=1)
+    axes.set_xticks(sorted(ages), [str(age) for age in sorted(ages)])
+    axes.minorticks_off()
+    axes.set(
+      xlabel='mean age of the peers’ weights (updates); at the points: k, d',
+      ylabel=f'{metric.label}, at the end',
+    )
+    axes.legend()
+
+  def table(self, rows: Rows, variant: str) -> str:
+    """A line a point."""
+    paper = {
+      f'reload {interval}': self._paper.paper_curve(arm)[-1][1]
+      for interval, arm in (
+        (50, LM_CODISTILL),
+        (100, LM_RELOAD_100),
+        (250, LM_RELOAD_250),
+      )
+    }
+    lines = []
+    for name, runs in [
+      (f'{SYNC.label}, all of the data', SYNC.runs(rows)),
+      *(item for points in _points(rows).values() for item in points.items()),
+    ]:
+      if not runs:
+        continue
+      age = runs[0].run['mean_peer_age']
+      lines.append(
+        [
+          name,
+          '–' if age is None else f'{age:.1f}',
+          *(metric.text(metric.ends(runs, 0)) for metric in self._metrics),
+          f'{paper[name]:g}' if name in paper else '–',
+          count_cell(runs),
+          command_cell(runs[0].run['experiment'], variant, runs),
+        ]
+      )
+    header = [
+      'peers',
+      'mean age (updates)',
+      *(f'{metric.label}, at the end' for metric in self._metrics),
+      'paper, language model: at the end (nats)',
+      'runs',
+      'command',
+    ]
+    return markdown(header, lines) if lines else ''
+
+
+def _points(rows: Rows) -> dict[str, Points]:
+  """The sweep's runs by axis and by name of the point."""
+  axes: dict[str, Points] = {'reload interval': {}, 'delay': {}, 'no peers': {}}
+  for result in rows.get('imagenet_staleness', ()):
+    codistill = result.run['config']['codistill']
+    name = f'reload {codistill["reload_interval_steps"]}'
+    axis = 'reload interval'
+    if codistill['exchange'] == 'none':
+      axis, name = 'no peers', 'no peers, half of the data'
+    elif codistill['delay_steps']:
+      axis, name = 'delay', f'{name}, delay {codistill["delay_steps"]}'
+    axes[axis].setdefault(name, []).append(result)
+  return {
+    axis: dict(
+      sorted(points.items(), key=lambda item: results.natural(item[0]))
+    )
+    for axis, points in axes.items()
+  }

@@ -1,0 +1,164 @@
+"""Workdirs as runs leave them, and collected results made of them."""
+
+import itertools
+
+from codistill.record import SCHEMA_VERSION, Record, config_hash
+from scripts import collect
+
+COMMIT = '0123456789abcdef0123456789abcdef01234567'
+
+
+def make_config(**changes):
+  config = {
+    'seed': 0,
+    'num_steps': 40,
+    'batch_size': 8,
+    'checkpoint_interval_steps': 10,
+    'data': {'data_dir': '/home/somebody/data', 'name': 'digits'},
+    'codistill': {
+      'members': 2,
+      'burn_in_steps': 10,
+      'exchange': 'memory',
+      'reload_interval_steps': 50,
+      'delay_steps': 0,
+    },
+    'diversity': {'initialization': 'own', 'order': 'own', 'partition': 'own'},
+    'schedule': {'warmup_cosine': {'peak_rate': 0.1}},
+  }
+  for key, value in changes.items():
+    *sections, last = key.split('.')
+    section = config
+    for name in sections:
+      section = section[name]
+    section[last] = value
+  return config
+
+
+def make_run(
+  workdir,
+  experiment='imagenet_codistill',
+  seed=0,
+  point=None,
+  *,
+  members=2,
+  loss=lambda step, who: 1.0 / step,
+  suffix='',
+  **changes,
+):
+  """Writes run.json and rows.jsonl; `changes` are of the provenance."""
+  point = point or {}
+  config = make_config(
+    **{'seed': seed, 'codistill.members': members}
+    | ({} if members > 1 else {'codistill.exchange': 'none'})
+    | point
+  )
+  run = {
+    'schema': SCHEMA_VERSION,
+    'experiment': experiment,
+    'variant': 'laptop',
+    'member': None,
+    'status': 'done',
+    'seed': seed,
+    'config': config,
+    'overrides': point | ({'seed': seed} if seed else {}),
+    'config_hash': config_hash(config),
+    'commit': COMMIT,
+    'dirty': False,
+    'packages': {'jax': '0'},
+    'device': {'platform': 'cpu', 'kind': 'cpu', 'count': 1},
+    'argv': ['/home/somebody/run.py', f'--workdir={workdir}'],
+    'started': f'2026-01-01T00:00:{seed:02}+00:00',
+    'rows': None,
+  } | changes
+  del run['rows']
+  workdir.mkdir(parents=True, exist_ok=True)
+  record = Record(workdir, suffix)
+  record.write_run(run)
+  whos = [*range(members), *(['ensemble'] if members > 1 else [])]
+  for step in range(1, 41):
+    for member in range(members):
+      peers = members > 1 and step > 10
+      record.write_row(
+        {
+          'step': step,
+          'member': member,
+          'kind': 'train',
+          'task_loss': 2.0,
+          'peer_age': step % 5 if peers else None,
+          'examples_per_second': 100.0,
+        }
+      )
+    if step % 10 == 0:
+      for who in whos:
+        value = loss(step, who)
+        record.write_row(
+          {
+            'step': step,
+            'member': who,
+            'kind': 'final' if step == 40 else 'eval',
+            'seconds': 0.5 * step,
+            'examples_seen': 8 * step,
+            'task_loss': value,
+            'accuracy': 1 - value,
+            'disagreement': 0.125 if who == 'ensemble' else None,
+          }
+        )
+  record.close()
+  return workdir
+
+
+POINTS = [
+  *({'codistill.reload_interval_steps': k} for k in (1, 10, 250)),
+  {'codistill.exchange': 'none'},
+  {'codistill.reload_interval_steps': 10, 'codistill.delay_steps': 20},
+]
+
+
+def make_all(folder):
+  """Runs of every image config: three seeds of some, one of others."""
+  double = {'batch_size': 16, 'schedule.warmup_cosine.peak_rate': 0.2}
+  same = {'diversity.partition': 'same'}
+  diverse = [
+    dict(
+      zip(
+        (
+          'diversity.initialization',
+          'diversity.order',
+          'diversity.partition',
+        ),
+        values,
+        strict=True,
+      )
+    )
+    for values in itertools.product(('own', 'same'), repeat=3)
+    if values[:2] != ('own', 'own')
+  ]
+  for experiment, point, seeds, members in (
+    ('imagenet_sync', {}, 3, 1),
+    ('imagenet_sync', double, 1, 1),
+    ('imagenet_codistill', {}, 3, 2),
+    ('imagenet_codistill', same, 1, 2),
+    ('imagenet_ensemble', {}, 3, 2),
+    ('imagenet_label_smoothing', {}, 1, 1),
+    *(('imagenet_staleness', point, 2, 2) for point in POINTS),
+    *(('imagenet_diversity', point, 1, 2) for point in diverse),
+  ):
+    for seed in range(seeds):
+      name = '-'.join((experiment, *map(str, point.values()), str(seed)))
+      gain = 0.1 * len(point) + 0.01 * seed + 0.3 * (members == 2)
+
+      def loss(step, who, gain=gain):
+        return (1 - 0.1 * (who == 'ensemble')) * (4 - gain) / (step + 10)
+
+      make_run(
+        folder / 'runs' / name,
+        experiment,
+        seed,
+        point,
+        members=members,
+        loss=loss,
+      )
+  collect.collect(
+    [folder / 'runs'], folder / 'results', allow=(), replace=False
+  )
+  return folder / 'results'

@@ -1,0 +1,367 @@
+"""Figures and tables from rows: the right numbers, the same bytes, no jax."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+from collected import make_all
+
+from experiments import results
+from scripts.figures import __main__ as figures
+from scripts.figures import arms
+from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
+from scripts.figures.curves import Curves
+from scripts.figures.figure import command
+
+ROOT = pathlib.Path(__file__).parent.parent
+CURVES = {
+  name: figure
+  for name, figure in figures.FIGURES.items()
+  if isinstance(figure, Curves)
+}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return make_all(tmp_path_factory.mktemp('collected'))
+
+
+@pytest.fixture(scope='module')
+def rows(folder):
+  return results.read_folder(folder, 'laptop')
+
+
+def run_figures(*arguments):
+  return figures.main([str(argument) for argument in arguments])
+
+
+def cells(table):
+  header, _, *lines = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in table.splitlines()
+  ]
+  return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
+
+# The paper.
+
+
+def test_the_papers_headline_comes_out_of_its_curves():
+  # 4.040 nats at 14.3K steps, and 6.8K steps to it when codistilled.
+  table = cells(figures.FIGURES['fig2a'].table({}, 'reduced'))
+  column = 'paper: steps to its baseline’s best'
+  assert table['synchronous SGD'][column] == '14,326'
+  assert table['codistilled, partitioned data'][column] == '6,820'
+  assert table['label smoothing, uniform'][column] == 'not reached'
+  assert table['synchronous SGD']['paper: at the end'] == '4.04'
+  # 75 % top-1 at step 5,250.
+  table = cells(figures.FIGURES['fig3'].table({}, 'reduced'))
+  assert table['codistilled, partitioned data'][column] == '5,271'
+  assert table['synchronous SGD, twice the batch'][column] == 'not reached'
+
+
+def test_hours_are_steps_times_the_papers_seconds():
+  for arm, seconds in (
+    (arms.LM_HALF, 4.0),
+    (arms.LM_SYNC, 4.55),
+    (arms.LM_DOUBLE, 10.0),
+  ):
+    assert arm.seconds_per_step == seconds
+    steps = arm.paper_curve(['fig1a'])
+    hours = arm.paper_curve(['fig1b'])
+    for (step, loss), (hour, same) in zip(steps, hours, strict=True):
+      assert same == loss
+      assert hour == pytest.approx(step * seconds / 3_600, rel=0.002, abs=0.02)
+
+
+@pytest.mark.parametrize('name', CURVES)
+def test_every_curve_of_the_paper_is_found(name):
+  figure = CURVES[name]
+  found = {arm.paper for arm in figure.arms if arm.paper_curve(figure.paper)}
+  assert found == {arm.paper for arm in figure.arms if arm.paper}
+  if name != 'controls':
+    assert set(arms.PAPER[name]['curves']) <= found
+
+
+def test_table_1_is_the_papers():
+  table = cells(figures.FIGURES['table1'].table({}, 'reduced'))
+  churn = 'paper: mean absolute difference between retrains'
+  assert table['DNN'][churn] == '0.029 ± 0.001'
+  assert table['two-way codistilled DNN'][churn] == '0.019 ± 0.002'
+  loss = table['ensemble of two DNNs']['paper: validation log loss (nats)']
+  assert loss == '0.4461 ± 0.0002'
+
+
+def test_an_arm_has_one_colour_and_no_other_arm_of_a_figure_has_it():
+  looks = {}
+  for figure in CURVES.values():
+    own = [(arm.color, arm.line) for arm in figure.arms]
+    assert len(set(own)) == len(own)
+    for arm in figure.arms:
+      assert looks.setdefault(arm.label, (arm.color, arm.line)) in own
+      assert looks[arm.label] == (arm.color, arm.line)
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+  ('curve', 'best', 'wanted'),
+  [
+    ([(0, 4.0), (10, 3.0), (20, 1.0)], min, 15),
+    ([(0, 4.0), (10, 2.0), (20, 5.0)], min, 10),
+    ([(7, 1.5), (10, 2.5)], min, 7),
+    ([(0, 4.0), (10, 3.0)], min, None),
+    ([(0, 0.0), (10, 1.0), (20, 5.0)], max, 12.5),
+    ([(0, 0.0), (10, 1.0)], max, None),
+    ([], min, None),
+  ],
+)
+def test_the_first_crossing_of_2_by_linear_interpolation(curve, best, wanted):
+  assert crossing(curve, 2.0, best) == wanted
+
+
+def test_a_mean_curve_has_the_steps_that_all_have():
+  curves = [[(1, 1.0), (2, 4.0), (3, 0.0)], [(1, 3.0), (2, 5.0)]]
+  assert mean_curve(curves) == ([1, 2], [2, 4.5], [1, 4], [3, 5])
+
+
+def test_mean_and_half_the_range():
+  assert LOSS.text([1.0, 2.0, 1.5]) == '1.5000 ± 0.5000'
+  assert TOP_1.text([98.765]) == '98.77'
+  assert LOSS.text([]) == '–'
+
+
+# make_run's loss of a member at a step is (4 − gain) / (step + 10), gain 0.3
+# for two members, 0.01 a seed, 0.1 a key of its point.
+
+
+def test_a_table_of_curves(rows):
+  table = cells(figures.FIGURES['controls'].table(rows, 'laptop'))
+  end = 'held-out cross-entropy (nats), at the end'
+  steps = 'steps to the baseline’s best'
+  sync, ours = table['synchronous SGD'], table['codistilled, partitioned data']
+  assert sync[end] == f'{3.99 / 50:.4f} ± {0.01 / 50:.4f}'
+  assert ours[end] == f'{3.69 / 50:.4f} ± {0.01 / 50:.4f}'
+  assert sync[steps] == '40'
+  # Linear between its steps 30 and 40, whose means are 3.69/40 and 3.69/50.
+  at = 30 + 10 * (3.69 / 40 - 3.99 / 50) / (3.69 / 40 - 3.69 / 50)
+  assert ours[steps] == f'{at:.0f}'
+  assert table['ensemble of two'][end].startswith(f'{0.9 * 3.69 / 50:.4f}')
+  assert table['codistilled, same data'][end] == f'{3.6 / 50:.4f}'
+  assert ours['runs'] == '3'
+  assert table['label smoothing, uniform']['runs'] == '1'
+  wanted = command('imagenet_codistill', 'laptop', 3)
+  assert ours['command'] == f'`{wanted}`'
+
+
+def test_twice_the_batch_is_found_and_nothing_else(rows):
+  [double] = arms.SYNC_DOUBLE.runs(rows)
+  assert double.run['config']['batch_size'] == 16
+  assert [run.point for run in arms.SYNC.runs(rows)] == [{}, {}, {}]
+
+
+def test_our_panel_shows_the_mean_and_all_seeds(rows):
+  figure = figures.FIGURES['controls']
+  _, axes = plt.subplots()
+  figure.draw_ours(axes, rows)
+  lines = {line.get_label(): line for line in axes.get_lines()}
+  line = lines['codistilled, partitioned data (3 seeds)']
+  assert line.get_color() == arms.CODISTILL.color
+  assert list(line.get_xdata()) == [10, 20, 30, 40]
+  assert line.get_ydata()[-1] == pytest.approx(3.69 / 50)
+  shades = [shade.get_paths()[0].get_extents().y0 for shade in axes.collections]
+  assert min(shades) == pytest.approx(0.9 * 3.68 / 50)
+  assert 'label smoothing, uniform (1 seed)' in lines
+  assert 'nats' in axes.get_ylabel()
+  assert axes.get_xlabel() == 'step (updates of each member)'
+  # Burn-in ends at step 10.
+  assert any(list(line.get_xdata()) == [10, 10] for line in axes.get_lines())
+  plt.close()
+
+
+def test_staleness_has_two_axes_and_what_has_no_peers(rows):
+  figure = figures.FIGURES['staleness']
+  table = cells(figure.table(rows, 'laptop'))
+  assert list(table) == [
+    'synchronous SGD, all of the data',
+    'reload 1',
+    'reload 10',
+    'reload 250',
+    'reload 10, delay 20',
+    'no peers, half of the data',
+  ]
+  assert table['reload 10']['mean age (updates)'] == '2.0'
+  assert table['no peers, half of the data']['mean age (updates)'] == '2.0'
+  paper = 'paper, language model: at the end (nats)'
+  assert table['reload 250'][paper] == '4.059'
+  assert table['reload 10'][paper] == '–'
+  _, axes = plt.subplots()
+  figure.draw_ours(axes, rows)
+  labels = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert labels == [
+    'reloaded every k updates (2 seeds)',
+    'reloaded every 10, seen d later (2 seeds)',
+  ]
+  plt.close()
+
+
+def test_diversity_has_all_eight_combinations(rows):
+  table = cells(figures.FIGURES['diversity'].table(rows, 'laptop'))
+  assert len(table) == 8
+  assert next(iter(table)) == 'own, own, own'
+  assert list(table)[-1] == 'same, same, same'
+  assert table['own, own, own']['runs'] == '3'
+  assert table['own, own, same']['runs'] == '1'
+  assert table['same, own, own']['members disagree on (%)'] == '12.50'
+
+
+def test_marks_are_shown(folder, tmp_path):
+  path = folder / 'imagenet_sync-laptop.jsonl'
+  text = path.read_text().replace('"marked": []', '"marked": ["dirty"]', 1)
+  (tmp_path / path.name).write_text(text)
+  marked = results.read_folder(tmp_path, 'laptop')
+  table = cells(figures.FIGURES['fig3'].table(marked, 'laptop'))
+  assert table['synchronous SGD']['runs'] == '3 (1 dirty)'
+
+
+# The command.
+
+
+def test_redrawn_it_is_the_same_byte_for_byte(folder, tmp_path):
+  for name in ('one', 'two'):
+    arguments = ('--variant=laptop', f'--results={folder}')
+    assert run_figures('all', *arguments, f'--out={tmp_path / name}') == 0
+  files = sorted(path.name for path in (tmp_path / 'one').iterdir())
+  assert len(files) == 3 * len(figures.FIGURES)
+  for name in files:
+    one, two = (
+      (tmp_path / side / name).read_bytes() for side in ('one', 'two')
+    )
+    assert one == two, name
+
+
+def test_without_rows_it_shows_the_paper_says_how_and_goes_on(
+  folder, tmp_path, capsys
+):
+  (tmp_path / 'empty').mkdir()
+  arguments = (f'--results={tmp_path / "empty"}', f'--out={tmp_path}')
+  assert run_figures(*arguments) == 0
+  lines = {
+    pathlib.Path(line.split('-reduced')[0]).name: line
+    for line in capsys.readouterr().out.splitlines()
+  }
+  assert lines.keys() == figures.FIGURES.keys()
+  assert command('imagenet_staleness', 'reduced', 3) in lines['staleness']
+  assert all('the paper alone' in line for line in lines.values())
+  assert all((tmp_path / f'{name}-reduced.svg').exists() for name in lines)
+
+
+def test_rows_of_some_arms_are_enough(folder, tmp_path):
+  name = 'imagenet_sync-laptop.jsonl'
+  (tmp_path / name).write_text((folder / name).read_text())
+  arguments = (f'--results={tmp_path}', f'--out={tmp_path}', '--variant=laptop')
+  assert run_figures('fig3', 'controls', 'diversity', *arguments) == 0
+  table = cells((tmp_path / 'fig3-laptop.md').read_text())
+  assert table['codistilled, partitioned data']['runs'] == '0'
+  assert table['synchronous SGD']['runs'] == '3'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['fig2c'], "no figure 'fig2c'; did you mean fig2b"),
+    (['--results=nowhere'], 'nowhere is no folder of results'),
+  ],
+)
+def test_what_makes_no_sense_is_one_sentence(
+  arguments, sentence, capsys, tmp_path
+):
+  assert run_figures(*arguments, f'--out={tmp_path}') == 2
+  err = capsys.readouterr().err
+  assert sentence in err
+  assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('damage', 'status', 'sentence'),
+  [
+    (lambda text: '', 2, 'is empty'),
+    (lambda text: text[:-20], 0, 'dropped a cut last line'),
+    (lambda text: text * 2, 2, 'two runs of base/seed-0'),
+    (lambda text: text.replace('"schema": 1', '"schema": 7'), 2, 'schema 7'),
+  ],
+)
+def test_damaged_rows_are_one_sentence(
+  folder, tmp_path, capsys, damage, status, sentence
+):
+  name = 'imagenet_sync-laptop.jsonl'
+  (tmp_path / name).write_text(damage((folder / name).read_text()))
+  arguments = (f'--results={tmp_path}', f'--out={tmp_path}', '--variant=laptop')
+  assert run_figures('fig3', *arguments) == status
+  err = capsys.readouterr().err
+  assert sentence in err
+  assert err.count('\n') == 1
+
+
+def test_tables_go_between_their_markers():
+  text = 'a\n<!-- table x -->\nold\n<!-- end -->\nb\n'
+  new = figures.insert(text, {'x': '| new |\n', 'y': 'elsewhere'})
+  assert new == 'a\n<!-- table x -->\n| new |\n<!-- end -->\nb\n'
+  assert figures.insert(text, {}) == text
+  with pytest.raises(ValueError, match='table x has no <!-- end -->'):
+    figures.insert('<!-- table x -->\n', {})
+
+
+def test_it_needs_no_jax():
+  code = (
+    'import sys, scripts.figures.__main__, scripts.collect; '
+    "sys.exit(bool({'jax', 'flax', 'tensorflow_datasets'} & set(sys.modules)))"
+  )
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+# What is committed: rows, pictures and tables are of one piece.
+
+
+@pytest.fixture(scope='module')
+def redrawn(tmp_path_factory):
+  out = tmp_path_factory.mktemp('redrawn')
+  for variant in figures.VARIANTS:
+    assert run_figures(f'--variant={variant}', f'--out={out}') == 0
+  return out
+
+
+def test_committed_pictures_and_tables_are_those_of_the_rows(redrawn):
+  drawn = {path.name: path for path in redrawn.iterdir()}
+  kept = {path.name: path for path in figures.OUT.iterdir()}
+  assert kept.keys() == drawn.keys()
+  for name, path in drawn.items():
+    assert kept[name].read_bytes() == path.read_bytes(), f'{name}: make figures'
+
+
+@pytest.mark.parametrize('path', ['README.md', 'docs/reproduction.md'])
+def test_published_tables_are_those_of_the_rows(redrawn, path):
+  text = (ROOT / path).read_text(encoding='utf-8')
+  tables = {file.stem: file.read_text() for file in redrawn.glob('*.md')}
+  names = re.findall(r'<!-- table ([\w-]+) -->', text)
+  assert names
+  assert set(names) <= tables.keys()
+  assert figures.insert(text, tables) == text, 'make figures'
+
+
+def test_committed_rows_say_what_made_them():
+  paths = sorted(results.FOLDER.glob('*.jsonl'))
+  assert paths
+  for path in paths:
+    for result in results.read(path):
+      run = result.run
+      assert path.stem == results.stem(run['experiment'], run['variant'])
+      assert run['status'] == 'done'
+      assert run['marked'] == []
+      assert re.fullmatch('[0-9a-f]{40}', run['commit'])
+      assert any(row['kind'] == 'final' for row in result.rows)
+    assert results.lines(results.read(path)) == path.read_text(encoding='utf-8')
