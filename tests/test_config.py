@@ -12,8 +12,10 @@ from experiments.errors import UserError
 
 NAMES = [
   'imagenet_codistill',
+  'imagenet_diversity',
   'imagenet_ensemble',
   'imagenet_label_smoothing',
+  'imagenet_staleness',
   'imagenet_sync',
 ]
 SMOKE = '--config=imagenet_codistill:smoke'
@@ -48,14 +50,52 @@ def test_names_are_the_experiments():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_every_experiment_has_the_paper_s_scale_and_two_small_ones(name):
-  assert config_lib.variants_of(name) == ('', 'laptop', 'smoke')
-  sizes = [
-    config_lib.load(f'{name}:{variant}'.rstrip(':')).num_steps
+def test_every_experiment_has_the_paper_s_scale_and_smaller_ones(name):
+  assert config_lib.variants_of(name) == ('', 'reduced', 'laptop', 'smoke')
+  configs = [
+    config_lib.load(f'{name}:{variant}'.rstrip(':'))
     for variant in config_lib.variants_of(name)
   ]
+  sizes = [config.num_steps * config.batch_size for config in configs]
   assert sizes == sorted(sizes, reverse=True)
-  assert len(set(sizes)) == 3
+  assert len(set(sizes)) == len(sizes)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_point_of_every_sweep_fits_its_config(name):
+  for variant in config_lib.variants_of(name):
+    label = f'{name}:{variant}'.rstrip(':')
+    points = config_lib.points(label)
+    assert points
+    seen = []
+    for point in points:
+      base, config = config_lib.load(label), config_lib.load(label)
+      config_lib.check_keys(base, point)
+      config.update_from_flattened_dict(point)
+      # That each point's own keys say all that it changes, and no two agree,
+      # is what collected results are told apart by.
+      overrides = config_lib.overrides(base, config)
+      assert set(overrides) <= set(point)
+      seen.append(config.to_json())
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_config_without_a_sweep_has_one_point():
+  assert config_lib.points('imagenet_ensemble:smoke') == [{}]
+
+
+def test_overrides_are_what_differs_and_what_follows_from_it():
+  base = config_lib.load('imagenet_sync:laptop')
+  config = config_lib.load('imagenet_sync:laptop')
+  assert config_lib.overrides(base, config) == {}
+  config.num_steps = 10
+  config.data.mean = (0.5,)
+  assert config_lib.overrides(base, config) == {
+    'num_steps': 10,
+    'codistill.burn_in_steps': 10,
+    'schedule.warmup_cosine.num_steps': 10,
+    'data.mean': (0.5,),
+  }
 
 
 @pytest.mark.parametrize(
@@ -208,7 +248,7 @@ def test_list_shows_every_name_with_its_variants_and_what_it_is(parse, capsys):
   shown = capsys.readouterr().out
   lines = shown.splitlines()
   assert [line for line in lines if not line.startswith(' ')] == NAMES
-  assert lines.count('  variants: :laptop, :smoke') == len(NAMES)
+  assert lines.count('  variants: :reduced, :laptop, :smoke') == len(NAMES)
   assert '  Two-way codistillation: two ResNet-50 on ImageNet' in shown
 
 

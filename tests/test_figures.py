@@ -14,7 +14,7 @@ from scripts.figures import __main__ as figures
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
 from scripts.figures.curves import Curves
-from scripts.figures.figure import command
+from scripts.figures.figure import command, hours_table
 
 ROOT = pathlib.Path(__file__).parent.parent
 CURVES = {
@@ -219,6 +219,14 @@ def test_diversity_has_all_eight_combinations(rows):
   assert table['same, own, own']['members disagree on (%)'] == '12.50'
 
 
+def test_hours_are_those_of_all_runs(rows):
+  table = cells(hours_table(rows, 'laptop'))
+  # make_run's runs last 20 seconds each.
+  assert table['`imagenet_staleness`']['runs'] == '10'
+  assert table['`imagenet_staleness`']['hours'] == f'{200 / 3_600:.2f}'
+  assert table['all']['runs'] == str(sum(map(len, rows.values())))
+
+
 def test_marks_are_shown(folder, tmp_path):
   path = folder / 'imagenet_sync-laptop.jsonl'
   text = path.read_text().replace('"marked": []', '"marked": ["dirty"]', 1)
@@ -236,7 +244,7 @@ def test_redrawn_it_is_the_same_byte_for_byte(folder, tmp_path):
     arguments = ('--variant=laptop', f'--results={folder}')
     assert run_figures('all', *arguments, f'--out={tmp_path / name}') == 0
   files = sorted(path.name for path in (tmp_path / 'one').iterdir())
-  assert len(files) == 3 * len(figures.FIGURES)
+  assert len(files) == 3 * len(figures.FIGURES) + 1
   for name in files:
     one, two = (
       (tmp_path / side / name).read_bytes() for side in ('one', 'two')
@@ -336,8 +344,11 @@ def redrawn(tmp_path_factory):
 
 
 def test_committed_pictures_and_tables_are_those_of_the_rows(redrawn):
-  drawn = {path.name: path for path in redrawn.iterdir()}
-  kept = {path.name: path for path in figures.OUT.iterdir()}
+  # PNGs are drawn, too, but not committed.
+  drawn, kept = (
+    {path.name: path for path in folder.iterdir() if path.suffix != '.png'}
+    for folder in (redrawn, figures.OUT)
+  )
   assert kept.keys() == drawn.keys()
   for name, path in drawn.items():
     assert kept[name].read_bytes() == path.read_bytes(), f'{name}: make figures'

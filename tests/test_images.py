@@ -633,3 +633,52 @@ def test_reading_needs_no_tensorflow_and_writes_nothing(cifar):
 def test_an_image_set_cannot_be_changed(digits):
   with pytest.raises(dataclasses.FrozenInstanceError):
     digits.num_classes = 3
+
+
+# Held in memory.
+
+
+def test_a_cached_set_is_the_same_set(cifar):
+  folder, _ = cifar
+  arguments = {
+    'data_dir': folder,
+    'mean': (0.5,) * 3,
+    'std': (0.2,) * 3,
+    'augmentation': 'shift_flip',
+  }
+  plain = make('cifar10', **arguments)
+  cached = make('cifar10', **arguments, cache=True, num_threads=2)
+  stream = {
+    'member': 1,
+    'members': 2,
+    'partition': 'disjoint',
+    'seed': 3,
+    'batch_size': 7,
+  }
+  assert_same(take(plain.train(**stream), 5), take(cached.train(**stream), 5))
+  for split in ('train', 'test'):
+    assert_same(
+      list(plain.eval(split, batch_size=4)),
+      list(cached.eval(split, batch_size=4)),
+    )
+
+
+def test_a_cached_set_is_decoded_once(cifar, monkeypatch):
+  folder, _ = cifar
+  decoded = []
+  real = images._decode
+  monkeypatch.setattr(
+    images, '_decode', lambda *args: decoded.append(1) or real(*args)
+  )
+  cached = make(
+    'cifar10', data_dir=folder, mean=(0.5,) * 3, std=(0.2,) * 3, cache=True
+  )
+  assert not decoded
+  for _ in range(2):
+    list(cached.eval('train', batch_size=4))
+  assert len(decoded) == cached.num_train
+
+
+def test_images_that_vary_in_size_cannot_be_cached(imagenet):
+  with pytest.raises(ValueError, match=r'set data\.cache to False'):
+    make_imagenet(imagenet, cache=True)

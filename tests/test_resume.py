@@ -102,20 +102,23 @@ def test_rows_after_the_restored_step_are_dropped(pair, tmp_path):
 
 @pytest.fixture
 def handlers():
-  """What handles the two signals in a program that has its own ideas."""
-  mine = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: None}
+  """What handles the signals in a program that has its own ideas."""
+  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+  mine = {number: lambda *_: None for number in numbers}
   before = {number: signal.signal(number, mine[number]) for number in mine}
   yield mine
   for number, handler in before.items():
     signal.signal(number, handler)
 
 
+# What Slurm is told to send before it takes a job away is SIGUSR2.
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGUSR2])
 def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
-  pair, tmp_path, capfd, handlers
+  pair, tmp_path, capfd, handlers, number
 ):
-  with stop_after(7, signal.SIGINT):
+  with stop_after(7, number):
     outcome = run_command(tmp_path, *pair.arguments)
-  assert outcome.status == 128 + signal.SIGINT
+  assert outcome.status == 128 + number
   captured = capfd.readouterr()
   assert 'Stopped at step 7 of 10; the same command goes on' in captured.out
   assert 'Stopping' in captured.err

@@ -72,6 +72,15 @@ def test_provenance_says_what_made_the_rows(pair):
   assert found['config'] == json.loads(json.dumps(config))
   assert found['config_hash'] == record.config_hash(found['config'])
   assert found['config']['codistill']['delay_steps'] == 2
+  # What the command gave otherwise than the config has it, and no more.
+  assert found['overrides'] == {
+    'num_steps': 10,
+    'num_devices': 1,
+    'checkpoint_interval_steps': 100,
+    'codistill.reload_interval_steps': 3,
+    'codistill.delay_steps': 2,
+    'schedule.warmup_cosine.num_steps': 100,
+  }
   # `dirty` may have changed since, if somebody edits while tests run.
   assert found['commit'] == record.code_version(ROOT)['commit']
   assert found['packages']['jax'] == jax.__version__

@@ -32,7 +32,7 @@ from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.churn import Churn
 from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
-from scripts.figures.figure import GRAY, Figure
+from scripts.figures.figure import GRAY, Figure, hours_table
 from scripts.figures.staleness import Staleness
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
@@ -211,6 +211,9 @@ def _make(arguments: argparse.Namespace) -> None:
     else:
       why = ' '.join(figure.how(arguments.variant).split())
       print(f'{stem}.svg, .png, .md: the paper alone. {why}')
+  hours = arguments.out / f'hours-{arguments.variant}.md'
+  tables[hours.stem] = hours_table(rows, arguments.variant)
+  hours.write_text(tables[hours.stem], encoding='utf-8')
   for path in arguments.into:
     text = path.read_text(encoding='utf-8')
     path.write_text(insert(text, tables), encoding='utf-8')

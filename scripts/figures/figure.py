@@ -63,6 +63,26 @@ def command(config: str, variant: str, seeds: int) -> str:
   )
 
 
+def hours_table(rows: Rows, variant: str) -> str:
+  """What the rows cost: hours of all runs of a config, one after another."""
+  lines = []
+  for config, runs in rows.items():
+    seconds = [run.rows[-1]['seconds'] for run in runs]
+    lines.append(
+      [
+        f'`{config}`',
+        str(len(runs)),
+        f'{sum(seconds) / 3_600:.2f}',
+        ', '.join(sorted({str(run.run['commit'])[:12] for run in runs})),
+        command_cell(config, variant, runs),
+      ]
+    )
+  total = sum(run.rows[-1]['seconds'] for runs in rows.values() for run in runs)
+  count = sum(len(runs) for runs in rows.values())
+  lines.append(['all', str(count), f'{total / 3_600:.2f}', '', ''])
+  return markdown(['config', 'runs', 'hours', 'commit', 'command'], lines)
+
+
 def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
   """The command of an arm in a table, or that there is none yet."""
   if not runs and not _exists(config):
