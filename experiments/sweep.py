@@ -49,6 +49,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 _POLL_SECONDS = 0.5
 # More than a row is long.
 _TAIL_BYTES = 8_192
+# Submitit has Slurm warn 90 seconds before it takes a job away.
+_CHECKPOINT_SECONDS = 75
 _FINISHED = ('done', 'diverged')
 _OVER = (*_FINISHED, 'failed')
 
@@ -400,7 +402,8 @@ def submit(
     runs: what is left to do.
     jobs: how many at a time.
     workdir: of the sweep; the array's scripts and logs go below it.
-    parameters: of sbatch, as submitit names them without its slurm_.
+    parameters: of sbatch, as submitit names them without its slurm_; `time`,
+      in minutes, at least.
 
   Returns:
     The ids of the jobs.
@@ -412,12 +415,18 @@ def submit(
   os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
   import submitit  # Only Slurm's users wait for it.
 
+  if not parameters.get('time', '').isdecimal():
+    # Submitit would ask for five minutes.
+    raise UserError('how long may a run take? say --slurm time=MINUTES')
   try:
     executor = submitit.AutoExecutor(workdir / 'slurm', cluster='slurm')
     executor.update_parameters(
       name=workdir.name,
       slurm_array_parallelism=jobs,
-      **{f'slurm_{key}': value for key, value in parameters.items()},
+      **{
+        f'slurm_{key}': int(value) if value.isdecimal() else value
+        for key, value in parameters.items()
+      },
     )
     with executor.batch():
       submitted = [executor.submit(SlurmRun(run.command)) for run in runs]
@@ -431,21 +440,37 @@ def submit(
   return [job.job_id for job in submitted]
 
 
-@dataclasses.dataclass(frozen=True)
 class SlurmRun:
   """A run's command as submitit calls it, and again after a preemption."""
 
-  command: tuple[str, ...]
+  def __init__(self, command: Sequence[str]):
+    self.command = tuple(command)
+    self._process: subprocess.Popen | None = None
 
   def __call__(self) -> None:
     """Runs it to its end."""
-    subprocess.run(self.command, cwd=ROOT, check=True)
+    self._process = subprocess.Popen(self.command, cwd=ROOT)
+    status = self._process.wait()
+    if status:
+      raise subprocess.CalledProcessError(status, self.command)
 
   def checkpoint(self) -> Any:
-    """The same once more: `experiments.run` goes on from its checkpoint."""
+    """The same once more, when this one has written its checkpoint.
+
+    Slurm has sent its signal to the run as well. What follows when this
+    returns ends all processes, and a run that could not finish its checkpoint
+    would go on from the one before.
+    """
     import submitit
 
-    return submitit.helpers.DelayedSubmission(self)
+    end = time.monotonic() + _CHECKPOINT_SECONDS
+    # Without reaping it: this interrupts the wait above.
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while time.monotonic() < end:
+      if os.waitid(os.P_PID, self._process.pid, look):
+        break
+      time.sleep(_POLL_SECONDS)
+    return submitit.helpers.DelayedSubmission(SlurmRun(self.command))
 
 
 def _say(console: Console, line: str) -> None:

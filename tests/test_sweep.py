@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import shlex
 import signal
 import stat
@@ -421,22 +422,54 @@ def test_slurm_gets_one_array_of_what_is_left(tmp_path, slurm, capsys):
   assert 'submitted 3 runs: 4711_0 to 4711_2' in capsys.readouterr().out
 
 
-def test_what_slurm_calls_runs_the_command_and_again_after_a_preemption(
-  tmp_path,
-):
+def test_what_slurm_calls_runs_the_command(tmp_path):
   there = tmp_path / 'there'
-  job = sweep.SlurmRun((sys.executable, '-c', f'open({str(there)!r}, "w")'))
-  job()
+  sweep.SlurmRun((sys.executable, '-c', f'open({str(there)!r}, "w")'))()
   assert there.exists()
-  assert job.checkpoint().function == job
   with pytest.raises(subprocess.CalledProcessError):
     sweep.SlurmRun((sys.executable, '-c', 'raise SystemExit(3)'))()
+
+
+def test_a_preemption_waits_for_the_checkpoint_and_submits_the_same(tmp_path):
+  code = (
+    'import pathlib, signal, sys, time; here = pathlib.Path(sys.argv[1])\n'
+    'def stop(*_): time.sleep(0.5); (here / "saved").touch(); sys.exit(140)\n'
+    'signal.signal(signal.SIGUSR2, stop); (here / "ready").touch()\n'
+    'time.sleep(60)'
+  )
+  job = sweep.SlurmRun((sys.executable, '-c', code, str(tmp_path)))
+
+  def preempt(*_):
+    until((tmp_path / 'ready').exists)
+    # To all processes of the job, as Slurm does.
+    job._process.send_signal(signal.SIGUSR2)
+    again = job.checkpoint()
+    assert (tmp_path / 'saved').exists()
+    assert again.function.command == job.command
+    pickle.dumps(again.function)
+    raise InterruptedError
+
+  before = signal.signal(signal.SIGALRM, preempt)
+  try:
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    with pytest.raises(InterruptedError):
+      job()
+  finally:
+    signal.signal(signal.SIGALRM, before)
+    job._process.wait()
+
+
+def test_slurm_needs_to_know_for_how_long(tmp_path, slurm, capsys):
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
+  assert sweep.main([*arguments, '--launcher=slurm']) == 2
+  assert '--slurm time=MINUTES' in capsys.readouterr().err
+  assert not (slurm / 'script').exists()
 
 
 def test_without_slurm_it_says_so(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('PATH', str(tmp_path))
   arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
-  assert sweep.main([*arguments, '--launcher=slurm']) == 2
+  assert sweep.main([*arguments, '--launcher=slurm', '--slurm=time=9']) == 2
   assert 'Slurm did not take the sweep' in capsys.readouterr().err
 
 

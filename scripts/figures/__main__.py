@@ -109,6 +109,7 @@ FIGURES: Mapping[str, Figure] = {
     baseline=arms.SYNC,
     paper_label='ImageNet, top-1 validation accuracy (%)',
     paper_range=(60, 77),
+    also=(LOSS,),
   ),
   'fig4': _FIGURE_4,
   'table1': Churn('Table 1: Criteo', configs=('criteo_table1',)),
@@ -121,6 +122,7 @@ FIGURES: Mapping[str, Figure] = {
     paper_label='validation cross-entropy (nats a token)',
     paper_range=(3.85, 4.75),
     paper_steps=_WINDOW,
+    also=(TOP_1,),
   ),
   'staleness': Staleness(
     'Figure 4’s question, ours on images', _FIGURE_4, (LOSS, TOP_1)

@@ -29,6 +29,7 @@ class Metric:
   Attributes:
     key: of the rows.
     label: with the unit.
+    short: the same in a table.
     scale: from the rows' number to that unit.
     best: min or max.
     digits: after the point, in tables.
@@ -36,6 +37,7 @@ class Metric:
 
   key: str
   label: str
+  short: str
   scale: float
   best: Callable[[Iterable[float]], float]
   digits: int
@@ -66,8 +68,17 @@ class Metric:
     return f'{mean} ± {half:.{self.digits}f}' if len(values) > 1 else mean
 
 
-LOSS = Metric('task_loss', 'held-out cross-entropy (nats)', 1, min, 4)
-TOP_1 = Metric('accuracy', 'held-out top-1 accuracy (%)', 100, max, 2)
+LOSS = Metric(
+  'task_loss',
+  'held-out cross-entropy (nats)',
+  'cross-entropy (nats)',
+  1,
+  min,
+  4,
+)
+TOP_1 = Metric(
+  'accuracy', 'held-out top-1 accuracy (%)', 'top-1 (%)', 100, max, 2
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 
 from scripts.figures.arms import CODISTILL, ENSEMBLE, PAPER, SYNC, Rows
-from scripts.figures.figure import Figure, command_cell, markdown
+from scripts.figures.figure import (
+  COMMAND,
+  Figure,
+  command_cell,
+  markdown,
+)
 
 # Rows of Table 1: their names here, their colours those of the arms.
 _MODELS = {
@@ -72,6 +77,6 @@ class Churn(Figure):
       'paper: validation log loss (nats)',
       'paper: mean absolute difference between retrains',
       'our runs',
-      'command',
+      COMMAND,
     ]
     return markdown(header, lines)

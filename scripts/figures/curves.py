@@ -17,6 +17,7 @@ from scripts.figures.arms import (
   seeds_text,
 )
 from scripts.figures.figure import (
+  COMMAND,
   GRAY,
   Figure,
   command_cell,
@@ -41,6 +42,7 @@ class Curves(Figure):
     paper_label: what the paper's panel has upwards.
     paper_range: and how far it goes.
     paper_steps: where the paper's plotted window ends; its markers go on.
+    also: metrics whose ends the table has, too.
     by_hours: the horizontal axis is steps times the paper's seconds a step.
   """
 
@@ -52,6 +54,7 @@ class Curves(Figure):
   paper_label: str
   paper_range: tuple[float, float]
   paper_steps: float = float('inf')
+  also: tuple[Metric, ...] = ()
   by_hours: bool = False
 
   @property
@@ -124,6 +127,7 @@ class Curves(Figure):
     our_baseline = self._our_curve(self.baseline, rows)
     paper_baseline = self.paper_curve(self.baseline)
     unit = 'hours' if self.by_hours else 'steps'
+    metrics = (self.metric, *self.also)
 
     def reached(curve: Curve, baseline: Curve) -> str:
       if not curve or not baseline:
@@ -138,7 +142,7 @@ class Curves(Figure):
       runs, paper = arm.runs(rows), self.paper_curve(arm)
       line = [
         arm.label,
-        self.metric.text(self.metric.ends(runs, arm.who)),
+        *(one.text(one.ends(runs, arm.who)) for one in metrics),
         reached(self._our_curve(arm, rows), our_baseline),
         f'{paper[-1][1]:g}' if paper else '–',
         reached(paper, paper_baseline),
@@ -148,19 +152,19 @@ class Curves(Figure):
       if self.by_hours:
         last = [run.rows[-1] for run in runs]
         pace = [row['seconds'] / row['step'] for row in last]
-        line.insert(3, f'{statistics.fmean(pace):.3f}' if pace else '–')
+        line.insert(-4, f'{statistics.fmean(pace):.3f}' if pace else '–')
       lines.append(line)
     header = [
       'arm',
-      f'{self.metric.label}, at the end',
+      *(one.short for one in metrics),
       f'{unit} to the baseline’s best',
       'paper: at the end',
       f'paper: {unit} to its baseline’s best',
       'runs',
-      'command',
+      COMMAND,
     ]
     if self.by_hours:
-      header.insert(3, 'seconds a step here, as measured')
+      header.insert(-4, 'seconds a step here, as measured')
     return markdown(header, lines)
 
   def _unit(self, arm: Arm) -> float:

@@ -19,6 +19,7 @@ from scripts.figures.arms import (
 )
 from scripts.figures.curves import Curves
 from scripts.figures.figure import (
+  COMMAND,
   Figure,
   command_cell,
   count_cell,
@@ -104,11 +105,11 @@ class Diversity(Figure):
       )
     header = [
       'initialisation, order, partition',
-      *(f'one member: {one.label}, at the end' for one in self._metrics),
-      f'both averaged: {metric.label}',
+      *(f'one member: {one.short}' for one in self._metrics),
+      f'both averaged: {metric.short}',
       'members disagree on (%)',
       'runs',
-      'command',
+      COMMAND,
     ]
     return markdown(header, lines) if lines else ''
 

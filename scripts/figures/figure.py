@@ -13,6 +13,8 @@ from scripts.figures.arms import Arm, Metric, Rows, seeds_text
 
 _CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'experiments/configs'
 GRAY = '#555555'
+# The cells below it go on from there: whole commands make tables too wide.
+COMMAND = 'command: `python -m experiments.sweep` …'
 
 
 class Figure:
@@ -58,9 +60,11 @@ class Figure:
 
 def command(config: str, variant: str, seeds: int) -> str:
   """What makes the rows of a config."""
-  return (
-    f'python -m experiments.sweep --config={config}:{variant} --seeds={seeds}'
-  )
+  return f'python -m experiments.sweep {_flags(config, variant, seeds)}'
+
+
+def _flags(config: str, variant: str, seeds: int) -> str:
+  return f'--config={config}:{variant} --seeds={seeds}'
 
 
 def hours_table(rows: Rows, variant: str) -> str:
@@ -80,7 +84,7 @@ def hours_table(rows: Rows, variant: str) -> str:
   total = sum(run.rows[-1]['seconds'] for runs in rows.values() for run in runs)
   count = sum(len(runs) for runs in rows.values())
   lines.append(['all', str(count), f'{total / 3_600:.2f}', '', ''])
-  return markdown(['config', 'runs', 'hours', 'commit', 'command'], lines)
+  return markdown(['config', 'runs', 'hours', 'commit', COMMAND], lines)
 
 
 def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
@@ -88,7 +92,7 @@ def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
   if not runs and not _exists(config):
     return f'`{config}`, not built yet'
   seeds = max((run.run['seed'] for run in runs), default=2) + 1
-  return f'`{command(config, variant, seeds)}`'
+  return f'`{_flags(config, variant, seeds)}`'
 
 
 def count_cell(runs: Sequence[Result]) -> str:

@@ -19,6 +19,7 @@ from scripts.figures.arms import (
 )
 from scripts.figures.curves import Curves
 from scripts.figures.figure import (
+  COMMAND,
   GRAY,
   Figure,
   command_cell,
@@ -135,10 +136,10 @@ class Staleness(Figure):
     header = [
       'peers',
       'mean age (updates)',
-      *(f'{metric.label}, at the end' for metric in self._metrics),
+      *(metric.short for metric in self._metrics),
       'paper, language model: at the end (nats)',
       'runs',
-      'command',
+      COMMAND,
     ]
     return markdown(header, lines) if lines else ''
 
