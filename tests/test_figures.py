@@ -133,6 +133,17 @@ def test_mean_and_half_the_range():
   assert LOSS.text([1.0, 2.0, 1.5]) == '1.5000 ± 0.5000'
   assert TOP_1.text([98.765]) == '98.77'
   assert LOSS.text([]) == '–'
+  assert LOSS.text([-0.5], sign='+') == '−0.5000'
+  assert LOSS.text([0.5], sign='+') == '+0.5000'
+
+
+def test_gains_are_seed_for_seed_and_positive_where_better(rows):
+  # Seed for seed 0.3/50 better, though seeds differ; a share, so in per cent.
+  for metric, scale in ((LOSS, 1), (TOP_1, 100)):
+    gains = metric.gains(arms.CODISTILL.runs(rows), 0, arms.SYNC.runs(rows), 0)
+    assert gains == pytest.approx([scale * 0.3 / 50] * 3)
+  assert len(LOSS.gains(arms.SAME.runs(rows), 0, arms.SYNC.runs(rows), 0)) == 1
+  assert LOSS.gains([], 0, arms.SYNC.runs(rows), 0) == []
 
 
 # make_run's loss of a member at a step is (4 − gain) / (step + 10), gain 0.3

@@ -59,11 +59,34 @@ class Metric:
       if row['kind'] == 'final' and row['member'] == who and self.key in row
     ]
 
-  def text(self, values: Sequence[float]) -> str:
+  def gains(
+    self,
+    runs: Sequence[Result],
+    who: int | str,
+    baseline: Sequence[Result],
+    baseline_who: int | str,
+  ) -> list[float]:
+    """How much better than a baseline runs end, seed for seed.
+
+    A seed is the same initialisation and order in both, so that this varies
+    less from one seed to another than what it is the difference of.
+    """
+    theirs, ours = (
+      {run.run['seed']: end for run in some for end in self.ends([run], member)}
+      for some, member in ((baseline, baseline_who), (runs, who))
+    )
+    sign = 1 if self.best is max else -1
+    return [
+      sign * (ours[seed] - theirs[seed])
+      for seed in sorted(ours.keys() & theirs.keys())
+    ]
+
+  def text(self, values: Sequence[float], sign: str = '') -> str:
     """Mean ± half the range, as in the paper's Table 1; one has no range."""
     if not values:
       return '–'
-    mean = f'{statistics.fmean(values):.{self.digits}f}'
+    mean = f'{statistics.fmean(values):{sign}.{self.digits}f}'
+    mean = mean.replace('-', '−')
     half = (max(values) - min(values)) / 2
     return f'{mean} ± {half:.{self.digits}f}' if len(values) > 1 else mean
 

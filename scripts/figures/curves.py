@@ -143,6 +143,7 @@ class Curves(Figure):
       line = [
         arm.label,
         *(one.text(one.ends(runs, arm.who)) for one in metrics),
+        '–' if arm.label == self.baseline.label else self._gain(arm, rows),
         reached(self._our_curve(arm, rows), our_baseline),
         f'{paper[-1][1]:g}' if paper else '–',
         reached(paper, paper_baseline),
@@ -157,6 +158,7 @@ class Curves(Figure):
     header = [
       'arm',
       *(one.short for one in metrics),
+      f'better than the baseline, seed for seed: {self.metric.short}',
       f'{unit} to the baseline’s best',
       'paper: at the end',
       f'paper: {unit} to its baseline’s best',
@@ -166,6 +168,13 @@ class Curves(Figure):
     if self.by_hours:
       header.insert(-4, 'seconds a step here, as measured')
     return markdown(header, lines)
+
+  def _gain(self, arm: Arm, rows: Rows) -> str:
+    baseline = self.baseline
+    gains = self.metric.gains(
+      arm.runs(rows), arm.who, baseline.runs(rows), baseline.who
+    )
+    return self.metric.text(gains, sign='+')
 
   def _unit(self, arm: Arm) -> float:
     """From steps to what is on the horizontal axis."""
