@@ -107,16 +107,20 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
   A last line that a kill cut short is left out with a warning.
 
   Raises:
-    ValueError: if any other line is not JSON.
+    ValueError: if any other line is not a JSON object.
   """
   rows = []
   with open(path, encoding='utf-8') as lines:
     for number, line in enumerate(lines, start=1):
       try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError as error:
-        if line.endswith('\n'):
-          raise ValueError(f'{path}, line {number}: not a row') from error
+        row = json.loads(line)
+      except json.JSONDecodeError:
+        row = None
+      if isinstance(row, dict):
+        rows.append(row)
+      elif line.endswith('\n'):
+        raise ValueError(f'{path}, line {number}: not a row')
+      else:
         warnings.warn(f'{path}: dropped a cut last line', stacklevel=2)
   return rows
 

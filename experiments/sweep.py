@@ -3,11 +3,12 @@ r"""Runs every point of a config's `sweep()` with several seeds.
   python -m experiments.sweep --config=NAME[:variant] [--seeds=K]
     [--workdir=DIR] [--jobs=N] [--launcher=local|print|slurm]
     [--slurm KEY=VALUE …] [--config.any.key=value …]
+    [--allow-code-change] [--tensorboard]
 
 Each run is a process of its own, `python -m experiments.run …`, and lies in
 <workdir>/<point>/seed-<k>. The same command again goes on: finished runs are
 left alone, interrupted ones continue from their checkpoints, failed ones are
-tried again. A key given here is given to every run.
+tried again. A key or flag of experiments.run is given to every run.
 
 local runs N at a time, print prints the commands of what is left to do, slurm
 submits that as one array of at most N at a time (--slurm partition=gpu,
@@ -23,6 +24,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import json
 import os
 import pathlib
@@ -38,8 +40,9 @@ from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from codistill.record import read_run
+from codistill.record import code_version, read_run
 from experiments import config as config_lib
 from experiments import results
 from experiments.errors import UserError
@@ -53,6 +56,8 @@ _TAIL_BYTES = 8_192
 _CHECKPOINT_SECONDS = 75
 _FINISHED = ('done', 'diverged')
 _OVER = (*_FINISHED, 'failed')
+# Flags of experiments.run that make sense for all runs of a sweep.
+_FLAGS_OF_RUNS = ('--allow-code-change', '--tensorboard')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +101,7 @@ def plan(
     label: NAME[:variant] of the config.
     seeds: how many: 0, 1, ….
     workdir: of the whole sweep.
-    extra: `--config.key=value` for every run.
+    extra: `--config.key=value` and flags for every run.
 
   Raises:
     UserError: unknown config, variant or key; a key that the sweep sets.
@@ -105,6 +110,8 @@ def plan(
   given = {}
   for argument in extra:
     key, equals, value = argument.partition('=')
+    if argument in _FLAGS_OF_RUNS:
+      continue
     if not key.startswith('--config.') or not equals:
       raise UserError(
         f'what is {argument!r}? a key of every run is --config.key=value'
@@ -151,37 +158,51 @@ def _num_steps(default: int, *changes: Mapping[str, Any]) -> int:
   return default
 
 
-def state(run: Run) -> State:
-  """What a run's folder says of it."""
+def state(run: Run, mine: bool = False) -> State:
+  """What a run's folder says of it.
+
+  Args:
+    run: which.
+    mine: its process is one of ours, so that nobody else is asked for.
+  """
   try:
     found = read_run(run.workdir / 'run.json')
-  except FileNotFoundError:
-    return State('running' if is_running(run.workdir) else 'to do', 0)
-  except json.JSONDecodeError:
-    return State('failed', 0, f'{run.workdir / "run.json"} is damaged')
-  status = found['status']
-  if status in _FINISHED:
+    status = found['status']
+    flags = {flag for flag in found['argv'] if flag.startswith('--config')}
+    diverged = found.get('diverged', {}).items()
     why = '; '.join(
-      f'member {member} at step {at["step"]}'
-      for member, at in found.get('diverged', {}).items()
+      f'member {who} at step {at["step"]}' for who, at in diverged
     )
+    step = _last_step(run.workdir / 'rows.jsonl')
+  except FileNotFoundError:
+    running = not mine and is_running(run.workdir)
+    return State('running' if running else 'to do', 0)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    return State('failed', 0, f'{run.workdir} is damaged: {error!r}')
+  if flags != {flag for flag in run.command if flag.startswith('--config')}:
+    there = ' '.join(sorted(flags - set(run.command))) or 'fewer keys'
+    return State(
+      'failed',
+      0,
+      f'{run.workdir} holds a run with {there}; choose another --workdir',
+    )
+  if status in _FINISHED:
     return State(status, run.num_steps, why)
-  status = 'running' if is_running(run.workdir) else 'interrupted'
-  return State(status, _last_step(run.workdir / 'rows.jsonl'))
+  running = not mine and is_running(run.workdir)
+  return State('running' if running else 'interrupted', step)
 
 
 def _last_step(rows: pathlib.Path) -> int:
   """The step of the last whole row, found from the file's end."""
-  try:
-    with open(rows, 'rb') as file:
-      size = file.seek(0, os.SEEK_END)
-      file.seek(max(0, size - _TAIL_BYTES))
-      *lines, _ = file.read().split(b'\n')
-  except FileNotFoundError:
+  if not rows.exists():
     return 0
+  with open(rows, 'rb') as file:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES))
+    *lines, _ = file.read().split(b'\n')
   if size > _TAIL_BYTES:
     del lines[:1]  # Cut at its start.
-  return json.loads(lines[-1])['step'] if lines else 0
+  return int(json.loads(lines[-1])['step']) if lines else 0
 
 
 class LocalRuns:
@@ -198,34 +219,38 @@ class LocalRuns:
     self._jobs = jobs
     self.states = {run: state(run) for run in runs}
     self._waiting = collections.deque(
-      run for run in runs if self.states[run].status not in _FINISHED
+      run for run in runs if self.states[run].status not in _OVER
     )
     self._processes: dict[Run, subprocess.Popen] = {}
 
   def step(self) -> bool:
     """Starts what can start, looks after what runs; whether any is left."""
     for run, process in list(self._processes.items()):
-      self.states[run] = state(run)
       status = process.poll()
+      at = state(run, mine=status is None)
       if status is None:
-        self.states[run] = self.states[run]._replace(status='running')
+        self.states[run] = at._replace(status='running')
         continue
       del self._processes[run]
-      if self.states[run].status == 'running':
+      self.states[run] = at
+      if at.status == 'running':
         # Refused: another process, of a sweep that was killed perhaps, is at
         # work there.
         self._waiting.append(run)
-      elif self.states[run].status not in _FINISHED:
-        self.states[run] = self.states[run]._replace(
-          status='failed', why=_last_words(run, status)
-        )
-    for run in list(self._waiting):
+      elif at.status not in _OVER:
+        why = _last_words(run, status)
+        self.states[run] = at._replace(status='failed', why=why)
+    for run in self._waiting:
       self.states[run] = state(run)
-      if self.states[run].status in _FINISHED:
+    elsewhere = sum(
+      self.states[run].status == 'running' for run in self._waiting
+    )
+    for run in list(self._waiting):
+      if self.states[run].status in _OVER:
         self._waiting.remove(run)
       elif (
         self.states[run].status != 'running'
-        and len(self._processes) < self._jobs
+        and len(self._processes) + elsewhere < self._jobs
       ):
         self._waiting.remove(run)
         self._processes[run] = self._start(run)
@@ -257,6 +282,12 @@ class LocalRuns:
       with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
+  def close(self) -> None:
+    """Stops what still runs, and waits for it."""
+    self.stop(kill=False)
+    for process in self._processes.values():
+      process.wait()
+
   def wait(self) -> bool:
     """Whether a process is still about to stop."""
     for run, process in list(self._processes.items()):
@@ -284,15 +315,15 @@ class _Pace:
     self._began = time.monotonic()
 
   def line(self, states: Mapping[Run, State]) -> str:
-    counts = collections.Counter(state.status for state in states.values())
+    """Counts, the share that is done, and the time left."""
+    counts = collections.Counter(at.status for at in states.values())
     done = self._done(states)
     parts = [
       f'{counts[status]} {status}'
       for status in ('done', 'running', 'diverged', 'failed')
       if counts[status] or status in ('done', 'running')
     ]
-    made = done - self._start
-    left = len(states) - done
+    made, left = done - self._start, len(states) - counts['failed'] - done
     if left and made > 0:
       seconds = round((time.monotonic() - self._began) * left / made)
       parts.append(f'about {datetime.timedelta(seconds=seconds)} left')
@@ -300,9 +331,11 @@ class _Pace:
     return f'{", ".join(parts)}  ({len(states)} runs, {share:.0%})'
 
   def _done(self, states: Mapping[Run, State]) -> float:
-    """In runs, each by its share of steps."""
+    """In runs, each by its share of steps; failed ones made nothing."""
     return sum(
-      1.0 if at.status in _OVER else min(1.0, at.step / run.num_steps)
+      1.0
+      if at.status in _FINISHED
+      else min(1.0, at.step / max(1, run.num_steps)) * (at.status != 'failed')
       for run, at in states.items()
     )
 
@@ -311,16 +344,20 @@ def states_table(title: str, states: Mapping[Run, State]) -> Table:
   """A line a run: point, seed, state, steps, and why it is not well."""
   table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
   for column in ('point', 'seed', 'state', 'step', ''):
-    table.add_column(column, justify='right' if column == 'step' else 'left')
+    table.add_column(
+      column,
+      justify='right' if column == 'step' else 'left',
+      overflow='fold',
+    )
   for run, at in sorted(
     states.items(), key=lambda item: (item[0].point, item[0].seed)
   ):
     table.add_row(
-      run.point,
+      Text(run.point),
       str(run.seed),
       at.status,
       f'{at.step:,}/{run.num_steps:,}',
-      at.why,
+      Text(at.why),  # Brackets in it are brackets.
     )
   return table
 
@@ -349,15 +386,20 @@ def run_locally(
   """
   local = LocalRuns(runs, jobs)
   pace = _Pace(local.states)
-  before: dict[Run, str] = {}
+  before = {run: at.status for run, at in local.states.items()}
   printed = time.monotonic()
 
   def picture() -> Table:
-    table = states_table(title, local.states)
+    # All of a long sweep would push what changes out of sight.
+    table = states_table(
+      title,
+      {r: at for r, at in local.states.items() if at.status == 'running'},
+    )
     table.caption = pace.line(local.states)
     return table
 
   with contextlib.ExitStack() as stack:
+    stack.callback(local.close)  # If this ends with an error.
     live = (
       stack.enter_context(Live(picture(), console=console, transient=True))
       if console.is_terminal
@@ -367,9 +409,9 @@ def run_locally(
       if live:
         live.update(picture())
       for run, at in local.states.items():
-        if before.get(run, at.status) != at.status and not live:
+        if before[run] != at.status:
+          before[run] = at.status
           _say(console, f'{run.point} seed {run.seed}: {at.status} {at.why}')
-        before[run] = at.status
       if not live and time.monotonic() - printed > plain_interval_seconds:
         printed = time.monotonic()
         _say(console, pace.line(local.states))
@@ -383,7 +425,9 @@ def run_locally(
           killed = True
           local.stop(kill=True)
         time.sleep(_POLL_SECONDS / 5)
-  console.print(picture())
+  table = states_table(title, local.states)
+  table.caption = pace.line(local.states)
+  console.print(table)
   if stop:
     _say(console, 'Stopped; the same command goes on from there.')
     return 128 + stop[0]
@@ -415,6 +459,12 @@ def submit(
   os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
   import submitit  # Only Slurm's users wait for it.
 
+  known = submitit.SlurmExecutor._valid_parameters()
+  for key in parameters:
+    if key not in known:
+      near = difflib.get_close_matches(key, known)
+      hint = f'; did you mean {" or ".join(near)}?' if near else ''
+      raise UserError(f'--slurm has no {key}{hint}')
   if not parameters.get('time', '').isdecimal():
     # Submitit would ask for five minutes.
     raise UserError('how long may a run take? say --slurm time=MINUTES')
@@ -432,11 +482,13 @@ def submit(
       submitted = [executor.submit(SlurmRun(run.command)) for run in runs]
   except (
     RuntimeError,
+    ValueError,
     TypeError,
-    NameError,
+    AssertionError,
     submitit.core.utils.FailedJobError,
   ) as error:
-    raise UserError(f'Slurm did not take the sweep: {error}') from error
+    reason = ' '.join(str(error).split())
+    raise UserError(f'Slurm did not take the sweep: {reason}') from error
   return [job.job_id for job in submitted]
 
 
@@ -481,10 +533,11 @@ def _say(console: Console, line: str) -> None:
 def _signals() -> Iterator[list[int]]:
   """Yields a list of the signals to stop that came."""
   received: list[int] = []
-  numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
   before = {
     number: signal.signal(number, lambda number, _: received.append(number))
-    for number in numbers
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What nohup and the shell's & have us ignore stays ignored.
+    if signal.getsignal(number) is not signal.SIG_IGN
   }
   try:
     yield received
@@ -527,12 +580,22 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
   workdir = (
     (arguments.workdir or ROOT / 'runs/sweeps' / stem).expanduser().absolute()
   )
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'{workdir} is a file; choose another --workdir')
   runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)
+  if arguments.launcher != 'print' and code_version(ROOT)['dirty']:
+    _say(
+      console, 'There are uncommitted changes: collect will refuse the rows.'
+    )
   if arguments.launcher == 'local':
     with _signals() as stop:
       return run_locally(arguments.config, runs, arguments.jobs, console, stop)
   states = {run: state(run) for run in runs}
-  left = [run for run in runs if states[run].status not in _FINISHED]
+  left = [
+    run
+    for run in runs
+    if states[run].status not in (*_FINISHED, 'running', 'failed')
+  ]
   if arguments.launcher == 'print':
     for run in left:
       print(shlex.join(run.command))
@@ -541,6 +604,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     parameters = dict(item.split('=', 1) for item in arguments.slurm)
     ids = submit(left, arguments.jobs, workdir, parameters)
     _say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
+    _say(console, 'Before you submit again, see that none of them is queued.')
   console.print(states_table(arguments.config, states))
   return 0
 
@@ -550,7 +614,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = _parse(argv)
   try:
     return _sweep(arguments, Console())
-  except UserError as error:
+  except (UserError, OSError) as error:
     print(f'experiments.sweep: {error}', file=sys.stderr)
     return 2
 

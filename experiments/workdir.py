@@ -14,6 +14,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
@@ -61,7 +62,8 @@ class Workdir(NamedTuple):
       UserError: if another process is at work here.
     """
     with open(self.path / f'.lock{self.record.suffix}', 'w') as lock:
-      if not _take(lock):
+      # Whoever merely looks, `is_running`, holds it for an instant.
+      if not any(_take(lock) or time.sleep(0.1) for _ in range(5)):
         raise UserError(
           f'another process is running in {self.path}; wait for it, or choose '
           'another --workdir'

@@ -9,7 +9,9 @@ names. Runs that are there already stay; a second collect changes nothing.
 
 Refused, unless --allow names it, and then marked with it: `unfinished` runs
 (and diverged ones), `dirty` ones (made from a tree with uncommitted changes),
-ones with `no-commit` (made outside git).
+ones with `no-commit` (made outside git) or `two-commits` (begun by one and
+ended by another). Rows without a run.json belong to no config, and are refused
+whatever is allowed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import statistics
 import sys
 import warnings
@@ -28,7 +31,7 @@ from codistill.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments import results
 from experiments.results import Result, Row
 
-ALLOWABLE = ('unfinished', 'dirty', 'no-commit')
+ALLOWABLE = ('unfinished', 'dirty', 'no-commit', 'two-commits')
 # Of the provenance. Not argv and not data_dir: they have paths in them.
 _KEPT = (
   'schema',
@@ -49,25 +52,27 @@ def find_runs(folder: pathlib.Path) -> list[list[Record]]:
   """The runs in and below a folder, each as the records of its processes.
 
   Raises:
-    ValueError: if there is none, or rows without provenance.
+    ValueError: if there is none.
+    OSError: if a folder cannot be read.
   """
-  found: dict[pathlib.Path, list[Record]] = {}
-  for path in sorted(folder.rglob('run*.json')):
-    suffix = path.stem.removeprefix('run')
-    found.setdefault(path.parent, []).append(Record(path.parent, suffix))
-  for path in sorted(folder.rglob('rows*.jsonl')):
-    run = path.with_name(path.stem.replace('rows', 'run', 1) + '.json')
-    if not run.exists():
-      raise ValueError(
-        f'{path} has no {run.name} beside it, which would say what made it; '
-        'run it again'
-      )
+  found: dict[pathlib.Path, dict[str, Record]] = {}
+
+  def refuse(error: OSError) -> None:
+    raise error
+
+  for parent, _, names in os.walk(folder, onerror=refuse):
+    for name in sorted(names):
+      match = re.fullmatch(r'(?:run(.*)\.json|rows(.*)\.jsonl)', name)
+      if match:
+        suffix = match[1] or match[2] or ''
+        record = Record(parent, suffix)
+        found.setdefault(record.workdir, {})[suffix] = record
   if not found:
     raise ValueError(
       f'{folder} holds no run; make one with python -m experiments.run '
       f'--config=NAME --workdir={folder}'
     )
-  return list(found.values())
+  return [list(found[parent].values()) for parent in sorted(found)]
 
 
 def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
@@ -80,6 +85,25 @@ def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   Raises:
     ValueError: if it is refused, with the reason.
   """
+  workdir = records[0].workdir
+  try:
+    return _read_result(records, allow)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f'{workdir} has no {pathlib.Path(error.filename).name}: rows and what '
+      'made them belong together; run it again'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f'{workdir} has a damaged run.json; run it again'
+    ) from error
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f'{workdir} is not what a run leaves ({error!r}); run it again'
+    ) from error
+
+
+def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   workdir = records[0].workdir
   runs = [read_run(record.run_path) for record in records]
   first = runs[0]
@@ -102,18 +126,16 @@ def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   marks = {
     'unfinished': any(run['status'] != 'done' for run in runs)
     or (apart and len(runs) < members),
-    'dirty': any(version['dirty'] for version in versions)
-    # Begun by one commit and ended by another: neither made it.
-    or len({version['commit'] for version in versions}) > 1,
+    'dirty': any(version['dirty'] for version in versions),
     'no-commit': any(version['commit'] is None for version in versions),
+    'two-commits': len({version['commit'] for version in versions}) > 1,
   }
   marked = [mark for mark in ALLOWABLE if marks[mark]]
   for mark in marked:
     if mark not in allow:
       raise ValueError(
-        f'{workdir} is {mark} (status {first["status"]}, commit '
-        f'{str(first["commit"])[:12]}); left out, --allow={mark} takes it, '
-        'marked'
+        f'{workdir} is left out: {mark} (status {first["status"]}, commit '
+        f'{str(first["commit"])[:12]}); --allow={mark} takes it, marked'
       )
   rows = [row for record in records for row in read_rows(record.rows_path)]
   scored = sorted(
@@ -139,7 +161,12 @@ def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
       'overrides': overrides,
       'config': config,
       'marked': marked,
-      'diverged': first.get('diverged', {}),
+      'commits': list(dict.fromkeys(version['commit'] for version in versions)),
+      'diverged': {
+        member: at
+        for run in runs
+        for member, at in run.get('diverged', {}).items()
+      },
       **_summary(rows),
     },
     tuple({'id': id_, **_without_nulls(row)} for row in scored),
@@ -241,7 +268,7 @@ def collect(
     for records in find_runs(workdir):
       try:
         result = read_result(records, allow)
-      except (ValueError, FileNotFoundError) as error:
+      except ValueError as error:
         refused.append(str(error))
         continue
       name = results.stem(result.run['experiment'], result.run['variant'])

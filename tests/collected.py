@@ -77,7 +77,7 @@ def make_run(
   whos = [*range(members), *(['ensemble'] if members > 1 else [])]
   for step in range(1, 41):
     for member in range(members):
-      peers = members > 1 and step > 10
+      peers = config['codistill']['exchange'] != 'none' and step > 10
       record.write_row(
         {
           'step': step,

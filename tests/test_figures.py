@@ -1,5 +1,6 @@
 """Figures and tables from rows: the right numbers, the same bytes, no jax."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -208,7 +209,7 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
     'no peers, half of the data',
   ]
   assert table['reload 10']['mean age (updates)'] == '2.0'
-  assert table['no peers, half of the data']['mean age (updates)'] == '2.0'
+  assert table['no peers, half of the data']['mean age (updates)'] == '–'
   paper = 'paper, language model: at the end (nats)'
   assert table['reload 250'][paper] == '4.059'
   assert table['reload 10'][paper] == '–'
@@ -247,6 +248,82 @@ def test_marks_are_shown(folder, tmp_path):
   marked = results.read_folder(tmp_path, 'laptop')
   table = cells(figures.FIGURES['fig3'].table(marked, 'laptop'))
   assert table['synchronous SGD']['runs'] == '3 (1 dirty)'
+
+
+def test_a_seed_that_was_run_in_two_ways_is_no_repetition(folder, tmp_path):
+  name = 'imagenet_sync-laptop.jsonl'
+  text = (folder / name).read_text()
+  # Another rate at twice the batch.
+  other = text.replace('peak_rate=0.2', 'peak_rate=0.3').replace(
+    '"schedule.warmup_cosine.peak_rate": 0.2',
+    '"schedule.warmup_cosine.peak_rate": 0.3',
+  )
+  lines = [line for line in other.splitlines(True) if 'peak_rate=0.3' in line]
+  (tmp_path / name).write_text(text + ''.join(lines))
+  rows = results.read_folder(tmp_path, 'laptop')
+  with pytest.raises(ValueError, match='two runs for one arm'):
+    arms.SYNC_DOUBLE.runs(rows)
+  assert len(arms.SYNC.runs(rows)) == 3
+
+
+def test_runs_with_other_keys_are_no_points_of_a_sweep(folder, rows, tmp_path):
+  for name in ('imagenet_staleness', 'imagenet_diversity'):
+    path = tmp_path / f'{name}-laptop.jsonl'
+    text = (folder / path.name).read_text()
+    path.write_text(
+      text.replace('"overrides": {', '"overrides": {"seven": 7, ')
+    )
+  other = {**rows, **results.read_folder(tmp_path, 'laptop')}
+  assert not figures.FIGURES['staleness'].has_rows(other)
+  assert not figures.FIGURES['diversity'].has_rows(other)
+
+
+def test_a_run_that_diverged_does_not_cut_the_others_short(
+  tmp_path, folder, rows
+):
+  path = tmp_path / 'imagenet_codistill-laptop.jsonl'
+  lines = (folder / path.name).read_text().splitlines(True)
+  path.write_text(
+    ''.join(
+      line
+      for line in lines
+      if not ('"base/seed-2"' in line and '"final"' in line)
+    )
+  )
+  cut = {**rows, **results.read_folder(tmp_path, 'laptop')}
+  figure = figures.FIGURES['controls']
+  column = 'steps to the baseline’s best'
+  name = 'codistilled, partitioned data'
+  one, two = (cells(figure.table(some, 'laptop'))[name] for some in (rows, cut))
+  assert float(two[column]) == pytest.approx(float(one[column]), abs=1)
+  _, axes = plt.subplots()
+  figure.draw_ours(axes, cut)
+  labels = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert f'{name} (2 seeds)' in labels
+  plt.close()
+
+
+@pytest.mark.parametrize('name', sorted(figures.FIGURES))
+def test_rows_that_fit_nothing_are_no_rows(name, rows):
+  figure = figures.FIGURES[name]
+  without_rows = {
+    config: [dataclasses.replace(run, rows=()) for run in runs]
+    for config, runs in rows.items()
+  }
+  assert not figure.has_rows(without_rows)
+  assert figure.table(without_rows, 'laptop') is not None
+
+
+def test_the_users_own_style_changes_nothing(folder, tmp_path):
+  arguments = ('fig3', '--variant=laptop', f'--results={folder}')
+  run_figures(*arguments, f'--out={tmp_path / "one"}')
+  with plt.rc_context({'font.family': 'monospace', 'lines.linewidth': 9}):
+    run_figures(*arguments, f'--out={tmp_path / "two"}')
+  one, two = (
+    (tmp_path / side / 'fig3-laptop.svg').read_bytes()
+    for side in ('one', 'two')
+  )
+  assert one == two
 
 
 # The command.
@@ -333,6 +410,7 @@ def test_tables_go_between_their_markers():
   new = figures.insert(text, {'x': '| new |\n', 'y': 'elsewhere'})
   assert new == 'a\n<!-- table x -->\n| new |\n<!-- end -->\nb\n'
   assert figures.insert(text, {}) == text
+  assert figures.insert(text * 2, {'x': 'new\n'}).count('new') == 2
   with pytest.raises(ValueError, match='table x has no <!-- end -->'):
     figures.insert('<!-- table x -->\n', {})
 

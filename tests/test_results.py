@@ -63,6 +63,22 @@ def test_another_schema(path):
     results.read(path)
 
 
+@pytest.mark.parametrize(
+  ('line', 'words'),
+  [
+    ('5', 'line 27: not a row'),
+    (
+      '{"kind": "run", "schema": 1, "id": "a"}',
+      'without experiment, overrides',
+    ),
+  ],
+)
+def test_a_line_that_lacks_something(path, line, words):
+  path.write_text(path.read_text() + line + '\n')
+  with pytest.raises(ValueError, match=words):
+    results.read(path)
+
+
 def test_two_runs_of_one_point(path):
   path.write_text(path.read_text() * 2)
   with pytest.raises(ValueError, match='two runs of base/seed-0; remove one'):

@@ -143,7 +143,7 @@ def test_print_prints_what_is_left_to_do(tmp_path, capsys):
 def finish(run, status='done', **more):
   run.workdir.mkdir(parents=True)
   run.workdir.joinpath('run.json').write_text(
-    json.dumps({'status': status, **more})
+    json.dumps({'status': status, 'argv': run.command, **more})
   )
 
 
@@ -168,12 +168,37 @@ def test_the_only_row_counts(tmp_path):
   assert sweep.state(run).step == 1
 
 
-def test_a_damaged_run_is_failed(tmp_path):
+@pytest.mark.parametrize('text', ['{"status": "do', '{}', '[]', '5', b'\xff'])
+def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path, text):
+  damaged, fine = fakes(tmp_path, 'done', 'done')
+  damaged.workdir.mkdir(parents=True)
+  path = damaged.workdir / 'run.json'
+  path.write_bytes(text if isinstance(text, bytes) else text.encode())
+  status, shown = run_locally([damaged, fine])
+  assert status == 1
+  assert sweep.state(damaged).status == 'failed'
+  assert f'{damaged.workdir} is damaged' in ''.join(shown.split('\n'))
+  assert sweep.state(fine).status == 'done'
+
+
+def test_damaged_rows_are_failed(tmp_path):
   run = plan(tmp_path)[0]
-  finish(run)
-  (run.workdir / 'run.json').write_text('{"status": "do')
+  finish(run, 'interrupted')
+  (run.workdir / 'rows.jsonl').write_text('not a row\n')
   assert sweep.state(run).status == 'failed'
-  assert 'damaged' in sweep.state(run).why
+
+
+def test_a_run_with_other_keys_is_not_done(tmp_path):
+  # The default workdir is the same whatever keys are given.
+  for run in plan(tmp_path):
+    finish(run)
+  runs = plan(tmp_path, '--config.batch_size=64')
+  for run in runs:
+    at = sweep.state(run)
+    assert at.status == 'failed'
+    assert 'choose another --workdir' in at.why
+  again = sweep.state(plan(tmp_path, '--tensorboard')[0])
+  assert again.status == 'done'
 
 
 # Processes that stand in for runs: each does what its point says.
@@ -186,7 +211,9 @@ FAKE = textwrap.dedent("""
   fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
   def write(status):
-    (folder / 'run.json').write_text(json.dumps({'status': status}))
+    (folder / 'run.json').write_text(
+      json.dumps({'status': status, 'argv': sys.argv})
+    )
 
   write('running')
   with open(folder.parent.parent / 'starts', 'a') as starts:
@@ -194,6 +221,8 @@ FAKE = textwrap.dedent("""
   if behaviour == 'fail':
     print('experiments.run: it is too hot')
     sys.exit(2)
+  if behaviour == 'brackets':
+    sys.exit('cannot open [/data/x] or [batch]')
   if behaviour == 'die':
     os.kill(os.getpid(), signal.SIGKILL)
   if behaviour == 'diverge':
@@ -279,6 +308,69 @@ def test_all_done_is_success(tmp_path):
   assert '100%' in text
 
 
+def test_brackets_of_an_error_are_brackets(tmp_path):
+  [run] = fakes(tmp_path, 'brackets')
+  status, text = run_locally([run])
+  assert status == 1
+  assert 'cannot open [/data/x] or [batch]' in text
+
+
+def test_a_terminal_shows_what_runs_and_in_the_end_all(tmp_path):
+  runs = fakes(tmp_path, 'slow', 'done', 'fail')
+  console = Console(
+    record=True, width=200, file=io.StringIO(), force_terminal=True
+  )
+  assert sweep.run_locally('a sweep', runs, 1, console, []) == 1
+  shown = console.file.getvalue()
+  assert '0 done, 1 running' in shown
+  last = shown[shown.rindex('a sweep') :]
+  assert all(run.point in last for run in runs)
+
+
+def test_an_error_of_the_sweep_stops_its_runs(tmp_path, monkeypatch):
+  [run] = fakes(tmp_path, 'wait')
+
+  def line(self, states):
+    if (run.workdir / 'waits').exists():
+      raise BrokenPipeError
+    return ''
+
+  monkeypatch.setattr(sweep._Pace, 'line', line)
+  console = Console(file=io.StringIO())
+  with pytest.raises(BrokenPipeError):
+    sweep.run_locally('', [run], 1, console, [], plain_interval_seconds=0)
+  assert sweep.state(run).status == 'interrupted'
+
+
+def test_failed_runs_are_no_progress(tmp_path, monkeypatch):
+  runs = fakes(tmp_path, 'a', 'b', 'c', 'd')
+  now = [0.0]
+  monkeypatch.setattr(sweep.time, 'monotonic', lambda: now[0])
+  states = dict.fromkeys(runs, sweep.State('to do', 0))
+  pace = sweep._Pace(states)
+  states |= {
+    runs[0]: sweep.State('failed', 9),
+    runs[1]: sweep.State('done', 10),
+    runs[2]: sweep.State('running', 5),
+  }
+  now[0] = 60.0
+  # A run and a half in a minute, a run and a half to go.
+  assert 'about 0:01:00 left' in pace.line(states)
+  assert '1 done, 1 running, 1 failed' in pace.line(states)
+
+
+def test_runs_of_a_killed_sweep_count_as_jobs(tmp_path):
+  runs = fakes(tmp_path, 'slow', 'slow', 'slow')
+  for run in runs[:2]:
+    run.workdir.mkdir(parents=True)
+  orphans = [subprocess.Popen(run.command) for run in runs[:2]]
+  until(lambda: all((run.workdir / 'run.json').exists() for run in runs[:2]))
+  assert run_locally(runs, 2)[0] == 0
+  for orphan in orphans:
+    orphan.wait()
+  assert int((runs[2].workdir / 'most').read_text()) <= 2
+
+
 @pytest.mark.parametrize('jobs', [1, 3])
 def test_no_more_at_a_time_than_jobs(tmp_path, jobs):
   runs = fakes(tmp_path, *['slow'] * 6)
@@ -344,11 +436,13 @@ def sweep_line(workdir, *arguments):
 
 def test_killed_in_the_middle_it_finishes_every_point_exactly_once(tmp_path):
   line = sweep_line(tmp_path, '--jobs=2')
-  runs = plan(tmp_path)
+  runs = plan(tmp_path, '--config.num_devices=1')
   with start_process(line) as process:
     until(lambda: any(sweep.state(run).status == 'done' for run in runs))
-    until(lambda: any(0 < sweep.state(run).step < 8 for run in runs))
-    process.send_signal(signal.SIGKILL)
+    # After a checkpoint, at step 4 of 8, and before the end.
+    until(lambda: any(4 <= sweep.state(run).step < 8 for run in runs))
+    # The sweep, and what it had started: as a machine that loses power.
+    subprocess.run(['pkill', '-KILL', '-f', str(tmp_path)])
   with start_process(line) as process:
     out, err = process.communicate(timeout=300)
   assert process.returncode == 0, out + err
@@ -360,6 +454,8 @@ def test_killed_in_the_middle_it_finishes_every_point_exactly_once(tmp_path):
     assert len(set(keys)) == len(keys)
     assert sum(kind == 'final' for _, _, kind in keys) == 3
     assert sum(kind == 'train' for _, _, kind in keys) == 16
+  found = [read_run(run.workdir / 'run.json') for run in runs]
+  assert any(run.get('resumed') for run in found)
   # Nothing is left, so nothing starts.
   before = [run.log.read_bytes() for run in runs]
   with start_process(line) as process:
@@ -463,6 +559,10 @@ def test_slurm_needs_to_know_for_how_long(tmp_path, slurm, capsys):
   arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
   assert sweep.main([*arguments, '--launcher=slurm']) == 2
   assert '--slurm time=MINUTES' in capsys.readouterr().err
+  assert sweep.main([*arguments, '--launcher=slurm', '--slurm=tim=9']) == 2
+  err = capsys.readouterr().err
+  assert '--slurm has no tim; did you mean time' in err
+  assert err.count('\n') == 1
   assert not (slurm / 'script').exists()
 
 
@@ -478,6 +578,25 @@ def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
   monkeypatch.setattr(sweep.config_lib, 'points', lambda label: points)
   with pytest.raises(ValueError, match='share a name'):
     sweep.plan(STALENESS, 1, ROOT, [])
+
+
+def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path / "file"}']
+  assert sweep.main(arguments) == 2
+  assert 'is a file; choose another --workdir' in capsys.readouterr().err
+
+
+def test_what_nohup_ignores_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with sweep._signals() as stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert not stop
+      signal.raise_signal(signal.SIGTERM)
+      assert stop == [signal.SIGTERM]
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_an_unknown_key_is_refused_before_anything_starts(tmp_path):

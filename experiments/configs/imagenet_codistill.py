@@ -11,6 +11,11 @@ been made with this code.
   python -m experiments.run --config=imagenet_codistill:laptop
 
 Handwritten digits, two ResNet-8: about a minute on two CPU cores.
+
+  python -m experiments.sweep --config=imagenet_codistill:reduced --seeds=3
+
+Fashion-MNIST, partitioned and the same for both: about three minutes a run. A
+member ends at 0.378 and 0.351 nats, one network alone at 0.378.
 """
 
 from typing import Any

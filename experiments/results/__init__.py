@@ -29,6 +29,8 @@ MACHINE_KEYS = (
   'eval_batch_size',
   'num_devices',
 )
+# Of a run's provenance, by whoever draws.
+_NEEDED = ('id', 'experiment', 'overrides', 'seed', 'config', 'marked')
 Row = dict[str, Any]
 
 
@@ -82,8 +84,8 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
   A last line that was cut short is left out with a warning.
 
   Raises:
-    ValueError: if it is empty, of another schema, or has two runs of one
-      point, or rows without their run: one sentence that says what to do.
+    ValueError: if it is empty, damaged, of another schema, or has two runs of
+      one point, or rows without their run: one sentence that says what to do.
   """
   runs: dict[str, Mapping[str, Any]] = {}
   rows: dict[str, list[Row]] = {}
@@ -101,6 +103,11 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
         f'{path} has rows of schema {line.get("schema")}, and this code reads '
         f'schema {SCHEMA_VERSION}; use the code that wrote them, or collect '
         'the runs again'
+      )
+    lacks = [key for key in _NEEDED if key not in line]
+    if lacks:
+      raise ValueError(
+        f'{path} has a run without {", ".join(lacks)}; collect it again'
       )
     if line['id'] in runs:
       raise ValueError(

@@ -97,6 +97,7 @@ FIGURES: Mapping[str, Figure] = {
     'Figure 1b: half the batch and twice the batch, by hours',
     paper=('fig1b',),
     arms=_BATCHES,
+    paper_steps=_WINDOW,
     by_hours=True,
   ),
   'fig2a': _FIGURE_2A,
@@ -136,7 +137,8 @@ FIGURES: Mapping[str, Figure] = {
 
 def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
   """Writes `<stem>.svg` and `<stem>.png`."""
-  with plt.rc_context(STYLE):
+  # Whatever the user's own matplotlibrc says.
+  with plt.style.context(['default', STYLE]):
     picture, (paper, ours) = plt.subplots(
       1, 2, figsize=(10, 4), layout='constrained'
     )
@@ -173,14 +175,15 @@ def insert(text: str, tables: Mapping[str, str]) -> str:
   Raises:
     ValueError: for a marker without its end.
   """
-  for name in re.findall(r'<!-- table ([\w-]+) -->', text):
-    marker = f'<!-- table {name} -->\n'
-    before, _, rest = text.partition(marker)
-    old, end, after = rest.partition('<!-- end -->')
-    if not end or '<!-- table' in old:
-      raise ValueError(f'the marker of table {name} has no <!-- end -->')
-    text = before + marker + tables.get(name, old) + end + after
-  return text
+  begin, end = r'<!-- table ([\w-]+) -->\n', '<!-- end -->'
+  before, *parts = re.split(begin, text)
+  pieces = [before]
+  for name, part in zip(parts[::2], parts[1::2], strict=True):
+    old, found, after = part.partition(end)
+    if not found:
+      raise ValueError(f'the marker of table {name} has no {end}')
+    pieces += [f'<!-- table {name} -->\n', tables.get(name, old), end, after]
+  return ''.join(pieces)
 
 
 def choose(names: Sequence[str]) -> list[str]:

@@ -42,6 +42,10 @@ class Metric:
   best: Callable[[Iterable[float]], float]
   digits: int
 
+  def whole(self, runs: Sequence[Result], who: int | str) -> list[Result]:
+    """Those of the runs in which a member got to the end."""
+    return [run for run in runs if self.ends([run], who)]
+
   def curve(self, result: Result, who: int | str) -> Curve:
     """(step, value) at each evaluation of a member."""
     return [
@@ -68,8 +72,8 @@ class Metric:
   ) -> list[float]:
     """How much better than a baseline runs end, seed for seed.
 
-    A seed is the same initialisation and order in both, so that this varies
-    less from one seed to another than what it is the difference of.
+    A seed is the same initialisation in both, and with the same data and batch
+    the same order, so that this varies less than what it is the difference of.
     """
     theirs, ours = (
       {run.run['seed']: end for run in some for end in self.ends([run], member)}
@@ -115,8 +119,8 @@ class Arm:
     paper: its curve's name in paper.json, or None.
     config: whose results.
     point: what its runs have otherwise than the config.
-    batch: its batch size, in batch sizes of the config; another one may come
-      with another schedule.
+    batch: its batch size, in batch sizes of the config; another one comes
+      with another learning rate.
     who: the member that is shown. The paper evaluates one copy, chosen
       arbitrarily; here it is the first.
     seconds_per_step: on the paper's cluster: Figure 1b over Figure 1a.
@@ -133,19 +137,24 @@ class Arm:
   seconds_per_step: float | None = None
 
   def runs(self, rows: Rows) -> list[Result]:
-    """Our runs of it, one a seed."""
+    """Our runs of it, one a seed.
+
+    Raises:
+      ValueError: if a seed was run in two ways that both are this arm.
+    """
     runs = rows.get(self.config, ())
     base = {
       run.run['config']['batch_size']
       for run in runs
       if 'batch_size' not in run.point
     }
-    return [
+    sizes = {self.batch * size for size in base}
+    return one_a_seed(
       run
       for run in runs
-      if run.run['config']['batch_size'] in {self.batch * size for size in base}
+      if run.run['config']['batch_size'] in sizes
       and self._point(run) == self.point
-    ]
+    )
 
   def _point(self, run: Result) -> dict[str, Any]:
     if self.batch == 1:
@@ -153,7 +162,7 @@ class Arm:
     return {
       key: value
       for key, value in run.point.items()
-      if key != 'batch_size' and not key.startswith('schedule.')
+      if key != 'batch_size' and not key.endswith('.peak_rate')
     }
 
   def paper_curve(self, figures: Sequence[str]) -> Curve:
@@ -162,6 +171,23 @@ class Arm:
       if self.paper in PAPER[figure]['curves']:
         return [tuple(point) for point in PAPER[figure]['curves'][self.paper]]
     return []
+
+
+def one_a_seed(runs: Iterable[Result]) -> list[Result]:
+  """The runs, if no two are of one seed: those would be no repetitions.
+
+  Raises:
+    ValueError: if two are.
+  """
+  by_seed: dict[int, Result] = {}
+  for run in runs:
+    other = by_seed.setdefault(run.run['seed'], run)
+    if other is not run:
+      raise ValueError(
+        f'{run.run["experiment"]} has two runs for one arm, {other.id} and '
+        f'{run.id}; remove one of them from its results'
+      )
+  return list(by_seed.values())
 
 
 def mean_curve(

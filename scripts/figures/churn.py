@@ -38,6 +38,10 @@ class Churn(Figure):
     self.title = title
     self.configs = configs
 
+  def has_rows(self, rows: Rows) -> bool:
+    """Not before runs store their predictions."""
+    return False
+
   def draw_paper(self, axes: Axes) -> None:
     """Table 1: five retrains a model."""
     for name, (label, color) in _MODELS.items():

@@ -7,6 +7,7 @@ import statistics
 
 from matplotlib.axes import Axes
 
+from experiments.results import Result
 from scripts.figures.arms import (
   Arm,
   Curve,
@@ -62,6 +63,10 @@ class Curves(Figure):
     """Those of its arms."""
     return tuple(dict.fromkeys(arm.config for arm in self.arms))
 
+  def has_rows(self, rows: Rows) -> bool:
+    """Whether an arm has a run that got to its end."""
+    return any(self._runs(arm, rows) for arm in self.arms)
+
   def draw_paper(self, axes: Axes) -> None:
     """Single runs, without error bars: so the paper shows them."""
     for arm in self.arms:
@@ -80,7 +85,7 @@ class Curves(Figure):
     """The mean over seeds and, shaded, from the least to the greatest."""
     late, burn_ins = [], set()
     for arm in self.arms:
-      runs = arm.runs(rows)
+      runs = self._runs(arm, rows)
       if not runs:
         continue
       x, mean, low, high = mean_curve(
@@ -111,7 +116,7 @@ class Curves(Figure):
         fontsize=7.5,
         color=GRAY,
       )
-    margin = 0.06 * (max(late) - min(late))
+    margin = 0.06 * (max(late) - min(late)) or 0.1
     axes.set(
       xlabel='hours at the paper’s seconds a step'
       if self.by_hours
@@ -151,7 +156,7 @@ class Curves(Figure):
         command_cell(arm.config, variant, runs),
       ]
       if self.by_hours:
-        last = [run.rows[-1] for run in runs]
+        last = [run.rows[-1] for run in self._runs(arm, rows)]
         pace = [row['seconds'] / row['step'] for row in last]
         line.insert(-4, f'{statistics.fmean(pace):.3f}' if pace else '–')
       lines.append(line)
@@ -176,17 +181,21 @@ class Curves(Figure):
     )
     return self.metric.text(gains, sign='+')
 
+  def _runs(self, arm: Arm, rows: Rows) -> list[Result]:
+    """Those that got to their end: a curve that stops would bend the mean."""
+    return self.metric.whole(arm.runs(rows), arm.who)
+
   def _unit(self, arm: Arm) -> float:
     """From steps to what is on the horizontal axis."""
     return arm.seconds_per_step / 3_600 if self.by_hours else 1
 
   def paper_curve(self, arm: Arm) -> Curve:
     """What the paper's panel shows of an arm; [] if nothing."""
-    curve = arm.paper_curve(self.paper)
-    return [(x, y) for x, y in curve if x <= self.paper_steps]
+    last = self.paper_steps * self._unit(arm)
+    return [(x, y) for x, y in arm.paper_curve(self.paper) if x <= last]
 
   def _our_curve(self, arm: Arm, rows: Rows) -> Curve:
-    runs = arm.runs(rows)
+    runs = self._runs(arm, rows)
     if not runs:
       return []
     x, mean, _, _ = mean_curve(

@@ -16,6 +16,7 @@ from scripts.figures.arms import (
   TOP_1,
   Metric,
   Rows,
+  one_a_seed,
 )
 from scripts.figures.curves import Curves
 from scripts.figures.figure import (
@@ -49,7 +50,10 @@ class Diversity(Figure):
 
   def has_rows(self, rows: Rows) -> bool:
     """Its own rows: codistillation's alone are no comparison."""
-    return bool(rows.get('imagenet_diversity'))
+    own = {'imagenet_diversity': rows.get('imagenet_diversity', ())}
+    return any(
+      self._metrics[0].whole(runs, 0) for runs in _points(own).values()
+    )
 
   def draw_paper(self, axes: Axes) -> None:
     """Figure 2b, which varies the partition alone."""
@@ -122,11 +126,13 @@ def _points(rows: Rows) -> dict[tuple[str, ...], list[Result]]:
     *SAME.runs(rows),
     *rows.get('imagenet_diversity', ()),
   ):
+    if not {f'diversity.{source}' for source in _SOURCES} >= set(result.point):
+      continue
     diversity = result.run['config']['diversity']
     key = tuple(diversity[source] for source in _SOURCES)
     points.setdefault(key, []).append(result)
   return {
-    key: points[key]
+    key: one_a_seed(points[key])
     for key in itertools.product(('own', 'same'), repeat=len(_SOURCES))
     if key in points
   }

@@ -70,19 +70,19 @@ def _flags(config: str, variant: str, seeds: int) -> str:
 def hours_table(rows: Rows, variant: str) -> str:
   """What the rows cost: hours of all runs of a config, one after another."""
   lines = []
+  total, count = 0.0, 0
   for config, runs in rows.items():
-    seconds = [run.rows[-1]['seconds'] for run in runs]
+    seconds = sum(run.rows[-1]['seconds'] for run in runs if run.rows)
+    total, count = total + seconds, count + len(runs)
     lines.append(
       [
         f'`{config}`',
         str(len(runs)),
-        f'{sum(seconds) / 3_600:.2f}',
+        f'{seconds / 3_600:.2f}',
         ', '.join(sorted({str(run.run['commit'])[:12] for run in runs})),
         command_cell(config, variant, runs),
       ]
     )
-  total = sum(run.rows[-1]['seconds'] for runs in rows.values() for run in runs)
-  count = sum(len(runs) for runs in rows.values())
   lines.append(['all', str(count), f'{total / 3_600:.2f}', '', ''])
   return markdown(['config', 'runs', 'hours', 'commit', COMMAND], lines)
 
@@ -96,7 +96,10 @@ def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
 
 
 def count_cell(runs: Sequence[Result]) -> str:
-  """'3', or '3 (1 dirty)' with what was allowed when they were collected."""
+  """'3', or '3 (1 dirty)' with what was allowed when they were collected.
+
+  Those that are unfinished have no end to count in the other cells.
+  """
   marks = [mark for run in runs for mark in run.run['marked']]
   notes = [f'{marks.count(mark)} {mark}' for mark in sorted(set(marks))]
   return f'{len(runs)} ({", ".join(notes)})' if notes else str(len(runs))

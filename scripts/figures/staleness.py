@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 from experiments import results
 from experiments.results import Result
 from scripts.figures.arms import (
+  CODISTILL,
   LM_CODISTILL,
   LM_RELOAD_100,
   LM_RELOAD_250,
   SYNC,
   Metric,
   Rows,
+  one_a_seed,
   seeds_text,
 )
 from scripts.figures.curves import Curves
@@ -30,8 +32,14 @@ from scripts.figures.figure import (
 )
 
 _LOOKS = {
-  'reload interval': ('reloaded every k updates', '#D55E00', 'o', '-'),
-  'delay': ('reloaded every 10, seen d later', '#0072B2', 's', '--'),
+  'reload interval': ('reloaded every k updates', 'o', '-'),
+  'delay': ('reloaded every 10, seen d later', 's', '--'),
+}
+# What a point of the sweep may set, and a run with any other key is not one.
+_KEYS = {
+  'codistill.reload_interval_steps',
+  'codistill.delay_steps',
+  'codistill.exchange',
 }
 Points = dict[str, list[Result]]
 
@@ -40,6 +48,15 @@ class Staleness(Figure):
   """The end of training over the mean age of the peers' weights."""
 
   configs = ('imagenet_staleness',)
+
+  def has_rows(self, rows: Rows) -> bool:
+    """Whether a run with peers got to its end."""
+    points = _points(rows)
+    return any(
+      self._metrics[0].whole(runs, 0)
+      for axis in _LOOKS
+      for runs in points[axis].values()
+    )
 
   def __init__(self, title: str, paper: Curves, metrics: tuple[Metric, ...]):
     """Takes the paper's panel from another figure.
@@ -62,10 +79,12 @@ class Staleness(Figure):
     metric = self._metrics[0]
     points = _points(rows)
     ages = set()
-    for axis, (label, color, marker, line) in _LOOKS.items():
+    color = CODISTILL.color  # What they all are.
+    for axis, (label, marker, line) in _LOOKS.items():
       found = sorted(
         (runs[0].run['mean_peer_age'], metric.ends(runs, 0), name)
         for name, runs in points[axis].items()
+        if metric.ends(runs, 0)
       )
       if not found:
         continue
@@ -74,7 +93,13 @@ class Staleness(Figure):
       y = [statistics.fmean(ends) for ends in values]
       fewest = seeds_text(min(map(len, values)))
       axes.plot(
-        x, y, line, marker=marker, color=color, label=f'{label} ({fewest})'
+        x,
+        y,
+        line,
+        marker=marker,
+        color=color,
+        markerfacecolor='white' if axis == 'delay' else color,
+        label=f'{label} ({fewest})',
       )
       axes.fill_between(
         x,
@@ -148,6 +173,8 @@ def _points(rows: Rows) -> dict[str, Points]:
   """The sweep's runs by axis and by name of the point."""
   axes: dict[str, Points] = {'reload interval': {}, 'delay': {}, 'no peers': {}}
   for result in rows.get('imagenet_staleness', ()):
+    if not set(result.point) <= _KEYS:
+      continue
     codistill = result.run['config']['codistill']
     name = f'reload {codistill["reload_interval_steps"]}'
     axis = 'reload interval'
@@ -158,7 +185,8 @@ def _points(rows: Rows) -> dict[str, Points]:
     axes[axis].setdefault(name, []).append(result)
   return {
     axis: dict(
-      sorted(points.items(), key=lambda item: results.natural(item[0]))
+      (name, one_a_seed(points[name]))
+      for name in sorted(points, key=results.natural)
     )
     for axis, points in axes.items()
   }
