@@ -219,6 +219,8 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   assert labels == [
     'reloaded every k updates (2 seeds)',
     'reloaded every 10, seen d later (2 seeds)',
+    'synchronous SGD (3 seeds)',
+    'no peers, half of the data (2 seeds)',
   ]
   plt.close()
 

@@ -246,6 +246,14 @@ SAME = _of(
   _SAME, config='imagenet_codistill', point={'diversity.partition': 'same'}
 )
 ENSEMBLE = _of(_ENSEMBLE, config='imagenet_ensemble')
+# What a member of a codistilling pair would be without the other one.
+HALF_OF_THE_DATA = Arm(
+  'no peers, half of the data',
+  '#000000',
+  '--',
+  config='imagenet_staleness',
+  point={'codistill.exchange': 'none'},
+)
 
 LM_SYNC = _of(
   _SYNC,
@@ -306,6 +314,7 @@ LM_RELOAD_100, LM_RELOAD_250 = (
 # The comparisons of Figures 2a and 2b with our runs on images.
 CONTROLS = (
   _of(SYNC, paper=LM_SYNC.paper),
+  HALF_OF_THE_DATA,
   _of(UNIFORM, paper=LM_UNIFORM.paper),
   _of(CODISTILL, paper=LM_CODISTILL.paper),
   _of(SAME, paper=LM_SAME.paper),

@@ -23,6 +23,8 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
+  gain_cell,
+  gain_header,
   markdown,
 )
 
@@ -148,7 +150,9 @@ class Curves(Figure):
       line = [
         arm.label,
         *(one.text(one.ends(runs, arm.who)) for one in metrics),
-        '–' if arm.label == self.baseline.label else self._gain(arm, rows),
+        '–'
+        if arm.label == self.baseline.label
+        else gain_cell(self.metric, runs, arm.who, self.baseline, rows),
         reached(self._our_curve(arm, rows), our_baseline),
         f'{paper[-1][1]:g}' if paper else '–',
         reached(paper, paper_baseline),
@@ -163,7 +167,7 @@ class Curves(Figure):
     header = [
       'arm',
       *(one.short for one in metrics),
-      f'better than the baseline, seed for seed: {self.metric.short}',
+      gain_header(self.metric),
       f'{unit} to the baseline’s best',
       'paper: at the end',
       f'paper: {unit} to its baseline’s best',
@@ -173,13 +177,6 @@ class Curves(Figure):
     if self.by_hours:
       header.insert(-4, 'seconds a step here, as measured')
     return markdown(header, lines)
-
-  def _gain(self, arm: Arm, rows: Rows) -> str:
-    baseline = self.baseline
-    gains = self.metric.gains(
-      arm.runs(rows), arm.who, baseline.runs(rows), baseline.who
-    )
-    return self.metric.text(gains, sign='+')
 
   def _runs(self, arm: Arm, rows: Rows) -> list[Result]:
     """Those that got to their end: a curve that stops would bend the mean."""

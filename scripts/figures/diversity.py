@@ -24,6 +24,8 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
+  gain_cell,
+  gain_header,
   draw_reference,
   markdown,
 )
@@ -85,6 +87,7 @@ class Diversity(Figure):
       ylabel=f'{metric.label}, at the end',
     )
     axes.grid(axis='x', visible=False)
+    axes.legend()
 
   def table(self, rows: Rows, variant: str) -> str:
     """One member, both averaged, and how far they agree."""
@@ -101,6 +104,7 @@ class Diversity(Figure):
         [
           ', '.join(key),
           *(one.text(one.ends(runs, 0)) for one in self._metrics),
+          gain_cell(metric, runs, 0, SYNC, rows),
           metric.text(metric.ends(runs, 'ensemble')),
           TOP_1.text(apart),
           count_cell(runs),
@@ -110,6 +114,7 @@ class Diversity(Figure):
     header = [
       'initialisation, order, partition',
       *(f'one member: {one.short}' for one in self._metrics),
+      gain_header(metric),
       f'both averaged: {metric.short}',
       'members disagree on (%)',
       'runs',

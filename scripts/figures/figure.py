@@ -95,6 +95,23 @@ def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
   return f'`{_flags(config, variant, seeds)}`'
 
 
+def gain_cell(
+  metric: Metric,
+  runs: Sequence[Result],
+  who: int | str,
+  baseline: Arm,
+  rows: Rows,
+) -> str:
+  """'+0.0266 ± 0.0067': how much better than a baseline, seed for seed."""
+  theirs = baseline.runs(rows)
+  return metric.text(metric.gains(runs, who, theirs, baseline.who), sign='+')
+
+
+def gain_header(metric: Metric) -> str:
+  """What stands above it."""
+  return f'better than the baseline, seed for seed: {metric.short}'
+
+
 def count_cell(runs: Sequence[Result]) -> str:
   """'3', or '3 (1 dirty)' with what was allowed when they were collected.
 
@@ -114,28 +131,19 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def draw_reference(axes: Axes, arm: Arm, metric: Metric, rows: Rows) -> None:
-  """The end of another arm as a line across, with its name on it."""
-  draw_level(axes, arm.label, arm.color, metric.ends(arm.runs(rows), arm.who))
-
-
-def draw_level(
-  axes: Axes, label: str, color: str, values: Sequence[float]
-) -> None:
-  """The mean of some ends as a line across, their range as a band."""
+  """The end of another arm as a line across, to be named by a legend."""
+  values = metric.ends(arm.runs(rows), arm.who)
   if not values:
     return
-  axes.axhspan(min(values), max(values), color=color, alpha=0.1, linewidth=0)
-  mean = statistics.fmean(values)
-  axes.axhline(mean, color=color, linewidth=1, linestyle='--')
-  axes.annotate(
-    f'{label} ({seeds_text(len(values))})',
-    (1, mean),
-    xycoords=('axes fraction', 'data'),
-    xytext=(0, 2),
-    textcoords='offset points',
-    ha='right',
-    fontsize=7.5,
-    color=color,
+  axes.axhspan(
+    min(values), max(values), color=arm.color, alpha=0.1, linewidth=0
+  )
+  axes.axhline(
+    statistics.fmean(values),
+    color=arm.color,
+    linewidth=1,
+    linestyle=arm.line,
+    label=f'{arm.label} ({seeds_text(len(values))})',
   )
 
 

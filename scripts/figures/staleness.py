@@ -10,6 +10,7 @@ from experiments import results
 from experiments.results import Result
 from scripts.figures.arms import (
   CODISTILL,
+  HALF_OF_THE_DATA,
   LM_CODISTILL,
   LM_RELOAD_100,
   LM_RELOAD_250,
@@ -22,11 +23,11 @@ from scripts.figures.arms import (
 from scripts.figures.curves import Curves
 from scripts.figures.figure import (
   COMMAND,
-  GRAY,
   Figure,
   command_cell,
   count_cell,
-  draw_level,
+  gain_cell,
+  gain_header,
   draw_reference,
   markdown,
 )
@@ -78,7 +79,6 @@ class Staleness(Figure):
     """Intervals and delays, each as a line; dashed, what has no peers."""
     metric = self._metrics[0]
     points = _points(rows)
-    ages = set()
     color = CODISTILL.color  # What they all are.
     for axis, (label, marker, line) in _LOOKS.items():
       found = sorted(
@@ -89,7 +89,6 @@ class Staleness(Figure):
       if not found:
         continue
       x, values, names = zip(*found, strict=True)
-      ages |= {round(age) for age in x}
       y = [statistics.fmean(ends) for ends in values]
       fewest = seeds_text(min(map(len, values)))
       axes.plot(
@@ -113,17 +112,14 @@ class Staleness(Figure):
         axes.annotate(
           name.rpartition(' ')[2],
           where,
-          xytext=(4, 4),
+          xytext=(0, -14 if axis == 'delay' else 7),
+          ha='center',
           textcoords='offset points',
           fontsize=7.5,
           color=color,
         )
-    alone = [run for runs in points['no peers'].values() for run in runs]
-    draw_level(axes, 'no peers, half of the data', GRAY, metric.ends(alone, 0))
-    draw_reference(axes, SYNC, metric, rows)
-    axes.set_xscale('symlog', linthresh=1)
-    axes.set_xticks(sorted(ages), [str(age) for age in sorted(ages)])
-    axes.minorticks_off()
+    for arm in (SYNC, HALF_OF_THE_DATA):
+      draw_reference(axes, arm, metric, rows)
     axes.set(
       xlabel='mean age of the peers’ weights (updates); at the points: k, d',
       ylabel=f'{metric.label}, at the end',
@@ -141,8 +137,9 @@ class Staleness(Figure):
       )
     }
     lines = []
+    sync = SYNC.runs(rows)
     for name, runs in [
-      (f'{SYNC.label}, all of the data', SYNC.runs(rows)),
+      (f'{SYNC.label}, all of the data', sync),
       *(item for points in _points(rows).values() for item in points.items()),
     ]:
       if not runs:
@@ -153,6 +150,9 @@ class Staleness(Figure):
           name,
           '–' if age is None else f'{age:.1f}',
           *(metric.text(metric.ends(runs, 0)) for metric in self._metrics),
+          '–'
+          if runs is sync
+          else gain_cell(self._metrics[0], runs, 0, SYNC, rows),
           f'{paper[name]:g}' if name in paper else '–',
           count_cell(runs),
           command_cell(runs[0].run['experiment'], variant, runs),
@@ -162,6 +162,7 @@ class Staleness(Figure):
       'peers',
       'mean age (updates)',
       *(metric.short for metric in self._metrics),
+      gain_header(self._metrics[0]),
       'paper, language model: at the end (nats)',
       'runs',
       COMMAND,
@@ -179,7 +180,7 @@ def _points(rows: Rows) -> dict[str, Points]:
     name = f'reload {codistill["reload_interval_steps"]}'
     axis = 'reload interval'
     if codistill['exchange'] == 'none':
-      axis, name = 'no peers', 'no peers, half of the data'
+      axis, name = 'no peers', HALF_OF_THE_DATA.label
     elif codistill['delay_steps']:
       axis, name = 'delay', f'{name}, delay {codistill["delay_steps"]}'
     axes[axis].setdefault(name, []).append(result)
