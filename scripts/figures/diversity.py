@@ -24,9 +24,9 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
+  draw_reference,
   gain_cell,
   gain_header,
-  draw_reference,
   markdown,
 )
 
