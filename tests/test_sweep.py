@@ -235,6 +235,10 @@ FAKE = textwrap.dedent("""
     signal.signal(signal.SIGTERM, stop)
     (folder / 'waits').touch()
     time.sleep(60)
+  if behaviour == 'stubborn':
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / 'waits').touch()
+    time.sleep(60)
   if behaviour == 'slow':
     running = folder.parent.parent / 'running'
     running.mkdir(exist_ok=True)
@@ -395,6 +399,29 @@ def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
   assert status == 128 + signal.SIGINT
   states = [sweep.state(run).status for run in runs]
   assert states == ['interrupted', 'interrupted', 'to do']
+
+
+def test_a_second_signal_kills_what_will_not_stop(tmp_path):
+  [run] = fakes(tmp_path, 'stubborn')
+
+  class Signals(list):
+    """The first when the run is at work, the second while it is waited for."""
+
+    def __bool__(self):
+      if list.__len__(self) == 0 and (run.workdir / 'waits').exists():
+        self.append(signal.SIGTERM)
+      return list.__len__(self) > 0
+
+    def __len__(self):
+      self.append(signal.SIGINT)
+      return list.__len__(self)
+
+  console = Console(file=io.StringIO())
+  began = time.monotonic()
+  status = sweep.run_locally('', [run], 1, console, Signals())
+  assert status == 128 + signal.SIGTERM
+  assert time.monotonic() - began < 30
+  assert sweep.state(run).status == 'interrupted'
 
 
 def test_a_run_of_a_sweep_that_was_killed_is_waited_for(tmp_path):
