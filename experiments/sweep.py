@@ -405,7 +405,9 @@ def run_locally(
       if console.is_terminal
       else None
     )
-    while local.step() and not stop:
+    more = True
+    while more and not stop:
+      more = local.step()
       if live:
         live.update(picture())
       for run, at in local.states.items():
@@ -553,15 +555,41 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('--config', required=True, metavar='NAME[:variant]')
-  parser.add_argument('--seeds', type=int, default=1, metavar='K')
-  parser.add_argument('--workdir', type=pathlib.Path, metavar='DIR')
-  parser.add_argument('--jobs', type=int, default=1, metavar='N')
+  parser.add_argument(
+    '--config',
+    required=True,
+    metavar='NAME[:variant]',
+    help='python -m experiments.run --list shows what there is',
+  )
+  parser.add_argument(
+    '--seeds',
+    type=int,
+    default=1,
+    metavar='K',
+    help='seeds 0 to K - 1 (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--workdir',
+    type=pathlib.Path,
+    metavar='DIR',
+    help='of the whole sweep (default: runs/sweeps/NAME-variant)',
+  )
+  parser.add_argument(
+    '--jobs',
+    type=int,
+    default=1,
+    metavar='N',
+    help='runs at a time (default: %(default)s)',
+  )
   parser.add_argument(
     '--launcher', choices=('local', 'print', 'slurm'), default='local'
   )
   parser.add_argument(
-    '--slurm', action='append', default=[], metavar='KEY=VALUE'
+    '--slurm',
+    action='append',
+    default=[],
+    metavar='KEY=VALUE',
+    help='for --launcher=slurm, repeatable; time, in minutes, at least',
   )
   arguments, arguments.extra = parser.parse_known_args(argv)
   return arguments
@@ -596,17 +624,20 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     for run in runs
     if states[run].status not in (*_FINISHED, 'running', 'failed')
   ]
+  failed = [at.why for at in states.values() if at.status == 'failed']
+  for why in failed:
+    print(f'experiments.sweep: {why}', file=sys.stderr)
   if arguments.launcher == 'print':
     for run in left:
       print(shlex.join(run.command))
-    return 0
+    return int(bool(failed))
   if left:
     parameters = dict(item.split('=', 1) for item in arguments.slurm)
     ids = submit(left, arguments.jobs, workdir, parameters)
     _say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
     _say(console, 'Before you submit again, see that none of them is queued.')
   console.print(states_table(arguments.config, states))
-  return 0
+  return int(bool(failed))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,8 +48,10 @@ _KEPT = (
 )
 
 
-def find_runs(folder: pathlib.Path) -> list[list[Record]]:
+def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
   """The runs in and below a folder, each as the records of its processes.
+
+  A run of a sweep that failed before it began has none.
 
   Raises:
     ValueError: if there is none.
@@ -62,6 +64,8 @@ def find_runs(folder: pathlib.Path) -> list[list[Record]]:
 
   for parent, _, names in os.walk(folder, onerror=refuse):
     for name in sorted(names):
+      if name == 'log.txt':  # Of a sweep; all there is if it never started.
+        found.setdefault(pathlib.Path(parent), {})
       match = re.fullmatch(r'(?:run(.*)\.json|rows(.*)\.jsonl)', name)
       if match:
         suffix = match[1] or match[2] or ''
@@ -72,7 +76,7 @@ def find_runs(folder: pathlib.Path) -> list[list[Record]]:
       f'{folder} holds no run; make one with python -m experiments.run '
       f'--config=NAME --workdir={folder}'
     )
-  return [list(found[parent].values()) for parent in sorted(found)]
+  return {parent: list(found[parent].values()) for parent in sorted(found)}
 
 
 def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
@@ -265,7 +269,10 @@ def collect(
   files: dict[str, list[Result]] = {}
   refused = []
   for workdir in workdirs:
-    for records in find_runs(workdir):
+    for folder, records in find_runs(workdir).items():
+      if not records:
+        refused.append(f'{folder} is left out: it failed, see its log.txt')
+        continue
       try:
         result = read_result(records, allow)
       except ValueError as error:

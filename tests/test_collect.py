@@ -136,6 +136,16 @@ def test_a_member_apart_alone_is_unfinished_and_both_are_one_run(
   assert len(results.read(one_file(out))) == 1
 
 
+def test_a_run_that_failed_before_it_began_is_named(tmp_path, out, capsys):
+  make_run(tmp_path / 'runs/a')
+  (tmp_path / 'runs/b').mkdir()
+  (tmp_path / 'runs/b/log.txt').write_text('it is too hot')
+  assert run_collect(tmp_path / 'runs', f'--out={out}') == 1
+  err = capsys.readouterr().err
+  assert f'{tmp_path / "runs/b"} is left out: it failed, see its log.txt' in err
+  assert len(results.read(one_file(out))) == 1
+
+
 def says(capsys, status, *words):
   err = capsys.readouterr().err
   assert status == 2

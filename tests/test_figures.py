@@ -60,7 +60,7 @@ def test_the_papers_headline_comes_out_of_its_curves():
   assert table['synchronous SGD']['paper: at the end'] == '4.04'
   # 75 % top-1 at step 5,250.
   table = cells(figures.FIGURES['fig3'].table({}, 'reduced'))
-  assert table['codistilled, partitioned data'][column] == '5,271'
+  assert table['two-way codistilled'][column] == '5,271'
   assert table['synchronous SGD, twice the batch'][column] == 'not reached'
 
 
@@ -138,6 +138,21 @@ def test_mean_and_half_the_range():
   assert LOSS.text([0.5], sign='+') == '+0.5000'
 
 
+def test_the_best_on_the_way_may_be_before_the_end():
+  rows = [
+    {'step': 10 * i, 'member': 0, 'kind': kind, 'task_loss': loss}
+    for i, (kind, loss) in enumerate(
+      [('eval', 3.0), ('eval', 1.0), ('final', 2.0)]
+    )
+  ]
+  run = results.Result({'seed': 0}, tuple(rows))
+  assert LOSS.bests([run], 0) == [1.0]
+  assert LOSS.ends([run], 0) == [2.0]
+  # Without an end it does not count.
+  cut = results.Result({'seed': 0}, tuple(rows[:2]))
+  assert LOSS.bests([cut], 0) == []
+
+
 def test_gains_are_seed_for_seed_and_positive_where_better(rows):
   # Seed for seed 0.3/50 better, though seeds differ; a share, so in per cent.
   for metric, scale in ((LOSS, 1), (TOP_1, 100)):
@@ -159,6 +174,7 @@ def test_a_table_of_curves(rows):
   assert sync[end] == f'{3.99 / 50:.4f} ± {0.01 / 50:.4f}'
   assert ours[end] == f'{3.69 / 50:.4f} ± {0.01 / 50:.4f}'
   assert sync[steps] == '40'
+  assert sync['best on the way: cross-entropy (nats)'] == sync[end]
   # Linear between its steps 30 and 40, whose means are 3.69/40 and 3.69/50.
   at = 30 + 10 * (3.69 / 40 - 3.99 / 50) / (3.69 / 40 - 3.69 / 50)
   assert ours[steps] == f'{at:.0f}'
@@ -366,7 +382,7 @@ def test_rows_of_some_arms_are_enough(folder, tmp_path):
   arguments = (f'--results={tmp_path}', f'--out={tmp_path}', '--variant=laptop')
   assert run_figures('fig3', 'controls', 'diversity', *arguments) == 0
   table = cells((tmp_path / 'fig3-laptop.md').read_text())
-  assert table['codistilled, partitioned data']['runs'] == '0'
+  assert table['two-way codistilled']['runs'] == '0'
   assert table['synchronous SGD']['runs'] == '3'
 
 

@@ -137,6 +137,16 @@ def test_print_prints_what_is_left_to_do(tmp_path, capsys):
   assert [tuple(shlex.split(line)) for line in printed] == wanted
 
 
+def test_print_says_what_it_cannot_print(tmp_path, capsys):
+  for run in plan(tmp_path, '--config.batch_size=64')[:2]:
+    finish(run)
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
+  assert sweep.main([*arguments, '--launcher=print']) == 1
+  captured = capsys.readouterr()
+  assert captured.out.count('experiments.run') == 2
+  assert captured.err.count('choose another --workdir') == 2
+
+
 # States, from what lies in the folder.
 
 
@@ -310,6 +320,8 @@ def test_all_done_is_success(tmp_path):
   assert status == 0
   assert '2 done' in text
   assert '100%' in text
+  assert '0-done seed 0: done' in text
+  assert '1-done seed 0: done' in text
 
 
 def test_brackets_of_an_error_are_brackets(tmp_path):

@@ -106,7 +106,7 @@ FIGURES: Mapping[str, Figure] = {
     'Figure 3: codistillation on images',
     paper=('fig3',),
     metric=TOP_1,
-    arms=(arms.SYNC, arms.SYNC_DOUBLE, arms.CODISTILL),
+    arms=(arms.SYNC, arms.SYNC_DOUBLE, arms.TWO_WAY),
     baseline=arms.SYNC,
     paper_label='ImageNet, top-1 validation accuracy (%)',
     paper_range=(60, 77),
@@ -124,6 +124,7 @@ FIGURES: Mapping[str, Figure] = {
     paper_range=(3.85, 4.75),
     paper_steps=_WINDOW,
     also=(TOP_1,),
+    paper_note=', language model',
   ),
   'staleness': Staleness(
     'Figure 4’s question, ours on images', _FIGURE_4, (LOSS, TOP_1)
@@ -131,7 +132,7 @@ FIGURES: Mapping[str, Figure] = {
   'diversity': Diversity(
     'What the members share, ours on images', _FIGURE_2B, (LOSS, TOP_1)
   ),
-  'churn': Churn('Churn, beside log loss', configs=('criteo_codistill',)),
+  'churn': Churn('Churn, beside log loss', configs=('criteo_table1',)),
 }
 
 
@@ -232,10 +233,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('names', nargs='*', metavar='NAME', help='default: all')
-  parser.add_argument('--variant', choices=VARIANTS, default='reduced')
-  parser.add_argument('--results', type=pathlib.Path, default=results.FOLDER)
-  parser.add_argument('--out', type=pathlib.Path, default=OUT)
-  parser.add_argument('--into', type=pathlib.Path, action='append', default=[])
+  parser.add_argument(
+    '--variant',
+    choices=VARIANTS,
+    default='reduced',
+    help='whose rows (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--results',
+    type=pathlib.Path,
+    default=results.FOLDER,
+    metavar='DIR',
+    help='where rows lie (default: experiments/results)',
+  )
+  parser.add_argument(
+    '--out',
+    type=pathlib.Path,
+    default=OUT,
+    metavar='DIR',
+    help='where figures and tables go (default: docs/figures)',
+  )
+  parser.add_argument(
+    '--into',
+    type=pathlib.Path,
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='a Markdown file with <!-- table NAME --> … <!-- end -->; repeatable',
+  )
   arguments = parser.parse_args(argv)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')

@@ -63,6 +63,13 @@ class Metric:
       if row['kind'] == 'final' and row['member'] == who and self.key in row
     ]
 
+  def bests(self, runs: Sequence[Result], who: int | str) -> list[float]:
+    """A member's best value on the way, in each run that got to its end."""
+    return [
+      self.best(y for _, y in self.curve(run, who))
+      for run in self.whole(runs, who)
+    ]
+
   def gains(
     self,
     runs: Sequence[Result],
@@ -242,6 +249,8 @@ CODISTILL = _of(
   paper='codistill_2_way_batch_16384',
   config='imagenet_codistill',
 )
+# The paper does not say how its two members' data differ.
+TWO_WAY = _of(CODISTILL, label='two-way codistilled')
 SAME = _of(
   _SAME, config='imagenet_codistill', point={'diversity.partition': 'same'}
 )

@@ -46,6 +46,7 @@ class Curves(Figure):
     paper_range: and how far it goes.
     paper_steps: where the paper's plotted window ends; its markers go on.
     also: metrics whose ends the table has, too.
+    paper_note: what else than ours the paper's numbers are of, for the table.
     by_hours: the horizontal axis is steps times the paper's seconds a step.
   """
 
@@ -59,6 +60,7 @@ class Curves(Figure):
   paper_steps: float = float('inf')
   also: tuple[Metric, ...] = ()
   by_hours: bool = False
+  paper_note: str = ''
 
   @property
   def configs(self) -> tuple[str, ...]:
@@ -150,6 +152,7 @@ class Curves(Figure):
       line = [
         arm.label,
         *(one.text(one.ends(runs, arm.who)) for one in metrics),
+        self.metric.text(self.metric.bests(runs, arm.who)),
         '–'
         if arm.label == self.baseline.label
         else gain_cell(self.metric, runs, arm.who, self.baseline, rows),
@@ -167,10 +170,11 @@ class Curves(Figure):
     header = [
       'arm',
       *(one.short for one in metrics),
+      f'best on the way: {self.metric.short}',
       gain_header(self.metric),
       f'{unit} to the baseline’s best',
-      'paper: at the end',
-      f'paper: {unit} to its baseline’s best',
+      f'paper{self.paper_note}: at the end',
+      f'paper{self.paper_note}: {unit} to its baseline’s best',
       'runs',
       COMMAND,
     ]

@@ -87,7 +87,8 @@ class Diversity(Figure):
       ylabel=f'{metric.label}, at the end',
     )
     axes.grid(axis='x', visible=False)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend()
 
   def table(self, rows: Rows, variant: str) -> str:
     """One member, both averaged, and how far they agree."""
