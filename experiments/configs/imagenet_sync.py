@@ -12,10 +12,9 @@ Handwritten digits, a ResNet-8: under a minute on two CPU cores.
 
   python -m experiments.sweep --config=imagenet_sync:reduced --seeds=3
 
-15,000 images of Fashion-MNIST, a narrow ResNet-18, a batch of 512 beyond which
-more of it gains nothing, and twice that batch: a minute or two a run on two
-CPU cores, 0.378 and 0.433 nats. Needs Fashion-MNIST prepared by
-`scripts.prepare_images`.
+15,000 images of Fashion-MNIST, a narrow ResNet-18, a batch of 512 and, ending
+no better, twice that batch: a minute or two a run on two CPU cores, 0.378 and
+0.433 nats. Needs Fashion-MNIST prepared by `scripts.prepare_images`.
 
 This file is the base of every `imagenet_*` config; they differ from it in the
 keys that they set and in nothing else.
@@ -147,8 +146,9 @@ def _fashion_mnist(config: ConfigDict) -> None:
   """Images of 28×28 pixels, a ResNet-18 of 8 channels, Goyal's drops.
 
   The schedule is that of the paper's scale with 600 steps for its 7,038. A
-  quarter of the training set makes 20 epochs of them, and twice the batch no
-  better. Rate and batch were tuned on the baseline alone, on `train[50000:]`.
+  quarter of the training set makes 20 epochs of them, and twice the batch ends
+  no better. Rate and batch were tuned on the baseline alone, on
+  `train[50000:]`.
   """
   config.num_steps = 600
   config.batch_size = 512
