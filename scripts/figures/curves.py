@@ -204,3 +204,23 @@ class Curves(Figure):
     )
     unit = self._unit(arm)
     return [(step * unit, y) for step, y in zip(x, mean, strict=True)]
+
+
+class BesideCurves(Figure):
+  """A figure of our own beside the paper's panel of another one."""
+
+  def __init__(self, title: str, paper: Curves, metrics: tuple[Metric, ...]):
+    """Takes the paper's panel from another figure.
+
+    Args:
+      title: of the picture.
+      paper: whose left panel is the left panel here.
+      metrics: of the table; the first one is drawn.
+    """
+    self.title = title
+    self._paper = paper
+    self._metrics = metrics
+
+  def draw_paper(self, axes: Axes) -> None:
+    """The other figure's."""
+    self._paper.draw_paper(axes)

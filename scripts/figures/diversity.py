@@ -14,14 +14,12 @@ from scripts.figures.arms import (
   SAME,
   SYNC,
   TOP_1,
-  Metric,
   Rows,
   one_a_seed,
 )
-from scripts.figures.curves import Curves
+from scripts.figures.curves import BesideCurves
 from scripts.figures.figure import (
   COMMAND,
-  Figure,
   command_cell,
   count_cell,
   draw_reference,
@@ -33,22 +31,10 @@ from scripts.figures.figure import (
 _SOURCES = ('initialization', 'order', 'partition')
 
 
-class Diversity(Figure):
+class Diversity(BesideCurves):
   """The end of training for each combination of own and same."""
 
   configs = ('imagenet_codistill', 'imagenet_diversity')
-
-  def __init__(self, title: str, paper: Curves, metrics: tuple[Metric, ...]):
-    """Takes the paper's panel from another figure.
-
-    Args:
-      title: of the picture.
-      paper: whose left panel is the left panel here.
-      metrics: of the table; the first one is drawn.
-    """
-    self.title = title
-    self._paper = paper
-    self._metrics = metrics
 
   def has_rows(self, rows: Rows) -> bool:
     """Its own rows: codistillation's alone are no comparison."""
@@ -56,10 +42,6 @@ class Diversity(Figure):
     return any(
       self._metrics[0].whole(runs, 0) for runs in _points(own).values()
     )
-
-  def draw_paper(self, axes: Axes) -> None:
-    """Figure 2b, which varies the partition alone."""
-    self._paper.draw_paper(axes)
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """A dot a seed, a bar for their mean."""

@@ -15,15 +15,13 @@ from scripts.figures.arms import (
   LM_RELOAD_100,
   LM_RELOAD_250,
   SYNC,
-  Metric,
   Rows,
   one_a_seed,
   seeds_text,
 )
-from scripts.figures.curves import Curves
+from scripts.figures.curves import BesideCurves
 from scripts.figures.figure import (
   COMMAND,
-  Figure,
   command_cell,
   count_cell,
   draw_reference,
@@ -45,7 +43,7 @@ _KEYS = {
 Points = dict[str, list[Result]]
 
 
-class Staleness(Figure):
+class Staleness(BesideCurves):
   """The end of training over the mean age of the peers' weights."""
 
   configs = ('imagenet_staleness',)
@@ -58,22 +56,6 @@ class Staleness(Figure):
       for axis in _LOOKS
       for runs in points[axis].values()
     )
-
-  def __init__(self, title: str, paper: Curves, metrics: tuple[Metric, ...]):
-    """Takes the paper's panel from another figure.
-
-    Args:
-      title: of the picture.
-      paper: whose left panel is the left panel here.
-      metrics: of the table; the first one is drawn.
-    """
-    self.title = title
-    self._paper = paper
-    self._metrics = metrics
-
-  def draw_paper(self, axes: Axes) -> None:
-    """Figure 4."""
-    self._paper.draw_paper(axes)
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """Intervals and delays, each as a line; dashed, what has no peers."""
