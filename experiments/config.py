@@ -37,7 +37,7 @@ def split_name(name_and_variant: str) -> tuple[str, str]:
   if name not in names():
     raise UserError(
       f'there is no config {name!r}{_nearest(name, names())}; '
-      '--list shows what there is'
+      'python -m experiments.run --list shows what there is'
     )
   variants = variants_of(name)
   if variant not in variants:

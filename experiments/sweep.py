@@ -215,7 +215,6 @@ class LocalRuns:
       runs: all of the sweep.
       jobs: how many at a time.
     """
-    self._runs = tuple(runs)
     self._jobs = jobs
     self.states = {run: state(run) for run in runs}
     self._waiting = collections.deque(
