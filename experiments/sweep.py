@@ -24,7 +24,6 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import difflib
 import json
 import os
 import pathlib
@@ -46,14 +45,13 @@ from codistill.record import code_version, read_run
 from experiments import config as config_lib
 from experiments import results
 from experiments.errors import UserError
+from experiments.slurm import submit
 from experiments.workdir import is_running
 
 ROOT = pathlib.Path(__file__).parent.parent
 _POLL_SECONDS = 0.5
 # More than a row is long.
 _TAIL_BYTES = 8_192
-# Submitit has Slurm warn 90 seconds before it takes a job away.
-_CHECKPOINT_SECONDS = 75
 _FINISHED = ('done', 'diverged')
 _OVER = (*_FINISHED, 'failed')
 # Flags of experiments.run that make sense for all runs of a sweep.
@@ -435,97 +433,6 @@ def run_locally(
   return int(any(at.status != 'done' for at in local.states.values()))
 
 
-def submit(
-  runs: Sequence[Run],
-  jobs: int,
-  workdir: pathlib.Path,
-  parameters: Mapping[str, str],
-) -> list[str]:
-  """Submits runs to Slurm as one array.
-
-  Args:
-    runs: what is left to do.
-    jobs: how many at a time.
-    workdir: of the sweep; the array's scripts and logs go below it.
-    parameters: of sbatch, as submitit names them without its slurm_; `time`,
-      in minutes, at least.
-
-  Returns:
-    The ids of the jobs.
-
-  Raises:
-    UserError: without Slurm, or for parameters that it refuses.
-  """
-  # It would reset everyone's logging; what there is to say is said here.
-  os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
-  import submitit  # Only Slurm's users wait for it.
-
-  known = submitit.SlurmExecutor._valid_parameters()
-  for key in parameters:
-    if key not in known:
-      near = difflib.get_close_matches(key, known)
-      hint = f'; did you mean {" or ".join(near)}?' if near else ''
-      raise UserError(f'--slurm has no {key}{hint}')
-  if not parameters.get('time', '').isdecimal():
-    # Submitit would ask for five minutes.
-    raise UserError('how long may a run take? say --slurm time=MINUTES')
-  try:
-    executor = submitit.AutoExecutor(workdir / 'slurm', cluster='slurm')
-    executor.update_parameters(
-      name=workdir.name,
-      slurm_array_parallelism=jobs,
-      **{
-        f'slurm_{key}': int(value) if value.isdecimal() else value
-        for key, value in parameters.items()
-      },
-    )
-    with executor.batch():
-      submitted = [executor.submit(SlurmRun(run.command)) for run in runs]
-  except (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AssertionError,
-    submitit.core.utils.FailedJobError,
-  ) as error:
-    reason = ' '.join(str(error).split())
-    raise UserError(f'Slurm did not take the sweep: {reason}') from error
-  return [job.job_id for job in submitted]
-
-
-class SlurmRun:
-  """A run's command as submitit calls it, and again after a preemption."""
-
-  def __init__(self, command: Sequence[str]):
-    self.command = tuple(command)
-    self._process: subprocess.Popen | None = None
-
-  def __call__(self) -> None:
-    """Runs it to its end."""
-    self._process = subprocess.Popen(self.command, cwd=ROOT)
-    status = self._process.wait()
-    if status:
-      raise subprocess.CalledProcessError(status, self.command)
-
-  def checkpoint(self) -> Any:
-    """The same once more, when this one has written its checkpoint.
-
-    Slurm has sent its signal to the run as well. What follows when this
-    returns ends all processes, and a run that could not finish its checkpoint
-    would go on from the one before.
-    """
-    import submitit
-
-    end = time.monotonic() + _CHECKPOINT_SECONDS
-    # Without reaping it: this interrupts the wait above.
-    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    while time.monotonic() < end:
-      if os.waitid(os.P_PID, self._process.pid, look):
-        break
-      time.sleep(_POLL_SECONDS)
-    return submitit.helpers.DelayedSubmission(SlurmRun(self.command))
-
-
 def _say(console: Console, line: str) -> None:
   console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
@@ -632,7 +539,8 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     return int(bool(failed))
   if left:
     parameters = dict(item.split('=', 1) for item in arguments.slurm)
-    ids = submit(left, arguments.jobs, workdir, parameters)
+    commands = [run.command for run in left]
+    ids = submit(commands, arguments.jobs, workdir, parameters)
     _say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
     _say(console, 'Before you submit again, see that none of them is queued.')
   console.print(states_table(arguments.config, states))

@@ -17,6 +17,7 @@ from commands import ROOT, start_process
 from rich.console import Console
 
 from codistill.record import read_rows, read_run
+from experiments import slurm as slurm_lib
 from experiments import sweep
 from experiments.errors import UserError
 
@@ -559,10 +560,10 @@ def test_slurm_gets_one_array_of_what_is_left(tmp_path, slurm, capsys):
 
 def test_what_slurm_calls_runs_the_command(tmp_path):
   there = tmp_path / 'there'
-  sweep.SlurmRun((sys.executable, '-c', f'open({str(there)!r}, "w")'))()
+  slurm_lib.SlurmRun((sys.executable, '-c', f'open({str(there)!r}, "w")'))()
   assert there.exists()
   with pytest.raises(subprocess.CalledProcessError):
-    sweep.SlurmRun((sys.executable, '-c', 'raise SystemExit(3)'))()
+    slurm_lib.SlurmRun((sys.executable, '-c', 'raise SystemExit(3)'))()
 
 
 def test_a_preemption_waits_for_the_checkpoint_and_submits_the_same(tmp_path):
@@ -572,7 +573,7 @@ def test_a_preemption_waits_for_the_checkpoint_and_submits_the_same(tmp_path):
     'signal.signal(signal.SIGUSR2, stop); (here / "ready").touch()\n'
     'time.sleep(60)'
   )
-  job = sweep.SlurmRun((sys.executable, '-c', code, str(tmp_path)))
+  job = slurm_lib.SlurmRun((sys.executable, '-c', code, str(tmp_path)))
 
   def preempt(*_):
     until((tmp_path / 'ready').exists)
