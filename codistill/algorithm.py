@@ -9,8 +9,8 @@ Whoever consumes the reports logs, evaluates, checkpoints and stops.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 
 @dataclasses.dataclass
@@ -139,12 +139,15 @@ class Updates(Protocol):
 class Exchange(Protocol):
   """How members see each other's weights, and how stale those are (§2.1).
 
-  The rule of visibility, the same for every kind of exchange: what is
-  published at step s (after the publisher's s-th update) may teach a peer from
-  the peer's step s + 1 + delay on, whatever the order in which members take
-  their turns. So one process that steps N members and N processes with one
-  member each can agree bit for bit. A peer's age at my step t is (t − 1) − s:
-  the updates that I had behind me less those that its copy had.
+  The rule of visibility, the same for every kind of exchange that is
+  synchronous: what is published at step s (after the publisher's s-th update)
+  may teach a peer from the peer's step s + 1 + delay on, whatever the order in
+  which members take their turns. So one process that steps N members and N
+  processes with one member each can agree bit for bit. A peer's age at my step
+  t is (t − 1) − s: the updates that I had behind me less those that its copy
+  had. Without synchrony a peer may be ahead, and its age is negative.
+
+  An exchange is a context: what it opens when entered, it closes at the end.
   """
 
   def offer(
@@ -171,10 +174,56 @@ class Exchange(Protocol):
     """
     ...
 
-  def publications(self) -> dict[int, dict[int, Any]]:
-    """Variables by member and step: what a resumed run needs to see again."""
+  def account(self, member: int) -> Account:
+    """What the exchange did for a member since it was last asked."""
+    return Account()
+
+  def withdraw(self, member: int) -> None:
+    """Nothing more will come from a member of this process: it diverged."""
+
+  def forget(self) -> None:
+    """Removes what this process's members published in an earlier run."""
+
+  def publications(self) -> Publications:
+    """What a resumed run needs to see again: the copies, and JSON."""
     ...
 
-  def restore(self, publications: dict[int, dict[int, Any]]) -> None:
+  def restore(self, publications: Publications) -> None:
     """Puts back what `publications` returned."""
     ...
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    pass
+
+
+class Publications(NamedTuple):
+  """What an exchange holds, as a checkpoint stores it.
+
+  Attributes:
+    variables: by member and step.
+    notes: whatever else the exchange wants back; JSON.
+  """
+
+  variables: dict[int, dict[int, Any]]
+  notes: dict[str, Any]
+
+
+class Account(NamedTuple):
+  """What an exchange did for a member, for the rows.
+
+  Attributes:
+    left_out: why a neighbour did not teach in the last step: `absent`, `old`
+      or `worse`, by member number.
+    failed_loads: publications that could not be read, since the process began.
+    stall_seconds: how long `offer` and `freshest` kept the train loop; None
+      if that is not measured.
+    events: publications, loads and what went wrong with them, in order.
+  """
+
+  left_out: Mapping[int, str] = {}
+  failed_loads: int = 0
+  stall_seconds: float | None = None
+  events: tuple[Mapping[str, Any], ...] = ()

@@ -17,7 +17,9 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from codistill import sharding
+from codistill.algorithm import Publications
 from codistill.models import Model
+from codistill.publication import one_save_at_a_time
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any
@@ -29,13 +31,13 @@ class Restored(NamedTuple):
   Attributes:
     step: the updates that every active member had behind it.
     states: by member number.
-    publications: variables by member number and step.
+    publications: of the exchange.
     extra: the JSON that was saved with it.
   """
 
   step: int
   states: dict[int, TrainState]
-  publications: dict[int, dict[int, PyTree]]
+  publications: Publications
   extra: dict[str, Any]
 
 
@@ -59,7 +61,7 @@ class Checkpoints:
     self,
     step: int,
     states: Mapping[int, TrainState],
-    publications: Mapping[int, Mapping[int, PyTree]],
+    publications: Publications,
     extra: Mapping[str, Any],
   ) -> None:
     """Writes a checkpoint; returns when it is complete.
@@ -69,18 +71,24 @@ class Checkpoints:
     Args:
       step: the updates behind the members.
       states: by member number.
-      publications: of the exchange, by member number and step.
-      extra: JSON; key `layout` is taken.
+      publications: of the exchange.
+      extra: JSON; keys `layout` and `exchange` are taken.
     """
+    variables = publications.variables
     layout = {
       'admitted': {str(m): sorted(s.peer_memories) for m, s in states.items()},
-      'published': {str(m): sorted(p) for m, p in publications.items()},
+      'published': {str(m): sorted(p) for m, p in variables.items()},
     }
-    self._checkpointer.save_checkpointables(
-      step,
-      _by_name(states, publications),
-      custom_metadata={**extra, 'layout': layout},
-    )
+    with one_save_at_a_time():
+      self._checkpointer.save_checkpointables(
+        step,
+        _by_name(states, variables),
+        custom_metadata={
+          **extra,
+          'layout': layout,
+          'exchange': publications.notes,
+        },
+      )
 
   def restore(
     self, abstract: TrainState, model: Model, batch_size: int, mesh: Mesh
@@ -101,7 +109,7 @@ class Checkpoints:
       return None
     metadata = self._checkpointer.metadata(latest.step)
     extra = dict(metadata.custom_metadata)
-    layout = extra.pop('layout')
+    layout, notes = extra.pop('layout'), extra.pop('exchange')
     memory = jax.eval_shape(lambda: model.memory(batch_size))
     place, whole = state_sharding(mesh), sharding.replicated(mesh)
     states = {
@@ -113,11 +121,11 @@ class Checkpoints:
       )
       for member, peers in layout['admitted'].items()
     }
-    publications = {
+    variables = {
       int(member): {step: _placed(abstract.variables, whole) for step in steps}
       for member, steps in layout['published'].items()
     }
-    target = _by_name(states, publications)
+    target = _by_name(states, variables)
     loaded = self._checkpointer.load_checkpointables(latest.step, target)
     return Restored(
       latest.step,
@@ -125,15 +133,18 @@ class Checkpoints:
         member: _load_state(loaded['states'][str(member)], state)
         for member, state in states.items()
       },
-      {
-        member: {
-          step: loaded['publications'][str(member)][str(step)]
-          for step in published
-        }
-        if published
-        else {}
-        for member, published in publications.items()
-      },
+      Publications(
+        {
+          member: {
+            step: loaded['publications'][str(member)][str(step)]
+            for step in published
+          }
+          if published
+          else {}
+          for member, published in variables.items()
+        },
+        notes,
+      ),
       extra,
     )
 

@@ -1,21 +1,40 @@
 """How members see each other's weights, and how stale those are (§2.1).
 
-The protocol and its rule of visibility are `codistill.algorithm.Exchange`.
+The protocol and its rule of visibility are `codistill.algorithm.Exchange`;
+members of several processes meet in `codistill.checkpoint_exchange`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from codistill.algorithm import Exchange, Peer
+from codistill.algorithm import Account, Exchange, Peer, Publications
+from codistill.rules import Rules, TaskLosses
 
 PyTree = Any
-# Publications by member number and step, as a checkpoint stores them.
-Publications = dict[int, dict[int, PyTree]]
+
+
+@dataclasses.dataclass
+class Copy:
+  """What a member has published.
+
+  Attributes:
+    variables: parameters and batch statistics, in buffers of their own.
+    finite: whether all of it is finite; possibly still being computed.
+    task_loss: the publisher's mean φ since it last published, likewise; None
+      if it had made no update.
+    incarnation: which life of the publisher it is from.
+  """
+
+  variables: PyTree
+  finite: jax.Array | bool
+  task_loss: jax.Array | float | None
+  incarnation: int = 0
 
 
 class InMemoryExchange(Exchange):
@@ -34,6 +53,7 @@ class InMemoryExchange(Exchange):
     reload_interval_steps: int,
     delay_steps: int,
     immediate: bool,
+    rules: Rules,
   ):
     """Makes an exchange in which nothing has been published.
 
@@ -44,32 +64,32 @@ class InMemoryExchange(Exchange):
       immediate: publications are seen at once, so that a member sees the
         update that an earlier member made in the same round: Algorithm 1 as
         literally written, which no set of parallel jobs can do.
+      rules: which of the visible copies may teach.
 
     Raises:
       ValueError: if the interval or the delay is out of range.
     """
-    if reload_interval_steps < 1:
-      raise ValueError(
-        f'reload_interval_steps must be at least 1, not {reload_interval_steps}'
-      )
-    if delay_steps < 0:
-      raise ValueError(f'delay_steps must not be negative: {delay_steps}')
+    check_cadence(reload_interval_steps, delay_steps)
     self._neighbours = dict(neighbours)
     self._interval = reload_interval_steps
     # A publication of step s is visible at step t if s ≤ t − lag.
     self._lag = delay_steps + (0 if immediate else 1)
-    self._published: dict[int, dict[int, tuple[PyTree, jax.Array | bool]]] = {
+    self._rules = rules
+    self._losses = TaskLosses()
+    self._published: dict[int, dict[int, Copy]] = {
       member: {} for member in self._neighbours
     }
+    self._left_out: dict[int, dict[int, str]] = {}
 
   def offer(
     self, member: int, step: int, variables: PyTree, task_loss: Any = None
   ) -> None:
     """Publishes a copy if `step` is a multiple of the reload interval."""
+    self._losses.add(member, task_loss)
     if step % self._interval:
       return
     published = self._published[member]
-    published[step] = _copy_and_check(variables, task_loss)
+    published[step] = make_copy(variables, self._losses.publish(member))
     # Readers ask for this step or a later one from here on: what lies before
     # the newest copy that they may see is never asked for again.
     newest = self._newest(member, step)
@@ -78,32 +98,41 @@ class InMemoryExchange(Exchange):
 
   def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
     """The newest visible copy of each neighbour; those without one left out."""
-    newest = (
-      (peer, self._newest(peer, step)) for peer in self._neighbours[member]
+
+    def newest(peer: int) -> tuple[int, Copy] | None:
+      at = self._newest(peer, step)
+      return None if at is None else (at, self._published[peer][at])
+
+    peers, self._left_out[member] = choose_peers(
+      member,
+      step,
+      self._neighbours[member],
+      newest,
+      self._rules,
+      self._losses,
     )
-    return tuple(
-      Peer(peer, at, self._published[peer][at][0])
-      for peer, at in newest
-      if at is not None
-    )
+    return peers
+
+  def account(self, member: int) -> Account:
+    """Who was left out, and why."""
+    return Account(left_out=self._left_out.pop(member, {}))
 
   def publications(self) -> Publications:
     """The copies that may still be asked for."""
-    return {
-      member: {
-        step: variables
-        for step, (variables, finite) in published.items()
-        if bool(finite)
-      }
-      for member, published in self._published.items()
-    }
+    return to_publications(
+      {
+        member: {at: copy for at, copy in copies.items() if bool(copy.finite)}
+        for member, copies in self._published.items()
+      },
+      self._losses,
+    )
 
   def restore(self, publications: Publications) -> None:
     """Puts back what `publications` returned."""
-    for member, published in publications.items():
-      self._published[member] = {
-        step: (variables, True) for step, variables in published.items()
-      }
+    copies = from_publications(publications, self._losses)
+    self._published = {
+      member: copies.get(member, {}) for member in self._neighbours
+    }
 
   def _newest(self, member: int, step: int) -> int | None:
     """The step of the member's newest copy that is visible at `step`."""
@@ -112,7 +141,7 @@ class InMemoryExchange(Exchange):
       (s for s in published if s <= step - self._lag), reverse=True
     ):
       # Waits for the publisher's update, not for the asker's: once an interval.
-      if bool(published[at][1]):
+      if bool(published[at].finite):
         return at
       del published[at]
     return None
@@ -139,10 +168,112 @@ class FrozenExchange(Exchange):
 
   def publications(self) -> Publications:
     """Nothing: the frozen peers come from where the first run got them."""
-    return {}
+    return Publications({}, {})
 
   def restore(self, publications: Publications) -> None:
     """Nothing was stored, nothing comes back."""
+
+
+# What every exchange of copies does in the same way.
+
+
+def check_cadence(reload_interval_steps: int, delay_steps: int) -> None:
+  """Refuses an interval or a delay that is out of range with a ValueError."""
+  if reload_interval_steps < 1:
+    raise ValueError(
+      f'reload_interval_steps must be at least 1, not {reload_interval_steps}'
+    )
+  if delay_steps < 0:
+    raise ValueError(f'delay_steps must not be negative: {delay_steps}')
+
+
+def make_copy(variables: PyTree, task_loss: Any) -> Copy:
+  """A copy of a member's weights, and whether all of it is finite."""
+  return Copy(*_copy_and_check(variables, task_loss), task_loss)
+
+
+def choose_peers(
+  member: int,
+  step: int,
+  neighbours: tuple[int, ...],
+  newest: Callable[[int], tuple[int, Copy] | None],
+  rules: Rules,
+  losses: TaskLosses,
+) -> tuple[tuple[Peer, ...], dict[int, str]]:
+  """Those neighbours' copies that may teach.
+
+  Args:
+    member: who is to be taught.
+    step: in which of its updates, from 1.
+    neighbours: whom it learns from.
+    newest: a neighbour's newest visible copy with its step, or None.
+    rules: which of these may teach.
+    losses: what this process's members published.
+
+  Returns:
+    The peers, and why each of the others was left out.
+  """
+  peers, left_out = [], {}
+  for peer in neighbours:
+    found = newest(peer)
+    if found is None:
+      left_out[peer] = 'absent'
+      continue
+    at, copy = found
+    theirs = mine = None
+    if rules.max_task_loss_ratio is not None:
+      # Fetched for the rule alone: it waits for the update of a publication.
+      mine = losses.published(member)
+      if copy.task_loss is not None:
+        theirs = copy.task_loss = float(copy.task_loss)
+    objection = rules.objection(step - 1 - at, theirs, mine)
+    if objection is None:
+      peers.append(Peer(peer, at, copy.variables))
+    else:
+      left_out[peer] = objection
+  return tuple(peers), left_out
+
+
+def to_publications(
+  copies: Mapping[int, Mapping[int, Copy]], losses: TaskLosses
+) -> Publications:
+  """Copies and losses, as a checkpoint stores them."""
+  return Publications(
+    {
+      member: {at: copy.variables for at, copy in steps.items()}
+      for member, steps in copies.items()
+    },
+    {
+      'losses': losses.to_json(),
+      'copies': {
+        str(member): {
+          str(at): {
+            'task_loss': None
+            if copy.task_loss is None
+            else float(copy.task_loss),
+            'incarnation': copy.incarnation,
+          }
+          for at, copy in steps.items()
+        }
+        for member, steps in copies.items()
+      },
+    },
+  )
+
+
+def from_publications(
+  publications: Publications, losses: TaskLosses
+) -> dict[int, dict[int, Copy]]:
+  """The copies that `to_publications` was given; `losses` gets its own back."""
+  losses.from_json(publications.notes['losses'])
+  notes = publications.notes['copies']
+  return {
+    member: {
+      at: Copy(variables, True, **notes[str(member)][str(at)])
+      for at, variables in steps.items()
+    }
+    for member, steps in publications.variables.items()
+  }
 
 
 @jax.jit
@@ -150,6 +281,11 @@ def _copy_and_check(
   variables: PyTree, task_loss: Any
 ) -> tuple[PyTree, jax.Array]:
   """A copy in buffers of its own, and whether all of it is finite."""
-  leaves = jax.tree.leaves((variables, task_loss))
-  finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
-  return jax.tree.map(jnp.copy, variables), finite
+  return jax.tree.map(jnp.copy, variables), all_finite((variables, task_loss))
+
+
+@jax.jit
+def all_finite(tree: PyTree) -> jax.Array:
+  """Whether every number in a tree is finite, bool []."""
+  leaves = jax.tree.leaves(tree)
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 SCHEMA_VERSION = 1
-KINDS = ('train', 'eval', 'final')
+KINDS = ('train', 'exchange', 'eval', 'final')
 # What every row has, in this order; null where a metric does not apply.
 FIELDS = (
   'step',
@@ -34,6 +34,9 @@ FIELDS = (
   'peers',
   'peer_ages',
   'peer_age',
+  'left_out',
+  'failed_loads',
+  'stall_seconds',
   'examples_per_second',
   'accuracy',
 )

@@ -6,20 +6,24 @@ Config stops here. Below, everything gets keyword arguments without defaults.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from codistill import exchange as exchange_lib
-from codistill import losses, optim, sharding, topology
+from codistill import losses, optim, record, sharding, topology
 from codistill.algorithm import Exchange, Member
+from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.evaluate import Evaluate, make_evaluate
 from codistill.models import MODELS, Model
+from codistill.rules import Rules
 from codistill.train_step import (
   JittedUpdates,
   TrainState,
@@ -29,6 +33,9 @@ from codistill.train_step import (
 from data.images import ImageSet, NotPreparedError, make_images
 from data.partition import partition_indices
 from experiments.errors import UserError, user_errors
+from experiments.faults import KINDS as FAULTS
+from experiments.faults import Fault
+from experiments.results import MACHINE_KEYS
 
 # diversity.partition in the words of `data.partition`.
 _PARTITIONS = {'own': 'disjoint', 'same': 'shared'}
@@ -47,6 +54,7 @@ class Experiment:
     updates: burn-in and codistilling.
     exchange: between the members.
     evaluate: exact evaluation.
+    fault: what is to go wrong on purpose.
     dataset: the examples.
     burn_in_steps: n_burn_in.
     num_steps: updates of each member.
@@ -63,6 +71,7 @@ class Experiment:
   updates: JittedUpdates
   exchange: Exchange
   evaluate: Evaluate
+  fault: Fault
   dataset: ImageSet
   burn_in_steps: int
   num_steps: int
@@ -123,7 +132,10 @@ class Experiment:
 
 
 def build(
-  config: ConfigDict, member: int | None, dataset: ImageSet | None = None
+  config: ConfigDict,
+  member: int | None,
+  dataset: ImageSet | None = None,
+  exchange_folder: epath.PathLike | None = None,
 ) -> Experiment:
   """Wires an experiment.
 
@@ -131,6 +143,8 @@ def build(
     config: as `experiments/configs` makes them.
     member: the one member that this process trains, or None for all.
     dataset: instead of the one that the config names.
+    exchange_folder: where members of several processes meet, unless the config
+      says.
 
   Returns:
     The experiment; no weight has been initialised yet.
@@ -152,15 +166,11 @@ def build(
       _arguments(config.schedule),
       **_arguments(config.optimizer),
     )
-    exchange = (
-      exchange_lib.FrozenExchange()
-      if codistill.exchange == 'none'
-      else exchange_lib.InMemoryExchange(
-        neighbours,
-        reload_interval_steps=codistill.reload_interval_steps,
-        delay_steps=codistill.delay_steps,
-        immediate=codistill.immediate,
-      )
+    fault = Fault(seed=config.seed, **config.fault)
+    optimizer = fault.prepare(optimizer)
+    rules = Rules(
+      max_age_steps=codistill.max_age_steps,
+      max_task_loss_ratio=codistill.max_task_loss_ratio,
     )
   dataset = dataset or make_dataset(config)
   with user_errors(ValueError):
@@ -171,6 +181,17 @@ def build(
         codistill.members,
         _PARTITIONS[config.diversity.partition],
       )
+  members = tuple(range(codistill.members)) if member is None else (member,)
+  with user_errors(ValueError):
+    exchange = _make_exchange(
+      config,
+      neighbours,
+      rules,
+      members=members,
+      folder=codistill.exchange_dir or exchange_folder,
+      model=model,
+      mesh=mesh,
+    )
   updates = make_updates(
     model,
     optimizer,
@@ -183,13 +204,14 @@ def build(
   )
   return Experiment(
     config=config,
-    members=tuple(range(codistill.members)) if member is None else (member,),
+    members=members,
     mesh=mesh,
     model=model,
     optimizer=optimizer,
     updates=updates,
     exchange=exchange,
     evaluate=make_evaluate(model, mesh),
+    fault=fault,
     dataset=dataset,
     burn_in_steps=codistill.burn_in_steps,
     num_steps=config.num_steps,
@@ -232,6 +254,72 @@ def make_dataset(config: ConfigDict) -> ImageSet:
   return dataset
 
 
+def _make_exchange(
+  config: ConfigDict,
+  neighbours: Mapping[int, tuple[int, ...]],
+  rules: Rules,
+  *,
+  members: tuple[int, ...],
+  folder: epath.PathLike | None,
+  model: Model,
+  mesh: Mesh,
+) -> Exchange:
+  """How the members see each other; raises ValueError as the constructors."""
+  codistill = config.codistill
+  match codistill.exchange:
+    case 'none':
+      return exchange_lib.FrozenExchange()
+    case 'memory':
+      return exchange_lib.InMemoryExchange(
+        neighbours,
+        reload_interval_steps=codistill.reload_interval_steps,
+        delay_steps=codistill.delay_steps,
+        immediate=codistill.immediate,
+        rules=rules,
+      )
+  keep = codistill.keep_publications
+  if codistill.synchronous:
+    # What a member that has lost the steps since its last checkpoint asks for.
+    lost = config.checkpoint_interval_steps + 2 * codistill.delay_steps
+    keep = max(keep, 4 + math.ceil(lost / codistill.reload_interval_steps))
+  return CheckpointExchange(
+    folder,
+    neighbours,
+    members=members,
+    like=_abstract_variables(model, mesh),
+    reload_interval_steps=codistill.reload_interval_steps,
+    delay_steps=codistill.delay_steps,
+    rules=rules,
+    synchronous=codistill.synchronous,
+    config_hash=record.config_hash(_comparable(config)),
+    keep_publications=keep,
+    keep_s=codistill.keep_s,
+    poll_interval_s=codistill.poll_interval_s,
+    wait_timeout_s=codistill.wait_timeout_s,
+    lease_timeout_s=codistill.lease_timeout_s,
+  )
+
+
+def _abstract_variables(model: Model, mesh: Mesh) -> Any:
+  """A member's variables without numbers, on all devices of the mesh."""
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  place = sharding.replicated(mesh)
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    variables,
+  )
+
+
+def _comparable(config: ConfigDict) -> dict[str, Any]:
+  """What members that exchange weights must have in common."""
+  plain = config.copy_and_resolve_references()
+  with plain.unlocked():
+    for key in MACHINE_KEYS:
+      section, _, name = key.rpartition('.')
+      del (plain[section] if section else plain)[name]
+  return plain.to_dict()
+
+
 def _make_model(config: ConfigDict) -> Model:
   return MODELS[config.model.name](
     input_shape=tuple(config.data.image_shape),
@@ -269,9 +357,13 @@ def _check(config: ConfigDict, member: int | None) -> None:
   """What no constructor further down would refuse by itself."""
   codistill, diversity = config.codistill, config.diversity
   choices = {
-    'codistill.exchange': (codistill.exchange, ('memory', 'none')),
+    'codistill.exchange': (
+      codistill.exchange,
+      ('memory', 'checkpoints', 'none'),
+    ),
     'codistill.teacher': (codistill.teacher, ('peers', 'uniform', 'unigram')),
     'codistill.distill_loss': (codistill.distill_loss, losses.DISTILL_LOSSES),
+    'fault.kind': (config.fault.kind, FAULTS),
     'model.name': (config.model.name, MODELS),
     'model.dtype': (config.model.dtype, ('float32', 'bfloat16', 'float16')),
     'model.param_dtype': (config.model.param_dtype, ('float32', 'bfloat16')),
@@ -295,6 +387,11 @@ def _check(config: ConfigDict, member: int | None) -> None:
       f'codistill.teacher {codistill.teacher} stands in for the peers; set '
       'codistill.exchange to none'
     )
+  if codistill.immediate and codistill.exchange == 'checkpoints':
+    raise UserError(
+      'codistill.immediate is the letter of Algorithm 1, which parallel jobs '
+      'cannot follow; set codistill.exchange to memory'
+    )
   least = {
     'seed': (config.seed, 0),
     'batch_size': (config.batch_size, 1),
@@ -302,6 +399,8 @@ def _check(config: ConfigDict, member: int | None) -> None:
     'model.resnet.width': (config.model.resnet.width, 1),
     'codistill.members': (codistill.members, 1),
     'codistill.burn_in_steps': (codistill.burn_in_steps, 0),
+    'codistill.reload_interval_steps': (codistill.reload_interval_steps, 1),
+    'codistill.delay_steps': (codistill.delay_steps, 0),
     'num_steps': (config.num_steps, 1),
     'eval_interval_steps': (config.eval_interval_steps, 1),
     'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
@@ -322,5 +421,6 @@ def _check(config: ConfigDict, member: int | None) -> None:
   if member is not None and codistill.exchange == 'memory':
     raise UserError(
       f'--member={member} cannot meet its peers: codistill.exchange is memory, '
-      'which holds all members in one process; use --member=all'
+      'which holds all members in one process; use --member=all, or set '
+      'codistill.exchange to checkpoints'
     )

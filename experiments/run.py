@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import logging as python_logging
 import os
 import pathlib
 import signal
@@ -26,9 +27,11 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from codistill import record
+from codistill.checkpoint_exchange import PeerTimeoutError
+from codistill.lease import LeaseHeldError, LeaseLostError
 from experiments import config as config_lib
 from experiments.build import build
-from experiments.errors import UserError
+from experiments.errors import UserError, user_errors
 from experiments.progress import RunProgress
 from experiments.summary import results_table
 from experiments.tensorboard import TensorBoard
@@ -140,12 +143,17 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
   label = f'{name}:{variant}' if variant else name
   config = _CONFIG.value
   member = _parse_member(_MEMBER.value)
+  default = '-'.join(filter(None, (name, variant)))
+  if member is not None:
+    label += f' member {member}'
+    default += '-members'
+    if config.codistill.exchange == 'memory':
+      # Alone in a process, it meets its peers in a folder.
+      config.codistill.exchange = 'checkpoints'
+  path = pathlib.Path(_WORKDIR.value or ROOT / 'runs' / default)
+  path = path.expanduser().absolute()  # Orbax takes no other.
   workdir = open_workdir(
-    pathlib.Path(
-      _WORKDIR.value or ROOT / 'runs' / '-'.join(filter(None, (name, variant)))
-    )
-    .expanduser()
-    .absolute(),  # Orbax takes no other.
+    path,
     _provenance(name, variant, config, member),
     member=member,
     overwrite=_OVERWRITE.value,
@@ -155,9 +163,13 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
     console.print(f'{label} is finished; --overwrite runs it again.')
     return _conclude(label, workdir, console)
   # Everything that can be refused is refused before the first file is written.
-  experiment = build(config, member)
+  experiment = build(config, member, exchange_folder=path / 'exchange')
   with contextlib.ExitStack() as stack:
-    stack.enter_context(workdir.begin())
+    lease = stack.enter_context(workdir.begin())
+    with user_errors(LeaseHeldError):
+      stack.enter_context(experiment.exchange)
+    if not workdir.resumes:
+      experiment.exchange.forget()
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )
@@ -175,7 +187,7 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
         start_step=trainer.start_step,
       )
     )
-    stopped_at = trainer.train(progress, lambda: bool(stop))
+    stopped_at = trainer.train(progress, lambda: lease.check() or bool(stop))
   if stopped_at is not None:
     workdir.write_run(status='interrupted')
     console.print(
@@ -316,8 +328,10 @@ def main(argv: list[str]) -> int:
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
   if not flags.FLAGS['verbosity'].present:
-    # Orbax tells a lot, and tells what it raises once more from each thread.
+    # Orbax tells a lot, and tells what it raises once more from each thread
+    # and each of its tasks.
     logging.set_verbosity(logging.FATAL)
+    python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
   if _LIST.value:
     print(config_lib.listing())
     return 0
@@ -329,6 +343,12 @@ def main(argv: list[str]) -> int:
   except UserError as error:
     _complain(str(error))
     return 2
+  except LeaseLostError as error:
+    _complain(str(error))
+    return 1
+  except PeerTimeoutError as error:
+    _complain(f'{error}; the same command goes on from the last checkpoint')
+    return 1
   except Exception as error:
     if not _disk_full(error):
       raise

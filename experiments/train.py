@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from codistill import algorithm
-from codistill.algorithm import Member, Report
+from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
+from codistill.checkpoint_exchange import PeerTimeoutError, WaitInterruptedError
 from codistill.record import Record
 from experiments.build import Experiment
 from experiments.progress import RunProgress
@@ -44,7 +45,7 @@ class Trainer:
     self._seconds_before = 0.0
     self._began = time.monotonic()
     self._last_row_at: dict[int, float] = {}
-    self._late: Report | None = None
+    self._late: tuple[Report, Account] | None = None
     self.start_step = 0
     self.members = (
       self._restore() if workdir.resumes else None
@@ -58,6 +59,9 @@ class Trainer:
       workdir.run['diverged'] = {
         member: at for member, at in diverged if at['step'] <= self.start_step
       }
+    for member in self.members:
+      if not member.active:
+        experiment.exchange.withdraw(member.index)
 
   def train(
     self, progress: RunProgress, should_stop: Callable[[], bool]
@@ -70,8 +74,13 @@ class Trainer:
 
     Returns:
       None at the end of the run, or the step at which it was stopped.
+
+    Raises:
+      PeerTimeoutError: if a synchronous member has waited too long for a peer;
+        there is a checkpoint from just before.
     """
     experiment = self._experiment
+    experiment.exchange.should_stop = should_stop
     self._began = time.monotonic()
     reports = algorithm.codistill(
       self.members,
@@ -81,10 +90,24 @@ class Trainer:
       experiment.num_steps,
       self.start_step,
     )
-    step = self.start_step
-    for report in reports:
+    step, whole = self.start_step, True
+    while True:
+      try:
+        report = next(reports, None)
+      except (PeerTimeoutError, WaitInterruptedError) as error:
+        # In the middle of a round members' states do not belong together.
+        if whole and step > self.start_step:
+          self._save(step, progress)
+        if isinstance(error, WaitInterruptedError):
+          return step
+        raise
+      if report is None:
+        break
       self._catch_up(progress)
-      self._late, step = report, report.step
+      account = experiment.exchange.account(report.member.index)
+      self._late = (report, account)
+      step, whole = report.step, report.ends_round
+      experiment.fault.strike(report.member, step)
       if not report.ends_round or step == experiment.num_steps:
         continue
       if step == experiment.burn_in_steps:
@@ -117,7 +140,7 @@ class Trainer:
     """Writes the row of the late report."""
     if self._late is None:
       return
-    report, self._late = self._late, None
+    (report, account), self._late = self._late, None
     member, step = report.member, report.step
     if not member.active:
       # It was dispatched before its last loss was known. Without a row, so
@@ -143,6 +166,9 @@ class Trainer:
       'peers': [peer.member for peer in report.peers],
       'peer_ages': ages,
       'peer_age': max(ages, default=None),
+      'left_out': {str(peer): why for peer, why in account.left_out.items()},
+      'failed_loads': account.failed_loads,
+      'stall_seconds': _rounded(account.stall_seconds),
       'examples_per_second': (
         None
         if before is None
@@ -151,9 +177,35 @@ class Trainer:
     }
     self._write(row)
     progress.trained(row)
+    for event in account.events:
+      self._write_event(member.index, step, event, progress)
     losses = [metrics['task_loss'], metrics.get('distill_loss', 0.0)]
     if not all(map(math.isfinite, losses)):
       self._give_up(member, step, metrics, progress)
+
+  def _write_event(
+    self,
+    member: int,
+    step: int,
+    event: Mapping[str, Any],
+    progress: RunProgress,
+  ) -> None:
+    """Writes what the exchange did; what went wrong with it is said, too."""
+    if 'message' in event:
+      progress.say(f'step {step:,}  {event["message"]}')
+    self._write(
+      {
+        'step': step,
+        'member': member,
+        'kind': 'exchange',
+        'seconds': round(self._seconds(), 3),
+        'examples_seen': step * self._experiment.batch_size,
+        **{
+          key: _rounded(value) if isinstance(value, float) else value
+          for key, value in event.items()
+        },
+      }
+    )
 
   def _give_up(
     self,
@@ -166,6 +218,7 @@ class Trainer:
     if not member.active:
       return
     member.active = False
+    self._experiment.exchange.withdraw(member.index)
     losses = {
       name: repr(value) for name, value in metrics.items() if 'loss' in name
     }
@@ -274,3 +327,8 @@ class Trainer:
   def _seconds(self) -> float:
     """Seconds of training, those before a resume included."""
     return self._seconds_before + time.monotonic() - self._began
+
+
+def _rounded(seconds: float | None) -> float | None:
+  """To microseconds: what is below is noise."""
+  return None if seconds is None else round(seconds, 6)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import pathlib
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from codistill.lease import Lease, LeaseHeldError, read_lease
 from codistill.record import Record, read_run
 from experiments.errors import UserError
 
@@ -49,27 +48,33 @@ class Workdir(NamedTuple):
     return self.run['status'] in ('done', 'diverged')
 
   @contextlib.contextmanager
-  def begin(self) -> Iterator[None]:
+  def begin(self) -> Iterator[Lease]:
     """Writes the provenance; an old run that is not resumed goes first.
 
     Opening leaves everything as it was found, so that what is refused later
     costs nothing.
 
     Yields:
-      Once; until the block ends, no other process can begin here.
+      The lease on the folder: until the block ends, no other process can begin
+      here while this one gives signs of life.
 
     Raises:
       UserError: if another process is at work here.
     """
-    with open(self.path / f'.lock{self.record.suffix}', 'w') as lock:
-      # Whoever merely looks, `is_running`, holds it for an instant.
-      if not any(_take(lock) or time.sleep(0.1) for _ in range(5)):
-        raise UserError(
-          f'another process is running in {self.path}; wait for it, or choose '
-          'another --workdir'
-        )
+    lease = Lease(
+      self.path / f'lease{self.record.suffix}.json',
+      timeout_s=self.run['config']['codistill']['lease_timeout_s'],
+      what=str(self.path),
+    )
+    try:
+      lease.acquire()
+    except LeaseHeldError as error:
+      raise UserError(f'{error}; or choose another --workdir') from error
+    try:
       self._begin()
-      yield
+      yield lease
+    finally:
+      lease.release()
 
   def _begin(self) -> None:
     if not self.resumes:
@@ -158,23 +163,7 @@ def open_workdir(
 
 def is_running(path: pathlib.Path) -> bool:
   """Whether a process is at work on all members of the run in a folder."""
-  try:
-    with open(path / '.lock') as lock:
-      return not _take(lock)
-  except FileNotFoundError:
-    return False
-
-
-def _take(lock: IO[str]) -> bool:
-  """Takes a lock unless another process has it.
-
-  The system lets go of it when the process ends, however it ends.
-  """
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except OSError:
-    return False
-  return True
+  return read_lease(path / 'lease.json')[1]
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -55,9 +55,9 @@ NO_PROGRAM = {
 _alike = {}
 
 
-def build_cheaply(config, member):
+def build_cheaply(config, member, **keywords):
   """`build`, with the programs of an earlier experiment that is alike."""
-  experiment = build(config, member)
+  experiment = build(config, member, **keywords)
   plain = config.to_dict()
   for key in NO_PROGRAM['config']:
     del plain[key]

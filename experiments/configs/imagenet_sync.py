@@ -99,17 +99,41 @@ def get_config(variant: str = '') -> ConfigDict:
   config.codistill.members = 1
   # Synchronous SGD is Algorithm 1 that never leaves its burn-in.
   config.codistill.burn_in_steps = config.get_oneway_ref('num_steps')
-  # memory, or none.
+  # memory: members of one process; checkpoints: of one process or many,
+  # through a folder; none.
   config.codistill.exchange = 'none'
   config.codistill.topology = 'all'
   config.codistill.reload_interval_steps = 50
   config.codistill.delay_steps = 0
   config.codistill.immediate = False
+  # Which peers may teach; None: any. Age in steps, and a peer's published
+  # task loss over one's own.
+  config.codistill.max_age_steps = config_dict.placeholder(int)
+  config.codistill.max_task_loss_ratio = config_dict.placeholder(float)
+  # For exchange checkpoints. The folder, if not WORKDIR/exchange; whether
+  # members wait for each other, so that a run can be repeated bit for bit;
+  # what stays in the folder, by number and by seconds; seconds between looks;
+  # and after how many seconds one gives up waiting, or another up for dead.
+  config.codistill.exchange_dir = config_dict.placeholder(str)
+  config.codistill.synchronous = False
+  config.codistill.keep_publications = 3
+  config.codistill.keep_s = 30.0
+  config.codistill.poll_interval_s = 0.5
+  config.codistill.wait_timeout_s = 600.0
+  config.codistill.lease_timeout_s = 60.0
   # ψ, its first argument (peers, uniform or unigram), and the two weights.
   config.codistill.distill_loss = 'cross_entropy'
   config.codistill.teacher = 'peers'
   config.codistill.task_weight = 1.0
   config.codistill.distill_weight = 1.0
+
+  # What goes wrong on purpose, after which step of which member: none; rate,
+  # a learning rate times rate_factor; noise instead of weights.
+  config.fault = ConfigDict()
+  config.fault.kind = 'none'
+  config.fault.member = 0
+  config.fault.step = 0
+  config.fault.rate_factor = 100.0
 
   # Where members differ: each own or same. Partition own: disjoint parts of
   # the data; same: all draw from all of it.

@@ -19,9 +19,15 @@ from typing import Any
 from codistill.record import SCHEMA_VERSION, read_rows
 
 FOLDER = pathlib.Path(__file__).parent
-# What no number depends on, but for rounding: not part of a point.
+# What no number depends on, but for rounding: not part of a point, and no
+# matter to members that exchange weights.
 MACHINE_KEYS = (
   'checkpoint_interval_steps',
+  'codistill.exchange_dir',
+  'codistill.keep_publications',
+  'codistill.keep_s',
+  'codistill.lease_timeout_s',
+  'codistill.wait_timeout_s',
   'data.cache',
   'data.data_dir',
   'data.num_threads',

@@ -1,0 +1,688 @@
+"""Members of many jobs meet in a folder: Orbax checkpoints, read when finished.
+
+The paper's members are jobs that share nothing else (§2.1). Each publishes its
+weights to `<folder>/<member>/<step>/` and takes up the freshest finished ones
+of its neighbours, both in the background: the train loop copies its weights on
+the device and goes on. Members start late, die, come back, stall or fall ill;
+whoever is left goes on with what it has.
+
+With `synchronous` on, members wait for each other instead, so that every one
+sees exactly what it would see of members in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from codistill import publication
+from codistill.algorithm import Account, Exchange, Peer, Publications
+from codistill.exchange import (
+  Copy,
+  all_finite,
+  check_cadence,
+  choose_peers,
+  from_publications,
+  make_copy,
+  to_publications,
+)
+from codistill.lease import Lease, read_lease
+from codistill.publication import Notes, UnreadableError
+from codistill.rules import ANY_PEER, Rules, TaskLosses
+
+PyTree = Any
+_LOG = logging.getLogger(__name__)
+# Seconds: between two looks at what a synchronous member waits for, for the
+# last publications at the end, and the most between two attempts at a
+# publication that cannot be read.
+_LOOK_S = 0.02
+_CLOSE_S = 30.0
+_MOST_PATIENCE_S = 60.0
+# Refusals that a lease remembers for synchronous peers.
+_REFUSALS = 100
+
+
+class PeerTimeoutError(Exception):
+  """A synchronous member has waited long enough."""
+
+
+class WaitInterruptedError(Exception):
+  """A synchronous member was told to stop while it waited."""
+
+
+@dataclasses.dataclass
+class _Offer:
+  """A copy on its way to the folder."""
+
+  member: int
+  step: int
+  copy: Copy
+  began: float  # Monotonic.
+  stall_seconds: float = 0.0
+
+
+class CheckpointExchange(Exchange):
+  """Members that exchange Orbax checkpoints through a folder.
+
+  Enter it before use: it takes a lease on each of this process's members, so
+  that there is one job a member, and starts a thread that publishes and one
+  that reads.
+
+  Attributes:
+    should_stop: asked while a synchronous member waits.
+  """
+
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    neighbours: Mapping[int, tuple[int, ...]],
+    *,
+    members: Iterable[int],
+    like: PyTree,
+    reload_interval_steps: int,
+    delay_steps: int = 0,
+    rules: Rules = ANY_PEER,
+    synchronous: bool = False,
+    config_hash: str = '',
+    keep_publications: int = 3,
+    keep_s: float = 30.0,
+    poll_interval_s: float = 0.5,
+    wait_timeout_s: float = 600.0,
+    lease_timeout_s: float = 60.0,
+  ):
+    """Reads and writes nothing yet.
+
+    Args:
+      folder: shared by all members; local, or an object store as far as Orbax
+        and etils go. Absolute.
+      neighbours: for each member those it learns from.
+      members: those of this process.
+      like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
+        shardings that peers are to be loaded into.
+      reload_interval_steps: k, updates between two publications, ≥ 1.
+      delay_steps: d ≥ 0, by how many more steps each publication is held back;
+        for synchronous members.
+      rules: which peers may teach.
+      synchronous: wait for each other rather than take the freshest.
+      config_hash: publications with another one are not read.
+      keep_publications: how many of the newest stay in the folder, ≥ 2.
+      keep_s: and for how many seconds after publication all do, so that slow
+        readers get to the end.
+      poll_interval_s: seconds between two looks at the neighbours' folders.
+      wait_timeout_s: seconds that a synchronous member waits for a peer.
+      lease_timeout_s: seconds after which a job without a sign of life is
+        taken for dead.
+
+    Raises:
+      ValueError: if a number is out of range, or a delay is asked of members
+        that have no common steps.
+    """
+    check_cadence(reload_interval_steps, delay_steps)
+    if delay_steps and not synchronous:
+      raise ValueError(
+        'delay_steps counts steps that members have in common, and those of '
+        'several jobs have none; set synchronous, or delay_steps to 0'
+      )
+    if keep_publications < 2:
+      raise ValueError(
+        f'keep_publications is {keep_publications}; with less than 2 the one '
+        'that is being read goes'
+      )
+    for name, value in (
+      ('keep_s', keep_s),
+      ('poll_interval_s', poll_interval_s),
+      ('wait_timeout_s', wait_timeout_s),
+    ):
+      if value < 0:
+        raise ValueError(f'{name} must not be negative: {value}')
+    self.should_stop: Callable[[], bool] = lambda: False
+    self._folder = epath.Path(folder)
+    self._neighbours = dict(neighbours)
+    self._members = tuple(members)
+    self._abstract = publication.abstract_of(like)
+    self._precision = np.dtype(jax.tree.leaves(self._abstract)[0].dtype).name
+    self._interval = reload_interval_steps
+    self._lag = delay_steps + 1
+    self._rules = rules
+    self._synchronous = synchronous
+    self._config_hash = config_hash
+    self._keep = keep_publications
+    self._keep_s = keep_s
+    self._poll_s = poll_interval_s
+    self._wait_s = wait_timeout_s
+    self._leases = {
+      member: Lease(
+        self._member_folder(member) / 'lease.json',
+        timeout_s=lease_timeout_s,
+        what=f'member {member} in {self._folder}',
+        step=None,
+        refused=[],
+        withdrawn=False,
+      )
+      for member in self._members
+    }
+    self._losses = TaskLosses()
+    self._last_step: dict[int, int] = {}
+    # Shared with the threads, under this lock.
+    self._changed = threading.Condition()
+    self._offers: list[_Offer] = []
+    self._publishing = False
+    self._copies: dict[int, dict[int, Copy]] = {
+      member: {} for member in self._neighbours
+    }
+    self._events: dict[int, list[dict[str, Any]]] = {
+      member: [] for member in self._members
+    }
+    self._warned: set[tuple[Any, ...]] = set()
+    self._failed_loads: dict[int, int] = {}
+    self._closing = threading.Event()
+    self._threads: list[threading.Thread] = []
+    # Of the train loop alone.
+    self._left_out: dict[int, dict[int, str]] = {}
+    self._stalls: dict[int, float] = {}
+    self._seen: dict[tuple[int, int], int] = {}
+    # Of the publisher's thread alone.
+    self._published_at: dict[tuple[int, int], float] = {}
+    # Of whoever reads: what is known of publications, by (member, step, time),
+    # and of those that could not be read, when to try again.
+    self._notes: dict[tuple[int, int, int], Notes] = {}
+    self._patience: dict[tuple[int, int, int], tuple[float, float]] = {}
+
+  # The life of an exchange.
+
+  def __enter__(self) -> CheckpointExchange:
+    """Takes the leases and starts to publish and to read.
+
+    Raises:
+      LeaseHeldError: if another job does one of these members' work.
+      OSError: if the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+      for member, lease in self._leases.items():
+        known = self._incarnations(member)
+        lease.acquire(at_least=1 + max(known, default=0))
+        stack.callback(lease.release)
+      stack.pop_all()
+    work = [self._publish_forever]
+    if not self._synchronous:
+      work.append(self._read_forever)
+    # Daemons: a disk that hangs must not keep the process.
+    self._threads = [
+      threading.Thread(target=one, name=one.__name__, daemon=True)
+      for one in work
+    ]
+    for thread in self._threads:
+      thread.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Publishes what was offered, within bounds, and returns the leases."""
+    self._flush(_CLOSE_S)
+    self._closing.set()
+    with self._changed:
+      self._changed.notify_all()
+    for thread in self._threads:
+      # The interpreter's end is no place for one at work in native code.
+      thread.join(_CLOSE_S)
+    for member, lease in self._leases.items():
+      lease.release(step=self._last_step.get(member))
+
+  def forget(self) -> None:
+    """Removes what this process's members published in an earlier run."""
+    for member in self._members:
+      folder = self._member_folder(member)
+      for step in publication.steps(folder):
+        publication.remove(folder / str(step))
+
+  # What Algorithm 1 asks for.
+
+  def offer(
+    self, member: int, step: int, variables: PyTree, task_loss: Any = None
+  ) -> None:
+    """Publishes a copy, in the background, every k-th step.
+
+    If the one before is still on its way to a slow disk, this one waits in its
+    place; an asynchronous member forgets one that waits already.
+
+    Raises:
+      LeaseLostError: if another job has taken over.
+    """
+    began = time.monotonic()
+    self._leases[member].check()
+    self._last_step[member] = step
+    self._losses.add(member, task_loss)
+    if step % self._interval == 0:
+      copy = make_copy(variables, self._losses.publish(member))
+      copy.incarnation = self._leases[member].incarnation
+      offer = _Offer(member, step, copy, began)
+      self._enqueue(offer)
+      offer.stall_seconds = time.monotonic() - began
+    self._stall(member, began)
+
+  def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
+    """The freshest copy of each neighbour that may teach.
+
+    Raises:
+      LeaseLostError: if another job has taken over.
+      PeerTimeoutError: if a synchronous member has waited too long.
+      WaitInterruptedError: if it was told to stop while it waited.
+    """
+    began = time.monotonic()
+    self._leases[member].check()
+
+    def newest(peer: int) -> tuple[int, Copy] | None:
+      found = (
+        self._await_visible(member, peer, step)
+        if self._synchronous
+        else self._newest(peer)
+      )
+      if found is not None:
+        self._seen[member, peer] = found[0]
+        self._drop_unseen(peer)
+      return found
+
+    peers, self._left_out[member] = choose_peers(
+      member, step, self._neighbours[member], newest, self._rules, self._losses
+    )
+    self._stall(member, began)
+    return peers
+
+  def account(self, member: int) -> Account:
+    """What was done for a member since it was last asked."""
+    with self._changed:
+      events = tuple(self._events[member])
+      self._events[member].clear()
+      failed = sum(
+        self._failed_loads.get(peer, 0) for peer in self._neighbours[member]
+      )
+    return Account(
+      left_out=self._left_out.pop(member, {}),
+      failed_loads=failed,
+      stall_seconds=self._stalls.pop(member, 0.0),
+      events=events,
+    )
+
+  def withdraw(self, member: int) -> None:
+    """Tells peers not to wait for this member any more."""
+    self._leases[member].note(
+      withdrawn=True, step=self._last_step.get(member, 0)
+    )
+
+  def publications(self) -> Publications:
+    """The copies that this process has of its neighbours.
+
+    A synchronous member's own are in the folder by then, because it will not
+    offer them again.
+
+    Raises:
+      PeerTimeoutError: if they cannot be written in time.
+    """
+    if self._synchronous and not self._flush(self._wait_s):
+      raise PeerTimeoutError(
+        f'could not publish to {self._folder} within {self._wait_s:g} s '
+        '(codistill.wait_timeout_s)'
+      )
+    with self._changed:
+      return to_publications(self._copies, self._losses)
+
+  def restore(self, publications: Publications) -> None:
+    """Puts back what `publications` returned."""
+    copies = from_publications(publications, self._losses)
+    with self._changed:
+      for member, steps in copies.items():
+        # What a thread has read since is at least as fresh.
+        self._copies[member] = {**steps, **self._copies[member]}
+
+  # Publishing.
+
+  def _enqueue(self, offer: _Offer) -> None:
+    with self._changed:
+      mine = [one for one in self._offers if one.member == offer.member]
+      if self._synchronous and mine:
+        # Nothing may be left out, and no queue may grow for ever.
+        self._changed.wait_for(
+          lambda: mine[-1] not in self._offers, self._wait_s
+        )
+      elif mine:
+        self._offers.remove(mine[-1])
+        self._event(
+          offer.member,
+          'skip',
+          publication=mine[-1].step,
+          message='the disk is slower than the training; some publications '
+          'are left out',
+        )
+      self._offers.append(offer)
+      self._changed.notify_all()
+
+  def _publish_forever(self) -> None:
+    while True:
+      with self._changed:
+        self._changed.wait_for(lambda: self._offers or self._closing.is_set())
+        if not self._offers:
+          return
+        offer = self._offers.pop(0)
+        self._publishing = True
+        self._changed.notify_all()
+      try:
+        self._publish(offer)
+      finally:
+        with self._changed:
+          self._publishing = False
+          self._changed.notify_all()
+
+  def _publish(self, offer: _Offer) -> None:
+    """Publishes or refuses; a synchronous member tries until it has."""
+    member, lease = offer.member, self._leases[offer.member]
+    if not bool(offer.copy.finite):
+      refused = [*lease.notes['refused'], offer.step][-_REFUSALS:]
+      lease.note(refused=refused, step=offer.step)
+      self._event(
+        member,
+        'refuse',
+        publication=offer.step,
+        message=f'member {member} is not finite at step {offer.step} and '
+        'publishes nothing',
+      )
+      return
+    until = time.monotonic() + (self._wait_s if self._synchronous else 0)
+    while True:
+      try:
+        self._write(offer)
+        break
+      # Whatever a disk or Orbax may raise: training goes on without it.
+      except Exception as error:
+        self._event(
+          member,
+          'failed publish',
+          publication=offer.step,
+          message=f'member {member} cannot publish: {_brief(error)}',
+        )
+        if self._closing.wait(1.0) or time.monotonic() > until:
+          return
+    lease.note(step=offer.step)
+
+  def _write(self, offer: _Offer) -> None:
+    folder = self._member_folder(offer.member)
+    copy = offer.copy
+    notes = Notes(
+      member=offer.member,
+      step=offer.step,
+      incarnation=copy.incarnation,
+      wall_time=time.time(),
+      task_loss=None if copy.task_loss is None else float(copy.task_loss),
+      config_hash=self._config_hash,
+      precision=self._precision,
+      num_bytes=publication.num_bytes(copy.variables),
+    )
+    if not (self._synchronous and self._is_published(folder, notes)):
+      publication.write(folder, copy.variables, notes)
+    self._published_at[offer.member, offer.step] = time.monotonic()
+    self._event(
+      offer.member,
+      'publish',
+      publication=offer.step,
+      bytes=notes.num_bytes,
+      took_seconds=time.monotonic() - offer.began,
+      stall_seconds=offer.stall_seconds,
+    )
+    self._prune(offer.member, copy.incarnation)
+
+  def _is_published(self, folder: epath.Path, notes: Notes) -> bool:
+    """Whether an earlier life did this: a synchronous run repeats itself."""
+    try:
+      there = publication.read_notes(folder / str(notes.step))
+    except UnreadableError:
+      return False
+    return there.config_hash == notes.config_hash
+
+  def _prune(self, member: int, incarnation: int) -> None:
+    """Removes what is neither among the newest nor young."""
+    folder = self._member_folder(member)
+    now = time.monotonic()
+    # What this life did not publish is older than all that it did, unless it
+    # is synchronous and does the same again.
+    ordered = sorted(
+      publication.steps(folder),
+      key=lambda step: (
+        self._synchronous or (member, step) in self._published_at,
+        step,
+      ),
+    )
+    for step in ordered[: -self._keep]:
+      born = self._published_at.setdefault((member, step), now)
+      if now - born >= self._keep_s:
+        publication.remove(folder / str(step))
+        self._published_at.pop((member, step))
+
+  def _incarnations(self, member: int) -> list[int]:
+    """Of all that a member has published and not removed."""
+    folder = self._member_folder(member)
+    found = []
+    for step in publication.steps(folder):
+      with contextlib.suppress(UnreadableError):
+        found.append(publication.read_notes(folder / str(step)).incarnation)
+    return found
+
+  def _flush(self, timeout_s: float) -> bool:
+    """Waits until all that was offered is published, or given up."""
+    with self._changed:
+      return self._changed.wait_for(
+        lambda: not self._offers and not self._publishing, timeout_s
+      )
+
+  # Reading.
+
+  def _read_forever(self) -> None:
+    peers = sorted({p for m in self._members for p in self._neighbours[m]})
+    while True:
+      for peer in peers:
+        folder_key = (peer, -1, 0)
+        try:
+          if self._may_try(folder_key):
+            self._read_newest(peer)
+        # A folder may be anything at any time: the next look may tell.
+        except Exception as error:
+          text = f'cannot look for member {peer}: {_brief(error)}'
+          self._failed(peer, text, folder_key)
+      if self._closing.wait(max(self._poll_s, _LOOK_S)):
+        return
+
+  def _read_newest(self, peer: int) -> None:
+    """Takes up the best publication that is better than what is there."""
+    with self._changed:
+      have = max(
+        ((copy.incarnation, step) for step, copy in self._copies[peer].items()),
+        default=None,
+      )
+    listed = publication.steps(self._member_folder(peer))
+    for key in [k for k in self._notes if k[0] == peer]:
+      if listed.get(key[1]) != key[2]:
+        del self._notes[key]
+        self._patience.pop(key, None)
+    rank = {
+      (notes.incarnation, notes.step): (peer, *item)
+      for item in listed.items()
+      if (notes := self._notes_of(peer, *item)) is not None
+    }
+    if not rank:
+      return
+    if have is not None and have[0] > max(rank)[0]:
+      # The life that it was from has left no trace: it counts for nothing.
+      have = None
+    for found in sorted(rank, reverse=True):
+      if have is not None and found <= have:
+        return
+      if self._load(*rank[found]):
+        return
+
+  def _notes_of(self, peer: int, step: int, written: int) -> Notes | None:
+    """What a publication says of itself, if it can be read and is for us."""
+    key = (peer, step, written)
+    if key not in self._notes:
+      if not self._may_try(key):
+        return None
+      path = self._member_folder(peer) / str(step)
+      try:
+        notes = publication.read_notes(path)
+      except UnreadableError as error:
+        self._failed(peer, str(error), key)
+        return None
+      self._notes[key] = notes
+    notes = self._notes[key]
+    if notes.config_hash != self._config_hash:
+      if self._may_try(key):
+        text = f'{self._member_folder(peer) / str(step)} is of another config'
+        self._failed(peer, text, key)
+      return None
+    return notes
+
+  def _load(self, peer: int, step: int, written: int) -> bool:
+    """Loads a publication for the train loop to find."""
+    key = (peer, step, written)
+    if not self._may_try(key):
+      return False
+    began = time.monotonic()
+    path = self._member_folder(peer) / str(step)
+    try:
+      variables, notes = publication.load(path, self._abstract)
+      if not bool(all_finite(variables)):
+        raise UnreadableError(f'{path} is not finite')
+    except UnreadableError as error:
+      self._failed(peer, str(error), key)
+      return False
+    copy = Copy(variables, True, notes.task_loss, notes.incarnation)
+    with self._changed:
+      if self._synchronous:
+        self._copies[peer][step] = copy
+      else:
+        self._copies[peer] = {step: copy}
+    self._event(
+      self._reader_of(peer),
+      'load',
+      peer=peer,
+      publication=step,
+      bytes=notes.num_bytes,
+      took_seconds=time.monotonic() - began,
+      incarnation=notes.incarnation,
+    )
+    return True
+
+  def _newest(self, peer: int) -> tuple[int, Copy] | None:
+    with self._changed:
+      copies = self._copies[peer]
+      return max(
+        copies.items(),
+        key=lambda item: (item[1].incarnation, item[0]),
+        default=None,
+      )
+
+  def _await_visible(
+    self, member: int, peer: int, step: int
+  ) -> tuple[int, Copy] | None:
+    """The newest copy visible at `step`, once it is there."""
+    last = step - self._lag
+    at = last - last % self._interval
+    deadline = time.monotonic() + self._wait_s
+    while at >= 0:
+      if at in self._copies[peer]:
+        return at, self._copies[peer][at]
+      if self._load_if_finished(peer, at):
+        continue
+      if self._never_comes(peer, at):
+        at -= self._interval
+        continue
+      self._leases[member].check()
+      if self.should_stop():
+        raise WaitInterruptedError
+      if time.monotonic() > deadline:
+        raise PeerTimeoutError(
+          f'member {peer} has not published step {at} to {self._folder} within '
+          f'{self._wait_s:g} s (codistill.wait_timeout_s); start it, or set '
+          'codistill.synchronous to False'
+        )
+      time.sleep(_LOOK_S)
+    return None
+
+  def _load_if_finished(self, peer: int, step: int) -> bool:
+    with contextlib.suppress(OSError):
+      written = publication.steps(self._member_folder(peer)).get(step)
+      return (
+        written is not None
+        and self._notes_of(peer, step, written) is not None
+        and self._load(peer, step, written)
+      )
+    return False
+
+  def _never_comes(self, peer: int, step: int) -> bool:
+    """Whether a member has said that it will not publish a step."""
+    lease, _ = read_lease(self._member_folder(peer) / 'lease.json')
+    return step in lease.get('refused', ()) or (
+      bool(lease.get('withdrawn')) and (lease.get('step') or 0) < step
+    )
+
+  def _drop_unseen(self, peer: int) -> None:
+    """Frees what none of this process's members will ask for again."""
+    readers = [m for m in self._members if peer in self._neighbours[m]]
+    oldest = min(self._seen.get((reader, peer), -1) for reader in readers)
+    with self._changed:
+      if self._synchronous:
+        for step in [s for s in self._copies[peer] if s < oldest]:
+          del self._copies[peer][step]
+
+  # What threads and train loop tell each other.
+
+  def _may_try(self, key: tuple[int, int, int]) -> bool:
+    return time.monotonic() >= self._patience.get(key, (0.0, 0.0))[0]
+
+  def _failed(self, peer: int, text: str, key: tuple[int, int, int]) -> None:
+    """Counts a failed read, warns once a peer, and has patience with it."""
+    pause = self._patience.get(key, (0.0, self._poll_s))[1]
+    pause = min(2 * max(pause, _LOOK_S), _MOST_PATIENCE_S)
+    self._patience[key] = (time.monotonic() + pause, pause)
+    with self._changed:
+      self._failed_loads[peer] = self._failed_loads.get(peer, 0) + 1
+    self._event(
+      self._reader_of(peer),
+      'failed load',
+      peer=peer,
+      publication=key[1],
+      message=f'{text}; going on with what is there',
+    )
+
+  def _event(
+    self, member: int, event: str, message: str | None = None, **facts: Any
+  ) -> None:
+    """Notes an event for the rows; of its kind and peer only one is said."""
+    with self._changed:
+      kind = (member, event, facts.get('peer'))
+      if message is not None and kind not in self._warned:
+        self._warned.add(kind)
+        _LOG.warning(message)
+        facts['message'] = message
+      self._events[member].append({'event': event, **facts})
+
+  def _reader_of(self, peer: int) -> int:
+    """The first of this process's members that learns from a peer."""
+    return next(m for m in self._members if peer in self._neighbours[m])
+
+  def _stall(self, member: int, began: float) -> None:
+    """Notes how long the train loop has been kept."""
+    stall = time.monotonic() - began
+    self._stalls[member] = self._stalls.get(member, 0.0) + stall
+
+  def _member_folder(self, member: int) -> epath.Path:
+    return self._folder / str(member)
+
+
+def _brief(error: Exception) -> str:
+  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'

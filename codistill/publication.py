@@ -1,0 +1,198 @@
+"""A member's weights as its peers find them: one Orbax folder a step.
+
+`<exchange>/<member>/<step>/` holds parameters and batch statistics, and in its
+metadata who published what when. Orbax renames a folder to its name when it is
+complete, so what has a number for a name is whole; on object stores, which
+cannot rename, its own mark says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+PyTree = Any
+# Orbax 0.12 tells parallel saves of one process apart by a number that they
+# share ("the current operation"): a save may then begin to write before its
+# folder is there.
+_SAVING = threading.Lock()
+# Seconds; a save to a disk that hangs is no danger to another.
+_SAVING_S = 60.0
+
+
+class Notes(NamedTuple):
+  """What a publication says of itself.
+
+  Attributes:
+    member: whose weights these are.
+    step: the updates they have behind them.
+    incarnation: which life of the publisher's job it is from.
+    wall_time: seconds since 1970 by the publisher's clock. For people; nothing
+      is decided by it, because clocks differ.
+    task_loss: the publisher's mean φ since its last publication, in nats; None
+      if it had made no update.
+    config_hash: of all that must be the same for members to understand each
+      other.
+    precision: of the parameters, as a dtype's name.
+    num_bytes: of all arrays, uncompressed.
+  """
+
+  member: int
+  step: int
+  incarnation: int
+  wall_time: float
+  task_loss: float | None
+  config_hash: str
+  precision: str
+  num_bytes: int
+
+
+class UnreadableError(Exception):
+  """A publication that is damaged, gone, or of another kind."""
+
+
+def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
+  """Publishes; returns when all of it is there for others.
+
+  What an earlier life of the job published at this step is replaced.
+
+  Args:
+    folder: of the member.
+    variables: arrays, on the device or not.
+    notes: said with them.
+  """
+  path = folder / str(notes.step)
+  remove(path)
+  with one_save_at_a_time():
+    ocp.save(path, variables, custom_metadata=notes._asdict())
+
+
+@contextlib.contextmanager
+def one_save_at_a_time() -> Iterator[None]:
+  """Keeps saves of this process apart, for at most a minute."""
+  taken = _SAVING.acquire(timeout=_SAVING_S)
+  try:
+    yield
+  finally:
+    if taken:
+      _SAVING.release()
+
+
+def remove(path: epath.Path) -> None:
+  """Removes a publication: first out of sight, so that none is half there."""
+  if not path.exists():
+    return
+  hidden = path.with_name(f'.{path.name}.removed')
+  if hidden.exists():
+    hidden.rmtree()
+  path.rename(hidden)
+  hidden.rmtree()
+
+
+def steps(folder: epath.Path) -> dict[int, int]:
+  """The finished publications of a member: steps, and when each was written.
+
+  Returns:
+    Seconds since 1970 by the file system's clock, by step; {} if there is no
+    such folder.
+
+  Raises:
+    OSError: if it cannot be listed.
+  """
+  try:
+    paths = list(folder.iterdir())
+  except (FileNotFoundError, NotADirectoryError):
+    return {}
+  found = {}
+  for path in paths:
+    if path.name.isdecimal():
+      try:
+        found[int(path.name)] = int(path.stat().mtime)
+      except FileNotFoundError:
+        continue  # Pruned since the folder was listed.
+  return found
+
+
+def read_notes(path: epath.Path) -> Notes:
+  """What a publication says of itself.
+
+  Raises:
+    UnreadableError: if it is damaged or gone.
+  """
+  return _read(path)[0]
+
+
+def load(path: epath.Path, abstract: PyTree) -> tuple[PyTree, Notes]:
+  """Loads a publication into the shardings and dtypes of `abstract`.
+
+  Args:
+    path: of the publication.
+    abstract: a tree of `jax.ShapeDtypeStruct` with shardings.
+
+  Returns:
+    The variables, and the notes that belong to just these.
+
+  Raises:
+    UnreadableError: if it is damaged, gone, replaced meanwhile, or of other
+      shapes: one sentence.
+  """
+  before, found = _read(path)
+  expected = _shapes(abstract)
+  if found != expected:
+    raise UnreadableError(f'{path} holds arrays of other shapes than expected')
+  try:
+    variables = jax.block_until_ready(ocp.load(path, abstract))
+  # Orbax and TensorStore raise anything, a bare Exception included.
+  except Exception as error:
+    raise UnreadableError(
+      f'{path} cannot be loaded: {_brief(error)}'
+    ) from error
+  if read_notes(path) != before:
+    raise UnreadableError(f'{path} was replaced while it was read')
+  return variables, before
+
+
+def num_bytes(variables: PyTree) -> int:
+  """Of all arrays, uncompressed."""
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+
+
+def abstract_of(variables: PyTree) -> PyTree:
+  """Shapes, dtypes and shardings, to `load` into."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=leaf.sharding
+    ),
+    variables,
+  )
+
+
+def _read(path: epath.Path) -> tuple[Notes, dict[str, tuple[int, ...]]]:
+  """Notes, and the shapes of the arrays by their names."""
+  try:
+    metadata = ocp.metadata(path)
+    notes = Notes(**metadata.custom_metadata)
+    return notes, _shapes(metadata.metadata)
+  except Exception as error:
+    raise UnreadableError(f'{path} cannot be read: {_brief(error)}') from error
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+  leaves = jax.tree_util.tree_leaves_with_path(
+    tree, is_leaf=lambda leaf: hasattr(leaf, 'shape')
+  )
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
+    for path, leaf in leaves
+  }
+
+
+def _brief(error: Exception) -> str:
+  """The beginning of what may be pages of specification."""
+  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'

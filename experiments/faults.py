@@ -1,0 +1,109 @@
+"""Members that go bad on purpose: what does a peer's collapse do to the others?
+
+The paper does not say what happens when a member fails. A fault strikes one
+member between two updates: its learning rate is multiplied from there on, or
+its weights are replaced by noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from codistill.algorithm import Member
+
+PyTree = Any
+KINDS = ('none', 'rate', 'noise')
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+  """What goes wrong, with whom and when.
+
+  Attributes:
+    kind: `rate`, `noise`, or `none`.
+    member: whom it strikes.
+    step: after how many of its updates; before the next, and after what it
+      publishes at this step.
+    rate_factor: by what the learning rate is multiplied.
+    seed: of the noise.
+  """
+
+  kind: str
+  member: int
+  step: int
+  rate_factor: float
+  seed: int
+
+  def prepare(
+    self, optimizer: optax.GradientTransformation
+  ) -> optax.GradientTransformation:
+    """An optimizer whose rate this fault can change."""
+    if self.kind != 'rate':
+      return optimizer
+    return optax.chain(optimizer, _scalable())
+
+  def strike(self, member: Member, step: int) -> None:
+    """Does it, if it is the member's turn."""
+    if (member.index, step) != (self.member, self.step):
+      return
+    state = member.state
+    if self.kind == 'rate':
+      opt_state = optax.tree_utils.tree_set(
+        state.opt_state,
+        rate_factor=_like(
+          optax.tree_utils.tree_get(state.opt_state, 'rate_factor'),
+          jnp.float32(self.rate_factor),
+        ),
+      )
+      member.state = dataclasses.replace(state, opt_state=opt_state)
+    if self.kind == 'noise':
+      noise = make_noise(state.variables['params'], jax.random.key(self.seed))
+      member.state = dataclasses.replace(
+        state, variables={**state.variables, 'params': noise}
+      )
+
+
+def make_noise(params: PyTree, key: jax.Array) -> PyTree:
+  """Normal noise of each array's own mean and standard deviation."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(key, len(leaves))
+  return tree.unflatten(
+    _like(
+      leaf,
+      leaf.mean() + leaf.std() * jax.random.normal(one, leaf.shape, leaf.dtype),
+    )
+    for one, leaf in zip(keys, leaves, strict=True)
+  )
+
+
+class _Scale(NamedTuple):
+  """State of `_scalable`: float32 []."""
+
+  rate_factor: jax.Array
+
+
+def _scalable() -> optax.GradientTransformation:
+  """Multiplies steps by a factor that is part of the state; 1 at first."""
+
+  def init(params):
+    del params
+    return _Scale(jnp.ones((), jnp.float32))
+
+  def update(updates, state, params=None):
+    del params
+    scaled = jax.tree.map(
+      lambda step: (state.rate_factor * step).astype(step.dtype), updates
+    )
+    return scaled, state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _like(leaf: jax.Array, value: jax.Array) -> jax.Array:
+  """A value where another one lies."""
+  return jax.device_put(value, leaf.sharding)
