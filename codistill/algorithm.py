@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @dataclasses.dataclass
@@ -192,7 +192,7 @@ class Exchange(Protocol):
     """Puts back what `publications` returned."""
     ...
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> Exchange:
     return self
 
   def __exit__(self, *exception: object) -> None:

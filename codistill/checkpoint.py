@@ -16,13 +16,14 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from codistill import sharding
+from codistill import publication, sharding
 from codistill.algorithm import Publications
 from codistill.models import Model
-from codistill.publication import one_save_at_a_time
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any
+# One would do, unless the process dies while writing its successor.
+_KEPT = 2
 
 
 class Restored(NamedTuple):
@@ -52,8 +53,7 @@ class Checkpoints:
     """
     self._checkpointer = ocp.training.Checkpointer(
       epath.Path(directory),
-      # One would do, unless the process dies while writing its successor.
-      preservation_policy=ocp.training.preservation_policies.LatestN(2),
+      preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
       cleanup_tmp_directories=True,
     )
 
@@ -79,7 +79,7 @@ class Checkpoints:
       'admitted': {str(m): sorted(s.peer_memories) for m, s in states.items()},
       'published': {str(m): sorted(p) for m, p in variables.items()},
     }
-    with one_save_at_a_time():
+    with publication.one_save_at_a_time():
       self._checkpointer.save_checkpointables(
         step,
         _by_name(states, variables),
@@ -107,50 +107,117 @@ class Checkpoints:
     latest = self._checkpointer.latest
     if latest is None:
       return None
-    metadata = self._checkpointer.metadata(latest.step)
-    extra = dict(metadata.custom_metadata)
-    layout, notes = extra.pop('layout'), extra.pop('exchange')
-    memory = jax.eval_shape(lambda: model.memory(batch_size))
-    place, whole = state_sharding(mesh), sharding.replicated(mesh)
-    states = {
-      int(member): _placed(
-        dataclasses.replace(
-          abstract, peer_memories={peer: memory for peer in peers}
-        ),
-        place,
-      )
-      for member, peers in layout['admitted'].items()
-    }
-    variables = {
-      int(member): {step: _placed(abstract.variables, whole) for step in steps}
-      for member, steps in layout['published'].items()
-    }
-    target = _by_name(states, variables)
-    loaded = self._checkpointer.load_checkpointables(latest.step, target)
-    return Restored(
-      latest.step,
-      {
-        member: _load_state(loaded['states'][str(member)], state)
-        for member, state in states.items()
-      },
-      Publications(
-        {
-          member: {
-            step: loaded['publications'][str(member)][str(step)]
-            for step in published
-          }
-          if published
-          else {}
-          for member, published in variables.items()
-        },
-        notes,
-      ),
-      extra,
-    )
+    return _load(latest.path, latest.step, abstract, model, batch_size, mesh)
 
   def close(self) -> None:
     """Releases the folder."""
     self._checkpointer.close()
+
+
+def read_newest(
+  directory: epath.PathLike,
+  abstract: TrainState,
+  model: Model,
+  batch_size: int,
+  mesh: Mesh,
+) -> Restored | None:
+  """The newest checkpoint of a process that may be at work; changes nothing.
+
+  Args:
+    directory: of the checkpoints, absolute.
+    abstract: as `Checkpoints.restore`.
+    model: likewise.
+    batch_size: likewise.
+    mesh: likewise.
+
+  Returns:
+    Its content, or None if there is no finished checkpoint or no such folder.
+
+  Raises:
+    Exception: whatever Orbax raises for a checkpoint that is damaged, or that
+      does not fit.
+  """
+  directory = epath.Path(directory)
+  while steps := publication.steps(directory):
+    newest = max(steps)
+    try:
+      restored = _load(
+        directory / str(newest), newest, abstract, model, batch_size, mesh
+      )
+    except Exception:
+      if newest in _kept(directory):
+        raise
+      continue
+    # What was removed while it was read may have come without all its numbers.
+    if newest in _kept(directory):
+      return restored
+  return None
+
+
+def save_variables(path: epath.PathLike, variables: PyTree) -> None:
+  """Writes parameters and batch statistics alone, for any kind of device.
+
+  Args:
+    path: of a folder that is not there yet, absolute.
+    variables: of one member.
+  """
+  with publication.one_save_at_a_time():
+    # Arrays of the host: those of a device would want just this one back.
+    ocp.save(epath.Path(path), jax.device_get(variables))
+
+
+def _kept(directory: epath.Path) -> list[int]:
+  """The steps that the process at work there will not remove next."""
+  return sorted(publication.steps(directory))[-_KEPT:]
+
+
+def _load(
+  path: epath.Path,
+  step: int,
+  abstract: TrainState,
+  model: Model,
+  batch_size: int,
+  mesh: Mesh,
+) -> Restored:
+  """Loads one checkpoint straight into a mesh's shardings."""
+  extra = dict(ocp.checkpointables_metadata(path).custom_metadata)
+  layout, notes = extra.pop('layout'), extra.pop('exchange')
+  memory = jax.eval_shape(lambda: model.memory(batch_size))
+  place, whole = state_sharding(mesh), sharding.replicated(mesh)
+  states = {
+    int(member): _placed(
+      dataclasses.replace(
+        abstract, peer_memories={peer: memory for peer in peers}
+      ),
+      place,
+    )
+    for member, peers in layout['admitted'].items()
+  }
+  variables = {
+    int(member): {step: _placed(abstract.variables, whole) for step in steps}
+    for member, steps in layout['published'].items()
+  }
+  loaded = ocp.load_checkpointables(path, _by_name(states, variables))
+  return Restored(
+    step,
+    {
+      member: _load_state(loaded['states'][str(member)], state)
+      for member, state in states.items()
+    },
+    Publications(
+      {
+        member: {
+          step: loaded['publications'][str(member)][str(step)]
+          for step in published
+        }
+        if published
+        else {}
+        for member, published in variables.items()
+      },
+      notes,
+    ),
+    extra,
+  )
 
 
 def _by_name(

@@ -2,7 +2,7 @@
 
 The ensemble is the mean of the members' predictions, as the teacher in
 Algorithm 1 is. Members disagree on an example when their most likely classes
-differ.
+differ; how far apart their predictions are is the total variation distance.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ class Evaluation(NamedTuple):
     ensemble: of the mean of their predictions; None for a single member.
     disagreement: share of examples on which two members predict different
       classes, mean over pairs; None for a single member.
+    total_variation: ½ Σ |p − q| over the classes, mean over examples and over
+      pairs of members, in [0, 1]; None for a single member.
     num_examples: how many were counted.
   """
 
   members: tuple[Score, ...]
   ensemble: Score | None
   disagreement: float | None
+  total_variation: float | None
   num_examples: int
 
 
@@ -80,7 +83,20 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
     classes = jnp.stack([one.argmax(-1) for one in log_probs])
     first, second = np.triu_indices(len(log_probs), k=1)
     disagree = jnp.sum((classes[first] != classes[second]) * mask)
-    sums = (*map(score, log_probs), score(mean), disagree, jnp.sum(mask))
+    probs = [jnp.exp(one) for one in log_probs]
+    # Pair by pair: a stack of all pairs would not fit large vocabularies.
+    distances = [
+      jnp.abs(probs[i] - probs[j]).sum(-1) / 2
+      for i, j in zip(first, second, strict=True)
+    ]
+    apart = sum(jnp.sum(one * mask) for one in distances)
+    sums = (
+      *map(score, log_probs),
+      score(mean),
+      disagree,
+      apart,
+      jnp.sum(mask),
+    )
     return sums, memories
 
   def evaluate(variables, batches):
@@ -97,7 +113,9 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
       raise ValueError('evaluation on no examples: the split is empty')
     # In float64 and in order, so that the sum does not depend on timing.
     flat = [jax.tree.leaves(sums) for sums in jax.device_get(pending)]
-    *scores, disagree, count = np.sum(np.asarray(flat, np.float64), axis=0)
+    *scores, disagree, apart, count = np.sum(
+      np.asarray(flat, np.float64), axis=0
+    )
     hits, losses = np.asarray(scores[0::2]), np.asarray(scores[1::2])
     result = [
       Score(float(h / count), float(l / count))
@@ -105,12 +123,12 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
     ]
     num = len(variables)
     several = num > 1
+    pairs = num * (num - 1) / 2
     return Evaluation(
       members=tuple(result[:num]),
       ensemble=result[num] if several else None,
-      disagreement=(
-        float(disagree / (count * num * (num - 1) / 2)) if several else None
-      ),
+      disagreement=float(disagree / (count * pairs)) if several else None,
+      total_variation=float(apart / (count * pairs)) if several else None,
       num_examples=round(float(count)),
     )
 

@@ -167,17 +167,19 @@ class Lease:
 
 
 def read_lease(
-  path: epath.PathLike, timeout_s: float | None = None
+  path: epath.PathLike, timeout_s: float | None = None, *, probe: bool = True
 ) -> tuple[dict[str, Any], bool]:
   """What a lease says, and whether its holder lives.
 
   Args:
     path: of the file.
     timeout_s: how old a heartbeat may be; None: as old as its holder says.
+    probe: ask the file system for the time, by a file that is there for an
+      instant; else this host's clock has to do, and nothing is written.
 
   Returns:
     Its content, {} if there is none or it cannot be read; and whether it is
-    held. Nothing is written.
+    held.
   """
   path = epath.Path(path)
   found = _read(path)
@@ -185,7 +187,7 @@ def read_lease(
     return found, False
   if found['host'] == socket.gethostname() and not _lives(found):
     return found, False
-  return found, _age_s(path) < (timeout_s or found['timeout_s'])
+  return found, _age_s(path, probe) < (timeout_s or found['timeout_s'])
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -219,17 +221,17 @@ def _lives(found: dict[str, Any]) -> bool:
     return False
 
 
-def _age_s(path: epath.Path) -> float:
+def _age_s(path: epath.Path, probe: bool) -> float:
   """Seconds since a file was written, by the clock of its file system."""
-  probe = path.with_name(f'.clock.{uuid.uuid4().hex}')
-  try:
-    probe.write_text('')
-    now = probe.stat().mtime
-    probe.unlink()
-  except OSError:
-    # Not ours to write, as to whoever merely looks: then this host's clock.
-    now = datetime.datetime.now().timestamp()
-  return now - path.stat().mtime
+  now = datetime.datetime.now().timestamp()
+  if probe:
+    # Where we may not write, this host's clock has to do.
+    with contextlib.suppress(OSError):
+      clock = path.with_name(f'.clock.{uuid.uuid4().hex}')
+      clock.write_text('')
+      now = clock.stat().mtime
+      clock.unlink()
+  return float(now - path.stat().mtime)
 
 
 @contextlib.contextmanager

@@ -399,8 +399,6 @@ def _check(config: ConfigDict, member: int | None) -> None:
     'model.resnet.width': (config.model.resnet.width, 1),
     'codistill.members': (codistill.members, 1),
     'codistill.burn_in_steps': (codistill.burn_in_steps, 0),
-    'codistill.reload_interval_steps': (codistill.reload_interval_steps, 1),
-    'codistill.delay_steps': (codistill.delay_steps, 0),
     'num_steps': (config.num_steps, 1),
     'eval_interval_steps': (config.eval_interval_steps, 1),
     'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),

@@ -178,7 +178,7 @@ def leaves_of(outcome):
   """Everything that a run has in memory at its end, by path."""
   tree = {
     'members': {m.index: m.state for m in outcome.trainer.members},
-    'publications': outcome.experiment.exchange.publications(),
+    'publications': outcome.experiment.exchange.publications().variables,
   }
   return {
     jax.tree_util.keystr(path): np.asarray(leaf)

@@ -13,6 +13,7 @@ from codistill import losses, sharding, topology
 from codistill.algorithm import Member, codistill
 from codistill.exchange import FrozenExchange, InMemoryExchange
 from codistill.models import make_dnn
+from codistill.rules import ANY_PEER
 from codistill.train_step import init_state, make_updates
 
 MEMBERS, CLASSES, FEATURES, BATCH = 3, 4, 5, 8
@@ -126,6 +127,7 @@ def test_equals_the_numpy_transcription(burn_in):
       reload_interval_steps=1,
       delay_steps=0,
       immediate=True,
+      rules=ANY_PEER,
     )
     reports = list(codistill(members, updates, exchange, burn_in, num_steps))
     ours = [to_numpy(member.state.variables) for member in members]
@@ -197,6 +199,7 @@ def in_memory(members, interval, delay, immediate=False):
     reload_interval_steps=interval,
     delay_steps=delay,
     immediate=immediate,
+    rules=ANY_PEER,
   )
 
 

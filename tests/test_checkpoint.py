@@ -10,10 +10,12 @@ import pytest
 from networks import make_small_resnet, sgd
 
 from codistill import sharding
+from codistill.algorithm import Publications
 from codistill.checkpoint import Checkpoints
 from codistill.train_step import init_state
 
 BATCH = 8
+NOTES = {'whatever': {'an': [1, 0.1, None]}}
 
 
 @functools.cache
@@ -45,7 +47,7 @@ def save_and_restore(path, states, publications, extra, num_devices=1):
   mesh = sharding.make_mesh(1)
   states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
   checkpoints = Checkpoints(path)
-  checkpoints.save(12, states, publications, extra)
+  checkpoints.save(12, states, Publications(publications, NOTES), extra)
   checkpoints.close()
   return restore(path, num_devices)
 
@@ -82,8 +84,9 @@ def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path, num_devices):
   assert found.states.keys() == states.keys()
   for member, state in states.items():
     assert_same(found.states[member], state)
-  assert_same(found.publications, publications)
-  for leaf in jax.tree.leaves((found.states, found.publications)):
+  assert_same(found.publications.variables, publications)
+  assert found.publications.notes == NOTES
+  for leaf in jax.tree.leaves((found.states, found.publications.variables)):
     assert len(leaf.sharding.device_set) == num_devices
   carry = found.states[0].peer_memories[1]['h']
   shard = carry.addressable_shards[0].data.shape
@@ -93,7 +96,7 @@ def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path, num_devices):
 def test_without_publications(tmp_path):
   found = save_and_restore(tmp_path / 'c', {3: state_of(3)}, {}, {})
   assert_same(found.states, {3: state_of(3)})
-  assert found.publications == {}
+  assert found.publications == Publications({}, NOTES)
 
 
 def test_an_empty_folder_has_none(tmp_path):
@@ -104,7 +107,7 @@ def test_the_newest_wins_and_the_one_before_it_is_kept(tmp_path):
   checkpoints = Checkpoints(tmp_path / 'c')
   for step in (4, 8, 12):
     state = dataclasses.replace(state_of(0), step=jnp.int32(step))
-    checkpoints.save(step, {0: state}, {}, {})
+    checkpoints.save(step, {0: state}, Publications({}, NOTES), {})
   checkpoints.close()
   assert restore(tmp_path / 'c').states[0].step == 12
   steps = {int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit()}

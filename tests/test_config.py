@@ -11,6 +11,7 @@ from experiments import run
 from experiments.errors import UserError
 
 NAMES = [
+  'failed_peer',
   'imagenet_codistill',
   'imagenet_diversity',
   'imagenet_ensemble',

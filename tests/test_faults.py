@@ -43,13 +43,15 @@ from experiments.build import Experiment
     ),
     (['--member=-1'], ['--member=-1 is out of range']),
     (['--member=one'], ["'one'", 'all']),
-    (['--member=0'], ['--member=0', 'memory', '--member=all']),
     (
       ['--config.batch_size=20', '--config.num_devices=8'],
       ['batch_size 20', 'not divisible by 8 devices'],
     ),
     (['--config.num_devices=9999'], ['num_devices is 9999']),
-    (['--config.codistill.exchange=pigeon'], ["'pigeon'", 'memory, none']),
+    (
+      ['--config.codistill.exchange=pigeon'],
+      ["'pigeon'", 'memory, checkpoints, none'],
+    ),
     (['--config.codistill.topology=star'], ["'star'", 'ring']),
     (['--config.num_steps=0'], ['num_steps is 0']),
     (['--config.data.augmentation=blur'], ["'blur'", 'shift']),

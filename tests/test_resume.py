@@ -1,6 +1,5 @@
 """Resume: bit for bit, after signals and kills, in the right workdir only."""
 
-import fcntl
 import json
 import shutil
 import signal
@@ -22,6 +21,7 @@ from commands import (
 )
 
 from codistill import record
+from codistill.lease import Lease
 from codistill.record import read_rows, read_run
 
 
@@ -328,12 +328,13 @@ def test_a_workdir_where_another_process_runs_is_refused(
   pair, tmp_path, capfd, overwrite
 ):
   workdir = pair.stopped_copy(tmp_path)
-  with open(workdir / '.lock', 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    before = contents(workdir)
-    assert run_command(workdir, *pair.arguments, *overwrite).status == 2
-    assert 'another process is running' in error_sentence(capfd)
-    assert contents(workdir) == before
+  lease = Lease(workdir / 'lease.json', timeout_s=60.0, what='here')
+  lease.acquire()
+  before = contents(workdir)
+  assert run_command(workdir, *pair.arguments, *overwrite).status == 2
+  assert 'another process is at work' in error_sentence(capfd)
+  assert contents(workdir) == before
+  lease.release()
   assert run_command(workdir, *pair.arguments, *overwrite).status == 0
   assert rows_of(workdir) == pair.rows
 

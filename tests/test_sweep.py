@@ -215,11 +215,11 @@ def test_a_run_with_other_keys_is_not_done(tmp_path):
 # Processes that stand in for runs: each does what its point says.
 
 FAKE = textwrap.dedent("""
-  import fcntl, json, os, pathlib, signal, sys, time
+  import json, os, pathlib, signal, sys, time
+  from codistill.lease import Lease
 
   folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
-  lock = open(folder / '.lock', 'w')
-  fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  Lease(folder / 'lease.json', timeout_s=60.0, what='here').acquire()
 
   def write(status):
     (folder / 'run.json').write_text(

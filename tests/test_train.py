@@ -55,8 +55,8 @@ def test_metrics_are_fetched_one_report_late(tmp_path):
 
       return state, {name: Watched(v, ask) for name, v in metrics.items()}
 
-  def build_watched(config, member):
-    experiment = build_cheaply(config, member)
+  def build_watched(config, member, **keywords):
+    experiment = build_cheaply(config, member, **keywords)
     exchange = experiment.exchange
     offer = exchange.offer
 

@@ -14,6 +14,7 @@ from codistill.algorithm import Member, Peer, codistill
 from codistill.exchange import InMemoryExchange
 from codistill.models import Model, Prediction
 from codistill.models.model import LinearHead
+from codistill.rules import ANY_PEER
 from codistill.train_step import init_state, make_objective, make_updates
 
 BATCH = 16
@@ -207,6 +208,7 @@ def codistilled(num_devices, make_model, num_steps=5, members=2):
     reload_interval_steps=1,
     delay_steps=0,
     immediate=False,
+    rules=ANY_PEER,
   )
   reports = codistill(team, updates_of(model, mesh), exchange, 2, num_steps)
   metrics = [host(report.metrics) for report in reports]
