@@ -18,9 +18,13 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 PyTree = Any
-# Orbax 0.12 tells parallel saves of one process apart by a number that they
-# share ("the current operation"): a save may then begin to write before its
-# folder is there.
+# Orbax 0.12 tells what goes on in one process apart by a number that saves and
+# loads share ("the current operation"): beside a load, a save may begin to
+# write before its folder is there, or wait minutes for it. Folders that are
+# made first need no such number.
+_FOLDERS_FIRST = ocp.options.AsyncOptions(
+  create_directories_asynchronously=False
+)
 _SAVING = threading.Lock()
 # Seconds; a save to a disk that hangs is no danger to another.
 _SAVING_S = 60.0
@@ -78,7 +82,8 @@ def one_save_at_a_time() -> Iterator[None]:
   """Keeps saves of this process apart, for at most a minute."""
   taken = _SAVING.acquire(timeout=_SAVING_S)
   try:
-    yield
+    with ocp.Context(async_options=_FOLDERS_FIRST):
+      yield
   finally:
     if taken:
       _SAVING.release()

@@ -187,7 +187,11 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
         start_step=trainer.start_step,
       )
     )
-    stopped_at = trainer.train(progress, lambda: lease.check() or bool(stop))
+    try:
+      stopped_at = trainer.train(progress, lambda: lease.check() or bool(stop))
+    except PeerTimeoutError:
+      workdir.write_run(status='interrupted')
+      raise
   if stopped_at is not None:
     workdir.write_run(status='interrupted')
     console.print(

@@ -1,0 +1,175 @@
+"""One job at a time: who is alive, who is dead, who has been replaced."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from codistill.lease import (
+  Lease,
+  LeaseHeldError,
+  LeaseLostError,
+  read_lease,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tmp_path / 'member' / 'lease.json'
+
+
+@pytest.fixture
+def make(path):
+  """Leases that are given back at the end."""
+  made = []
+
+  def make(timeout_s=60.0, **notes):
+    made.append(Lease(path, timeout_s=timeout_s, what='member 1', **notes))
+    return made[-1]
+
+  yield make
+  for lease in made:
+    lease.release()
+
+
+def change(path, **changes):
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def make_old(path, seconds):
+  then = time.time() - seconds
+  os.utime(path, (then, then))
+
+
+def test_a_second_job_is_refused_while_the_first_lives(make):
+  make().acquire()
+  with pytest.raises(LeaseHeldError) as caught:
+    make().acquire()
+  assert 'another process is at work on member 1' in str(caught.value)
+  assert f'pid {os.getpid()}' in str(caught.value)
+  assert 'lease_timeout_s' in str(caught.value)
+
+
+def test_each_life_has_the_next_number(make):
+  for number in (1, 2, 3):
+    lease = make()
+    assert lease.acquire() == number
+    lease.release()
+  assert make().acquire(at_least=9) == 9
+
+
+def test_what_is_returned_says_so_and_keeps_its_notes(make, path):
+  lease = make(step=None)
+  lease.acquire()
+  lease.note(step=50)
+  found, held = read_lease(path)
+  assert held
+  assert (found['step'], found['incarnation']) == (50, 1)
+  assert (found['pid'], found['timeout_s']) == (os.getpid(), 60.0)
+  lease.release(step=60)
+  found, held = read_lease(path)
+  assert not held
+  assert found['step'] == 60
+
+
+HOLD = """
+import sys, time
+from codistill.lease import Lease
+Lease(sys.argv[1], timeout_s=1000.0, what='here').acquire()
+print('held', flush=True)
+time.sleep(100)
+"""
+
+
+def test_a_process_that_was_killed_frees_it_at_once(make, path):
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLD, str(path)], stdout=subprocess.PIPE
+  )
+  with process, process.stdout:
+    assert process.stdout.readline() == b'held\n'
+    with pytest.raises(LeaseHeldError, match=f'pid {process.pid}'):
+      make().acquire()
+    process.kill()
+    # Whoever started it may not have noticed yet: a zombie is dead, too.
+    deadline = time.monotonic() + 20
+    while read_lease(path)[1] and time.monotonic() < deadline:
+      time.sleep(0.01)
+    assert make().acquire() == 2
+
+
+def test_a_number_that_another_process_has_got_since_is_not_the_holder(
+  make, path
+):
+  make().acquire()
+  found = json.loads(path.read_text())
+  change(path, process_started=found['process_started'] - 100)
+  assert not read_lease(path)[1]
+  assert make().acquire() == 2
+
+
+@pytest.mark.parametrize('host', ['elsewhere', None])
+def test_without_a_sign_of_life_it_is_free_after_the_timeout(make, path, host):
+  """On another host; and here, where the process lives but hangs."""
+  make().acquire()
+  if host:
+    change(path, host=host, nonce='another')
+  make_old(path, 50)
+  with pytest.raises(LeaseHeldError):
+    make().acquire()
+  # Whoever waits less by its own config may take over earlier.
+  make_old(path, 70)
+  assert not read_lease(path)[1]
+  assert make().acquire() == 2
+
+
+def test_a_holder_elsewhere_is_not_judged_by_its_clock(make, path):
+  make().acquire()
+  change(path, host='elsewhere', heartbeat='1999-01-01T00:00:00+00:00')
+  assert read_lease(path)[1]
+
+
+def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
+  first = make(timeout_s=0.2)
+  first.acquire()
+  first.check()
+  change(path, nonce='another', pid=7, host='elsewhere')
+  theirs = path.read_text()
+  first.note(step=8)
+  with pytest.raises(LeaseLostError, match='pid 7 on elsewhere'):
+    first.check()
+  first.note(step=9)
+  first.release()
+  assert path.read_text() == theirs
+
+
+def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
+  lease = make(timeout_s=0.4)
+  lease.acquire()
+  path.unlink()
+  path.parent.rename(path.parent.with_name('away'))
+  deadline = time.monotonic() + 20
+  while not path.exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  lease.check()
+  assert read_lease(path)[1]
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"held": true}', '\0' * 99])
+def test_garbage_holds_nothing(make, path, text):
+  path.parent.mkdir()
+  path.write_text(text)
+  assert read_lease(path) == ({}, False)
+  assert make().acquire() == 1
+
+
+def test_nobody_holds_what_is_not_there(path):
+  assert read_lease(path) == ({}, False)
+  assert not path.parent.exists()
+
+
+def test_a_timeout_that_cannot_be_is_refused(make):
+  with pytest.raises(ValueError, match='lease_timeout_s must be positive'):
+    make(timeout_s=0.0)
