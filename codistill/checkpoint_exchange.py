@@ -192,6 +192,7 @@ class CheckpointExchange(Exchange):
     self._seen: dict[tuple[int, int], int] = {}
     # Of the publisher's thread alone.
     self._published_at: dict[tuple[int, int], float] = {}
+    self._began = time.monotonic()
     # Of whoever reads: what is known of publications, by (member, step, time),
     # and of those that could not be read, when to try again.
     self._notes: dict[tuple[int, int, int], Notes] = {}
@@ -383,7 +384,7 @@ class CheckpointExchange(Exchange):
   def _publish(self, offer: _Offer) -> None:
     """Publishes or refuses; a synchronous member tries until it has."""
     member, lease = offer.member, self._leases[offer.member]
-    if not bool(offer.copy.finite):
+    if not offer.copy.finite:
       refused = [*lease.notes['refused'], offer.step][-_REFUSALS:]
       lease.note(refused=refused, step=offer.step)
       self._event(
@@ -459,10 +460,11 @@ class CheckpointExchange(Exchange):
       ),
     )
     for step in ordered[: -self._keep]:
-      born = self._published_at.setdefault((member, step), now)
+      # What was there before this life is as old as it at the least.
+      born = self._published_at.get((member, step), self._began)
       if now - born >= self._keep_s:
         publication.remove(folder / str(step))
-        self._published_at.pop((member, step))
+        self._published_at.pop((member, step), None)
 
   def _incarnations(self, member: int) -> list[int]:
     """Of all that a member has published and not removed."""

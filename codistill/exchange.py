@@ -7,6 +7,7 @@ members of several processes meet in `codistill.checkpoint_exchange`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from codistill.algorithm import Account, Exchange, Peer, Publications
-from codistill.rules import Rules, TaskLosses
+from codistill.rules import MeanLoss, Rules, TaskLosses
 
 PyTree = Any
 
@@ -25,16 +26,24 @@ class Copy:
 
   Attributes:
     variables: parameters and batch statistics, in buffers of their own.
-    finite: whether all of it is finite; possibly still being computed.
+    finite_variables: whether all of these are finite; possibly still being
+      computed.
     task_loss: the publisher's mean φ since it last published, likewise; None
       if it had made no update.
     incarnation: which life of the publisher it is from.
   """
 
   variables: PyTree
-  finite: jax.Array | bool
-  task_loss: jax.Array | float | None
+  finite_variables: jax.Array | bool
+  task_loss: MeanLoss | float | None
   incarnation: int = 0
+
+  @property
+  def finite(self) -> bool:
+    """Whether all of it is finite; waits for the publisher's update."""
+    return bool(self.finite_variables) and (
+      self.task_loss is None or math.isfinite(float(self.task_loss))
+    )
 
 
 class InMemoryExchange(Exchange):
@@ -121,7 +130,7 @@ class InMemoryExchange(Exchange):
     """The copies that may still be asked for."""
     return to_publications(
       {
-        member: {at: copy for at, copy in copies.items() if bool(copy.finite)}
+        member: {at: copy for at, copy in copies.items() if copy.finite}
         for member, copies in self._published.items()
       },
       self._losses,
@@ -141,7 +150,7 @@ class InMemoryExchange(Exchange):
       (s for s in published if s <= step - self._lag), reverse=True
     ):
       # Waits for the publisher's update, not for the asker's: once an interval.
-      if bool(published[at].finite):
+      if published[at].finite:
         return at
       del published[at]
     return None
@@ -187,9 +196,9 @@ def check_cadence(reload_interval_steps: int, delay_steps: int) -> None:
     raise ValueError(f'delay_steps must not be negative: {delay_steps}')
 
 
-def make_copy(variables: PyTree, task_loss: Any) -> Copy:
-  """A copy of a member's weights, and whether all of it is finite."""
-  return Copy(*_copy_and_check(variables, task_loss), task_loss)
+def make_copy(variables: PyTree, task_loss: MeanLoss | None) -> Copy:
+  """A copy of a member's weights, in buffers of its own."""
+  return Copy(*_copy_and_check(variables), task_loss)
 
 
 def choose_peers(
@@ -224,8 +233,7 @@ def choose_peers(
     if rules.max_task_loss_ratio is not None:
       # Fetched for the rule alone: it waits for the update of a publication.
       mine = losses.published(member)
-      if copy.task_loss is not None:
-        theirs = copy.task_loss = float(copy.task_loss)
+      theirs = None if copy.task_loss is None else float(copy.task_loss)
     objection = rules.objection(step - 1 - at, theirs, mine)
     if objection is None:
       peers.append(Peer(peer, at, copy.variables))
@@ -277,11 +285,9 @@ def from_publications(
 
 
 @jax.jit
-def _copy_and_check(
-  variables: PyTree, task_loss: Any
-) -> tuple[PyTree, jax.Array]:
+def _copy_and_check(variables: PyTree) -> tuple[PyTree, jax.Array]:
   """A copy in buffers of its own, and whether all of it is finite."""
-  return jax.tree.map(jnp.copy, variables), all_finite((variables, task_loss))
+  return jax.tree.map(jnp.copy, variables), all_finite(variables)
 
 
 @jax.jit

@@ -22,9 +22,8 @@ PyTree = Any
 # loads share ("the current operation"): beside a load, a save may begin to
 # write before its folder is there, or wait minutes for it. Folders that are
 # made first need no such number.
-_FOLDERS_FIRST = ocp.options.AsyncOptions(
-  create_directories_asynchronously=False
-)
+_FOLDERS_FIRST = ocp.Context()
+_FOLDERS_FIRST.asynchronous.create_directories_asynchronously = False
 _SAVING = threading.Lock()
 # Seconds; a save to a disk that hangs is no danger to another.
 _SAVING_S = 60.0
@@ -82,7 +81,7 @@ def one_save_at_a_time() -> Iterator[None]:
   """Keeps saves of this process apart, for at most a minute."""
   taken = _SAVING.acquire(timeout=_SAVING_S)
   try:
-    with ocp.Context(async_options=_FOLDERS_FIRST):
+    with ocp.Context(_FOLDERS_FIRST):
       yield
   finally:
     if taken:
@@ -118,9 +117,11 @@ def steps(folder: epath.Path) -> dict[int, int]:
   for path in paths:
     if path.name.isdecimal():
       try:
-        found[int(path.name)] = int(path.stat().mtime)
-      except FileNotFoundError:
-        continue  # Pruned since the folder was listed.
+        stat = path.stat()
+      except OSError:
+        continue  # Pruned since the folder was listed, or no publication.
+      if stat.is_directory:
+        found[int(path.name)] = int(stat.mtime)
   return found
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+# Losses that a mean holds before it adds up the older half.
+_MOST = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,68 +69,84 @@ class Rules:
 ANY_PEER = Rules()
 
 
+class MeanLoss:
+  """The mean of some updates' φ, computed when it is asked for.
+
+  Until then it holds what the updates returned. The smallest computation on a
+  device waits there for the updates, and so would the train loop.
+  """
+
+  def __init__(self, total: float, count: int, losses: list[Any]):
+    """Takes the sum of `count` losses, and the rest of them."""
+    self._total, self._count, self._losses = total, count, losses
+
+  def add(self, loss: Any) -> None:
+    """Takes another one."""
+    self._losses.append(loss)
+    if len(self._losses) > _MOST:
+      self._fold(_MOST // 2)  # Long computed.
+
+  def sum_and_count(self) -> tuple[float, int]:
+    """Waits for the updates; both numbers exactly as they go on being added."""
+    self._fold(len(self._losses))
+    return self._total, self._count
+
+  def __float__(self) -> float:
+    total, count = self.sum_and_count()
+    return total / count
+
+  def _fold(self, number: int) -> None:
+    for loss in self._losses[:number]:
+      self._total += float(loss)
+      self._count += 1
+    del self._losses[:number]
+
+
 class TaskLosses:
   """The task loss that each member publishes: the mean since it last did.
 
-  The loss of one batch says too little about whether a member is ill. Sums
-  stay on the device until they are asked for.
+  The loss of one batch says too little about whether a member is ill.
   """
 
   def __init__(self):
     """Knows no loss yet."""
-    self._sums: dict[int, tuple[Any, int]] = {}
-    self._published: dict[int, Any] = {}
+    self._running: dict[int, MeanLoss] = {}
+    self._published: dict[int, MeanLoss] = {}
 
   def add(self, member: int, task_loss: Any) -> None:
     """Takes note of an update's φ; None counts for nothing."""
     if task_loss is not None:
-      total, count = self._sums.get(member, (0.0, 0))
-      self._sums[member] = (_add(total, task_loss), count + 1)
+      self._running.setdefault(member, MeanLoss(0.0, 0, [])).add(task_loss)
 
-  def publish(self, member: int) -> jax.Array | None:
+  def publish(self, member: int) -> MeanLoss | None:
     """The mean φ of the updates since the last call; None without any."""
-    if member not in self._sums:
+    if member not in self._running:
       return None
-    total, count = self._sums.pop(member)
-    self._published[member] = _divide(total, count)
+    self._published[member] = self._running.pop(member)
     return self._published[member]
 
   def published(self, member: int) -> float | None:
     """What a member published last; waits for it if need be."""
-    if member not in self._published:
-      return None
-    self._published[member] = float(self._published[member])
-    return self._published[member]
+    mean = self._published.get(member)
+    return None if mean is None else float(mean)
 
   def to_json(self) -> dict[str, Any]:
     """All of it, for a checkpoint."""
     return {
-      'sums': {
-        str(member): [float(total), count]
-        for member, (total, count) in self._sums.items()
-      },
-      'published': {
-        str(member): self.published(member) for member in self._published
-      },
+      name: {
+        str(member): mean.sum_and_count() for member, mean in means.items()
+      }
+      for name, means in self._parts().items()
     }
 
   def from_json(self, notes: dict[str, Any]) -> None:
     """Puts back what `to_json` returned."""
-    self._sums = {
-      int(member): (total, count)
-      for member, (total, count) in notes['sums'].items()
-    }
-    self._published = {
-      int(member): loss for member, loss in notes['published'].items()
-    }
+    for name, means in self._parts().items():
+      means.clear()
+      means.update(
+        (int(member), MeanLoss(*sum_and_count, []))
+        for member, sum_and_count in notes[name].items()
+      )
 
-
-# Jitted, so that the sum stays where the losses are, in float32.
-@jax.jit
-def _add(total: Any, loss: Any) -> jax.Array:
-  return jnp.asarray(total, jnp.float32) + loss
-
-
-@jax.jit
-def _divide(total: Any, count: Any) -> jax.Array:
-  return total / count
+  def _parts(self) -> dict[str, dict[int, MeanLoss]]:
+    return {'running': self._running, 'published': self._published}

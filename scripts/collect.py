@@ -17,6 +17,7 @@ whatever is allowed.
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -177,16 +178,23 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   )
 
 
-def _summary(rows: Sequence[Row]) -> dict[str, float | None]:
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
   """What figures need of the training rows, which stay where they are."""
   train = [row for row in rows if row['kind'] == 'train']
 
   def of(key, summarise):
-    values = [row[key] for row in train if row[key] is not None]
+    values = [row[key] for row in train if row.get(key) is not None]
     return summarise(values) if values else None
 
   return {
     'mean_peer_age': of('peer_age', statistics.fmean),
+    # How often a neighbour did not teach, by reason.
+    'left_out': of(
+      'left_out',
+      lambda rows: collections.Counter(
+        why for peers in rows for why in peers.values()
+      ),
+    ),
     'examples_per_second': of('examples_per_second', statistics.median),
   }
 

@@ -68,7 +68,7 @@ def test_one_loss_that_is_not_finite_shows():
   losses = TaskLosses()
   losses.add(0, jnp.float32(np.inf))
   losses.add(0, jnp.float32(1.0))
-  assert losses.publish(0) == np.inf
+  assert float(losses.publish(0)) == np.inf
 
 
 @pytest.mark.parametrize('stop', range(7))
@@ -83,3 +83,11 @@ def test_a_mean_goes_on_after_a_resume_bit_for_bit(stop):
   for loss in values[stop:]:
     after.add(0, jnp.asarray(loss))
   assert float(after.publish(0)) == float(whole.publish(0))
+
+
+def test_a_long_mean_holds_few_losses():
+  losses, values = TaskLosses(), np.linspace(0, 1, 1001)
+  for loss in values:
+    losses.add(0, loss)
+    assert len(losses._running[0]._losses) <= 256
+  assert float(losses.publish(0)) == pytest.approx(values.mean())

@@ -32,6 +32,7 @@ from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.churn import Churn
 from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
+from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import GRAY, Figure, hours_table
 from scripts.figures.staleness import Staleness
 
@@ -132,6 +133,7 @@ FIGURES: Mapping[str, Figure] = {
   'diversity': Diversity(
     'What the members share, ours on images', _FIGURE_2B, (LOSS, TOP_1)
   ),
+  'failed_peer': FailedPeer('What if one model collapses? One of three fails'),
   'churn': Churn('Churn, beside log loss', configs=('criteo_table1',)),
 }
 
@@ -144,9 +146,9 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
       1, 2, figsize=(10, 4), layout='constrained'
     )
     picture.suptitle(figure.title, fontsize=11)
-    paper.set_title('the paper')
-    ours.set_title(f'ours, :{variant}')
-    figure.draw_paper(paper)
+    for axes, title in zip((paper, ours), figure.titles, strict=True):
+      axes.set_title(title.format(variant=variant))
+    figure.draw_left(paper, rows)
     if figure.has_rows(rows):
       figure.draw_ours(ours, rows)
     else:

@@ -24,14 +24,21 @@ class Figure:
     title: of the picture.
     configs: without whose rows there is nothing of ours to draw.
     seeds: how many the command for missing rows asks for.
+    titles: of the two panels.
   """
 
   title: str
   configs: tuple[str, ...]
   seeds = 3
+  titles: tuple[str, str] = ('the paper', 'ours, :{variant}')
+
+  def draw_left(self, axes: Axes, rows: Rows) -> None:
+    """The left panel: the paper's, unless a figure is ours alone."""
+    del rows
+    self.draw_paper(axes)
 
   def draw_paper(self, axes: Axes) -> None:
-    """The left panel."""
+    """What the paper shows."""
     raise NotImplementedError
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:

@@ -1,0 +1,106 @@
+"""docs/own_loop.md does what it says, with the package alone."""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE = (ROOT / 'docs/own_loop.md').read_text(encoding='utf-8')
+[CODE] = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
+
+
+def test_codistillation_adds_less_than_twenty_lines():
+  added = [line for line in CODE.splitlines() if line.endswith('# +')]
+  assert 5 < len(added) < 20
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """`pip install .`, of a copy: it builds where the sources are."""
+  folder = tmp_path_factory.mktemp('install')
+  source, target = folder / 'source', folder / 'target'
+  shutil.copytree(
+    ROOT, source, ignore=shutil.ignore_patterns('.*', 'runs', 'build')
+  )
+  subprocess.run(
+    [
+      *(sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps'),
+      *('--disable-pip-version-check', '--no-build-isolation'),
+      *('--target', str(target), str(source)),
+    ],
+    check=True,
+    capture_output=True,
+  )
+  return target
+
+
+def test_the_package_is_codistill_alone(installed):
+  found = {path.name for path in installed.iterdir()}
+  packages = {name for name in found if not name.endswith('.dist-info')}
+  assert packages == {'codistill'}
+  there = {path.name for path in (installed / 'codistill').glob('*.py')}
+  assert there == {path.name for path in (ROOT / 'codistill').glob('*.py')}
+
+
+def start(folder, installed, member, code):
+  return subprocess.Popen(
+    [sys.executable, '-c', code, str(member), str(folder / 'exchange')],
+    cwd=folder,
+    env={**os.environ, 'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process):
+  out, err = process.communicate(timeout=200)
+  assert process.returncode == 0, err
+  return out.splitlines()
+
+
+def test_two_members_teach_each_other(tmp_path, installed):
+  lines = finish(start(tmp_path, installed, 0, CODE))
+  # Nobody else was there.
+  assert [line.partition(':')[0] for line in lines] == [
+    f'step {step}' for step in range(100, 1001, 100)
+  ]
+  assert all(line.endswith('[]') for line in lines)
+  # The page promises nothing of how fast a thread is: wait in the loop.
+  patient = CODE.replace(
+    'with exchange:  # +\n',
+    'import time\n'
+    'with exchange:  # +\n'
+    '  while not exchange.freshest(member, 1): time.sleep(0.02)\n',
+  )
+  assert patient != CODE
+  lines = finish(start(tmp_path, installed, 1, patient))
+  for line in lines:
+    step, loss, age = re.fullmatch(
+      r'step (\d+): loss (\S+), ages of the peers \[(.*)\]', line
+    ).groups()
+    assert float(loss) < 1
+    # The other one is at its end.
+    assert age == (str(int(step) - 1001) if int(step) > 200 else '')
+
+
+def test_without_the_added_lines_it_is_an_ordinary_loop(tmp_path, installed):
+  """So the rest of the page is what a user has already."""
+  lines = [
+    # What used the peers has none.
+    re.sub(r'^with exchange:.*', 'if True:', line)
+    for line in CODE.splitlines()
+    if not line.endswith('# +') or line.startswith('with exchange')
+  ]
+  code = '\n'.join(lines).replace(
+    '  for step in', '  peers = ()\n  for step in'
+  )
+  assert 'codistill' not in code
+  out = finish(start(tmp_path, installed, 0, code))
+  assert len(out) == 10
+  assert not (tmp_path / 'exchange').exists()
