@@ -28,6 +28,16 @@ from typing import Any
 import psutil
 from etils import epath
 
+# What a lease must have to be one.
+_KINDS = {
+  'held': bool,
+  'host': str,
+  'pid': int,
+  'process_started': (int, float),
+  'nonce': str,
+  'incarnation': int,
+  'timeout_s': (int, float),
+}
 # Heartbeats within a timeout: three may be lost before others take over.
 _BEATS = 4
 
@@ -187,7 +197,11 @@ def read_lease(
     return found, False
   if found['host'] == socket.gethostname() and not _lives(found):
     return found, False
-  return found, _age_s(path, probe) < (timeout_s or found['timeout_s'])
+  try:
+    age = _age_s(path, probe)
+  except OSError:
+    return {}, False  # Removed meanwhile.
+  return found, age < (timeout_s or found['timeout_s'])
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -203,11 +217,10 @@ def _read(path: epath.Path) -> dict[str, Any]:
     found = json.loads(path.read_text())
   except (OSError, ValueError):
     return {}
-  needed = {
-    *('held', 'host', 'pid', 'process_started', 'nonce'),
-    *('incarnation', 'timeout_s'),
-  }
-  return found if isinstance(found, dict) and needed <= found.keys() else {}
+  whole = isinstance(found, dict) and all(
+    isinstance(found.get(key), kind) for key, kind in _KINDS.items()
+  )
+  return found if whole else {}
 
 
 def _lives(found: dict[str, Any]) -> bool:
@@ -217,7 +230,7 @@ def _lives(found: dict[str, Any]) -> bool:
     # A number that another process has got since is not it.
     same = abs(process.create_time() - found['process_started']) < 1
     return same and process.status() != psutil.STATUS_ZOMBIE
-  except psutil.Error:
+  except (psutil.Error, ValueError):
     return False
 
 

@@ -19,6 +19,7 @@ import os
 import pathlib
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -192,15 +193,15 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
     except PeerTimeoutError:
       workdir.write_run(status='interrupted')
       raise
+    status = 'diverged' if workdir.run.get('diverged') else 'done'
+    # While nobody else can begin here.
+    workdir.write_run(status=status if stopped_at is None else 'interrupted')
   if stopped_at is not None:
-    workdir.write_run(status='interrupted')
     console.print(
       f'Stopped at step {stopped_at:,} of {experiment.num_steps:,}; '
       'the same command goes on from there.'
     )
     return 128 + stop[0]
-  diverged = bool(workdir.run.get('diverged'))
-  workdir.write_run(status='diverged' if diverged else 'done')
   return _conclude(label, workdir, console)
 
 
@@ -336,6 +337,9 @@ def main(argv: list[str]) -> int:
     # and each of its tasks.
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings(
+      'ignore', 'coroutine .* was never awaited', RuntimeWarning
+    )
   if _LIST.value:
     print(config_lib.listing())
     return 0

@@ -11,6 +11,7 @@ meets both alike. Prints medians, with the least and the greatest.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import pathlib
@@ -66,7 +67,7 @@ def measure(intervals: int, folder: pathlib.Path) -> Iterator[list[Figure]]:
     folder: for the exchange.
 
   Yields:
-    After each pair of intervals all that has been measured so far.
+    After each pair of intervals, and at the end, all that has been measured.
   """
   mesh = sharding.make_mesh(1)
   model = make_resnet(
@@ -124,13 +125,11 @@ def measure(intervals: int, folder: pathlib.Path) -> Iterator[list[Figure]]:
     reload_interval_steps=INTERVAL_STEPS,
     keep_s=0.0,
   )
-  process = psutil.Process()
   step, late = 0, None
   with exchange:
     for number in range(intervals + 1):
       counted = number > 0
       _publish_as_peer(folder, state, step)
-      before = process.memory_info().rss
       began = time.perf_counter()
       for _ in range(INTERVAL_STEPS):
         step += 1
@@ -167,12 +166,20 @@ def measure(intervals: int, folder: pathlib.Path) -> Iterator[list[Figure]]:
         'MB',
         _size(folder / '1' / str(events['load']['publication'])) / 1e6,
       )
-      note(
-        'growth of the process over the interval',
-        'MB',
-        (process.memory_info().rss - before) / 1e6,
-      )
       yield list(found.values())
+  # As many peers as there were intervals, one after the other and all kept.
+  abstract, held = publication.abstract_of(state.variables), []
+  [path] = (folder / '1').glob('[0-9]*')
+  process = psutil.Process()
+  for _ in range(intervals + 1):
+    gc.collect()
+    before = process.memory_info().rss
+    held.append(publication.load(epath.Path(path), abstract)[0])
+    gc.collect()
+    if len(held) > 1:
+      grown = process.memory_info().rss - before
+      note('memory for one more peer', 'MB', grown / 1e6)
+  yield list(found.values())
 
 
 def _fetch(late: Metrics | None, metrics: Metrics) -> Metrics:
@@ -269,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = measure(arguments.intervals, pathlib.Path(folder))
     for number, so_far in enumerate(measured, start=1):
       figures = so_far
-      console.print(f'{number} of {arguments.intervals} pairs of intervals')
+      if number <= arguments.intervals:
+        console.print(f'{number} of {arguments.intervals} pairs of intervals')
   console.print(table(figures))
   if arguments.json:
     numbers = {f'{name} ({unit})': values for name, unit, values in figures}

@@ -58,13 +58,10 @@ def by_hand(model, members, examples):
     )
     for p in [*probs, np.mean(probs, axis=0)]
   ]
-  classes = [p.argmax(-1) for p in probs]
-  pairs = [
-    np.mean(classes[i] != classes[j])
-    for i in range(len(classes))
-    for j in range(i)
-  ]
-  return scores, np.mean(pairs) if pairs else None
+  pairs = [(probs[i], probs[j]) for i in range(len(probs)) for j in range(i)]
+  differ = [np.mean(p.argmax(-1) != q.argmax(-1)) for p, q in pairs]
+  distances = [np.abs(p - q).sum(-1).mean() / 2 for p, q in pairs]
+  return scores, differ, distances
 
 
 @pytest.mark.parametrize('num_devices', [1, 8])
@@ -76,25 +73,44 @@ def test_counts_every_example_once(
   members = [model.init(jax.random.key(i)) for i in range(num_members)]
   evaluate = make_evaluate(model, sharding.make_mesh(num_devices))
   result = evaluate(members, batches(examples, batch_size))
-  scores, disagreement = by_hand(model, members, examples)
+  scores, differ, distances = by_hand(model, members, examples)
   assert result.num_examples == EXAMPLES
   np.testing.assert_allclose(result.members, scores[:num_members], rtol=1e-5)
   if num_members == 1:
     assert result.ensemble is None
     assert result.disagreement is None
+    assert result.total_variation is None
   else:
     np.testing.assert_allclose(result.ensemble, scores[-1], rtol=1e-5)
-    np.testing.assert_allclose(result.disagreement, disagreement, rtol=1e-6)
+    np.testing.assert_allclose(result.disagreement, np.mean(differ), rtol=1e-6)
     assert 0 < result.disagreement < 1
+    np.testing.assert_allclose(
+      result.total_variation, np.mean(distances), rtol=1e-5
+    )
+    assert 0 < result.total_variation < 1
 
 
 def test_identical_members_never_disagree(model, examples):
   member = model.init(jax.random.key(0))
   evaluate = make_evaluate(model, sharding.make_mesh(1))
   result = evaluate([member, member], batches(examples, 16))
-  assert result.disagreement == 0
+  assert result.disagreement == result.total_variation == 0
   assert result.members[0] == result.members[1]
   np.testing.assert_allclose(result.ensemble, result.members[0], rtol=1e-6)
+
+
+def test_members_that_never_agree_are_as_far_apart_as_can_be(model, examples):
+  def sure_of(label):
+    def biased(leaf):
+      zeros = jnp.zeros_like(leaf)
+      is_bias_of_head = leaf.shape == (CLASSES,)
+      return zeros.at[label].set(200.0) if is_bias_of_head else zeros
+
+    return jax.tree.map(biased, model.init(jax.random.key(0)))
+
+  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  result = evaluate([sure_of(0), sure_of(3)], batches(examples, 16))
+  assert result.disagreement == result.total_variation == 1
 
 
 def test_a_broken_member_scores_what_it_deserves(model, examples):

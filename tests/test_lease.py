@@ -9,6 +9,7 @@ import time
 import pytest
 
 from codistill.lease import (
+  _KINDS,
   Lease,
   LeaseHeldError,
   LeaseLostError,
@@ -157,7 +158,14 @@ def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
   assert read_lease(path)[1]
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"held": true}', '\0' * 99])
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('', '{', '[]', '{"held": true}', '\0' * 99),
+    # All keys, and nonsense in them.
+    json.dumps(dict.fromkeys(_KINDS, 'x') | {'held': True}),
+  ],
+)
 def test_garbage_holds_nothing(make, path, text):
   path.parent.mkdir()
   path.write_text(text)

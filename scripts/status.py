@@ -1,0 +1,465 @@
+"""What each member of a run is doing: a line for every one.
+
+  python -m scripts.status WORKDIR [--watch SECONDS]
+
+Works while jobs run and after, for a process that trains all members and for
+members of many processes. It only reads: provenance, the last rows, leases, and
+the names in the exchange folder. Ages of files are by this host's clock. With
+--watch the table is renewed until Ctrl-C, or until every member is done or has
+diverged.
+
+running: a process gives signs of life. dead: it should, and does not; its
+command resumes it. stopped: by a signal, with a checkpoint. elsewhere: at work
+on the same exchange folder, with another workdir.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from codistill.lease import read_lease
+from codistill.record import Record, read_run
+from experiments.errors import UserError
+from experiments.summary import number
+
+# Of a member, that rate and loss are taken from.
+LAST_ROWS = 20
+# Of the rows, a member: a row takes about 400.
+_TAIL_BYTES = 64 << 10
+_SECOND_LOOK_S = 0.2
+_OVER = ('done', 'diverged')
+_STATES = {'interrupted': 'stopped', 'done': 'done', 'diverged': 'done'}
+Run = dict[str, Any]
+Row = dict[str, Any]
+
+
+class LeaseStatus(NamedTuple):
+  """What a lease tells someone who must not write.
+
+  Attributes:
+    incarnation: which life of the job it is from; None if nobody knows.
+    alive: whether a process holds it and gives signs of life.
+    text: who, and when last; 'free', 'missing' or 'unreadable'.
+  """
+
+  incarnation: int | None
+  alive: bool
+  text: str
+
+
+class Status(NamedTuple):
+  """A member as its files show it; None or '' for what is not known.
+
+  Attributes:
+    member: its number.
+    state: running, stopped, done, diverged, dead, elsewhere or not started.
+    step: updates it has rows of.
+    num_steps: updates in all.
+    rate: examples a second over the last train rows, evaluations included.
+    task_loss: φ in nats, mean over the last train rows.
+    peers: ages of its peers at the last update, or why they were left out.
+    failed_loads: publications it could not read, since its process began.
+    incarnation: which life of its job this is.
+    lease: who holds it, and the age of the last heartbeat.
+    published: newest publication that others can read, and its age.
+  """
+
+  member: int
+  state: str
+  step: int | None
+  num_steps: int
+  rate: float | None
+  task_loss: float | None
+  peers: str
+  failed_loads: int | None
+  incarnation: int | None
+  lease: str
+  published: str
+
+
+def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
+  """The provenance of every process that began in a workdir.
+
+  Returns:
+    By the member that it trains, or {None: …} if it trains all.
+
+  Raises:
+    UserError: if there is none, or one cannot be read.
+  """
+  runs = {}
+  for path in sorted(workdir.glob('run*.json')):
+    match = re.fullmatch(r'run(?:-(\d+))?\.json', path.name)
+    if match is None:
+      continue
+    member = None if match[1] is None else int(match[1])
+    try:
+      runs[member] = _checked(read_run(path))
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{path} is damaged; restore it, or begin that run anew with '
+        '--overwrite'
+      ) from error
+    except FileNotFoundError:
+      continue  # Begun anew since the folder was listed.
+  if not runs:
+    raise UserError(
+      f'{workdir} holds no run; make one with python -m experiments.run '
+      f'--config=NAME --workdir={workdir}'
+    )
+  return runs
+
+
+def _checked(run: Run) -> Run:
+  """The same, unless a key or a type shows that it is no run's provenance."""
+  label_of(run)
+  _num_members(run)
+  for value in (run['status'], run['config']['num_steps']):
+    if not isinstance(value, (str, int)):
+      raise TypeError(value)
+  return run
+
+
+def members_of(runs: Mapping[int | None, Run]) -> range:
+  """The numbers of all members that the config asks for."""
+  return range(max(map(_num_members, runs.values())))
+
+
+def some_run(runs: Mapping[int | None, Run]) -> Run:
+  """The provenance of one process; config and code are those of all."""
+  return next(iter(runs.values()))
+
+
+def _num_members(run: Run) -> int:
+  return int(run['config']['codistill']['members'])
+
+
+def last_rows(path: pathlib.Path, num_bytes: int) -> list[Row]:
+  """The rows in the last bytes of a file; [] if there is no such file.
+
+  A line that is not whole is left out: the first one begins before, the last
+  one is being written or was cut short.
+  """
+  try:
+    with open(path, 'rb') as file:
+      file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+      lines = file.read().split(b'\n')
+  except FileNotFoundError:
+    return []
+  rows = []
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue
+    if isinstance(row, dict):
+      rows.append(row)
+  return rows
+
+
+def read_status(workdir: pathlib.Path) -> list[Status]:
+  """All members of a run, as they are now.
+
+  Raises:
+    UserError: as `read_runs`.
+    OSError: if something is there and cannot be read.
+  """
+  statuses = _read_once(workdir)
+  if any(one.state == 'dead' for one in statuses):
+    # Or it has begun or ended between a look at its lease and at the rest.
+    time.sleep(_SECOND_LOOK_S)
+    statuses = _read_once(workdir)
+  return statuses
+
+
+def _read_once(workdir: pathlib.Path) -> list[Status]:
+  runs = read_runs(workdir)
+  members = members_of(runs)
+  some = some_run(runs)
+  exchange = _exchange_folder(workdir, some)
+  leases, rows = {}, {}
+  for process in runs:
+    suffix = '' if process is None else f'-{process}'
+    leases[process] = _read_lease(workdir / f'lease{suffix}.json')
+    rows[process] = last_rows(
+      Record(workdir, suffix).rows_path,
+      _TAIL_BYTES * (len(members) if process is None else 1),
+    )
+  statuses = []
+  for member in members:
+    process = None if None in runs else member
+    if process in runs:
+      status = _begun(
+        member, runs[process], rows[process], leases[process], exchange
+      )
+    else:
+      status = _not_begun(member, some, exchange)
+    statuses.append(status)
+  return statuses
+
+
+def _begun(
+  member: int,
+  run: Run,
+  rows: Sequence[Row],
+  lease: LeaseStatus,
+  exchange: epath.Path | None,
+) -> Status:
+  trained = [
+    row
+    for row in rows
+    if row.get('member') == member and row.get('kind') == 'train'
+  ][-LAST_ROWS:]
+  diverged = run.get('diverged', {}).get(str(member))
+  if diverged:
+    state = 'diverged'
+  elif run['status'] == 'running':
+    state = 'running' if lease.alive else 'dead'
+  else:
+    state = _STATES.get(run['status'], run['status'])
+  last = trained[-1] if trained else {}
+  # Of a member that fell out long ago, no row may be among the last ones.
+  step = last.get('step', diverged['step'] if diverged else 0)
+  losses = [
+    row['task_loss'] for row in trained if row.get('task_loss') is not None
+  ]
+  life = lease.incarnation
+  if exchange is not None:
+    life = _read_lease(exchange / str(member) / 'lease.json').incarnation
+  return Status(
+    member=member,
+    state=state,
+    step=step,
+    num_steps=run['config']['num_steps'],
+    rate=_rate(trained),
+    task_loss=statistics.fmean(losses) if losses else None,
+    peers=_peers(last),
+    failed_loads=last.get('failed_loads'),
+    incarnation=life,
+    lease=lease.text,
+    published=_newest_publication(exchange, member),
+  )
+
+
+def _not_begun(member: int, run: Run, exchange: epath.Path | None) -> Status:
+  """Without files here; it may meet the others from another workdir."""
+  lease = LeaseStatus(None, False, '')
+  if exchange is not None:
+    lease = _read_lease(exchange / str(member) / 'lease.json')
+  return Status(
+    member=member,
+    state='elsewhere' if lease.alive else 'not started',
+    step=None,
+    num_steps=run['config']['num_steps'],
+    rate=None,
+    task_loss=None,
+    peers='',
+    failed_loads=None,
+    incarnation=lease.incarnation if lease.alive else None,
+    lease=lease.text if lease.alive else '',
+    published=_newest_publication(exchange, member),
+  )
+
+
+def _rate(trained: Sequence[Row]) -> float | None:
+  """Examples a second from the first of these rows to the last."""
+  if len(trained) < 2:
+    return None
+  first, last = trained[0], trained[-1]
+  seconds = last['seconds'] - first['seconds']
+  examples = last['examples_seen'] - first['examples_seen']
+  return examples / seconds if seconds > 0 else None
+
+
+def _peers(row: Row) -> str:
+  """'1: 12, 2: old' of a train row."""
+  ages = zip(row.get('peers') or (), row.get('peer_ages') or (), strict=True)
+  left_out = (row.get('left_out') or {}).items()
+  told = {**dict(ages), **{int(peer): why for peer, why in left_out}}
+  return ', '.join(f'{peer}: {what}' for peer, what in sorted(told.items()))
+
+
+def _exchange_folder(workdir: pathlib.Path, run: Run) -> epath.Path | None:
+  """Where members meet, if they meet in a folder."""
+  codistill = run['config']['codistill']
+  if codistill.get('exchange') != 'checkpoints':
+    return None
+  return epath.Path(codistill.get('exchange_dir') or workdir / 'exchange')
+
+
+def _read_lease(path: epath.PathLike) -> LeaseStatus:
+  path = epath.Path(path)
+  try:
+    if not path.exists():
+      return LeaseStatus(None, False, 'missing')
+    found, alive = read_lease(path, probe=False)
+    age = time.time() - path.stat().mtime
+  except FileNotFoundError:
+    return LeaseStatus(None, False, 'missing')
+  # Whatever somebody wrote into it by hand.
+  except (TypeError, ValueError):
+    found = {}
+  if not found:
+    return LeaseStatus(None, False, 'unreadable')
+  text = 'free'
+  if found['held']:
+    text = f'{found["host"]} {found["pid"]}, {_age(age)}'
+  return LeaseStatus(found['incarnation'], alive, text)
+
+
+def _newest_publication(exchange: epath.Path | None, member: int) -> str:
+  """Its step and age. A folder gets its name when all of it is there."""
+  if exchange is None:
+    return ''
+  written = {}
+  try:
+    for path in (exchange / str(member)).iterdir():
+      if path.name.isdecimal():
+        try:
+          written[int(path.name)] = path.stat().mtime
+        except FileNotFoundError:
+          continue  # Pruned since the folder was listed.
+  except (FileNotFoundError, NotADirectoryError):
+    return ''
+  if not written:
+    return ''
+  # Not the greatest step: a new life may have resumed from an earlier one.
+  step = max(written, key=lambda step: (written[step], step))
+  return f'{step:,}, {_age(time.time() - written[step])}'
+
+
+def _age(seconds: float) -> str:
+  """'17 s', '3 min', …; clocks that differ do not make it negative."""
+  for size, unit in ((86_400, 'd'), (3_600, 'h'), (60, 'min')):
+    if seconds >= 2 * size:
+      return f'{seconds // size:.0f} {unit}'
+  return f'{max(seconds, 0):.0f} s'
+
+
+def status_table(title: str, statuses: Sequence[Status]) -> Table:
+  """A line for each member."""
+  table = Table(
+    title=title,
+    box=box.SIMPLE_HEAD,
+    padding=(0, 1, 0, 0),
+    caption=(
+      f'ex/s, loss (φ, nats): over the last {LAST_ROWS} train rows; peers: age '
+      'in steps, or why left out; failed: loads; life: incarnation; lease: '
+      'host, process, age of its heartbeat; newest: publication, its age'
+    ),
+  )
+  for name in ('member', 'state'):
+    table.add_column(name)
+  for name in ('step', 'ex/s', 'loss'):
+    table.add_column(name, justify='right', no_wrap=True)
+  table.add_column('peers')
+  for name in ('failed', 'life'):
+    table.add_column(name, justify='right')
+  for name in ('lease', 'newest'):
+    table.add_column(name)
+  for one in statuses:
+    cells = (
+      one.member,
+      one.state,
+      None if one.step is None else f'{one.step:,}/{one.num_steps:,}',
+      None if one.rate is None else f'{one.rate:,.0f}',
+      number(one.task_loss),
+      one.peers,
+      one.failed_loads,
+      one.incarnation,
+      one.lease,
+      one.published,
+    )
+    table.add_row(
+      *(Text('–' if cell in (None, '') else str(cell)) for cell in cells)
+    )
+  return table
+
+
+def label_of(run: Run) -> str:
+  """'imagenet_sync:laptop' of a run's provenance."""
+  return ':'.join(filter(None, (run['experiment'], run['variant'])))
+
+
+def _table(workdir: pathlib.Path) -> tuple[Table, bool]:
+  """The table now, and whether it will not change any more."""
+  statuses = read_status(workdir)
+  table = status_table(label_of(some_run(read_runs(workdir))), statuses)
+  return table, all(one.state in _OVER for one in statuses)
+
+
+def watch(workdir: pathlib.Path, console: Console, seconds: float) -> None:
+  """Shows the table anew until nothing more can happen."""
+  with Live(console=console, auto_refresh=False) as live:
+    while True:
+      table, is_final = _table(workdir)
+      if console.is_terminal:
+        live.update(table, refresh=True)
+      else:
+        _print(table, console)
+      if is_final:
+        return
+      time.sleep(seconds)
+
+
+def _print(table: Table, console: Console) -> None:
+  """Prints it, where nobody sees a terminal's edge with a line a member."""
+  if not console.is_terminal:
+    options = console.options.update(max_width=1_000)
+    needed = Measurement.get(console, options, table).maximum
+    console.width = max(console.width, needed)
+  console.print(table)
+
+
+def _positive(text: str) -> float:
+  try:
+    seconds = float(text)
+  except ValueError:
+    seconds = 0.0
+  if not 0 < seconds < float('inf'):
+    raise argparse.ArgumentTypeError(f'{text!r} is no number of seconds')
+  return seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Prints the table, once or again and again."""
+  parser = argparse.ArgumentParser(
+    prog='scripts.status',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('workdir', metavar='WORKDIR', type=pathlib.Path)
+  parser.add_argument('--watch', metavar='SECONDS', type=_positive)
+  arguments = parser.parse_args(argv)
+  console = Console()
+  try:
+    if arguments.watch is not None:
+      watch(arguments.workdir, console, arguments.watch)
+    else:
+      _print(_table(arguments.workdir)[0], console)
+  except KeyboardInterrupt:
+    return 0
+  except (UserError, OSError) as error:
+    print(f'scripts.status: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

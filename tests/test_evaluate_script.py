@@ -1,0 +1,287 @@
+"""What a run has stored, scored again: the same numbers, nothing touched."""
+
+import json
+import math
+import shutil
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from commands import contents, on_row, run_command
+
+from codistill import checkpoint
+from codistill.lease import Lease
+from codistill.record import read_rows, read_run
+from data import digits, images
+from scripts import evaluate
+
+
+@pytest.fixture(scope='module')
+def apart(tmp_path_factory):
+  """Two members that ran one after the other and met in a folder."""
+  workdir = tmp_path_factory.mktemp('apart')
+  for member in (0, 1):
+    assert run_command(workdir, f'--member={member}').status == 0
+  return workdir
+
+
+@pytest.fixture
+def copy(apart, tmp_path):
+  return shutil.copytree(apart, tmp_path / 'copy')
+
+
+def numbers_of(workdir, *arguments, status=0):
+  """What the command writes as JSON."""
+  file = workdir.parent / 'numbers.json'
+  command = [str(workdir), f'--json={file}', *arguments]
+  assert evaluate.main(command) == status
+  return json.loads(file.read_text())
+
+
+def complaint(capsys, workdir, *arguments):
+  """The one sentence of a command that fails."""
+  assert evaluate.main([str(workdir), *arguments]) == 1
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  [line] = captured.err.splitlines()
+  assert line.startswith('scripts.evaluate: ')
+  return line
+
+
+def final_rows(*paths):
+  return {
+    str(row['member']): row
+    for path in paths
+    for row in read_rows(path)
+    if row['kind'] == 'final'
+  }
+
+
+def scores(rows_or_numbers):
+  return {
+    who: (one['step'], one['accuracy'], one['task_loss'])
+    for who, one in rows_or_numbers.items()
+    if who != 'ensemble'
+  }
+
+
+def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
+  found = numbers_of(pair.workdir)
+  final = final_rows(pair.workdir / 'rows.jsonl')
+  assert scores(found['members']) == scores(final)
+  assert found['num_examples'] == 360
+  ensemble = final['ensemble']
+  assert found['disagreement'] == ensemble['disagreement']
+  assert found['ensemble'] == {
+    name: ensemble[name] for name in ('accuracy', 'task_loss')
+  }
+  assert 0 < found['total_variation'] < 1
+  assert found['left_out'] == {}
+  shown = capsys.readouterr().out
+  for who, row in final.items():
+    [line] = [one for one in shown.splitlines() if one.split()[:1] == [who]]
+    assert line.split()[1] == '10'
+    assert f'{100 * row["accuracy"]:.2f} %' in line
+    assert f'{row["task_loss"]:.4f}' in line
+  assert f'{found["total_variation"]:.4f}' in line
+
+
+def test_members_of_several_processes_are_one_table(apart):
+  found = numbers_of(apart)
+  final = final_rows(apart / 'rows-0.jsonl', apart / 'rows-1.jsonl')
+  assert scores(found['members']) == scores(final)
+  assert found['ensemble'] is not None
+
+
+def test_nothing_is_changed_where_jobs_are_at_work(copy):
+  half = copy / 'checkpoints-0' / '9.orbax-checkpoint-tmp'
+  (half / 'states').mkdir(parents=True)
+  (half / 'states' / 'part').write_text('being written')
+  paths = [copy / 'lease-0.json', copy / 'exchange/0/lease.json']
+  leases = [Lease(path, timeout_s=60.0, what='here') for path in paths]
+  for lease in leases:
+    lease.acquire()
+  try:
+    before = contents(copy), sorted(copy.rglob('*'))
+    found = numbers_of(copy)
+    assert (contents(copy), sorted(copy.rglob('*'))) == before
+  finally:
+    for lease in leases:
+      lease.release()
+  assert found['members']['0']['step'] == 8
+
+
+def test_members_may_be_at_different_steps(copy, capsys):
+  shutil.rmtree(copy / 'checkpoints-1' / '8')
+  found = numbers_of(copy)
+  assert {m: one['step'] for m, one in found['members'].items()} == {
+    '0': 8,
+    '1': 4,
+  }
+  assert 'ensemble  4 to 8' in capsys.readouterr().out
+
+
+def test_one_member_alone(apart, capsys):
+  found = numbers_of(apart, '--member', '1')
+  assert found['members'].keys() == {'1'}
+  for name in ('ensemble', 'disagreement', 'total_variation'):
+    assert found[name] is None
+  assert 'ensemble' not in capsys.readouterr().out
+
+
+def test_a_member_without_a_checkpoint_is_left_out_with_a_sentence(
+  copy, capsys
+):
+  shutil.rmtree(copy / 'checkpoints-0')
+  found = numbers_of(copy)
+  assert found['members'].keys() == {'1'}
+  said = 'member 0 has no checkpoint yet'
+  assert found['left_out'] == {'0': said}
+  assert capsys.readouterr().err == f'scripts.evaluate: {said}; left out\n'
+  assert not (copy / 'checkpoints-0').exists()
+  # Nor need it have begun.
+  for path in (*copy.glob('*-0.json*'), *copy.glob('*-0')):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  assert numbers_of(copy)['left_out'] == {'0': said}
+  capsys.readouterr()
+  assert said in complaint(capsys, copy, '--member', '0')
+
+
+def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
+  def ruin(trainer):
+    one = trainer.members[1]
+    one.state.variables['params'] = jax.tree.map(
+      lambda leaf: leaf * jnp.nan, one.state.variables['params']
+    )
+
+  with on_row(ruin, step=3, member=0, kind='train'):
+    assert run_command(tmp_path / 'run').status == 1
+  found = numbers_of(tmp_path / 'run')
+  assert found['members'].keys() == {'0'}
+  assert math.isfinite(found['members']['0']['task_loss'])
+  assert 'member 1 has diverged; left out' in capsys.readouterr().err
+
+
+# Splits.
+
+
+def test_the_training_split_is_all_of_it(apart):
+  found = numbers_of(apart, '--split=train')
+  assert found['num_examples'] == 1437
+  assert found['split'] == 'train'
+  assert scores(found['members']) != scores(numbers_of(apart)['members'])
+
+
+def test_any_other_split_is_what_the_set_makes_of_it(apart, monkeypatch):
+  def open_set(train_split, eval_split):
+    assert train_split == 'train'
+    if eval_split == 'test':
+      return digits.open_set('train', 'test')
+    assert eval_split == 'train[:100]'
+    shape, classes, (train, _) = digits.open_set('train', 'test')
+    part = images.Split(100, train.read, train.read_labels)
+    return shape, classes, (train, part)
+
+  module = types.SimpleNamespace(open_set=open_set)
+  monkeypatch.setitem(sys.modules, 'data.sliced', module)
+  monkeypatch.setitem(images.SETS, 'digits', 'data.sliced')
+  assert numbers_of(apart, '--split=train[:100]')['num_examples'] == 100
+
+
+def test_a_split_that_is_none_is_one_sentence(apart, capsys):
+  said = complaint(capsys, apart, '--split=validation')
+  assert "splits 'train' and 'test'" in said
+  assert 'validation' in said
+
+
+# What is wrong, and who can help it.
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
+  assert f'{tmp_path} holds no run' in complaint(capsys, tmp_path)
+
+
+def test_a_member_that_is_none_is_one_sentence(apart, capsys):
+  said = complaint(capsys, apart, '--member', '0', '2')
+  assert 'there is no member 2: this run has 2, numbered from 0' in said
+
+
+def test_no_checkpoint_at_all_is_an_error(copy, capsys):
+  for member in (0, 1):
+    shutil.rmtree(copy / f'checkpoints-{member}')
+  assert f'nothing to evaluate in {copy}' in complaint(capsys, copy)
+
+
+def test_a_damaged_checkpoint_is_one_sentence(copy, capsys):
+  shutil.rmtree(copy / 'checkpoints-1' / '8' / 'states')
+  said = complaint(capsys, copy)
+  assert f'{copy / "checkpoints-1"} cannot be read' in said
+  assert read_run(copy / 'run-1.json')['commit'][:12] in said
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(apart, capsys, tmp_path):
+  said = complaint(capsys, apart, f'--json={tmp_path / "none" / "file"}')
+  assert f'{tmp_path / "none"} is no folder' in said
+
+
+# Away from where it ran.
+
+
+# The first fits all eight devices here, and the second only four.
+@pytest.mark.parametrize('eval_batch_size', [48, 36])
+def test_a_run_of_more_devices_than_there_are_here(copy, eval_batch_size):
+  for path in copy.glob('run-*.json'):
+    run = read_run(path)
+    run['config']['num_devices'] = 4_096
+    run['config']['eval_batch_size'] = eval_batch_size
+    path.write_text(json.dumps(run))
+  found = numbers_of(copy)
+  assert found['num_examples'] == 360
+  final = final_rows(copy / 'rows-0.jsonl', copy / 'rows-1.jsonl')
+  for member, (step, accuracy, loss) in scores(final).items():
+    assert found['members'][member] == {
+      'step': step,
+      'accuracy': accuracy,
+      'task_loss': pytest.approx(loss, rel=1e-5),
+    }
+
+
+def test_the_config_is_the_runs_and_not_todays(pair):
+  runs = evaluate.read_runs(pair.workdir)
+  stored = runs[None]['config']
+  assert stored['num_steps'] == 10  # And not the named config's 8.
+  stored['a_key_of_former_days'] = 17
+  del stored['data']['padding']
+  experiment = evaluate.rebuild(runs)
+  assert experiment.num_steps == 10
+  assert experiment.config.data.padding == 1
+  assert isinstance(experiment.config.data.image_shape, tuple)
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_believed(
+  copy, monkeypatch
+):
+  real, read = checkpoint._load, []
+
+  def load(path, step, *rest):
+    read.append(step)
+    if len(read) == 1:
+      # The job is faster: two newer ones, and this one is removed.
+      for newer in ('12', '16'):
+        shutil.copytree(path, path.with_name(newer))
+      shutil.rmtree(path)
+      raise FileNotFoundError(path)
+    if len(read) == 2:
+      restored = real(path, step, *rest)
+      for newer in ('20', '24'):
+        shutil.copytree(path, path.with_name(newer))
+      shutil.rmtree(path)
+      return restored._replace(states={})
+    return real(path, step, *rest)
+
+  monkeypatch.setattr(checkpoint, '_load', load)
+  found = numbers_of(copy, '--member', '0')
+  assert read == [8, 16, 24]
+  assert found['members']['0']['step'] == 24

@@ -1,0 +1,227 @@
+"""A member as others get it: loaded without this project, it predicts alike."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import run_command
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from codistill.models import Model, Prediction
+from codistill.models.model import Head
+from experiments import build as build_lib
+from scripts import export
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
+
+
+@pytest.fixture(scope='module')
+def exported(pair, tmp_path_factory):
+  """Member 1 of a finished run, where its folder had to be made."""
+  out = tmp_path_factory.mktemp('served') / 'new' / 'member'
+  arguments = [str(pair.workdir), '--member=1', f'--out={out}']
+  assert export.main(arguments) == 0
+  return out
+
+
+def complaint(capsys, workdir, out, member=1):
+  """The one sentence of a command that fails, and leaves nothing."""
+  before = sorted(out.parent.rglob('*'))
+  command = [str(workdir), f'--member={member}', f'--out={out}']
+  assert export.main(command) == 1
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  [line] = captured.err.splitlines()
+  assert line.startswith('scripts.export: ')
+  assert sorted(out.parent.rglob('*')) == before
+  return line
+
+
+def test_the_lines_of_its_readme_predict_as_the_project_does(
+  pair, exported, tmp_path
+):
+  readme = (exported / 'README.md').read_text(encoding='utf-8')
+  [lines] = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
+  assert len(lines.strip().splitlines()) <= 8
+  before = 'import sys, numpy\ninputs = numpy.load(sys.argv[1])\n'
+  after = """
+single = jax.jit(exported.call)(variables, inputs[:1])
+numpy.savez(sys.argv[2], all=probabilities, single=single)
+ours = {'codistill', 'data', 'experiments', 'scripts', 'flax'}
+assert not ours & {name.split('.')[0] for name in sys.modules}
+"""
+  paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+  elsewhere = [path for path in paths if path and pathlib.Path(path) != ROOT]
+  inputs = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype('float32')
+  np.save(tmp_path / 'inputs.npy', inputs)
+  files = [str(tmp_path / 'inputs.npy'), str(tmp_path / 'outputs.npz')]
+  done = subprocess.run(
+    [sys.executable, '-c', before + lines + after, *files],
+    # As it may be moved, too.
+    cwd=shutil.copytree(exported, tmp_path / 'moved'),
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  [member] = [m for m in pair.whole.trainer.members if m.index == 1]
+  prediction, _ = pair.whole.experiment.model.predict(
+    member.state.variables, jnp.asarray(inputs), ()
+  )
+  expected = jax.nn.softmax(prediction.logits)
+  found = np.load(tmp_path / 'outputs.npz')
+  np.testing.assert_allclose(found['all'], expected, rtol=1e-5)
+  np.testing.assert_allclose(found['single'], expected[:1], rtol=1e-5)
+  np.testing.assert_allclose(found['all'].sum(-1), 1, rtol=1e-5)
+
+
+def test_it_is_lowered_for_every_platform_and_any_batch(exported):
+  predict = jax.export.deserialize((exported / 'predict.bin').read_bytes())
+  assert predict.platforms == ('cpu', 'cuda', 'tpu')
+  assert predict.nr_devices == 1
+  [outputs] = predict.out_avals
+  assert str(outputs.shape) == '(batch, 10)'
+
+
+def test_it_says_what_it_is(pair, exported):
+  assert {path.name for path in exported.iterdir()} == FILES
+  about = json.loads((exported / 'config.json').read_text())
+  run = json.loads((pair.workdir / 'run.json').read_text())
+  assert (about['member'], about['step']) == (1, 10)
+  assert about['config'] == run['config']
+  assert about['commit'] == run['commit'][:12]
+  readme = (exported / 'README.md').read_text(encoding='utf-8')
+  assert 'Member 1 of imagenet_codistill:smoke, after 10 updates' in readme
+  assert '[batch, 8, 8, 1]' in readme
+  assert str(tuple(run['config']['data']['mean'])) in readme
+
+
+def test_a_member_of_a_process_of_its_own_needs_no_data(
+  tmp_path, capsys, monkeypatch
+):
+  assert run_command(tmp_path / 'run', '--member=0').status == 0
+  monkeypatch.setattr(build_lib, 'make_dataset', None)
+  capsys.readouterr()
+  out = tmp_path / 'out'
+  out.mkdir()  # Empty is as good as not there.
+  command = [str(tmp_path / 'run'), '--member=0', f'--out={out}']
+  assert export.main(command) == 0
+  assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in (
+    capsys.readouterr().out
+  )
+  assert {path.name for path in out.iterdir()} == FILES
+  assert 'member 1 has no checkpoint yet' in complaint(
+    capsys, tmp_path / 'run', tmp_path / 'other'
+  )
+
+
+def test_what_only_some_platforms_can_do_is_for_those():
+  twice = Primitive('twice')
+  twice.def_abstract_eval(lambda x: x)
+
+  def predict(variables, inputs, memory):
+    features = twice.bind(inputs)
+    return Prediction(features, Head(**variables)), memory
+
+  def unused(*arguments):
+    raise AssertionError
+
+  model = Model(unused, predict, unused, memory=lambda batch_size: ())
+  variables = {'kernel': np.ones((3, 2)), 'bias': np.zeros(2)}
+  with pytest.raises(NotImplementedError):
+    export.export_predict(model, variables, (3,))
+  rule = mlir.lower_fun(lambda x: x + x, multiple_results=False)
+  mlir.register_lowering(twice, rule, platform='cpu')
+  found = export.export_predict(model, variables, (3,))
+  assert found.platforms == ('cpu',)
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(pair, tmp_path, capsys):
+  out = tmp_path / 'out'
+  out.mkdir()
+  (out / 'precious').write_text('mine')
+  said = complaint(capsys, pair.workdir, out)
+  assert f'{out} is not empty; choose another --out' in said
+  assert (out / 'precious').read_text() == 'mine'
+  said = complaint(capsys, pair.workdir, out / 'precious')
+  assert f'{out / "precious"} is no folder' in said
+  (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+  said = complaint(capsys, pair.workdir, tmp_path / 'link')
+  assert 'is no folder' in said
+  said = complaint(capsys, pair.workdir, out / 'precious' / 'further' / 'below')
+  assert f'{out / "precious"} is no folder' in said
+
+
+@pytest.mark.parametrize('name', ['variables', 'README.md'])
+def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch, name):
+  out = tmp_path / 'out'
+  real = export.write_export
+
+  def interrupted(folder, *rest):
+    real(folder, *rest)
+    # So far, all of it is written, and nothing of it can be seen.
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert [path.name[0] for path in tmp_path.iterdir()] == ['.']
+    raise KeyboardInterrupt
+
+  def interrupt(*arguments, **keywords):
+    assert not out.exists()
+    raise KeyboardInterrupt
+
+  if name == 'variables':
+    monkeypatch.setattr(export, 'save_variables', interrupt)
+  else:
+    monkeypatch.setattr(export, 'write_export', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    export.main([str(pair.workdir), '--member=0', f'--out={out}'])
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_came_into_the_folder_meanwhile_stays(
+  pair, tmp_path, monkeypatch, capsys
+):
+  out = tmp_path / 'out'
+  real = export.write_export
+
+  def write(*arguments):
+    real(*arguments)
+    out.mkdir()
+    (out / 'precious').write_text('mine')
+
+  monkeypatch.setattr(export, 'write_export', write)
+  command = [str(pair.workdir), '--member=0', f'--out={out}']
+  assert export.main(command) == 1
+  assert f'{out} is not empty' in capsys.readouterr().err
+  assert list(tmp_path.rglob('*')) == [out, out / 'precious']
+
+
+def test_a_member_that_is_none_and_a_folder_without_a_run(
+  pair, tmp_path, capsys
+):
+  out = tmp_path / 'out'
+  said = complaint(capsys, pair.workdir, out, member=2)
+  assert 'there is no member 2' in said
+  assert f'{tmp_path} holds no run' in complaint(capsys, tmp_path, out)
+
+
+def test_a_missing_package_is_told_at_once(pair, tmp_path, capsys, monkeypatch):
+  def version(name):
+    if name == 'flatbuffers':
+      raise export.PackageNotFoundError(name)
+    return '1'
+
+  monkeypatch.setattr(export, 'version', version)
+  monkeypatch.setattr(export, 'rebuild', None)
+  said = complaint(capsys, pair.workdir, tmp_path / 'out')
+  assert 'pip install flatbuffers' in said

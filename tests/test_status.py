@@ -1,0 +1,449 @@
+"""Members at a glance: from a run's files alone, at any time, reading only."""
+
+import contextlib
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+import tracemalloc
+
+import pytest
+from commands import run_command
+
+from codistill.lease import Lease
+from codistill.record import Record, read_rows
+from scripts import status
+
+ROOT = pathlib.Path(__file__).parent.parent
+BATCH = 16
+
+
+def make_run(workdir, *, members=2, only=None, state='running', **changes):
+  """Provenance as experiments.run writes it."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  record = Record(workdir, '' if only is None else f'-{only}')
+  codistill = {'members': members, 'exchange': 'memory', 'exchange_dir': None}
+  codistill |= changes.pop('codistill', {})
+  record.write_run(
+    {
+      'experiment': 'imagenet_codistill',
+      'variant': 'smoke',
+      'member': only,
+      'status': state,
+      'config': {'num_steps': 1_000, 'codistill': codistill},
+      **changes,
+    }
+  )
+  return record
+
+
+def train(record, member, steps, *, rate=100.0, loss=1.0, **fields):
+  """Train rows of some steps, as fast as `rate` examples a second."""
+  for step in steps:
+    record.write_row(
+      {
+        'step': step,
+        'member': member,
+        'kind': 'train',
+        'seconds': step * BATCH / rate,
+        'examples_seen': step * BATCH,
+        'task_loss': loss,
+        'peers': [],
+        'peer_ages': [],
+        'left_out': {},
+        'failed_loads': 0,
+        **fields,
+      }
+    )
+  record.close()
+
+
+@contextlib.contextmanager
+def lease(path, **changes):
+  """Held by this process, or by whom the changes say; free afterwards."""
+  held = Lease(path, timeout_s=60.0, what='here')
+  held.acquire()
+  try:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+    yield content
+  finally:
+    held.release()
+
+
+def lines_of(capsys, workdir, *arguments):
+  """The cells of every member's line."""
+  assert status.main([str(workdir), *arguments]) == 0
+  captured = capsys.readouterr()
+  assert captured.err == ''
+  lines = [line.split('  ') for line in captured.out.splitlines()]
+  cells = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+  return [line for line in cells if line and line[0].isdecimal()]
+
+
+def everything(workdir):
+  """What an observer must not change: names, contents, and times of folders."""
+  return {
+    str(path.relative_to(workdir)): (
+      path.stat().st_mtime_ns,
+      path.read_bytes() if path.is_file() else None,
+    )
+    for path in [workdir, *workdir.rglob('*')]
+  }
+
+
+@pytest.fixture(scope='module')
+def half(tmp_path_factory):
+  """A real run of two members apart, of whom only member 0 has started."""
+  workdir = tmp_path_factory.mktemp('half')
+  assert run_command(workdir, '--member=0').status == 0
+  return workdir
+
+
+def test_a_real_run_of_which_one_member_has_not_started(half, capsys):
+  first, second = lines_of(capsys, half)
+  rows = [
+    row for row in read_rows(half / 'rows-0.jsonl') if row['kind'] == 'train'
+  ]
+  assert len(rows) == 8
+  loss = sum(row['task_loss'] for row in rows) / 8
+  assert first[:3] == ['0', 'done', '8/8']
+  assert first[4] == f'{loss:.4f}'
+  assert first[5] == '1: absent'
+  assert first[6:9] == ['0', '1', 'free']
+  assert first[9].startswith('8, ')
+  assert second[:3] == ['1', 'not started', '–']
+  assert set(second[2:]) == {'–'}
+
+
+def test_nothing_is_written_into_the_workdir(half, tmp_path):
+  workdir = tmp_path / 'copy'
+  shutil.copytree(half, workdir)
+  (workdir / 'exchange/0/lease.json').unlink()
+  with (
+    lease(workdir / 'lease-0.json'),
+    lease(workdir / 'exchange/1/lease.json'),
+  ):
+    make_run(workdir, only=0, codistill={'exchange': 'checkpoints'})
+    before = everything(workdir)
+    states = [one.state for one in status.read_status(workdir)]
+    assert states == ['running', 'elsewhere']
+    assert everything(workdir) == before
+
+
+def test_needs_no_jax(half):
+  code = (
+    'import sys; from scripts import status; '
+    'result = status.main(sys.argv[1:]); '
+    'heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "numpy"}; '
+    'sys.exit(result or sorted(heavy & sys.modules.keys()) or 0)'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, str(half)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stderr) == (0, '')
+  assert 'not started' in done.stdout
+
+
+# States.
+
+
+def states_of(workdir):
+  return [one.state for one in status.read_status(workdir)]
+
+
+def test_who_holds_the_lease_is_running_and_who_lost_it_is_dead(
+  tmp_path, capsys
+):
+  make_run(tmp_path)
+  with lease(tmp_path / 'lease.json') as content:
+    for line in lines_of(capsys, tmp_path):
+      assert line[1] == 'running'
+      assert line[8].startswith(f'{content["host"]} {os.getpid()}, ')
+  assert states_of(tmp_path) == ['dead', 'dead']
+  # A process that has gone without a word, and one of another host that hangs.
+  done = subprocess.run(
+    [sys.executable, '-c', 'import os; print(os.getpid())'],
+    capture_output=True,
+    text=True,
+  )
+  with lease(tmp_path / 'lease.json', pid=int(done.stdout)):
+    assert states_of(tmp_path) == ['dead', 'dead']
+  with lease(tmp_path / 'lease.json', host='elsewhere'):
+    assert states_of(tmp_path) == ['running', 'running']
+    long_ago = datetime.datetime.now().timestamp() - 170
+    os.utime(tmp_path / 'lease.json', (long_ago, long_ago))
+    assert states_of(tmp_path) == ['dead', 'dead']
+    text = status.read_status(tmp_path)[0].lease
+    assert text == f'elsewhere {os.getpid()}, 2 min'
+
+
+def test_a_process_that_is_just_ending_is_not_called_dead(
+  tmp_path, monkeypatch
+):
+  make_run(tmp_path)
+
+  def later(seconds):
+    make_run(tmp_path, state='done')
+
+  monkeypatch.setattr(status.time, 'sleep', later)
+  assert states_of(tmp_path) == ['done', 'done']
+
+
+def test_ends_of_all_kinds(tmp_path):
+  make_run(tmp_path, members=4, only=0, state='done')
+  make_run(tmp_path, members=4, only=1, state='interrupted')
+  make_run(
+    tmp_path,
+    members=4,
+    only=3,
+    state='diverged',
+    diverged={'3': {'step': 17, 'task_loss': 'nan'}},
+  )
+  found = status.read_status(tmp_path)
+  states = [one.state for one in found]
+  assert states == ['done', 'stopped', 'not started', 'diverged']
+  assert [one.step for one in found] == [0, 0, None, 17]
+
+
+def test_in_one_process_a_member_diverges_while_the_other_goes_on(tmp_path):
+  broken = {'1': {'step': 17, 'task_loss': 'nan'}}
+  record = make_run(tmp_path, diverged=broken)
+  train(record, 0, range(1, 41))
+  with lease(tmp_path / 'lease.json'):
+    assert states_of(tmp_path) == ['running', 'diverged']
+  make_run(tmp_path, diverged=broken, state='diverged')
+  assert states_of(tmp_path) == ['done', 'diverged']
+
+
+def test_a_member_at_work_from_another_workdir_is_seen(tmp_path):
+  shared = tmp_path / 'shared'
+  meeting = {'exchange': 'checkpoints', 'exchange_dir': str(shared)}
+  make_run(tmp_path / 'mine', only=0, state='done', codistill=meeting)
+  with lease(shared / '1/lease.json', incarnation=3):
+    other = status.read_status(tmp_path / 'mine')[1]
+    assert (other.state, other.incarnation) == ('elsewhere', 3)
+  assert states_of(tmp_path / 'mine') == ['done', 'not started']
+
+
+@pytest.mark.parametrize(
+  ('text', 'said'),
+  [
+    (None, 'missing'),
+    ('', 'unreadable'),
+    ('{"held": tr', 'unreadable'),
+    ('[]', 'unreadable'),
+    (
+      json.dumps(
+        {
+          'held': True,
+          'host': os.uname().nodename,
+          'pid': 'seventeen',
+          'process_started': None,
+          'nonce': 1,
+          'incarnation': 1,
+          'timeout_s': '60',
+        }
+      ),
+      'unreadable',
+    ),
+  ],
+)
+def test_a_lease_that_says_nothing_is_no_sign_of_life(
+  tmp_path, capsys, text, said
+):
+  make_run(tmp_path, members=1)
+  if text is not None:
+    (tmp_path / 'lease.json').write_text(text)
+  [line] = lines_of(capsys, tmp_path)
+  assert line[1] == 'dead'
+  assert said in line
+
+
+# Rows.
+
+
+def test_rate_and_loss_are_those_of_the_last_rows_of_each_member(tmp_path):
+  record = make_run(tmp_path, state='done')
+  train(record, 0, range(1, 101), loss=9.0)
+  for step in range(101, 101 + status.LAST_ROWS):
+    train(record, 0, [step], loss=step, rate=100.0)
+    train(record, 1, [step], loss=2.0, rate=250.0)
+    record.write_row(
+      {'step': step, 'member': 0, 'kind': 'eval', 'task_loss': 77.0}
+    )
+    record.close()
+  # Its loss is no number: it has none in the mean.
+  train(record, 1, [121], loss=float('nan'), rate=250.0)
+  one, other = status.read_status(tmp_path)
+  assert one.step == 120
+  assert one.rate == pytest.approx(100)
+  assert one.task_loss == pytest.approx(110.5)
+  assert other.step == 121
+  assert other.rate == pytest.approx(250)
+  assert other.task_loss == 2.0
+
+
+def test_ages_of_peers_and_why_others_are_left_out(tmp_path, capsys):
+  record = make_run(tmp_path, members=4, state='done')
+  train(record, 0, [7], peers=[1], peer_ages=[99])
+  train(
+    record,
+    0,
+    [8],
+    peers=[3, 1],
+    peer_ages=[-3, 12],
+    left_out={'2': 'old'},
+    failed_loads=5,
+  )
+  train(record, 1, [8])
+  first, second, *_ = lines_of(capsys, tmp_path)
+  assert '1: 12, 2: old, 3: -3' in first
+  assert '5' in first
+  assert second[5] == '–'
+
+
+def test_a_last_line_that_is_not_whole_is_left_out(tmp_path, recwarn):
+  record = make_run(tmp_path, members=1, state='done')
+  train(record, 0, range(1, 31))
+  whole = record.rows_path.read_bytes()
+  for cut in (1, 7, 200):
+    record.rows_path.write_bytes(whole[:-cut])
+    # Without its newline alone it is whole.
+    assert status.read_status(tmp_path)[0].step == (30 if cut == 1 else 29)
+  record.rows_path.unlink()
+  assert status.read_status(tmp_path)[0].step == 0
+  assert not recwarn
+
+
+def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path):
+  record = make_run(tmp_path, members=1, state='done')
+  train(record, 0, range(1, 1_001))
+  rows = read_rows(record.rows_path)
+  size = record.rows_path.stat().st_size
+  for num_bytes in (100, 5_000, size - 1, size, size + 1):
+    found = status.last_rows(record.rows_path, num_bytes)
+    assert found == rows[len(rows) - len(found) :]
+    assert (
+      len(found) == len(rows)
+      or sum(len(json.dumps(row)) + 1 for row in found) <= num_bytes
+    )
+  # However much lies before it.
+  with open(record.rows_path, 'r+b') as file:
+    file.truncate(1 << 27)
+    file.seek(0, os.SEEK_END)
+    file.write(b'\n' + json.dumps(rows[-1]).encode() + b'\n')
+  tracemalloc.start()
+  try:
+    assert status.read_status(tmp_path)[0].step == 1_000
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+  finally:
+    tracemalloc.stop()
+
+
+# Publications.
+
+
+def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
+  make_run(
+    tmp_path, members=1, state='done', codistill={'exchange': 'checkpoints'}
+  )
+  folder = tmp_path / 'exchange/0'
+  now = datetime.datetime.now().timestamp()
+  # A job that came back has resumed from before what its last life published.
+  for name, age in (('6', 4000), ('900', 400), ('60', 200), ('.70.tmp', 0)):
+    (folder / name).mkdir(parents=True)
+    os.utime(folder / name, (now - age, now - age))
+  assert status.read_status(tmp_path)[0].published == '60, 3 min'
+
+
+# The command.
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
+  workdir = tmp_path / 'none'
+  assert status.main([str(workdir)]) == 1
+  captured = capsys.readouterr()
+  assert captured.out == ''
+  assert captured.err.startswith(f'scripts.status: {workdir} holds no run')
+  assert captured.err.count('\n') == 1
+
+
+@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"status": "done"}'])
+def test_damaged_provenance_is_one_sentence(tmp_path, capsys, text):
+  (tmp_path / 'run.json').write_text(text)
+  for arguments in ([], ['--watch=1']):
+    assert status.main([str(tmp_path), *arguments]) == 1
+    captured = capsys.readouterr()
+    assert f'{tmp_path / "run.json"} is damaged' in captured.err
+    assert captured.err.count('\n') == 1
+
+
+@pytest.mark.parametrize('seconds', ['0', '-1', 'nan', 'inf', 'soon'])
+def test_a_watch_takes_seconds(tmp_path, capsys, seconds):
+  with pytest.raises(SystemExit) as stopped:
+    status.main([str(tmp_path), f'--watch={seconds}'])
+  assert stopped.value.code == 2
+  assert f'{seconds!r} is no number of seconds' in capsys.readouterr().err
+
+
+def test_a_watch_ends_when_every_member_has_ended(
+  tmp_path, capsys, monkeypatch
+):
+  make_run(tmp_path, members=1, state='interrupted')
+  slept = []
+
+  def sleep(seconds):
+    slept.append(seconds)
+    make_run(
+      tmp_path, members=1, state='done' if len(slept) == 2 else 'running'
+    )
+
+  monkeypatch.setattr(status.time, 'sleep', sleep)
+  with lease(tmp_path / 'lease.json'):
+    lines = lines_of(capsys, tmp_path, '--watch=7')
+  assert [line[1] for line in lines] == ['stopped', 'running', 'done']
+  assert slept == [7, 7]
+
+
+def test_a_watch_ends_quietly_when_interrupted(tmp_path, monkeypatch, capsys):
+  make_run(tmp_path, members=1, state='interrupted')
+
+  def interrupt(seconds):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(status.time, 'sleep', interrupt)
+  assert status.main([str(tmp_path), '--watch=1']) == 0
+  captured = capsys.readouterr()
+  assert 'stopped' in captured.out
+  assert captured.err == ''
+
+
+def test_no_answer_while_a_run_writes_is_wrong_or_an_error(tmp_path):
+  record = make_run(tmp_path, members=1)
+  going = threading.Event()
+
+  def write():
+    step = 0
+    while not going.is_set():
+      step += 1
+      train(record, 0, [step])
+      make_run(tmp_path, members=1, state='running')
+
+  writer = threading.Thread(target=write)
+  with lease(tmp_path / 'lease.json'):
+    writer.start()
+    seen = [status.read_status(tmp_path)[0] for _ in range(50)]
+    going.set()
+    writer.join()
+  assert {one.state for one in seen} == {'running'}
+  steps = [one.step for one in seen]
+  assert steps == sorted(steps)
+  assert steps[-1] > steps[0]
