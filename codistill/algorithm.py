@@ -9,7 +9,7 @@ Whoever consumes the reports logs, evaluates, checkpoints and stops.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
@@ -148,7 +148,12 @@ class Exchange(Protocol):
   had. Without synchrony a peer may be ahead, and its age is negative.
 
   An exchange is a context: what it opens when entered, it closes at the end.
+
+  Attributes:
+    should_stop: asked while an exchange waits for a peer, if it ever does.
   """
+
+  should_stop: Callable[[], bool] = staticmethod(lambda: False)
 
   def offer(
     self, member: int, step: int, variables: Any, task_loss: Any = None

@@ -17,7 +17,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -76,9 +76,6 @@ class CheckpointExchange(Exchange):
   Enter it before use: it takes a lease on each of this process's members, so
   that there is one job a member, and starts a thread that publishes and one
   that reads.
-
-  Attributes:
-    should_stop: asked while a synchronous member waits.
   """
 
   def __init__(
@@ -144,7 +141,6 @@ class CheckpointExchange(Exchange):
     ):
       if value < 0:
         raise ValueError(f'{name} must not be negative: {value}')
-    self.should_stop: Callable[[], bool] = lambda: False
     self._folder = epath.Path(folder)
     self._neighbours = dict(neighbours)
     self._members = tuple(members)

@@ -126,6 +126,9 @@ class RunProgress:
       parts.append(f'distill {number(row["distill_loss"])}')
     if row['peer_age'] is not None:
       parts.append(f'age {row["peer_age"]}')
+    if row.get('left_out'):
+      peers = (f'{peer} ({why})' for peer, why in row['left_out'].items())
+      parts.append(f'without {", ".join(peers)}')
     if rate is not None:
       parts.append(f'{rate:,.0f} ex/s')
     return ', '.join(parts)

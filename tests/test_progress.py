@@ -123,6 +123,14 @@ def test_what_does_not_apply_is_not_shown(clock):
     assert word not in line
 
 
+def test_who_is_left_out_is_said_with_the_reason(clock):
+  display, out = show(terminal=False, plain_interval_seconds=0.0)
+  with display:
+    clock.now += 1
+    display.trained(row(1, 0, left_out={'1': 'absent', '2': 'old'}))
+  assert 'task 0.2500, without 1 (absent), 2 (old), ' in out.getvalue()
+
+
 def test_a_loss_that_is_no_number_is_shown_as_it_is(clock):
   display, out = show(terminal=False, plain_interval_seconds=0.0)
   with display:
