@@ -162,7 +162,7 @@ class CheckpointExchange(Exchange):
         what=f'member {member} in {self._folder}',
         step=None,
         refused=[],
-        withdrawn=False,
+        withdrawn=None,
       )
       for member in self._members
     }
@@ -310,9 +310,7 @@ class CheckpointExchange(Exchange):
 
   def withdraw(self, member: int) -> None:
     """Tells peers not to wait for this member any more."""
-    self._leases[member].note(
-      withdrawn=True, step=self._last_step.get(member, 0)
-    )
+    self._leases[member].note(withdrawn=self._last_step.get(member, 0))
 
   def publications(self) -> Publications:
     """The copies that this process has of its neighbours.
@@ -372,6 +370,14 @@ class CheckpointExchange(Exchange):
         self._changed.notify_all()
       try:
         self._publish(offer)
+      # The thread must live: whoever comes after may be well.
+      except Exception as error:
+        self._event(
+          offer.member,
+          'failed publish',
+          publication=offer.step,
+          message=f'member {offer.member} cannot publish: {_brief(error)}',
+        )
       finally:
         with self._changed:
           self._publishing = False
@@ -624,8 +630,9 @@ class CheckpointExchange(Exchange):
   def _never_comes(self, peer: int, step: int) -> bool:
     """Whether a member has said that it will not publish a step."""
     lease, _ = read_lease(self._member_folder(peer) / 'lease.json')
+    last = lease.get('withdrawn')
     return step in lease.get('refused', ()) or (
-      bool(lease.get('withdrawn')) and (lease.get('step') or 0) < step
+      isinstance(last, int) and last < step
     )
 
   def _drop_unseen(self, peer: int) -> None:

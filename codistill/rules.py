@@ -7,6 +7,7 @@ by default there is none here either, and the freshest finished copy teaches.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 # Losses that a mean holds before it adds up the older half.
@@ -79,17 +80,21 @@ class MeanLoss:
   def __init__(self, total: float, count: int, losses: list[Any]):
     """Takes the sum of `count` losses, and the rest of them."""
     self._total, self._count, self._losses = total, count, losses
+    # A publisher's thread and the train loop may both want to know.
+    self._lock = threading.Lock()
 
   def add(self, loss: Any) -> None:
     """Takes another one."""
-    self._losses.append(loss)
-    if len(self._losses) > _MOST:
-      self._fold(_MOST // 2)  # Long computed.
+    with self._lock:
+      self._losses.append(loss)
+      if len(self._losses) > _MOST:
+        self._fold(_MOST // 2)  # Long computed.
 
   def sum_and_count(self) -> tuple[float, int]:
     """Waits for the updates; both numbers exactly as they go on being added."""
-    self._fold(len(self._losses))
-    return self._total, self._count
+    with self._lock:
+      self._fold(len(self._losses))
+      return self._total, self._count
 
   def __float__(self) -> float:
     total, count = self.sum_and_count()

@@ -128,7 +128,7 @@ def test_who_is_left_out_is_said_with_the_reason(clock):
   with display:
     clock.now += 1
     display.trained(row(1, 0, left_out={'1': 'absent', '2': 'old'}))
-  assert 'task 0.2500, without 1 (absent), 2 (old), ' in out.getvalue()
+  assert 'task 0.2500, without 1 (absent), 2 (old) |' in out.getvalue()
 
 
 def test_a_loss_that_is_no_number_is_shown_as_it_is(clock):

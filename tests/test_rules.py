@@ -1,5 +1,8 @@
 """Which peers may teach, and the loss that is published."""
 
+import threading
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -91,3 +94,23 @@ def test_a_long_mean_holds_few_losses():
     losses.add(0, loss)
     assert len(losses._running[0]._losses) <= 256
   assert float(losses.publish(0)) == pytest.approx(values.mean())
+
+
+def test_two_threads_that_ask_at_once_are_told_the_same():
+  class Slow:
+    def __float__(self):
+      time.sleep(0.01)
+      return 3.0
+
+  losses = TaskLosses()
+  for _ in range(5):
+    losses.add(0, Slow())
+  mean, told = losses.publish(0), []
+  threads = [
+    threading.Thread(target=lambda: told.append(float(mean))) for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert told == [3.0] * 4
