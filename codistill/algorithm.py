@@ -222,7 +222,8 @@ class Account(NamedTuple):
   Attributes:
     left_out: why a neighbour did not teach in the last step: `absent`, `old`
       or `worse`, by member number.
-    failed_loads: publications that could not be read, since the process began.
+    failed_loads: attempts to read a publication that failed, since the process
+      began.
     stall_seconds: how long `offer` and `freshest` kept the train loop; None
       if that is not measured.
     events: publications, loads and what went wrong with them, in order.

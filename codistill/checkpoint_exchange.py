@@ -12,6 +12,7 @@ sees exactly what it would see of members in the same process.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -35,7 +36,7 @@ from codistill.exchange import (
   make_copy,
   to_publications,
 )
-from codistill.lease import Lease, read_lease
+from codistill.lease import Lease, LeaseLostError, read_lease
 from codistill.publication import Notes, UnreadableError
 from codistill.rules import ANY_PEER, Rules, TaskLosses
 
@@ -47,6 +48,10 @@ _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.02
 _CLOSE_S = 30.0
 _MOST_PATIENCE_S = 60.0
+# Events kept for whoever asks.
+_MOST_EVENTS = 1_000
+# Beyond all steps.
+_NEVER = 1 << 62
 # Refusals that a lease remembers for synchronous peers.
 _REFUSALS = 100
 
@@ -59,7 +64,7 @@ class WaitInterruptedError(Exception):
   """A synchronous member was told to stop while it waited."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Offer:
   """A copy on its way to the folder."""
 
@@ -100,7 +105,7 @@ class CheckpointExchange(Exchange):
 
     Args:
       folder: shared by all members; local, or an object store as far as Orbax
-        and etils go. Absolute.
+        and etils go.
       neighbours: for each member those it learns from.
       members: those of this process.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
@@ -142,6 +147,8 @@ class CheckpointExchange(Exchange):
       if value < 0:
         raise ValueError(f'{name} must not be negative: {value}')
     self._folder = epath.Path(folder)
+    if '://' not in self._folder.as_posix():
+      self._folder = self._folder.resolve()  # Orbax takes no relative one.
     self._neighbours = dict(neighbours)
     self._members = tuple(members)
     self._abstract = publication.abstract_of(like)
@@ -168,6 +175,9 @@ class CheckpointExchange(Exchange):
     }
     self._losses = TaskLosses()
     self._last_step: dict[int, int] = {}
+    # Why what a synchronous member offered is not in the folder, by step.
+    self._gave_up: dict[tuple[int, int], str] = {}
+    self._why: dict[int, str] = {}
     # Shared with the threads, under this lock.
     self._changed = threading.Condition()
     self._offers: list[_Offer] = []
@@ -175,8 +185,10 @@ class CheckpointExchange(Exchange):
     self._copies: dict[int, dict[int, Copy]] = {
       member: {} for member in self._neighbours
     }
-    self._events: dict[int, list[dict[str, Any]]] = {
-      member: [] for member in self._members
+    self._events: dict[int, collections.deque[dict[str, Any]]] = {
+      # Whoever does not ask need not pay.
+      member: collections.deque(maxlen=_MOST_EVENTS)
+      for member in self._members
     }
     self._warned: set[tuple[Any, ...]] = set()
     self._failed_loads: dict[int, int] = {}
@@ -206,8 +218,13 @@ class CheckpointExchange(Exchange):
     with contextlib.ExitStack() as stack:
       for member, lease in self._leases.items():
         known = self._incarnations(member)
+        before = read_lease(lease.path).get('refused')
+        if isinstance(before, list):
+          # Peers may not have got there yet.
+          lease.notes['refused'] = before
         lease.acquire(at_least=1 + max(known, default=0))
         stack.callback(lease.release)
+        publication.clear(self._member_folder(member))
       stack.pop_all()
     work = [self._publish_forever]
     if not self._synchronous:
@@ -223,7 +240,10 @@ class CheckpointExchange(Exchange):
 
   def __exit__(self, *exception: object) -> None:
     """Publishes what was offered, within bounds, and returns the leases."""
-    self._flush(_CLOSE_S)
+    with contextlib.suppress(LeaseLostError):
+      for lease in self._leases.values():
+        lease.check()
+      self._flush(_CLOSE_S)
     self._closing.set()
     with self._changed:
       self._changed.notify_all()
@@ -239,6 +259,7 @@ class CheckpointExchange(Exchange):
       folder = self._member_folder(member)
       for step in publication.steps(folder):
         publication.remove(folder / str(step))
+      self._leases[member].note(refused=[])
 
   # What Algorithm 1 asks for.
 
@@ -311,6 +332,10 @@ class CheckpointExchange(Exchange):
   def withdraw(self, member: int) -> None:
     """Tells peers not to wait for this member any more."""
     self._leases[member].note(withdrawn=self._last_step.get(member, 0))
+    # It asks for nothing any more, either.
+    for peer in self._neighbours[member]:
+      self._seen[member, peer] = _NEVER
+      self._drop_unseen(peer)
 
   def publications(self) -> Publications:
     """The copies that this process has of its neighbours.
@@ -321,17 +346,25 @@ class CheckpointExchange(Exchange):
     Raises:
       PeerTimeoutError: if they cannot be written in time.
     """
-    if self._synchronous and not self._flush(self._wait_s):
-      raise PeerTimeoutError(
-        f'could not publish to {self._folder} within {self._wait_s:g} s '
-        '(codistill.wait_timeout_s)'
-      )
+    if self._synchronous:
+      patience = min(self._wait_s, _CLOSE_S) if self.should_stop() else None
+      landed = self._flush(self._wait_s if patience is None else patience)
+      if not landed or self._gave_up:
+        why = ''.join(f' ({text})' for text in self._gave_up.values())
+        raise PeerTimeoutError(
+          f'could not publish to {self._folder} in time{why}; see that it can '
+          'be written, or allow for more (codistill.wait_timeout_s)'
+        )
     with self._changed:
-      return to_publications(self._copies, self._losses)
+      found = to_publications(self._copies, self._losses)
+    steps = {str(member): step for member, step in self._last_step.items()}
+    return found._replace(notes={**found.notes, 'last_step': steps})
 
   def restore(self, publications: Publications) -> None:
     """Puts back what `publications` returned."""
     copies = from_publications(publications, self._losses)
+    for member, step in publications.notes['last_step'].items():
+      self._last_step[int(member)] = step
     with self._changed:
       for member, steps in copies.items():
         # What a thread has read since is at least as fresh.
@@ -343,10 +376,15 @@ class CheckpointExchange(Exchange):
     with self._changed:
       mine = [one for one in self._offers if one.member == offer.member]
       if self._synchronous and mine:
-        # Nothing may be left out, and no queue may grow for ever.
-        self._changed.wait_for(
-          lambda: mine[-1] not in self._offers, self._wait_s
-        )
+        # Nothing may be left out, and no queue may grow for ever: it grows by
+        # one a timeout. Whoever stops does so before the next update.
+        deadline = time.monotonic() + self._wait_s
+        while (
+          mine[-1] in self._offers
+          and time.monotonic() < deadline
+          and not self.should_stop()
+        ):
+          self._changed.wait(_LOOK_S)
       elif mine:
         self._offers.remove(mine[-1])
         self._event(
@@ -386,6 +424,9 @@ class CheckpointExchange(Exchange):
   def _publish(self, offer: _Offer) -> None:
     """Publishes or refuses; a synchronous member tries until it has."""
     member, lease = offer.member, self._leases[offer.member]
+    # Whoever was suspended for long must not undo what its successor did.
+    lease.beat()
+    lease.check()
     if not offer.copy.finite:
       refused = [*lease.notes['refused'], offer.step][-_REFUSALS:]
       lease.note(refused=refused, step=offer.step)
@@ -411,8 +452,19 @@ class CheckpointExchange(Exchange):
           message=f'member {member} cannot publish: {_brief(error)}',
         )
         if self._closing.wait(1.0) or time.monotonic() > until:
+          if self._synchronous:
+            self._gave_up[member, offer.step] = _brief(error)
           return
     lease.note(step=offer.step)
+    try:
+      self._prune(member)
+    except Exception as error:
+      self._event(
+        member,
+        'failed prune',
+        message=f'cannot remove old publications of member {member}: '
+        f'{_brief(error)}',
+      )
 
   def _write(self, offer: _Offer) -> None:
     folder = self._member_folder(offer.member)
@@ -438,7 +490,6 @@ class CheckpointExchange(Exchange):
       took_seconds=time.monotonic() - offer.began,
       stall_seconds=offer.stall_seconds,
     )
-    self._prune(offer.member, copy.incarnation)
 
   def _is_published(self, folder: epath.Path, notes: Notes) -> bool:
     """Whether an earlier life did this: a synchronous run repeats itself."""
@@ -448,7 +499,7 @@ class CheckpointExchange(Exchange):
       return False
     return there.config_hash == notes.config_hash
 
-  def _prune(self, member: int, incarnation: int) -> None:
+  def _prune(self, member: int) -> None:
     """Removes what is neither among the newest nor young."""
     folder = self._member_folder(member)
     now = time.monotonic()
@@ -494,6 +545,7 @@ class CheckpointExchange(Exchange):
         try:
           if self._may_try(folder_key):
             self._read_newest(peer)
+            self._patience.pop(folder_key, None)
         # A folder may be anything at any time: the next look may tell.
         except Exception as error:
           text = f'cannot look for member {peer}: {_brief(error)}'
@@ -509,24 +561,21 @@ class CheckpointExchange(Exchange):
         default=None,
       )
     listed = publication.steps(self._member_folder(peer))
-    for key in [k for k in self._notes if k[0] == peer]:
-      if listed.get(key[1]) != key[2]:
-        del self._notes[key]
-        self._patience.pop(key, None)
-    rank = {
-      (notes.incarnation, notes.step): (peer, *item)
-      for item in listed.items()
-      if (notes := self._notes_of(peer, *item)) is not None
+    self._forget_but(peer, listed)
+    when = {
+      (notes.incarnation, notes.step): written
+      for step, written in listed.items()
+      if (notes := self._notes_of(peer, step, written)) is not None
     }
-    if not rank:
-      return
-    if have is not None and have[0] > max(rank)[0]:
-      # The life that it was from has left no trace: it counts for nothing.
-      have = None
-    for found in sorted(rank, reverse=True):
+    if have is not None and when and have[0] > max(when)[0]:
+      lease = read_lease(self._member_folder(peer) / 'lease.json')
+      if lease and lease['incarnation'] < have[0]:
+        # It has begun anew, in a folder that was emptied.
+        have = None
+    for found in sorted(when, reverse=True):
       if have is not None and found <= have:
         return
-      if self._load(*rank[found]):
+      if self._load(peer, found[1], when[found]):
         return
 
   def _notes_of(self, peer: int, step: int, written: int) -> Notes | None:
@@ -609,10 +658,11 @@ class CheckpointExchange(Exchange):
       if self.should_stop():
         raise WaitInterruptedError
       if time.monotonic() > deadline:
+        why = f', and {self._why[peer]}' if peer in self._why else ''
         raise PeerTimeoutError(
           f'member {peer} has not published step {at} to {self._folder} within '
-          f'{self._wait_s:g} s (codistill.wait_timeout_s); start it, or set '
-          'codistill.synchronous to False'
+          f'{self._wait_s:g} s (codistill.wait_timeout_s){why}; start it, or '
+          'set codistill.synchronous to False'
         )
       time.sleep(_LOOK_S)
     return None
@@ -629,7 +679,7 @@ class CheckpointExchange(Exchange):
 
   def _never_comes(self, peer: int, step: int) -> bool:
     """Whether a member has said that it will not publish a step."""
-    lease, _ = read_lease(self._member_folder(peer) / 'lease.json')
+    lease = read_lease(self._member_folder(peer) / 'lease.json')
     last = lease.get('withdrawn')
     return step in lease.get('refused', ()) or (
       isinstance(last, int) and last < step
@@ -643,6 +693,16 @@ class CheckpointExchange(Exchange):
       if self._synchronous:
         for step in [s for s in self._copies[peer] if s < oldest]:
           del self._copies[peer][step]
+        self._forget_but(
+          peer, {k[1]: k[2] for k in self._notes if k[1] >= oldest}
+        )
+
+  def _forget_but(self, peer: int, listed: Mapping[int, int]) -> None:
+    """Drops what is known of a peer's publications that are not there."""
+    for known in (self._notes, self._patience):
+      for key in [k for k in known if k[0] == peer and k[1] >= 0]:
+        if listed.get(key[1]) != key[2]:
+          del known[key]
 
   # What threads and train loop tell each other.
 
@@ -656,6 +716,7 @@ class CheckpointExchange(Exchange):
     self._patience[key] = (time.monotonic() + pause, pause)
     with self._changed:
       self._failed_loads[peer] = self._failed_loads.get(peer, 0) + 1
+      self._why[peer] = text
     self._event(
       self._reader_of(peer),
       'failed load',
@@ -669,7 +730,9 @@ class CheckpointExchange(Exchange):
   ) -> None:
     """Notes an event for the rows; of its kind and peer only one is said."""
     with self._changed:
-      kind = (member, event, facts.get('peer'))
+      # What is wrong, not where: a message begins with a path or a name.
+      what = tuple((message or '').split()[1:4])
+      kind = (member, event, facts.get('peer'), what)
       if message is not None and kind not in self._warned:
         self._warned.add(kind)
         _LOG.warning(message)

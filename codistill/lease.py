@@ -21,8 +21,9 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -33,6 +34,7 @@ _KINDS = {
   'held': bool,
   'host': str,
   'pid': int,
+  'pid_namespace': str,
   'process_started': (int, float),
   'nonce': str,
   'incarnation': int,
@@ -40,6 +42,9 @@ _KINDS = {
 }
 # Heartbeats within a timeout: three may be lost before others take over.
 _BEATS = 4
+# Seconds to wait for whoever is just taking a lease, and to give one back: a
+# disk that hangs must not keep the process.
+_PATIENCE_S = 10.0
 
 
 class LeaseHeldError(Exception):
@@ -52,6 +57,8 @@ class LeaseLostError(Exception):
 
 class Lease:
   """A lease that this process takes, renews in the background, and returns.
+
+  Only the thread that renews it writes it, once it is taken.
 
   Attributes:
     path: of its file.
@@ -77,19 +84,22 @@ class Lease:
       raise ValueError(f'lease_timeout_s must be positive, not {timeout_s}')
     self.path = epath.Path(path)
     self.incarnation = 0
+    self.notes = dict(notes)
     self._timeout = timeout_s
     self._what = what
     self._content = {
       'host': socket.gethostname(),
       'pid': os.getpid(),
-      'process_started': psutil.Process().create_time(),
+      'pid_namespace': _pid_namespace(),
+      'process_started': _started(psutil.Process()),
       'nonce': uuid.uuid4().hex,
       'timeout_s': timeout_s,
     }
-    self.notes = dict(notes)
     self._lost: str | None = None
-    self._write_lock = threading.Lock()
-    self._released = threading.Event()
+    self._changed = threading.Condition()
+    self._beats = self._wanted = 0
+    self._held = False
+    self._thread: threading.Thread | None = None
 
   def acquire(self, at_least: int = 1) -> int:
     """Takes the lease and begins to renew it.
@@ -106,28 +116,39 @@ class Lease:
     """
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with _exclusively(self.path):
-      found, held = read_lease(self.path, self._timeout)
-      if held:
+      found = read_lease(self.path)
+      if is_held(self.path, found, self._timeout):
         raise LeaseHeldError(
           f'another process is at work on {self._what}: {describe(found)}; '
           f'stop it, or wait: a dead one is forgotten after '
           f'{self._timeout:g} s (lease_timeout_s), here at once'
         )
-      before = found.get('incarnation', 0)
-      self.incarnation = max(at_least, before + 1)
-      self._write(held=True)
-    threading.Thread(
+      self.incarnation = max(at_least, found.get('incarnation', 0) + 1)
+      self._held = True
+      self._write()
+    self._thread = threading.Thread(
       target=self._renew, name=f'lease {self.path.parent.name}', daemon=True
-    ).start()
+    )
+    self._thread.start()
     return self.incarnation
 
   def note(self, **notes: Any) -> None:
-    """Changes what readers see, now; what cannot be written waits."""
-    self.notes = {**self.notes, **notes}
-    self._beat()
+    """Changes what readers see, soon."""
+    with self._changed:
+      self.notes = {**self.notes, **notes}
+    self.beat(0.0)
+
+  def beat(self, wait_s: float = _PATIENCE_S) -> None:
+    """Looks at the lease and renews it, now; waits for that, within bounds."""
+    with self._changed:
+      self._wanted += 1
+      wanted = self._wanted
+      self._changed.notify_all()
+      if wait_s and self._thread is not None:
+        self._changed.wait_for(lambda: self._beats >= wanted, wait_s)
 
   def check(self) -> None:
-    """Finds out whether the lease is still this process's.
+    """Finds out whether the lease was still this process's at its last beat.
 
     Raises:
       LeaseLostError: if not: one sentence that says whose it is.
@@ -140,81 +161,64 @@ class Lease:
 
   def release(self, **notes: Any) -> None:
     """Stops renewing; the next job need not wait."""
-    self._released.set()
-    self.notes = {**self.notes, **notes}
-    self._beat(held=False)
+    with self._changed:
+      self.notes = {**self.notes, **notes}
+      self._held = False
+      self._changed.notify_all()
+    if self._thread is not None:
+      self._thread.join(_PATIENCE_S)
 
   def _renew(self) -> None:
-    while not self._released.wait(self._timeout / _BEATS):
-      self._beat()
-
-  def _beat(self, held: bool = True) -> None:
-    """Writes, unless another has taken over or nothing can be written now."""
-    with self._write_lock, contextlib.suppress(OSError):
-      late = held and self._released.is_set()
-      if self._lost or not self.incarnation or late:
+    while not self._lost:
+      with self._changed:
+        self._changed.wait_for(
+          lambda: not self._held or self._wanted > self._beats,
+          self._timeout / _BEATS,
+        )
+        wanted, held = self._wanted, self._held
+      # Whatever a disk may raise: the next beat may get through.
+      with contextlib.suppress(Exception):
+        self._look_and_write()
+      with self._changed:
+        self._beats = wanted
+        self._changed.notify_all()
+      if not held:
         return
-      found = _read(self.path)
-      if found.get('held') and found.get('nonce') != self._content['nonce']:
+
+  def _look_and_write(self) -> None:
+    """Renews it, unless another has taken over."""
+    # The folder may have been removed; whoever did may want it to come back.
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusively(self.path):
+      found = read_lease(self.path)
+      # It may have come and gone: then its number is higher.
+      if (
+        found.get('nonce', self._content['nonce']) != self._content['nonce']
+        and found['incarnation'] >= self.incarnation
+      ):
         self._lost = describe(found)
-        return
-      # The folder may have been removed; whoever did may want it to come back.
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      self._write(held)
+      else:
+        self._write()
 
-  def _write(self, held: bool) -> None:
+  def _write(self) -> None:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    content = {
-      'held': held,
-      'incarnation': self.incarnation,
-      'heartbeat': now,
-      **self._content,
-      **self.notes,
-    }
+    with self._changed:
+      content = {
+        'held': self._held,
+        'incarnation': self.incarnation,
+        'heartbeat': now,
+        **self._content,
+        **self.notes,
+      }
     new = self.path.with_name(f'.{self.path.name}.{self._content["nonce"]}')
     new.write_text(json.dumps(content, indent=2) + '\n')
     new.replace(self.path)
 
 
-def read_lease(
-  path: epath.PathLike, timeout_s: float | None = None, *, probe: bool = True
-) -> tuple[dict[str, Any], bool]:
-  """What a lease says, and whether its holder lives.
-
-  Args:
-    path: of the file.
-    timeout_s: how old a heartbeat may be; None: as old as its holder says.
-    probe: ask the file system for the time, by a file that is there for an
-      instant; else this host's clock has to do, and nothing is written.
-
-  Returns:
-    Its content, {} if there is none or it cannot be read; and whether it is
-    held.
-  """
-  path = epath.Path(path)
-  found = _read(path)
-  if not found.get('held'):
-    return found, False
-  if found['host'] == socket.gethostname() and not _lives(found):
-    return found, False
+def read_lease(path: epath.PathLike) -> dict[str, Any]:
+  """What a lease says; {} if there is none or it cannot be read."""
   try:
-    age = _age_s(path, probe)
-  except OSError:
-    return {}, False  # Removed meanwhile.
-  return found, age < (timeout_s or found['timeout_s'])
-
-
-def describe(found: dict[str, Any]) -> str:
-  """'pid 17 on host a, since …, heartbeat …'."""
-  return (
-    f'pid {found.get("pid")} on {found.get("host")}, '
-    f'heartbeat {found.get("heartbeat")}'
-  )
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-  try:
-    found = json.loads(path.read_text())
+    found = json.loads(epath.Path(path).read_text())
   except (OSError, ValueError):
     return {}
   whole = isinstance(found, dict) and all(
@@ -223,15 +227,65 @@ def _read(path: epath.Path) -> dict[str, Any]:
   return found if whole else {}
 
 
-def _lives(found: dict[str, Any]) -> bool:
+def is_held(
+  path: epath.PathLike,
+  found: Mapping[str, Any],
+  timeout_s: float = 0.0,
+  *,
+  probe: bool = True,
+) -> bool:
+  """Whether the holder of a lease lives.
+
+  Args:
+    path: of the lease.
+    found: what `read_lease` returned.
+    timeout_s: how old a heartbeat may be, or as old as its holder says, if
+      that is more.
+    probe: ask the file system for the time, by a file that is there for an
+      instant; else this host's clock has to do, and nothing is written.
+  """
+  if not found.get('held'):
+    return False
+  here = (socket.gethostname(), _pid_namespace())
+  if (found['host'], found['pid_namespace']) == here and not _lives(found):
+    return False
+  try:
+    age = _age_s(epath.Path(path), probe)
+  except OSError:
+    return False  # Removed meanwhile.
+  return age < max(timeout_s, found['timeout_s'])
+
+
+def describe(found: Mapping[str, Any]) -> str:
+  """'pid 17 on host a, since …, heartbeat …'."""
+  return (
+    f'pid {found.get("pid")} on {found.get("host")}, '
+    f'heartbeat {found.get("heartbeat")}'
+  )
+
+
+def _lives(found: Mapping[str, Any]) -> bool:
   """Whether a process of this host is the one that wrote this, and runs."""
   try:
     process = psutil.Process(found['pid'])
     # A number that another process has got since is not it.
-    same = abs(process.create_time() - found['process_started']) < 1
+    same = abs(_started(process) - found['process_started']) < 1
     return same and process.status() != psutil.STATUS_ZOMBIE
   except (psutil.Error, ValueError):
     return False
+
+
+def _started(process: psutil.Process) -> float:
+  """When a process began, in seconds since the machine did: no clock's step."""
+  return process.create_time() - psutil.boot_time()
+
+
+def _pid_namespace() -> str:
+  """In which of a host's worlds (containers) numbers of processes are meant."""
+  try:
+    return os.readlink('/proc/self/ns/pid')
+  except OSError:
+    return ''
 
 
 def _age_s(path: epath.Path, probe: bool) -> float:
@@ -253,6 +307,12 @@ def _exclusively(path: epath.Path) -> Iterator[None]:
   if '://' in path.as_posix():
     yield
     return
+  deadline = time.monotonic() + _PATIENCE_S
   with open(path.with_name(f'.{path.name}.lock'), 'w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    while time.monotonic() < deadline:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except OSError:
+        time.sleep(0.01)
     yield

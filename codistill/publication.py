@@ -99,6 +99,13 @@ def remove(path: epath.Path) -> None:
   hidden.rmtree()
 
 
+def clear(folder: epath.Path) -> None:
+  """Removes what a job that was killed left half written or half removed."""
+  for path in folder.iterdir():
+    if path.name.endswith(('.orbax-checkpoint-tmp', '.removed')):
+      path.rmtree()
+
+
 def steps(folder: epath.Path) -> dict[int, int]:
   """The finished publications of a member: steps, and when each was written.
 

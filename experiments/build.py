@@ -37,6 +37,14 @@ from experiments.faults import KINDS as FAULTS
 from experiments.faults import Fault
 from experiments.results import MACHINE_KEYS
 
+# What a member does by itself, so that its peers may do otherwise.
+_OWN_KEYS = (
+  'codistill.max_age_steps',
+  'codistill.max_task_loss_ratio',
+  'codistill.poll_interval_s',
+  'data.eval_split',
+  'eval_interval_steps',
+)
 # diversity.partition in the words of `data.partition`.
 _PARTITIONS = {'own': 'disjoint', 'same': 'shared'}
 
@@ -279,9 +287,12 @@ def _make_exchange(
       )
   keep = codistill.keep_publications
   if codistill.synchronous:
-    # What a member that has lost the steps since its last checkpoint asks for.
-    lost = config.checkpoint_interval_steps + 2 * codistill.delay_steps
-    keep = max(keep, 4 + math.ceil(lost / codistill.reload_interval_steps))
+    # A member that has lost the steps since its last checkpoint may ask for
+    # what a teacher published then, who in a ring may be ahead by an interval
+    # for every member between.
+    ahead = codistill.reload_interval_steps + codistill.delay_steps
+    steps = config.checkpoint_interval_steps + codistill.members * ahead
+    keep = max(keep, 4 + math.ceil(steps / codistill.reload_interval_steps))
   return CheckpointExchange(
     folder,
     neighbours,
@@ -313,8 +324,12 @@ def _abstract_variables(model: Model, mesh: Mesh) -> Any:
 def _comparable(config: ConfigDict) -> dict[str, Any]:
   """What members that exchange weights must have in common."""
   plain = config.copy_and_resolve_references()
+  free = {*MACHINE_KEYS, *_OWN_KEYS}
+  if config.codistill.synchronous:
+    # What publishers keep follows from it.
+    free.remove('checkpoint_interval_steps')
   with plain.unlocked():
-    for key in MACHINE_KEYS:
+    for key in sorted(free):
       section, _, name = key.rpartition('.')
       del (plain[section] if section else plain)[name]
   return plain.to_dict()
@@ -386,6 +401,15 @@ def _check(config: ConfigDict, member: int | None) -> None:
     raise UserError(
       f'codistill.teacher {codistill.teacher} stands in for the peers; set '
       'codistill.exchange to none'
+    )
+  fault = config.fault
+  if fault.kind != 'none' and not (
+    0 <= fault.member < codistill.members and 1 <= fault.step < config.num_steps
+  ):
+    raise UserError(
+      f'fault.member {fault.member} after fault.step {fault.step} is nobody or '
+      f'never: there are {codistill.members} members, numbered from 0, and '
+      f'{config.num_steps} steps'
     )
   if codistill.immediate and codistill.exchange == 'checkpoints':
     raise UserError(

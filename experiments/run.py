@@ -166,9 +166,10 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
   # Everything that can be refused is refused before the first file is written.
   experiment = build(config, member, exchange_folder=path / 'exchange')
   with contextlib.ExitStack() as stack:
-    lease = stack.enter_context(workdir.begin())
+    lease = stack.enter_context(workdir.alone())
     with user_errors(LeaseHeldError):
       stack.enter_context(experiment.exchange)
+    workdir.begin()
     if not workdir.resumes:
       experiment.exchange.forget()
     trainer = stack.enter_context(

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from codistill.lease import Lease, LeaseHeldError, read_lease
+from codistill.lease import Lease, LeaseHeldError, is_held, read_lease
 from codistill.record import Record, read_run
 from experiments.errors import UserError
 
@@ -48,15 +48,13 @@ class Workdir(NamedTuple):
     return self.run['status'] in ('done', 'diverged')
 
   @contextlib.contextmanager
-  def begin(self) -> Iterator[Lease]:
-    """Writes the provenance; an old run that is not resumed goes first.
+  def alone(self) -> Iterator[Lease]:
+    """Keeps other processes out, while this one gives signs of life.
 
-    Opening leaves everything as it was found, so that what is refused later
-    costs nothing.
+    Changes nothing else, so that what is refused later costs nothing.
 
     Yields:
-      The lease on the folder: until the block ends, no other process can begin
-      here while this one gives signs of life.
+      The lease on the folder.
 
     Raises:
       UserError: if another process is at work here.
@@ -71,12 +69,12 @@ class Workdir(NamedTuple):
     except LeaseHeldError as error:
       raise UserError(f'{error}; or choose another --workdir') from error
     try:
-      self._begin()
       yield lease
     finally:
       lease.release()
 
-  def _begin(self) -> None:
+  def begin(self) -> None:
+    """Writes the provenance; an old run that is not resumed goes first."""
     if not self.resumes:
       # First, so that a kill in between leaves nothing that could go on.
       self.record.run_path.unlink(missing_ok=True)
@@ -163,7 +161,8 @@ def open_workdir(
 
 def is_running(path: pathlib.Path) -> bool:
   """Whether a process is at work on all members of the run in a folder."""
-  return read_lease(path / 'lease.json')[1]
+  lease = path / 'lease.json'
+  return is_held(lease, read_lease(lease), probe=False)
 
 
 def _remove(path: pathlib.Path) -> None:

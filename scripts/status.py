@@ -34,7 +34,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from codistill.lease import read_lease
+from codistill.lease import is_held, read_lease
 from codistill.record import Record, read_run
 from experiments.errors import UserError
 from experiments.summary import number
@@ -308,7 +308,8 @@ def _read_lease(path: epath.PathLike) -> LeaseStatus:
   try:
     if not path.exists():
       return LeaseStatus(None, False, 'missing')
-    found, alive = read_lease(path, probe=False)
+    found = read_lease(path)
+    alive = is_held(path, found, probe=False)
     age = time.time() - path.stat().mtime
   except FileNotFoundError:
     return LeaseStatus(None, False, 'missing')

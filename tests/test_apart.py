@@ -30,7 +30,7 @@ FOLDER = (
   '--config.codistill.wait_timeout_s=120',
 )
 # As FOLDER, but for one member: the exchange follows.
-APART = FOLDER[1:]
+APART = (*FOLDER[1:], '--config.checkpoint_interval_steps=4')
 
 
 @pytest.mark.parametrize('members', ['pair', 'triple'])
@@ -68,8 +68,13 @@ def test_three_processes_are_one_run_though_one_is_killed(triple, tmp_path):
     for member in range(3)
   ]
   processes = [start_process(line) for line in lines]
-  # In its burn-in: the others will be waiting for its second publication.
-  wait_for(lambda: number_of_rows(tmp_path, 1) >= 2, processes)
+  # It has a checkpoint of step 4, and has published step 6.
+  wait_for(
+    lambda: (
+      (tmp_path / 'exchange/1/6').exists() and number_of_rows(tmp_path, 1) >= 7
+    ),
+    processes,
+  )
   processes[1].kill()
   processes[1].communicate()
   processes[1] = start_process(lines[1])
@@ -86,6 +91,7 @@ def test_three_processes_are_one_run_though_one_is_killed(triple, tmp_path):
       [state], [m for m in triple.whole.trainer.members if m.index == member]
     )
   assert incarnation(tmp_path, 1) == 2
+  assert read_run(tmp_path / 'run-1.json')['resumed']
   assert read_run(tmp_path / 'run-1.json')['status'] == 'done'
 
 
@@ -256,7 +262,7 @@ def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
     path.write_text(
       json.dumps(json.loads(path.read_text()) | {'nonce': 'x', 'pid': 7})
     )
-    trainer._experiment.exchange.withdraw(0)  # Looks at the lease.
+    trainer._experiment.exchange._leases[0].beat()
 
   with on_row(replace, step=5, kind='train'):
     assert run_command(tmp_path, *ALONE).status == 1

@@ -4,15 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from codistill import lease as lease_module
 from codistill.lease import (
   _KINDS,
   Lease,
   LeaseHeldError,
   LeaseLostError,
+  is_held,
   read_lease,
 )
 
@@ -38,6 +41,18 @@ def make(path):
 
 def change(path, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def held(path):
+  return is_held(path, read_lease(path))
+
+
+def until(condition):
+  deadline = time.monotonic() + 20
+  while not (result := condition()):
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+  return result
 
 
 def make_old(path, seconds):
@@ -66,13 +81,13 @@ def test_what_is_returned_says_so_and_keeps_its_notes(make, path):
   lease = make(step=None)
   lease.acquire()
   lease.note(step=50)
-  found, held = read_lease(path)
-  assert held
+  found = until(lambda: (f := read_lease(path)).get('step') == 50 and f)
+  assert is_held(path, found)
   assert (found['step'], found['incarnation']) == (50, 1)
   assert (found['pid'], found['timeout_s']) == (os.getpid(), 60.0)
   lease.release(step=60)
-  found, held = read_lease(path)
-  assert not held
+  found = read_lease(path)
+  assert not is_held(path, found)
   assert found['step'] == 60
 
 
@@ -96,7 +111,7 @@ def test_a_process_that_was_killed_frees_it_at_once(make, path):
     process.kill()
     # Whoever started it may not have noticed yet: a zombie is dead, too.
     deadline = time.monotonic() + 20
-    while read_lease(path)[1] and time.monotonic() < deadline:
+    while held(path) and time.monotonic() < deadline:
       time.sleep(0.01)
     assert make().acquire() == 2
 
@@ -107,7 +122,7 @@ def test_a_number_that_another_process_has_got_since_is_not_the_holder(
   make().acquire()
   found = json.loads(path.read_text())
   change(path, process_started=found['process_started'] - 100)
-  assert not read_lease(path)[1]
+  assert not held(path)
   assert make().acquire() == 2
 
 
@@ -120,16 +135,15 @@ def test_without_a_sign_of_life_it_is_free_after_the_timeout(make, path, host):
   make_old(path, 50)
   with pytest.raises(LeaseHeldError):
     make().acquire()
-  # Whoever waits less by its own config may take over earlier.
   make_old(path, 70)
-  assert not read_lease(path)[1]
+  assert not held(path)
   assert make().acquire() == 2
 
 
 def test_a_holder_elsewhere_is_not_judged_by_its_clock(make, path):
   make().acquire()
   change(path, host='elsewhere', heartbeat='1999-01-01T00:00:00+00:00')
-  assert read_lease(path)[1]
+  assert held(path)
 
 
 def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
@@ -138,7 +152,7 @@ def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
   first.check()
   change(path, nonce='another', pid=7, host='elsewhere')
   theirs = path.read_text()
-  first.note(step=8)
+  first.beat()
   with pytest.raises(LeaseLostError, match='pid 7 on elsewhere'):
     first.check()
   first.note(step=9)
@@ -146,16 +160,75 @@ def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
   assert path.read_text() == theirs
 
 
+def test_whoever_was_replaced_does_not_take_it_back(make, path):
+  """Even if its successor has come and gone."""
+  first = make()
+  first.acquire()
+  change(path, host='elsewhere')
+  make_old(path, 70)
+  second = make()
+  assert second.acquire() == 2
+  second.release()
+  first.beat()
+  with pytest.raises(LeaseLostError):
+    first.check()
+  assert make().acquire() == 3
+
+
+def test_a_holder_that_promised_fewer_signs_of_life_is_given_its_time(
+  make, path
+):
+  make(timeout_s=600.0).acquire()
+  change(path, host='elsewhere')
+  make_old(path, 100)
+  with pytest.raises(LeaseHeldError):
+    make(timeout_s=60.0).acquire()
+
+
+def test_a_process_of_another_container_is_judged_by_its_signs_of_life(
+  make, path
+):
+  make().acquire()
+  change(path, pid_namespace='pid:[1]', pid=2**22)
+  assert held(path)
+
+
+def test_a_hanging_disk_does_not_keep_the_process(make, path, monkeypatch):
+  lease = make()
+  lease.acquire()
+  hang = threading.Event()
+  monkeypatch.setattr(lease_module, '_PATIENCE_S', 0.05)
+  monkeypatch.setattr(lease, '_look_and_write', hang.wait)
+  lease.beat(0.05)
+  lease.note(step=1)
+  lease.release()
+  hang.set()
+
+
+def test_an_error_of_any_kind_does_not_end_the_signs_of_life(
+  make, path, monkeypatch
+):
+  lease = make()
+  lease.acquire()
+
+  def fail():
+    raise RuntimeError('a bucket has errors of its own')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(lease, '_look_and_write', fail)
+    lease.beat()
+  lease.note(step=3)
+  until(lambda: read_lease(path).get('step') == 3)
+
+
 def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
   lease = make(timeout_s=0.4)
   lease.acquire()
   path.unlink()
   path.parent.rename(path.parent.with_name('away'))
-  deadline = time.monotonic() + 20
-  while not path.exists() and time.monotonic() < deadline:
-    time.sleep(0.01)
+  until(path.exists)
   lease.check()
-  assert read_lease(path)[1]
+  assert held(path)
 
 
 @pytest.mark.parametrize(
@@ -169,12 +242,14 @@ def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
 def test_garbage_holds_nothing(make, path, text):
   path.parent.mkdir()
   path.write_text(text)
-  assert read_lease(path) == ({}, False)
+  assert read_lease(path) == {}
+  assert not held(path)
   assert make().acquire() == 1
 
 
 def test_nobody_holds_what_is_not_there(path):
-  assert read_lease(path) == ({}, False)
+  assert read_lease(path) == {}
+  assert not held(path)
   assert not path.parent.exists()
 
 
