@@ -276,7 +276,7 @@ def test_a_peer_that_never_comes_ends_in_a_sentence_and_a_checkpoint(
   tmp_path, capfd
 ):
   arguments = (*ALONE, '--config.codistill.synchronous=True')
-  waits = '--config.codistill.wait_timeout_s=0.1'
+  waits = '--config.codistill.wait_timeout_s=3'
   assert run_command(tmp_path, *arguments, waits).status == 1
   sentence = error_sentence(capfd)
   assert 'member 1 has not published step 2' in sentence

@@ -6,6 +6,7 @@ import statistics
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from experiments.results import Result
 from scripts.figures.arms import (
@@ -131,13 +132,14 @@ def _draw(axes: Axes, rows: Rows, kind: str) -> None:
   arms = _arms(rows)
   shown = [(_WELL, arms.get(('none', False), []))]
   shown += [(_RULES[rule], arms.get((kind, rule), [])) for rule in _RULES]
-  fault = None
+  fault, seen = None, []
   for look, runs in shown:
     ended = _ended(runs)
     if not ended:
       continue
     curves = [LOSS.curve(run, member) for run in ended for member in _well(run)]
     _band(axes, curves, look, f'{look.label} ({seeds_text(len(ended))})')
+    seen += [y for curve in curves for _, y in curve]
     if look is not _WELL:
       fault = _fault(ended[0])['step']
   failed = [
@@ -161,8 +163,12 @@ def _draw(axes: Axes, rows: Rows, kind: str) -> None:
     xlabel='step (updates of each member)',
     ylabel=LOSS.label,
     yscale='log',
+    # Of those that are well: the other one may be anywhere.
+    ylim=(min(seen) / 1.2, max(seen) * 1.5) if seen else None,
   )
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   axes.yaxis.set_major_formatter('{x:g}')
+  axes.yaxis.set_minor_formatter('')
   axes.legend()
 
 
