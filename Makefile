@@ -7,7 +7,7 @@ TABLES := --into=README.md --into=docs/reproduction.md
 # Compiled programs are kept between runs and tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: run test figures lint venv clean
+.PHONY: run test figures chaos lint venv clean
 
 # Two networks codistil on handwritten digits, next to the baseline.
 run: $(VENV)/installed
@@ -23,6 +23,10 @@ test: lint
 figures: $(VENV)/installed
 	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
 	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
+
+# Faults done to real runs, and what came of each; ten minutes.
+chaos: $(VENV)/installed
+	$(BIN)/python -m scripts.chaos
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -403,8 +403,9 @@ class CheckpointExchange(Exchange):
         self._changed.wait_for(lambda: self._offers or self._closing.is_set())
         if not self._offers:
           return
-        offer = self._offers.pop(0)
+        # First: at no moment is an offer neither waiting nor on its way.
         self._publishing = True
+        offer = self._offers.pop(0)
         self._changed.notify_all()
       try:
         self._publish(offer)
@@ -445,6 +446,8 @@ class CheckpointExchange(Exchange):
         break
       # Whatever a disk or Orbax may raise: training goes on without it.
       except Exception as error:
+        with contextlib.suppress(OSError):
+          publication.clear(self._member_folder(member))  # Disks are finite.
         self._event(
           member,
           'failed publish',

@@ -480,8 +480,14 @@ def test_committed_rows_say_what_made_them():
     for result in results.read(path):
       run = result.run
       assert path.stem == results.stem(run['experiment'], run['variant'])
-      assert run['status'] == 'done'
-      assert run['marked'] == []
+      fault = run['config'].get('fault', {'kind': 'none'})
+      if fault['kind'] == 'rate' and run['status'] == 'diverged':
+        # Whoever was meant to, and nobody else.
+        assert run['diverged'].keys() == {str(fault['member'])}
+        assert run['marked'] == ['unfinished']
+      else:
+        assert run['status'] == 'done'
+        assert run['marked'] == []
       assert re.fullmatch('[0-9a-f]{40}', run['commit'])
       assert any(row['kind'] == 'final' for row in result.rows)
     assert results.lines(results.read(path)) == path.read_text(encoding='utf-8')

@@ -1,0 +1,240 @@
+"""Faults done to members on purpose: the short version of scripts.chaos.
+
+The real things, in processes and for minutes: python -m scripts.chaos.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from codistill.record import Record
+from scripts import chaos
+
+
+@pytest.fixture
+def world(tmp_path):
+  with chaos.InProcess(tmp_path / 'exchange') as world:
+    yield world
+
+
+@pytest.fixture
+def stage(tmp_path):
+  with chaos.Stage(tmp_path, kills=2) as stage:
+    yield stage
+
+
+def chance():
+  return random.Random(0)
+
+
+# Each raises if somebody is taught by weights that nobody published, or does
+# not go on, or does not hear of the other again.
+
+
+def test_a_folder_that_cannot_be_written_costs_publications_alone(world):
+  result = chaos.read_only(world, by='file')
+  assert 'failed publish' in result.lost
+  assert 'a file in place of' in result.how
+
+
+def test_a_folder_that_is_removed_appears_again(world):
+  chaos.removed(world)
+  for member in ('0', '1'):
+    assert (world.exchange / member / 'lease.json').exists()
+
+
+def test_a_folder_may_be_moved_away_and_come_back(world):
+  before = world.exchange.stat().st_ino
+  chaos.moved(world)
+  assert world.exchange.stat().st_ino == before
+
+
+def test_garbage_in_a_folder_is_no_publication(world):
+  result = chaos.garbage(world, chance())
+  assert 'failed load' in result.lost
+
+  def tidy():
+    """Garbage counts as nobody's, and not as the newest few."""
+    world.go_on()
+    there = chaos.publication.steps(chaos.epath.Path(world.exchange) / '1')
+    return max(there) <= world.step and len(there) >= 3
+
+  chaos.until(tidy, 'only what was published to be there')
+
+
+@pytest.mark.parametrize(
+  'ways',
+  [{'to a half': chaos.TRUNCATED['to a half']}, chaos.RANDOM],
+  ids=['truncated', 'random bytes'],
+)
+def test_a_publication_damaged_at_any_file_is_refused_or_right(tmp_path, ways):
+  result = chaos.damaged(tmp_path, ways, chance())
+  refused, tried = result.lost.split(' refused')[0].split(' of ')
+  assert 5 <= int(refused) < int(tried)
+
+
+def test_nothing_is_decided_by_a_clock(tmp_path):
+  chaos.clock(tmp_path)
+
+
+def test_a_slow_disk_keeps_no_step(tmp_path):
+  chaos.slow_disk(tmp_path, steps=30)
+
+
+def test_a_slow_writer_skips_publications(tmp_path):
+  assert '28 publications skipped' in chaos.slow_writer(tmp_path, steps=30).lost
+
+
+def test_members_that_are_killed_again_and_again_finish_with_all_rows(
+  stage, monkeypatch
+):
+  # As in the processes of other tests, so that compiled programs are shared.
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
+  result = chaos.kills(stage, members=2, num_steps=400)
+  assert 'kill -9 × 2' in result.how
+
+
+# What finds faults finds them.
+
+
+def write_rows(workdir, steps, *, final=(0,), status='done', ages=()):
+  workdir.mkdir(parents=True, exist_ok=True)
+  record = Record(workdir, '-0')
+  for step in steps:
+    row = {'step': step, 'member': 0, 'kind': 'train', 'peer_ages': ages}
+    record.write_row(row)
+  for member in final:
+    record.write_row({'step': 9, 'member': member, 'kind': 'final'})
+  record.write_run({'status': status})
+  record.close()
+
+
+@pytest.mark.parametrize(
+  ('steps', 'changes', 'said'),
+  [
+    ([1, 3], {}, 'are not 1, 2, 3'),
+    ([1, 2, 2, 3], {}, 'are not 1, 2, 3'),
+    ([1, 2], {}, 'are not 1, 2, 3'),
+    ([2, 1, 3], {}, 'are not 1, 2, 3'),
+    ([1, 2, 3], {'final': ()}, 'final rows of member 0: []'),
+    ([1, 2, 3], {'final': (0, 0)}, 'final rows of member 0'),
+    ([1, 2, 3], {'status': 'running'}, 'member 0 is running'),
+    ([1, 2, 3], {'ages': (1,)}, 'a copy of step -1'),
+  ],
+)
+def test_rows_that_are_not_complete_are_found(
+  stage, tmp_path, steps, changes, said
+):
+  run = chaos.Run(stage, tmp_path, members=2)
+  write_rows(tmp_path, [1, 2, 3])
+  assert len(run.check_rows(0, 3)) == 3
+  (tmp_path / 'rows-0.jsonl').unlink()
+  write_rows(tmp_path, steps, **changes)
+  with pytest.raises(chaos.FailedError) as caught:
+    run.check_rows(0, 3)
+  assert said in str(caught.value)
+
+
+def test_weights_that_nobody_published_are_found(tmp_path, monkeypatch):
+  real = chaos.weights
+  with chaos.Reader(tmp_path) as reader:
+    with monkeypatch.context() as patch:
+      patch.setattr(chaos, 'weights', lambda m, step: real(m, step + 1))
+      with reader.about_to_appear():
+        pass
+    with pytest.raises(chaos.FailedError, match='weights that nobody'):
+      reader.sees()
+
+
+def test_what_never_comes_is_not_awaited_for_ever(monkeypatch):
+  monkeypatch.setattr(chaos, 'LONG_S', 0.1)
+  with pytest.raises(chaos.FailedError, match=r'it: not in 0\.1 s'):
+    chaos.until(lambda: False, 'it')
+
+
+def sleeper(stage, tmp_path, seconds=1_000):
+  line = [sys.executable, '-c', f'import time; time.sleep({seconds})']
+  return stage.start(line, tmp_path / 'rows-0.jsonl')
+
+
+def test_nobody_waits_for_a_process_that_has_ended(stage, tmp_path):
+  job = sleeper(stage, tmp_path, seconds=0)
+  with pytest.raises(chaos.FailedError, match='it: ended with status 0'):
+    chaos.until(lambda: False, 'it', [job])
+
+
+def test_processes_end_with_the_stage_whatever_ends_it(tmp_path):
+  jobs = []
+
+  def interrupted():
+    with chaos.Stage(tmp_path) as stage:
+      jobs.append(sleeper(stage, tmp_path))
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    interrupted()
+  assert jobs[0].process.poll() == -signal.SIGKILL
+
+
+# The command.
+
+
+def test_the_table_says_what_came_of_each_fault(tmp_path, capsys, monkeypatch):
+  def fail(stage):
+    """It always fails."""
+    raise chaos.FailedError('nothing | came back')
+
+  def well(stage):
+    stage.folder('well')
+    return chaos.Result('so', 'nothing', '0 s')
+
+  monkeypatch.setattr(chaos, 'FAULTS', {'bad': fail, 'good': well})
+  table = tmp_path / 'table.md'
+  keep = tmp_path / 'kept'
+  arguments = [f'--markdown={table}', f'--keep={keep}', '--seed=7']
+  assert chaos.main(['good', *arguments]) == 0
+  assert chaos.main(['all', *arguments]) == 1
+  out = capsys.readouterr().out
+  assert 'seed 7' in out
+  assert 'good: ok' in out
+  assert 'FAILED: nothing | came back' in out
+  assert table.read_text().splitlines() == [
+    '| fault | how | lost | recovery | outcome |',
+    '| --- | --- | --- | --- | --- |',
+    '| bad | It always fails. | – | – | FAILED: nothing / came back |',
+    '| good | so | nothing | 0 s | ok |',
+  ]
+  assert len(list(keep.glob('*/well'))) == 2
+
+
+def test_a_fault_that_is_not_there_is_one_sentence(capsys):
+  with pytest.raises(SystemExit) as caught:
+    chaos.main(['earthquake'])
+  assert caught.value.code == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert "no fault 'earthquake'" in error
+  assert 'slow-disk' in error
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_also_ends_the_processes_that_were_started(tmp_path, number):
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'scripts.chaos', 'stop', f'--keep={tmp_path}'],
+    cwd=chaos.ROOT,
+    stdout=subprocess.DEVNULL,
+  )
+  started = []
+
+  def both():
+    started[:] = psutil.Process(process.pid).children()
+    return len(started) == 2
+
+  chaos.until(both, 'two members')
+  process.send_signal(number)
+  assert process.wait(chaos.LONG_S) == 128 + number
+  gone, alive = psutil.wait_procs(started, timeout=chaos.LONG_S)
+  assert (len(gone), alive) == (2, [])
