@@ -24,7 +24,7 @@ figures: $(VENV)/installed
 	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
 	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
 
-# Faults done to real runs, and what came of each; ten minutes.
+# Faults done to real runs, and what came of each: five to ten minutes.
 chaos: $(VENV)/installed
 	$(BIN)/python -m scripts.chaos
 

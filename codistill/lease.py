@@ -219,7 +219,7 @@ def read_lease(path: epath.PathLike) -> dict[str, Any]:
   """What a lease says; {} if there is none or it cannot be read."""
   try:
     found = json.loads(epath.Path(path).read_text())
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
   whole = isinstance(found, dict) and all(
     isinstance(found.get(key), kind) for key, kind in _KINDS.items()

@@ -167,8 +167,16 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
   experiment = build(config, member, exchange_folder=path / 'exchange')
   with contextlib.ExitStack() as stack:
     lease = stack.enter_context(workdir.alone())
-    with user_errors(LeaseHeldError):
-      stack.enter_context(experiment.exchange)
+    try:
+      with user_errors(LeaseHeldError):
+        stack.enter_context(experiment.exchange)
+    except OSError as error:
+      if _disk_full(error):
+        raise
+      raise UserError(
+        f'cannot write to the exchange folder ({error}); make it writable, or '
+        'set codistill.exchange_dir to another one'
+      ) from error
     workdir.begin()
     if not workdir.resumes:
       experiment.exchange.forget()
@@ -372,8 +380,16 @@ def _main_of_process(argv: list[str]) -> int:
   """`main`, and then an end without Orbax's threads.
 
   When a checkpoint could not be written, they would keep the process for
-  minutes and complain at length.
+  minutes and complain at length; so they do of a publication that could not be
+  read, which has been said already.
   """
+  show = sys.unraisablehook
+
+  def show_others(unraisable):
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+      show(unraisable)
+
+  sys.unraisablehook = show_others
   status = main(argv)
   if status:
     sys.stdout.flush()

@@ -11,7 +11,7 @@ something was lost that must not be, or did not come back.
 
 Each process trains one member of `imagenet_codistill:smoke` on one CPU device.
 Everything is drawn from the seed, but not when the machine does what. Every
-wait has a bound; all faults together take about ten minutes on two cores.
+wait has a bound; all faults together take five to ten minutes on two cores.
 """
 
 from __future__ import annotations

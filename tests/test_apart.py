@@ -254,6 +254,16 @@ def test_a_second_job_for_a_member_is_refused(tmp_path, capfd):
   assert publication.steps(publication.epath.Path(tmp_path) / 'exchange' / '0')
 
 
+def test_an_exchange_that_cannot_be_written_is_one_sentence(tmp_path, capfd):
+  (tmp_path / 'exchange').mkdir()
+  (tmp_path / 'exchange' / '0').write_text('in the way')
+  assert run_command(tmp_path, *ALONE).status == 2
+  sentence = error_sentence(capfd)
+  assert 'cannot write to the exchange folder' in sentence
+  assert 'codistill.exchange_dir' in sentence
+  assert not list(tmp_path.glob('rows*'))
+
+
 def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
   from commands import on_row
 

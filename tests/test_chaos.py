@@ -68,8 +68,12 @@ def test_garbage_in_a_folder_is_no_publication(world):
 
 @pytest.mark.parametrize(
   'ways',
-  [{'to a half': chaos.TRUNCATED['to a half']}, chaos.RANDOM],
-  ids=['truncated', 'random bytes'],
+  [
+    {'to a half': chaos.TRUNCATED['to a half']},
+    chaos.RANDOM,
+    {'flip': chaos.FLIPPED['flip 0']},
+  ],
+  ids=['truncated', 'random bytes', 'a flipped bit'],
 )
 def test_a_publication_damaged_at_any_file_is_refused_or_right(tmp_path, ways):
   result = chaos.damaged(tmp_path, ways, chance())

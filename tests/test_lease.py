@@ -235,6 +235,7 @@ def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
   'text',
   [
     *('', '{', '[]', '{"held": true}', '\0' * 99),
+    '[' * 100_000,
     # All keys, and nonsense in them.
     json.dumps(dict.fromkeys(_KINDS, 'x') | {'held': True}),
   ],
