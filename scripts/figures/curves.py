@@ -19,12 +19,12 @@ from scripts.figures.arms import (
 )
 from scripts.figures.figure import (
   COMMAND,
-  GRAY,
   Figure,
   command_cell,
   count_cell,
   gain_cell,
   gain_header,
+  mark_step,
   markdown,
 )
 
@@ -110,16 +110,7 @@ class Curves(Figure):
       if codistill['exchange'] != 'none' and not self.by_hours:
         burn_ins.add(codistill['burn_in_steps'])
     for step in sorted(burn_ins):
-      axes.axvline(step, color=GRAY, linewidth=0.8, linestyle=':')
-      axes.annotate(
-        'burn-in ends',
-        (step, 0.01),
-        xycoords=('data', 'axes fraction'),
-        xytext=(3, 0),
-        textcoords='offset points',
-        fontsize=7.5,
-        color=GRAY,
-      )
+      mark_step(axes, step, 'burn-in ends', 0.01)
     margin = 0.06 * (max(late) - min(late)) or 0.1
     axes.set(
       xlabel='hours at the paper’s seconds a step'

@@ -25,6 +25,7 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
+  mark_step,
   markdown,
 )
 
@@ -149,16 +150,7 @@ def _draw(axes: Axes, rows: Rows, kind: str) -> None:
   if failed:
     _band(axes, failed, _Look('', GRAY, '--'), 'the one that fails')
   if fault is not None:
-    axes.axvline(fault, color=GRAY, linewidth=0.8, linestyle=':')
-    axes.annotate(
-      'fault',
-      (fault, 0.97),
-      xycoords=('data', 'axes fraction'),
-      xytext=(3, 0),
-      textcoords='offset points',
-      fontsize=7.5,
-      color=GRAY,
-    )
+    mark_step(axes, fault, 'fault', 0.97)
   axes.set(
     xlabel='step (updates of each member)',
     ylabel=LOSS.label,

@@ -154,5 +154,19 @@ def draw_reference(axes: Axes, arm: Arm, metric: Metric, rows: Rows) -> None:
   )
 
 
+def mark_step(axes: Axes, step: float, text: str, height: float) -> None:
+  """A dotted line up at a step, and what it is, at a share of the height."""
+  axes.axvline(step, color=GRAY, linewidth=0.8, linestyle=':')
+  axes.annotate(
+    text,
+    (step, height),
+    xycoords=('data', 'axes fraction'),
+    xytext=(3, 0),
+    textcoords='offset points',
+    fontsize=7.5,
+    color=GRAY,
+  )
+
+
 def _exists(config: str) -> bool:
   return (_CONFIGS / f'{config}.py').exists()
