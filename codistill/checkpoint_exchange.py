@@ -683,8 +683,9 @@ class CheckpointExchange(Exchange):
   def _never_comes(self, peer: int, step: int) -> bool:
     """Whether a member has said that it will not publish a step."""
     lease = read_lease(self._member_folder(peer) / 'lease.json')
-    last = lease.get('withdrawn')
-    return step in lease.get('refused', ()) or (
+    refused, last = lease.get('refused'), lease.get('withdrawn')
+    # Anything may stand in a file that others can write.
+    return (isinstance(refused, list) and step in refused) or (
       isinstance(last, int) and last < step
     )
 
