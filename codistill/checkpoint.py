@@ -16,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from codistill import publication, sharding
+from codistill import precision, publication, sharding
 from codistill.algorithm import Publications
 from codistill.models import Model
 from codistill.train_step import TrainState, state_sharding
@@ -91,7 +91,12 @@ class Checkpoints:
       )
 
   def restore(
-    self, abstract: TrainState, model: Model, batch_size: int, mesh: Mesh
+    self,
+    abstract: TrainState,
+    model: Model,
+    batch_size: int,
+    mesh: Mesh,
+    teacher_precision: str,
   ) -> Restored | None:
     """Loads the newest checkpoint straight into this mesh's shardings.
 
@@ -100,6 +105,7 @@ class Checkpoints:
       model: for the shape of a peer's carry.
       batch_size: likewise.
       mesh: where to put it; may differ from the mesh that saved it.
+      teacher_precision: of the publications.
 
     Returns:
       Its content, or None if there is no checkpoint.
@@ -107,7 +113,15 @@ class Checkpoints:
     latest = self._checkpointer.latest
     if latest is None:
       return None
-    return _load(latest.path, latest.step, abstract, model, batch_size, mesh)
+    return _load(
+      latest.path,
+      latest.step,
+      abstract,
+      model,
+      batch_size,
+      mesh,
+      teacher_precision,
+    )
 
   def close(self) -> None:
     """Releases the folder."""
@@ -120,6 +134,7 @@ def read_newest(
   model: Model,
   batch_size: int,
   mesh: Mesh,
+  teacher_precision: str,
 ) -> Restored | None:
   """The newest checkpoint of a process that may be at work; changes nothing.
 
@@ -129,6 +144,7 @@ def read_newest(
     model: likewise.
     batch_size: likewise.
     mesh: likewise.
+    teacher_precision: likewise.
 
   Returns:
     Its content, or None if there is no finished checkpoint or no such folder.
@@ -142,7 +158,13 @@ def read_newest(
     newest = max(steps)
     try:
       restored = _load(
-        directory / str(newest), newest, abstract, model, batch_size, mesh
+        directory / str(newest),
+        newest,
+        abstract,
+        model,
+        batch_size,
+        mesh,
+        teacher_precision,
       )
     except Exception:
       if newest in _kept(directory):
@@ -178,6 +200,7 @@ def _load(
   model: Model,
   batch_size: int,
   mesh: Mesh,
+  teacher_precision: str,
 ) -> Restored:
   """Loads one checkpoint straight into a mesh's shardings."""
   extra = dict(ocp.checkpointables_metadata(path).custom_metadata)
@@ -193,8 +216,9 @@ def _load(
     )
     for member, peers in layout['admitted'].items()
   }
+  copy = precision.abstract(abstract.variables, teacher_precision, whole)
   variables = {
-    int(member): {step: _placed(abstract.variables, whole) for step in steps}
+    int(member): dict.fromkeys(steps, copy)
     for member, steps in layout['published'].items()
   }
   loaded = ocp.load_checkpointables(path, _by_name(states, variables))

@@ -22,23 +22,27 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 
-from codistill import publication
+from codistill import precision, publication
 from codistill.algorithm import Account, Exchange, Peer, Publications
 from codistill.exchange import (
   Copy,
   all_finite,
   check_cadence,
+  check_precisions,
   choose_peers,
   from_publications,
   make_copy,
+  reload_number,
   to_publications,
 )
 from codistill.lease import Lease, LeaseLostError, read_lease
+from codistill.precision import FULL
 from codistill.publication import Notes, UnreadableError
 from codistill.rules import ANY_PEER, Rules, TaskLosses
+from codistill.topology import Teachers, Topology
 
 PyTree = Any
 _LOG = logging.getLogger(__name__)
@@ -86,7 +90,7 @@ class CheckpointExchange(Exchange):
   def __init__(
     self,
     folder: epath.PathLike,
-    neighbours: Mapping[int, tuple[int, ...]],
+    topology: Topology,
     *,
     members: Iterable[int],
     like: PyTree,
@@ -94,6 +98,8 @@ class CheckpointExchange(Exchange):
     delay_steps: int = 0,
     rules: Rules = ANY_PEER,
     synchronous: bool = False,
+    publish_precision: str = FULL,
+    teacher_precision: str = FULL,
     config_hash: str = '',
     keep_publications: int = 3,
     keep_s: float = 30.0,
@@ -106,7 +112,8 @@ class CheckpointExchange(Exchange):
     Args:
       folder: shared by all members; local, or an object store as far as Orbax
         and etils go.
-      neighbours: for each member those it learns from.
+      topology: who learns from whom; redrawn, if it is, at a member's own
+        reload intervals.
       members: those of this process.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
         shardings that peers are to be loaded into.
@@ -115,6 +122,8 @@ class CheckpointExchange(Exchange):
         for synchronous members.
       rules: which peers may teach.
       synchronous: wait for each other rather than take the freshest.
+      publish_precision: what this process publishes in.
+      teacher_precision: what it holds teachers in.
       config_hash: publications with another one are not read.
       keep_publications: how many of the newest stay in the folder, ≥ 2.
       keep_s: and for how many seconds after publication all do, so that slow
@@ -129,6 +138,7 @@ class CheckpointExchange(Exchange):
         that have no common steps.
     """
     check_cadence(reload_interval_steps, delay_steps)
+    check_precisions(publish_precision, teacher_precision)
     if delay_steps and not synchronous:
       raise ValueError(
         'delay_steps counts steps that members have in common, and those of '
@@ -149,10 +159,16 @@ class CheckpointExchange(Exchange):
     self._folder = epath.Path(folder)
     if '://' not in self._folder.as_posix():
       self._folder = self._folder.resolve()  # Orbax takes no relative one.
-    self._neighbours = dict(neighbours)
+    self._topology = topology
     self._members = tuple(members)
-    self._abstract = publication.abstract_of(like)
-    self._precision = np.dtype(jax.tree.leaves(self._abstract)[0].dtype).name
+    self._like = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding
+      ),
+      like,
+    )
+    self._publish_precision = publish_precision
+    self._teacher_precision = teacher_precision
     self._interval = reload_interval_steps
     self._lag = delay_steps + 1
     self._rules = rules
@@ -183,8 +199,14 @@ class CheckpointExchange(Exchange):
     self._offers: list[_Offer] = []
     self._publishing = False
     self._copies: dict[int, dict[int, Copy]] = {
-      member: {} for member in self._neighbours
+      member: {} for member in range(topology.members)
     }
+    # Whom each member learns from now, and from its next reload on: a graph
+    # that is redrawn changes when all of the newly drawn have been looked for.
+    self._drawn: dict[int, Teachers] = {
+      member: topology.teachers(member, 0) for member in self._members
+    }
+    self._teachers = dict(self._drawn)
     self._events: dict[int, collections.deque[dict[str, Any]]] = {
       # Whoever does not ask need not pay.
       member: collections.deque(maxlen=_MOST_EVENTS)
@@ -279,7 +301,12 @@ class CheckpointExchange(Exchange):
     self._last_step[member] = step
     self._losses.add(member, task_loss)
     if step % self._interval == 0:
-      copy = make_copy(variables, self._losses.publish(member))
+      copy = make_copy(
+        variables,
+        self._losses.publish(member),
+        self._publish_precision,
+        self._publish_precision,
+      )
       copy.incarnation = self._leases[member].incarnation
       offer = _Offer(member, step, copy, began)
       self._enqueue(offer)
@@ -304,13 +331,15 @@ class CheckpointExchange(Exchange):
         else self._newest(peer)
       )
       if found is not None:
-        self._seen[member, peer] = found[0]
-        self._drop_unseen(peer)
+        self._saw(member, peer, found[0])
       return found
 
+    teachers = self._teachers_at(member, step)
     peers, self._left_out[member] = choose_peers(
-      member, step, self._neighbours[member], newest, self._rules, self._losses
+      member, step, teachers, newest, self._rules, self._losses
     )
+    for peer in set(self._topology.candidates(member)) - set(teachers):
+      self._saw(member, peer, self._visible(step))
     self._stall(member, began)
     return peers
 
@@ -320,7 +349,8 @@ class CheckpointExchange(Exchange):
       events = tuple(self._events[member])
       self._events[member].clear()
       failed = sum(
-        self._failed_loads.get(peer, 0) for peer in self._neighbours[member]
+        self._failed_loads.get(peer, 0)
+        for peer in self._topology.candidates(member)
       )
     return Account(
       left_out=self._left_out.pop(member, {}),
@@ -333,9 +363,8 @@ class CheckpointExchange(Exchange):
     """Tells peers not to wait for this member any more."""
     self._leases[member].note(withdrawn=self._last_step.get(member, 0))
     # It asks for nothing any more, either.
-    for peer in self._neighbours[member]:
-      self._seen[member, peer] = _NEVER
-      self._drop_unseen(peer)
+    for peer in self._topology.candidates(member):
+      self._saw(member, peer, _NEVER)
 
   def publications(self) -> Publications:
     """The copies that this process has of its neighbours.
@@ -479,8 +508,8 @@ class CheckpointExchange(Exchange):
       wall_time=time.time(),
       task_loss=None if copy.task_loss is None else float(copy.task_loss),
       config_hash=self._config_hash,
-      precision=self._precision,
-      num_bytes=publication.num_bytes(copy.variables),
+      precision=self._publish_precision,
+      num_bytes=precision.num_bytes(copy.variables),
     )
     if not (self._synchronous and self._is_published(folder, notes)):
       publication.write(folder, copy.variables, notes)
@@ -541,9 +570,10 @@ class CheckpointExchange(Exchange):
   # Reading.
 
   def _read_forever(self) -> None:
-    peers = sorted({p for m in self._members for p in self._neighbours[m]})
     while True:
-      for peer in peers:
+      with self._changed:
+        drawn = dict(self._drawn)
+      for peer in sorted({peer for some in drawn.values() for peer in some}):
         folder_key = (peer, -1, 0)
         try:
           if self._may_try(folder_key):
@@ -553,8 +583,21 @@ class CheckpointExchange(Exchange):
         except Exception as error:
           text = f'cannot look for member {peer}: {_brief(error)}'
           self._failed(peer, text, folder_key)
+      self._follow(drawn)
       if self._closing.wait(max(self._poll_s, _LOOK_S)):
         return
+
+  def _follow(self, drawn: Mapping[int, Teachers]) -> None:
+    """Lets those teach who have been looked for, and frees the others."""
+    with self._changed:
+      self._teachers.update(drawn)
+      wanted = {
+        peer
+        for some in (*self._teachers.values(), *self._drawn.values())
+        for peer in some
+      }
+      for peer in self._copies.keys() - wanted:
+        self._copies[peer] = {}
 
   def _read_newest(self, peer: int) -> None:
     """Takes up the best publication that is better than what is there."""
@@ -610,9 +653,7 @@ class CheckpointExchange(Exchange):
     began = time.monotonic()
     path = self._member_folder(peer) / str(step)
     try:
-      variables, notes = publication.load(path, self._abstract)
-      if not bool(all_finite(variables)):
-        raise UnreadableError(f'{path} is not finite')
+      variables, notes = self._load_and_place(path)
     except UnreadableError as error:
       self._failed(peer, str(error), key)
       return False
@@ -633,6 +674,29 @@ class CheckpointExchange(Exchange):
     )
     return True
 
+  def _load_and_place(self, path: epath.Path) -> tuple[PyTree, Notes]:
+    """By way of the host, so that a device holds no more than the teacher."""
+    variables, notes = publication.load(
+      path, self._like, SingleDeviceSharding(_host_device())
+    )
+    if not bool(all_finite(variables)):
+      raise UnreadableError(f'{path} is not finite')
+    held = precision.convert(
+      variables, self._like, notes.precision, self._teacher_precision
+    )
+    return precision.place_like(held, self._like), notes
+
+  def _teachers_at(self, member: int, step: int) -> Teachers:
+    """Whom a member learns from in an update."""
+    drawn = self._topology.teachers(
+      member, reload_number(step, self._lag, self._interval)
+    )
+    if self._synchronous:
+      return drawn
+    with self._changed:
+      self._drawn[member] = drawn
+      return self._teachers[member]
+
   def _newest(self, peer: int) -> tuple[int, Copy] | None:
     with self._changed:
       copies = self._copies[peer]
@@ -646,8 +710,7 @@ class CheckpointExchange(Exchange):
     self, member: int, peer: int, step: int
   ) -> tuple[int, Copy] | None:
     """The newest copy visible at `step`, once it is there."""
-    last = step - self._lag
-    at = last - last % self._interval
+    at = self._visible(step)
     deadline = time.monotonic() + self._wait_s
     while at >= 0:
       if at in self._copies[peer]:
@@ -689,9 +752,15 @@ class CheckpointExchange(Exchange):
       isinstance(last, int) and last < step
     )
 
-  def _drop_unseen(self, peer: int) -> None:
+  def _visible(self, step: int) -> int:
+    """Of which step the newest publication is that may be seen at `step`."""
+    last = step - self._lag
+    return last - last % self._interval
+
+  def _saw(self, member: int, peer: int, step: int) -> None:
     """Frees what none of this process's members will ask for again."""
-    readers = [m for m in self._members if peer in self._neighbours[m]]
+    self._seen[member, peer] = step
+    readers = self._readers_of(peer)
     oldest = min(self._seen.get((reader, peer), -1) for reader in readers)
     with self._changed:
       if self._synchronous:
@@ -745,7 +814,11 @@ class CheckpointExchange(Exchange):
 
   def _reader_of(self, peer: int) -> int:
     """The first of this process's members that learns from a peer."""
-    return next(m for m in self._members if peer in self._neighbours[m])
+    return self._readers_of(peer)[0]
+
+  def _readers_of(self, peer: int) -> list[int]:
+    """Those of this process's members that may learn from a peer."""
+    return [m for m in self._members if peer in self._topology.candidates(m)]
 
   def _stall(self, member: int, began: float) -> None:
     """Notes how long the train loop has been kept."""
@@ -754,6 +827,14 @@ class CheckpointExchange(Exchange):
 
   def _member_folder(self, member: int) -> epath.Path:
     return self._folder / str(member)
+
+
+def _host_device() -> jax.Device:
+  """Where arrays can be worked on without taking an accelerator's memory."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    return jax.local_devices()[0]  # It was told to have no other.
 
 
 def _brief(error: Exception) -> str:

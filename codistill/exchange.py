@@ -7,6 +7,7 @@ members of several processes meet in `codistill.checkpoint_exchange`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from codistill import precision
 from codistill.algorithm import Account, Exchange, Peer, Publications
+from codistill.precision import FULL
 from codistill.rules import MeanLoss, Rules, TaskLosses
+from codistill.topology import Topology
 
 PyTree = Any
 
@@ -25,7 +29,8 @@ class Copy:
   """What a member has published.
 
   Attributes:
-    variables: parameters and batch statistics, in buffers of their own.
+    variables: parameters and batch statistics, in buffers of their own and in
+      the precision that teachers are held in.
     finite_variables: whether all of these are finite; possibly still being
       computed.
     task_loss: the publisher's mean φ since it last published, likewise; None
@@ -57,38 +62,49 @@ class InMemoryExchange(Exchange):
 
   def __init__(
     self,
-    neighbours: Mapping[int, tuple[int, ...]],
+    topology: Topology,
     *,
     reload_interval_steps: int,
     delay_steps: int,
     immediate: bool,
     rules: Rules,
+    publish_precision: str = FULL,
+    teacher_precision: str = FULL,
   ):
     """Makes an exchange in which nothing has been published.
 
     Args:
-      neighbours: for each member those it learns from.
+      topology: who learns from whom; redrawn, if it is, when peers are
+        reloaded.
       reload_interval_steps: k, updates between two publications, ≥ 1.
       delay_steps: d ≥ 0, by how many more steps each publication is held back.
       immediate: publications are seen at once, so that a member sees the
         update that an earlier member made in the same round: Algorithm 1 as
         literally written, which no set of parallel jobs can do.
       rules: which of the visible copies may teach.
+      publish_precision: what a publication is rounded to.
+      teacher_precision: what a teacher is held in, after that.
 
     Raises:
-      ValueError: if the interval or the delay is out of range.
+      ValueError: if the interval, the delay or a precision is out of range.
     """
     check_cadence(reload_interval_steps, delay_steps)
-    self._neighbours = dict(neighbours)
+    check_precisions(publish_precision, teacher_precision)
+    self._topology = topology
     self._interval = reload_interval_steps
     # A publication of step s is visible at step t if s ≤ t − lag.
     self._lag = delay_steps + (0 if immediate else 1)
     self._rules = rules
+    self._precisions = (publish_precision, teacher_precision)
     self._losses = TaskLosses()
     self._published: dict[int, dict[int, Copy]] = {
-      member: {} for member in self._neighbours
+      member: {} for member in range(topology.members)
     }
     self._left_out: dict[int, dict[int, str]] = {}
+    # Of the rows: what happened, and which copy each member saw of each peer.
+    self._events: dict[int, list[dict[str, Any]]] = {}
+    self._seen: dict[tuple[int, int], int] = {}
+    self._num_bytes = 0
 
   def offer(
     self, member: int, step: int, variables: PyTree, task_loss: Any = None
@@ -98,7 +114,13 @@ class InMemoryExchange(Exchange):
     if step % self._interval:
       return
     published = self._published[member]
-    published[step] = make_copy(variables, self._losses.publish(member))
+    published[step] = make_copy(
+      variables, self._losses.publish(member), *self._precisions
+    )
+    self._num_bytes = self._num_bytes or published_bytes(
+      variables, self._precisions[0]
+    )
+    self._event(member, 'publish', publication=step)
     # Readers ask for this step or a later one from here on: what lies before
     # the newest copy that they may see is never asked for again.
     newest = self._newest(member, step)
@@ -115,33 +137,55 @@ class InMemoryExchange(Exchange):
     peers, self._left_out[member] = choose_peers(
       member,
       step,
-      self._neighbours[member],
+      self._topology.teachers(
+        member, reload_number(step, self._lag, self._interval)
+      ),
       newest,
       self._rules,
       self._losses,
     )
+    for peer in peers:
+      if self._seen.get((member, peer.member)) != peer.step:
+        self._seen[member, peer.member] = peer.step
+        self._event(member, 'load', peer=peer.member, publication=peer.step)
     return peers
 
   def account(self, member: int) -> Account:
-    """Who was left out, and why."""
-    return Account(left_out=self._left_out.pop(member, {}))
+    """Who was left out, and why; what was published and taken up."""
+    return Account(
+      left_out=self._left_out.pop(member, {}),
+      events=tuple(self._events.pop(member, ())),
+    )
 
   def publications(self) -> Publications:
     """The copies that may still be asked for."""
-    return to_publications(
+    found = to_publications(
       {
         member: {at: copy for at, copy in copies.items() if copy.finite}
         for member, copies in self._published.items()
       },
       self._losses,
     )
+    seen = [[*pair, step] for pair, step in self._seen.items()]
+    mine = {'seen': seen, 'num_bytes': self._num_bytes}
+    return found._replace(notes={**found.notes, **mine})
 
   def restore(self, publications: Publications) -> None:
     """Puts back what `publications` returned."""
     copies = from_publications(publications, self._losses)
     self._published = {
-      member: copies.get(member, {}) for member in self._neighbours
+      member: copies.get(member, {}) for member in self._published
     }
+    self._seen = {
+      (member, peer): step for member, peer, step in publications.notes['seen']
+    }
+    self._num_bytes = publications.notes['num_bytes']
+
+  def _event(self, member: int, event: str, **facts: Any) -> None:
+    """Notes what would cross a network, were members apart."""
+    self._events.setdefault(member, []).append(
+      {'event': event, 'bytes': self._num_bytes, **facts}
+    )
 
   def _newest(self, member: int, step: int) -> int | None:
     """The step of the member's newest copy that is visible at `step`."""
@@ -196,9 +240,41 @@ def check_cadence(reload_interval_steps: int, delay_steps: int) -> None:
     raise ValueError(f'delay_steps must not be negative: {delay_steps}')
 
 
-def make_copy(variables: PyTree, task_loss: MeanLoss | None) -> Copy:
-  """A copy of a member's weights, in buffers of its own."""
-  return Copy(*_copy_and_check(variables), task_loss)
+def check_precisions(publish_precision: str, teacher_precision: str) -> None:
+  """Refuses an unknown precision with a ValueError."""
+  precision.check_precision(publish_precision, 'publish_precision')
+  precision.check_precision(teacher_precision, 'teacher_precision')
+
+
+def reload_number(step: int, lag: int, interval: int) -> int:
+  """How many reload intervals lie behind a member's update, from 0."""
+  return max(0, step - lag) // interval
+
+
+def published_bytes(variables: PyTree, publish_precision: str) -> int:
+  """What a publication takes, uncompressed."""
+  return precision.num_bytes(
+    precision.abstract(variables, publish_precision, None)
+  )
+
+
+def make_copy(
+  variables: PyTree,
+  task_loss: MeanLoss | None,
+  publish_precision: str,
+  held_precision: str,
+) -> Copy:
+  """A copy of a member's weights, in buffers of its own.
+
+  Args:
+    variables: the weights.
+    task_loss: to be published with them.
+    publish_precision: what they are rounded to first.
+    held_precision: and what they are held in.
+  """
+  return Copy(
+    *_copy_and_check(variables, publish_precision, held_precision), task_loss
+  )
 
 
 def choose_peers(
@@ -214,7 +290,7 @@ def choose_peers(
   Args:
     member: who is to be taught.
     step: in which of its updates, from 1.
-    neighbours: whom it learns from.
+    neighbours: whom it learns from now.
     newest: a neighbour's newest visible copy with its step, or None.
     rules: which of these may teach.
     losses: what this process's members published.
@@ -284,10 +360,18 @@ def from_publications(
   }
 
 
-@jax.jit
-def _copy_and_check(variables: PyTree) -> tuple[PyTree, jax.Array]:
-  """A copy in buffers of its own, and whether all of it is finite."""
-  return jax.tree.map(jnp.copy, variables), all_finite(variables)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _copy_and_check(
+  variables: PyTree, publish_precision: str, held_precision: str
+) -> tuple[PyTree, jax.Array]:
+  """A copy in buffers of its own, and whether all of it was finite."""
+  held = precision.convert(
+    precision.encode(variables, publish_precision),
+    variables,
+    publish_precision,
+    held_precision,
+  )
+  return jax.tree.map(jnp.copy, held), all_finite(variables)
 
 
 @jax.jit

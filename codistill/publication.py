@@ -18,6 +18,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from codistill import precision as precision_lib
+
 PyTree = Any
 # Orbax 0.12 tells what goes on in one process apart by a number that saves and
 # loads share ("the current operation"): beside a load, a save may begin to
@@ -43,7 +45,7 @@ class Notes(NamedTuple):
       if it had made no update.
     config_hash: of all that must be the same for members to understand each
       other.
-    precision: of the parameters, as a dtype's name.
+    precision: of the weights, one of `codistill.precision.PRECISIONS`.
     num_bytes: of all arrays, uncompressed.
   """
 
@@ -143,23 +145,31 @@ def read_notes(path: epath.Path) -> Notes:
   return _read(path)[0]
 
 
-def load(path: epath.Path, abstract: PyTree) -> tuple[PyTree, Notes]:
-  """Loads a publication into the shardings and dtypes of `abstract`.
+def load(
+  path: epath.Path, like: PyTree, place: jax.sharding.Sharding
+) -> tuple[PyTree, Notes]:
+  """Loads a publication in the precision that it was published in.
 
   Args:
     path: of the publication.
-    abstract: a tree of `jax.ShapeDtypeStruct` with shardings.
+    like: a member's variables, or `jax.ShapeDtypeStruct`s of them.
+    place: where to put each array.
 
   Returns:
-    The variables, and the notes that belong to just these.
+    The variables, encoded as the notes say, and the notes that belong to just
+    these.
 
   Raises:
     UnreadableError: if it is damaged, gone, replaced meanwhile, or of other
       shapes: one sentence.
   """
   before, checksum, found = _read(path)
-  expected = _shapes(abstract)
-  if found != expected:
+  if before.precision not in precision_lib.PRECISIONS:
+    raise UnreadableError(
+      f'{path} is in a precision that is not known here: {before.precision}'
+    )
+  abstract = precision_lib.abstract(like, before.precision, place)
+  if found != _shapes(abstract):
     raise UnreadableError(f'{path} holds arrays of other shapes than expected')
   try:
     variables = jax.block_until_ready(ocp.load(path, abstract))
@@ -168,29 +178,12 @@ def load(path: epath.Path, abstract: PyTree) -> tuple[PyTree, Notes]:
     raise UnreadableError(
       f'{path} cannot be loaded: {_brief(error)}'
     ) from error
-  # Orbax notices what it cannot decode, and a flipped bit decodes well. Numbers
-  # that were loaded in another precision are others anyway.
-  same = jax.tree.leaves(variables)[0].dtype.name == before.precision
-  if same and _checksum(variables) != checksum:
+  # Orbax notices what it cannot decode, and a flipped bit decodes well.
+  if _checksum(variables) != checksum:
     raise UnreadableError(f'{path} holds other numbers than were published')
   if read_notes(path) != before:
     raise UnreadableError(f'{path} was replaced while it was read')
   return variables, before
-
-
-def num_bytes(variables: PyTree) -> int:
-  """Of all arrays, uncompressed."""
-  return sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-
-
-def abstract_of(variables: PyTree) -> PyTree:
-  """Shapes, dtypes and shardings, to `load` into."""
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=leaf.sharding
-    ),
-    variables,
-  )
 
 
 def _read(

@@ -5,56 +5,93 @@ The paper tried pairs only and leaves rings and other graphs open (§4).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 
-def neighbours_all(member: int, members: int) -> tuple[int, ...]:
+Teachers = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """A graph of members, which may change whenever peers are reloaded.
+
+  Attributes:
+    members: N; they are numbered from 0.
+    teachers: (member, reload) → whom it learns from, ascending. `reload`
+      counts a member's reload intervals, from 0.
+    candidates: member → whom it may ever learn from, ascending.
+  """
+
+  members: int
+  teachers: Callable[[int, int], Teachers]
+  candidates: Callable[[int], Teachers]
+
+
+def all_others(member: int, members: int) -> Teachers:
   """Everyone else: the sum over j ≠ i of Algorithm 1."""
   return tuple(other for other in range(members) if other != member)
 
 
-def neighbours_ring(member: int, members: int) -> tuple[int, ...]:
+def ring(member: int, members: int) -> Teachers:
   """The next member only; the last learns from the first."""
   return ((member + 1) % members,) if members > 1 else ()
 
 
-def neighbours_pairs(member: int, members: int) -> tuple[int, ...]:
-  """One fixed partner: 0 with 1, 2 with 3, and so on.
-
-  Raises:
-    ValueError: if `members` is odd.
-  """
-  if members % 2:
-    raise ValueError(
-      f'topology pairs needs an even number of members, not {members}; choose '
-      'another number of members, or topology all or ring'
-    )
+def pairs(member: int, members: int) -> Teachers:
+  """One fixed partner: 0 with 1, 2 with 3, and so on; N is even."""
+  del members
   return (member ^ 1,)
 
 
-TOPOLOGIES: dict[str, Callable[[int, int], tuple[int, ...]]] = {
-  'all': neighbours_all,
-  'ring': neighbours_ring,
-  'pairs': neighbours_pairs,
-}
+def star(member: int, members: int) -> Teachers:
+  """Member 0 and each of the others teach each other."""
+  return (0,) if member else all_others(member, members)
 
 
-def make_neighbours(topology: str, members: int) -> dict[int, tuple[int, ...]]:
-  """Each member's teachers, by member number.
+_FIXED = {'all': all_others, 'ring': ring, 'pairs': pairs, 'star': star}
+TOPOLOGIES = (*_FIXED, 'random')
+
+
+def make_topology(
+  name: str, members: int, *, num_random: int = 1, seed: int = 0
+) -> Topology:
+  """A graph by name.
 
   Args:
-    topology: a key of `TOPOLOGIES`.
+    name: one of `TOPOLOGIES`. `random`: each member learns from others drawn
+      anew at each reload, for itself and by no other than its own number.
     members: N.
-
-  Returns:
-    For every member the numbers of those it learns from, ascending.
+    num_random: how many, for `random`, 1 ≤ k < N.
+    seed: of the draws, for `random`.
 
   Raises:
     ValueError: if there is no such topology, or N does not suit it.
   """
-  if topology not in TOPOLOGIES:
+  if name not in TOPOLOGIES:
+    raise ValueError(f'no topology {name!r}; there are {", ".join(TOPOLOGIES)}')
+  if name == 'pairs' and members % 2:
     raise ValueError(
-      f'no topology {topology!r}; there are {", ".join(TOPOLOGIES)}'
+      f'topology pairs needs an even number of members, not {members}; choose '
+      'another number of members, or another topology'
     )
-  neighbours = TOPOLOGIES[topology]
-  return {member: neighbours(member, members) for member in range(members)}
+  if name != 'random':
+    graph = _FIXED[name]
+    return Topology(
+      members,
+      lambda member, reload: graph(member, members),
+      lambda member: graph(member, members),
+    )
+  if not 1 <= num_random < members:
+    raise ValueError(
+      f'topology random: {num_random} neighbours of {members} members; '
+      f'codistill.num_random_neighbours can be 1 to {members - 1}'
+    )
+
+  def draw(member: int, reload: int) -> Teachers:
+    others = all_others(member, members)
+    rng = np.random.default_rng((seed, member, reload))
+    return tuple(sorted(rng.choice(others, num_random, replace=False).tolist()))
+
+  return Topology(members, draw, lambda member: all_others(member, members))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from codistill import losses, sharding
+from codistill import losses, precision, sharding
 from codistill.algorithm import Peer
 from codistill.models import Model
 
@@ -125,16 +125,18 @@ def make_objective(
   Returns:
     objective(params, state, batch, peers, peer_memories, distill) → (value,
     (metrics, new non-parameter variables, memory, peer memories)). `peers` are
-    their variables; no gradient flows into them. Without `distill` it is φ
-    alone, undiminished.
+    their variables, in any precision; no gradient flows into them. Without
+    `distill` it is φ alone, undiminished.
   """
 
-  def teach(inputs, logits, peers, peer_memories):
+  def teach(variables, inputs, logits, peers, peer_memories):
     if constant_targets is not None:
       targets = jnp.asarray(constant_targets, logits.dtype)
       return jnp.broadcast_to(targets, logits.shape), peer_memories
     predictions, peer_memories = model.predict_each(
-      peers, inputs, peer_memories
+      [precision.decode(peer, variables) for peer in peers],
+      inputs,
+      peer_memories,
     )
     targets = losses.average_of_peers([one.logits for one in predictions])
     return targets, peer_memories
@@ -151,7 +153,7 @@ def make_objective(
     metrics = {'task_loss': task, 'accuracy': hits.mean(dtype=jnp.float32)}
     if distill:
       targets, peer_memories = teach(
-        batch['inputs'], logits, peers, peer_memories
+        variables, batch['inputs'], logits, peers, peer_memories
       )
       distillation = distill_loss(targets, logits).mean()
       metrics['distill_loss'] = distillation

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -42,6 +42,8 @@ _OWN_KEYS = (
   'codistill.max_age_steps',
   'codistill.max_task_loss_ratio',
   'codistill.poll_interval_s',
+  'codistill.publish_precision',
+  'codistill.teacher_precision',
   'data.eval_split',
   'eval_interval_steps',
 )
@@ -60,6 +62,7 @@ class Experiment:
     model: F.
     optimizer: of every member.
     updates: burn-in and codistilling.
+    teacher_precision: what the exchange holds peers in.
     exchange: between the members.
     evaluate: exact evaluation.
     fault: what is to go wrong on purpose.
@@ -77,6 +80,7 @@ class Experiment:
   model: Model
   optimizer: optax.GradientTransformation
   updates: JittedUpdates
+  teacher_precision: str
   exchange: Exchange
   evaluate: Evaluate
   fault: Fault
@@ -166,7 +170,12 @@ def build(
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):
       sharding.check_batch_size(config[key], mesh, key)
-    neighbours = topology.make_neighbours(codistill.topology, codistill.members)
+    graph = topology.make_topology(
+      codistill.topology,
+      codistill.members,
+      num_random=codistill.num_random_neighbours,
+      seed=config.seed,
+    )
     model = _make_model(config)
     optimizer = optim.make_optimizer(
       config.optimizer.name,
@@ -193,7 +202,7 @@ def build(
   with user_errors(ValueError):
     exchange = _make_exchange(
       config,
-      neighbours,
+      graph,
       rules,
       members=members,
       folder=codistill.exchange_dir or exchange_folder,
@@ -217,6 +226,7 @@ def build(
     model=model,
     optimizer=optimizer,
     updates=updates,
+    teacher_precision=codistill.teacher_precision,
     exchange=exchange,
     evaluate=make_evaluate(model, mesh),
     fault=fault,
@@ -264,7 +274,7 @@ def make_dataset(config: ConfigDict) -> ImageSet:
 
 def _make_exchange(
   config: ConfigDict,
-  neighbours: Mapping[int, tuple[int, ...]],
+  graph: topology.Topology,
   rules: Rules,
   *,
   members: tuple[int, ...],
@@ -279,11 +289,13 @@ def _make_exchange(
       return exchange_lib.FrozenExchange()
     case 'memory':
       return exchange_lib.InMemoryExchange(
-        neighbours,
+        graph,
         reload_interval_steps=codistill.reload_interval_steps,
         delay_steps=codistill.delay_steps,
         immediate=codistill.immediate,
         rules=rules,
+        publish_precision=codistill.publish_precision,
+        teacher_precision=codistill.teacher_precision,
       )
   keep = codistill.keep_publications
   if codistill.synchronous:
@@ -295,13 +307,15 @@ def _make_exchange(
     keep = max(keep, 4 + math.ceil(steps / codistill.reload_interval_steps))
   return CheckpointExchange(
     folder,
-    neighbours,
+    graph,
     members=members,
     like=_abstract_variables(model, mesh),
     reload_interval_steps=codistill.reload_interval_steps,
     delay_steps=codistill.delay_steps,
     rules=rules,
     synchronous=codistill.synchronous,
+    publish_precision=codistill.publish_precision,
+    teacher_precision=codistill.teacher_precision,
     config_hash=record.config_hash(_comparable(config)),
     keep_publications=keep,
     keep_s=codistill.keep_s,

@@ -308,6 +308,7 @@ class Trainer:
       experiment.model,
       experiment.batch_size,
       experiment.mesh,
+      experiment.teacher_precision,
     )
     if restored is None:
       return None

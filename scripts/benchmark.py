@@ -32,7 +32,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from codistill import losses, optim, publication, record, sharding, topology
+from codistill import (
+  losses,
+  optim,
+  precision,
+  publication,
+  record,
+  sharding,
+  topology,
+)
 from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.models import make_resnet
 from codistill.publication import Notes
@@ -119,7 +127,7 @@ def measure(intervals: int, folder: pathlib.Path) -> Iterator[list[Figure]]:
 
   exchange = CheckpointExchange(
     folder,
-    topology.make_neighbours('all', 2),
+    topology.make_topology('all', 2),
     members=(0,),
     like=state.variables,
     reload_interval_steps=INTERVAL_STEPS,
@@ -168,13 +176,14 @@ def measure(intervals: int, folder: pathlib.Path) -> Iterator[list[Figure]]:
       )
       yield list(found.values())
   # As many peers as there were intervals, one after the other and all kept.
-  abstract, held = publication.abstract_of(state.variables), []
+  held = []
   [path] = (folder / '1').glob('[0-9]*')
   process = psutil.Process()
+  place = sharding.replicated(mesh)
   for _ in range(intervals + 1):
     gc.collect()
     before = process.memory_info().rss
-    held.append(publication.load(epath.Path(path), abstract)[0])
+    held.append(publication.load(epath.Path(path), state.variables, place)[0])
     gc.collect()
     if len(held) > 1:
       grown = process.memory_info().rss - before
@@ -206,7 +215,7 @@ def _publish_as_peer(
       task_loss=1.0,
       config_hash='',
       precision='float32',
-      num_bytes=publication.num_bytes(state.variables),
+      num_bytes=precision.num_bytes(state.variables),
     ),
   )
 

@@ -46,7 +46,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from codistill import publication, topology
+from codistill import precision, publication, topology
 from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.publication import Notes
 from codistill.record import read_rows, read_run
@@ -511,7 +511,7 @@ def make_exchange(folder: pathlib.Path, member: int) -> CheckpointExchange:
   """One of two members that publish at every step."""
   return CheckpointExchange(
     folder,
-    topology.make_neighbours('all', 2),
+    topology.make_topology('all', 2),
     members=(member,),
     like=weights(0, 0),
     reload_interval_steps=1,
@@ -598,7 +598,7 @@ class Reader:
       task_loss=None,
       config_hash='',
       precision='float32',
-      num_bytes=publication.num_bytes(variables),
+      num_bytes=precision.num_bytes(variables),
     )
     aside = self.folder / 'aside'
     publication.write(epath.Path(aside), variables, notes._replace(**changes))

@@ -132,6 +132,7 @@ def load_members(
         experiment.model,
         experiment.batch_size,
         experiment.mesh,
+        experiment.teacher_precision,
       )
     # Orbax and TensorStore raise anything.
     except Exception as error:

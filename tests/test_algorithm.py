@@ -123,7 +123,7 @@ def test_equals_the_numpy_transcription(burn_in):
     ]  # fmt: skip
     start = [to_numpy(member.state.variables) for member in members]
     exchange = InMemoryExchange(
-      topology.make_neighbours('all', MEMBERS),
+      topology.make_topology('all', MEMBERS),
       reload_interval_steps=1,
       delay_steps=0,
       immediate=True,
@@ -195,7 +195,7 @@ def tape_of(exchange, *, members, burn_in, num_steps, start_step=0):
 
 def in_memory(members, interval, delay, immediate=False):
   return InMemoryExchange(
-    topology.make_neighbours('all', members),
+    topology.make_topology('all', members),
     reload_interval_steps=interval,
     delay_steps=delay,
     immediate=immediate,

@@ -126,6 +126,7 @@ def stored_state(workdir, member):
     experiment.model,
     experiment.batch_size,
     experiment.mesh,
+    experiment.teacher_precision,
   )
   checkpoints.close()
   from codistill.algorithm import Member

@@ -274,7 +274,19 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.exchange': 'post'}, "exchange is 'post'; it can be memory"),
     ({'codistill.teacher': 'me'}, "teacher is 'me'; it can be peers"),
     ({'codistill.distill_loss': 'l1'}, "'l1'; it can be cross_entropy, kl"),
-    ({'codistill.topology': 'star'}, "no topology 'star'; there are all"),
+    ({'codistill.topology': 'web'}, "no topology 'web'; there are all"),
+    (
+      {
+        'codistill.topology': 'random',
+        'codistill.num_random_neighbours': 2,
+      },
+      'codistill.num_random_neighbours can be 1 to 1',
+    ),
+    (
+      {'codistill.publish_precision': 'int4'},
+      "publish_precision is 'int4'; it can be float32, bfloat16, int8",
+    ),
+    ({'codistill.teacher_precision': 'half'}, "teacher_precision is 'half'"),
     ({'codistill.reload_interval_steps': 0}, 'must be at least 1, not 0'),
     ({'codistill.delay_steps': -1}, 'delay_steps must not be negative'),
     ({'diversity.order': 'other'}, "order is 'other'; it can be own, same"),

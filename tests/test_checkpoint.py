@@ -43,20 +43,22 @@ def state_of(member, peers=()):
   )
 
 
-def save_and_restore(path, states, publications, extra, num_devices=1):
+def save_and_restore(
+  path, states, publications, extra, num_devices=1, precision='float32'
+):
   mesh = sharding.make_mesh(1)
   states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
   checkpoints = Checkpoints(path)
   checkpoints.save(12, states, Publications(publications, NOTES), extra)
   checkpoints.close()
-  return restore(path, num_devices)
+  return restore(path, num_devices, precision)
 
 
-def restore(path, num_devices=1):
+def restore(path, num_devices=1, precision='float32'):
   checkpoints = Checkpoints(path)
   abstract = jax.eval_shape(functools.partial(state_of, 0))
   result = checkpoints.restore(
-    abstract, model(), BATCH, sharding.make_mesh(num_devices)
+    abstract, model(), BATCH, sharding.make_mesh(num_devices), precision
   )
   checkpoints.close()
   return result

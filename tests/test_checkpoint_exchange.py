@@ -41,7 +41,7 @@ def make(tmp_path):
   def make(member, members=2, like=None, **keywords):
     exchange = CheckpointExchange(
       tmp_path / 'exchange',
-      topology.make_neighbours('all', members),
+      topology.make_topology('all', members),
       members=(member,),
       like=variables(0, 0) if like is None else like,
       **{
@@ -274,11 +274,11 @@ def test_a_copy_that_is_pruned_under_the_reader_is_no_loss(
   sees(reader, 3)
   real, pruned = publication.load, threading.Event()
 
-  def load(path, abstract):
+  def load(path, *arguments):
     if path.name == '4':
       publication.remove(path)
       pruned.set()
-    return real(path, abstract)
+    return real(path, *arguments)
 
   monkeypatch.setattr(publication, 'load', load)
   publish(tmp_path, 4)
@@ -394,7 +394,7 @@ def test_a_relative_folder_is_meant_from_here(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   exchange = CheckpointExchange(
     'exchange',
-    topology.make_neighbours('all', 2),
+    topology.make_topology('all', 2),
     members=(1,),
     like=variables(0, 0),
     reload_interval_steps=1,
@@ -585,7 +585,7 @@ def test_a_refusal_is_remembered_in_the_next_life(make):
 def test_a_member_that_has_withdrawn_holds_nobody_s_copies(tmp_path):
   exchange = CheckpointExchange(
     tmp_path / 'exchange',
-    topology.make_neighbours('all', 3),
+    topology.make_topology('all', 3),
     members=range(3),
     like=variables(0, 0),
     reload_interval_steps=1,

@@ -34,7 +34,7 @@ def in_memory(
   before=None,
 ):
   return InMemoryExchange(
-    topology.make_neighbours(graph, members),
+    topology.make_topology(graph, members),
     reload_interval_steps=interval,
     delay_steps=delay,
     immediate=immediate,
@@ -53,7 +53,7 @@ def in_folder(
     before.__exit__()
   exchange = CheckpointExchange(
     folder,
-    topology.make_neighbours(graph, members),
+    topology.make_topology(graph, members),
     members=range(members),
     like=variables(0, 0),
     reload_interval_steps=interval,

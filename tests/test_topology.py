@@ -1,50 +1,83 @@
 """The graphs: nobody learns from itself, and each is what its name says."""
 
+import collections
+
 import pytest
 
-from codistill import topology
+from codistill.topology import TOPOLOGIES, make_topology
 
 
-@pytest.mark.parametrize('name', topology.TOPOLOGIES)
+def graph(name, members, reload=0, **how):
+  made = make_topology(name, members, **how)
+  return {member: made.teachers(member, reload) for member in range(members)}
+
+
+@pytest.mark.parametrize('name', TOPOLOGIES)
 @pytest.mark.parametrize('members', [2, 4, 6])
-def test_neighbours_are_other_members_each_once(name, members):
-  graph = topology.make_neighbours(name, members)
-  assert list(graph) == list(range(members))
-  for member, neighbours in graph.items():
-    assert member not in neighbours
-    assert sorted(set(neighbours)) == list(neighbours)
-    assert neighbours
-    assert set(neighbours) <= set(range(members))
+def test_teachers_are_other_members_each_once(name, members):
+  made = make_topology(name, members)
+  for member in range(members):
+    candidates = made.candidates(member)
+    for reload in range(5):
+      teachers = made.teachers(member, reload)
+      assert teachers
+      assert member not in teachers
+      assert sorted(set(teachers)) == list(teachers)
+      assert set(teachers) <= set(candidates) <= set(range(members))
 
 
-def test_two_members_teach_each_other_in_every_graph():
-  for name in topology.TOPOLOGIES:
-    assert topology.make_neighbours(name, 2) == {0: (1,), 1: (0,)}
+@pytest.mark.parametrize('name', TOPOLOGIES)
+def test_two_members_teach_each_other_in_every_graph(name):
+  assert graph(name, 2) == {0: (1,), 1: (0,)}
 
 
-def test_graphs_of_four():
-  assert topology.make_neighbours('all', 4)[1] == (0, 2, 3)
-  assert topology.make_neighbours('ring', 4) == {
-    0: (1,),
-    1: (2,),
-    2: (3,),
-    3: (0,),
-  }
-  assert topology.make_neighbours('pairs', 4) == {
-    0: (1,),
-    1: (0,),
-    2: (3,),
-    3: (2,),
-  }
+@pytest.mark.parametrize(
+  ('name', 'expected'),
+  [
+    ('all', {0: (1, 2, 3), 1: (0, 2, 3), 2: (0, 1, 3), 3: (0, 1, 2)}),
+    ('ring', {0: (1,), 1: (2,), 2: (3,), 3: (0,)}),
+    ('pairs', {0: (1,), 1: (0,), 2: (3,), 3: (2,)}),
+    ('star', {0: (1, 2, 3), 1: (0,), 2: (0,), 3: (0,)}),
+  ],
+)
+def test_graphs_of_four_that_stay_as_they_are(name, expected):
+  assert graph(name, 4) == graph(name, 4, reload=17) == expected
 
 
-def test_a_lone_member_has_no_teacher():
-  for name in ('all', 'ring'):
-    assert topology.make_neighbours(name, 1) == {0: ()}
+def test_random_neighbours_are_redrawn_at_each_reload_from_the_seed():
+  draws = [graph('random', 6, reload, num_random=2) for reload in range(20)]
+  assert draws == [
+    graph('random', 6, reload, num_random=2) for reload in range(20)
+  ]
+  assert draws[0] != graph('random', 6, num_random=2, seed=1)
+  mine = [draw[3] for draw in draws]
+  assert all(len(teachers) == 2 for teachers in mine)
+  assert len(set(mine)) > 5
+  # Members do not draw alike: at no reload is one learnt from by all others.
+  assert len({tuple(draw[m] for draw in draws) for m in range(6)}) == 6
 
 
-def test_pairs_of_an_odd_number_and_unknown_graphs_are_refused():
+def test_random_neighbours_are_drawn_evenly():
+  counts = collections.Counter(
+    peer
+    for reload in range(1_000)
+    for peer in graph('random', 5, reload, num_random=2)[0]
+  )
+  assert set(counts) == {1, 2, 3, 4}
+  # 500 each; the standard deviation is 16.
+  assert all(abs(count - 500) < 100 for count in counts.values())
+
+
+@pytest.mark.parametrize('name', ['all', 'ring', 'star'])
+def test_a_lone_member_has_no_teacher(name):
+  assert graph(name, 1) == {0: ()}
+
+
+def test_what_does_not_suit_the_number_of_members_is_refused():
   with pytest.raises(ValueError, match='even number of members, not 3'):
-    topology.make_neighbours('pairs', 3)
-  with pytest.raises(ValueError, match='all, ring, pairs'):
-    topology.make_neighbours('star-shaped', 3)
+    make_topology('pairs', 3)
+  with pytest.raises(ValueError, match='all, ring, pairs, star, random'):
+    make_topology('star-shaped', 3)
+  for number in (0, 3):
+    with pytest.raises(ValueError, match='can be 1 to 2'):
+      make_topology('random', 3, num_random=number)

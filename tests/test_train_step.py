@@ -204,7 +204,7 @@ def codistilled(num_devices, make_model, num_steps=5, members=2):
     for i in range(members)
   ]
   exchange = InMemoryExchange(
-    topology.make_neighbours('all', members),
+    topology.make_topology('all', members),
     reload_interval_steps=1,
     delay_steps=0,
     immediate=False,

@@ -102,7 +102,14 @@ def get_config(variant: str = '') -> ConfigDict:
   # memory: members of one process; checkpoints: of one process or many,
   # through a folder; none.
   config.codistill.exchange = 'none'
+  # Who learns from whom: all, ring, pairs, star; or random: so many others,
+  # drawn anew at each reload.
   config.codistill.topology = 'all'
+  config.codistill.num_random_neighbours = 1
+  # What weights are rounded to when published, and what a teacher is held in:
+  # float32 (as trained), bfloat16, int8.
+  config.codistill.publish_precision = 'float32'
+  config.codistill.teacher_precision = 'float32'
   config.codistill.reload_interval_steps = 50
   config.codistill.delay_steps = 0
   config.codistill.immediate = False
