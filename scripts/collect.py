@@ -196,7 +196,18 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
       ),
     ),
     'examples_per_second': of('examples_per_second', statistics.median),
+    # Of all members together.
+    'exchanged_bytes': _exchanged_bytes(rows),
   }
+
+
+def _exchanged_bytes(rows: Sequence[Row]) -> dict[str, int]:
+  """What was published and what was loaded, by event."""
+  total = collections.Counter()
+  for row in rows:
+    if row['kind'] == 'exchange' and row.get('bytes'):
+      total[row['event']] += row['bytes']
+  return dict(total)
 
 
 def _without_nulls(row: Row) -> Row:
