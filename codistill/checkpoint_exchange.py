@@ -8,6 +8,9 @@ whoever is left goes on with what it has.
 
 With `synchronous` on, members wait for each other instead, so that every one
 sees exactly what it would see of members in the same process.
+
+Of a member of several processes (`codistill.hosts`) the first one publishes and
+holds the lease; all of them load what `codistill.agreement` says.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import SingleDeviceSharding
 
-from codistill import precision, publication
+from codistill import hosts, precision, publication
+from codistill.agreement import Agreement
 from codistill.algorithm import Account, Exchange, Peer, Publications
 from codistill.exchange import (
   Copy,
@@ -58,6 +61,9 @@ _MOST_EVENTS = 1_000
 _NEVER = 1 << 62
 # Refusals that a lease remembers for synchronous peers.
 _REFUSALS = 100
+# Meetings of a member's processes in a reload interval: a copy is proposed at
+# one and teaches from the next or a later one on.
+_MEETINGS = 4
 
 
 class PeerTimeoutError(Exception):
@@ -167,6 +173,10 @@ class CheckpointExchange(Exchange):
       ),
       like,
     )
+    # Without places, so that they can be told to another process.
+    self._shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like
+    )
     self._publish_precision = publish_precision
     self._teacher_precision = teacher_precision
     self._interval = reload_interval_steps
@@ -178,6 +188,16 @@ class CheckpointExchange(Exchange):
     self._keep_s = keep_s
     self._poll_s = poll_interval_s
     self._wait_s = wait_timeout_s
+    self._first = hosts.is_first()
+    # Whoever has a world of several saves and loads beside it.
+    self._beside = hosts.OwnWorld() if hosts.are_several() else None
+    self._agreement = (
+      Agreement(topology.members)
+      if hosts.are_several() and not synchronous
+      else None
+    )
+    self._met: set[int] = set()
+    self._meet_every = max(1, reload_interval_steps // _MEETINGS)
     self._leases = {
       member: Lease(
         self._member_folder(member) / 'lease.json',
@@ -187,7 +207,7 @@ class CheckpointExchange(Exchange):
         refused=[],
         withdrawn=None,
       )
-      for member in self._members
+      for member in (self._members if self._first else ())
     }
     self._losses = TaskLosses()
     self._last_step: dict[int, int] = {}
@@ -201,12 +221,12 @@ class CheckpointExchange(Exchange):
     self._copies: dict[int, dict[int, Copy]] = {
       member: {} for member in range(topology.members)
     }
-    # Whom each member learns from now, and from its next reload on: a graph
-    # that is redrawn changes when all of the newly drawn have been looked for.
-    self._drawn: dict[int, Teachers] = {
-      member: topology.teachers(member, 0) for member in self._members
-    }
-    self._teachers = dict(self._drawn)
+    # At which reload each member is, and whose teachers are its teachers now: a
+    # graph that is redrawn changes when all of the newly drawn have been looked
+    # for, and then for all processes of a member at once.
+    self._reload = dict.fromkeys(self._members, 0)
+    self._looked_for = dict(self._reload)
+    self._followed = dict(self._reload)
     self._events: dict[int, collections.deque[dict[str, Any]]] = {
       # Whoever does not ask need not pay.
       member: collections.deque(maxlen=_MOST_EVENTS)
@@ -251,6 +271,8 @@ class CheckpointExchange(Exchange):
     work = [self._publish_forever]
     if not self._synchronous:
       work.append(self._read_forever)
+    if not self._first:
+      work.remove(self._publish_forever)
     # Daemons: a disk that hangs must not keep the process.
     self._threads = [
       threading.Thread(target=one, name=one.__name__, daemon=True)
@@ -263,8 +285,7 @@ class CheckpointExchange(Exchange):
   def __exit__(self, *exception: object) -> None:
     """Publishes what was offered, within bounds, and returns the leases."""
     with contextlib.suppress(LeaseLostError):
-      for lease in self._leases.values():
-        lease.check()
+      self._check_leases()
       self._flush(_CLOSE_S)
     self._closing.set()
     with self._changed:
@@ -274,14 +295,16 @@ class CheckpointExchange(Exchange):
       thread.join(_CLOSE_S)
     for member, lease in self._leases.items():
       lease.release(step=self._last_step.get(member))
+    if self._beside is not None:
+      self._beside.close()
 
   def forget(self) -> None:
     """Removes what this process's members published in an earlier run."""
-    for member in self._members:
+    for member, lease in self._leases.items():
       folder = self._member_folder(member)
       for step in publication.steps(folder):
         publication.remove(folder / str(step))
-      self._leases[member].note(refused=[])
+      lease.note(refused=[])
 
   # What Algorithm 1 asks for.
 
@@ -297,13 +320,15 @@ class CheckpointExchange(Exchange):
       LeaseLostError: if another job has taken over.
     """
     began = time.monotonic()
-    self._leases[member].check()
+    self._check_leases()
     self._last_step[member] = step
     self._losses.add(member, task_loss)
-    if step % self._interval == 0:
+    task_loss = self._losses.publish(member) if self._is_due(step) else None
+    if self._is_due(step) and self._first:
       copy = make_copy(
-        variables,
-        self._losses.publish(member),
+        # What this process has of it: no other takes part.
+        jax.tree.map(_here, variables),
+        task_loss,
         self._publish_precision,
         self._publish_precision,
       )
@@ -322,7 +347,11 @@ class CheckpointExchange(Exchange):
       WaitInterruptedError: if it was told to stop while it waited.
     """
     began = time.monotonic()
-    self._leases[member].check()
+    self._check_leases()
+    if self._agreement is not None and (
+      member not in self._met or step % self._meet_every == 0
+    ):
+      self._meet(member, step)
 
     def newest(peer: int) -> tuple[int, Copy] | None:
       found = (
@@ -361,7 +390,8 @@ class CheckpointExchange(Exchange):
 
   def withdraw(self, member: int) -> None:
     """Tells peers not to wait for this member any more."""
-    self._leases[member].note(withdrawn=self._last_step.get(member, 0))
+    if self._first:
+      self._leases[member].note(withdrawn=self._last_step.get(member, 0))
     # It asks for nothing any more, either.
     for peer in self._topology.candidates(member):
       self._saw(member, peer, _NEVER)
@@ -378,7 +408,7 @@ class CheckpointExchange(Exchange):
     if self._synchronous:
       patience = min(self._wait_s, _CLOSE_S) if self.should_stop() else None
       landed = self._flush(self._wait_s if patience is None else patience)
-      if not landed or self._gave_up:
+      if hosts.any_says(not landed or bool(self._gave_up)):
         why = ''.join(f' ({text})' for text in self._gave_up.values())
         raise PeerTimeoutError(
           f'could not publish to {self._folder} in time{why}; see that it can '
@@ -512,7 +542,9 @@ class CheckpointExchange(Exchange):
       num_bytes=precision.num_bytes(copy.variables),
     )
     if not (self._synchronous and self._is_published(folder, notes)):
-      publication.write(folder, copy.variables, notes)
+      self._call(
+        publication.write, folder, jax.device_get(copy.variables), notes
+      )
     self._published_at[offer.member, offer.step] = time.monotonic()
     self._event(
       offer.member,
@@ -526,7 +558,7 @@ class CheckpointExchange(Exchange):
   def _is_published(self, folder: epath.Path, notes: Notes) -> bool:
     """Whether an earlier life did this: a synchronous run repeats itself."""
     try:
-      there = publication.read_notes(folder / str(notes.step))
+      there = self._call(publication.read_notes, folder / str(notes.step))
     except UnreadableError:
       return False
     return there.config_hash == notes.config_hash
@@ -557,7 +589,8 @@ class CheckpointExchange(Exchange):
     found = []
     for step in publication.steps(folder):
       with contextlib.suppress(UnreadableError):
-        found.append(publication.read_notes(folder / str(step)).incarnation)
+        notes = self._call(publication.read_notes, folder / str(step))
+        found.append(notes.incarnation)
     return found
 
   def _flush(self, timeout_s: float) -> bool:
@@ -572,8 +605,8 @@ class CheckpointExchange(Exchange):
   def _read_forever(self) -> None:
     while True:
       with self._changed:
-        drawn = dict(self._drawn)
-      for peer in sorted({peer for some in drawn.values() for peer in some}):
+        reloads = dict(self._reload)
+      for peer in self._teachers_of(reloads, self._followed):
         folder_key = (peer, -1, 0)
         try:
           if self._may_try(folder_key):
@@ -583,24 +616,53 @@ class CheckpointExchange(Exchange):
         except Exception as error:
           text = f'cannot look for member {peer}: {_brief(error)}'
           self._failed(peer, text, folder_key)
-      self._follow(drawn)
+      self._follow(reloads)
       if self._closing.wait(max(self._poll_s, _LOOK_S)):
         return
 
-  def _follow(self, drawn: Mapping[int, Teachers]) -> None:
+  def _follow(self, reloads: Mapping[int, int]) -> None:
     """Lets those teach who have been looked for, and frees the others."""
     with self._changed:
-      self._teachers.update(drawn)
-      wanted = {
-        peer
-        for some in (*self._teachers.values(), *self._drawn.values())
-        for peer in some
-      }
-      for peer in self._copies.keys() - wanted:
+      self._looked_for = dict(reloads)
+      if self._agreement is None:
+        self._followed = dict(reloads)
+      wanted = self._teachers_of(self._reload, reloads, self._followed)
+      for peer in self._copies.keys() - set(wanted):
         self._copies[peer] = {}
+
+  def _teachers_of(self, *reloads: Mapping[int, int]) -> list[int]:
+    """Of any of this process's members, at any of these reloads."""
+    return sorted(
+      {
+        peer
+        for some in reloads
+        for member, reload in some.items()
+        for peer in self._topology.teachers(member, reload)
+      }
+    )
+
+  def _meet(self, member: int, step: int) -> None:
+    """Takes up what all processes of this member have."""
+    self._teachers_at(member, step)
+    with self._changed:
+      looked_for = self._looked_for[member]
+    outcome = self._agreement.meet(looked_for)
+    self._met.add(member)
+    with self._changed:
+      self._followed[member] = outcome.reload
+      for peer, (at, copy) in outcome.agreed.items():
+        self._copies[peer] = {at: copy}
+    for peer in outcome.failed:
+      text = f'not all processes of member {member} can load member {peer}'
+      self._failed(peer, text, (peer, -1, 0))
 
   def _read_newest(self, peer: int) -> None:
     """Takes up the best publication that is better than what is there."""
+    if self._agreement is not None:
+      if not self._first:
+        return self._read_proposed(peer)
+      if not self._agreement.is_free(peer):
+        return None
     with self._changed:
       have = max(
         ((copy.incarnation, step) for step, copy in self._copies[peer].items()),
@@ -624,6 +686,24 @@ class CheckpointExchange(Exchange):
       if self._load(peer, found[1], when[found]):
         return
 
+  def _read_proposed(self, peer: int) -> None:
+    """Takes up what the first process has chosen, or says that it cannot."""
+    proposal = self._agreement.wanted(peer)
+    if proposal is None:
+      return
+    listed = publication.steps(self._member_folder(peer))
+    self._forget_but(peer, listed)
+    written = listed.get(proposal.step)
+    notes = (
+      None if written is None else self._notes_of(peer, proposal.step, written)
+    )
+    if (
+      notes is None
+      or notes.incarnation != proposal.incarnation
+      or not self._load(peer, proposal.step, written)
+    ):
+      self._agreement.failed(peer)
+
   def _notes_of(self, peer: int, step: int, written: int) -> Notes | None:
     """What a publication says of itself, if it can be read and is for us."""
     key = (peer, step, written)
@@ -632,7 +712,7 @@ class CheckpointExchange(Exchange):
         return None
       path = self._member_folder(peer) / str(step)
       try:
-        notes = publication.read_notes(path)
+        notes = self._call(publication.read_notes, path)
       except UnreadableError as error:
         self._failed(peer, str(error), key)
         return None
@@ -659,7 +739,9 @@ class CheckpointExchange(Exchange):
       return False
     copy = Copy(variables, True, notes.task_loss, notes.incarnation)
     with self._changed:
-      if self._synchronous:
+      if self._agreement is not None:
+        self._agreement.loaded(peer, step, copy)
+      elif self._synchronous:
         self._copies[peer][step] = copy
       else:
         self._copies[peer] = {step: copy}
@@ -676,26 +758,23 @@ class CheckpointExchange(Exchange):
 
   def _load_and_place(self, path: epath.Path) -> tuple[PyTree, Notes]:
     """By way of the host, so that a device holds no more than the teacher."""
-    variables, notes = publication.load(
-      path, self._like, SingleDeviceSharding(_host_device())
-    )
-    if not bool(all_finite(variables)):
-      raise UnreadableError(f'{path} is not finite')
-    held = precision.convert(
-      variables, self._like, notes.precision, self._teacher_precision
-    )
+    variables, notes = self._call(publication.load, path, self._shapes)
+    with jax.default_device(publication.host_device()):
+      if not bool(all_finite(variables)):
+        raise UnreadableError(f'{path} is not finite')
+      held = precision.convert(
+        variables, self._like, notes.precision, self._teacher_precision
+      )
     return precision.place_like(held, self._like), notes
 
   def _teachers_at(self, member: int, step: int) -> Teachers:
     """Whom a member learns from in an update."""
-    drawn = self._topology.teachers(
-      member, reload_number(step, self._lag, self._interval)
-    )
+    reload = reload_number(step, self._lag, self._interval)
     if self._synchronous:
-      return drawn
+      return self._topology.teachers(member, reload)
     with self._changed:
-      self._drawn[member] = drawn
-      return self._teachers[member]
+      self._reload[member] = reload
+      return self._topology.teachers(member, self._followed[member])
 
   def _newest(self, peer: int) -> tuple[int, Copy] | None:
     with self._changed:
@@ -709,18 +788,48 @@ class CheckpointExchange(Exchange):
   def _await_visible(
     self, member: int, peer: int, step: int
   ) -> tuple[int, Copy] | None:
-    """The newest copy visible at `step`, once it is there."""
+    """The newest copy visible at `step`, once all processes have it.
+
+    Raises:
+      PeerTimeoutError: if it does not come in time.
+      WaitInterruptedError: if one of the processes is to stop.
+    """
     at = self._visible(step)
+    if at in self._copies[peer]:
+      return at, self._copies[peer][at]
+    failure = None
+    try:
+      at = self._await_publication(member, peer, at)
+    except (PeerTimeoutError, WaitInterruptedError) as error:
+      failure = error
+    told = hosts.gather([at, isinstance(failure, WaitInterruptedError)])
+    if told[:, 1].any():
+      raise WaitInterruptedError
+    if failure is not None:
+      raise failure
+    if (told[:, 0] != at).any():
+      raise PeerTimeoutError(
+        f'processes of member {member} see different publications of member '
+        f'{peer} in {self._folder}; see that all of them reach the same folder'
+      )
+    return None if at < 0 else (at, self._copies[peer][at])
+
+  def _await_publication(self, member: int, peer: int, at: int) -> int:
+    """Waits for the publication of a step, or for the last before it.
+
+    Returns:
+      Its step; below zero if there is none.
+    """
     deadline = time.monotonic() + self._wait_s
     while at >= 0:
       if at in self._copies[peer]:
-        return at, self._copies[peer][at]
+        break
       if self._load_if_finished(peer, at):
         continue
       if self._never_comes(peer, at):
         at -= self._interval
         continue
-      self._leases[member].check()
+      self._check_leases()
       if self.should_stop():
         raise WaitInterruptedError
       if time.monotonic() > deadline:
@@ -731,7 +840,7 @@ class CheckpointExchange(Exchange):
           'set codistill.synchronous to False'
         )
       time.sleep(_LOOK_S)
-    return None
+    return at
 
   def _load_if_finished(self, peer: int, step: int) -> bool:
     with contextlib.suppress(OSError):
@@ -778,6 +887,19 @@ class CheckpointExchange(Exchange):
           del known[key]
 
   # What threads and train loop tell each other.
+
+  def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Saves or loads: here, or beside a world of several processes."""
+    if self._beside is None:
+      return function(*arguments)
+    return self._beside.call(function, *arguments)
+
+  def _check_leases(self) -> None:
+    for lease in self._leases.values():
+      lease.check()
+
+  def _is_due(self, step: int) -> bool:
+    return step % self._interval == 0
 
   def _may_try(self, key: tuple[int, int, int]) -> bool:
     return time.monotonic() >= self._patience.get(key, (0.0, 0.0))[0]
@@ -829,12 +951,9 @@ class CheckpointExchange(Exchange):
     return self._folder / str(member)
 
 
-def _host_device() -> jax.Device:
-  """Where arrays can be worked on without taking an accelerator's memory."""
-  try:
-    return jax.local_devices(backend='cpu')[0]
-  except RuntimeError:
-    return jax.local_devices()[0]  # It was told to have no other.
+def _here(leaf: jax.Array) -> jax.Array:
+  """An array's part on this process; all of it, if every device has that."""
+  return leaf.addressable_data(0) if leaf.is_fully_replicated else leaf
 
 
 def _brief(error: Exception) -> str:

@@ -7,6 +7,7 @@ differ; how far apart their predictions are is the total variation distance.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,10 +62,13 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
 
   Returns:
     evaluate(members' variables, batches) → Evaluation. Batches hold `inputs`,
-    `labels` and a `mask`: 1 for an example, 0 for padding.
+    `labels` and a `mask`: 1 for an example, 0 for padding; each process gives
+    its rows (`sharding.local_rows`).
   """
 
-  @jax.jit
+  @functools.partial(
+    jax.jit, out_shardings=(sharding.replicated(mesh), sharding.split(mesh))
+  )
   def batch_sums(variables, memories, batch):
     labels, mask = batch['labels'], batch['mask']
     predictions, memories = model.predict_each(
@@ -104,9 +108,9 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
     memories = None
     pending = []
     for batch in batches:
+      batch = sharding.split_batch(batch, mesh)
       if memories is None:
         memories = (model.memory(len(batch['labels'])),) * len(variables)
-      batch = sharding.split_batch(batch, mesh)
       sums, memories = batch_sums(variables, memories, batch)
       pending.append(sums)
     if not pending:

@@ -253,9 +253,7 @@ def reload_number(step: int, lag: int, interval: int) -> int:
 
 def published_bytes(variables: PyTree, publish_precision: str) -> int:
   """What a publication takes, uncompressed."""
-  return precision.num_bytes(
-    precision.abstract(variables, publish_precision, None)
-  )
+  return precision.num_bytes(precision.abstract(variables, publish_precision))
 
 
 def make_copy(

@@ -87,7 +87,9 @@ def convert(encoded: PyTree, like: PyTree, before: str, after: str) -> PyTree:
   return encoded if before == after else encode(decode(encoded, like), after)
 
 
-def abstract(variables: PyTree, precision: str, place: Any) -> PyTree:
+def abstract(
+  variables: PyTree, precision: str, place: Sharding | None = None
+) -> PyTree:
   """What `encode` would return: shapes and dtypes, all with one sharding."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -99,7 +101,7 @@ def place_like(encoded: PyTree, like: PyTree) -> PyTree:
   """Puts weights where a network's are, from the host or another device.
 
   Args:
-    encoded: in any precision, whole on a device of this process.
+    encoded: in any precision; arrays of the host, or of one device.
     like: the network's variables, or abstract ones with shardings, which may
       reach over several processes.
   """

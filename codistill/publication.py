@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -145,19 +146,16 @@ def read_notes(path: epath.Path) -> Notes:
   return _read(path)[0]
 
 
-def load(
-  path: epath.Path, like: PyTree, place: jax.sharding.Sharding
-) -> tuple[PyTree, Notes]:
+def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
   """Loads a publication in the precision that it was published in.
 
   Args:
     path: of the publication.
     like: a member's variables, or `jax.ShapeDtypeStruct`s of them.
-    place: where to put each array.
 
   Returns:
-    The variables, encoded as the notes say, and the notes that belong to just
-    these.
+    The variables as arrays of the host, encoded as the notes say, and the notes
+    that belong to just these.
 
   Raises:
     UnreadableError: if it is damaged, gone, replaced meanwhile, or of other
@@ -168,11 +166,12 @@ def load(
     raise UnreadableError(
       f'{path} is in a precision that is not known here: {before.precision}'
     )
+  place = jax.sharding.SingleDeviceSharding(host_device())
   abstract = precision_lib.abstract(like, before.precision, place)
   if found != _shapes(abstract):
     raise UnreadableError(f'{path} holds arrays of other shapes than expected')
   try:
-    variables = jax.block_until_ready(ocp.load(path, abstract))
+    variables = jax.device_get(ocp.load(path, abstract))
   # Orbax and TensorStore raise anything, a bare Exception included.
   except Exception as error:
     raise UnreadableError(
@@ -184,6 +183,14 @@ def load(
   if read_notes(path) != before:
     raise UnreadableError(f'{path} was replaced while it was read')
   return variables, before
+
+
+def host_device() -> jax.Device:
+  """Where arrays can be worked on without taking an accelerator's memory."""
+  try:
+    return jax.local_devices(backend='cpu')[0]
+  except RuntimeError:
+    return jax.local_devices()[0]  # It was told to have no other.
 
 
 def _read(
@@ -203,7 +210,7 @@ def _checksum(variables: PyTree) -> int:
   """Of all numbers, bit for bit."""
   checksum = 0
   for leaf in jax.tree.leaves(jax.device_get(variables)):
-    checksum = zlib.crc32(leaf.tobytes(), checksum)
+    checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
   return checksum
 
 

@@ -104,6 +104,19 @@ class Record:
       rows.close()
 
 
+class SilentRecord(Record):
+  """Names the same files and writes none: another process does."""
+
+  def write_run(self, run: Mapping[str, Any]) -> None:
+    """Leaves it alone."""
+
+  def write_row(self, row: Row) -> None:
+    """Leaves it alone."""
+
+  def keep_rows(self, keep: Callable[[Row], bool]) -> None:
+    """Leaves them alone."""
+
+
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
   """The rows of a file, in order.
 

@@ -2,7 +2,8 @@
 
 With jit and NamedSharding the compiler inserts the all-reduce of synchronous
 SGD. The mean over a batch, and what BatchNorm takes over it, is therefore over
-the *global* batch of the member.
+the *global* batch of the member, whose devices may belong to many processes
+(`codistill.hosts`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
@@ -69,6 +71,31 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
   return jax.device_put(tree, replicated(mesh))
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+  """Which examples of a global batch this process feeds to its devices.
+
+  Args:
+    batch_size: of the whole mesh.
+    mesh: the member's devices, of one process or several.
+
+  Returns:
+    int [rows], ascending; all of them if every device is this process's.
+  """
+  rows = np.arange(batch_size)
+  parts = split(mesh).addressable_devices_indices_map((batch_size,))
+  return np.concatenate(
+    sorted((rows[index] for index in parts.values()), key=lambda part: part[0])
+  )
+
+
 def split_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-  """Puts a host's batch on the mesh, divided along the leading axis."""
-  return jax.device_put(batch, split(mesh))
+  """Puts a batch on the mesh, divided along the leading axis.
+
+  Args:
+    batch: arrays of the host with the examples of `local_rows`.
+    mesh: the devices.
+  """
+  return jax.tree.map(
+    lambda rows: jax.make_array_from_process_local_data(split(mesh), rows),
+    batch,
+  )

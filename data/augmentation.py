@@ -1,8 +1,9 @@
 """What becomes of stored images on their way to a model.
 
 A view takes a sequence of uint8 images of shape [height, width, channels] and
-returns uint8 [batch, height, width, channels]: at random for training, always
-the same for evaluation.
+returns uint8 [images, height, width, channels]: at random for training, always
+the same for evaluation. What chance does to an image depends on its row in the
+batch, not on which other rows are asked for: hosts may share a batch.
 """
 
 import cv2
@@ -20,7 +21,8 @@ def make_views(augmentation, padding, image_size, stored_size):
     stored_size: height and width of the stored images; None where they vary.
 
   Returns:
-    (images, generator) → batch, images → batch, and (height, width).
+    (images, generator, rows, batch size) → views of the batch's rows that the
+    images are, images → views, and (height, width).
 
   Raises:
     ValueError: for an unknown augmentation, or one that lacks its argument.
@@ -35,20 +37,24 @@ def make_views(augmentation, padding, image_size, stored_size):
     return value
 
   if augmentation == 'none':
-    return lambda images, rng: np.stack(images), as_they_are, stored_size
+    return (
+      lambda images, rng, rows, batch_size: np.stack(images),
+      as_they_are,
+      stored_size,
+    )
   if augmentation in ('shift', 'shift_flip'):
     pad, flip = ask(padding, 'padding'), augmentation == 'shift_flip'
     return (
-      lambda images, rng: shift(np.stack(images), rng, pad, flip),
+      lambda images, rng, rows, batch_size: shift(
+        np.stack(images), rng, rows, batch_size, pad, flip
+      ),
       as_they_are,
       stored_size,
     )
   if augmentation == 'inception':
     size = ask(image_size, 'image_size')
     return (
-      lambda images, rng: np.stack(
-        [random_resized_crop(image, rng, size) for image in images]
-      ),
+      lambda images, rng, rows, batch_size: crop_each(images, rng, rows, size),
       lambda images: np.stack([centre_crop(image, size) for image in images]),
       (size, size),
     )
@@ -58,20 +64,32 @@ def make_views(augmentation, padding, image_size, stored_size):
   )
 
 
-def shift(images, rng, padding, flip):
+def shift(images, rng, rows, batch_size, padding, flip):
   """Moves each image by up to `padding` pixels either way; flips half."""
-  batch, height, width, _ = images.shape
+  count, height, width, _ = images.shape
   padded = np.pad(
     images, [(0, 0), (padding, padding), (padding, padding), (0, 0)]
   )
-  top, left = rng.integers(2 * padding + 1, size=(2, batch, 1))
-  rows = top + np.arange(height)
+  # For the whole batch: the draws of a row are the same whoever asks for it.
+  top, left = rng.integers(2 * padding + 1, size=(2, batch_size, 1))[:, rows]
+  lines = top + np.arange(height)
   columns = left + np.arange(width)
   if flip:
-    mirrored = rng.random((batch, 1)) < 0.5
+    mirrored = rng.random((batch_size, 1))[rows] < 0.5
     columns = np.where(mirrored, columns[:, ::-1], columns)
-  example = np.arange(batch)[:, None, None]
-  return padded[example, rows[:, :, None], columns[:, None, :]]
+  example = np.arange(count)[:, None, None]
+  return padded[example, lines[:, :, None], columns[:, None, :]]
+
+
+def crop_each(images, rng, rows, size):
+  """`random_resized_crop` of each image, with a generator for each row."""
+  seed = rng.integers(2**63)
+  return np.stack(
+    [
+      random_resized_crop(image, np.random.default_rng((seed, row)), size)
+      for image, row in zip(images, rows.tolist(), strict=True)
+    ]
+  )
 
 
 def random_resized_crop(image, rng, size):

@@ -89,6 +89,7 @@ class ImageSet:
     seed: int,
     batch_size: int,
     start: int = 0,
+    rows: np.ndarray | None = None,
   ) -> Iterator[dict[str, np.ndarray]]:
     """Endless augmented batches of a member's examples.
 
@@ -105,10 +106,13 @@ class ImageSet:
       seed: orders and augments, in [0, 2³²).
       batch_size: examples a batch.
       start: index of the first batch to yield.
+      rows: those of each batch that are wanted here, ascending; None for all.
+        Nothing else is read, and a row is the same whoever asks for it, so
+        that hosts can share a batch.
 
     Returns:
-      Batches {'inputs': float32 [batch, *image_shape], normalised,
-      'labels': int32 [batch]}.
+      Batches {'inputs': float32 [rows, *image_shape], normalised,
+      'labels': int32 [rows]}.
 
     Raises:
       ValueError: for arguments out of range, or an empty shard.
@@ -119,9 +123,11 @@ class ImageSet:
       self.num_train, member, members, partition
     )
 
+    wanted = np.arange(batch_size) if rows is None else rows
+
     def load(indices, rng):
-      images, labels = self.train_split.read(indices)
-      inputs = self._normalise(self.augment(images, rng))
+      images, labels = self.train_split.read(indices[wanted])
+      inputs = self._normalise(self.augment(images, rng, wanted, batch_size))
       return {'inputs': inputs, 'labels': labels}
 
     # Batches of indices, not of examples: ArrayRecord reads many records at a
@@ -137,17 +143,18 @@ class ImageSet:
     return iter(batches[start:].to_iter_dataset(self.read_options))
 
   def eval(
-    self, split: str, *, batch_size: int
+    self, split: str, *, batch_size: int, rows: np.ndarray | None = None
   ) -> Iterator[dict[str, np.ndarray]]:
     """Every example of a split exactly once, in a fixed order, not augmented.
 
     Args:
       split: 'train' or 'test'.
       batch_size: examples a batch; the last one is filled up with zeros.
+      rows: those of each batch that are wanted here, ascending; None for all.
 
     Returns:
-      Batches {'inputs': float32 [batch, *image_shape], normalised,
-      'labels': int32 [batch], 'mask': float32 [batch], 1 for an example and 0
+      Batches {'inputs': float32 [rows, *image_shape], normalised,
+      'labels': int32 [rows], 'mask': float32 [rows], 1 for an example and 0
       for padding}.
 
     Raises:
@@ -155,18 +162,21 @@ class ImageSet:
     """
     examples = self._split(split)
 
+    wanted = np.arange(batch_size) if rows is None else rows
+
     def load(indices):
-      images, labels = examples.read(indices)
       batch = {
-        'inputs': self._normalise(self.fit(images)),
-        'labels': labels,
-        'mask': np.ones(len(indices), np.float32),
+        'inputs': np.zeros((len(wanted), *self.image_shape), np.float32),
+        'labels': np.zeros(len(wanted), np.int32),
+        'mask': np.zeros(len(wanted), np.float32),
       }
-      missing = batch_size - len(indices)
-      return {
-        key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
-        for key, value in batch.items()
-      }
+      there = wanted[wanted < len(indices)]
+      if len(there):
+        images, labels = examples.read(indices[there])
+        batch['inputs'][: len(there)] = self._normalise(self.fit(images))
+        batch['labels'][: len(there)] = labels
+        batch['mask'][: len(there)] = 1
+      return batch
 
     batches = grain.MapDataset.range(examples.num_examples).batch(batch_size)
     return iter(batches.map(load).to_iter_dataset(self.read_options))

@@ -124,6 +124,7 @@ class Experiment:
       seed=int(seed),
       batch_size=self.batch_size,
       start=start,
+      rows=sharding.local_rows(self.batch_size, self.mesh),
     )
     return (sharding.split_batch(batch, self.mesh) for batch in batches)
 
@@ -139,8 +140,13 @@ class Experiment:
     ]
 
   def eval_batches(self) -> Iterator[dict[str, Any]]:
-    """The held-out examples, each once."""
-    return self.dataset.eval('test', batch_size=self.config.eval_batch_size)
+    """The held-out examples, each once; this process's rows of each batch."""
+    batch_size = self.config.eval_batch_size
+    return self.dataset.eval(
+      'test',
+      batch_size=batch_size,
+      rows=sharding.local_rows(batch_size, self.mesh),
+    )
 
 
 def build(

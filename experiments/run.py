@@ -4,6 +4,12 @@ r"""Runs an experiment, or goes on with one, or shows one that is finished.
   python -m experiments.run --config=NAME[:variant] [--workdir=DIR]
     [--member=all|I] [--config.any.key=value] [--tensorboard]
     [--overwrite] [--allow-code-change]
+    [--distributed | --coordinator-address=HOST:PORT --num-processes=P
+    --process-id=K]
+
+With --distributed this is one of several processes of a member, found from
+Slurm, Open MPI, Kubernetes or Cloud TPU; or say where process 0 is, how many
+there are, and which this is.
 
 The same command again resumes. Exit status: 0 done, 1 an error or a member
 that diverged, 2 a command that makes no sense, 128 + n stopped by signal n.
@@ -24,12 +30,13 @@ from collections.abc import Iterator
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from codistill import record
+from codistill import hosts, record
+from codistill.algorithm import Exchange
 from codistill.checkpoint_exchange import PeerTimeoutError
-from codistill.lease import LeaseHeldError, LeaseLostError
+from codistill.lease import Lease, LeaseHeldError, LeaseLostError
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
@@ -37,7 +44,7 @@ from experiments.progress import RunProgress
 from experiments.summary import results_table
 from experiments.tensorboard import TensorBoard
 from experiments.train import Trainer
-from experiments.workdir import Workdir, open_workdir
+from experiments.workdir import Workdir, follow_workdir, open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = (
@@ -69,6 +76,18 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 _ALLOW_CODE_CHANGE = flags.DEFINE_bool(
   'allow_code_change', False, 'Resume a run that another commit made.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'One of several processes: a world of jax.distributed.'
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0; implies --distributed.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are of this member.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.'
 )
 _TENSORBOARD = flags.DEFINE_bool(
   'tensorboard', False, 'Write TensorBoard event files, too.'
@@ -153,37 +172,23 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
       config.codistill.exchange = 'checkpoints'
   path = pathlib.Path(_WORKDIR.value or ROOT / 'runs' / default)
   path = path.expanduser().absolute()  # Orbax takes no other.
-  workdir = open_workdir(
-    path,
-    _provenance(name, variant, config, member),
-    member=member,
-    overwrite=_OVERWRITE.value,
-    allow_code_change=_ALLOW_CODE_CHANGE.value,
-  )
+  _join_processes(config.codistill)
+  workdir = _open(path, _provenance(name, variant, config, member), member)
+  if not hosts.is_first():
+    console = Console(quiet=True)
   if workdir.finished:
     console.print(f'{label} is finished; --overwrite runs it again.')
     return _conclude(label, workdir, console)
   # Everything that can be refused is refused before the first file is written.
   experiment = build(config, member, exchange_folder=path / 'exchange')
   with contextlib.ExitStack() as stack:
-    lease = stack.enter_context(workdir.alone())
-    try:
-      with user_errors(LeaseHeldError):
-        stack.enter_context(experiment.exchange)
-    except OSError as error:
-      if _disk_full(error):
-        raise
-      raise UserError(
-        f'cannot write to the exchange folder ({error}); make it writable, or '
-        'set codistill.exchange_dir to another one'
-      ) from error
-    workdir.begin()
-    if not workdir.resumes:
-      experiment.exchange.forget()
+    lease = hosts.first_then_others(
+      lambda: _begin(workdir, experiment.exchange, stack)
+    )
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )
-    if _TENSORBOARD.value:
+    if _TENSORBOARD.value and hosts.is_first():
       tensorboard = TensorBoard(workdir.tensorboard, trainer.start_step)
       trainer.observers.append(stack.enter_context(tensorboard).write)
     if trainer.start_step:
@@ -198,7 +203,9 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
       )
     )
     try:
-      stopped_at = trainer.train(progress, lambda: lease.check() or bool(stop))
+      stopped_at = trainer.train(
+        progress, lambda: (lease and lease.check()) or bool(stop)
+      )
     except PeerTimeoutError:
       workdir.write_run(status='interrupted')
       raise
@@ -210,12 +217,85 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
       f'Stopped at step {stopped_at:,} of {experiment.num_steps:,}; '
       'the same command goes on from there.'
     )
-    return 128 + stop[0]
+    # Another process of this member may have got the signal.
+    return 128 + (stop[0] if stop else signal.SIGTERM)
   return _conclude(label, workdir, console)
+
+
+def _join_processes(codistill: ConfigDict) -> None:
+  """Forms one world with this member's other processes, if there are any."""
+  explicit = {
+    '--coordinator-address': _COORDINATOR_ADDRESS.value,
+    '--num-processes': _NUM_PROCESSES.value,
+    '--process-id': _PROCESS_ID.value,
+  }
+  missing = [flag for flag, value in explicit.items() if value is None]
+  if len(missing) == len(explicit) and not _DISTRIBUTED.value:
+    return
+  if missing and len(missing) < len(explicit):
+    raise UserError(
+      f'{" and ".join(missing)} is missing: the three go together; or use '
+      '--distributed alone, where Slurm and others tell them'
+    )
+  try:
+    hosts.start(
+      *explicit.values(),
+      start_timeout_s=codistill.wait_timeout_s,
+      heartbeat_timeout_s=codistill.lease_timeout_s,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:200]
+    raise UserError(
+      f'this member’s processes did not find each other ({reason}); see that '
+      'all of them run and reach process 0, and that its port is free'
+    ) from error
+
+
+def _open(path: pathlib.Path, run: record.Row, member: int | None) -> Workdir:
+  """The workdir: opened by the first process, for all of a member."""
+
+  def open_() -> Workdir:
+    return open_workdir(
+      path,
+      run,
+      member=member,
+      overwrite=_OVERWRITE.value,
+      allow_code_change=_ALLOW_CODE_CHANGE.value,
+    )
+
+  workdir = hosts.first_then_others(
+    lambda: open_() if hosts.is_first() else None
+  )
+  found, resumes = hosts.tell(workdir and [workdir.run, workdir.resumes])
+  return workdir or follow_workdir(path, found, member=member, resumes=resumes)
+
+
+def _begin(
+  workdir: Workdir, exchange: Exchange, stack: contextlib.ExitStack
+) -> Lease | None:
+  """Takes the leases, and begins to write."""
+  lease = stack.enter_context(workdir.alone())
+  try:
+    with user_errors(LeaseHeldError):
+      stack.enter_context(exchange)
+  except OSError as error:
+    if _disk_full(error):
+      raise
+    raise UserError(
+      f'cannot write to the exchange folder ({error}); make it writable, or '
+      'set codistill.exchange_dir to another one'
+    ) from error
+  workdir.begin()
+  if not workdir.resumes:
+    exchange.forget()
+  return lease
 
 
 def _conclude(label: str, workdir: Workdir, console: Console) -> int:
   """Shows the result and where it lies; 1 if a member diverged."""
+  diverged = workdir.run.get('diverged', {})
+  if not hosts.is_first():
+    return 1 if diverged else 0
   if not workdir.record.rows_path.exists():
     raise UserError(
       f'{workdir.record.rows_path} is gone; --overwrite runs it again'
@@ -230,7 +310,6 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
     highlight=False,
     markup=False,  # Brackets in a path are brackets.
   )
-  diverged = workdir.run.get('diverged', {})
   for member, at in diverged.items():
     _complain(
       f'member {member} diverged at step {at["step"]} '
@@ -286,6 +365,7 @@ def _provenance(name, variant, config, member):
       'platform': devices[0].platform,
       'kind': devices[0].device_kind,
       'count': config.num_devices or len(devices),
+      'processes': jax.process_count(),
     },
     'argv': sys.argv,
     'started': datetime.datetime.now(datetime.UTC).isoformat(
@@ -356,9 +436,16 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
       raise UserError('--config=NAME is missing; --list shows what there is')
     with _stop_on_signals() as stop:
-      return run(argv[1], Console(), stop)
+      status = run(argv[1], Console(), stop)
+    hosts.leave()
+    return status
   except UserError as error:
     _complain(str(error))
+    hosts.leave()
+    return 2
+  except hosts.OtherProcessError as error:
+    _complain(f'process 0 of this member cannot go on: {error}')
+    hosts.leave()
     return 2
   except LeaseLostError as error:
     _complain(str(error))

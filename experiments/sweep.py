@@ -32,7 +32,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
@@ -45,17 +45,22 @@ from codistill.record import code_version, read_run
 from experiments import config as config_lib
 from experiments import results
 from experiments.errors import UserError
+from experiments.processes import (
+  ROOT,
+  given_keys,
+  last_words,
+  say,
+  start,
+  stop_signals,
+)
 from experiments.slurm import submit
 from experiments.workdir import is_running
 
-ROOT = pathlib.Path(__file__).parent.parent
 _POLL_SECONDS = 0.5
 # More than a row is long.
 _TAIL_BYTES = 8_192
 _FINISHED = ('done', 'diverged')
 _OVER = (*_FINISHED, 'failed')
-# Flags of experiments.run that make sense for all runs of a sweep.
-_FLAGS_OF_RUNS = ('--allow-code-change', '--tensorboard')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,16 +110,7 @@ def plan(
     UserError: unknown config, variant or key; a key that the sweep sets.
   """
   points = config_lib.points(label)
-  given = {}
-  for argument in extra:
-    key, equals, value = argument.partition('=')
-    if argument in _FLAGS_OF_RUNS:
-      continue
-    if not key.startswith('--config.') or not equals:
-      raise UserError(
-        f'what is {argument!r}? a key of every run is --config.key=value'
-      )
-    given[key.removeprefix('--config.')] = value
+  given = given_keys(extra)
   base = config_lib.load(label)
   config_lib.check_keys(base, given)
   for key in ('seed', *(key for point in points for key in point)):
@@ -235,7 +231,7 @@ class LocalRuns:
         # work there.
         self._waiting.append(run)
       elif at.status not in _OVER:
-        why = _last_words(run, status)
+        why = last_words(run.log, status)
         self.states[run] = at._replace(status='failed', why=why)
     for run in self._waiting:
       self.states[run] = state(run)
@@ -260,18 +256,7 @@ class LocalRuns:
       environment.setdefault(
         'XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / self._jobs:.2f}'
       )
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    with open(run.log, 'ab') as log:
-      return subprocess.Popen(
-        run.command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        # Ctrl-C is for the sweep, which passes it on once.
-        start_new_session=True,
-      )
+    return start(run.command, run.log, environment)
 
   def stop(self, kill: bool) -> None:
     """Asks the processes to stop with a checkpoint, or kills them."""
@@ -292,16 +277,6 @@ class LocalRuns:
         del self._processes[run]
         self.states[run] = state(run)
     return bool(self._processes)
-
-
-def _last_words(run: Run, status: int) -> str:
-  """Why a run failed: its sentence if it said one, else its last line."""
-  lines = run.log.read_text(encoding='utf-8', errors='replace').splitlines()
-  said = [line for line in lines if line.startswith('experiments.run: ')]
-  last = (said or [line for line in lines if line.strip()] or ['nothing'])[-1]
-  words = last.removeprefix('experiments.run: ')
-  died = f'killed by signal {-status}; ' if status < 0 else ''
-  return f'{died}{words} (all of it: {run.log})'
 
 
 class _Pace:
@@ -410,13 +385,13 @@ def run_locally(
       for run, at in local.states.items():
         if before[run] != at.status:
           before[run] = at.status
-          _say(console, f'{run.point} seed {run.seed}: {at.status} {at.why}')
+          say(console, f'{run.point} seed {run.seed}: {at.status} {at.why}')
       if not live and time.monotonic() - printed > plain_interval_seconds:
         printed = time.monotonic()
-        _say(console, pace.line(local.states))
+        say(console, pace.line(local.states))
       time.sleep(_POLL_SECONDS)
     if stop:
-      _say(console, 'Stopping the runs, each with a checkpoint …')
+      say(console, 'Stopping the runs, each with a checkpoint …')
       local.stop(kill=False)
       killed = False
       while local.wait():
@@ -428,30 +403,9 @@ def run_locally(
   table.caption = pace.line(local.states)
   console.print(table)
   if stop:
-    _say(console, 'Stopped; the same command goes on from there.')
+    say(console, 'Stopped; the same command goes on from there.')
     return 128 + stop[0]
   return int(any(at.status != 'done' for at in local.states.values()))
-
-
-def _say(console: Console, line: str) -> None:
-  console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-  """Yields a list of the signals to stop that came."""
-  received: list[int] = []
-  before = {
-    number: signal.signal(number, lambda number, _: received.append(number))
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # What nohup and the shell's & have us ignore stays ignored.
-    if signal.getsignal(number) is not signal.SIG_IGN
-  }
-  try:
-    yield received
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -518,11 +472,9 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     raise UserError(f'{workdir} is a file; choose another --workdir')
   runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)
   if arguments.launcher != 'print' and code_version(ROOT)['dirty']:
-    _say(
-      console, 'There are uncommitted changes: collect will refuse the rows.'
-    )
+    say(console, 'There are uncommitted changes: collect will refuse the rows.')
   if arguments.launcher == 'local':
-    with _signals() as stop:
+    with stop_signals() as stop:
       return run_locally(arguments.config, runs, arguments.jobs, console, stop)
   states = {run: state(run) for run in runs}
   left = [
@@ -541,8 +493,8 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     parameters = dict(item.split('=', 1) for item in arguments.slurm)
     commands = [run.command for run in left]
     ids = submit(commands, arguments.jobs, workdir, parameters)
-    _say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
-    _say(console, 'Before you submit again, see that none of them is queued.')
+    say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
+    say(console, 'Before you submit again, see that none of them is queued.')
   console.print(states_table(arguments.config, states))
   return int(bool(failed))
 

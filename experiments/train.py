@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from codistill import algorithm
+from codistill import algorithm, hosts
 from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
 from codistill.checkpoint_exchange import PeerTimeoutError, WaitInterruptedError
@@ -19,6 +19,9 @@ from experiments.progress import RunProgress
 from experiments.workdir import Workdir
 
 Row = dict[str, Any]
+# Updates between two times that processes of a member ask each other whether to
+# stop: each makes them wait for the device.
+_AGREE_STEPS = 10
 
 
 class Trainer:
@@ -114,7 +117,7 @@ class Trainer:
         progress.say(
           f'step {step:,}  burn-in ends; compiling the other update …'
         )
-      stop = should_stop()
+      stop = self._agree_to_stop(step, should_stop)
       if stop:
         # First: whoever asked may not wait for an evaluation.
         self._save(step, progress)
@@ -135,6 +138,12 @@ class Trainer:
     """Closes files."""
     self._record.close()
     self._checkpoints.close()
+
+  def _agree_to_stop(self, step: int, should_stop: Callable[[], bool]) -> bool:
+    """Whether to stop here; the same for all processes of a member."""
+    if not hosts.are_several():
+      return should_stop()
+    return step % _AGREE_STEPS == 0 and hosts.any_says(should_stop())
 
   def _catch_up(self, progress: RunProgress) -> None:
     """Writes the row of the late report."""

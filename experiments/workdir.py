@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from codistill.lease import Lease, LeaseHeldError, is_held, read_lease
-from codistill.record import Record, read_run
+from codistill.record import Record, SilentRecord, read_run
 from experiments.errors import UserError
 
 Run = dict[str, Any]
@@ -48,17 +48,21 @@ class Workdir(NamedTuple):
     return self.run['status'] in ('done', 'diverged')
 
   @contextlib.contextmanager
-  def alone(self) -> Iterator[Lease]:
-    """Keeps other processes out, while this one gives signs of life.
+  def alone(self) -> Iterator[Lease | None]:
+    """Keeps other runs out, while this one gives signs of life.
 
     Changes nothing else, so that what is refused later costs nothing.
 
     Yields:
-      The lease on the folder.
+      The lease on the folder; None for a process that does not speak for its
+      member.
 
     Raises:
       UserError: if another process is at work here.
     """
+    if isinstance(self.record, SilentRecord):
+      yield None
+      return
     lease = Lease(
       self.path / f'lease{self.record.suffix}.json',
       timeout_s=self.run['config']['codistill']['lease_timeout_s'],
@@ -75,7 +79,7 @@ class Workdir(NamedTuple):
 
   def begin(self) -> None:
     """Writes the provenance; an old run that is not resumed goes first."""
-    if not self.resumes:
+    if not self.resumes and not isinstance(self.record, SilentRecord):
       # First, so that a kill in between leaves nothing that could go on.
       self.record.run_path.unlink(missing_ok=True)
       for leftover in (
@@ -116,16 +120,8 @@ def open_workdir(
     UserError: if it cannot be written, or if another config or commit made
       what is there, or nobody knows who did.
   """
-  suffix = '' if member is None else f'-{member}'
-  record = Record(path, suffix)
-  new = Workdir(
-    path,
-    record,
-    run,
-    checkpoints=path / f'checkpoints{suffix}',
-    tensorboard=path / f'tensorboard{suffix}',
-    resumes=False,
-  )
+  new = _workdir(Record, path, run, member)
+  record = new.record
   try:
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):
@@ -157,6 +153,34 @@ def open_workdir(
       | {'time': run['started'], 'allow_code_change': allow_code_change}
     )
   return opened
+
+
+def follow_workdir(
+  path: pathlib.Path, run: Run, *, member: int | None, resumes: bool
+) -> Workdir:
+  """The folder for a process that leaves it to its member's first to write.
+
+  Args:
+    path: the folder.
+    run: the provenance, as the first process found or made it.
+    member: as `open_workdir`.
+    resumes: whether there is a run to go on with.
+  """
+  return _workdir(SilentRecord, path, run, member)._replace(resumes=resumes)
+
+
+def _workdir(
+  kind: type[Record], path: pathlib.Path, run: Run, member: int | None
+) -> Workdir:
+  suffix = '' if member is None else f'-{member}'
+  return Workdir(
+    path,
+    kind(path, suffix),
+    run,
+    checkpoints=path / f'checkpoints{suffix}',
+    tensorboard=path / f'tensorboard{suffix}',
+    resumes=False,
+  )
 
 
 def is_running(path: pathlib.Path) -> bool:

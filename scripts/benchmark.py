@@ -179,11 +179,10 @@ def measure(intervals: int, folder: pathlib.Path) -> Iterator[list[Figure]]:
   held = []
   [path] = (folder / '1').glob('[0-9]*')
   process = psutil.Process()
-  place = sharding.replicated(mesh)
   for _ in range(intervals + 1):
     gc.collect()
     before = process.memory_info().rss
-    held.append(publication.load(epath.Path(path), state.variables, place)[0])
+    held.append(publication.load(epath.Path(path), state.variables)[0])
     gc.collect()
     if len(held) > 1:
       grown = process.memory_info().rss - before

@@ -17,8 +17,8 @@ from commands import ROOT, start_process
 from rich.console import Console
 
 from codistill.record import read_rows, read_run
+from experiments import processes, sweep
 from experiments import slurm as slurm_lib
-from experiments import sweep
 from experiments.errors import UserError
 
 STALENESS = 'imagenet_staleness:smoke'
@@ -630,7 +630,7 @@ def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
 def test_what_nohup_ignores_stays_ignored():
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
-    with sweep._signals() as stop:
+    with processes.stop_signals() as stop:
       signal.raise_signal(signal.SIGHUP)
       assert not stop
       signal.raise_signal(signal.SIGTERM)

@@ -35,6 +35,8 @@ from scripts.figures.diversity import Diversity
 from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import GRAY, Figure, hours_table
 from scripts.figures.staleness import Staleness
+from scripts.figures.teacher_precision import TeacherPrecision
+from scripts.figures.topology import Topology
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
 VARIANTS = ('reduced', 'laptop')
@@ -134,6 +136,8 @@ FIGURES: Mapping[str, Figure] = {
     'What the members share, ours on images', _FIGURE_2B, (LOSS, TOP_1)
   ),
   'failed_peer': FailedPeer('What if one model collapses? One of three fails'),
+  'topology': Topology('Who should learn from whom?'),
+  'teacher_precision': TeacherPrecision('How precise must a teacher be?'),
   'churn': Churn('Churn, beside log loss', configs=('criteo_table1',)),
 }
 

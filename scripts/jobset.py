@@ -1,0 +1,229 @@
+"""A manifest of members for Kubernetes: a JobSet a member, a pod a host.
+
+Not one JobSet for all members: when one of its Jobs fails, a JobSet restarts
+all of them or ends (to restart that one alone is alpha in JobSet 0.12, and
+off), and a member that fails must not stop the others.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import pathlib
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.errors import UserError
+
+_TEMPLATE = pathlib.Path(__file__).with_suffix('.yaml')
+_EXCLUSIVE = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
+_NODE_POOL = 'cloud.google.com/gke-nodepool'
+# Of a label of DNS, which a pod's host name is.
+_MOST_LETTERS = 63
+
+# What each is, and its default; '' is none.
+PARAMETERS = {
+  'image': ('container image whose working directory is this repository', ''),
+  'claim': ('PersistentVolumeClaim that pods on many nodes can write', ''),
+  'mount': ('where pods see it; --workdir is below', '/shared'),
+  'hosts': ('pods of a member', '1'),
+  'gpus': ('NVIDIA GPUs of a pod', '0'),
+  'tpu': ('kind of TPU, as GKE labels its nodes', ''),
+  'topology': ("of the TPU slice that is a member, as GKE's", ''),
+  'chips': ('TPU chips of a pod', '0'),
+  'cpu': ('processors of a pod', ''),
+  'memory': ('of a pod, such as 64Gi', ''),
+  'shm': ('how much of it may be shared memory', '8Gi'),
+  'restarts': ('of a member, those not counted where its host was taken', '20'),
+  'grace': ('seconds for a checkpoint when a pod is to go', '120'),
+  'port': ('on which hosts of a member find each other', '8476'),
+  'name': ('of the run, if not that of its config', ''),
+  'namespace': ('of Kubernetes', 'default'),
+  'queue': ('of Kueue', ''),
+}
+_REQUIRED = ('image', 'claim')
+_QUANTITIES = {'cpu': '8', 'memory': '64Gi', 'shm': '8Gi'}
+_QUANTITY = re.compile(r'\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?')
+
+
+class _Template(string.Template):
+  delimiter = '@'  # Kubernetes has $(…).
+
+
+def manifest(
+  *,
+  name: str,
+  members: int,
+  command: Sequence[str],
+  parameters: Mapping[str, str],
+) -> str:
+  """A manifest that `kubectl apply` takes.
+
+  Args:
+    name: of the run, unless a parameter says another.
+    members: how many.
+    command: of a member in its container, without --member and without the
+      flags of `jax.distributed`.
+    parameters: see `PARAMETERS`.
+
+  Returns:
+    YAML: a JobSet a member; the same for the same arguments.
+
+  Raises:
+    UserError: for a parameter that is unknown, missing, or makes no sense.
+  """
+  given = _check(parameters)
+  run = _dns_label(given['name'] or name)
+  hosts, port = _count(given, 'hosts', 1), _count(given, 'port', 1)
+  tpu = _tpu(given, hosts)
+  for argument in command:
+    flag, _, value = argument.partition('=')
+    if flag == '--workdir' and not pathlib.PurePosixPath(value).is_relative_to(
+      given['mount']
+    ):
+      raise UserError(
+        f'--workdir is {value}, and pods share {given["mount"]} alone; choose '
+        'a folder below it, or say --jobset mount=DIR'
+      )
+  template = _Template(_TEMPLATE.read_text(encoding='utf-8'))
+  documents = []
+  for member in range(members):
+    jobset = f'{run}-{member}'
+    # As JobSet names pods: the set, the replicated job, its index, the pod's.
+    first = f'{jobset}-host-0-0.{jobset}'
+    longest = f'{jobset}-host-0-{hosts - 1}'
+    if len(longest) > _MOST_LETTERS:
+      raise UserError(
+        f'{longest} is too long for the name of a host; say --jobset name=…'
+      )
+    # A $ that is meant as one is doubled.
+    words = [word.replace('$(', '$$(') for word in command]
+    words.append(f'--member={member}')
+    if hosts > 1:
+      words += [
+        f'--coordinator-address={first}:{port}',
+        f'--num-processes={hosts}',
+        '--process-id=$(JOB_COMPLETION_INDEX)',
+      ]
+    labels = {'codistill/run': run, 'codistill/member': str(member)}
+    queue = {'kueue.x-k8s.io/queue-name': given['queue']}
+    values = {
+      'name': jobset,
+      'namespace': given['namespace'],
+      'labels': {**labels, **(queue if given['queue'] else {})},
+      'pod_labels': labels,
+      # One member a slice, and all of it.
+      'annotations': {_EXCLUSIVE: _NODE_POOL} if tpu else {},
+      'restarts': _count(given, 'restarts', 0),
+      'hosts': hosts,
+      'grace': _count(given, 'grace', 1),
+      'selector': {
+        'cloud.google.com/gke-tpu-accelerator': given['tpu'],
+        'cloud.google.com/gke-tpu-topology': given['topology'],
+      }
+      if tpu
+      else {},
+      'image': given['image'],
+      'port': port,
+      'resources': _resources(given),
+      'mount': given['mount'],
+      'claim': given['claim'],
+      'shm': given['shm'],
+    }
+    documents.append(
+      template.substitute(
+        {key: _yaml(value) for key, value in values.items()},
+        run=run,
+        member=member,
+        members=members,
+        first=first,
+        command='\n'.join(f'{" " * 20}- {_yaml(word)}' for word in words),
+      )
+    )
+  return '---\n'.join(documents)
+
+
+def _yaml(value: Any) -> str:
+  """A value as it may stand in YAML, whatever it contains: as JSON."""
+  return json.dumps(value, ensure_ascii=False)
+
+
+def _check(parameters: Mapping[str, str]) -> dict[str, str]:
+  """All parameters, those that are not given by their defaults."""
+  for key in parameters:
+    if key not in PARAMETERS:
+      near = difflib.get_close_matches(key, PARAMETERS)
+      hint = (
+        f'did you mean {" or ".join(near)}?'
+        if near
+        else f'it has {", ".join(PARAMETERS)}'
+      )
+      raise UserError(f'--jobset has no {key}; {hint}')
+  given = {
+    key: parameters.get(key, default)
+    for key, (_, default) in PARAMETERS.items()
+  }
+  for key in _REQUIRED:
+    if not given[key]:
+      raise UserError(f'say --jobset {key}=…, the {PARAMETERS[key][0]}')
+  for key, example in _QUANTITIES.items():
+    if given[key] and not _QUANTITY.fullmatch(given[key]):
+      raise UserError(
+        f'--jobset {key} is a quantity such as {example}, not {given[key]!r}'
+      )
+  if not given['mount'].startswith('/'):
+    raise UserError(f'--jobset mount begins with /, not {given["mount"]!r}')
+  return given
+
+
+def _count(given: Mapping[str, str], key: str, least: int) -> int:
+  if not given[key].isdecimal() or int(given[key]) < least:
+    raise UserError(
+      f'--jobset {key} is a number, {least} or more, not {given[key]!r}'
+    )
+  return int(given[key])
+
+
+def _dns_label(name: str) -> str:
+  """A name as host names have it."""
+  label = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
+  if not label or not label[0].isalpha():
+    raise UserError(f'no host can be called {name!r}; say --jobset name=…')
+  return label
+
+
+def _tpu(given: Mapping[str, str], hosts: int) -> bool:
+  """Whether pods have TPUs, all of which is said and fits."""
+  chips = _count(given, 'chips', 0)
+  said = [bool(given['tpu']), bool(given['topology']), chips > 0]
+  if not any(said):
+    return False
+  if not all(said) or _count(given, 'gpus', 0):
+    raise UserError(
+      'a TPU takes --jobset tpu=KIND, topology=AxB and chips=N of each pod, '
+      'and no gpus'
+    )
+  sides = given['topology'].split('x')
+  if not all(side.isdecimal() for side in sides):
+    raise UserError(
+      f'--jobset topology is AxB or AxBxC, not {given["topology"]!r}'
+    )
+  if math.prod(int(side) for side in sides) != hosts * chips:
+    raise UserError(
+      f'a slice of topology {given["topology"]} is not hosts={hosts} with '
+      f'chips={chips} each'
+    )
+  return True
+
+
+def _resources(given: Mapping[str, str]) -> dict[str, dict[str, str | int]]:
+  accelerators = {
+    'nvidia.com/gpu': _count(given, 'gpus', 0),
+    'google.com/tpu': _count(given, 'chips', 0),
+  }
+  limits = {key: count for key, count in accelerators.items() if count}
+  requests = {key: given[key] for key in ('cpu', 'memory') if given[key]}
+  return {'requests': {**requests, **limits}, 'limits': limits}

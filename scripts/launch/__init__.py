@@ -1,0 +1,1 @@
+"""One command for all members: on this machine, or through an engine."""

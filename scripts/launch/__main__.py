@@ -1,0 +1,344 @@
+r"""Starts all members of a run, each as a job of its own, and looks after them.
+
+  python -m scripts.launch --config=NAME[:variant] [--workdir=DIR] [--members=N]
+    [--launcher=local|print|slurm|jobset] [--config.any.key=value …]
+    [--allow-code-change] [--tensorboard]
+    [--devices-per-member=K] [--processes-per-member=P] [--max-restarts=R]
+    [--slurm KEY=VALUE …] [--jobset KEY=VALUE …]
+
+local: a process a member on this machine, `python -m experiments.run …
+--member=I`, or P of them that are a world of jax.distributed; DIR/log-I.txt has
+what it says, DIR/log-I.K.txt what its further processes say. On NVIDIA GPUs
+each member gets K of those that CUDA_VISIBLE_DEVICES leaves, or an equal part
+of them; where there are too few, members share GPUs evenly, and their memory,
+unless XLA_PYTHON_CLIENT_MEM_FRACTION says how. On a CPU K devices are made for
+each. One process takes a whole TPU host, thus there one member a host:
+docs/clusters.md.
+
+A member that dies is started again, R times at most, after 1, 2, 4, … seconds,
+and goes on from its checkpoint; the others do not notice. When one of its P
+processes dies, the others have ten seconds to end. Not started again: one that
+diverged, one that somebody else stopped with a signal, and one that was refused
+(experiments.run ends with 2: another commit, keys that make no sense). If one
+is refused before any has made a step, the command is wrong: all are stopped.
+Later the others go on without it.
+
+Ctrl-C has each member write a checkpoint, a second one kills. The same command
+goes on; members that are done only say so. If this process is killed, the
+members go on, and the same command says so until they are done.
+
+print prints the commands, with their environment as it would be here, one a
+line; for hosts of one kind run it with CUDA_VISIBLE_DEVICES= and let each take
+its devices. slurm submits an array of one job a member (--slurm time=120,
+nodes=2, … as submitit names them), jobset prints a manifest for Kubernetes.
+
+Exit status: 0 all done, 1 a member died or diverged, 2 a member was refused or
+this makes no sense, 128 + n stopped by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pathlib
+import shlex
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+
+from experiments import config as config_lib
+from experiments import results
+from experiments.errors import UserError
+from experiments.processes import ROOT, given_keys, say, stop_signals
+from experiments.slurm import submit
+from scripts import jobset
+from scripts.launch import devices
+from scripts.launch.local import Picture, check_nobody_is_at_work, run_locally
+from scripts.launch.member import Member, Process
+
+_MAX_RESTARTS = 3
+# Of columns, where there is no terminal whose edge one would see.
+_PLAIN_WIDTH = 160
+_MEMBERS = 'codistill.members'
+
+
+class Plan(NamedTuple):
+  """What is to be started.
+
+  Attributes:
+    label: NAME[:variant] of the config.
+    workdir: of all members.
+    members: how many.
+    num_steps: of each.
+    extra: keys and flags for each.
+  """
+
+  label: str
+  workdir: pathlib.Path
+  members: int
+  num_steps: int
+  extra: tuple[str, ...]
+
+  def command(self, *more: str, python: str = sys.executable) -> list[str]:
+    """A member's, if `more` says which."""
+    return [
+      python,
+      '-m',
+      'experiments.run',
+      f'--config={self.label}',
+      f'--workdir={self.workdir}',
+      f'--config.{_MEMBERS}={self.members}',
+      *self.extra,
+      *more,
+    ]
+
+  def processes(
+    self, member: int, additions: Sequence[Mapping[str, str]]
+  ) -> list[Process]:
+    """Those of a member on this machine, with a port of their own.
+
+    Args:
+      member: which.
+      additions: to the environment of each process.
+    """
+    world = []
+    if len(additions) > 1:
+      world = [
+        f'--coordinator-address=127.0.0.1:{_free_port()}',
+        f'--num-processes={len(additions)}',
+      ]
+    return [
+      Process(
+        self.command(
+          f'--member={member}',
+          *world,
+          *([f'--process-id={k}'] if world else []),
+        ),
+        self.workdir / (f'log-{member}.{k}.txt' if k else f'log-{member}.txt'),
+        {**os.environ, **addition},
+      )
+      for k, addition in enumerate(additions)
+    ]
+
+
+def _free_port() -> int:
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+  """What the arguments ask for.
+
+  Raises:
+    UserError: unknown config, variant or key; numbers that make no sense.
+  """
+  if '--overwrite' in arguments.extra:
+    raise UserError(
+      '--overwrite would begin anew at each restart of a member; choose '
+      'another --workdir, or remove it'
+    )
+  given = given_keys(arguments.extra)
+  base = config_lib.load(arguments.config)
+  config_lib.check_keys(base, given)
+  if arguments.members is not None and _MEMBERS in given:
+    raise UserError(f'--members=N is --config.{_MEMBERS}=N; give one of them')
+  members = str(
+    arguments.members or given.get(_MEMBERS) or base.codistill.members
+  )
+  if not members.isdecimal() or int(members) < 1:
+    raise UserError(
+      f'--config.{_MEMBERS} is a number, 1 or more, not {members!r}'
+    )
+  steps = given.get('num_steps', '')
+  stem = results.stem(*config_lib.split_name(arguments.config))
+  workdir = arguments.workdir or ROOT / 'runs' / f'{stem}-members'
+  workdir = workdir.expanduser().absolute()
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f'{workdir} is a file; choose another --workdir')
+  return Plan(
+    arguments.config,
+    workdir,
+    int(members),
+    # For the progress alone: experiments.run checks values.
+    int(steps) if steps.isdecimal() else base.num_steps,
+    tuple(
+      argument
+      for argument in arguments.extra
+      if not argument.startswith(f'--config.{_MEMBERS}=')
+    ),
+  )
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog='scripts.launch',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    '--config',
+    required=True,
+    metavar='NAME[:variant]',
+    help='python -m experiments.run --list shows what there is',
+  )
+  parser.add_argument(
+    '--workdir',
+    type=pathlib.Path,
+    metavar='DIR',
+    help='of all members (default: runs/NAME-variant-members)',
+  )
+  parser.add_argument(
+    '--launcher', choices=('local', 'print', 'slurm', 'jobset'), default='local'
+  )
+  for flag, metavar, text in (
+    ('members', 'N', 'how many (default: as the config says)'),
+    ('devices-per-member', 'K', 'GPUs, or CPU devices'),
+    ('processes-per-member', 'P', 'local, print: of each member (default: 1)'),
+    ('max-restarts', 'R', f'local: of a member (default: {_MAX_RESTARTS})'),
+  ):
+    parser.add_argument(f'--{flag}', type=int, metavar=metavar, help=text)
+  for engine, text in (
+    ('slurm', 'as submitit names it; time, in minutes, at least'),
+    ('jobset', 'of the manifest: docs/clusters.md'),
+  ):
+    parser.add_argument(
+      f'--{engine}',
+      action='append',
+      default=[],
+      metavar='KEY=VALUE',
+      help=f'for --launcher={engine}, repeatable: {text}',
+    )
+  arguments, arguments.extra = parser.parse_known_args(argv)
+  return arguments
+
+
+def _check(arguments: argparse.Namespace) -> None:
+  """Refuses numbers that make no sense, and what another launcher takes."""
+  for flag, least, launchers in (
+    ('members', 1, None),
+    ('devices_per_member', 1, ('local', 'print')),
+    ('processes_per_member', 1, ('local', 'print')),
+    ('max_restarts', 0, ('local',)),
+  ):
+    value = getattr(arguments, flag)
+    name = f'--{flag.replace("_", "-")}'
+    if value is None:
+      continue
+    if value < least:
+      raise UserError(f'{name} must be at least {least}')
+    if launchers and arguments.launcher not in launchers:
+      raise UserError(
+        f'{name} is for --launcher={" or ".join(launchers)}; '
+        f'{arguments.launcher} has parameters of its own'
+      )
+  for engine in ('slurm', 'jobset'):
+    for parameter in getattr(arguments, engine):
+      if '=' not in parameter or arguments.launcher != engine:
+        raise UserError(
+          f'--{engine} {parameter}: it is KEY=VALUE, and for '
+          f'--launcher={engine}'
+        )
+
+
+def _launch(arguments: argparse.Namespace, console: Console) -> int:
+  _check(arguments)
+  plan = make_plan(arguments)
+  if arguments.launcher == 'slurm':
+    return _submit(plan, _parameters(arguments.slurm), console)
+  if arguments.launcher == 'jobset':
+    print(_manifest(plan, _parameters(arguments.jobset)), end='')
+    return 0
+  gpus = devices.nvidia_gpus(os.environ)
+  assigned = devices.assign(
+    gpus,
+    plan.members,
+    arguments.devices_per_member,
+    arguments.processes_per_member or 1,
+    os.environ,
+  )
+  if arguments.launcher == 'print':
+    _print(plan, assigned)
+    return 0
+  check_nobody_is_at_work(plan.workdir, plan.members)
+  say(
+    console,
+    f'{plan.members} members of {plan.label} {devices.describe(gpus, assigned)}'
+    f'; logs: {plan.workdir}/log-I.txt',
+  )
+  max_restarts = arguments.max_restarts
+  members = [
+    Member(
+      index,
+      plan.workdir,
+      functools.partial(plan.processes, index, additions),
+      _MAX_RESTARTS if max_restarts is None else max_restarts,
+    )
+    for index, additions in enumerate(assigned)
+  ]
+  picture = Picture(plan.label, members, plan.workdir, plan.num_steps)
+  with stop_signals() as stop:
+    status = run_locally(picture, members, console, stop)
+  if status == 0:
+    say(
+      console,
+      f'the members and their ensemble: python -m scripts.evaluate '
+      f'{plan.workdir}',
+    )
+  return status
+
+
+def _print(plan: Plan, assigned: Sequence[Sequence[Mapping[str, str]]]) -> None:
+  """A command a line, for a shell in the repository."""
+  for member, additions in enumerate(assigned):
+    for process, addition in zip(
+      plan.processes(member, additions), additions, strict=True
+    ):
+      words = [f'{key}={shlex.quote(value)}' for key, value in addition.items()]
+      print(*words, shlex.join(process.command))
+
+
+def _submit(plan: Plan, parameters: Mapping[str, str], console: Console) -> int:
+  check_nobody_is_at_work(plan.workdir, plan.members)
+  commands = [plan.command(f'--member={i}') for i in range(plan.members)]
+  # All at a time: members that wait for their turn have no peers.
+  ids = submit(commands, plan.members, plan.workdir, parameters)
+  say(console, f'submitted {plan.members} members: {ids[0]} to {ids[-1]}')
+  say(console, 'Before you submit again, see that none of them is queued.')
+  say(console, f'watch: python -m scripts.status {plan.workdir} --watch 30')
+  return 0
+
+
+def _manifest(plan: Plan, parameters: Mapping[str, str]) -> str:
+  return jobset.manifest(
+    name=results.stem(*config_lib.split_name(plan.label)),
+    members=plan.members,
+    command=plan.command(python='python'),
+    parameters=parameters,
+  )
+
+
+def _parameters(given: Sequence[str]) -> dict[str, str]:
+  return dict(parameter.split('=', 1) for parameter in given)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; errors that a user can cause end in one sentence."""
+  arguments = _parse(argv)
+  console = Console()
+  if not console.is_terminal:
+    console.width = _PLAIN_WIDTH
+  try:
+    return _launch(arguments, console)
+  except (UserError, OSError) as error:
+    print(f'scripts.launch: {error}', file=sys.stderr)
+    return 2
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,303 @@
+"""All members as processes of this machine, in one table until all have ended.
+
+What they do is read from their files, as scripts.status reads it.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from codistill.lease import is_held, read_lease
+from experiments.errors import UserError
+from experiments.processes import say
+from experiments.summary import number
+from scripts.launch.member import Member
+from scripts.status import Status, read_status, status_table
+
+_POLL_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
+# What its files say of a member whose process lives, if that is of this life.
+_TOLD = ('running', 'done', 'diverged')
+# What is told when it begins; of other states a sentence tells more.
+_NEWS = ('running', 'done', 'stopped')
+
+
+def check_nobody_is_at_work(workdir: pathlib.Path, members: int) -> None:
+  """Refuses to start members a second time; those who start them, too, would.
+
+  Raises:
+    UserError: says who, how to watch them and how to stop them.
+  """
+  at_work = {}
+  for member in range(members):
+    path = workdir / f'lease-{member}.json'
+    found = read_lease(path)
+    if is_held(path, found, probe=False):
+      at_work[member] = found
+  if at_work:
+    some = next(iter(at_work.values()))
+    pids = ' '.join(str(found['pid']) for found in at_work.values())
+    which = ', '.join(map(str, at_work))
+    raise UserError(
+      f'still at work in {workdir}: member{"s" * (len(at_work) > 1)} {which}; '
+      f'watch with python -m scripts.status {workdir} --watch 5, or stop with '
+      f'checkpoints (kill {pids}, on {some["host"]})'
+    )
+
+
+class Picture:
+  """All members as they were at the last look, and what is left to do.
+
+  Attributes:
+    statuses: of each member.
+    has_moved: whether a member has made a step, or ended well, meanwhile.
+  """
+
+  def __init__(
+    self,
+    title: str,
+    members: Sequence[Member],
+    workdir: pathlib.Path,
+    num_steps: int,
+  ):
+    """Looks at nothing yet.
+
+    Args:
+      title: of the table.
+      members: all of the run.
+      workdir: where it lies.
+      num_steps: of each member, until its files say.
+    """
+    self._title = title
+    self._members = members
+    self._workdir = workdir
+    self.has_moved = False
+    # When each was last seen at the step that it began with: compiling does
+    # not count as slow steps.
+    self._began: dict[int, tuple[float, int]] = {}
+    nothing = Status(0, '', None, num_steps, None, None, '', None, None, '', '')
+    self.statuses = [
+      nothing._replace(member=member.index) for member in members
+    ]
+    self.look()
+
+  def look(self) -> None:
+    """Reads what there is; what cannot be read stays as it was."""
+    now = time.monotonic()
+    found = {}
+    # Nothing is there yet, or somebody is at it.
+    with contextlib.suppress(UserError, OSError):
+      found = {one.member: one for one in read_status(self._workdir)}
+    for at, member in enumerate(self._members):
+      status = found.get(member.index, self.statuses[at])
+      status = status._replace(state=_state(member, status.state))
+      self.statuses[at] = status
+      self.has_moved |= member.end == 'done'
+      if status.state != 'running':
+        self._began.pop(member.index, None)
+        continue
+      step = status.step or 0
+      if step <= self._began.get(member.index, (now, step))[1]:
+        self._began[member.index] = now, step
+      else:
+        self.has_moved = True
+
+  def table(self) -> Table:
+    """A line a member, and below what is left."""
+    table = status_table(
+      self._title,
+      [
+        one._replace(state=one.state + _restarts(member))
+        for one, member in zip(self.statuses, self._members, strict=True)
+      ],
+    )
+    # All leases are those of the processes below this one.
+    table.columns = [one for one in table.columns if one.header != 'lease']
+    table.caption = self.line()
+    return table
+
+  def line(self) -> str:
+    """How many are in which state; progress, rate and time left of all."""
+    counts = collections.Counter(one.state for one in self.statuses)
+    parts = [f'{count} {state}' for state, count in counts.items()]
+    steps = sum(_steps(one) for one in self.statuses)
+    total = sum(one.num_steps for one in self.statuses)
+    parts.append(f'{steps / max(1, total):.0%} of {total:,} steps')
+    rates = [
+      one.rate for one in self.statuses if one.state == 'running' and one.rate
+    ]
+    if rates:
+      parts.append(f'{sum(rates):,.0f} ex/s')
+    seconds = self._seconds_left()
+    if seconds is not None:
+      parts.append(f'about {datetime.timedelta(seconds=seconds)} left')
+    return ', '.join(parts)
+
+  def plain(self, at: int) -> str:
+    """A member's line where no table can be."""
+    one, member = self.statuses[at], self._members[at]
+    parts = [f'member {one.member}: {one.state}']
+    if one.step is not None:
+      parts.append(f'step {one.step:,}/{one.num_steps:,}')
+    if one.state == 'running' and one.rate is not None:
+      parts.append(f'{one.rate:,.0f} ex/s')
+    if one.task_loss is not None:
+      parts.append(f'loss {number(one.task_loss)}')
+    return ', '.join(parts) + _restarts(member)
+
+  def _seconds_left(self) -> int | None:
+    """Of the last to end; one without a pace yet is as slow as the slowest."""
+    now = time.monotonic()
+    paces = {}
+    for one in self.statuses:
+      since, first = self._began.get(one.member, (now, 0))
+      step = one.step or 0
+      if now > since and step > first:
+        paces[one.member] = (now - since) / (step - first)
+    left = [
+      (one.num_steps - _steps(one))
+      * paces.get(one.member, max(paces.values(), default=0))
+      for one, member in zip(self.statuses, self._members, strict=True)
+      if not member.is_over
+    ]
+    return round(max(left)) if left and paces else None
+
+
+def _state(member: Member, told: str) -> str:
+  if member.is_over:
+    return member.end
+  if member.is_waiting:
+    return 'restarting'
+  if member.is_stopping:
+    return 'stopping'
+  return told if told in _TOLD else 'starting'
+
+
+def _steps(one: Status) -> int:
+  return one.num_steps if one.state == 'done' else one.step or 0
+
+
+def _restarts(member: Member) -> str:
+  if not member.restarts:
+    return ''
+  return f', {member.restarts} restart{"s" * (member.restarts > 1)}'
+
+
+def run_locally(
+  picture: Picture,
+  members: Sequence[Member],
+  console: Console,
+  stop: list[int],
+  plain_interval_seconds: float = 30.0,
+) -> int:
+  """Starts the members and looks after them until the last has ended.
+
+  Args:
+    picture: of these members.
+    members: to start.
+    console: a live table on a terminal, plain lines elsewhere.
+    stop: gets the numbers of signals: the first stops with checkpoints, the
+      second kills.
+    plain_interval_seconds: between two times that all members are told of.
+
+  Returns:
+    The exit status.
+
+  Raises:
+    UserError: if a member was refused before any had got anywhere; all are
+      stopped then.
+  """
+  refused, signals, looked = '', 0, time.monotonic()
+  with contextlib.ExitStack() as stack:
+    stack.callback(_close, members)  # If this ends with an error.
+    show = stack.enter_context(_shown(picture, console, plain_interval_seconds))
+    while not all(member.is_over for member in members):
+      for member in members:
+        sentence = member.step()
+        if not sentence or refused:
+          continue
+        if member.end == 'refused' and not picture.has_moved:
+          refused = sentence
+          _stop(members)
+        else:
+          say(console, sentence)
+      if len(stop) > signals:
+        say(
+          console,
+          'Killing the members …'
+          if signals
+          else 'Stopping the members, each with a checkpoint; '
+          'once more kills them …',
+        )
+        _stop(members, kill=signals > 0)
+        signals += 1
+      if time.monotonic() - looked > _LOOK_SECONDS:
+        looked = time.monotonic()
+        picture.look()
+        if not refused:
+          show()
+      time.sleep(_POLL_SECONDS)
+    if refused and not stop:
+      raise UserError(refused)
+    picture.look()
+    show()
+  console.print(picture.table())
+  if stop:
+    say(console, 'Stopped; the same command goes on from there.')
+    return 128 + stop[0]
+  ends = {member.end for member in members}
+  if ends == {'done'}:
+    return 0
+  if not ends <= {'done', 'diverged'}:
+    say(console, 'The same command goes on with what is not done.')
+  return 2 if 'refused' in ends else 1
+
+
+@contextlib.contextmanager
+def _shown(
+  picture: Picture, console: Console, interval_seconds: float
+) -> Iterator[Callable[[], None]]:
+  """Yields what shows the members anew."""
+  if console.is_terminal:
+    with Live(
+      picture.table(), console=console, auto_refresh=False, transient=True
+    ) as live:
+      yield lambda: live.update(picture.table(), refresh=True)
+    return
+  printed = time.monotonic()
+  before = dict.fromkeys(range(len(picture.statuses)))
+
+  def show() -> None:
+    nonlocal printed
+    is_time = time.monotonic() - printed > interval_seconds
+    for at, one in enumerate(picture.statuses):
+      has_changed = before[at] != one.state and one.state in _NEWS
+      before[at] = one.state
+      if is_time or has_changed:
+        say(console, picture.plain(at))
+    if is_time:
+      printed = time.monotonic()
+      say(console, picture.line())
+
+  yield show
+
+
+def _stop(members: Sequence[Member], kill: bool = False) -> None:
+  for member in members:
+    member.stop(kill)
+
+
+def _close(members: Sequence[Member]) -> None:
+  """Stops what still runs, and waits for it."""
+  _stop(members)
+  for member in members:
+    member.wait()

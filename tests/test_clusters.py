@@ -1,0 +1,690 @@
+"""Clusters, as far as they can be had without one: Slurm, JobSet, the page."""
+
+import contextlib
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jsonschema
+import psutil
+import pytest
+import submitit
+import yaml
+from absl import flags
+from commands import ROOT
+from jax._src.clusters import SlurmCluster
+
+from experiments import config as config_lib
+from experiments import slurm as slurm_lib
+from experiments.errors import UserError
+from scripts import jobset
+
+# Slurm: a stub sbatch keeps the script, and a stub srun runs it, as a job of
+# two nodes with a task each.
+
+TASKS = 2
+SBATCH = r"""#!/bin/sh
+cat "$1" > {tools}/script
+echo 'Submitted batch job 4711'
+"""
+SRUN = r"""#!/bin/sh
+# Slurm signals the step, and not the shells of a stub.
+trap '' USR2 TERM
+while [ "${{1#-}}" != "$1" ]; do
+  case $1 in --output | --error) shift ;; esac
+  shift
+done
+bad=0
+for task in 0 1; do
+  SLURM_NTASKS=2 SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 \
+    SLURM_JOB_NUM_NODES=2 SLURM_STEP_NUM_NODES=2 \
+    SLURM_STEP_NODELIST=localhost SLURM_JOB_NODELIST=localhost \
+    "$@" > {tools}/out.$task 2> {tools}/err.$task &
+  pids="$pids $!"
+done
+for pid in $pids; do wait $pid || bad=1; done
+exit $bad
+"""
+SCONTROL = r"""#!/bin/sh
+(echo "$@"; ls {tools}/member) >> {tools}/requeued
+"""
+
+
+class Slurm:
+  """What there is of a cluster: tools on PATH, and a folder of theirs."""
+
+  def __init__(self, tools, workdir):
+    self.tools = tools
+    self.workdir = workdir
+    self.member = tools / 'member'
+    self.member.mkdir(parents=True)
+    for name, text in (
+      ('sbatch', SBATCH),
+      ('srun', SRUN),
+      ('scontrol', SCONTROL),
+    ):
+      (tools / name).write_text(text.format(tools=shlex.quote(str(tools))))
+      (tools / name).chmod(0o755)
+
+  def submit(self, *codes, jobs=2, **parameters):
+    """A run a code of Python, which gets the folder of the member."""
+    return slurm_lib.submit(
+      [(sys.executable, '-c', code, str(self.member)) for code in codes],
+      jobs,
+      self.workdir,
+      {'time': '240', 'nodes': '2', 'ntasks_per_node': '1', **parameters},
+    )
+
+  @contextlib.contextmanager
+  def job(self, index=0):
+    """Runs the script that was submitted, as one job of its array."""
+    process = subprocess.Popen(
+      ['bash', self.tools / 'script'],
+      cwd=ROOT,
+      env={
+        **os.environ,
+        # As Slurm numbers them: each job of an array has an id of its own.
+        'SLURM_JOB_ID': str(4711 + index),
+        'SLURM_ARRAY_JOB_ID': '4711',
+        'SLURM_ARRAY_TASK_ID': str(index),
+      },
+      start_new_session=True,
+    )
+    try:
+      yield process
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+
+  def signal(self, process, number):
+    """To all of the step's processes, as Slurm does."""
+    for one in psutil.Process(process.pid).children(recursive=True):
+      with contextlib.suppress(psutil.Error):
+        if 'python' in one.name():
+          one.send_signal(number)
+
+  def tasks(self, process):
+    """The tasks of submitit that are there."""
+    found = []
+    for one in psutil.Process(process.pid).children(recursive=True):
+      with contextlib.suppress(psutil.Error):
+        if 'submitit.core._submit' in one.cmdline() and 'python' in one.name():
+          found.append(one)
+    return found
+
+  def err(self):
+    return ''.join(
+      (self.tools / f'err.{task}').read_text() for task in range(TASKS)
+    )
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+  cluster = Slurm(tmp_path / 'tools', tmp_path / 'pair')
+  monkeypatch.setenv('PATH', str(cluster.tools), prepend=os.pathsep)
+  return cluster
+
+
+def until(condition, seconds=60):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def fields_of(script):
+  """Its #SBATCH lines, and the words of its command."""
+  fields = {}
+  for line in script.splitlines():
+    if line.startswith('#SBATCH --'):
+      key, equals, value = line.removeprefix('#SBATCH --').partition('=')
+      assert key not in fields
+      fields[key] = shlex.split(value)[0] if equals else True
+  lines = [line for line in script.splitlines() if line and line[0] != '#']
+  return fields, [shlex.split(line) for line in lines]
+
+
+def test_a_member_of_two_nodes_is_submitted_field_by_field(slurm):
+  ids = slurm.submit(
+    'pass', 'pass', partition='gpu', gpus_per_node='8', cpus_per_task='12'
+  )
+  assert ids == ['4711_0', '4711_1']
+  folder = str(slurm.workdir / 'slurm')
+  fields, commands = fields_of((slurm.tools / 'script').read_text())
+  assert fields == {
+    'array': '0-1%2',
+    'cpus-per-task': '12',
+    'error': f'{folder}/%A_%a_0_log.err',
+    'gpus-per-node': '8',
+    'job-name': 'pair',
+    'nodes': '2',
+    'ntasks-per-node': '1',
+    'open-mode': 'append',
+    'output': f'{folder}/%A_%a_0_log.out',
+    'partition': 'gpu',
+    'requeue': True,
+    'signal': 'USR2@90',
+    'time': '240',
+    'wckey': 'submitit',
+  }
+  assert commands == [
+    ['export', 'SUBMITIT_EXECUTOR=slurm'],
+    [
+      'srun',
+      '--unbuffered',
+      '--output',
+      f'{folder}/%A_%a_%t_log.out',
+      '--error',
+      f'{folder}/%A_%a_%t_log.err',
+      '--kill-on-bad-exit=1',
+      '--cpus-per-task=12',
+      sys.executable,
+      '-u',
+      '-m',
+      'submitit.core._submit',
+      folder,
+    ],
+  ]
+
+
+# A world of JAX, by nothing but the environment that a run has in a task.
+WORLD = textwrap.dedent("""
+  import json, os, sys
+  import jax
+  jax.distributed.initialize(initialization_timeout=60)
+  print(json.dumps({
+    'process': [jax.process_index(), jax.process_count()],
+    'devices': os.environ.get('JAX_LOCAL_DEVICE_IDS'),
+    'arguments': sys.argv[1:],
+  }))
+""")
+
+
+def test_every_task_runs_the_command_in_the_world_of_its_member(slurm):
+  slurm.submit(WORLD, WORLD, gpus_per_node='a100:4')
+  with slurm.job(1) as process:
+    assert process.wait(timeout=90) == 0, slurm.err()
+  shown = [
+    json.loads((slurm.tools / f'out.{task}').read_text())
+    for task in range(TASKS)
+  ]
+  assert [one['process'] for one in shown] == [[0, TASKS], [1, TASKS]]
+  for one in shown:
+    # All of its node: JAX by itself would take the first.
+    assert one['devices'] == '0,1,2,3'
+    assert one['arguments'] == [str(slurm.member), '--distributed']
+
+
+def test_two_members_that_share_a_host_do_not_meet(monkeypatch):
+  monkeypatch.setenv('SLURM_STEP_NODELIST', 'node[007-008]')
+  addresses = set()
+  for job in ('4711', '4712'):  # Of one array.
+    monkeypatch.setenv('SLURM_JOB_ID', job)
+    addresses.add(SlurmCluster.get_coordinator_address(60, None))
+  assert len(addresses) == 2
+
+
+def test_a_job_of_one_task_is_no_world(slurm):
+  slurm.submit('pass', nodes='1', jobs=1)
+  _, commands = fields_of((slurm.tools / 'script').read_text())
+  assert not any('bad-exit' in word for word in commands[-1])
+  [pickled] = (slurm.workdir / 'slurm').glob('*.pkl')
+  function = submitit.core.utils.DelayedSubmission.load(pickled).function
+  assert '--distributed' not in function.command
+
+
+# Its first life ends with a checkpoint when it is told to, the second at once.
+STOP = textwrap.dedent("""
+  import os, pathlib, signal, sys, time
+  here, task = pathlib.Path(sys.argv[1]), os.environ['SLURM_PROCID']
+  def stop(number, frame):
+    time.sleep(0.3)
+    (here / f'saved.{task}').touch()
+    os._exit(128 + number)
+  if not (here / f'saved.{task}').exists():
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+      signal.signal(number, stop)
+    (here / f'ready.{task}').touch()
+    time.sleep(60)
+  (here / f'again.{task}').touch()
+""")
+
+
+def are_there(slurm, name):
+  return all(
+    (slurm.member / f'{name}.{task}').exists() for task in range(TASKS)
+  )
+
+
+@pytest.mark.parametrize(
+  'numbers',
+  [[signal.SIGUSR2], [signal.SIGTERM, signal.SIGUSR2]],
+  ids=['time', 'preempted'],
+)
+def test_all_tasks_save_and_then_one_submits_the_job_again(slurm, numbers):
+  slurm.submit(STOP, STOP)
+  with slurm.job(1) as process:
+    until(lambda: are_there(slurm, 'ready'))
+    for number in numbers[:-1]:
+      slurm.signal(process, number)
+      until(lambda: are_there(slurm, 'saved'))
+      # The runs have ended; a task that did so, too, would end the job.
+      time.sleep(0.5)
+      assert len(slurm.tasks(process)) == TASKS
+    slurm.signal(process, numbers[-1])
+    until((slurm.tools / 'requeued').exists)
+    # The second task is there until Slurm ends it.
+    until(lambda: len(slurm.tasks(process)) < TASKS)
+    time.sleep(0.5)
+    assert len(slurm.tasks(process)) == 1
+  # Once, by the first task, and when all had saved.
+  assert (slurm.tools / 'requeued').read_text().split() == [
+    *('requeue', '4711_1'),
+    *('ready.0', 'ready.1', 'saved.0', 'saved.1'),
+  ]
+  with slurm.job(1) as process:
+    assert process.wait(timeout=60) == 0, slurm.err()
+  assert are_there(slurm, 'again')
+
+
+def test_a_process_that_dies_ends_its_task_at_once(slurm):
+  code = "import os; os.environ['SLURM_PROCID'] == '0' or os._exit(3)"
+  slurm.submit(code, code)
+  began = time.monotonic()
+  with slurm.job() as process:
+    assert process.wait(timeout=60) == 1
+  assert time.monotonic() - began < 60
+  assert 'returned non-zero exit status 3' in slurm.err()
+  assert not (slurm.tools / 'requeued').exists()
+
+
+def test_parameters_are_what_submitit_takes(slurm):
+  slurm.submit(
+    'pass',
+    exclusive='true',
+    setup='module load cuda',
+    srun_args='--mpi=none -v',
+    max_num_timeout='40',
+    signal_delay_s='300',
+  )
+  fields, commands = fields_of((slurm.tools / 'script').read_text())
+  assert fields['exclusive'] is True
+  assert fields['signal'] == 'USR2@300'
+  assert commands[0] == ['module', 'load', 'cuda']
+  assert commands[-1][6:9] == ['--kill-on-bad-exit=1', '--mpi=none', '-v']
+  [pickled] = (slurm.workdir / 'slurm').glob('*.pkl')
+  delayed = submitit.core.utils.DelayedSubmission.load(pickled)
+  assert delayed._timeout_countdown == 40
+  assert 200 < delayed.function._checkpoint_seconds < 300
+
+
+@pytest.mark.parametrize(
+  ('parameters', 'sentence'),
+  [
+    ({'nodes': '2-4'}, "nodes is a number, not '2-4'"),
+    ({'max_num_timeout': 'many'}, 'max_num_timeout is a number'),
+    ({'nod': '2'}, 'has no nod; did you mean nodes?'),
+    ({'additional_parameters': 'x'}, 'has no additional_parameters'),
+  ],
+)
+def test_a_wrong_parameter_of_slurm_is_one_sentence(
+  slurm, parameters, sentence
+):
+  with pytest.raises(UserError, match=re.escape(sentence)):
+    slurm.submit('pass', **parameters)
+  assert not (slurm.tools / 'script').exists()
+
+
+# JobSet.
+
+SCHEMA = json.loads((ROOT / 'tests/schemas/jobset-v1alpha2.json').read_text())
+COMMAND = ['python', '-m', 'experiments.run', '--workdir=/shared/runs/pair']
+NEEDED = {'image': 'registry.example/codistill:1', 'claim': 'shared'}
+TPU = {'tpu': 'tpu-v5-lite-podslice', 'topology': '4x4', 'chips': '4'}
+
+
+def manifest(members=2, command=COMMAND, name='imagenet_codistill', **given):
+  return jobset.manifest(
+    name=name,
+    members=members,
+    command=command,
+    parameters={**NEEDED, **given},
+  )
+
+
+def documents(text):
+  return list(yaml.safe_load_all(text))
+
+
+def problems(document):
+  validator = jsonschema.Draft202012Validator(SCHEMA)
+  return [error.message for error in validator.iter_errors(document)]
+
+
+def job_of(document):
+  [replicated] = document['spec']['replicatedJobs']
+  return replicated['template']['spec']
+
+
+def pod_of(document):
+  return job_of(document)['template']['spec']
+
+
+def test_the_schema_is_one_and_says_of_which_version():
+  jsonschema.Draft202012Validator.check_schema(SCHEMA)
+  assert 'v1alpha2 of JobSet 0.12.0' in SCHEMA['$comment']
+
+
+@pytest.mark.parametrize(
+  'given',
+  [
+    {},
+    {'hosts': '2', 'gpus': '8', 'cpu': '96', 'memory': '900Gi'},
+    {'hosts': '4', 'queue': 'research', **TPU},
+  ],
+  ids=['cpu', 'gpu', 'tpu'],
+)
+def test_a_manifest_is_what_its_schema_says(given):
+  text = manifest(members=3, **given)
+  assert text == manifest(members=3, **given)
+  found = documents(text)
+  assert len(found) == 3
+  for document in found:
+    assert problems(document) == []
+  assert max(map(len, text.splitlines())) < 160
+
+
+# Where in a manifest, and what is wrong with it then; ... is taken away.
+JOB = 'spec.replicatedJobs.0.template.spec'
+POD = f'{JOB}.template.spec'
+CONTAINER = f'{POD}.containers.0'
+MUTANTS = [
+  ('spec', 'replicatedJob', []),
+  ('spec.failurePolicy', 'maxRestart', 3),
+  ('spec.network', 'enableDnsHostnames', True),
+  (JOB, 'backofLimit', 0),
+  (POD, 'terminationGracePeriod', 5),
+  (CONTAINER, 'volumeMount', []),
+  ('spec.failurePolicy.rules.0', 'action', 'RestartMember'),
+  ('spec.failurePolicy.rules.0', 'name', ...),
+  ('spec.failurePolicy', 'maxRestarts', None),
+  (JOB, 'completionMode', 'indexed'),
+  (JOB, 'completions', '2'),
+  (POD, 'containers', ...),
+  (f'{CONTAINER}.resources.limits', 'memory', '64 GB'),
+  ('metadata.labels', 'member', 0),
+  ('', 'apiVersion', 'jobset.x-k8s.io/v1alpha1'),
+  ('', 'spec', ...),
+]
+
+
+@pytest.mark.parametrize(('where', 'key', 'value'), MUTANTS)
+def test_the_schema_refuses(where, key, value):
+  [document] = documents(manifest(members=1, gpus='1'))
+  assert problems(document) == []
+  at = document
+  for step in filter(None, where.split('.')):
+    at = at[int(step) if step.isdecimal() else step]
+  if value is ...:
+    del at[key]
+  else:
+    at[key] = value
+  assert problems(document)
+
+
+def test_every_host_of_a_member_knows_its_place():
+  found = documents(manifest(hosts='2', port='9000'))
+  for member, document in enumerate(found):
+    name = document['metadata']['name']
+    assert name == f'imagenet-codistill-{member}'
+    [replicated] = document['spec']['replicatedJobs']
+    # JobSet: <set>-<replicated job>-<its index>-<pod's index>.<set>
+    first = f'{name}-{replicated["name"]}-0-0.{name}'
+    [container] = pod_of(document)['containers']
+    assert container['command'] == [
+      *COMMAND,
+      f'--member={member}',
+      f'--coordinator-address={first}:9000',
+      '--num-processes=2',
+      '--process-id=$(JOB_COMPLETION_INDEX)',
+    ]
+    assert container['ports'] == [{'containerPort': 9000}]
+    assert document['spec']['network']['enableDNSHostnames'] is True
+    job = job_of(document)
+    assert (job['completions'], job['parallelism']) == (2, 2)
+    assert job['completionMode'] == 'Indexed'
+    # The subdomain is the set's name, as it is if nothing is said.
+    assert 'subdomain' not in document['spec']['network']
+
+
+def test_a_member_of_one_host_is_no_world():
+  [document] = documents(manifest(members=1))
+  [container] = pod_of(document)['containers']
+  assert container['command'] == [*COMMAND, '--member=0']
+
+
+def test_no_member_stops_another():
+  found = documents(manifest(members=3))
+  names = [document['metadata']['name'] for document in found]
+  assert len(set(names)) == 3
+  for document in found:
+    # Whatever befalls a set befalls all its jobs: there is only one.
+    [replicated] = document['spec']['replicatedJobs']
+    assert replicated['replicas'] == 1
+
+
+def test_who_lost_its_host_starts_again_without_being_counted():
+  [document] = documents(manifest(members=1, restarts='5', grace='300'))
+  policy = document['spec']['failurePolicy']
+  assert policy['maxRestarts'] == 5
+  assert policy['rules'] == [
+    {
+      'name': 'disrupted',
+      'action': 'RestartJobSetAndIgnoreMaxRestarts',
+      'onJobFailureReasons': ['PodFailurePolicy'],
+    }
+  ]
+  job = job_of(document)
+  assert job['backoffLimit'] == 0
+  # The only things that fail a job for that reason.
+  evicted, told = job['podFailurePolicy']['rules']
+  assert evicted == {
+    'action': 'FailJob',
+    'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}],
+  }
+  assert told['action'] == 'FailJob'
+  [container] = pod_of(document)['containers']
+  assert told['onExitCodes'] == {
+    'containerName': container['name'],
+    'operator': 'In',
+    # What experiments.run ends with.
+    'values': [128 + signal.SIGTERM],
+  }
+  pod = pod_of(document)
+  assert pod['restartPolicy'] == 'Never'  # As a podFailurePolicy needs it.
+  assert pod['terminationGracePeriodSeconds'] == 300
+
+
+def test_what_pods_have():
+  [document] = documents(
+    manifest(
+      members=1,
+      gpus='8',
+      cpu='96',
+      memory='900Gi',
+      shm='64Gi',
+      namespace='research',
+      queue='batch',
+    )
+  )
+  pod = pod_of(document)
+  [container] = pod['containers']
+  assert container['image'] == NEEDED['image']
+  assert container['resources'] == {
+    'requests': {'cpu': '96', 'memory': '900Gi', 'nvidia.com/gpu': 8},
+    'limits': {'nvidia.com/gpu': 8},
+  }
+  mounts = {m['mountPath']: m['name'] for m in container['volumeMounts']}
+  volumes = {volume.pop('name'): volume for volume in pod['volumes']}
+  assert volumes[mounts['/shared']] == {
+    'persistentVolumeClaim': {'claimName': 'shared'}
+  }
+  assert volumes[mounts['/dev/shm']] == {
+    'emptyDir': {'medium': 'Memory', 'sizeLimit': '64Gi'}
+  }
+  assert document['metadata']['namespace'] == 'research'
+  queue = 'kueue.x-k8s.io/queue-name'
+  assert document['metadata']['labels'][queue] == 'batch'
+  # Kueue would take a pod with it for one that it has to admit by itself.
+  assert queue not in job_of(document)['template']['metadata']['labels']
+
+
+def test_a_member_on_tpus_is_a_slice():
+  [document] = documents(manifest(members=1, hosts='4', **TPU))
+  [container] = pod_of(document)['containers']
+  assert container['resources']['limits'] == {'google.com/tpu': 4}
+  assert pod_of(document)['nodeSelector'] == {
+    'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
+    'cloud.google.com/gke-tpu-topology': '4x4',
+  }
+  assert document['metadata']['annotations'] == {
+    'alpha.jobset.sigs.k8s.io/exclusive-topology': (
+      'cloud.google.com/gke-nodepool'
+    )
+  }
+
+
+def test_nothing_gets_out_of_its_place_in_a_manifest():
+  odd = ['a: "b" # c', "it's\n- two", '$(HOME)', '@name', 'θ', '--- {']
+  [document] = documents(manifest(members=1, command=odd, claim='a"b: @c'))
+  [container] = pod_of(document)['containers']
+  *words, member = container['command']
+  # Kubernetes reads $$(…) as $(…) and leaves it.
+  assert [word.replace('$$(', '$(') for word in words] == odd
+  assert '$$(HOME)' in words
+  assert member == '--member=0'
+  [claim] = [
+    volume['persistentVolumeClaim']['claimName']
+    for volume in pod_of(document)['volumes']
+    if 'persistentVolumeClaim' in volume
+  ]
+  assert claim == 'a"b: @c'
+
+
+@pytest.mark.parametrize(
+  ('given', 'sentence'),
+  [
+    ({'gpu': '8'}, 'has no gpu; did you mean gpus'),
+    ({'xyzzy': '8'}, 'has no xyzzy; it has image, claim'),
+    ({'image': ''}, 'say --jobset image='),
+    ({'claim': ''}, 'say --jobset claim='),
+    ({'hosts': '0'}, "hosts is a number, 1 or more, not '0'"),
+    ({'gpus': 'two'}, "gpus is a number, 0 or more, not 'two'"),
+    ({'memory': '64 GB'}, "memory is a quantity such as 64Gi, not '64 GB'"),
+    ({'mount': 'data'}, 'mount begins with /'),
+    ({'mount': '/data'}, '--workdir is /shared/runs/pair'),
+    ({'tpu': 'tpu-v6e-slice'}, 'a TPU takes'),
+    ({**TPU, 'hosts': '4', 'gpus': '1'}, 'no gpus'),
+    ({**TPU, 'hosts': '2'}, 'topology 4x4 is not hosts=2 with chips=4'),
+    ({**TPU, 'topology': 'square'}, 'topology is AxB'),
+    ({'name': '8'}, 'no host can be called'),
+    ({'name': 'x' * 60}, 'too long for the name of a host'),
+  ],
+)
+def test_a_wrong_parameter_of_a_manifest_is_one_sentence(given, sentence):
+  with pytest.raises(UserError, match=re.escape(sentence)) as raised:
+    manifest(**given)
+  assert '\n' not in str(raised.value)
+
+
+# docs/clusters.md.
+
+PAGE = (ROOT / 'docs/clusters.md').read_text(encoding='utf-8')
+
+
+def commands():
+  """`python -m …` in the page's code, as words, continued lines joined."""
+  found = []
+  for block in PAGE.split('```')[1::2]:
+    for line in block.replace('\\\n', ' ').splitlines():
+      words = shlex.split(line.partition('  #')[0]) if 'python' in line else []
+      # Also within what ssh is given.
+      for inner in [words, *(shlex.split(w) for w in words if ' ' in w)]:
+        for at, word in enumerate(inner[:-2]):
+          if word.endswith('python') and inner[at + 1] == '-m':
+            found.append(tuple(inner[at + 2 :]))
+  return found
+
+
+def flags_of(module, capsys):
+  """What a command takes, by its own word."""
+  if module == 'experiments.run':
+    return {f'--{name.replace("_", "-")}' for name in flags.FLAGS}
+  entry = f'{module}.__main__' if module == 'scripts.launch' else module
+  main = importlib.import_module(entry).main
+  with pytest.raises(SystemExit):
+    main(['--help'])
+  out = capsys.readouterr().out
+  return set(re.findall(r'^  (?:-\w, )?(--[\w-]+)', out, re.MULTILINE))
+
+
+def test_the_page_has_commands():
+  modules = {module for module, *_ in commands()}
+  assert {'experiments.run', 'scripts.launch', 'scripts.status'} <= modules
+  launchers = {word for line in commands() for word in line}
+  assert {'--launcher=slurm', '--launcher=jobset'} <= launchers
+
+
+@pytest.mark.parametrize('command', commands(), ids=' '.join)
+def test_every_command_of_the_page_is_one(command, capsys):
+  module, *words = command
+  keys = {}
+  for word in words:
+    flag, equals, value = word.partition('=')
+    if flag.startswith('--config.'):
+      keys[flag.removeprefix('--config.')] = value
+    elif flag.startswith('--'):
+      assert flag in flags_of(module, capsys), flag
+    if flag == '--config':
+      label = value
+    if flag == '--slurm':
+      assert equals
+      key, _, value = value.partition('=')
+      known = submitit.SlurmExecutor._valid_parameters()
+      assert key in {*known, 'max_num_timeout'}
+    if flag == '--jobset':
+      assert value.partition('=')[0] in jobset.PARAMETERS
+  if keys or module in ('experiments.run', 'scripts.launch'):
+    config_lib.check_keys(config_lib.load(label), keys)
+
+
+def test_the_manifest_of_the_page_can_be_made(capsys):
+  launch = importlib.import_module('scripts.launch.__main__')
+  [line] = [line for line in commands() if '--launcher=jobset' in line]
+  words = list(line[1 : line.index('>')] if '>' in line else line[1:])
+  assert launch.main(words) == 0
+  found = documents(capsys.readouterr().out)
+  assert found
+  for document in found:
+    assert problems(document) == []
+
+
+def test_every_parameter_of_a_manifest_is_on_the_page():
+  named = set(re.findall(r'^\| `(\w+)` \|', PAGE, re.MULTILINE))
+  assert named == set(jobset.PARAMETERS)
+
+
+@pytest.mark.parametrize(
+  'path', sorted(set(re.findall(r'\]\(((?!https?:)[\w/.-]+)', PAGE)))
+)
+def test_links_of_the_page_lead_somewhere(path):
+  assert (pathlib.Path(ROOT, 'docs', path)).exists()

@@ -1,0 +1,795 @@
+"""All members at one command: devices, restarts, signals, what is said."""
+
+import functools
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+from commands import ROOT, start_process
+from rich.console import Console
+
+from codistill.lease import Lease, read_lease
+from codistill.record import read_run
+from experiments.errors import UserError
+from experiments.processes import last_words
+from scripts import status
+from scripts.launch import __main__ as launch
+from scripts.launch import devices, local, member
+from scripts.launch.member import Member, Process
+
+SMOKE = 'imagenet_codistill:smoke'
+MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
+
+
+# Devices.
+
+
+@pytest.mark.parametrize(
+  ('gpus', 'members', 'per_member', 'processes', 'visible', 'memory'),
+  [
+    (8, 2, None, 1, ['0,1,2,3', '4,5,6,7'], None),
+    (8, 3, None, 1, ['0,1', '2,3', '4,5'], None),
+    (8, 3, 1, 1, ['0', '1', '2'], None),
+    (8, 2, None, 2, ['0,1', '2,3', '4,5', '6,7'], None),
+    (8, 2, 2, 2, ['0', '1', '2', '3'], None),
+    # What is left of a division stays free.
+    (7, 2, None, 2, ['0', '1', '2', '3'], None),
+    (1, 3, None, 1, ['0', '0', '0'], '0.300'),
+    (2, 4, None, 1, ['0', '1', '0', '1'], '0.450'),
+    # One has a GPU of its own.
+    (2, 3, None, 1, ['0', '1', '0'], ['0.450', None, '0.450']),
+    (3, 2, 2, 1, ['0,1', '2,0'], '0.450'),
+    (2, 2, 2, 2, ['0', '1', '0', '1'], '0.450'),
+  ],
+)
+def test_gpus_go_round_evenly(
+  gpus, members, per_member, processes, visible, memory
+):
+  names = [str(gpu) for gpu in range(gpus)]
+  assigned = devices.assign(names, members, per_member, processes, {})
+  assert [len(each) for each in assigned] == [processes] * members
+  flat = [own for each in assigned for own in each]
+  assert [own['CUDA_VISIBLE_DEVICES'] for own in flat] == visible
+  if not isinstance(memory, list):
+    memory = [memory] * len(flat)
+  assert [own.get(MEMORY) for own in flat] == memory
+
+
+def test_a_share_of_memory_that_is_set_stays():
+  [[own], _] = devices.assign(['0'], 2, None, 1, {MEMORY: '.2'})
+  assert MEMORY not in own
+
+
+def test_a_cpu_has_as_many_devices_as_are_asked_for():
+  key = 'JAX_NUM_CPU_DEVICES'
+  assert devices.assign([], 2, None, 2, {}) == [[{}, {}]] * 2
+  assert devices.assign([], 2, 4, 2, {}) == [[{key: '2'}] * 2] * 2
+  assert devices.describe([], [[{key: '2'}] * 2]) == 'with 4 CPU devices each'
+
+
+@pytest.mark.parametrize(
+  ('gpus', 'per_member', 'processes', 'sentence'),
+  [
+    (8, 3, 2, 'cannot be divided among 2'),
+    (0, 3, 2, 'cannot be divided among 2'),
+    (2, 4, 1, 'need 4 GPUs, and there are 2'),
+    # Two processes of one world cannot share one.
+    (1, None, 2, 'need 2 GPUs, and there are 1'),
+  ],
+)
+def test_devices_that_do_not_go_round_are_one_sentence(
+  gpus, per_member, processes, sentence
+):
+  names = [str(gpu) for gpu in range(gpus)]
+  with pytest.raises(UserError, match=sentence):
+    devices.assign(names, 2, per_member, processes, {})
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+  """A machine with two GPUs, as far as nvidia-smi can tell."""
+  tool = tmp_path / 'tools' / 'nvidia-smi'
+  tool.parent.mkdir()
+  tool.write_text(
+    '#!/bin/sh\n'
+    '[ "$1" = -L ] || exit 1\n'
+    'echo "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5d0c)"\n'
+    'echo "  MIG 1g.10gb     Device  0: (UUID: MIG-17)"\n'
+    'echo "GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-77e1)"\n'
+  )
+  tool.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tool.parent), prepend=os.pathsep)
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  return tool
+
+
+@pytest.mark.parametrize(
+  ('environment', 'found'),
+  [
+    ({}, ['0', '1']),
+    ({'CUDA_VISIBLE_DEVICES': '1'}, ['1']),
+    ({'CUDA_VISIBLE_DEVICES': ' 1, 0'}, ['1', '0']),
+    ({'CUDA_VISIBLE_DEVICES': '0,7,1'}, ['0']),
+    ({'CUDA_VISIBLE_DEVICES': 'MIG-17,MIG-18'}, ['MIG-17', 'MIG-18']),
+    ({'CUDA_VISIBLE_DEVICES': ''}, []),
+    ({'CUDA_VISIBLE_DEVICES': '-1'}, []),
+    ({'JAX_PLATFORMS': 'cpu'}, []),
+    ({'JAX_PLATFORMS': 'cuda,cpu'}, ['0', '1']),
+  ],
+)
+def test_gpus_are_those_that_jax_would_find(gpus, environment, found):
+  assert devices.nvidia_gpus(environment) == found
+
+
+def test_a_driver_that_does_not_work_has_no_gpus(gpus):
+  gpus.write_text('#!/bin/sh\necho "GPU 0: none"; exit 9\n')
+  assert devices.nvidia_gpus({}) == []
+
+
+# Processes that stand in for members: each does what its number's word says.
+
+FAKE = textwrap.dedent("""
+  import json, os, pathlib, signal, sys, time
+
+  folder, member, process, word = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+  with open(folder / 'starts', 'a') as starts:
+    starts.write(f'{member}.{process}\\n')
+  lives = (folder / 'starts').read_text().split().count(f'{member}.{process}')
+
+  def write(status, step=0, **more):
+    codistill = {'members': 2, 'exchange': 'none'}
+    config = {'num_steps': 10, 'codistill': codistill}
+    run = {'experiment': 'a', 'variant': 'b', 'status': status} | more
+    new = folder / f'new-{member}.{process}'
+    new.write_text(json.dumps(run | {'config': config}))
+    new.replace(folder / f'run-{member}.json')
+    with open(folder / f'rows-{member}.jsonl', 'a') as rows:
+      for step in range(step + 1):
+        row = {'member': int(member), 'kind': 'train', 'step': step}
+        row |= {'task_loss': 0.5, 'seconds': step, 'examples_seen': 4 * step}
+        rows.write(json.dumps(row) + '\\n')
+
+  def work():
+    from codistill.lease import Lease
+    Lease(folder / f'lease-{member}.json', timeout_s=60.0, what='').acquire()
+    write('running')
+    while not (folder / 'seen').exists():
+      time.sleep(0.01)
+    write('running', 4)
+
+  if word == 'die' or word == 'die once' and lives == 1:
+    print('experiments.run: the first word' if lives == 1 else 'the last word')
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+  if word == 'fail':
+    print('Traceback …\\nValueError: [bold]\\n------\\nsome advice')
+    sys.exit(1)
+  if word == 'diverge':
+    write('diverged', 4, diverged={member: {'step': 4}})
+    print('experiments.run: try a lower learning rate')
+    sys.exit(1)
+  if word == 'refuse' or word == 'refuse late' and lives == 2:
+    print('experiments.run: it is too hot')
+    sys.exit(2)
+  if word == 'refuse late':
+    while not (folder / 'moved').exists():
+      time.sleep(0.01)
+    sys.exit(3)
+  if word == 'work':
+    work()
+    while not (folder / 'enough').exists():
+      time.sleep(0.01)
+  if word == 'terminated':
+    sys.exit(143)
+  if word == 'stubborn':
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  if word == 'wait':
+    def stop(*_):
+      write('interrupted', 4)
+      sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+  if word in ('wait', 'stubborn', 'hang'):
+    (folder / f'waits-{member}').touch()
+    time.sleep(60)
+  write('done', 10)
+""")
+
+
+class Fakes:
+  """Members that do what they are told, and what became of them."""
+
+  def __init__(self, folder, *words, processes=1, max_restarts=3):
+    self.folder = folder
+    self.members = [
+      Member(
+        index,
+        folder,
+        functools.partial(self._processes, index, word, processes),
+        max_restarts,
+      )
+      for index, word in enumerate(words)
+    ]
+    self.picture = local.Picture('some', self.members, folder, 10)
+    self.console = Console(record=True, width=300, file=io.StringIO())
+
+  def _processes(self, index, word, processes):
+    words = word.split('/') if processes > 1 else [word]
+    return [
+      Process(
+        (
+          *(sys.executable, '-c', FAKE, str(self.folder)),
+          *(str(index), str(k), words[k]),
+        ),
+        self.folder / f'log-{index}.{k}.txt',
+        {**os.environ, 'PYTHONUNBUFFERED': '1'},
+      )
+      for k in range(processes)
+    ]
+
+  def run(self, stop=(), **keywords):
+    """Exit status, and everything that was said."""
+    status = local.run_locally(
+      self.picture, self.members, self.console, stop, **keywords
+    )
+    return status, self.said()
+
+  def said(self):
+    return self.console.export_text(clear=False)
+
+  def ends(self):
+    return [one.end for one in self.members]
+
+  def starts(self):
+    return sorted((self.folder / 'starts').read_text().split())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+  monkeypatch.setattr(local, '_POLL_SECONDS', 0.01)
+  monkeypatch.setattr(local, '_LOOK_SECONDS', 0.02)
+  monkeypatch.setattr(member, '_PAUSE_S', 0.01)
+
+
+def test_a_member_that_dies_comes_back_and_the_others_do_not_notice(tmp_path):
+  fakes = Fakes(tmp_path, 'done', 'die once')
+  status, said = fakes.run()
+  assert (status, fakes.ends()) == (0, ['done', 'done'])
+  assert fakes.starts() == ['0.0', '1.0', '1.0']
+  assert 'member 1 died: killed by signal 9; the first word' in said
+  assert 'restart 1 of 3 in 0.01 s' in said
+  assert 'done, 1 restart' in said
+  assert 'member 0: done, step 10/10' in said
+  assert '2 done, 100% of 20 steps' in said
+
+
+def test_a_member_that_always_dies_is_given_up_after_growing_pauses(tmp_path):
+  fakes = Fakes(tmp_path, 'die', 'done')
+  status, said = fakes.run()
+  assert (status, fakes.ends()) == (1, ['dead', 'done'])
+  assert fakes.starts() == ['0.0'] * 4 + ['1.0']
+  for restart, pause in enumerate(('0.01', '0.02', '0.04'), 1):
+    assert f'restart {restart} of 3 in {pause} s' in said
+  # Of its last life, though its log has them all.
+  assert 'member 0 is dead: killed by signal 9; the last word' in said
+  assert said.count('the first word') == 1
+
+
+def test_without_restarts_the_first_death_is_the_last(tmp_path):
+  fakes = Fakes(tmp_path, 'fail', 'done', max_restarts=0)
+  status, said = fakes.run()
+  assert (status, fakes.starts()) == (1, ['0.0', '1.0'])
+  # Brackets are brackets.
+  assert 'member 0 is dead: ValueError: [bold] (all of it' in said
+  assert 'The same command goes on with what is not done' in said
+
+
+@pytest.mark.parametrize(
+  ('word', 'end', 'sentence'),
+  [
+    ('diverge', 'diverged', 'member 1 diverged: try a lower learning rate'),
+    ('terminated', 'stopped', 'member 1 was stopped by signal 15'),
+  ],
+)
+def test_some_ends_are_final(tmp_path, word, end, sentence):
+  fakes = Fakes(tmp_path, 'done', word)
+  status, said = fakes.run()
+  assert (status, fakes.ends()) == (1, ['done', end])
+  assert fakes.starts() == ['0.0', '1.0']
+  assert sentence in said
+
+
+def test_a_command_that_makes_no_sense_stops_all_at_once(tmp_path):
+  fakes = Fakes(tmp_path, 'wait', 'refuse')
+  with pytest.raises(UserError, match='member 1 was refused: it is too hot'):
+    fakes.run()
+  assert all(one.is_over for one in fakes.members)
+  assert fakes.starts().count('1.0') == 1
+  assert fakes.said() == ''
+
+
+def test_later_the_others_go_on_without_one_that_is_refused(tmp_path):
+  fakes = Fakes(tmp_path, 'work', 'refuse late')
+  look = fakes.picture.look
+
+  def look_and_tell():
+    look()
+    one = fakes.picture.statuses[0]
+    if one.state == 'running':
+      (tmp_path / 'seen').touch()
+    if one.step:
+      (tmp_path / 'moved').touch()
+    if fakes.members[1].end == 'refused':
+      (tmp_path / 'enough').touch()
+
+  fakes.picture.look = look_and_tell
+  status, said = fakes.run()
+  assert (status, fakes.ends()) == (2, ['done', 'refused'])
+  assert 'member 1 was refused: it is too hot' in said
+
+
+class Signals(list):
+  """Each comes when the file that it waits for is there."""
+
+  def __init__(self, *waits):
+    self._waits = list(waits)
+
+  def __len__(self):
+    while self._waits and all(path.exists() for path in self._waits[0]):
+      self.append(signal.SIGINT)
+      del self._waits[0]
+    return super().__len__()
+
+
+def test_a_signal_stops_all_with_checkpoints(tmp_path):
+  fakes = Fakes(tmp_path, 'wait', 'wait', 'fail', max_restarts=100)
+  stop = Signals([tmp_path / 'waits-0', tmp_path / 'waits-1'])
+  status, said = fakes.run(stop)
+  assert status == 128 + signal.SIGINT
+  assert fakes.ends()[:2] == ['stopped', 'stopped']
+  for index in range(2):
+    run = read_run(tmp_path / f'run-{index}.json')
+    assert run['status'] == 'interrupted'
+  assert 'Stopping the members' in said
+  assert 'the same command goes on' in said
+
+
+def test_a_member_that_waits_for_its_restart_is_not_started_any_more(tmp_path):
+  [one] = Fakes(tmp_path, 'die').members
+  one.step()
+  one.wait()
+  assert 'restart 1' in one.step()
+  assert one.is_waiting
+  one.stop(kill=False)
+  assert (one.is_over, one.end) == (True, 'stopped')
+
+
+def test_a_second_signal_kills_what_will_not_stop(tmp_path):
+  fakes = Fakes(tmp_path, 'stubborn')
+  began = time.monotonic()
+  waits = [tmp_path / 'waits-0']
+  # However soon it comes.
+  status, said = fakes.run(Signals(waits, waits))
+  assert status == 128 + signal.SIGINT
+  assert fakes.ends() == ['dead']
+  assert 'Killing the members' in said
+  assert time.monotonic() - began < 30
+
+
+def test_an_error_of_the_launcher_stops_the_members(tmp_path):
+  fakes = Fakes(tmp_path, 'wait')
+
+  def look():
+    if (tmp_path / 'waits-0').exists():
+      raise BrokenPipeError
+
+  fakes.picture.look = look
+  with pytest.raises(BrokenPipeError):
+    fakes.run()
+  assert read_run(tmp_path / 'run-0.json')['status'] == 'interrupted'
+
+
+def test_a_world_that_loses_a_process_ends_and_starts_as_a_whole(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(member, '_GRACE_S', 0.2)
+  fakes = Fakes(tmp_path, 'hang/die', 'done/done', processes=2, max_restarts=1)
+  status, said = fakes.run()
+  assert (status, fakes.ends()) == (1, ['dead', 'done'])
+  assert fakes.starts() == ['0.0', '0.0', '0.1', '0.1', '1.0', '1.1']
+  # Of the one that died first, not of the one that was killed for it.
+  assert 'member 0 died: killed by signal 9; the first word' in said
+  assert 'log-0.1.txt' in said
+
+
+def test_of_a_world_that_is_refused_no_death_is_told(tmp_path):
+  [one] = Fakes(tmp_path, 'fail/refuse', processes=2).members
+  one.step()
+  one.wait()
+  assert one.step().startswith('member 0 was refused: it is too hot')
+
+
+def test_a_world_has_time_to_end_by_itself(tmp_path):
+  fakes = Fakes(tmp_path, 'die/done', processes=2, max_restarts=0)
+  fakes.run()
+  assert read_run(tmp_path / 'run-0.json')['status'] == 'done'
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('experiments.run: no\nlater', 'no'),
+    ('ValueError: no\n----\nJAX has removed frames.', 'ValueError: no'),
+    (
+      'jax.errors.JaxRuntimeError: OOM\nmore',
+      'jax.errors.JaxRuntimeError: OOM',
+    ),
+    ('step 3\n\n', 'step 3'),
+    ('', 'nothing'),
+  ],
+)
+def test_last_words(tmp_path, text, words):
+  log = tmp_path / 'log.txt'
+  log.write_text('experiments.run: before\n')
+  since = log.stat().st_size
+  with open(log, 'a') as file:
+    file.write(text)
+  assert last_words(log, 1, since) == f'{words} (all of it: {log})'
+  assert last_words(log, -6, since).startswith('killed by signal 6; ')
+
+
+# What is shown.
+
+
+def status_of(index, state, step, **changes):
+  nothing = dict.fromkeys(status.Status._fields)
+  fields = {'member': index, 'state': state, 'step': step, 'num_steps': 100}
+  return status.Status(**nothing | fields | changes)
+
+
+def test_progress_rate_and_time_left_of_all(tmp_path, monkeypatch):
+  now, found = [0.0], []
+  monkeypatch.setattr(local.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(local, 'read_status', lambda workdir: found)
+  fakes = Fakes(tmp_path, 'a', 'b', 'c')
+  fakes.picture = local.Picture('some', fakes.members, tmp_path, 100)
+  assert fakes.picture.line() == '3 starting, 0% of 300 steps'
+  # Compiling takes a minute; the first goes on from step 20.
+  for second, steps in ((0, (20, 0)), (60, (20, 0)), (70, (40, 5))):
+    now[0] = second
+    found[:] = [
+      status_of(index, 'running', step, rate=100.0 * index, task_loss=0.5)
+      for index, step in enumerate(steps)
+    ]
+    fakes.picture.look()
+    assert fakes.picture.has_moved == (second == 70)
+  # The third has no pace of its own: as slow as the second, half a step a
+  # second.
+  assert fakes.picture.line().endswith('about 0:03:20 left')
+  monkeypatch.setattr(Member, 'is_waiting', False)
+  fakes.members[2].end = 'dead'
+  fakes.members[1].restarts = 2
+  fakes.picture.look()
+  assert fakes.picture.line() == (
+    '2 running, 1 dead, 15% of 300 steps, 100 ex/s, about 0:03:10 left'
+  )
+  assert fakes.picture.plain(1) == (
+    'member 1: running, step 5/100, 100 ex/s, loss 0.5000, 2 restarts'
+  )
+  # A checkpoint lies before what its rows showed at first.
+  found[0] = status_of(0, 'running', 10)
+  fakes.picture.look()
+  now[0] = 80
+  found[0] = status_of(0, 'running', 20)
+  fakes.picture.look()
+  fakes.members[1].end = 'dead'
+  assert '0:01:20 left' in fakes.picture.line()
+  # Nor are the seconds slow steps in which it was dead.
+  now[0] = 1_000
+  found[0] = status_of(0, 'dead', 20)
+  fakes.picture.look()
+  assert 'left' not in fakes.picture.line()
+  found[0] = status_of(0, 'running', 20)
+  fakes.picture.look()
+  now[0] = 1_010
+  found[0] = status_of(0, 'running', 30)
+  fakes.picture.look()
+  assert '0:01:10 left' in fakes.picture.line()
+
+
+def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
+  (tmp_path / 'seen').touch()
+  (tmp_path / 'enough').touch()
+  fakes = Fakes(tmp_path, 'work', 'work')
+  fakes.console = Console(
+    record=True, width=80, file=io.StringIO(), force_terminal=True
+  )
+  assert fakes.run()[0] == 0
+  shown = fakes.console.file.getvalue()
+  assert '2 starting, 0% of 20 steps' in shown
+  assert 'lease' not in shown
+  (tmp_path / 'enough').unlink()
+  fakes = Fakes(tmp_path, 'work', 'done')
+  look = fakes.picture.look
+
+  def look_and_tell():
+    look()
+    if fakes.said().count('member 0: running') > 2:
+      (tmp_path / 'enough').touch()
+
+  fakes.picture.look = look_and_tell
+  _, said = fakes.run(plain_interval_seconds=0.1)
+  assert 'member 0: running, step 4/10, 4 ex/s, loss 0.5000' in said
+  assert 'member 0: done, step 10/10' in said
+
+
+# The command.
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--config=imagenet_sinc'], 'did you mean imagenet_sync'),
+    (['--config=imagenet_sync:tiny'], "no variant 'tiny'"),
+    (['--members=0'], '--members must be at least 1'),
+    (['--max-restarts=-1'], '--max-restarts must be at least 0'),
+    (['--config.codistill.members=x'], "1 or more, not 'x'"),
+    (['--config.codistill.members=2', '--members=2'], 'give one of them'),
+    (['--config.num_step=3'], 'did you mean num_step'),
+    (['--member=0'], "what is '--member=0'"),
+    (['--overwrite'], 'anew at each restart'),
+    (['--slurm=time=3'], 'for --launcher=slurm'),
+    (['--launcher=jobset', '--jobset=image'], 'it is KEY=VALUE'),
+    (['--launcher=jobset'], 'say --jobset image='),
+    (['--launcher=slurm', '--max-restarts=1'], 'is for --launcher=local'),
+    (['--launcher=jobset', '--processes-per-member=2'], 'local or print'),
+    (['--launcher=slurm', '--slurm=tim=3'], 'did you mean time'),
+  ],
+)
+def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
+  status = launch.main(
+    [f'--config={SMOKE}', '--workdir=/shared/never', *arguments]
+  )
+  assert status == 2
+  out, err = capsys.readouterr()
+  assert sentence in err
+  assert err.startswith('scripts.launch: ')
+  assert err.count('\n') == 1
+  assert not out
+
+
+def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  workdir = f'--workdir={tmp_path / "file"}'
+  assert launch.main([f'--config={SMOKE}', workdir]) == 2
+  assert 'is a file; choose another --workdir' in capsys.readouterr().err
+
+
+def test_members_that_are_at_work_are_not_started_again(tmp_path, capsys):
+  lease = Lease(tmp_path / 'lease-1.json', timeout_s=60.0, what='it')
+  lease.acquire()
+  try:
+    arguments = [f'--config={SMOKE}', f'--workdir={tmp_path}']
+    for launcher in ('local', 'slurm'):
+      assert launch.main([*arguments, f'--launcher={launcher}']) == 2
+      err = capsys.readouterr().err
+      assert f'still at work in {tmp_path}: member 1;' in err
+      assert f'python -m scripts.status {tmp_path}' in err
+      assert f'kill {os.getpid()}, on ' in err
+      assert err.count('\n') == 1
+  finally:
+    lease.release()
+
+
+def printed(capsys, *arguments):
+  """Environment and command of each line."""
+  assert launch.main([*arguments, '--launcher=print']) == 0
+  for line in capsys.readouterr().out.splitlines():
+    words = shlex.split(line)
+    at = words.index(sys.executable)
+    yield dict(word.split('=') for word in words[:at]), words[at:]
+
+
+def test_print_prints_what_would_be_started(tmp_path, gpus, capsys):
+  lines = list(
+    printed(
+      capsys,
+      f'--config={SMOKE}',
+      f'--workdir={tmp_path}',
+      '--members=3',
+      '--config.batch_size=64',
+      '--tensorboard',
+    )
+  )
+  assert [environment for environment, _ in lines] == [
+    {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'},
+    {'CUDA_VISIBLE_DEVICES': '1'},
+    {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'},
+  ]
+  for index, (_, command) in enumerate(lines):
+    assert command[1:] == [
+      '-m',
+      'experiments.run',
+      f'--config={SMOKE}',
+      f'--workdir={tmp_path}',
+      '--config.codistill.members=3',
+      '--config.batch_size=64',
+      '--tensorboard',
+      f'--member={index}',
+    ]
+
+
+def test_members_are_worlds_of_their_own(capsys, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  lines = list(
+    printed(
+      capsys,
+      f'--config={SMOKE}',
+      '--config.codistill.members=2',
+      '--processes-per-member=2',
+      '--devices-per-member=4',
+    )
+  )
+  assert len(lines) == 4
+  ports = set()
+  for at, (environment, command) in enumerate(lines):
+    assert environment == {'JAX_NUM_CPU_DEVICES': '2'}
+    workdir = ROOT / 'runs/imagenet_codistill-smoke-members'
+    assert f'--workdir={workdir}' in command
+    *_, one, address, count, process = command
+    assert one == f'--member={at // 2}'
+    assert count == '--num-processes=2'
+    assert process == f'--process-id={at % 2}'
+    assert address.startswith('--coordinator-address=127.0.0.1:')
+    ports.add((one, address))
+  assert len(ports) == 2
+
+
+def test_slurm_gets_a_job_a_member_all_at_a_time(tmp_path, monkeypatch, capsys):
+  submitted = []
+
+  def submit(*arguments):
+    submitted.append(arguments)
+    return ['4711_0', '4711_1']
+
+  monkeypatch.setattr(launch, 'submit', submit)
+  arguments = [f'--config={SMOKE}', f'--workdir={tmp_path}']
+  slurm = ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
+  assert launch.main([*arguments, *slurm]) == 0
+  [(commands, jobs, workdir, parameters)] = submitted
+  assert [command[-1] for command in commands] == ['--member=0', '--member=1']
+  assert (jobs, workdir) == (2, tmp_path)
+  assert parameters == {'time': '30', 'nodes': '2'}
+  out = capsys.readouterr().out
+  assert 'submitted 2 members: 4711_0 to 4711_1' in out
+  assert f'python -m scripts.status {tmp_path} --watch 30' in out
+
+
+def test_jobset_gets_the_command_of_a_member(monkeypatch, capsys):
+  given = {}
+  monkeypatch.setattr(
+    launch.jobset, 'manifest', lambda **keywords: given.update(keywords) or 'y'
+  )
+  arguments = [f'--config={SMOKE}', '--workdir=/shared/x', '--members=3']
+  jobset = ['--launcher=jobset', '--jobset=image=a=b']
+  assert launch.main([*arguments, *jobset]) == 0
+  assert given == {
+    'name': 'imagenet_codistill-smoke',
+    'members': 3,
+    'command': [
+      'python',
+      '-m',
+      'experiments.run',
+      f'--config={SMOKE}',
+      '--workdir=/shared/x',
+      '--config.codistill.members=3',
+    ],
+    'parameters': {'image': 'a=b'},
+  }
+  assert capsys.readouterr().out == 'y'
+
+
+# With real members.
+
+
+def line_of(workdir, *arguments):
+  return [
+    sys.executable,
+    '-m',
+    'scripts.launch',
+    f'--config={SMOKE}',
+    f'--workdir={workdir}',
+    # As elsewhere in these tests, so that compiled programs are shared.
+    '--config.num_devices=1',
+    '--config.schedule.warmup_cosine.num_steps=100',
+    *arguments,
+  ]
+
+
+def until(condition, process, seconds=200):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def steps_of(workdir, index):
+  path = workdir / f'rows-{index}.jsonl'
+  if not path.exists():
+    return []
+  rows = status.last_rows(path, 1 << 20)
+  return [row['step'] for row in rows if row['kind'] == 'train']
+
+
+def test_all_are_stopped_then_one_is_killed_then_all_end(tmp_path, gpus):
+  workdir = tmp_path / 'run'
+  line = line_of(
+    workdir,
+    '--members=3',
+    '--config.num_steps=200',
+    '--config.eval_interval_steps=200',
+    '--config.checkpoint_interval_steps=20',
+  )
+  with start_process(line) as process:
+    until(lambda: None not in holders(workdir), process)
+    environments = [psutil.Process(pid).environ() for pid in holders(workdir)]
+    until(lambda: any(steps_of(workdir, index) for index in range(3)), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=100)
+  assert (process.returncode, err) == (128 + signal.SIGINT, '')
+  visible = [one['CUDA_VISIBLE_DEVICES'] for one in environments]
+  assert visible == ['0', '1', '0']
+  assert [one.get(MEMORY) for one in environments] == ['0.450', None, '0.450']
+  # And all that this process has.
+  assert {one['JAX_NUM_CPU_DEVICES'] for one in environments} == {'8'}
+  assert 'the same command goes on' in out
+  assert holders(workdir) == [None] * 3
+  statuses = []
+  for index in range(3):
+    statuses.append(read_run(workdir / f'run-{index}.json')['status'])
+    last = max(steps_of(workdir, index))
+    assert list((workdir / f'checkpoints-{index}').glob(f'*{last}*'))
+    assert (workdir / f'log-{index}.txt').stat().st_size > 0
+  assert 'interrupted' in statuses
+  killed = statuses.index('interrupted')
+  resumed = max(steps_of(workdir, killed))
+  assert resumed < 200
+  with start_process(line) as process:
+    until(
+      lambda: (
+        holders(workdir)[killed] and steps_of(workdir, killed)[-1:] > [resumed]
+      ),
+      process,
+    )
+    os.kill(holders(workdir)[killed], signal.SIGKILL)
+    out, err = process.communicate(timeout=200)
+  assert process.returncode == 0, out + err
+  assert f'member {killed} died: killed by signal 9' in out
+  assert '3 done, 100% of 600 steps' in out
+  for index in range(3):
+    assert read_run(workdir / f'run-{index}.json')['status'] == 'done'
+    assert steps_of(workdir, index) == list(range(1, 201))
+
+
+def holders(workdir):
+  found = (read_lease(workdir / f'lease-{index}.json') for index in range(3))
+  return [one['pid'] if one.get('held') else None for one in found]
+
+
+def test_a_config_that_is_refused_is_one_sentence(tmp_path):
+  topology = '--config.codistill.topology=rung'
+  done = subprocess.run(
+    line_of(tmp_path, topology), cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert done.stderr.count('\n') == 1
+  assert "was refused: no topology 'rung'" in done.stderr
+  assert not list(tmp_path.glob('run*.json'))
