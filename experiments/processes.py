@@ -86,7 +86,7 @@ def last_words(log: pathlib.Path, status: int, since: int = 0) -> str:
   said = [line for line in lines if line.startswith('experiments.run: ')]
   raised = [line for line in lines if _EXCEPTION.match(line)]
   words = (said or raised or lines or ['nothing'])[-1]
-  words = words.removeprefix('experiments.run: ')
+  words = words.strip().removeprefix('experiments.run: ')
   died = f'killed by signal {-status}; ' if status < 0 else ''
   return f'{died}{words} (all of it: {log})'
 

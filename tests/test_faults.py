@@ -52,7 +52,7 @@ from experiments.build import Experiment
       ['--config.codistill.exchange=pigeon'],
       ["'pigeon'", 'memory, checkpoints, none'],
     ),
-    (['--config.codistill.topology=star'], ["'star'", 'ring']),
+    (['--config.codistill.topology=web'], ["'web'", 'ring']),
     (['--config.num_steps=0'], ['num_steps is 0']),
     (['--config.data.augmentation=blur'], ["'blur'", 'shift']),
   ],

@@ -143,6 +143,7 @@ def test_a_killed_process_of_a_member_stops_that_member_alone(tmp_path):
       assert process.poll() is None, process.communicate()[0]
     time.sleep(0.01)
   several[1].send_signal(signal.SIGKILL)
+  several[1].communicate()
   several[0].communicate(timeout=60)  # Within bounds.
   assert several[0].returncode != 0
   finish(alone)

@@ -572,20 +572,24 @@ def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
   assert 'is a file; choose another --workdir' in capsys.readouterr().err
 
 
-def test_members_that_are_at_work_are_not_started_again(tmp_path, capsys):
+@pytest.fixture
+def one_at_work(tmp_path):
+  """Somebody, this process, holds member 1."""
   lease = Lease(tmp_path / 'lease-1.json', timeout_s=60.0, what='it')
   lease.acquire()
-  try:
-    arguments = [f'--config={SMOKE}', f'--workdir={tmp_path}']
-    for launcher in ('local', 'slurm'):
-      assert launch.main([*arguments, f'--launcher={launcher}']) == 2
-      err = capsys.readouterr().err
-      assert f'still at work in {tmp_path}: member 1;' in err
-      assert f'python -m scripts.status {tmp_path}' in err
-      assert f'kill {os.getpid()}, on ' in err
-      assert err.count('\n') == 1
-  finally:
-    lease.release()
+  yield tmp_path
+  lease.release()
+
+
+def test_members_that_are_at_work_are_not_started_again(one_at_work, capsys):
+  arguments = [f'--config={SMOKE}', f'--workdir={one_at_work}']
+  assert launch.main(arguments) == 2
+  err = capsys.readouterr().err
+  assert f'still at work in {one_at_work}: member 1;' in err
+  assert f'python -m scripts.status {one_at_work}' in err
+  assert f'kill {os.getpid()}, on ' in err
+  assert err.count('\n') == 1
+  assert [path.name for path in one_at_work.glob('[!.]*')] == ['lease-1.json']
 
 
 def printed(capsys, *arguments):
@@ -643,6 +647,7 @@ def test_members_are_worlds_of_their_own(capsys, monkeypatch):
     assert environment == {'JAX_NUM_CPU_DEVICES': '2'}
     workdir = ROOT / 'runs/imagenet_codistill-smoke-members'
     assert f'--workdir={workdir}' in command
+    assert command.count('--config.codistill.members=2') == 1
     *_, one, address, count, process = command
     assert one == f'--member={at // 2}'
     assert count == '--num-processes=2'
@@ -652,24 +657,47 @@ def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   assert len(ports) == 2
 
 
-def test_slurm_gets_a_job_a_member_all_at_a_time(tmp_path, monkeypatch, capsys):
-  submitted = []
+@pytest.fixture
+def submitted(monkeypatch):
+  """The calls to submit."""
+  calls = []
 
-  def submit(*arguments):
-    submitted.append(arguments)
-    return ['4711_0', '4711_1']
+  def submit(commands, *others):
+    calls.append((commands, *others))
+    return [f'4711_{task}' for task in range(len(commands))]
 
   monkeypatch.setattr(launch, 'submit', submit)
+  return calls
+
+
+SLURM = ('--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2')
+
+
+def test_slurm_gets_a_job_a_member_all_at_a_time(tmp_path, submitted, capsys):
   arguments = [f'--config={SMOKE}', f'--workdir={tmp_path}']
-  slurm = ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
-  assert launch.main([*arguments, *slurm]) == 0
+  assert launch.main([*arguments, *SLURM]) == 0
   [(commands, jobs, workdir, parameters)] = submitted
   assert [command[-1] for command in commands] == ['--member=0', '--member=1']
   assert (jobs, workdir) == (2, tmp_path)
   assert parameters == {'time': '30', 'nodes': '2'}
   out = capsys.readouterr().out
-  assert 'submitted 2 members: 4711_0 to 4711_1' in out
+  assert 'member 1: job 4711_1' in out
   assert f'python -m scripts.status {tmp_path} --watch 30' in out
+
+
+def test_slurm_gets_those_that_are_not_at_work(one_at_work, submitted, capsys):
+  arguments = [f'--config={SMOKE}', f'--workdir={one_at_work}', *SLURM]
+  assert launch.main([*arguments, '--members=3']) == 0
+  [(commands, jobs, *_)] = submitted
+  assert [command[-1] for command in commands] == ['--member=0', '--member=2']
+  assert jobs == 2
+  out = capsys.readouterr().out
+  assert 'member 2: job 4711_1' in out
+  assert 'member 1: still at work, and not submitted' in out
+  os.replace(one_at_work / 'lease-1.json', one_at_work / 'lease-0.json')
+  assert launch.main([*arguments, '--members=1']) == 2
+  assert 'still at work' in capsys.readouterr().err
+  assert len(submitted) == 1
 
 
 def test_jobset_gets_the_command_of_a_member(monkeypatch, capsys):

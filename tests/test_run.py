@@ -31,8 +31,9 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
     assert list(row)[: len(record.FIELDS)] == list(record.FIELDS)
     assert row['seconds'] >= 0
     assert row['examples_seen'] == 16 * row['step']
-    assert row['task_loss'] > 0
-    assert 0 <= row['accuracy'] <= 1
+    if row['kind'] != 'exchange':
+      assert row['task_loss'] > 0
+      assert 0 <= row['accuracy'] <= 1
   train = [row for row in rows if row['kind'] == 'train']
   assert [(row['step'], row['member']) for row in train] == [
     (step, member) for step in range(1, 11) for member in (0, 1)
@@ -50,7 +51,26 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
     names = ('num_peers', 'peers', 'peer_ages', 'peer_age')
     assert tuple(row[name] for name in names) == expected
     assert (row['examples_per_second'] is None) == (step == 1)
-  scored = [row for row in rows if row['kind'] != 'train']
+  exchanged = [
+    (row['step'], row['event'], row['publication'])
+    for row in rows
+    if row['kind'] == 'exchange' and row['member'] == 0
+  ]
+  # Each copy is taken up once, when it first teaches; a row of step 0 does not
+  # exist, so that step 1 tells of what was published before.
+  assert exchanged == [
+    (1, 'publish', 0),
+    (3, 'publish', 3),
+    (4, 'load', 0),
+    (6, 'load', 3),
+    (6, 'publish', 6),
+    (9, 'load', 6),
+    (9, 'publish', 9),
+  ]
+  sizes = {row['bytes'] for row in rows if row['kind'] == 'exchange'}
+  variables = pair.whole.trainer.members[0].state.variables
+  assert sizes == {sum(leaf.nbytes for leaf in jax.tree.leaves(variables))}
+  scored = [row for row in rows if row['kind'] in ('eval', 'final')]
   assert [(row['kind'], row['step'], row['member']) for row in scored] == [
     (kind, step, member)
     for kind, step in (('eval', 4), ('eval', 8), ('final', 10))
@@ -91,6 +111,7 @@ def test_provenance_says_what_made_the_rows(pair):
     'platform': 'cpu',
     'kind': jax.devices()[0].device_kind,
     'count': 1,
+    'processes': 1,
   }
   assert f'--config={CODISTILL}' in found['argv']
   assert found['seed'] == 0

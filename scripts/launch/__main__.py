@@ -57,7 +57,12 @@ from experiments.processes import ROOT, given_keys, say, stop_signals
 from experiments.slurm import submit
 from scripts import jobset
 from scripts.launch import devices
-from scripts.launch.local import Picture, check_nobody_is_at_work, run_locally
+from scripts.launch.local import (
+  Picture,
+  members_at_work,
+  run_locally,
+  still_at_work,
+)
 from scripts.launch.member import Member, Process
 
 _MAX_RESTARTS = 3
@@ -265,7 +270,9 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
   if arguments.launcher == 'print':
     _print(plan, assigned)
     return 0
-  check_nobody_is_at_work(plan.workdir, plan.members)
+  at_work = members_at_work(plan.workdir, plan.members)
+  if at_work:
+    raise still_at_work(plan.workdir, at_work)
   say(
     console,
     f'{plan.members} members of {plan.label} {devices.describe(gpus, assigned)}'
@@ -304,11 +311,17 @@ def _print(plan: Plan, assigned: Sequence[Sequence[Mapping[str, str]]]) -> None:
 
 
 def _submit(plan: Plan, parameters: Mapping[str, str], console: Console) -> int:
-  check_nobody_is_at_work(plan.workdir, plan.members)
-  commands = [plan.command(f'--member={i}') for i in range(plan.members)]
+  at_work = members_at_work(plan.workdir, plan.members)
+  left = [member for member in range(plan.members) if member not in at_work]
+  if not left:
+    raise still_at_work(plan.workdir, at_work)
+  commands = [plan.command(f'--member={member}') for member in left]
   # All at a time: members that wait for their turn have no peers.
-  ids = submit(commands, plan.members, plan.workdir, parameters)
-  say(console, f'submitted {plan.members} members: {ids[0]} to {ids[-1]}')
+  ids = submit(commands, len(left), plan.workdir, parameters)
+  for member, job in zip(left, ids, strict=True):
+    say(console, f'member {member}: job {job}')
+  for member in at_work:
+    say(console, f'member {member}: still at work, and not submitted')
   say(console, 'Before you submit again, see that none of them is queued.')
   say(console, f'watch: python -m scripts.status {plan.workdir} --watch 30')
   return 0

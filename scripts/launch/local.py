@@ -10,7 +10,8 @@ import contextlib
 import datetime
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -31,27 +32,31 @@ _TOLD = ('running', 'done', 'diverged')
 _NEWS = ('running', 'done', 'stopped')
 
 
-def check_nobody_is_at_work(workdir: pathlib.Path, members: int) -> None:
-  """Refuses to start members a second time; those who start them, too, would.
+def members_at_work(
+  workdir: pathlib.Path, members: int
+) -> dict[int, dict[str, Any]]:
+  """The leases of those that somebody started, and that live."""
+  paths = [workdir / f'lease-{member}.json' for member in range(members)]
+  found = [read_lease(path) for path in paths]
+  return {
+    member: lease
+    for member, (path, lease) in enumerate(zip(paths, found, strict=True))
+    if is_held(path, lease, probe=False)
+  }
 
-  Raises:
-    UserError: says who, how to watch them and how to stop them.
-  """
-  at_work = {}
-  for member in range(members):
-    path = workdir / f'lease-{member}.json'
-    found = read_lease(path)
-    if is_held(path, found, probe=False):
-      at_work[member] = found
-  if at_work:
-    some = next(iter(at_work.values()))
-    pids = ' '.join(str(found['pid']) for found in at_work.values())
-    which = ', '.join(map(str, at_work))
-    raise UserError(
-      f'still at work in {workdir}: member{"s" * (len(at_work) > 1)} {which}; '
-      f'watch with python -m scripts.status {workdir} --watch 5, or stop with '
-      f'checkpoints (kill {pids}, on {some["host"]})'
-    )
+
+def still_at_work(
+  workdir: pathlib.Path, at_work: Mapping[int, Mapping[str, Any]]
+) -> UserError:
+  """Says who, how to watch them and how to stop them."""
+  which = ', '.join(map(str, at_work))
+  pids = ' '.join(str(lease['pid']) for lease in at_work.values())
+  hosts = ', '.join(sorted({lease['host'] for lease in at_work.values()}))
+  return UserError(
+    f'still at work in {workdir}: member{"s" * (len(at_work) > 1)} {which}; '
+    f'watch with python -m scripts.status {workdir} --watch 5, or stop with '
+    f'checkpoints (kill {pids}, on {hosts})'
+  )
 
 
 class Picture:
