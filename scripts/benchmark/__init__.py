@@ -1,0 +1,1 @@
+"""What training costs, part by part: `python -m scripts.benchmark`."""
