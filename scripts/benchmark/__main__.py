@@ -3,6 +3,7 @@ r"""What training costs, measured on this machine.
   python -m scripts.benchmark WHAT [--rounds=5] [--json=FILE]
 
 exchange: weights through a folder: stall of the loop, bytes, seconds;
+publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
 teacher: an update's time and memory by precision of the teacher.
 
 Whatever is compared is measured in turn, so that what else this machine does
@@ -20,10 +21,14 @@ from collections.abc import Sequence
 from absl import logging
 from rich.console import Console
 
-from scripts.benchmark import exchange, teacher
+from scripts.benchmark import exchange, publication, teacher
 from scripts.benchmark.measure import Measure, machine, table
 
-PARTS = {'exchange': exchange, 'teacher': teacher}
+PARTS = {
+  'exchange': exchange,
+  'publication': publication,
+  'teacher': teacher,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,9 @@
-"""How precise a teacher must be: what students lose, and its bytes."""
+"""How precise a teacher must be: what students lose, and what it costs."""
 
 from __future__ import annotations
 
+import json
+import pathlib
 import statistics
 
 from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ from experiments.results import Result
 from scripts.figures.arms import LOSS, TOP_1, Rows, one_a_seed
 from scripts.figures.figure import (
   COMMAND,
+  GRAY,
   Figure,
   command_cell,
   count_cell,
@@ -19,14 +22,24 @@ from scripts.figures.topology import megabytes
 
 _ORDER = ('float32', 'bfloat16', 'int8')
 _COLORS = ('#000000', '#0072B2', '#D55E00')
+_BENCHMARK = (
+  pathlib.Path(__file__).parent.parent.parent
+  / 'experiments/results/benchmark_teacher.json'
+)
+# What is shown: the names that the benchmark gives it.
+_COSTS = {
+  'bytes published\nand held': 'published and held, {} (MB)',
+  'memory of\nan update': 'memory, teacher in {} (MB)',
+  'time of\nan update': 'time, teacher in {} (ms)',
+}
 Key = tuple[str, str]
 
 
 class TeacherPrecision(Figure):
-  """Loss at the end, and bytes of all publications, for each precision."""
+  """Loss at the end, and what a teacher costs, for each precision."""
 
   configs = ('teacher_precision',)
-  titles = ('ours, :{variant}', 'ours, :{variant}')
+  titles = ('ours, :{variant}', 'ResNet-18, scripts.benchmark teacher')
 
   def __init__(self, title: str):
     """Takes the picture's title; the paper has no such figure."""
@@ -42,23 +55,6 @@ class TeacherPrecision(Figure):
       )
       mean = statistics.fmean(values)
       axes.hlines(mean, place - 0.3, place + 0.3, color, linewidth=2)
-    self._name(axes, rows, f'{LOSS.label}, at the end')
-
-  def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """Megabytes that a member published in a whole run."""
-    for place, (key, runs) in enumerate(_points(rows).items()):
-      value = float(megabytes(runs, 'publish', 2))
-      axes.bar(place, value, 0.6, color=_color(key))
-      axes.annotate(
-        f'{value:g}',
-        (place, value),
-        ha='center',
-        va='bottom',
-        fontsize=8,
-      )
-    self._name(axes, rows, 'published by a member, in all (MB)')
-
-  def _name(self, axes: Axes, rows: Rows, label: str) -> None:
     points = _points(rows)
     axes.set_xticks(
       range(len(points)),
@@ -68,8 +64,41 @@ class TeacherPrecision(Figure):
       ],
       fontsize=8,
     )
-    axes.set(xlabel='published in, held in; seeds', ylabel=label)
+    axes.set(
+      xlabel='published in, held in; seeds', ylabel=f'{LOSS.label}, at the end'
+    )
     axes.grid(axis='x', visible=False)
+
+  def draw_ours(self, axes: Axes, rows: Rows) -> None:
+    """Bytes, memory and time of an update, as measured by the benchmark."""
+    del rows
+    for place, names in enumerate(_COSTS.values()):
+      full = _measured(names.format('float32'))
+      for shift, (name, color) in enumerate(zip(_ORDER, _COLORS, strict=True)):
+        # Round by round: what else the machine did met all of a round alike.
+        shares = [
+          100 * mine / theirs
+          for mine, theirs in zip(
+            _measured(names.format(name)), full, strict=True
+          )
+        ]
+        median = statistics.median(shares)
+        at = place + 0.27 * (shift - 1)
+        axes.bar(at, median, 0.25, color=color, label=None if place else name)
+        low, high = statistics.quantiles(shares, n=4)[::2]
+        axes.vlines(at, low, high, color=GRAY, linewidth=1)
+        axes.annotate(
+          f'{median:.0f}',
+          (at, max(median, high)),
+          ha='center',
+          va='bottom',
+          fontsize=8,
+        )
+    axes.set_xticks(range(len(_COSTS)), _COSTS, fontsize=8)
+    axes.set(xlabel='', ylabel='of a teacher in float32 (%)')
+    axes.set_ylim(0, 145)
+    axes.grid(axis='x', visible=False)
+    axes.legend(loc='upper center', ncols=3)
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line a pair of precisions."""
@@ -97,6 +126,12 @@ class TeacherPrecision(Figure):
       COMMAND,
     ]
     return markdown(header, lines) if lines else ''
+
+
+def _measured(name: str) -> list[float]:
+  """Values of the benchmark; twice where there is one, for quartiles."""
+  found = json.loads(_BENCHMARK.read_text(encoding='utf-8'))['teacher'][name]
+  return found * 2 if len(found) == 1 else found
 
 
 def _color(key: Key) -> str:
