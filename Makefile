@@ -23,6 +23,7 @@ test: lint
 figures: $(VENV)/installed
 	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
 	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
+	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
 
 # Faults done to real runs, and what came of each: five to ten minutes.
 chaos: $(VENV)/installed

@@ -11,6 +11,7 @@ import pytest
 from collected import make_all
 
 from experiments import results
+from scripts import markdown
 from scripts.figures import __main__ as figures
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
@@ -425,12 +426,12 @@ def test_damaged_rows_are_one_sentence(
 
 def test_tables_go_between_their_markers():
   text = 'a\n<!-- table x -->\nold\n<!-- end -->\nb\n'
-  new = figures.insert(text, {'x': '| new |\n', 'y': 'elsewhere'})
+  new = markdown.insert(text, {'x': '| new |\n', 'y': 'elsewhere'})
   assert new == 'a\n<!-- table x -->\n| new |\n<!-- end -->\nb\n'
-  assert figures.insert(text, {}) == text
-  assert figures.insert(text * 2, {'x': 'new\n'}).count('new') == 2
+  assert markdown.insert(text, {}) == text
+  assert markdown.insert(text * 2, {'x': 'new\n'}).count('new') == 2
   with pytest.raises(ValueError, match='table x has no <!-- end -->'):
-    figures.insert('<!-- table x -->\n', {})
+    markdown.insert('<!-- table x -->\n', {})
 
 
 def test_it_needs_no_jax():
@@ -470,7 +471,7 @@ def test_published_tables_are_those_of_the_rows(redrawn, path):
   names = re.findall(r'<!-- table ([\w-]+) -->', text)
   assert names
   assert set(names) <= tables.keys()
-  assert figures.insert(text, tables) == text, 'make figures'
+  assert markdown.insert(text, tables) == text, 'make figures'
 
 
 def test_committed_rows_say_what_made_them():

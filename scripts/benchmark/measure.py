@@ -26,7 +26,8 @@ from codistill.train_step import (
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 BATCH_SIZE = 16
-_SHAPE, _CLASSES = (16, 16, 3), 1_000
+SHAPE, CLASSES = (16, 16, 3), 1_000
+DEPTH, WIDTH = 18, 64
 
 
 class Measure(NamedTuple):
@@ -75,10 +76,10 @@ def make_subject() -> Subject:
   """Compiles nothing yet."""
   mesh = sharding.make_mesh(1)
   model = make_resnet(
-    input_shape=_SHAPE,
-    num_classes=_CLASSES,
-    depth=18,
-    width=64,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    depth=DEPTH,
+    width=WIDTH,
     batch_norm_momentum=0.9,
     dtype='float32',
     param_dtype='float32',
@@ -111,8 +112,8 @@ def make_subject() -> Subject:
   rng = np.random.default_rng(0)
   batch = sharding.split_batch(
     {
-      'inputs': rng.normal(size=(BATCH_SIZE, *_SHAPE)).astype(np.float32),
-      'labels': rng.integers(_CLASSES, size=BATCH_SIZE).astype(np.int32),
+      'inputs': rng.normal(size=(BATCH_SIZE, *SHAPE)).astype(np.float32),
+      'labels': rng.integers(CLASSES, size=BATCH_SIZE).astype(np.int32),
     },
     mesh,
   )

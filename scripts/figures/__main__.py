@@ -16,7 +16,6 @@ import argparse
 import difflib
 import functools
 import pathlib
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from experiments import results
+from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.churn import Churn
@@ -172,27 +172,6 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
     plt.close(picture)
 
 
-def insert(text: str, tables: Mapping[str, str]) -> str:
-  """Puts tables between `<!-- table NAME -->` and `<!-- end -->`.
-
-  Args:
-    text: of a Markdown file.
-    tables: by name; those without a marker are left out.
-
-  Raises:
-    ValueError: for a marker without its end.
-  """
-  begin, end = r'<!-- table ([\w-]+) -->\n', '<!-- end -->'
-  before, *parts = re.split(begin, text)
-  pieces = [before]
-  for name, part in zip(parts[::2], parts[1::2], strict=True):
-    old, found, after = part.partition(end)
-    if not found:
-      raise ValueError(f'the marker of table {name} has no {end}')
-    pieces += [f'<!-- table {name} -->\n', tables.get(name, old), end, after]
-  return ''.join(pieces)
-
-
 def choose(names: Sequence[str]) -> list[str]:
   """The figures that are meant; ValueError for one that there is not."""
   if not names or 'all' in names:
@@ -228,7 +207,7 @@ def _make(arguments: argparse.Namespace) -> None:
   hours.write_text(tables[hours.stem], encoding='utf-8')
   for path in arguments.into:
     text = path.read_text(encoding='utf-8')
-    path.write_text(insert(text, tables), encoding='utf-8')
+    path.write_text(markdown.insert(text, tables), encoding='utf-8')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
+from scripts import markdown
 from scripts.figures.arms import CODISTILL, ENSEMBLE, PAPER, SYNC, Rows
 from scripts.figures.figure import (
   COMMAND,
   Figure,
   command_cell,
-  markdown,
 )
 
 # Rows of Table 1: their names here, their colours those of the arms.
@@ -83,4 +83,4 @@ class Churn(Figure):
       'our runs',
       COMMAND,
     ]
-    return markdown(header, lines)
+    return markdown.table(header, lines)

@@ -8,6 +8,7 @@ import statistics
 from matplotlib.axes import Axes
 
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import (
   Arm,
   Curve,
@@ -25,7 +26,6 @@ from scripts.figures.figure import (
   gain_cell,
   gain_header,
   mark_step,
-  markdown,
 )
 
 # Of the steps: what is drawn from there on is in sight from bottom to top.
@@ -171,7 +171,7 @@ class Curves(Figure):
     ]
     if self.by_hours:
       header.insert(-4, 'seconds a step here, as measured')
-    return markdown(header, lines)
+    return markdown.table(header, lines)
 
   def _runs(self, arm: Arm, rows: Rows) -> list[Result]:
     """Those that got to their end: a curve that stops would bend the mean."""

@@ -8,6 +8,7 @@ import statistics
 from matplotlib.axes import Axes
 
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import (
   CODISTILL,
   ENSEMBLE,
@@ -25,7 +26,6 @@ from scripts.figures.figure import (
   draw_reference,
   gain_cell,
   gain_header,
-  markdown,
 )
 
 _SOURCES = ('initialization', 'order', 'partition')
@@ -103,7 +103,7 @@ class Diversity(BesideCurves):
       'runs',
       COMMAND,
     ]
-    return markdown(header, lines) if lines else ''
+    return markdown.table(header, lines) if lines else ''
 
 
 def _points(rows: Rows) -> dict[tuple[str, ...], list[Result]]:

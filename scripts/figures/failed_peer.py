@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import (
   LOSS,
   TOP_1,
@@ -26,7 +27,6 @@ from scripts.figures.figure import (
   command_cell,
   count_cell,
   mark_step,
-  markdown,
 )
 
 
@@ -109,7 +109,7 @@ class FailedPeer(Figure):
       'runs',
       COMMAND,
     ]
-    return markdown(header, lines) if lines else ''
+    return markdown.table(header, lines) if lines else ''
 
 
 def _arms(rows: Rows) -> Arms:

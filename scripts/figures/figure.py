@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import Arm, Metric, Rows, seeds_text
 
 _CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'experiments/configs'
@@ -91,7 +92,7 @@ def hours_table(rows: Rows, variant: str) -> str:
       ]
     )
   lines.append(['all', str(count), f'{total / 3_600:.2f}', '', ''])
-  return markdown(['config', 'runs', 'hours', 'commit', COMMAND], lines)
+  return markdown.table(['config', 'runs', 'hours', 'commit', COMMAND], lines)
 
 
 def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
@@ -127,14 +128,6 @@ def count_cell(runs: Sequence[Result]) -> str:
   marks = [mark for run in runs for mark in run.run['marked']]
   notes = [f'{marks.count(mark)} {mark}' for mark in sorted(set(marks))]
   return f'{len(runs)} ({", ".join(notes)})' if notes else str(len(runs))
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-  """A table: first and last column to the left, numbers to the right."""
-  rule = ['---', *['---:'] * (len(header) - 2), '---']
-  return ''.join(
-    f'| {" | ".join(cells)} |\n' for cells in (header, rule, *lines)
-  )
 
 
 def draw_reference(axes: Axes, arm: Arm, metric: Metric, rows: Rows) -> None:

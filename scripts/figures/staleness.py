@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from experiments import results
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import (
   CODISTILL,
   HALF_OF_THE_DATA,
@@ -27,7 +28,6 @@ from scripts.figures.figure import (
   draw_reference,
   gain_cell,
   gain_header,
-  markdown,
 )
 
 _LOOKS = {
@@ -149,7 +149,7 @@ class Staleness(BesideCurves):
       'runs',
       COMMAND,
     ]
-    return markdown(header, lines) if lines else ''
+    return markdown.table(header, lines) if lines else ''
 
 
 def _points(rows: Rows) -> dict[str, Points]:

@@ -9,6 +9,7 @@ import statistics
 from matplotlib.axes import Axes
 
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import LOSS, TOP_1, Rows, one_a_seed
 from scripts.figures.figure import (
   COMMAND,
@@ -16,7 +17,6 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
-  markdown,
 )
 from scripts.figures.topology import megabytes
 
@@ -125,7 +125,7 @@ class TeacherPrecision(Figure):
       'runs',
       COMMAND,
     ]
-    return markdown(header, lines) if lines else ''
+    return markdown.table(header, lines) if lines else ''
 
 
 def _measured(name: str) -> list[float]:

@@ -7,6 +7,7 @@ import statistics
 from matplotlib.axes import Axes
 
 from experiments.results import Result
+from scripts import markdown
 from scripts.figures.arms import (
   LOSS,
   TOP_1,
@@ -20,7 +21,6 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
-  markdown,
 )
 
 # Okabe & Ito.
@@ -64,7 +64,8 @@ class Topology(Figure):
     axes.yaxis.set_major_formatter('{x:g}')
     axes.yaxis.set_minor_formatter('{x:g}')
     axes.tick_params(axis='y', which='minor', labelsize=7)
-    axes.legend(title=f'{most} members')
+    if axes.lines:
+      axes.legend(title=f'{most} members')
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """A dot a seed, the mean of its members; a bar for their mean."""
@@ -120,7 +121,7 @@ class Topology(Figure):
       'runs',
       COMMAND,
     ]
-    return markdown(header, lines) if lines else ''
+    return markdown.table(header, lines) if lines else ''
 
 
 def megabytes(runs: list[Result], event: str, members: int) -> str:

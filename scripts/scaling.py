@@ -1,0 +1,308 @@
+"""Network and storage: exchanged weights beside all-reduced gradients.
+
+  python -m scripts.scaling [--step-seconds=1] [--reload-interval-steps=50]
+    [--into=docs/scaling.md]
+
+Arithmetic, and where it says so the sizes and seconds that
+`python -m scripts.benchmark publication` measured, from
+experiments/results/benchmark_publication.json. Prints Markdown, or puts it
+between the markers of a file. Starts no jax and reads no clock: the same
+arguments give the same tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+import statistics
+import sys
+from collections.abc import Sequence
+
+from scripts import markdown
+
+_MEASURED = (
+  pathlib.Path(__file__).parent.parent
+  / 'experiments/results/benchmark_publication.json'
+)
+# Millions of parameters, and what has about so many.
+_NETWORKS = {
+  1: 'a small ResNet-18',
+  25.6: 'ResNet-50',
+  100: 'a small language model',
+  1_000: '',
+  7_000: 'a common open language model',
+}
+_BYTES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
+_MEMBERS = (2, 4, 8, 16, 32, 64, 128)
+# Gigabytes a second that a folder gives all its readers together.
+_FOLDERS = {'a file server': 1.0, 'a parallel file system': 50.0}
+_MOST_MEMBERS = 4_096
+
+
+def all_reduce_bytes(parameters: float, workers: int) -> float:
+  """What one worker sends in one step of synchronous SGD.
+
+  A ring: each part of the gradient goes round once to be added up and once to
+  be told; as little as any all-reduce needs (Patarasuk & Yuan, 2009). It
+  receives as many.
+
+  Args:
+    parameters: of the network; gradients are float32.
+    workers: in the ring.
+  """
+  return 2 * (workers - 1) / workers * 4 * parameters
+
+
+def exchange_bytes(
+  publication_bytes: float, interval_steps: int, teachers: int, hosts: int = 1
+) -> float:
+  """What one member writes and reads in the mean of its steps.
+
+  Args:
+    publication_bytes: of its weights.
+    interval_steps: between two publications.
+    teachers: whose publications it loads, each once.
+    hosts: of the member, each of which loads them for itself.
+  """
+  return publication_bytes * (1 + teachers * hosts) / interval_steps
+
+
+def teachers(graph: str, members: int) -> int:
+  """How many a member has: all others, two at random, or the next one."""
+  return {
+    'all': members - 1,
+    'random-2': min(2, members - 1),
+    'ring': min(1, members - 1),
+  }[graph]
+
+
+def folder_rate(
+  publication_bytes: float,
+  members: int,
+  graph: str,
+  interval_steps: int,
+  step_seconds: float,
+  hosts: int = 1,
+) -> float:
+  """Bytes a second that all members together write and read."""
+  each = exchange_bytes(
+    publication_bytes, interval_steps, teachers(graph, members), hosts
+  )
+  return members * each / step_seconds
+
+
+def most_members(
+  rate: float,
+  publication_bytes: float,
+  graph: str,
+  interval_steps: int,
+  step_seconds: float,
+) -> int:
+  """How many members a folder of so many bytes a second carries; 0 if not two.
+
+  No more than 4,096 are tried.
+  """
+  fit = [
+    members
+    for members in range(2, _MOST_MEMBERS + 1)
+    if folder_rate(
+      publication_bytes, members, graph, interval_steps, step_seconds
+    )
+    <= rate
+  ]
+  return max(fit, default=0)
+
+
+@functools.cache
+def _benchmark() -> dict[str, list[float]]:
+  return json.loads(_MEASURED.read_text(encoding='utf-8'))['publication']
+
+
+def measured(size: int, precision: str, quantity: str) -> float:
+  """A median of the benchmark.
+
+  Args:
+    size: of the network, in millions of numbers: 1, 25 or 100.
+    precision: of the publication.
+    quantity: with its unit, 'bytes (MB)' for example.
+  """
+  return statistics.median(_benchmark()[f'{size} M, {precision}: {quantity}'])
+
+
+def network_table(interval_steps: int) -> str:
+  """Bytes a step: of a worker that all-reduces, of a member that exchanges."""
+  header = [
+    'parameters (M)',
+    *(
+      f'all-reduce, one of {workers:,} workers (MB a step)'
+      for workers in (2, 8, 128, 256)
+    ),
+    *(f'a member of two, {name} (MB a step)' for name in _BYTES),
+    'such as',
+  ]
+  lines = [
+    [
+      f'{millions:,}',
+      *(
+        _number(all_reduce_bytes(millions, workers))
+        for workers in (2, 8, 128, 256)
+      ),
+      *(
+        _number(exchange_bytes(millions * width, interval_steps, 1))
+        for width in _BYTES.values()
+      ),
+      what,
+    ]
+    for millions, what in _NETWORKS.items()
+  ]
+  return markdown.table(header, lines)
+
+
+def folder_table(interval_steps: int, step_seconds: float) -> str:
+  """Megabytes a second through the folder, ResNet-50."""
+  kinds = [
+    (graph, name)
+    for name in ('float32', 'int8')
+    for graph in ('all', 'random-2', 'ring')
+  ]
+  header = ['members', *(f'{graph}, {name} (MB/s)' for graph, name in kinds)]
+  header += ['in the folder at a time, int8 (MB)', 'listings a second, all']
+  lines = [
+    [
+      f'{members}',
+      *(
+        _number(
+          folder_rate(
+            measured(25, name, 'bytes (MB)'),
+            members,
+            graph,
+            interval_steps,
+            step_seconds,
+          )
+        )
+        for graph, name in kinds
+      ),
+      _number(
+        members
+        * max(3, math.ceil(30 / (interval_steps * step_seconds)) + 1)
+        * measured(25, 'int8', 'on disk (MB)')
+      ),
+      # Twice a second, each folder of a neighbour.
+      f'{2 * members * (members - 1):,}',
+    ]
+    for members in _MEMBERS
+  ]
+  return markdown.table(header, lines)
+
+
+def limit_table(interval_steps: int, step_seconds: float) -> str:
+  """How many members a folder carries before publications queue up."""
+  header = [
+    'parameters (M)',
+    *(
+      f'{graph}, {name}, {where} ({rate:g} GB/s)'
+      for where, rate in _FOLDERS.items()
+      for graph, name in (
+        ('all', 'float32'),
+        ('all', 'int8'),
+        ('ring', 'int8'),
+      )
+    ),
+    'such as',
+  ]
+
+  def most(rate: float, millions: float, graph: str, name: str) -> str:
+    count = most_members(
+      1e9 * rate,
+      1e6 * millions * _BYTES[name],
+      graph,
+      interval_steps,
+      step_seconds,
+    )
+    return (
+      f'{count:,}' if count < _MOST_MEMBERS else f'{_MOST_MEMBERS:,} or more'
+    )
+
+  lines = [
+    [
+      f'{millions:,}',
+      *(
+        most(rate, millions, graph, name)
+        for rate in _FOLDERS.values()
+        for graph, name in (
+          ('all', 'float32'),
+          ('all', 'int8'),
+          ('ring', 'int8'),
+        )
+      ),
+      what,
+    ]
+    for millions, what in _NETWORKS.items()
+  ]
+  return markdown.table(header, lines)
+
+
+def sizes_table() -> str:
+  """What publications weigh, and how long they take, as measured."""
+  quantities = ('bytes (MB)', 'on disk (MB)', 'to write (s)', 'to load (s)')
+  header = ['numbers (M)', 'precision', *quantities, 'files']
+  lines = [
+    [
+      _number(measured(size, name, 'numbers (M)')),
+      name,
+      *(_number(measured(size, name, quantity)) for quantity in quantities),
+      f'{measured(size, name, "files ()"):.0f}',
+    ]
+    for size in (1, 25, 100)
+    for name in _BYTES
+  ]
+  return markdown.table(header, lines)
+
+
+def tables(interval_steps: int, step_seconds: float) -> dict[str, str]:
+  """All of them, by the names of their markers."""
+  return {
+    'scaling-network': network_table(interval_steps),
+    'scaling-sizes': sizes_table(),
+    'scaling-folder': folder_table(interval_steps, step_seconds),
+    'scaling-limit': limit_table(interval_steps, step_seconds),
+  }
+
+
+def _number(value: float) -> str:
+  """Three digits, without an exponent."""
+  digits = max(0, 2 - math.floor(math.log10(value))) if value else 0
+  return f'{value:,.{digits}f}'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; errors that a user can cause end in one sentence."""
+  parser = argparse.ArgumentParser(
+    prog='scripts.scaling',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--step-seconds', type=float, default=1.0)
+  parser.add_argument('--reload-interval-steps', type=int, default=50)
+  parser.add_argument('--into', type=pathlib.Path, metavar='FILE')
+  arguments = parser.parse_args(argv)
+  if arguments.step_seconds <= 0 or arguments.reload_interval_steps < 1:
+    parser.error('a step takes some time, and an interval a step at least')
+  found = tables(arguments.reload_interval_steps, arguments.step_seconds)
+  try:
+    if arguments.into is None:
+      print('\n'.join(f'{name}\n\n{text}' for name, text in found.items()))
+    else:
+      text = arguments.into.read_text(encoding='utf-8')
+      arguments.into.write_text(markdown.insert(text, found), encoding='utf-8')
+  except (OSError, ValueError) as error:
+    print(f'scripts.scaling: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

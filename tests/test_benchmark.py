@@ -1,0 +1,60 @@
+"""The benchmark's parts run, count what they say, and write JSON; no times."""
+
+import json
+
+import pytest
+
+from scripts.benchmark import __main__ as benchmark
+from scripts.benchmark import measure, publication
+
+
+@pytest.fixture
+def small(monkeypatch):
+  for name, value in {
+    'SHAPE': (8, 8, 1),
+    'CLASSES': 10,
+    'DEPTH': 8,
+    'WIDTH': 4,
+    'BATCH_SIZE': 4,
+  }.items():
+    monkeypatch.setattr(measure, name, value)
+  monkeypatch.setattr(publication, 'SIZES', {1: (8, 4)})
+
+
+def run(part, tmp_path):
+  path = tmp_path / 'found.json'
+  assert benchmark.main([part, '--rounds=2', f'--json={path}']) == 0
+  found = json.loads(path.read_text())
+  assert found['machine']['jax']
+  return found[part]
+
+
+def test_an_update_is_timed_with_each_teacher(small, tmp_path):
+  found = run('teacher', tmp_path)
+  for name in ('float32', 'bfloat16', 'int8'):
+    assert len(found[f'time, teacher in {name} (ms)']) == 2
+    [memory] = found[f'memory, teacher in {name} (MB)']
+    assert memory > found['memory, without a teacher (MB)'][0]
+
+
+def test_an_interval_with_an_exchange_is_told_from_one_without(small, tmp_path):
+  found = run('exchange', tmp_path)
+  assert len(found['interval without exchange (s)']) == 2
+  assert all(seconds > 0 for seconds in found['to load (s)'])
+
+
+def test_a_publication_weighs_what_its_precision_says(small, tmp_path):
+  found = run('publication', tmp_path)
+  full, half, quarter = (
+    found[f'1 M, {name}: bytes (MB)'][0]
+    for name in ('float32', 'bfloat16', 'int8')
+  )
+  assert quarter < half < full < 2.1 * half
+  assert full == pytest.approx(4 * found['1 M, float32: numbers (M)'][0])
+  assert len(found['1 M, int8: to write (s)']) == 2
+
+
+def test_without_rounds_it_is_refused(capsys):
+  with pytest.raises(SystemExit, match='2'):
+    benchmark.main(['teacher', '--rounds=0'])
+  assert '--rounds must be at least 1' in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""The arithmetic of docs/scaling.md against hand values; the page."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from scripts import markdown, scaling
+
+DOC = pathlib.Path(__file__).parent.parent / 'docs/scaling.md'
+
+
+def test_two_workers_send_each_half_of_the_gradient_twice():
+  assert scaling.all_reduce_bytes(1_000, 2) == 4_000
+  assert scaling.all_reduce_bytes(1_000, 1) == 0
+  assert scaling.all_reduce_bytes(1_000, 4) == 2 * 3 / 4 * 4_000
+
+
+def test_a_member_writes_once_and_reads_each_teacher_on_each_host():
+  assert scaling.exchange_bytes(100, 50, teachers=1) == 4
+  assert scaling.exchange_bytes(100, 50, teachers=3, hosts=2) == 14
+
+
+@pytest.mark.parametrize(
+  ('graph', 'expected'), [('all', 8 * 8), ('random-2', 8 * 3), ('ring', 8 * 2)]
+)
+def test_a_folder_carries_what_all_members_write_and_read(graph, expected):
+  assert scaling.folder_rate(100, 8, graph, 50, 0.5) == 2 * expected * 2
+
+
+@pytest.mark.parametrize('graph', ['all', 'random-2', 'ring'])
+def test_one_member_more_than_the_most_is_too_many(graph):
+  most = scaling.most_members(1e6, 1e5, graph, 10, 0.5)
+  rates = [
+    scaling.folder_rate(1e5, members, graph, 10, 0.5)
+    for members in (most, most + 1)
+  ]
+  assert rates[0] <= 1e6 < rates[1]
+
+
+def test_where_not_even_two_fit_there_are_none():
+  assert scaling.most_members(1.0, 1e9, 'ring', 1, 1.0) == 0
+
+
+def test_int8_is_a_quarter_and_so_said_the_benchmark():
+  full = scaling.measured(25, 'float32', 'bytes (MB)')
+  assert full == pytest.approx(102, rel=0.01)
+  ratio = scaling.measured(25, 'int8', 'bytes (MB)') / full
+  assert 0.25 < ratio < 0.26
+
+
+def test_the_page_shows_what_the_script_says():
+  text = DOC.read_text(encoding='utf-8')
+  found = scaling.tables(50, 1.0)
+  assert all(f'<!-- table {name} -->' in text for name in found)
+  assert markdown.insert(text, found) == text, 'make figures'
+
+
+def test_numbers_have_three_digits():
+  assert [scaling._number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)] == [
+    '0.160',
+    '1.02',
+    '55,562',
+    '0',
+    '999',
+  ]
+
+
+def test_what_makes_no_sense_is_refused(capsys):
+  with pytest.raises(SystemExit, match='2'):
+    scaling.main(['--step-seconds=0'])
+  assert 'a step takes some time' in capsys.readouterr().err
+  assert scaling.main(['--into=nowhere/at/all.md']) == 2
+  assert 'nowhere' in capsys.readouterr().err
+
+
+def test_it_needs_no_jax():
+  code = 'import sys, scripts.scaling; sys.exit("jax" in sys.modules)'
+  subprocess.run([sys.executable, '-c', code], check=True)
