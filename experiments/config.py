@@ -1,7 +1,7 @@
 """Configs by name: `NAME[:variant]` → a ConfigDict, or who it might have been.
 
-Files in `experiments/configs` with a `get_config` are experiments; the first
-line of their docstring describes them.
+Files in `experiments/configs` are experiments, but for `base`; the first line
+of their docstring describes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ CONFIGS = pathlib.Path(__file__).parent / 'configs'
 def names() -> list[str]:
   """The experiments that there are."""
   return sorted(
-    path.stem for path in CONFIGS.glob('*.py') if path.stem != '__init__'
+    path.stem
+    for path in CONFIGS.glob('*.py')
+    if path.stem not in ('__init__', 'base')
   )
 
 

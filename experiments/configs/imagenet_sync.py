@@ -16,33 +16,31 @@ Handwritten digits, a ResNet-8: under a minute on two CPU cores.
 no better, twice that batch: a minute or two a run on two CPU cores, 0.378 and
 0.433 nats. Needs Fashion-MNIST prepared by `scripts.prepare_images`.
 
-This file is the base of every `imagenet_*` config; they differ from it in the
-keys that they set and in nothing else.
+This file is what every `imagenet_*` config starts from; they differ from it in
+the keys that they set and in nothing else.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from experiments.configs import base
+
 VARIANTS = ('', 'reduced', 'laptop', 'smoke')
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """The config at the paper's scale, or the variant's diff on it."""
-  config = ConfigDict()
-  config.seed = 0
+  config = base.get_base()
   # Not the 7,038 of 90 epochs: the window of Figure 3, whose last marker is
   # near step 14,100. The schedule below stays that of 90 epochs.
   config.num_steps = 14_100
-  # Global, per member.
   config.batch_size = 16_384
-  # None: all devices.
-  config.num_devices = config_dict.placeholder(int)
   config.eval_interval_steps = 250
   config.eval_batch_size = 1_024
   config.checkpoint_interval_steps = 500
 
-  config.data = ConfigDict()
+  config.data.kind = 'images'
   config.data.name = 'imagenet2012'
   # None: TFDS_DATA_DIR, or where TFDS keeps its data.
   config.data.data_dir = config_dict.placeholder(str)
@@ -61,10 +59,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.num_threads = 2
   config.data.prefetch_batches = 2
 
-  config.model = ConfigDict()
   config.model.name = 'resnet'
-  config.model.dtype = 'bfloat16'
-  config.model.param_dtype = 'float32'
   config.model.resnet = ConfigDict()
   config.model.resnet.depth = 50
   config.model.resnet.width = 64
@@ -74,7 +69,6 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.dnn = ConfigDict()
   config.model.dnn.hidden = (2_560, 1_024, 256)
 
-  config.optimizer = ConfigDict()
   config.optimizer.name = 'sgd'
   config.optimizer.sgd = ConfigDict()
   config.optimizer.sgd.momentum = 0.9
@@ -82,7 +76,6 @@ def get_config(variant: str = '') -> ConfigDict:
   config.optimizer.sgd.weight_decay = 1e-4
 
   # Linear from 0.1 over 5 epochs to 0.1 · B/256, ÷ 10 at epochs 30, 60, 80.
-  config.schedule = ConfigDict()
   config.schedule.name = 'warmup_piecewise'
   config.schedule.warmup_piecewise = ConfigDict()
   config.schedule.warmup_piecewise.initial_rate = 0.1
@@ -91,67 +84,12 @@ def get_config(variant: str = '') -> ConfigDict:
   config.schedule.warmup_piecewise.drop_at_steps = (2_346, 4_692, 6_256)
   config.schedule.warmup_piecewise.drop_factor = 0.1
 
-  # For schedule.name constant.
-  config.schedule.constant = ConfigDict()
-  config.schedule.constant.rate = 0.1
-
-  config.codistill = ConfigDict()
-  config.codistill.members = 1
-  # Synchronous SGD is Algorithm 1 that never leaves its burn-in.
-  config.codistill.burn_in_steps = config.get_oneway_ref('num_steps')
-  # memory: members of one process; checkpoints: of one process or many,
-  # through a folder; none.
-  config.codistill.exchange = 'none'
-  # Who learns from whom: all, ring, pairs, star; or random: so many others,
-  # drawn anew at each reload.
-  config.codistill.topology = 'all'
-  config.codistill.num_random_neighbours = 1
-  # What weights are rounded to when published, and what a teacher is held in:
-  # float32 (as trained), bfloat16, int8. At the paper's scale int8, with which
-  # students of `teacher_precision` learnt no worse; the small variants' rows
-  # were made in float32, where bytes do not matter.
-  precision = 'int8' if variant == '' else 'float32'
-  config.codistill.publish_precision = precision
-  config.codistill.teacher_precision = precision
-  config.codistill.reload_interval_steps = 50
-  config.codistill.delay_steps = 0
-  config.codistill.immediate = False
-  # Which peers may teach; None: any. Age in steps, and a peer's published
-  # task loss over one's own.
-  config.codistill.max_age_steps = config_dict.placeholder(int)
-  config.codistill.max_task_loss_ratio = config_dict.placeholder(float)
-  # For exchange checkpoints. The folder, if not WORKDIR/exchange; whether
-  # members wait for each other, so that a run can be repeated bit for bit;
-  # what stays in the folder, by number and by seconds; seconds between looks;
-  # and after how many seconds one gives up waiting, or another up for dead.
-  config.codistill.exchange_dir = config_dict.placeholder(str)
-  config.codistill.synchronous = False
-  config.codistill.keep_publications = 3
-  config.codistill.keep_s = 30.0
-  config.codistill.poll_interval_s = 0.5
-  config.codistill.wait_timeout_s = 600.0
-  config.codistill.lease_timeout_s = 60.0
-  # ψ, its first argument (peers, uniform or unigram), and the two weights.
-  config.codistill.distill_loss = 'cross_entropy'
-  config.codistill.teacher = 'peers'
-  config.codistill.task_weight = 1.0
-  config.codistill.distill_weight = 1.0
-
-  # What goes wrong on purpose, after which step of which member: none; rate,
-  # a learning rate times rate_factor; noise instead of weights.
-  config.fault = ConfigDict()
-  config.fault.kind = 'none'
-  config.fault.member = 0
-  config.fault.step = 0
-  config.fault.rate_factor = 100.0
-
-  # Where members differ: each own or same. Partition own: disjoint parts of
-  # the data; same: all draw from all of it.
-  config.diversity = ConfigDict()
-  config.diversity.initialization = 'own'
-  config.diversity.order = 'own'
-  config.diversity.partition = 'same'
-
+  # At the paper's scale, because students of `teacher_precision` learnt no
+  # worse; the small variants' rows were made in float32, and bytes do not
+  # matter there.
+  if variant == '':
+    config.codistill.publish_precision = 'int8'
+    config.codistill.teacher_precision = 'int8'
   if variant == 'reduced':
     _fashion_mnist(config)
   if variant in ('laptop', 'smoke'):

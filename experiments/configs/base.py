@@ -1,0 +1,109 @@
+"""What every config has, whatever it trains on.
+
+No experiment by itself: it says neither how long nor on what. Keys without a
+value are set by each experiment.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_base() -> ConfigDict:
+  """The keys that all experiments share, as they are for one network alone."""
+  config = ConfigDict()
+  config.seed = 0
+  config.num_steps = 1
+  # Global, per member.
+  config.batch_size = 1
+  # None: all devices.
+  config.num_devices = config_dict.placeholder(int)
+  config.eval_interval_steps = 1
+  config.eval_batch_size = 1
+  config.checkpoint_interval_steps = 1
+
+  # What an experiment learns from: its own keys.
+  config.data = ConfigDict()
+
+  # Workers of asynchronous SGD, simulated: gradients are that many updates less
+  # one old; 1: synchronous.
+  config.num_async_workers = 1
+
+  config.model = ConfigDict()
+  # What it computes in, and what its parameters are kept in.
+  config.model.dtype = 'bfloat16'
+  config.model.param_dtype = 'float32'
+  # So many examples or tokens a device at a time through the last layer and
+  # the losses: less memory for many classes. None: all.
+  config.model.loss_chunk_tokens = config_dict.placeholder(int)
+  # How likely a lane of text begins a batch with a memory of zeros.
+  config.model.memory_reset_probability = 0.0
+
+  config.optimizer = ConfigDict()
+
+  config.schedule = ConfigDict()
+  # For schedule.name constant.
+  config.schedule.constant = ConfigDict()
+  config.schedule.constant.rate = 0.1
+
+  config.codistill = ConfigDict()
+  config.codistill.members = 1
+  # Synchronous SGD is Algorithm 1 that never leaves its burn-in.
+  config.codistill.burn_in_steps = config.get_oneway_ref('num_steps')
+  # memory: members of one process; checkpoints: of one process or many,
+  # through a folder; frozen: the members of a finished run, in frozen_dir;
+  # none.
+  config.codistill.exchange = 'none'
+  # Who learns from whom: all, ring, pairs, star; or random: so many others,
+  # drawn anew at each reload.
+  config.codistill.topology = 'all'
+  config.codistill.num_random_neighbours = 1
+  # What weights are rounded to when published, and what a teacher is held in:
+  # float32 (as trained), bfloat16, int8.
+  config.codistill.publish_precision = 'float32'
+  config.codistill.teacher_precision = 'float32'
+  config.codistill.reload_interval_steps = 50
+  config.codistill.delay_steps = 0
+  config.codistill.immediate = False
+  # Which peers may teach; None: any. Age in steps, and a peer's published
+  # task loss over one's own.
+  config.codistill.max_age_steps = config_dict.placeholder(int)
+  config.codistill.max_task_loss_ratio = config_dict.placeholder(float)
+  # For exchange frozen: a run's workdir; None: the first of two phases.
+  config.codistill.frozen_dir = config_dict.placeholder(str)
+  # For exchange checkpoints. The folder, if not WORKDIR/exchange; whether
+  # members wait for each other, so that a run can be repeated bit for bit;
+  # what stays in the folder, by number and by seconds; seconds between looks;
+  # and after how many seconds one gives up waiting, or another up for dead.
+  config.codistill.exchange_dir = config_dict.placeholder(str)
+  config.codistill.synchronous = False
+  config.codistill.keep_publications = 3
+  config.codistill.keep_s = 30.0
+  config.codistill.poll_interval_s = 0.5
+  config.codistill.wait_timeout_s = 600.0
+  config.codistill.lease_timeout_s = 60.0
+  # ψ, its first argument (peers, uniform or unigram), and the two weights.
+  config.codistill.distill_loss = 'cross_entropy'
+  config.codistill.teacher = 'peers'
+  config.codistill.task_weight = 1.0
+  config.codistill.distill_weight = 1.0
+
+  # What goes wrong on purpose, after which step of which member: none; rate,
+  # a learning rate times rate_factor; noise instead of weights.
+  config.fault = ConfigDict()
+  config.fault.kind = 'none'
+  config.fault.member = 0
+  config.fault.step = 0
+  config.fault.rate_factor = 100.0
+
+  # First an ensemble of so many, for so many steps, none if 0; then this run,
+  # whose codistill.exchange is frozen and learns from it.
+  config.two_phase = ConfigDict()
+  config.two_phase.members = 2
+  config.two_phase.num_steps = 0
+
+  # Where members differ: each own or same. Partition own: disjoint parts of
+  # the data; same: all draw from all of it.
+  config.diversity = ConfigDict()
+  config.diversity.initialization = 'own'
+  config.diversity.order = 'own'
+  config.diversity.partition = 'same'
+  return config
