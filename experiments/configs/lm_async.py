@@ -3,7 +3,7 @@
   python -m experiments.sweep --config=lm_async:reduced
 
 W workers with lanes of their own take turns; each gradient was computed on the
-weights of W − 1 updates ago, as it is when all take equally long. Deterministic,
+weights of W − 1 updates ago, as when all take equally long. Deterministic, and
 in one process. The paper tries 32 and 128 workers, finds them hard to keep from
 diverging, and shows no curve. W and the learning rate are swept, and two such
 groups codistil.
