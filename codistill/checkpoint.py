@@ -18,7 +18,6 @@ from orbax.checkpoint import v1 as ocp
 
 from codistill import precision, publication, sharding
 from codistill.algorithm import Publications
-from codistill.models import Model
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any
@@ -93,8 +92,6 @@ class Checkpoints:
   def restore(
     self,
     abstract: TrainState,
-    model: Model,
-    batch_size: int,
     mesh: Mesh,
     teacher_precision: str,
   ) -> Restored | None:
@@ -102,8 +99,6 @@ class Checkpoints:
 
     Args:
       abstract: shapes of a member's initial state (`jax.eval_shape`).
-      model: for the shape of a peer's carry.
-      batch_size: likewise.
       mesh: where to put it; may differ from the mesh that saved it.
       teacher_precision: of the publications.
 
@@ -117,8 +112,6 @@ class Checkpoints:
       latest.path,
       latest.step,
       abstract,
-      model,
-      batch_size,
       mesh,
       teacher_precision,
     )
@@ -131,8 +124,6 @@ class Checkpoints:
 def read_newest(
   directory: epath.PathLike,
   abstract: TrainState,
-  model: Model,
-  batch_size: int,
   mesh: Mesh,
   teacher_precision: str,
 ) -> Restored | None:
@@ -141,8 +132,6 @@ def read_newest(
   Args:
     directory: of the checkpoints, absolute.
     abstract: as `Checkpoints.restore`.
-    model: likewise.
-    batch_size: likewise.
     mesh: likewise.
     teacher_precision: likewise.
 
@@ -161,8 +150,6 @@ def read_newest(
         directory / str(newest),
         newest,
         abstract,
-        model,
-        batch_size,
         mesh,
         teacher_precision,
       )
@@ -197,20 +184,17 @@ def _load(
   path: epath.Path,
   step: int,
   abstract: TrainState,
-  model: Model,
-  batch_size: int,
   mesh: Mesh,
   teacher_precision: str,
 ) -> Restored:
   """Loads one checkpoint straight into a mesh's shardings."""
   extra = dict(ocp.checkpointables_metadata(path).custom_metadata)
   layout, notes = extra.pop('layout'), extra.pop('exchange')
-  memory = jax.eval_shape(lambda: model.memory(batch_size))
   place, whole = state_sharding(mesh), sharding.replicated(mesh)
   states = {
     int(member): _placed(
       dataclasses.replace(
-        abstract, peer_memories={peer: memory for peer in peers}
+        abstract, peer_memories=dict.fromkeys(peers, abstract.memory)
       ),
       place,
     )

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from codistill import chunked, losses, precision, sharding
+from codistill import asynchronous, chunked, losses, precision, sharding
 from codistill.algorithm import Peer
 from codistill.models import Model, Prediction
 
@@ -44,6 +44,7 @@ class TrainState:
       member's stream; kept across reloads of the peer's weights.
     key: of the member's noise (dropout), as uint32 key data; folded with the
       step at each update.
+    past: older weights, for asynchronous SGD; () without.
 
   Without shapes in its annotations, because trees of this type also hold
   shardings and abstract arrays.
@@ -55,6 +56,7 @@ class TrainState:
   memory: PyTree
   peer_memories: Any
   key: Any
+  past: PyTree
 
 
 def init_state(
@@ -64,6 +66,7 @@ def init_state(
   batch_size: int,
   init_key: jax.Array,
   noise_key: jax.Array,
+  num_async_workers: int,
 ) -> TrainState:
   """A member before its first update.
 
@@ -73,6 +76,7 @@ def init_state(
     batch_size: of the member's stream, for the carry.
     init_key: typed key of the initial weights.
     noise_key: typed key of everything random in the forward pass.
+    num_async_workers: as `make_updates`.
 
   Returns:
     The state, not yet placed on a mesh.
@@ -82,9 +86,12 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     variables=variables,
     opt_state=optimizer.init(variables['params']),
-    memory=model.memory(batch_size),
+    memory=asynchronous.stack_carries(
+      model.memory(batch_size), num_async_workers
+    ),
     peer_memories={},
     key=jax.random.key_data(noise_key),
+    past=asynchronous.remember(variables['params'], num_async_workers),
   )
 
 
@@ -98,7 +105,7 @@ def state_sharding(mesh: Mesh) -> TrainState:
     A prefix of a `TrainState` with a sharding for each field.
   """
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
-  return TrainState(whole, whole, whole, part, part, whole)
+  return TrainState(whole, whole, whole, part, part, whole, whole)
 
 
 def place_state(state: TrainState, mesh: Mesh) -> TrainState:
@@ -289,6 +296,7 @@ def make_updates(
   constant_targets: ArrayLike | None,
   memory_reset_probability: float,
   loss_chunk_tokens: int | None,
+  num_async_workers: int,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 
@@ -305,6 +313,9 @@ def make_updates(
       batch. The lanes are drawn from the state's key and step.
     loss_chunk_tokens: of how many tokens a device holds the logits at a time;
       None or 0 for all.
+    num_async_workers: W of asynchronous SGD: each update is one worker's, which
+      has lanes of its own, and its gradient is W − 1 updates old
+      (`codistill.asynchronous`); 1 for synchronous SGD.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
@@ -332,10 +343,28 @@ def make_updates(
     out_shardings=(place, whole, part),
   )
   def descend(state, batch, peers, peer_memories, distill):
-    params = state.variables['params']
-    gradients, (metrics, updated, memory, peer_memories) = jax.grad(
+    params, workers = state.variables['params'], num_async_workers
+    seen, past = asynchronous.exchange_weights(state.past, params, state.step)
+    memory, *carries = (
+      asynchronous.carry_of(one, workers, state.step)
+      for one in (state.memory, *peer_memories)
+    )
+    gradients, (metrics, updated, memory, carries) = jax.grad(
       objective, has_aux=True
-    )(params, state, batch, peers, peer_memories, distill)
+    )(
+      seen,
+      dataclasses.replace(state, memory=memory),
+      batch,
+      peers,
+      tuple(carries),
+      distill,
+    )
+    memory, *peer_memories = (
+      asynchronous.put_carry(one, workers, state.step, carry)
+      for one, carry in zip(
+        (state.memory, *peer_memories), (memory, *carries), strict=True
+      )
+    )
     steps, opt_state = optimizer.update(gradients, state.opt_state, params)
     state = dataclasses.replace(
       state,
@@ -347,11 +376,17 @@ def make_updates(
       },
       opt_state=opt_state,
       memory=memory,
+      past=past,
     )
-    return state, metrics, peer_memories
+    return state, metrics, tuple(peer_memories)
+
+  def zero_memory(batch_size):
+    return asynchronous.stack_carries(
+      model.memory(batch_size), num_async_workers
+    )
 
   return JittedUpdates(
     descend,
-    zero_memory=jax.jit(model.memory, static_argnums=0, out_shardings=part),
+    zero_memory=jax.jit(zero_memory, static_argnums=0, out_shardings=part),
     needs_peers=constant_targets is None,
   )

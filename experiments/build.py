@@ -6,9 +6,10 @@ Config stops here. Below, everything gets keyword arguments without defaults.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from codistill import exchange as exchange_lib
-from codistill import losses, optim, record, sharding, topology
-from codistill.algorithm import Exchange, Member
+from codistill import asynchronous, losses, optim, record, sharding, topology
+from codistill.algorithm import Exchange, Member, Peer
 from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.evaluate import Evaluate, make_evaluate
 from codistill.models import MODELS, Model
@@ -31,8 +32,8 @@ from codistill.train_step import (
   make_updates,
   place_state,
 )
-from data.images import ImageSet, NotPreparedError, make_images
-from data.partition import partition_indices
+from data.images import NotPreparedError, make_images
+from data.text import make_text
 from experiments.errors import UserError, user_errors
 from experiments.faults import KINDS as FAULTS
 from experiments.faults import Fault
@@ -50,6 +51,40 @@ _OWN_KEYS = (
 )
 # diversity.partition in the words of `data.partition`.
 _PARTITIONS = {'own': 'disjoint', 'same': 'shared'}
+
+
+class Dataset(Protocol):
+  """Examples: images, text or clicks (`data.images.ImageSet` says how)."""
+
+  num_train: int
+
+  def train(
+    self,
+    *,
+    member: int,
+    members: int,
+    partition: str,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    rows: np.ndarray | None = None,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches, batch t a pure function of the arguments and t."""
+    ...
+
+  def eval(
+    self, split: str, *, batch_size: int, rows: np.ndarray | None = None
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, with a mask."""
+    ...
+
+  def num_examples(self, split: str) -> int:
+    """How many `eval` counts."""
+    ...
+
+  def label_distribution(self) -> np.ndarray:
+    """The training split's share of each label."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +120,7 @@ class Experiment:
   exchange: Exchange
   evaluate: Evaluate
   fault: Fault
-  dataset: ImageSet
+  dataset: Dataset
   burn_in_steps: int
   num_steps: int
   batch_size: int
@@ -109,6 +144,7 @@ class Experiment:
         weights, _own(member, diversity.initialization)
       ),
       noise_key=jax.random.fold_in(noise, _own(member, diversity.order)),
+      num_async_workers=self.config.num_async_workers,
     )
 
   def batches(self, member: int, start: int) -> Iterator[dict[str, Any]]:
@@ -118,16 +154,25 @@ class Experiment:
     [seed] = np.random.SeedSequence(
       (self.config.seed, _own(member, diversity.order))
     ).generate_state(1)
-    batches = self.dataset.train(
-      member=member,
-      members=self.config.codistill.members,
-      partition=_PARTITIONS[diversity.partition],
-      seed=int(seed),
-      batch_size=self.batch_size,
-      start=start,
-      rows=sharding.local_rows(self.batch_size, self.mesh),
+    rows = sharding.local_rows(self.batch_size, self.mesh)
+    workers = self.config.num_async_workers
+    streams = [
+      self.dataset.train(
+        member=member,
+        members=self.config.codistill.members,
+        partition=_PARTITIONS[diversity.partition],
+        seed=int(seed),
+        # Each worker has a batch of its own in one of all of them.
+        batch_size=workers * self.batch_size,
+        start=(start + workers - 1 - worker) // workers,
+        rows=worker * self.batch_size + rows,
+      )
+      for worker in range(workers)
+    ]
+    return (
+      sharding.split_batch(next(streams[step % workers]), self.mesh)
+      for step in itertools.count(start)
     )
-    return (sharding.split_batch(batch, self.mesh) for batch in batches)
 
   def start(self) -> list[Member]:
     """The members before their first update, on the mesh."""
@@ -139,6 +184,12 @@ class Experiment:
       )
       for member in self.members
     ]
+
+  def carried(self, member: Member) -> Any:
+    """The memory that training has left a member with; of its first worker."""
+    return asynchronous.carry_of(
+      member.state.memory, self.config.num_async_workers, 0
+    )
 
   def eval_batches(self) -> Iterator[dict[str, Any]]:
     """The held-out examples, each once; this process's rows of each batch."""
@@ -153,8 +204,9 @@ class Experiment:
 def build(
   config: ConfigDict,
   member: int | None,
-  dataset: ImageSet | None = None,
+  dataset: Dataset | None = None,
   exchange_folder: epath.PathLike | None = None,
+  teachers: Sequence[Peer] = (),
 ) -> Experiment:
   """Wires an experiment.
 
@@ -164,6 +216,7 @@ def build(
     dataset: instead of the one that the config names.
     exchange_folder: where members of several processes meet, unless the config
       says.
+    teachers: whom members learn from, if `codistill.exchange` is frozen.
 
   Returns:
     The experiment; no weight has been initialised yet.
@@ -198,13 +251,15 @@ def build(
     )
   dataset = dataset or make_dataset(config)
   with user_errors(ValueError):
-    for number in range(codistill.members):
-      partition_indices(
-        dataset.num_train,
-        number,
-        codistill.members,
-        _PARTITIONS[config.diversity.partition],
-      )
+    # Refuses parts that are too small, before anything is written.
+    dataset.train(
+      member=0,
+      members=codistill.members,
+      partition=_PARTITIONS[config.diversity.partition],
+      seed=0,
+      batch_size=config.num_async_workers * config.batch_size,
+      rows=np.arange(0),
+    )
   members = tuple(range(codistill.members)) if member is None else (member,)
   with user_errors(ValueError):
     exchange = _make_exchange(
@@ -215,6 +270,7 @@ def build(
       folder=codistill.exchange_dir or exchange_folder,
       model=model,
       mesh=mesh,
+      teachers=teachers,
     )
   updates = make_updates(
     model,
@@ -225,8 +281,9 @@ def build(
     task_weight=codistill.task_weight,
     distill_weight=codistill.distill_weight,
     constant_targets=_constant_targets(config, dataset),
-    memory_reset_probability=0.0,
-    loss_chunk_tokens=None,
+    memory_reset_probability=config.model.memory_reset_probability,
+    loss_chunk_tokens=config.model.loss_chunk_tokens,
+    num_async_workers=config.num_async_workers,
   )
   return Experiment(
     config=config,
@@ -237,7 +294,9 @@ def build(
     updates=updates,
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
-    evaluate=make_evaluate(model, mesh, loss_chunk_tokens=None),
+    evaluate=make_evaluate(
+      model, mesh, loss_chunk_tokens=config.model.loss_chunk_tokens
+    ),
     fault=fault,
     dataset=dataset,
     burn_in_steps=codistill.burn_in_steps,
@@ -248,13 +307,16 @@ def build(
   )
 
 
-def make_dataset(config: ConfigDict) -> ImageSet:
+def make_dataset(config: ConfigDict) -> Dataset:
   """The examples that a config names.
 
   Raises:
     UserError: if they are not prepared, or not what the config says they are.
   """
-  data = config.data
+  return _MAKE[config.data.kind](config.data)
+
+
+def _make_images(data: ConfigDict) -> Dataset:
   with user_errors(ValueError, NotPreparedError):
     dataset = make_images(
       data.name,
@@ -281,6 +343,31 @@ def make_dataset(config: ConfigDict) -> ImageSet:
   return dataset
 
 
+def _make_text(data: ConfigDict) -> Dataset:
+  name = 'builtin' if data.name == 'builtin' else data.data_dir
+  if name is None:
+    raise UserError(
+      f'data.name is {data.name}: say where with --config.data.data_dir=DIR, '
+      'a folder that scripts.prepare_text made; or set data.name to builtin'
+    )
+  with user_errors(ValueError, OSError):
+    dataset = make_text(
+      str(name),
+      sequence_length=data.sequence_length,
+      max_test_tokens=data.max_test_tokens,
+      cache_dir=data.data_dir if data.name == 'builtin' else None,
+    )
+  if dataset.vocab_size != data.vocab_size:
+    raise UserError(
+      f'{name} has {dataset.vocab_size:,} pieces; set data.vocab_size to that, '
+      f'instead of {data.vocab_size:,}'
+    )
+  return dataset
+
+
+_MAKE = {'images': _make_images, 'text': _make_text}
+
+
 def _make_exchange(
   config: ConfigDict,
   graph: topology.Topology,
@@ -290,12 +377,15 @@ def _make_exchange(
   folder: epath.PathLike | None,
   model: Model,
   mesh: Mesh,
+  teachers: Sequence[Peer],
 ) -> Exchange:
   """How the members see each other; raises ValueError as the constructors."""
   codistill = config.codistill
   match codistill.exchange:
     case 'none':
       return exchange_lib.FrozenExchange()
+    case 'frozen':
+      return exchange_lib.FrozenExchange(tuple(teachers))
     case 'memory':
       return exchange_lib.InMemoryExchange(
         graph,
@@ -354,14 +444,21 @@ def _comparable(config: ConfigDict) -> dict[str, Any]:
   with plain.unlocked():
     for key in sorted(free):
       section, _, name = key.rpartition('.')
-      del (plain[section] if section else plain)[name]
+      holder = plain[section] if section else plain
+      if name in holder:
+        del holder[name]
   return plain.to_dict()
 
 
 def _make_model(config: ConfigDict) -> Model:
+  data = config.data
+  if data.kind == 'text':
+    shape, num_classes = (data.sequence_length,), data.vocab_size
+  else:
+    shape, num_classes = tuple(data.image_shape), data.num_classes
   return MODELS[config.model.name](
-    input_shape=tuple(config.data.image_shape),
-    num_classes=config.data.num_classes,
+    input_shape=shape,
+    num_classes=num_classes,
     dtype=config.model.dtype,
     param_dtype=config.model.param_dtype,
     **_arguments(config.model),
@@ -374,12 +471,12 @@ def _arguments(section: ConfigDict) -> dict[str, Any]:
 
 
 def _constant_targets(
-  config: ConfigDict, dataset: ImageSet
+  config: ConfigDict, dataset: Dataset
 ) -> np.ndarray | None:
   """The distribution that stands in for the peers, if one does."""
   match config.codistill.teacher:
     case 'uniform':
-      classes = config.data.num_classes
+      classes = len(dataset.label_distribution())
       return np.full(classes, 1 / classes, np.float32)
     case 'unigram':
       return np.asarray(dataset.label_distribution())
@@ -397,10 +494,11 @@ def _check(config: ConfigDict, member: int | None) -> None:
   choices = {
     'codistill.exchange': (
       codistill.exchange,
-      ('memory', 'checkpoints', 'none'),
+      ('memory', 'checkpoints', 'frozen', 'none'),
     ),
     'codistill.teacher': (codistill.teacher, ('peers', 'uniform', 'unigram')),
     'codistill.distill_loss': (codistill.distill_loss, losses.DISTILL_LOSSES),
+    'data.kind': (config.data.kind, _MAKE),
     'fault.kind': (config.fault.kind, FAULTS),
     'model.name': (config.model.name, MODELS),
     'model.dtype': (config.model.dtype, ('float32', 'bfloat16', 'float16')),
@@ -443,20 +541,34 @@ def _check(config: ConfigDict, member: int | None) -> None:
     'seed': (config.seed, 0),
     'batch_size': (config.batch_size, 1),
     'eval_batch_size': (config.eval_batch_size, 1),
-    'model.resnet.width': (config.model.resnet.width, 1),
     'codistill.members': (codistill.members, 1),
     'codistill.burn_in_steps': (codistill.burn_in_steps, 0),
     'num_steps': (config.num_steps, 1),
+    'num_async_workers': (config.num_async_workers, 1),
+    'two_phase.members': (config.two_phase.members, 1),
+    'two_phase.num_steps': (config.two_phase.num_steps, 0),
+    **{
+      f'model.{name}.{key}': (size, 1)
+      for name, section in config.model.items()
+      if isinstance(section, ConfigDict)
+      for key, size in section.items()
+      if isinstance(size, int)
+    },
     'eval_interval_steps': (config.eval_interval_steps, 1),
     'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
   }
   for key, (value, minimum) in least.items():
     if value < minimum:
       raise UserError(f'{key} is {value}; it must be at least {minimum}')
-  if len(config.data.image_shape) != 3 or min(config.data.image_shape) < 1:
+  shape = tuple(config.data.get('image_shape', (1, 1, 1)))
+  if len(shape) != 3 or min(shape) < 1:
     raise UserError(
-      f'data.image_shape is {tuple(config.data.image_shape)}; it must be '
-      '(height, width, channels)'
+      f'data.image_shape is {shape}; it must be (height, width, channels)'
+    )
+  chance = config.model.memory_reset_probability
+  if not 0 <= chance <= 1:
+    raise UserError(
+      f'model.memory_reset_probability is {chance}; it must be in [0, 1]'
     )
   if member is not None and not 0 <= member < codistill.members:
     raise UserError(

@@ -314,8 +314,6 @@ class Trainer:
     experiment = self._experiment
     restored = self._checkpoints.restore(
       jax.eval_shape(lambda: experiment.init(0)),
-      experiment.model,
-      experiment.batch_size,
       experiment.mesh,
       experiment.teacher_precision,
     )

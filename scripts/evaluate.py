@@ -19,8 +19,8 @@ import math
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import logging
@@ -29,133 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from codistill.checkpoint import read_newest
 from codistill.evaluate import Evaluation, Score
-from experiments import config as config_lib
-from experiments.build import Experiment, build
+from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.runs import label_of, members_of, read_runs, some_run
+from experiments.stored import Stored, load_members, rebuild
 from experiments.summary import number, percent
-from scripts.status import Run, label_of, members_of, read_runs, some_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 PyTree = Any
-
-
-class Stored(NamedTuple):
-  """A member as a checkpoint holds it: its updates, and its variables."""
-
-  step: int
-  variables: PyTree
-
-
-def rebuild(
-  runs: Mapping[int | None, Run],
-  *,
-  eval_split: str | None = None,
-  dataset: Any = None,
-) -> Experiment:
-  """The experiment of a run, to look at and not to train.
-
-  Args:
-    runs: the provenance of its processes.
-    eval_split: to evaluate on, instead of the config's.
-    dataset: instead of the one that the config names.
-
-  Returns:
-    The experiment, without an exchange, on as many of the run's number of
-    devices as there are here.
-
-  Raises:
-    UserError: if its config is no longer one, or its data is not here.
-  """
-  run = some_run(runs)
-  config = config_lib.load(label_of(run))
-  # Into the named config: JSON has lists where it has tuples, and what this
-  # code has new keys for has their values from there.
-  config.update(run['config'])
-  # No lease, no thread, no folder; and no label counted for a teacher.
-  config.codistill.exchange = 'none'
-  config.codistill.teacher = 'peers'
-  if eval_split is not None:
-    config.data.eval_split = eval_split
-  here = len(jax.devices())
-  config.num_devices = max(
-    devices
-    for devices in range(1, min(here, config.num_devices or here) + 1)
-    if math.gcd(config.batch_size, config.eval_batch_size) % devices == 0
-  )
-  return build(config, None, dataset=dataset)
-
-
-def load_members(
-  workdir: pathlib.Path,
-  runs: Mapping[int | None, Run],
-  experiment: Experiment,
-  wanted: Collection[int],
-) -> tuple[dict[int, Stored], dict[int, str]]:
-  """The newest stored state of members.
-
-  Args:
-    workdir: of the run.
-    runs: the provenance of its processes.
-    experiment: rebuilt from it.
-    wanted: numbers of members.
-
-  Returns:
-    The members that there are, and for each of the others why not.
-
-  Raises:
-    UserError: for a number that no member has, or a checkpoint that cannot be
-      read.
-  """
-  for member in wanted:
-    if member not in members_of(runs):
-      raise UserError(
-        f'there is no member {member}: this run has {len(members_of(runs))}, '
-        'numbered from 0'
-      )
-  abstract = jax.eval_shape(lambda: experiment.init(0))
-  found: dict[int, Stored] = {}
-  missing = {
-    member: f'member {member} has no checkpoint yet' for member in wanted
-  }
-  for process in runs:
-    mine = set(wanted if process is None else {process} & set(wanted))
-    if not mine:
-      continue
-    suffix = '' if process is None else f'-{process}'
-    folder = workdir.expanduser().absolute() / f'checkpoints{suffix}'
-    try:
-      restored = read_newest(
-        folder,
-        abstract,
-        experiment.model,
-        experiment.batch_size,
-        experiment.mesh,
-        experiment.teacher_precision,
-      )
-    # Orbax and TensorStore raise anything.
-    except Exception as error:
-      raise UserError(
-        f'the newest checkpoint in {folder} cannot be read '
-        f'({type(error).__name__}); if it is not damaged, check out commit '
-        f'{commit_of(runs[process])}, which made it'
-      ) from error
-    if restored is None:
-      continue
-    for member in mine & restored.states.keys():
-      if member in restored.extra['active']:
-        variables = restored.states[member].variables
-        found[member] = Stored(restored.step, variables)
-        del missing[member]
-      else:
-        missing[member] = f'member {member} has diverged'
-  return dict(sorted(found.items())), missing
-
-
-def commit_of(run: Run) -> str:
-  """The commit that last worked on a run."""
-  return str((run.get('resumed') or [run])[-1].get('commit'))[:12]
 
 
 def evaluate(

@@ -35,14 +35,16 @@ import jax.export
 from codistill.checkpoint import save_variables
 from codistill.models import Model
 from experiments.errors import UserError
-from scripts.evaluate import (
-  Stored,
+from experiments.runs import (
+  Run,
   commit_of,
-  load_members,
-  prepare_jax,
-  rebuild,
+  label_of,
+  members_of,
+  read_runs,
+  some_run,
 )
-from scripts.status import Run, label_of, members_of, read_runs, some_run
+from experiments.stored import Stored, load_members, rebuild
+from scripts.evaluate import prepare_jax
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # flatbuffers: jax.export serialises with it, and jax does not require it.

@@ -19,11 +19,10 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -35,8 +34,9 @@ from rich.table import Table
 from rich.text import Text
 
 from codistill.lease import is_held, read_lease
-from codistill.record import Record, read_run
+from codistill.record import Record
 from experiments.errors import UserError
+from experiments.runs import Run, label_of, members_of, read_runs, some_run
 from experiments.summary import number
 
 # Of a member, that rate and loss are taken from.
@@ -46,7 +46,6 @@ _TAIL_BYTES = 64 << 10
 _SECOND_LOOK_S = 0.2
 _OVER = ('done', 'diverged')
 _STATES = {'interrupted': 'stopped', 'done': 'done', 'diverged': 'done'}
-Run = dict[str, Any]
 Row = dict[str, Any]
 
 
@@ -92,62 +91,6 @@ class Status(NamedTuple):
   incarnation: int | None
   lease: str
   published: str
-
-
-def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
-  """The provenance of every process that began in a workdir.
-
-  Returns:
-    By the member that it trains, or {None: …} if it trains all.
-
-  Raises:
-    UserError: if there is none, or one cannot be read.
-  """
-  runs = {}
-  for path in sorted(workdir.glob('run*.json')):
-    match = re.fullmatch(r'run(?:-(\d+))?\.json', path.name)
-    if match is None:
-      continue
-    member = None if match[1] is None else int(match[1])
-    try:
-      runs[member] = _checked(read_run(path))
-    except (ValueError, KeyError, TypeError) as error:
-      raise UserError(
-        f'{path} is damaged; restore it, or begin that run anew with '
-        '--overwrite'
-      ) from error
-    except FileNotFoundError:
-      continue  # Begun anew since the folder was listed.
-  if not runs:
-    raise UserError(
-      f'{workdir} holds no run; make one with python -m experiments.run '
-      f'--config=NAME --workdir={workdir}'
-    )
-  return runs
-
-
-def _checked(run: Run) -> Run:
-  """The same, unless a key or a type shows that it is no run's provenance."""
-  label_of(run)
-  _num_members(run)
-  for value in (run['status'], run['config']['num_steps']):
-    if not isinstance(value, (str, int)):
-      raise TypeError(value)
-  return run
-
-
-def members_of(runs: Mapping[int | None, Run]) -> range:
-  """The numbers of all members that the config asks for."""
-  return range(max(map(_num_members, runs.values())))
-
-
-def some_run(runs: Mapping[int | None, Run]) -> Run:
-  """The provenance of one process; config and code are those of all."""
-  return next(iter(runs.values()))
-
-
-def _num_members(run: Run) -> int:
-  return int(run['config']['codistill']['members'])
 
 
 def last_rows(path: pathlib.Path, num_bytes: int) -> list[Row]:
@@ -391,11 +334,6 @@ def status_table(title: str, statuses: Sequence[Status]) -> Table:
       *(Text('–' if cell in (None, '') else str(cell)) for cell in cells)
     )
   return table
-
-
-def label_of(run: Run) -> str:
-  """'imagenet_sync:laptop' of a run's provenance."""
-  return ':'.join(filter(None, (run['experiment'], run['variant'])))
 
 
 def _table(workdir: pathlib.Path) -> tuple[Table, bool]:

@@ -107,6 +107,7 @@ def test_equals_the_numpy_transcription(burn_in):
       constant_targets=None,
       memory_reset_probability=0.0,
       loss_chunk_tokens=None,
+      num_async_workers=1,
     )
     members = [
       Member(

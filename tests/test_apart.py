@@ -123,8 +123,6 @@ def stored_state(workdir, member):
   checkpoints = Checkpoints(workdir / f'checkpoints-{member}')
   restored = checkpoints.restore(
     jax.eval_shape(lambda: experiment.init(0)),
-    experiment.model,
-    experiment.batch_size,
     experiment.mesh,
     experiment.teacher_precision,
   )

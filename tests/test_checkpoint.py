@@ -58,7 +58,7 @@ def restore(path, num_devices=1, precision='float32'):
   checkpoints = Checkpoints(path)
   abstract = jax.eval_shape(functools.partial(state_of, 0))
   result = checkpoints.restore(
-    abstract, model(), BATCH, sharding.make_mesh(num_devices), precision
+    abstract, sharding.make_mesh(num_devices), precision
   )
   checkpoints.close()
   return result

@@ -103,6 +103,7 @@ def make_subject() -> Subject:
     constant_targets=None,
     memory_reset_probability=0.0,
     loss_chunk_tokens=None,
+    num_async_workers=1,
   )
   key = jax.random.key(0)
   state = sharding.replicate(

@@ -1,0 +1,79 @@
+"""What processes of a run say of themselves, read by others; no jax."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from codistill.record import read_run
+from experiments.errors import UserError
+
+Run = dict[str, Any]
+
+
+def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
+  """The provenance of every process that began in a workdir.
+
+  Returns:
+    By the member that it trains, or {None: …} if it trains all.
+
+  Raises:
+    UserError: if there is none, or one cannot be read.
+  """
+  runs = {}
+  for path in sorted(workdir.glob('run*.json')):
+    match = re.fullmatch(r'run(?:-(\d+))?\.json', path.name)
+    if match is None:
+      continue
+    member = None if match[1] is None else int(match[1])
+    try:
+      runs[member] = _checked(read_run(path))
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'{path} is damaged; restore it, or begin that run anew with '
+        '--overwrite'
+      ) from error
+    except FileNotFoundError:
+      continue  # Begun anew since the folder was listed.
+  if not runs:
+    raise UserError(
+      f'{workdir} holds no run; make one with python -m experiments.run '
+      f'--config=NAME --workdir={workdir}'
+    )
+  return runs
+
+
+def _checked(run: Run) -> Run:
+  """The same, unless a key or a type shows that it is no run's provenance."""
+  label_of(run)
+  _num_members(run)
+  for value in (run['status'], run['config']['num_steps']):
+    if not isinstance(value, (str, int)):
+      raise TypeError(value)
+  return run
+
+
+def members_of(runs: Mapping[int | None, Run]) -> range:
+  """The numbers of all members that the config asks for."""
+  return range(max(map(_num_members, runs.values())))
+
+
+def some_run(runs: Mapping[int | None, Run]) -> Run:
+  """The provenance of one process; config and code are those of all."""
+  return next(iter(runs.values()))
+
+
+def _num_members(run: Run) -> int:
+  return int(run['config']['codistill']['members'])
+
+
+def label_of(run: Run) -> str:
+  """'imagenet_sync:laptop' of a run's provenance."""
+  return ':'.join(filter(None, (run['experiment'], run['variant'])))
+
+
+def commit_of(run: Run) -> str:
+  """The commit that last worked on a run."""
+  return str((run.get('resumed') or [run])[-1].get('commit'))[:12]
