@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import optax
+from data.text import make_text
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from codistill import exchange as exchange_lib
 from codistill import asynchronous, losses, optim, record, sharding, topology
+from codistill import exchange as exchange_lib
 from codistill.algorithm import Exchange, Member, Peer
 from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.evaluate import Evaluate, make_evaluate
@@ -33,7 +34,6 @@ from codistill.train_step import (
   place_state,
 )
 from data.images import NotPreparedError, make_images
-from data.text import make_text
 from experiments.errors import UserError, user_errors
 from experiments.faults import KINDS as FAULTS
 from experiments.faults import Fault
@@ -105,7 +105,9 @@ class Experiment:
     dataset: the examples.
     burn_in_steps: n_burn_in.
     num_steps: updates of each member.
-    batch_size: global, a member.
+    batch_size: global, a member; images, or lanes of text.
+    examples_per_step: of a member: images, or tokens.
+    unit: what these are.
     eval_interval_steps: between two evaluations.
     checkpoint_interval_steps: between two checkpoints.
   """
@@ -124,6 +126,8 @@ class Experiment:
   burn_in_steps: int
   num_steps: int
   batch_size: int
+  examples_per_step: int
+  unit: str
   eval_interval_steps: int
   checkpoint_interval_steps: int
 
@@ -302,6 +306,8 @@ def build(
     burn_in_steps=codistill.burn_in_steps,
     num_steps=config.num_steps,
     batch_size=config.batch_size,
+    examples_per_step=config.batch_size * config.data.get('sequence_length', 1),
+    unit='tokens' if config.data.kind == 'text' else 'examples',
     eval_interval_steps=config.eval_interval_steps,
     checkpoint_interval_steps=config.checkpoint_interval_steps,
   )

@@ -14,6 +14,7 @@ from experiments.summary import number, percent
 Row = dict[str, Any]
 # Of the running mean of the rate, a row.
 _RATE_MEMORY = 0.9
+_UNITS = {'examples': 'ex', 'tokens': 'tok'}
 
 
 class RunProgress:
@@ -27,6 +28,7 @@ class RunProgress:
     members: tuple[int, ...],
     num_steps: int,
     start_step: int,
+    unit: str,
     plain_interval_seconds: float = 2.0,
   ):
     """Prepares the display; it shows from `__enter__` to `__exit__`.
@@ -37,12 +39,14 @@ class RunProgress:
       members: a bar each.
       num_steps: of each member.
       start_step: updates done before.
+      unit: of the rate: examples or tokens.
       plain_interval_seconds: at least so long between two plain lines.
     """
     self._console = console
     self._name = name
     self._num_steps = num_steps
     self._start_step = start_step
+    self._unit = _UNITS.get(unit, unit)
     self._interval = plain_interval_seconds
     self._latest: dict[int, Row] = {}
     self._rates: dict[int, float] = {}
@@ -130,7 +134,7 @@ class RunProgress:
       peers = (f'{peer} ({why})' for peer, why in row['left_out'].items())
       parts.append(f'without {", ".join(peers)}')
     if rate is not None:
-      parts.append(f'{rate:,.0f} ex/s')
+      parts.append(f'{rate:,.0f} {self._unit}/s')
     return ', '.join(parts)
 
   def _left(self, step: int) -> str:

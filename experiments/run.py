@@ -26,7 +26,7 @@ import pathlib
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from absl import app, flags, logging
@@ -34,13 +34,14 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from codistill import hosts, record
-from codistill.algorithm import Exchange
+from codistill.algorithm import Exchange, Peer
 from codistill.checkpoint_exchange import PeerTimeoutError
 from codistill.lease import Lease, LeaseHeldError, LeaseLostError
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.progress import RunProgress
+from experiments.stored import load_teachers
 from experiments.summary import results_table
 from experiments.tensorboard import TensorBoard
 from experiments.train import Trainer
@@ -173,6 +174,57 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
   path = pathlib.Path(_WORKDIR.value or ROOT / 'runs' / default)
   path = path.expanduser().absolute()  # Orbax takes no other.
   _join_processes(config.codistill)
+  frozen = config.codistill.frozen_dir
+  if config.codistill.exchange == 'frozen' and frozen is None:
+    frozen = path / 'ensemble'
+    status = _train(
+      name,
+      variant,
+      f'{label}, the ensemble',
+      _first_phase(config),
+      frozen,
+      None,
+      console,
+      stop,
+    )
+    if status:
+      return status
+  teachers = ()
+  if config.codistill.exchange == 'frozen':
+    teachers = load_teachers(pathlib.Path(frozen).expanduser().absolute())
+  return _train(
+    name, variant, label, config, path, member, console, stop, teachers
+  )
+
+
+def _first_phase(config: ConfigDict) -> ConfigDict:
+  """The config of the ensemble that the second phase learns from."""
+  if not config.two_phase.num_steps:
+    raise UserError(
+      'codistill.exchange is frozen: say whom to learn from with '
+      '--config.codistill.frozen_dir=WORKDIR of a finished run, or how long an '
+      'ensemble is to train first with --config.two_phase.num_steps=N'
+    )
+  first = config.copy_and_resolve_references()
+  first.num_steps = config.two_phase.num_steps
+  first.codistill.members = config.two_phase.members
+  first.codistill.burn_in_steps = config.two_phase.num_steps
+  first.codistill.exchange = 'none'
+  return first
+
+
+def _train(
+  name: str,
+  variant: str,
+  label: str,
+  config: ConfigDict,
+  path: pathlib.Path,
+  member: int | None,
+  console: Console,
+  stop: list[int],
+  teachers: Sequence[Peer] = (),
+) -> int:
+  """One run in one workdir, from its beginning or its last checkpoint."""
   workdir = _open(path, _provenance(name, variant, config, member), member)
   if not hosts.is_first():
     console = Console(quiet=True)
@@ -180,7 +232,9 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
     console.print(f'{label} is finished; --overwrite runs it again.')
     return _conclude(label, workdir, console)
   # Everything that can be refused is refused before the first file is written.
-  experiment = build(config, member, exchange_folder=path / 'exchange')
+  experiment = build(
+    config, member, exchange_folder=path / 'exchange', teachers=teachers
+  )
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
@@ -200,6 +254,7 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
         members=experiment.members,
         num_steps=experiment.num_steps,
         start_step=trainer.start_step,
+        unit=experiment.unit,
       )
     )
     try:

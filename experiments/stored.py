@@ -9,11 +9,19 @@ from typing import Any, NamedTuple
 
 import jax
 
+from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from experiments import config as config_lib
 from experiments.build import Experiment, build
 from experiments.errors import UserError
-from experiments.runs import Run, commit_of, label_of, members_of, some_run
+from experiments.runs import (
+  Run,
+  commit_of,
+  label_of,
+  members_of,
+  read_runs,
+  some_run,
+)
 
 PyTree = Any
 
@@ -126,3 +134,29 @@ def load_members(
       else:
         missing[member] = f'member {member} has diverged'
   return dict(sorted(found.items())), missing
+
+
+def load_teachers(workdir: pathlib.Path) -> tuple[Peer, ...]:
+  """The members of a finished run, to learn from (§3.4.1).
+
+  Args:
+    workdir: of the run.
+
+  Raises:
+    UserError: if there is no run, or it has not finished, or not all of its
+      members can be read.
+  """
+  runs = read_runs(workdir)
+  for run in runs.values():
+    if run['status'] != 'done':
+      raise UserError(
+        f'{workdir} is {run["status"]}, and members learn from a finished run; '
+        'let its command go on first'
+      )
+  members = members_of(runs)
+  found, missing = load_members(workdir, runs, rebuild(runs), members)
+  if missing:
+    raise UserError(f'{workdir}: {"; ".join(missing.values())}')
+  return tuple(
+    Peer(member, one.step, one.variables) for member, one in found.items()
+  )

@@ -168,7 +168,7 @@ class Trainer:
       'member': member.index,
       'kind': 'train',
       'seconds': round(seconds, 3),
-      'examples_seen': step * self._experiment.batch_size,
+      'examples_seen': step * self._experiment.examples_per_step,
       'distill_loss': None,
       **metrics,
       'num_peers': len(ages),
@@ -181,7 +181,7 @@ class Trainer:
       'examples_per_second': (
         None
         if before is None
-        else round(self._experiment.batch_size / (seconds - before), 1)
+        else round(self._experiment.examples_per_step / (seconds - before), 1)
       ),
     }
     self._write(row)
@@ -208,7 +208,7 @@ class Trainer:
         'member': member,
         'kind': 'exchange',
         'seconds': round(self._seconds(), 3),
-        'examples_seen': step * self._experiment.batch_size,
+        'examples_seen': step * self._experiment.examples_per_step,
         **{
           key: _rounded(value) if isinstance(value, float) else value
           for key, value in event.items()
@@ -245,7 +245,9 @@ class Trainer:
       return
     experiment = self._experiment
     result = experiment.evaluate(
-      [member.state.variables for member in active], experiment.eval_batches()
+      [member.state.variables for member in active],
+      experiment.eval_batches(),
+      [experiment.carried(member) for member in active],
     )
     expected = experiment.dataset.num_examples('test')
     if result.num_examples != expected:
@@ -253,6 +255,10 @@ class Trainer:
         f'evaluation counted {result.num_examples} of {expected} examples'
       )
     scored = list(zip(active, result.members, strict=True))
+    gaps: dict[int | str, float] = {}
+    if result.memory_gap is not None:
+      numbers = [member.index for member in active]
+      gaps = dict(zip(numbers, result.memory_gap, strict=True))
     # A last update may ruin weights after a loss that was still finite.
     ruined = [pair for pair in scored if not math.isfinite(pair[1].task_loss)]
     for member, score in ruined:
@@ -273,6 +279,7 @@ class Trainer:
         who,
         **score._asdict(),
         disagreement=result.disagreement if who == 'ensemble' else None,
+        **({'memory_gap': gaps[who]} if who in gaps else {}),
       )
       for who, score in scores
     ]
@@ -288,7 +295,7 @@ class Trainer:
       'member': who,
       'kind': kind,
       'seconds': round(self._seconds(), 3),
-      'examples_seen': step * self._experiment.batch_size,
+      'examples_seen': step * self._experiment.examples_per_step,
       'disagreement': None,
       **scores,
     }
