@@ -102,7 +102,22 @@ def sgd(
   )
 
 
-OPTIMIZERS = {'sgd': sgd, 'adam': optax.adam, 'adagrad': optax.adagrad}
+def adam(
+  rate: optax.Schedule,
+  *,
+  b1: float,
+  b2: float,
+  eps: float,
+  clip_norm: float | None,
+) -> optax.GradientTransformation:
+  """Adam (Kingma & Ba, 2015), of gradients no longer than `clip_norm`."""
+  optimizer = optax.adam(rate, b1, b2, eps)
+  if clip_norm is None:
+    return optimizer
+  return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+
+
+OPTIMIZERS = {'sgd': sgd, 'adam': adam, 'adagrad': optax.adagrad}
 
 
 def make_optimizer(

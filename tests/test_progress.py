@@ -27,7 +27,12 @@ def show(terminal, **changes):
   console = Console(
     file=out, force_terminal=terminal, width=160, color_system=None
   )
-  arguments = {'members': (0, 1), 'num_steps': 2_000, 'start_step': 0}
+  arguments = {
+    'members': (0, 1),
+    'num_steps': 2_000,
+    'start_step': 0,
+    'unit': 'examples',
+  }
   display = RunProgress(console, 'name:laptop', **{**arguments, **changes})
   return display, out
 
@@ -178,7 +183,7 @@ def test_a_line_fits_a_terminal_of_80_columns(clock):
   out = io.StringIO()
   console = Console(file=out, force_terminal=True, width=80)
   display = RunProgress(
-    console, 'name', members=(0,), num_steps=14_100, start_step=0
+    console, 'name', members=(0,), num_steps=14_100, start_step=0, unit='examples'
   )
   with display:
     for step in (1, 13_000):

@@ -49,6 +49,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.vocab_size = 24_006
   # Tokens a lane a batch; memories go on from batch to batch.
   config.data.sequence_length = 32
+  # Held-out tokens that are evaluated on, of whole documents. None: all.
+  config.data.max_test_tokens = config_dict.placeholder(int)
 
   config.model.name = 'lstm'
   # Of 524,288 tokens a batch, so many logits at a time on each device.
@@ -62,7 +64,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.transformer.width = 256
   config.model.transformer.num_heads = 4
   config.model.transformer.num_layers = 4
-  config.model.transformer.mlp_ratio = 4
+  config.model.transformer.mlp_size = 1_024
 
   config.optimizer.name = 'adam'
   config.optimizer.adam = ConfigDict()
@@ -97,13 +99,14 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
 
 
 def _python_sources(config: ConfigDict) -> None:
-  """A quarter of the units, a twelfth of the pieces, states that are reset."""
+  """A quarter of the units, a sixth of the pieces, states that are reset."""
   config.num_steps = 3_000
   config.batch_size = 64
   config.eval_interval_steps = 100
   config.eval_batch_size = 64
   config.data.name = 'builtin'
-  config.data.vocab_size = 2_000
+  config.data.max_test_tokens = 200_000
+  config.data.vocab_size = 4_096
   config.model.dtype = 'float32'
   config.model.loss_chunk_tokens = config_dict.placeholder(int)
   # The paper never resets; at this size units latch if nothing does.
@@ -133,6 +136,7 @@ def _smoke(config: ConfigDict) -> None:
   config.eval_batch_size = 8
   config.checkpoint_interval_steps = 4
   config.data.sequence_length = 8
+  config.data.max_test_tokens = 4_000
   config.model.lstm.embedding_size = 8
   config.model.lstm.hidden_size = 8
   config.model.transformer.width = 8
