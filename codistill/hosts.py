@@ -83,7 +83,7 @@ def leave() -> None:
 
 
 def lost(error: BaseException) -> str:
-  """In a word, if this error came of another process that is gone; else ''.
+  """What an error says, if it came of another process that is gone; else ''.
 
   Args:
     error: of a collective, or of something that it was the cause of.
