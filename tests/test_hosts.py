@@ -9,12 +9,14 @@ import time
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from commands import ROOT, line_of, rows_of
 
 from codistill import hosts
 from codistill.checkpoint import read_newest
 from codistill.record import read_rows, read_run
 from experiments import config as config_lib
+from experiments import run
 from experiments.build import build
 from experiments.run import LOST_OTHERS
 
@@ -193,6 +195,37 @@ def test_a_process_that_is_gone_is_told_from_other_errors(
   monkeypatch.setattr(hosts, 'are_several', lambda: True)
   assert hosts.lost(error) == (text if is_lost else '')
   assert hosts.lost(OSError('Connection reset by peer')) == ''
+
+
+@pytest.mark.parametrize(
+  ('text', 'status', 'sentence'),
+  [
+    ('Gloo AllGather failed', 3, 'another process of this member has ended'),
+    ('shapes differ', 1, 'Traceback'),
+  ],
+)
+def test_who_fails_does_not_wait_for_the_others(
+  text, status, sentence, monkeypatch, capsys
+):
+  """As JAX does at exit, for minutes, and the others for it."""
+
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError(text)
+
+  def leave(number):
+    raise SystemExit(number)
+
+  monkeypatch.setattr(hosts, 'are_several', lambda: True)
+  monkeypatch.setattr(run, 'run', fail)
+  monkeypatch.setattr(run.os, '_exit', leave)
+  with flagsaver.flagsaver():
+    argv = run.parse_flags(['run', '--config=imagenet_codistill:smoke'])
+    with pytest.raises(SystemExit) as left:
+      run._main_of_process(argv)
+  assert left.value.code == status
+  err = capsys.readouterr().err
+  assert sentence in err
+  assert ('Traceback' in err) == (status == 1)
 
 
 def test_saves_and_loads_go_on_in_a_process_beside_this_one():
