@@ -199,6 +199,7 @@ FAKE = textwrap.dedent("""
     signal.signal(signal.SIGTERM, stop)
   if word in ('wait', 'stubborn', 'hang'):
     (folder / f'waits-{member}').touch()
+    (folder / f'waits-{member}.{process}').touch()
     time.sleep(60)
   write('done', 10)
 """)
@@ -415,8 +416,11 @@ def test_a_world_that_loses_a_process_ends_and_starts_as_a_whole(
 def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
   monkeypatch.setattr(member, '_GRACE_S', 0.2)
   fakes = Fakes(tmp_path, 'wait/stubborn', processes=2)
-  status, _ = fakes.run(Signals([tmp_path / 'waits-0']))
+  waits = [tmp_path / f'waits-0.{process}' for process in range(2)]
+  began = time.monotonic()
+  status, _ = fakes.run(Signals(waits))
   assert (status, fakes.ends()) == (128 + signal.SIGINT, ['stopped'])
+  assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize('first', [-signal.SIGKILL, 1])
