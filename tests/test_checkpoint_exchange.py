@@ -14,14 +14,11 @@ import numpy as np
 import pytest
 
 from codistill import publication, sharding, topology
-from codistill.checkpoint_exchange import (
-  CheckpointExchange,
-  PeerTimeoutError,
-  WaitInterruptedError,
-)
+from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.lease import LeaseHeldError, LeaseLostError
 from codistill.publication import Notes
 from codistill.rules import Rules
+from codistill.waiter import PeerTimeoutError, WaitInterruptedError
 
 LONG = 60.0  # Seconds; nothing takes that long unless it is broken.
 
@@ -142,7 +139,7 @@ def test_only_every_kth_step_is_published(make, tmp_path):
   writer = make(1, reload_interval_steps=4, keep_publications=9)
   for step in range(10):
     writer.offer(1, step, variables(1, step), jnp.float32(step))
-    until(lambda: not writer._offers and not writer._publishing)
+    assert writer._publisher.flush(LONG)
   assert sorted(publication.steps(folder(tmp_path))) == [0, 4, 8]
   notes = publication.read_notes(folder(tmp_path) / '8')
   assert notes._replace(wall_time=0.0) == Notes(
@@ -262,7 +259,7 @@ def test_attempts_become_rarer(make, tmp_path):
   nothing_in_it(tmp_path)
   reader = make(0)
   until(lambda: reader.account(0).failed_loads >= 4)
-  [(_, pause)] = reader._patience.values()
+  [(_, pause)] = reader._reader._patience.values()
   assert pause >= 8 * 0.02
 
 
@@ -368,7 +365,7 @@ def test_whoever_was_suspended_does_not_undo_what_its_successor_did(
   old = make(1)
   old.offer(1, 5, variables(1, 5))
   until(lambda: 'publish' in kinds(old, 1))
-  old._leases[1].beat()  # So that it writes no more by itself.
+  old._publisher._leases[1].beat()  # So that it writes no more by itself.
   path = folder(tmp_path) / 'lease.json'
   path.write_text(
     json.dumps(json.loads(path.read_text()) | {'nonce': 'x', 'incarnation': 2})
@@ -444,7 +441,7 @@ def test_whoever_has_been_replaced_stops(make, tmp_path):
   exchange = make(0)
   path = folder(tmp_path, 0) / 'lease.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'nonce': 'x'}))
-  exchange._leases[0].beat()
+  exchange._publisher._leases[0].beat()
   with pytest.raises(LeaseLostError, match='taken over member 0'):
     exchange.offer(0, 1, variables(0, 1))
   with pytest.raises(LeaseLostError, match='taken over member 0'):
@@ -460,7 +457,7 @@ def test_the_newest_few_stay_and_the_young(make, tmp_path):
   for step in range(5):
     for member, exchange in ((1, writer), (0, patient)):
       exchange.offer(member, step, variables(member, step))
-      until(lambda e=exchange: not e._offers and not e._publishing)
+      assert exchange._publisher.flush(LONG)
   assert sorted(publication.steps(folder(tmp_path, 1))) == [3, 4]
   assert sorted(publication.steps(folder(tmp_path, 0))) == [0, 1, 2, 3, 4]
 
@@ -481,7 +478,7 @@ def test_a_slow_disk_skips_publications_and_keeps_nobody(
   assert writing.wait(LONG)
   for step in range(1, 8):
     writer.offer(1, step, variables(1, step))
-  assert len(writer._offers) == 1  # Nothing grows.
+  assert len(writer._publisher._offers) == 1  # Nothing grows.
   go.set()
   until(lambda: kinds(writer, 1).count('publish') == 2)
   assert kinds(writer, 1).count('skip') == 6
@@ -501,7 +498,7 @@ def test_a_folder_that_cannot_be_written_stops_nobody(
     until(lambda: 'failed publish' in kinds(writer, 1))
     [said] = [e['message'] for e in events(writer, 1) if 'message' in e]
     assert said == 'member 1 cannot publish: OSError no more disk'
-  until(lambda: not writer._publishing)
+  assert writer._publisher.flush(LONG)
   writer.offer(1, 1, variables(1, 1))
   until(lambda: 'publish' in kinds(writer, 1))
 
@@ -565,7 +562,7 @@ def test_a_synchronous_member_without_a_disk_makes_no_checkpoint(
     exchange.publications()
   assert 'could not publish to' in str(caught.value)
   # Nor later: it would not offer that step again.
-  until(lambda: not exchange._offers and not exchange._publishing)
+  assert exchange._publisher.flush(LONG)
   with pytest.raises(PeerTimeoutError, match='no more disk'):
     exchange.publications()
 
@@ -602,7 +599,7 @@ def test_a_member_that_has_withdrawn_holds_nobody_s_copies(tmp_path):
         exchange.withdraw(2)
     held = exchange.publications().variables
     assert {m: len(steps) for m, steps in held.items()} == {0: 1, 1: 1, 2: 1}
-    assert len(exchange._notes) <= 6
+    assert len(exchange._reader._notes) <= 6
 
 
 def test_a_synchronous_member_can_be_told_to_stop(make):
