@@ -35,10 +35,10 @@ def make(tmp_path):
   """Exchanges of one member each in one folder; closed at the end."""
   made = []
 
-  def make(member, members=2, like=None, **keywords):
+  def make(member, members=2, like=None, graph='all', **keywords):
     exchange = CheckpointExchange(
       tmp_path / 'exchange',
-      topology.make_topology('all', members),
+      topology.make_topology(graph, members),
       members=(member,),
       like=variables(0, 0) if like is None else like,
       **{
@@ -133,6 +133,32 @@ def test_the_freshest_finished_copy_teaches_whatever_its_step(make):
   # Ahead of its student, by two steps.
   sees(reader, 3, at=1)
   assert reader.account(0).left_out == {}
+
+
+def test_a_graph_that_is_redrawn_is_followed(make, tmp_path):
+  for member in (1, 2):
+    publish(tmp_path, 7, member=member)
+  graph = topology.make_topology('random', 3)
+  drawn = [graph.teachers(0, reload) for reload in range(6)]
+  assert set(drawn) == {(1,), (2,)}
+  reader = make(0, members=3, graph='random', reload_interval_steps=10)
+
+  def taught_by(teachers, step):
+    peers = [peer.member for peer in reader.freshest(0, step)]
+    return peers == list(teachers)
+
+  for reload, teachers in enumerate(drawn):
+    # The old ones teach until the new ones are there: never none.
+    if reload:
+      assert reader.freshest(0, 10 * reload + 1)
+    until(lambda t=teachers, r=reload: taught_by(t, 10 * r + 1), 'new teachers')
+    # And those who teach no more need no memory.
+    until(lambda t=teachers: set(held(reader)) == set(t), 'old ones to go')
+
+
+def held(exchange):
+  copies = exchange.publications().variables
+  return [member for member, steps in copies.items() if steps]
 
 
 def test_only_every_kth_step_is_published(make, tmp_path):
