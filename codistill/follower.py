@@ -107,11 +107,11 @@ class Follower:
 
   def copies(self) -> dict[int, dict[int, Copy]]:
     """All, by member and step."""
+    found = {peer: {} for peer in range(self._topology.members)}
     with self._lock:
-      return {
-        peer: dict([self._copies[peer]] if peer in self._copies else [])
-        for peer in range(self._topology.members)
-      }
+      for peer, (step, copy) in self._copies.items():
+        found[peer][step] = copy
+    return found
 
   def restore(self, copies: Mapping[int, Mapping[int, Copy]]) -> None:
     """Puts back what `copies` returned, but where something newer is."""

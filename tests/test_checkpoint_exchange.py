@@ -455,6 +455,19 @@ def test_a_resumed_member_has_its_peers_at_once(make, tmp_path):
   assert second.account(0).left_out == {1: 'worse'}
 
 
+def test_what_has_been_read_since_is_not_undone_by_a_resume(make, tmp_path):
+  publish(tmp_path, 3)
+  first = make(0)
+  sees(first, 3)
+  publications = first.publications()
+  first.__exit__()
+  publish(tmp_path, 5)
+  second = make(0)
+  sees(second, 5)
+  second.restore(publications)
+  sees(second, 5)
+
+
 def test_one_job_a_member(make):
   first = make(0)
   with pytest.raises(LeaseHeldError, match='member 0 in'):
