@@ -462,10 +462,10 @@ def test_what_has_been_read_since_is_not_undone_by_a_resume(make, tmp_path):
   publications = first.publications()
   first.__exit__()
   publish(tmp_path, 5)
-  second = make(0)
+  second = make(0, poll_interval_s=LONG)  # It looks once.
   sees(second, 5)
   second.restore(publications)
-  sees(second, 5)
+  assert [peer.step for peer in second.freshest(0, 1)] == [5]
 
 
 def test_one_job_a_member(make):
