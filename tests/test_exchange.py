@@ -22,14 +22,15 @@ SEED = 3
 
 def variables(member, step):
   """Weights that tell whose they are and when they were."""
-  whose = 100.0 * member + step
+  whose = np.float32(100 * member + step)
+  thirds = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
   return {
     'params': {
-      'b': jnp.full((4,), whose),
+      'b': jnp.asarray(np.full(4, whose)),
       # Whatever it is rounded to, some of it changes, and no scale is alike.
-      'w': (whose + jnp.arange(12.0).reshape(3, 4) / 7) * 10.0 ** jnp.arange(4),
+      'w': jnp.asarray((whose + thirds) * np.float32([1, 10, 100, 1000])),
     },
-    'batch_stats': {'mean': jnp.full((2,), float(step))},
+    'batch_stats': {'mean': jnp.asarray(np.full(2, np.float32(step)))},
   }
 
 
@@ -154,18 +155,15 @@ KINDS = {
     0,
   ),
   # A tenth of a second a publication: fewer of them.
-  'folder, k=5': (functools.partial(in_folder, interval=5), 5, 0),
-  'folder, ring, k=4, d=2': (
-    functools.partial(in_folder, interval=4, delay=2, graph='ring'),
-    4,
-    2,
-  ),
-  'folder, random, k=5, bfloat16 held in int8': (
-    functools.partial(
-      in_folder, interval=5, graph='random', precisions=('bfloat16', 'int8')
-    ),
+  'folder, k=5, bfloat16 held in int8': (
+    functools.partial(in_folder, interval=5, precisions=('bfloat16', 'int8')),
     5,
     0,
+  ),
+  'folder, random, k=4, d=2': (
+    functools.partial(in_folder, interval=4, delay=2, graph='random'),
+    4,
+    2,
   ),
   'frozen': (frozen, None, None),
 }
