@@ -37,8 +37,8 @@ from rich.console import Console
 
 from codistill import hosts, record
 from codistill.algorithm import Exchange
-from codistill.checkpoint_exchange import PeerTimeoutError
 from codistill.lease import Lease, LeaseHeldError, LeaseLostError
+from codistill.waiter import PeerTimeoutError
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
