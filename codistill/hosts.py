@@ -12,6 +12,7 @@ import concurrent.futures.process
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -25,6 +26,12 @@ from jax.experimental import multihost_utils
 T = TypeVar('T')
 # Seconds between two looks at whether the process that it works for lives.
 _LOOK_S = 1.0
+# What gloo, NCCL and JAX's coordination service say when a process is gone.
+_LOST = re.compile(
+  r'gloo|nccl|coordination|distributed service|socket closed|'
+  r'connection (?:reset|closed|refused)|remote process exited',
+  re.IGNORECASE,
+)
 
 
 class OtherProcessError(Exception):
@@ -73,6 +80,23 @@ def leave() -> None:
   """Waits for the others to come here, too; then each may end."""
   if are_several():
     jax.distributed.shutdown()
+
+
+def lost(error: BaseException) -> str:
+  """What an error says, if it came of another process that is gone; else ''.
+
+  Args:
+    error: of a collective, or of something that it was the cause of.
+  """
+  link: BaseException | None = error
+  while link is not None and are_several():
+    # A collective raises either, and the rest of JAX neither for such a reason.
+    if isinstance(link, (jax.errors.JaxRuntimeError, ValueError)):
+      text = ' '.join(str(link).split())
+      if _LOST.search(text):
+        return text[:200]
+    link = link.__cause__ or link.__context__
+  return ''
 
 
 def are_several() -> bool:

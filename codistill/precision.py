@@ -142,7 +142,7 @@ def _whole(sharding: Sharding) -> Sharding:
   return sharding
 
 
-def _quantize(leaf: jax.Array) -> Quantized:
+def _quantize(leaf: jax.Array | np.ndarray) -> Quantized:
   weights = leaf.astype(jnp.float32)
   largest = jnp.max(jnp.abs(weights), axis=tuple(range(leaf.ndim - 1)))
   # A channel of zeros has any scale.

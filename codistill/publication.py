@@ -174,9 +174,7 @@ def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
     variables = jax.device_get(ocp.load(path, abstract))
   # Orbax and TensorStore raise anything, a bare Exception included.
   except Exception as error:
-    raise UnreadableError(
-      f'{path} cannot be loaded: {_brief(error)}'
-    ) from error
+    raise UnreadableError(f'{path} cannot be loaded: {brief(error)}') from error
   # Orbax notices what it cannot decode, and a flipped bit decodes well.
   if _checksum(variables) != checksum:
     raise UnreadableError(f'{path} holds other numbers than were published')
@@ -193,6 +191,11 @@ def host_device() -> jax.Device:
     return jax.local_devices()[0]  # It was told to have no other.
 
 
+def brief(error: Exception) -> str:
+  """An error in a line; what Orbax says may be pages of specification."""
+  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'
+
+
 def _read(
   path: epath.Path,
 ) -> tuple[Notes, int, dict[str, tuple[int, ...]]]:
@@ -203,7 +206,7 @@ def _read(
     checksum = said.pop('checksum')
     return Notes(**said), checksum, _shapes(metadata.metadata)
   except Exception as error:
-    raise UnreadableError(f'{path} cannot be read: {_brief(error)}') from error
+    raise UnreadableError(f'{path} cannot be read: {brief(error)}') from error
 
 
 def _checksum(variables: PyTree) -> int:
@@ -222,8 +225,3 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
     for path, leaf in leaves
   }
-
-
-def _brief(error: Exception) -> str:
-  """The beginning of what may be pages of specification."""
-  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'

@@ -20,6 +20,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Flags of experiments.run that make sense for many runs at once.
 _FLAGS = ('--allow-code-change', '--tensorboard')
 _EXCEPTION = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
+# As C++ logs what it aborts for.
+_FATAL = re.compile(r'F\d{4} [\d:.]+ +\d+ \S+\] ')
+# What Python's tracker of resources says of every process that is killed.
+_NOISE = re.compile(r'.*resource_tracker: |Extension modules: ')
+_MOST_LETTERS = 300
 
 
 def given_keys(extra: Sequence[str]) -> dict[str, str]:
@@ -74,6 +79,8 @@ def start(
 def last_words(log: pathlib.Path, status: int, since: int = 0) -> str:
   """Why a run failed: its sentence, else its exception, else its last line.
 
+  Whoever is killed says nothing of it: there a last line is no reason.
+
   Args:
     log: what it said.
     status: as `subprocess` has it.
@@ -82,13 +89,23 @@ def last_words(log: pathlib.Path, status: int, since: int = 0) -> str:
   with open(log, 'rb') as file:
     file.seek(since)
     text = file.read().decode(errors='replace')
-  lines = [line for line in text.splitlines() if line.strip()]
+  lines = [
+    line
+    for line in text.splitlines()
+    if line.strip() and not _NOISE.match(line)
+  ]
   said = [line for line in lines if line.startswith('experiments.run: ')]
   raised = [line for line in lines if _EXCEPTION.match(line)]
-  words = (said or raised or lines or ['nothing'])[-1]
+  raised += [_FATAL.sub('', line) for line in lines if _FATAL.match(line)]
+  died = f'killed by signal {-status}' if status < 0 else ''
+  if status == -signal.SIGKILL and not (said or raised):
+    words = 'it is what the kernel does, too, where memory is short'
+  else:
+    words = (said or raised or lines or ['nothing'])[-1]
   words = words.strip().removeprefix('experiments.run: ')
-  died = f'killed by signal {-status}; ' if status < 0 else ''
-  return f'{died}{words} (all of it: {log})'
+  if len(words) > _MOST_LETTERS:
+    words = f'{words[:_MOST_LETTERS]} …'
+  return f'{"; ".join(filter(None, (died, words)))} (all of it: {log})'
 
 
 @contextlib.contextmanager

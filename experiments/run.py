@@ -12,7 +12,8 @@ Slurm, Open MPI, Kubernetes or Cloud TPU; or say where process 0 is, how many
 there are, and which this is.
 
 The same command again resumes. Exit status: 0 done, 1 an error or a member
-that diverged, 2 a command that makes no sense, 128 + n stopped by signal n.
+that diverged, 2 a command that makes no sense, 3 another process of this member
+ended first, 128 + n stopped by signal n.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -35,8 +37,8 @@ from rich.console import Console
 
 from codistill import hosts, record
 from codistill.algorithm import Exchange, Peer
-from codistill.checkpoint_exchange import PeerTimeoutError
 from codistill.lease import Lease, LeaseHeldError, LeaseLostError
+from codistill.waiter import PeerTimeoutError
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
@@ -48,6 +50,8 @@ from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Others of this member say why it ended.
+LOST_OTHERS = 3
 PACKAGES = (
   'flax',
   'grain',
@@ -509,6 +513,14 @@ def main(argv: list[str]) -> int:
     _complain(f'{error}; the same command goes on from the last checkpoint')
     return 1
   except Exception as error:
+    reason = hosts.lost(error)
+    if reason:
+      _complain(
+        f'another process of this member has ended, and its log says why; '
+        f'process {jax.process_index()} ends, too ({reason}); the same '
+        'commands go on from the last checkpoint'
+      )
+      return LOST_OTHERS
     if not _disk_full(error):
       raise
     _complain(
@@ -532,7 +544,14 @@ def _main_of_process(argv: list[str]) -> int:
       show(unraisable)
 
   sys.unraisablehook = show_others
-  status = main(argv)
+  try:
+    status = main(argv)
+  except Exception:
+    if not hosts.are_several():
+      raise
+    # At its end JAX would wait for the others for minutes, and they for this.
+    traceback.print_exc()
+    status = 1
   if status:
     sys.stdout.flush()
     sys.stderr.flush()

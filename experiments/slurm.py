@@ -47,7 +47,7 @@ def submit(
   Args:
     commands: of the runs, `python -m experiments.run …`.
     jobs: how many at a time.
-    workdir: of the sweep; the array's scripts and logs go below it.
+    workdir: of the runs; the array's scripts and logs go below it.
     parameters: of sbatch, as submitit names them without its slurm_; `time`,
       in minutes, at least; and its `max_num_timeout`, how many times a run may
       use that time up and go on.
@@ -76,7 +76,10 @@ def submit(
   values = {key: _value(key, text) for key, text in parameters.items()}
   tasks_per_node = _count(values, 'ntasks_per_node', 1)
   if _count(values, 'nodes', 1) * tasks_per_node > 1:
-    commands = [(*command, '--distributed') for command in commands]
+    commands = [
+      (*(word for word in command if word != '--distributed'), '--distributed')
+      for command in commands
+    ]
     # Of a run that has lost one process nothing comes any more.
     values['srun_args'] = ['--kill-on-bad-exit=1', *values.get('srun_args', [])]
   if 'cpus_per_task' in values:
@@ -117,7 +120,7 @@ def submit(
     submitit.core.utils.FailedJobError,
   ) as error:
     reason = ' '.join(str(error).split())
-    raise UserError(f'Slurm did not take the sweep: {reason}') from error
+    raise UserError(f'Slurm did not take the jobs: {reason}') from error
   return [job.job_id for job in submitted]
 
 

@@ -12,8 +12,8 @@ import jax
 from codistill import algorithm, hosts
 from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
-from codistill.checkpoint_exchange import PeerTimeoutError, WaitInterruptedError
 from codistill.record import Record
+from codistill.waiter import PeerTimeoutError, WaitInterruptedError
 from experiments.build import Experiment
 from experiments.progress import RunProgress
 from experiments.workdir import Workdir

@@ -271,7 +271,7 @@ def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
     path.write_text(
       json.dumps(json.loads(path.read_text()) | {'nonce': 'x', 'pid': 7})
     )
-    trainer._experiment.exchange._leases[0].beat()
+    trainer._experiment.exchange._publisher._leases[0].beat()
 
   with on_row(replace, step=5, kind='train'):
     assert run_command(tmp_path, *ALONE).status == 1

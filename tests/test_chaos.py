@@ -10,20 +10,30 @@ import sys
 
 import psutil
 import pytest
+from etils import epath
 
+from codistill import publication
 from codistill.record import Record
-from scripts import chaos
+from scripts.chaos import __main__ as command
+from scripts.chaos import (
+  exchanges,
+  folder_faults,
+  outcome,
+  process_faults,
+  publication_faults,
+  runs,
+)
 
 
 @pytest.fixture
 def world(tmp_path):
-  with chaos.InProcess(tmp_path / 'exchange') as world:
+  with exchanges.InProcess(tmp_path / 'exchange') as world:
     yield world
 
 
 @pytest.fixture
 def stage(tmp_path):
-  with chaos.Stage(tmp_path, kills=2) as stage:
+  with runs.Stage(tmp_path, kills=2) as stage:
     yield stage
 
 
@@ -36,61 +46,64 @@ def chance():
 
 
 def test_a_folder_that_cannot_be_written_costs_publications_alone(world):
-  result = chaos.read_only(world, by='file')
+  result = folder_faults.read_only(world, by='file')
   assert 'failed publish' in result.lost
   assert 'a file in place of' in result.how
 
 
 def test_a_folder_that_is_removed_appears_again(world):
-  chaos.removed(world)
+  folder_faults.removed(world)
   for member in ('0', '1'):
     assert (world.exchange / member / 'lease.json').exists()
 
 
 def test_a_folder_may_be_moved_away_and_come_back(world):
   before = world.exchange.stat().st_ino
-  chaos.moved(world)
+  folder_faults.moved(world)
   assert world.exchange.stat().st_ino == before
 
 
 def test_garbage_in_a_folder_is_no_publication(world):
-  result = chaos.garbage(world, chance())
+  result = folder_faults.garbage(world, chance())
   assert 'failed load' in result.lost
 
   def tidy():
     """Garbage counts as nobody's, and not as the newest few."""
     world.go_on()
-    there = chaos.publication.steps(chaos.epath.Path(world.exchange) / '1')
+    there = publication.steps(epath.Path(world.exchange) / '1')
     return max(there) <= world.step and len(there) >= 3
 
-  chaos.until(tidy, 'only what was published to be there')
+  outcome.until(tidy, 'only what was published to be there')
 
 
 @pytest.mark.parametrize(
   'ways',
   [
-    {'to a half': chaos.TRUNCATED['to a half']},
-    chaos.RANDOM,
-    {'flip': chaos.FLIPPED['flip 0']},
+    {'to a half': publication_faults.TRUNCATED['to a half']},
+    publication_faults.RANDOM,
+    {'flip': publication_faults.FLIPPED['flip 0']},
   ],
   ids=['truncated', 'random bytes', 'a flipped bit'],
 )
 def test_a_publication_damaged_at_any_file_is_refused_or_right(tmp_path, ways):
-  result = chaos.damaged(tmp_path, ways, chance())
+  result = publication_faults.damaged(tmp_path, ways, chance())
   refused, tried = result.lost.split(' refused')[0].split(' of ')
   assert 5 <= int(refused) < int(tried)
 
 
 def test_nothing_is_decided_by_a_clock(tmp_path):
-  chaos.clock(tmp_path)
+  publication_faults.clock(tmp_path)
 
 
 def test_a_slow_disk_keeps_no_step(tmp_path):
-  chaos.slow_disk(tmp_path, steps=30)
+  publication_faults.slow_disk(tmp_path, steps=30)
 
 
 def test_a_slow_writer_skips_publications(tmp_path):
-  assert '28 publications skipped' in chaos.slow_writer(tmp_path, steps=30).lost
+  assert (
+    '28 publications skipped'
+    in publication_faults.slow_writer(tmp_path, steps=30).lost
+  )
 
 
 def test_members_that_are_killed_again_and_again_finish_with_all_rows(
@@ -98,7 +111,7 @@ def test_members_that_are_killed_again_and_again_finish_with_all_rows(
 ):
   # As in the processes of other tests, so that compiled programs are shared.
   monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
-  result = chaos.kills(stage, members=2, num_steps=400)
+  result = process_faults.kills(stage, members=2, num_steps=400)
   assert 'kill -9 × 2' in result.how
 
 
@@ -133,31 +146,31 @@ def write_rows(workdir, steps, *, final=(0,), status='done', ages=()):
 def test_rows_that_are_not_complete_are_found(
   stage, tmp_path, steps, changes, said
 ):
-  run = chaos.Run(stage, tmp_path, members=2)
+  run = runs.Run(stage, tmp_path, members=2)
   write_rows(tmp_path, [1, 2, 3])
   assert len(run.check_rows(0, 3)) == 3
   (tmp_path / 'rows-0.jsonl').unlink()
   write_rows(tmp_path, steps, **changes)
-  with pytest.raises(chaos.FailedError) as caught:
+  with pytest.raises(outcome.FailedError) as caught:
     run.check_rows(0, 3)
   assert said in str(caught.value)
 
 
 def test_weights_that_nobody_published_are_found(tmp_path, monkeypatch):
-  real = chaos.weights
-  with chaos.Reader(tmp_path) as reader:
+  real = exchanges.weights
+  with exchanges.Reader(tmp_path) as reader:
     with monkeypatch.context() as patch:
-      patch.setattr(chaos, 'weights', lambda m, step: real(m, step + 1))
+      patch.setattr(exchanges, 'weights', lambda m, step: real(m, step + 1))
       with reader.about_to_appear():
         pass
-    with pytest.raises(chaos.FailedError, match='weights that nobody'):
+    with pytest.raises(outcome.FailedError, match='weights that nobody'):
       reader.sees()
 
 
 def test_what_never_comes_is_not_awaited_for_ever(monkeypatch):
-  monkeypatch.setattr(chaos, 'LONG_S', 0.1)
-  with pytest.raises(chaos.FailedError, match=r'it: not in 0\.1 s'):
-    chaos.until(lambda: False, 'it')
+  monkeypatch.setattr(outcome, 'LONG_S', 0.1)
+  with pytest.raises(outcome.FailedError, match=r'it: not in 0\.1 s'):
+    outcome.until(lambda: False, 'it')
 
 
 def sleeper(stage, tmp_path, seconds=1_000):
@@ -167,15 +180,15 @@ def sleeper(stage, tmp_path, seconds=1_000):
 
 def test_nobody_waits_for_a_process_that_has_ended(stage, tmp_path):
   job = sleeper(stage, tmp_path, seconds=0)
-  with pytest.raises(chaos.FailedError, match='it: ended with status 0'):
-    chaos.until(lambda: False, 'it', [job])
+  with pytest.raises(outcome.FailedError, match='it: ended with status 0'):
+    outcome.until(lambda: False, 'it', [job])
 
 
 def test_processes_end_with_the_stage_whatever_ends_it(tmp_path):
   jobs = []
 
   def interrupted():
-    with chaos.Stage(tmp_path) as stage:
+    with runs.Stage(tmp_path) as stage:
       jobs.append(sleeper(stage, tmp_path))
       raise KeyboardInterrupt
 
@@ -190,18 +203,18 @@ def test_processes_end_with_the_stage_whatever_ends_it(tmp_path):
 def test_the_table_says_what_came_of_each_fault(tmp_path, capsys, monkeypatch):
   def fail(stage):
     """It always fails."""
-    raise chaos.FailedError('nothing | came back')
+    raise outcome.FailedError('nothing | came back')
 
   def well(stage):
     stage.folder('well')
-    return chaos.Result('so', 'nothing', '0 s')
+    return outcome.Result('so', 'nothing', '0 s')
 
-  monkeypatch.setattr(chaos, 'FAULTS', {'bad': fail, 'good': well})
+  monkeypatch.setattr(command, 'FAULTS', {'bad': fail, 'good': well})
   table = tmp_path / 'table.md'
   keep = tmp_path / 'kept'
   arguments = [f'--markdown={table}', f'--keep={keep}', '--seed=7']
-  assert chaos.main(['good', *arguments]) == 0
-  assert chaos.main(['all', *arguments]) == 1
+  assert command.main(['good', *arguments]) == 0
+  assert command.main(['all', *arguments]) == 1
   out = capsys.readouterr().out
   assert 'seed 7' in out
   assert 'good: ok' in out
@@ -217,7 +230,7 @@ def test_the_table_says_what_came_of_each_fault(tmp_path, capsys, monkeypatch):
 
 def test_a_fault_that_is_not_there_is_one_sentence(capsys):
   with pytest.raises(SystemExit) as caught:
-    chaos.main(['earthquake'])
+    command.main(['earthquake'])
   assert caught.value.code == 2
   error = capsys.readouterr().err.splitlines()[-1]
   assert "no fault 'earthquake'" in error
@@ -228,7 +241,7 @@ def test_a_fault_that_is_not_there_is_one_sentence(capsys):
 def test_a_signal_also_ends_the_processes_that_were_started(tmp_path, number):
   process = subprocess.Popen(
     [sys.executable, '-m', 'scripts.chaos', 'stop', f'--keep={tmp_path}'],
-    cwd=chaos.ROOT,
+    cwd=runs.ROOT,
     stdout=subprocess.DEVNULL,
   )
   started = []
@@ -237,8 +250,8 @@ def test_a_signal_also_ends_the_processes_that_were_started(tmp_path, number):
     started[:] = psutil.Process(process.pid).children()
     return len(started) == 2
 
-  chaos.until(both, 'two members')
+  outcome.until(both, 'two members')
   process.send_signal(number)
-  assert process.wait(chaos.LONG_S) == 128 + number
-  gone, alive = psutil.wait_procs(started, timeout=chaos.LONG_S)
+  assert process.wait(outcome.LONG_S) == 128 + number
+  gone, alive = psutil.wait_procs(started, timeout=outcome.LONG_S)
   assert (len(gone), alive) == (2, [])

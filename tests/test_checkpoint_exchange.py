@@ -14,14 +14,11 @@ import numpy as np
 import pytest
 
 from codistill import publication, sharding, topology
-from codistill.checkpoint_exchange import (
-  CheckpointExchange,
-  PeerTimeoutError,
-  WaitInterruptedError,
-)
+from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.lease import LeaseHeldError, LeaseLostError
 from codistill.publication import Notes
 from codistill.rules import Rules
+from codistill.waiter import PeerTimeoutError, WaitInterruptedError
 
 LONG = 60.0  # Seconds; nothing takes that long unless it is broken.
 
@@ -38,10 +35,10 @@ def make(tmp_path):
   """Exchanges of one member each in one folder; closed at the end."""
   made = []
 
-  def make(member, members=2, like=None, **keywords):
+  def make(member, members=2, like=None, graph='all', **keywords):
     exchange = CheckpointExchange(
       tmp_path / 'exchange',
-      topology.make_topology('all', members),
+      topology.make_topology(graph, members),
       members=(member,),
       like=variables(0, 0) if like is None else like,
       **{
@@ -138,11 +135,37 @@ def test_the_freshest_finished_copy_teaches_whatever_its_step(make):
   assert reader.account(0).left_out == {}
 
 
+def test_a_graph_that_is_redrawn_is_followed(make, tmp_path):
+  for member in (1, 2):
+    publish(tmp_path, 7, member=member)
+  graph = topology.make_topology('random', 3)
+  drawn = [graph.teachers(0, reload) for reload in range(6)]
+  assert set(drawn) == {(1,), (2,)}
+  reader = make(0, members=3, graph='random', reload_interval_steps=10)
+
+  def taught_by(teachers, step):
+    peers = [peer.member for peer in reader.freshest(0, step)]
+    return peers == list(teachers)
+
+  for reload, teachers in enumerate(drawn):
+    # The old ones teach until the new ones are there: never none.
+    if reload:
+      assert reader.freshest(0, 10 * reload + 1)
+    until(lambda t=teachers, r=reload: taught_by(t, 10 * r + 1), 'new teachers')
+    # And those who teach no more need no memory.
+    until(lambda t=teachers: set(held(reader)) == set(t), 'old ones to go')
+
+
+def held(exchange):
+  copies = exchange.publications().variables
+  return [member for member, steps in copies.items() if steps]
+
+
 def test_only_every_kth_step_is_published(make, tmp_path):
   writer = make(1, reload_interval_steps=4, keep_publications=9)
   for step in range(10):
     writer.offer(1, step, variables(1, step), jnp.float32(step))
-    until(lambda: not writer._offers and not writer._publishing)
+    assert writer._publisher.flush(LONG)
   assert sorted(publication.steps(folder(tmp_path))) == [0, 4, 8]
   notes = publication.read_notes(folder(tmp_path) / '8')
   assert notes._replace(wall_time=0.0) == Notes(
@@ -262,7 +285,7 @@ def test_attempts_become_rarer(make, tmp_path):
   nothing_in_it(tmp_path)
   reader = make(0)
   until(lambda: reader.account(0).failed_loads >= 4)
-  [(_, pause)] = reader._patience.values()
+  [(_, pause)] = reader._reader._patience.values()
   assert pause >= 8 * 0.02
 
 
@@ -368,7 +391,7 @@ def test_whoever_was_suspended_does_not_undo_what_its_successor_did(
   old = make(1)
   old.offer(1, 5, variables(1, 5))
   until(lambda: 'publish' in kinds(old, 1))
-  old._leases[1].beat()  # So that it writes no more by itself.
+  old._publisher._leases[1].beat()  # So that it writes no more by itself.
   path = folder(tmp_path) / 'lease.json'
   path.write_text(
     json.dumps(json.loads(path.read_text()) | {'nonce': 'x', 'incarnation': 2})
@@ -432,6 +455,19 @@ def test_a_resumed_member_has_its_peers_at_once(make, tmp_path):
   assert second.account(0).left_out == {1: 'worse'}
 
 
+def test_what_has_been_read_since_is_not_undone_by_a_resume(make, tmp_path):
+  publish(tmp_path, 3)
+  first = make(0)
+  sees(first, 3)
+  publications = first.publications()
+  first.__exit__()
+  publish(tmp_path, 5)
+  second = make(0, poll_interval_s=LONG)  # It looks once.
+  sees(second, 5)
+  second.restore(publications)
+  assert [peer.step for peer in second.freshest(0, 1)] == [5]
+
+
 def test_one_job_a_member(make):
   first = make(0)
   with pytest.raises(LeaseHeldError, match='member 0 in'):
@@ -444,7 +480,7 @@ def test_whoever_has_been_replaced_stops(make, tmp_path):
   exchange = make(0)
   path = folder(tmp_path, 0) / 'lease.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'nonce': 'x'}))
-  exchange._leases[0].beat()
+  exchange._publisher._leases[0].beat()
   with pytest.raises(LeaseLostError, match='taken over member 0'):
     exchange.offer(0, 1, variables(0, 1))
   with pytest.raises(LeaseLostError, match='taken over member 0'):
@@ -460,7 +496,7 @@ def test_the_newest_few_stay_and_the_young(make, tmp_path):
   for step in range(5):
     for member, exchange in ((1, writer), (0, patient)):
       exchange.offer(member, step, variables(member, step))
-      until(lambda e=exchange: not e._offers and not e._publishing)
+      assert exchange._publisher.flush(LONG)
   assert sorted(publication.steps(folder(tmp_path, 1))) == [3, 4]
   assert sorted(publication.steps(folder(tmp_path, 0))) == [0, 1, 2, 3, 4]
 
@@ -481,7 +517,7 @@ def test_a_slow_disk_skips_publications_and_keeps_nobody(
   assert writing.wait(LONG)
   for step in range(1, 8):
     writer.offer(1, step, variables(1, step))
-  assert len(writer._offers) == 1  # Nothing grows.
+  assert len(writer._publisher._offers) == 1  # Nothing grows.
   go.set()
   until(lambda: kinds(writer, 1).count('publish') == 2)
   assert kinds(writer, 1).count('skip') == 6
@@ -501,7 +537,7 @@ def test_a_folder_that_cannot_be_written_stops_nobody(
     until(lambda: 'failed publish' in kinds(writer, 1))
     [said] = [e['message'] for e in events(writer, 1) if 'message' in e]
     assert said == 'member 1 cannot publish: OSError no more disk'
-  until(lambda: not writer._publishing)
+  assert writer._publisher.flush(LONG)
   writer.offer(1, 1, variables(1, 1))
   until(lambda: 'publish' in kinds(writer, 1))
 
@@ -565,7 +601,7 @@ def test_a_synchronous_member_without_a_disk_makes_no_checkpoint(
     exchange.publications()
   assert 'could not publish to' in str(caught.value)
   # Nor later: it would not offer that step again.
-  until(lambda: not exchange._offers and not exchange._publishing)
+  assert exchange._publisher.flush(LONG)
   with pytest.raises(PeerTimeoutError, match='no more disk'):
     exchange.publications()
 
@@ -602,7 +638,7 @@ def test_a_member_that_has_withdrawn_holds_nobody_s_copies(tmp_path):
         exchange.withdraw(2)
     held = exchange.publications().variables
     assert {m: len(steps) for m, steps in held.items()} == {0: 1, 1: 1, 2: 1}
-    assert len(exchange._notes) <= 6
+    assert len(exchange._reader._notes) <= 6
 
 
 def test_a_synchronous_member_can_be_told_to_stop(make):

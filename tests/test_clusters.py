@@ -224,6 +224,37 @@ def test_every_task_runs_the_command_in_the_world_of_its_member(slurm):
     assert one['arguments'] == [str(slurm.member), '--distributed']
 
 
+@pytest.mark.parametrize('given', [(), ('--distributed',)])
+def test_a_world_is_asked_for_once(slurm, given):
+  slurm_lib.submit(
+    [('python', *given)], 1, slurm.workdir, {'time': '9', 'nodes': '2'}
+  )
+  [pickled] = (slurm.workdir / 'slurm').glob('*.pkl')
+  function = submitit.core.utils.DelayedSubmission.load(pickled).function
+  assert function.command == ('python', '--distributed')
+
+
+def test_the_launcher_submits_members_of_many_nodes(slurm, capsys):
+  launch = importlib.import_module('scripts.launch.__main__')
+  words = ['--config=imagenet_codistill:smoke', f'--workdir={slurm.workdir}']
+  nodes = ['--launcher=slurm', '--slurm=time=9', '--slurm=nodes=2']
+  assert launch.main([*words, *nodes]) == 0
+  found = [
+    submitit.core.utils.DelayedSubmission.load(path).function.command
+    for path in sorted((slurm.workdir / 'slurm').glob('*.pkl'))
+  ]
+  assert [command[-2:] for command in found] == [
+    (f'--member={member}', '--distributed') for member in range(2)
+  ]
+  assert all(command.count('--distributed') == 1 for command in found)
+
+
+def test_without_slurm_it_is_one_sentence(tmp_path, monkeypatch):
+  monkeypatch.setenv('PATH', str(tmp_path))
+  with pytest.raises(UserError, match=r'did not take the jobs: .*srun'):
+    slurm_lib.submit([('true',)], 1, tmp_path, {'time': '9'})
+
+
 def test_two_members_that_share_a_host_do_not_meet(monkeypatch):
   monkeypatch.setenv('SLURM_STEP_NODELIST', 'node[007-008]')
   addresses = set()

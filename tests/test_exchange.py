@@ -9,19 +9,51 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codistill import topology
+from codistill import precision, topology
 from codistill.algorithm import Exchange, Peer
 from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.exchange import FrozenExchange, InMemoryExchange
+from codistill.precision import FULL
 from codistill.rules import ANY_PEER
+
+# Of the draws of random neighbours; all members draw both others soon, and
+# once one of them for long.
+SEED = 4
 
 
 def variables(member, step):
   """Weights that tell whose they are and when they were."""
+  whose = np.float32(100 * member + step)
+  thirds = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
   return {
-    'params': {'w': jnp.full((4,), 100.0 * member + step)},
-    'batch_stats': {'mean': jnp.full((2,), float(step))},
+    'params': {
+      'b': jnp.asarray(np.full(4, whose)),
+      # Whatever it is rounded to, some of it changes, and no scale is alike.
+      'w': jnp.asarray((whose + thirds) * np.float32([1, 10, 100, 1000])),
+    },
+    'batch_stats': {'mean': jnp.asarray(np.full(2, np.float32(step)))},
   }
+
+
+@functools.cache
+def rounded(member, step, published, held):
+  """What a member offered, rounded as `codistill.precision` rounds it."""
+  offered = variables(member, step)
+  return jax.device_get(
+    precision.convert(
+      precision.encode(offered, published), offered, published, held
+    )
+  )
+
+
+def assert_is_publication(exchange, peer):
+  expected = rounded(peer.member, peer.step, *exchange.precisions)
+
+  def same(found, wanted):
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
+
+  jax.tree.map(same, jax.device_get(peer.variables), expected)
 
 
 def in_memory(
@@ -31,19 +63,30 @@ def in_memory(
   immediate=False,
   graph='all',
   rules=ANY_PEER,
+  precisions=(FULL, FULL),
   before=None,
 ):
-  return InMemoryExchange(
-    topology.make_topology(graph, members),
+  exchange = InMemoryExchange(
+    topology.make_topology(graph, members, num_random=1, seed=SEED),
     reload_interval_steps=interval,
     delay_steps=delay,
     immediate=immediate,
     rules=rules,
+    publish_precision=precisions[0],
+    teacher_precision=precisions[1],
   )
+  exchange.precisions = precisions
+  return exchange
 
 
 def in_folder(
-  members=3, interval=1, delay=0, graph='all', rules=ANY_PEER, before=None
+  members=3,
+  interval=1,
+  delay=0,
+  graph='all',
+  rules=ANY_PEER,
+  precisions=(FULL, FULL),
+  before=None,
 ):
   """All members in this process, synchronous; in the folder of `before`."""
   if before is None:
@@ -53,18 +96,20 @@ def in_folder(
     before.__exit__()
   exchange = CheckpointExchange(
     folder,
-    topology.make_topology(graph, members),
+    topology.make_topology(graph, members, num_random=1, seed=SEED),
     members=range(members),
     like=variables(0, 0),
     reload_interval_steps=interval,
     delay_steps=delay,
     rules=rules,
+    publish_precision=precisions[0],
+    teacher_precision=precisions[1],
     synchronous=True,
     keep_publications=delay // interval + 4,
     keep_s=0.0,
     wait_timeout_s=5.0,
   )
-  exchange.folder = folder
+  exchange.folder, exchange.precisions = folder, precisions
   OPEN.append(exchange.__enter__())
   return exchange
 
@@ -82,9 +127,11 @@ def close():
 
 
 def frozen(members=3, before=None):
-  return FrozenExchange(
+  exchange = FrozenExchange(
     tuple(Peer(m, 7, variables(m, 7)) for m in range(10, 10 + members - 1))
   )
+  exchange.precisions = (FULL, FULL)
+  return exchange
 
 
 # Every exchange, in every way that its visibility can be set: (make it, k, d).
@@ -98,10 +145,24 @@ KINDS = {
     2,
   ),
   'memory, ring': (functools.partial(in_memory, graph='ring'), 1, 0),
+  'memory, random, k=3, d=1': (
+    functools.partial(in_memory, interval=3, delay=1, graph='random'),
+    3,
+    1,
+  ),
+  'memory, k=3, int8': (
+    functools.partial(in_memory, interval=3, precisions=('int8', 'int8')),
+    3,
+    0,
+  ),
   # A tenth of a second a publication: fewer of them.
-  'folder, k=5': (functools.partial(in_folder, interval=5), 5, 0),
-  'folder, ring, k=4, d=2': (
-    functools.partial(in_folder, interval=4, delay=2, graph='ring'),
+  'folder, k=5, bfloat16 held in int8': (
+    functools.partial(in_folder, interval=5, precisions=('bfloat16', 'int8')),
+    5,
+    0,
+  ),
+  'folder, random, k=4, d=2': (
+    functools.partial(in_folder, interval=4, delay=2, graph='random'),
     4,
     2,
   ),
@@ -124,11 +185,7 @@ def play(exchange, num_steps, order=(0, 1, 2), start=0):
       peers = exchange.freshest(member, step)
       seen[member, step] = [(peer.member, peer.step) for peer in peers]
       for peer in peers:
-        jax.tree.map(
-          np.testing.assert_array_equal,
-          peer.variables,
-          variables(peer.member, peer.step),
-        )
+        assert_is_publication(exchange, peer)
       exchange.offer(member, step, variables(member, step), jnp.float32(1))
   return seen
 
@@ -190,11 +247,7 @@ def test_what_is_seen_survives_the_donation_of_what_was_offered(
   seen = exchange.freshest(0, 13)
   assert seen
   for peer in seen:
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      peer.variables,
-      variables(peer.member, peer.step),
-    )
+    assert_is_publication(exchange, peer)
 
 
 @every_exchange
@@ -220,6 +273,47 @@ def test_holds_no_more_copies_than_may_still_be_asked_for(
     # Those held back by the delay, the newest visible, and the one before it
     # for a member whose turn is still to come in this round.
     assert len(steps) <= delay // interval + 2
+
+
+def test_random_neighbours_are_those_that_the_graph_draws_at_each_reload():
+  interval, delay = 3, 1
+  graph = topology.make_topology('random', 3, num_random=1, seed=SEED)
+  keywords = {'interval': interval, 'delay': delay, 'graph': 'random'}
+  runs = [play(make(**keywords), 14) for make in (in_memory, in_folder)]
+  assert runs[0] == runs[1]
+  for member in range(3):
+    drawn = [graph.teachers(member, reload) for reload in range(5)]
+    # Updates 1 to 4 see nothing newer than step 0, 5 to 7 that of step 3, ….
+    reloads = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    for step, reload in enumerate(reloads, start=1):
+      peers = tuple(peer for peer, _ in runs[0][member, step])
+      # The first update asks for what was published a step before the start.
+      assert peers == (() if step == 1 else drawn[reload])
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize('make', [in_memory, in_folder])
+@pytest.mark.parametrize('held', ['bfloat16', 'int8'])
+@pytest.mark.parametrize('published', ['bfloat16', 'int8'])
+def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
+  make, published, held
+):
+  before = make(members=2, precisions=(published, held))
+  for member in range(2):
+    before.offer(member, 0, variables(member, 0))
+  [seen] = before.freshest(0, 1)
+  assert_is_publication(before, seen)
+  full = precision.decode(seen.variables, variables(1, 0))['params']
+  assert (full['w'] != variables(1, 0)['params']['w']).any()
+  np.testing.assert_array_equal(full['b'], variables(1, 0)['params']['b'])
+  publications = before.publications()
+  after = make(members=2, precisions=(published, held), before=before)
+  if isinstance(after, CheckpointExchange):
+    # From the checkpoint, not from there.
+    shutil.rmtree(f'{after.folder}/1')
+  after.restore(publications)
+  [again] = after.freshest(0, 1)
+  assert_is_publication(after, again)
 
 
 # What the kind in memory adds.

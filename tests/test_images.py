@@ -258,7 +258,81 @@ def test_a_negative_start_is_refused(digits):
     digits.train(**MEMBER, batch_size=4, start=-1)
 
 
+def assert_rows_are_slices(make_stream, rows, count):
+  """Streams of some rows and of all of them agree on those rows."""
+  whole = take(make_stream(None), count)
+  sliced = [{key: array[rows] for key, array in b.items()} for b in whole]
+  assert_same(take(make_stream(rows), count), sliced)
+
+
+# One host's, another's, and such as are neither one block nor a half.
+some_rows = pytest.mark.parametrize(
+  'rows', [np.arange(4), np.arange(4, 8), np.array([1, 2, 6])], ids=str
+)
+
+
+@some_rows
+@pytest.mark.parametrize('augmentation', ['none', 'shift', 'shift_flip'])
+def test_some_rows_of_a_batch_are_what_they_are_in_all_of_it(
+  cifar, augmentation, rows
+):
+  dataset = make(
+    'cifar10',
+    data_dir=cifar[0],
+    augmentation=augmentation,
+    padding=4,
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+  )
+  # Batch 2 straddles two epochs of 23 images.
+  assert_rows_are_slices(
+    lambda rows: dataset.train(**MEMBER, batch_size=8, rows=rows), rows, 4
+  )
+
+
+@some_rows
+def test_some_rows_are_cropped_as_in_all_of_the_batch(imagenet, rows):
+  dataset = make_imagenet(imagenet)
+  assert_rows_are_slices(
+    lambda rows: dataset.train(**MEMBER, batch_size=8, start=3, rows=rows),
+    rows,
+    2,
+  )
+
+
+def test_no_image_is_read_for_rows_that_are_not_wanted(digits):
+  read = []
+
+  def note(indices):
+    read.append(len(indices))
+    return digits.train_split.read(indices)
+
+  split = dataclasses.replace(digits.train_split, read=note)
+  watched = dataclasses.replace(digits, train_split=split, test_split=split)
+  rows = np.array([1, 5])
+  next(watched.train(**MEMBER, batch_size=8, rows=rows))
+  next(watched.eval('test', batch_size=8, rows=rows))
+  assert read == [2, 2]
+
+
 # Evaluation.
+
+
+@some_rows
+@pytest.mark.parametrize('batch_size', [8, 9])
+def test_some_rows_of_evaluation_are_what_they_are_in_all_of_it(
+  cifar, rows, batch_size
+):
+  dataset = make('cifar10', data_dir=cifar[0], mean=(0.0,) * 3, std=(1.0,) * 3)
+  # The last batch is not full; of 5 test images 4 to 7 are one and padding.
+  for split, count in (('train', 3), ('test', 1)):
+    assert_rows_are_slices(
+      lambda rows, split=split: dataset.eval(
+        split, batch_size=batch_size, rows=rows
+      ),
+      rows,
+      count,
+    )
 
 
 @pytest.mark.parametrize(('split', 'count'), [('train', 1437), ('test', 360)])

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from codistill.lease import Lease, read_lease
 from codistill.record import read_run
+from experiments import run
 from experiments.errors import UserError
 from experiments.processes import last_words
 from scripts import status
@@ -166,7 +167,7 @@ FAKE = textwrap.dedent("""
     write('running', 4)
 
   if word == 'die' or word == 'die once' and lives == 1:
-    print('experiments.run: the first word' if lives == 1 else 'the last word')
+    print('experiments.run: the', 'first' if lives == 1 else 'last', 'word')
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
   if word == 'fail':
@@ -198,6 +199,7 @@ FAKE = textwrap.dedent("""
     signal.signal(signal.SIGTERM, stop)
   if word in ('wait', 'stubborn', 'hang'):
     (folder / f'waits-{member}').touch()
+    (folder / f'waits-{member}.{process}').touch()
     time.sleep(60)
   write('done', 10)
 """)
@@ -265,7 +267,7 @@ def test_a_member_that_dies_comes_back_and_the_others_do_not_notice(tmp_path):
   assert fakes.starts() == ['0.0', '1.0', '1.0']
   assert 'member 1 died: killed by signal 9; the first word' in said
   assert 'restart 1 of 3 in 0.01 s' in said
-  assert 'done, 1 restart' in said
+  assert 'restarts' in said
   assert 'member 0: done, step 10/10' in said
   assert '2 done, 100% of 20 steps' in said
 
@@ -378,8 +380,10 @@ def test_a_second_signal_kills_what_will_not_stop(tmp_path):
   # However soon it comes.
   status, said = fakes.run(Signals(waits, waits))
   assert status == 128 + signal.SIGINT
-  assert fakes.ends() == ['dead']
+  assert fakes.ends() == ['killed']
   assert 'Killing the members' in said
+  # As it was asked to.
+  assert 'is dead' not in said
   assert time.monotonic() - began < 30
 
 
@@ -409,6 +413,23 @@ def test_a_world_that_loses_a_process_ends_and_starts_as_a_whole(
   assert 'log-0.1.txt' in said
 
 
+def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
+  monkeypatch.setattr(member, '_GRACE_S', 0.2)
+  fakes = Fakes(tmp_path, 'wait/stubborn', processes=2)
+  waits = [tmp_path / f'waits-0.{process}' for process in range(2)]
+  began = time.monotonic()
+  status, _ = fakes.run(Signals(waits))
+  assert (status, fakes.ends()) == (128 + signal.SIGINT, ['stopped'])
+  assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize('first', [-signal.SIGKILL, 1])
+@pytest.mark.parametrize('then', [run.LOST_OTHERS, -signal.SIGABRT])
+def test_who_only_lost_the_others_does_not_say_why(first, then):
+  assert member._rank(first) < member._rank(then)
+  assert member._rank(2) < member._rank(143) < member._rank(first)
+
+
 def test_of_a_world_that_is_refused_no_death_is_told(tmp_path):
   [one] = Fakes(tmp_path, 'fail/refuse', processes=2).members
   one.step()
@@ -432,6 +453,17 @@ def test_a_world_has_time_to_end_by_itself(tmp_path):
       'jax.errors.JaxRuntimeError: OOM',
     ),
     ('step 3\n\n', 'step 3'),
+    (
+      'F1121 15:19:10.411228   26485 client.h:80] Terminating process\n'
+      '*** Check failure stack trace: ***\nExtension modules: a, b\n',
+      'Terminating process',
+    ),
+    ('ValueError: ' + 300 * 'no', f'ValueError: {144 * "no"} …'),
+    (
+      'step 3\nresource_tracker.py:254: UserWarning: resource_tracker: 5\n'
+      "  warnings.warn('resource_tracker: There appear to be %d '\n",
+      'step 3',
+    ),
     ('', 'nothing'),
   ],
 )
@@ -443,6 +475,10 @@ def test_last_words(tmp_path, text, words):
     file.write(text)
   assert last_words(log, 1, since) == f'{words} (all of it: {log})'
   assert last_words(log, -6, since).startswith('killed by signal 6; ')
+  # It did not see it come; what it was at is no reason.
+  killed = last_words(log, -9, since)
+  assert killed.startswith('killed by signal 9; ')
+  assert ('memory is short' in killed) == (words in ('step 3', 'nothing'))
 
 
 # What is shown.
@@ -530,6 +566,79 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
   assert 'member 0: done, step 10/10' in said
 
 
+def wide_picture(tmp_path, members):
+  """Of members of which there is much to say."""
+  picture = Fakes(tmp_path, *['work'] * members).picture
+  for at in range(members):
+    peers = [f'{peer}: {250 + peer}' for peer in range(members) if peer != at]
+    picture.statuses[at] = status_of(
+      at,
+      'running',
+      17_950,
+      num_steps=18_000,
+      rate=12_345.6,
+      task_loss=2.3456,
+      peers=', '.join([*peers[1:], '99: old']),
+      failed_loads=12,
+      incarnation=7,
+      published='17,950, 59 s',
+    )
+  # The last one, whom a low terminal would cut off.
+  picture.statuses[-1] = picture.statuses[-1]._replace(state='restarting')
+  picture._members[-1].restarts = 2
+  return picture
+
+
+@pytest.mark.parametrize('width', [80, 120, 40])
+@pytest.mark.parametrize('members', [3, 8, 40])
+def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
+  picture = wide_picture(tmp_path, members)
+  console = Console(width=width, height=24, record=True, file=io.StringIO())
+  console.print(picture.table(console, is_live=True))
+  lines = console.export_text().splitlines()
+  # One for the cursor.
+  assert len(lines) < 24
+  said = ' '.join(' '.join(lines).split())
+  assert f'of {18_000 * members:,} steps' in said
+  if width == 40:
+    return
+  last = next(line for line in lines if 'restarting' in line)
+  assert last.split()[0] == str(members - 1)
+  for cell in ('17,950/18,000', '12,346', '2.3456', '1 old', '251…', ' 2 '):
+    assert (
+      cell in last
+      or cell.replace('1 old', '99: old') in last
+      or (cell == '251…' and '1: 251' in last)
+    )
+  assert ('more members' in said) == (members == 40)
+  # What is left behind when it is over has all of them.
+  console.print(picture.table(console))
+  shown = console.export_text().count('17,950/18,000')
+  assert shown == members
+
+
+def test_a_wide_terminal_shows_each_peer(tmp_path):
+  console = Console(width=160, record=True, file=io.StringIO())
+  console.print(wide_picture(tmp_path, 3).table(console))
+  said = console.export_text()
+  for cell in ('1: 251, 99: old', '17,950, 59 s', 'failed', 'life'):
+    assert cell in said
+
+
+@pytest.mark.parametrize(
+  ('peers', 'ages'),
+  [
+    ('', ''),
+    ('1: 7', '7'),
+    ('0: 3, 2: -1, 3: 12', '-1…12'),
+    ('0: old, 2: 5, 3: old', '5, 2 old'),
+    ('2: absent', '1 absent'),
+  ],
+)
+def test_ages_in_short(peers, ages):
+  assert local._ages(peers) == ages
+
+
 # The command.
 
 
@@ -545,6 +654,7 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
     (['--config.num_step=3'], 'did you mean num_step'),
     (['--member=0'], "what is '--member=0'"),
     (['--overwrite'], 'anew at each restart'),
+    (['--workdir='], '--workdir is empty'),
     (['--slurm=time=3'], 'for --launcher=slurm'),
     (['--launcher=jobset', '--jobset=image'], 'it is KEY=VALUE'),
     (['--launcher=jobset'], 'say --jobset image='),
@@ -570,6 +680,28 @@ def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
   workdir = f'--workdir={tmp_path / "file"}'
   assert launch.main([f'--config={SMOKE}', workdir]) == 2
   assert 'is a file; choose another --workdir' in capsys.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
+  (tmp_path / 'file').touch()
+  workdir = f'--workdir={tmp_path / "file" / "run"}'
+  assert launch.main([f'--config={SMOKE}', workdir]) == 2
+  out, err = capsys.readouterr()
+  assert 'Not a directory); choose another --workdir' in err
+  assert (out, err.count('\n')) == ('', 1)
+
+
+def test_two_launchers_of_one_folder_do_not_share_out_its_members(
+  tmp_path, capsys
+):
+  workdir = f'--workdir={tmp_path}'
+  with local.alone(tmp_path):
+    assert launch.main([f'--config={SMOKE}', workdir]) == 2
+  out, err = capsys.readouterr()
+  assert f'another scripts.launch is at work in {tmp_path}; stop it' in err
+  assert (out, err.count('\n')) == ('', 1)
+  with local.alone(tmp_path):
+    pass
 
 
 @pytest.fixture
@@ -757,11 +889,14 @@ def steps_of(workdir, index):
   return [row['step'] for row in rows if row['kind'] == 'train']
 
 
-def test_all_are_stopped_then_one_is_killed_then_all_end(tmp_path, gpus):
+def test_all_are_stopped_then_one_is_killed_then_all_end(
+  tmp_path, gpus, monkeypatch
+):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
   workdir = tmp_path / 'run'
   line = line_of(
     workdir,
-    '--members=3',
+    '--members=2',
     '--config.num_steps=200',
     '--config.eval_interval_steps=200',
     '--config.checkpoint_interval_steps=20',
@@ -769,19 +904,19 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(tmp_path, gpus):
   with start_process(line) as process:
     until(lambda: None not in holders(workdir), process)
     environments = [psutil.Process(pid).environ() for pid in holders(workdir)]
-    until(lambda: any(steps_of(workdir, index) for index in range(3)), process)
+    until(lambda: any(steps_of(workdir, index) for index in range(2)), process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
   assert (process.returncode, err) == (128 + signal.SIGINT, '')
   visible = [one['CUDA_VISIBLE_DEVICES'] for one in environments]
-  assert visible == ['0', '1', '0']
-  assert [one.get(MEMORY) for one in environments] == ['0.450', None, '0.450']
+  assert visible == ['1', '1']
+  assert [one[MEMORY] for one in environments] == ['0.450', '0.450']
   # And all that this process has.
   assert {one['JAX_NUM_CPU_DEVICES'] for one in environments} == {'8'}
   assert 'the same command goes on' in out
-  assert holders(workdir) == [None] * 3
+  assert holders(workdir) == [None] * 2
   statuses = []
-  for index in range(3):
+  for index in range(2):
     statuses.append(read_run(workdir / f'run-{index}.json')['status'])
     last = max(steps_of(workdir, index))
     assert list((workdir / f'checkpoints-{index}').glob(f'*{last}*'))
@@ -801,14 +936,14 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(tmp_path, gpus):
     out, err = process.communicate(timeout=200)
   assert process.returncode == 0, out + err
   assert f'member {killed} died: killed by signal 9' in out
-  assert '3 done, 100% of 600 steps' in out
-  for index in range(3):
+  assert '2 done, 100% of 400 steps' in out
+  for index in range(2):
     assert read_run(workdir / f'run-{index}.json')['status'] == 'done'
     assert steps_of(workdir, index) == list(range(1, 201))
 
 
 def holders(workdir):
-  found = (read_lease(workdir / f'lease-{index}.json') for index in range(3))
+  found = (read_lease(workdir / f'lease-{index}.json') for index in range(2))
   return [one['pid'] if one.get('held') else None for one in found]
 
 

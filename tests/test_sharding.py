@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding
 
 from codistill import sharding
 
@@ -33,3 +34,70 @@ def test_devices_that_are_not_there_are_refused(number):
 def test_a_batch_that_does_not_divide_is_refused(batch_size):
   with pytest.raises(ValueError, match='not divisible by 8 devices'):
     sharding.check_batch_size(batch_size, sharding.make_mesh(8), 'batch_size')
+
+
+def batch(rows):
+  """Examples that tell which they are."""
+  return {
+    'inputs': 10.0 * rows[:, None] + np.arange(3),
+    'labels': rows.astype(np.int32),
+  }
+
+
+@pytest.mark.parametrize('num_devices', [1, 2, 8])
+def test_a_process_with_all_devices_feeds_all_rows_in_order(num_devices):
+  mesh = sharding.make_mesh(num_devices)
+  rows = sharding.local_rows(16, mesh)
+  np.testing.assert_array_equal(rows, np.arange(16))
+  assert np.issubdtype(rows.dtype, np.integer)
+
+
+def of_devices(devices):
+  """A member's mesh in which devices are in another order."""
+  return Mesh(np.array(devices), (sharding.DATA_AXIS,))
+
+
+def test_rows_ascend_whatever_the_order_of_devices():
+  mesh = of_devices(jax.devices()[::-1])
+  np.testing.assert_array_equal(sharding.local_rows(16, mesh), np.arange(16))
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_two_processes_feed_a_half_each(process, monkeypatch):
+  """As seen from one of two processes that take turns on 8 devices."""
+  mesh = sharding.make_mesh(8)
+  every = NamedSharding.addressable_devices_indices_map
+
+  def mine(self, shape):
+    parts = every(self, shape)
+    # In which order they come is nowhere promised.
+    return {d: parts[d] for d in reversed(parts) if d.id // 2 % 2 == process}
+
+  monkeypatch.setattr(NamedSharding, 'addressable_devices_indices_map', mine)
+  # Devices 0, 1, 4, 5 and 2, 3, 6, 7, with two rows each.
+  first = [0, 1, 2, 3, 8, 9, 10, 11]
+  expected = [row + 4 * process for row in first]
+  np.testing.assert_array_equal(sharding.local_rows(16, mesh), expected)
+
+
+@pytest.mark.parametrize('order', [1, -1], ids=['forward', 'backward'])
+def test_each_device_gets_its_rows_and_together_they_are_the_batch(order):
+  mesh = of_devices(jax.devices()[::order])
+  whole = batch(np.arange(16))
+  found = sharding.split_batch(batch(sharding.local_rows(16, mesh)), mesh)
+  assert found.keys() == whole.keys()
+  for key, array in found.items():
+    assert array.shape == whole[key].shape
+    assert array.sharding.is_equivalent_to(sharding.split(mesh), array.ndim)
+    np.testing.assert_array_equal(array, whole[key])
+    for place, device in enumerate(mesh.devices):
+      [shard] = [s for s in array.addressable_shards if s.device == device]
+      np.testing.assert_array_equal(
+        shard.data, whole[key][2 * place : 2 * place + 2]
+      )
+
+
+def test_the_mean_over_a_split_batch_is_over_all_of_it():
+  mesh = sharding.make_mesh(8)
+  found = sharding.split_batch(batch(np.arange(16)), mesh)
+  assert jax.jit(lambda tree: tree['labels'].mean())(found) == 7.5

@@ -615,7 +615,7 @@ def test_without_slurm_it_says_so(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('PATH', str(tmp_path))
   arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
   assert sweep.main([*arguments, '--launcher=slurm', '--slurm=time=9']) == 2
-  assert 'Slurm did not take the sweep' in capsys.readouterr().err
+  assert 'Slurm did not take the jobs' in capsys.readouterr().err
 
 
 def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):

@@ -59,6 +59,7 @@ from scripts import jobset
 from scripts.launch import devices
 from scripts.launch.local import (
   Picture,
+  alone,
   members_at_work,
   run_locally,
   still_at_work,
@@ -161,7 +162,9 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     )
   steps = given.get('num_steps', '')
   stem = results.stem(*config_lib.split_name(arguments.config))
-  workdir = arguments.workdir or ROOT / 'runs' / f'{stem}-members'
+  if arguments.workdir is not None and not arguments.workdir.strip():
+    raise UserError('--workdir is empty; say which folder, or leave it out')
+  workdir = pathlib.Path(arguments.workdir or ROOT / 'runs' / f'{stem}-members')
   workdir = workdir.expanduser().absolute()
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir} is a file; choose another --workdir')
@@ -194,7 +197,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--workdir',
-    type=pathlib.Path,
     metavar='DIR',
     help='of all members (default: runs/NAME-variant-members)',
   )
@@ -273,6 +275,18 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
   at_work = members_at_work(plan.workdir, plan.members)
   if at_work:
     raise still_at_work(plan.workdir, at_work)
+  with alone(plan.workdir):
+    return _run(plan, arguments, gpus, assigned, console)
+
+
+def _run(
+  plan: Plan,
+  arguments: argparse.Namespace,
+  gpus: Sequence[str],
+  assigned: Sequence[Sequence[Mapping[str, str]]],
+  console: Console,
+) -> int:
+  """All members as processes of this machine, to the end."""
   say(
     console,
     f'{plan.members} members of {plan.label} {devices.describe(gpus, assigned)}'

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
+import fcntl
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 
 from codistill.lease import is_held, read_lease
@@ -30,6 +32,12 @@ _LOOK_SECONDS = 1.0
 _TOLD = ('running', 'done', 'diverged')
 # What is told when it begins; of other states a sentence tells more.
 _NEWS = ('running', 'done', 'stopped')
+# Columns that go first where a terminal is narrow.
+_SPARE = ('life', 'failed', 'newest')
+# More than a terminal has.
+_UNBOUNDED = 10_000
+# Such members are the last to go where a terminal has few lines.
+_WELL = ('running', 'done')
 
 
 def members_at_work(
@@ -57,6 +65,37 @@ def still_at_work(
     f'watch with python -m scripts.status {workdir} --watch 5, or stop with '
     f'checkpoints (kill {pids}, on {hosts})'
   )
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path) -> Iterator[None]:
+  """While this lasts, nobody else launches members there from this machine.
+
+  Their leases would tell one launcher from another only when they have begun,
+  and each of two might get some of them.
+
+  Raises:
+    UserError: if somebody does, or nothing can be written there.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = open(workdir / '.launch.lock', 'w')  # noqa: SIM115
+  except OSError as error:
+    raise UserError(
+      f'cannot write to {workdir} ({error.strerror}); choose another --workdir'
+    ) from error
+  with lock:
+    try:
+      # The system takes it back, however this process ends.
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f'another scripts.launch is at work in {workdir}; stop it, or choose '
+        'another --workdir'
+      ) from error
+    except OSError:
+      pass  # A file system without locks: there are leases still.
+    yield
 
 
 class Picture:
@@ -116,18 +155,59 @@ class Picture:
       else:
         self.has_moved = True
 
-  def table(self) -> Table:
-    """A line a member, and below what is left."""
-    table = status_table(
-      self._title,
-      [
-        one._replace(state=one.state + _restarts(member))
-        for one, member in zip(self.statuses, self._members, strict=True)
-      ],
-    )
-    # All leases are those of the processes below this one.
-    table.columns = [one for one in table.columns if one.header != 'lease']
+  def table(self, console: Console, is_live: bool = False) -> Table:
+    """A line a member, and below what is left: as much as there is room for.
+
+    Args:
+      console: whose width it keeps to.
+      is_live: keep to its height, too.
+    """
+    most = len(self.statuses)
+    while True:
+      table = self._fitting(console, most)
+      lines = len(console.render_lines(table)) if is_live else 0
+      if lines < console.height or most == 1:
+        return table
+      most = max(1, most - (lines - console.height + 1))
+
+  def _fitting(self, console: Console, most: int) -> Table:
+    """As wide as there is room for, with so many members at most."""
+    options = console.options.update(max_width=_UNBOUNDED)
+    for short in (False, True):
+      for count in range(len(_SPARE) + 1):
+        table = self._table(short, _SPARE[:count], most)
+        if Measurement.get(console, options, table).maximum <= console.width:
+          return table
+    return table
+
+  def _table(self, short: bool, without: Sequence[str], most: int) -> Table:
+    """With or without each peer, with so many members at most."""
+    at = range(len(self.statuses))
+    if len(at) > most:
+      at = sorted(at, key=lambda k: (self.statuses[k].state in _WELL, k))
+      at = sorted(at[:most])
+    shown = [
+      self.statuses[k]._replace(
+        # All leases are those of the processes below this one.
+        lease=str(self._members[k].restarts or ''),
+        peers=_ages(self.statuses[k].peers)
+        if short
+        else self.statuses[k].peers,
+      )
+      for k in at
+    ]
+    table = status_table(self._title, shown)
+    if not any(one.lease for one in shown):
+      without = (*without, 'lease')
+    table.columns = [one for one in table.columns if one.header not in without]
+    for column in table.columns:
+      if column.header == 'lease':
+        column.header, column.justify = 'restarts', 'right'
+      # Where even this is too wide, nothing is cut.
+      column.no_wrap, column.overflow = False, 'fold'
     table.caption = self.line()
+    if len(shown) < len(self.statuses):
+      table.caption += f'; {len(self.statuses) - len(shown)} more members'
     return table
 
   def line(self) -> str:
@@ -189,6 +269,18 @@ def _state(member: Member, told: str) -> str:
 
 def _steps(one: Status) -> int:
   return one.num_steps if one.state == 'done' else one.step or 0
+
+
+def _ages(peers: str) -> str:
+  """'251…257, 2 old' of '0: old, 1: 251, …'."""
+  told = [one.partition(': ')[2] for one in peers.split(', ') if one]
+  ages = sorted(int(what) for what in told if what.lstrip('-').isdecimal())
+  others = collections.Counter(
+    what for what in told if not what.lstrip('-').isdecimal()
+  )
+  parts = ['…'.join(map(str, sorted({*ages[:1], *ages[-1:]})))] if ages else []
+  parts += [f'{count} {why}' for why, count in others.items()]
+  return ', '.join(parts)
 
 
 def _restarts(member: Member) -> str:
@@ -255,7 +347,7 @@ def run_locally(
       raise UserError(refused)
     picture.look()
     show()
-  console.print(picture.table())
+  console.print(picture.table(console))
   if stop:
     say(console, 'Stopped; the same command goes on from there.')
     return 128 + stop[0]
@@ -274,9 +366,14 @@ def _shown(
   """Yields what shows the members anew."""
   if console.is_terminal:
     with Live(
-      picture.table(), console=console, auto_refresh=False, transient=True
+      picture.table(console, is_live=True),
+      console=console,
+      auto_refresh=False,
+      transient=True,
     ) as live:
-      yield lambda: live.update(picture.table(), refresh=True)
+      yield lambda: live.update(
+        picture.table(console, is_live=True), refresh=True
+      )
     return
   printed = time.monotonic()
   before = dict.fromkeys(range(len(picture.statuses)))

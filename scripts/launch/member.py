@@ -21,7 +21,9 @@ _LONGEST_PAUSE_S = 60.0
 # With these somebody stops a run; it says 128 + n if it could write a
 # checkpoint.
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# Of experiments.run.
 _REFUSED = 2
+_LOST_OTHERS = 3
 
 
 class Process(NamedTuple):
@@ -38,7 +40,8 @@ class Member:
   Attributes:
     index: its number.
     restarts: how often it was started again.
-    end: done, diverged, dead, refused or stopped; '' while it goes on.
+    end: done, diverged, dead, refused, stopped or killed; '' while it goes
+      on.
     is_stopping: whether it was asked to end.
   """
 
@@ -67,6 +70,7 @@ class Member:
     self._at_work: list[tuple[Process, subprocess.Popen, int]] = []
     self._start_at = time.monotonic()
     self._first: tuple[float, int] | None = None
+    self._is_killed = False
 
   @property
   def is_over(self) -> bool:
@@ -97,13 +101,17 @@ class Member:
         self._first = now, min(failed, key=lambda k: _rank(statuses[k]))
     if None not in statuses:
       return self._settle(statuses)
-    if self._first and not self.is_stopping and now - self._first[0] > _GRACE_S:
+    # All of a world that is to stop end at once; without one, as with one that
+    # was still to join, the others might wait for minutes.
+    if self._first and now - self._first[0] > _GRACE_S:
       self.stop(kill=True)
     return None
 
   def stop(self, kill: bool) -> None:
     """Has all of its processes write a checkpoint and end, or kills them."""
-    if not kill:
+    if kill:
+      self._is_killed = True
+    else:
       self.is_stopping = True
       if not self._at_work and not self.end:
         self.end = 'stopped'
@@ -117,7 +125,7 @@ class Member:
       popen.wait()
 
   def _start(self) -> None:
-    self._first = None
+    self._first, self._is_killed = None, False
     for process in self._asked():
       log = process.log
       size = log.stat().st_size if log.exists() else 0
@@ -133,6 +141,9 @@ class Member:
     process, _, since = ended[which]
     status = statuses[which]
     why = last_words(process.log, status, since)
+    if self.is_stopping and self._is_killed and status == -signal.SIGKILL:
+      self.end = 'killed'
+      return None
     if status == _REFUSED:
       self.end = 'refused'
       return f'member {self.index} was refused: {why}'
@@ -173,4 +184,6 @@ def _stopped_by(status: int) -> int:
 
 def _rank(status: int) -> int:
   """Of several that ended at once, the lowest says why."""
-  return 0 if status == _REFUSED else 1 if _stopped_by(status) else 2
+  # JAX aborts whoever loses the first process of its world.
+  late = {_REFUSED: 0, -signal.SIGABRT: 3, _LOST_OTHERS: 4}
+  return late.get(status, 1 if _stopped_by(status) else 2)

@@ -1,0 +1,256 @@
+"""The freshest finished copies of peers, taken up in the background.
+
+Of a member of several processes all take up what `codistill.agreement` says.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+
+from codistill import hosts
+from codistill.agreement import Agreement
+from codistill.exchange import Copy, reload_number
+from codistill.publication import brief
+from codistill.publisher import CLOSE_S
+from codistill.reader import Reader
+from codistill.topology import Teachers, Topology
+
+# Meetings of a member's processes in a reload interval: a copy is proposed at
+# one and teaches from the next or a later one on.
+_MEETINGS = 4
+
+
+class Follower:
+  """What asynchronous members see: a thread that looks for what is fresh."""
+
+  def __init__(
+    self,
+    topology: Topology,
+    reader: Reader,
+    *,
+    members: Iterable[int],
+    reload_interval_steps: int,
+    lag: int,
+    poll_interval_s: float,
+  ):
+    """Has no copy yet.
+
+    Args:
+      topology: who learns from whom; redrawn, if it is, at a member's own
+        reload intervals.
+      reader: reads publications; for this follower alone.
+      members: those of this process.
+      reload_interval_steps: k, updates between two publications.
+      lag: how many steps after a publication it may teach.
+      poll_interval_s: seconds between two looks at the peers' folders.
+    """
+    self._topology = topology
+    self._reader = reader
+    self._interval = reload_interval_steps
+    self._lag = lag
+    self._poll_s = poll_interval_s
+    self._agreement = (
+      Agreement(topology.members) if hosts.are_several() else None
+    )
+    self._chooses = hosts.is_first()
+    self._met: set[int] = set()
+    self._meet_every = max(1, reload_interval_steps // _MEETINGS)
+    self._closing = threading.Event()
+    self._thread: threading.Thread | None = None
+    # Shared with the thread, under this lock.
+    self._lock = threading.Lock()
+    # Of each peer the newest, with its step.
+    self._copies: dict[int, tuple[int, Copy]] = {}
+    # At which reload each member is, and whose teachers are its teachers now: a
+    # graph that is redrawn changes when all of the newly drawn have been looked
+    # for, and then for all processes of a member at once.
+    self._reload = dict.fromkeys(members, 0)
+    self._looked_for = dict(self._reload)
+    self._followed = dict(self._reload)
+
+  def open(self) -> None:
+    """Starts to look."""
+    # A daemon: a disk that hangs must not keep the process.
+    self._thread = threading.Thread(
+      target=self._look_forever, name='follower', daemon=True
+    )
+    self._thread.start()
+
+  def close(self) -> None:
+    """Looks no more, and waits for a load that is under way, within bounds."""
+    self._closing.set()
+    if self._thread is not None:
+      # The interpreter's end is no place for one at work in native code.
+      self._thread.join(CLOSE_S)
+
+  def teachers(self, member: int, step: int) -> Teachers:
+    """Whom a member learns from in an update."""
+    self._note_reload(member, step)
+    if self._agreement is not None and (
+      member not in self._met or step % self._meet_every == 0
+    ):
+      self._meet(member)
+    with self._lock:
+      return self._topology.teachers(member, self._followed[member])
+
+  def newest(
+    self, member: int, peer: int, step: int
+  ) -> tuple[int, Copy] | None:
+    """The freshest copy of a peer that this process has, and its step."""
+    del member, step
+    with self._lock:
+      return self._copies.get(peer)
+
+  def withdraw(self, member: int) -> None:
+    """Nothing depends on who asks no more."""
+
+  def copies(self) -> dict[int, dict[int, Copy]]:
+    """All, by member and step."""
+    found = {peer: {} for peer in range(self._topology.members)}
+    with self._lock:
+      for peer, (step, copy) in self._copies.items():
+        found[peer][step] = copy
+    return found
+
+  def restore(self, copies: Mapping[int, Mapping[int, Copy]]) -> None:
+    """Puts back what `copies` returned, but where something newer is."""
+    with self._lock:
+      for peer, steps in copies.items():
+        found = [*steps.items()]
+        # What the thread has read since comes first among equals.
+        if peer in self._copies:
+          found.insert(0, self._copies[peer])
+        if found:
+          self._copies[peer] = max(found, key=_freshness)
+
+  def _note_reload(self, member: int, step: int) -> None:
+    """Has the thread look for whom a member is to learn from next."""
+    with self._lock:
+      self._reload[member] = reload_number(step, self._lag, self._interval)
+
+  def _meet(self, member: int) -> None:
+    """Takes up what all processes of this member have."""
+    with self._lock:
+      looked_for = self._looked_for[member]
+    outcome = self._agreement.meet(looked_for)
+    self._met.add(member)
+    with self._lock:
+      self._followed[member] = outcome.reload
+      self._copies.update(outcome.agreed)
+    for peer in outcome.failed:
+      self._reader.failed(
+        peer,
+        f'not all processes of member {member} can load member {peer}',
+      )
+
+  # Of the thread.
+
+  def _look_forever(self) -> None:
+    while True:
+      with self._lock:
+        reloads = dict(self._reload)
+      for peer in self._teachers_of(reloads, self._followed):
+        try:
+          if self._reader.may_look(peer):
+            self._look_for(peer)
+            self._reader.looked(peer)
+        # A folder may be anything at any time: the next look may tell.
+        except Exception as error:
+          text = f'cannot look for member {peer}: {brief(error)}'
+          self._reader.failed(peer, text)
+      self._follow(reloads)
+      if self._closing.wait(self._poll_s):
+        return
+
+  def _follow(self, reloads: Mapping[int, int]) -> None:
+    """Lets those teach who have been looked for, and frees the others."""
+    with self._lock:
+      self._looked_for = dict(reloads)
+      if self._agreement is None:
+        self._followed = dict(reloads)
+      wanted = self._teachers_of(self._reload, reloads, self._followed)
+      for peer in self._copies.keys() - set(wanted):
+        del self._copies[peer]
+
+  def _teachers_of(self, *reloads: Mapping[int, int]) -> list[int]:
+    """Of any of this process's members, at any of these reloads."""
+    return sorted(
+      {
+        peer
+        for some in reloads
+        for member, reload in some.items()
+        for peer in self._topology.teachers(member, reload)
+      }
+    )
+
+  def _look_for(self, peer: int) -> None:
+    """Takes up a peer's freshest publication, or what has been proposed."""
+    if self._agreement is None:
+      self._load_freshest(peer)
+    elif not self._chooses:
+      self._load_proposed(peer)
+    elif self._agreement.is_free(peer):
+      self._load_freshest(peer)
+
+  def _load_freshest(self, peer: int) -> None:
+    """Loads the best publication that is better than what is there."""
+    with self._lock:
+      held = self._copies.get(peer)
+    have = None if held is None else _freshness(held)
+    listed = self._listed(peer)
+    when = {
+      (notes.incarnation, notes.step): written
+      for step, written in listed.items()
+      if (notes := self._reader.notes(peer, step, written)) is not None
+    }
+    if have is not None and when and have[0] > max(when)[0]:
+      lease = self._reader.lease(peer)
+      if lease and lease['incarnation'] < have[0]:
+        # It has begun anew, in a folder that was emptied.
+        have = None
+    for found in sorted(when, reverse=True):
+      if have is not None and found <= have:
+        return
+      if self._load(peer, found[1], when[found]):
+        return
+
+  def _load_proposed(self, peer: int) -> None:
+    """Loads what the first process has chosen, or says that it cannot."""
+    proposal = self._agreement.wanted(peer)
+    if proposal is None:
+      return
+    written = self._listed(peer).get(proposal.step)
+    notes = (
+      None
+      if written is None
+      else self._reader.notes(peer, proposal.step, written)
+    )
+    if (
+      notes is None
+      or notes.incarnation != proposal.incarnation
+      or not self._load(peer, proposal.step, written)
+    ):
+      self._agreement.failed(peer)
+
+  def _listed(self, peer: int) -> dict[int, int]:
+    """What is there; whatever else was known of this peer is forgotten."""
+    listed = self._reader.listed(peer)
+    self._reader.forget(peer, lambda step, at: listed.get(step) == at)
+    return listed
+
+  def _load(self, peer: int, step: int, written: int) -> bool:
+    def take(copy: Copy) -> None:
+      if self._agreement is not None:
+        self._agreement.loaded(peer, step, copy)
+        return
+      with self._lock:
+        self._copies[peer] = (step, copy)
+
+    return self._reader.load(peer, step, written, take)
+
+
+def _freshness(found: tuple[int, Copy]) -> tuple[int, int]:
+  """Of a copy with its step: what a later life published is fresher."""
+  step, copy = found
+  return copy.incarnation, step

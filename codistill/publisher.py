@@ -1,0 +1,387 @@
+"""Writes what members offer into their folder, in the background.
+
+A publisher holds the leases of its members, so that there is one job a member,
+and removes what is neither among the newest publications nor young.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from codistill import precision, publication
+from codistill.exchange import Copy, make_copy
+from codistill.journal import Journal
+from codistill.lease import Lease, LeaseLostError, read_lease
+from codistill.publication import Notes, UnreadableError, brief
+from codistill.rules import MeanLoss
+
+PyTree = Any
+# Seconds: between two looks at whether to stop waiting for the disk, and for
+# the last publications at the end.
+_LOOK_S = 0.02
+CLOSE_S = 30.0
+# Refusals that a lease remembers for synchronous peers.
+_REFUSALS = 100
+
+
+@dataclasses.dataclass(eq=False)
+class _Offer:
+  """A copy on its way to the folder."""
+
+  member: int
+  step: int
+  copy: Copy
+  began: float  # Monotonic.
+  stall_seconds: float = 0.0
+
+
+class Publisher:
+  """Publishes for some members: a queue, and a thread that empties it.
+
+  Attributes:
+    gave_up: why what a synchronous member offered is not in the folder, by
+      member and step.
+  """
+
+  def __init__(
+    self,
+    folder: epath.Path,
+    *,
+    members: Iterable[int],
+    synchronous: bool,
+    publish_precision: str,
+    config_hash: str,
+    keep_publications: int,
+    keep_s: float,
+    wait_timeout_s: float,
+    lease_timeout_s: float,
+    journal: Journal,
+    call: Callable[..., Any],
+    should_stop: Callable[[], bool],
+  ):
+    """Reads and writes nothing yet.
+
+    Args:
+      folder: shared by all members.
+      members: for whom to publish; without any, nothing is ever done.
+      synchronous: leave out no publication; keep the train loop rather.
+      publish_precision: what to publish in.
+      config_hash: said in each publication.
+      keep_publications: how many of the newest stay in the folder.
+      keep_s: and for how many seconds after publication all do.
+      wait_timeout_s: how long a synchronous member's publications are tried.
+      lease_timeout_s: seconds after which a job without a sign of life is
+        taken for dead.
+      journal: told what happens.
+      call: calls a function of `codistill.publication` that saves or loads.
+      should_stop: asked while the train loop is kept.
+
+    Raises:
+      ValueError: if the lease's timeout is not positive.
+    """
+    self._folder = folder
+    self._synchronous = synchronous
+    self._precision = publish_precision
+    self._config_hash = config_hash
+    self._keep = keep_publications
+    self._keep_s = keep_s
+    self._wait_s = wait_timeout_s
+    self._journal = journal
+    self._call = call
+    self._should_stop = should_stop
+    self._leases = {
+      member: Lease(
+        self._folder_of(member) / 'lease.json',
+        timeout_s=lease_timeout_s,
+        what=f'member {member} in {folder}',
+        step=None,
+        refused=[],
+        withdrawn=None,
+      )
+      for member in members
+    }
+    self.gave_up: dict[tuple[int, int], str] = {}
+    # Shared with the thread, under this lock.
+    self._changed = threading.Condition()
+    self._offers: list[_Offer] = []
+    self._publishing = False
+    self._closing = threading.Event()
+    self._thread: threading.Thread | None = None
+    # Of the thread alone.
+    self._published_at: dict[tuple[int, int], float] = {}
+    self._began = time.monotonic()
+
+  def open(self) -> None:
+    """Takes the leases and starts to publish.
+
+    Raises:
+      LeaseHeldError: if another job does one of these members' work.
+      OSError: if the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+      for member, lease in self._leases.items():
+        known = self._incarnations(member)
+        before = read_lease(lease.path).get('refused')
+        if isinstance(before, list):
+          # Peers may not have got there yet.
+          lease.notes['refused'] = before
+        lease.acquire(at_least=1 + max(known, default=0))
+        stack.callback(lease.release)
+        publication.clear(self._folder_of(member))
+      stack.pop_all()
+    if self._leases:
+      # A daemon: a disk that hangs must not keep the process.
+      self._thread = threading.Thread(
+        target=self._publish_forever, name='publisher', daemon=True
+      )
+      self._thread.start()
+
+  def close(self, last_steps: Mapping[int, int]) -> None:
+    """Publishes what was offered, within bounds, and returns the leases.
+
+    Args:
+      last_steps: how far each member got, said in its lease.
+    """
+    with contextlib.suppress(LeaseLostError):
+      self.check_leases()
+      self.flush(CLOSE_S)
+    self._closing.set()
+    with self._changed:
+      self._changed.notify_all()
+    if self._thread is not None:
+      # The interpreter's end is no place for one at work in native code.
+      self._thread.join(CLOSE_S)
+    for member, lease in self._leases.items():
+      lease.release(step=last_steps.get(member))
+
+  def check_leases(self) -> None:
+    """Finds out whether each member is still this job's.
+
+    Raises:
+      LeaseLostError: if not.
+    """
+    for lease in self._leases.values():
+      lease.check()
+
+  def offer(
+    self,
+    member: int,
+    step: int,
+    variables: PyTree,
+    task_loss: MeanLoss | None,
+  ) -> None:
+    """Takes a copy, to be published; one for whom it does not publish, not.
+
+    If the one before is still on its way to a slow disk, this one waits in its
+    place; an asynchronous member forgets one that waits already.
+    """
+    if member not in self._leases:
+      return
+    began = time.monotonic()
+    copy = make_copy(
+      # What this process has of it: no other takes part.
+      jax.tree.map(_here, variables),
+      task_loss,
+      self._precision,
+      self._precision,
+    )
+    copy.incarnation = self._leases[member].incarnation
+    offer = _Offer(member, step, copy, began)
+    self._enqueue(offer)
+    offer.stall_seconds = time.monotonic() - began
+
+  def flush(self, timeout_s: float) -> bool:
+    """Waits until all that was offered is published, or given up."""
+    with self._changed:
+      return self._changed.wait_for(
+        lambda: not self._offers and not self._publishing, timeout_s
+      )
+
+  def withdraw(self, member: int, last_step: int) -> None:
+    """Tells peers not to wait for what a member would publish after a step."""
+    if member in self._leases:
+      self._leases[member].note(withdrawn=last_step)
+
+  def forget(self) -> None:
+    """Removes what these members published in an earlier run."""
+    for member, lease in self._leases.items():
+      folder = self._folder_of(member)
+      for step in publication.steps(folder):
+        publication.remove(folder / str(step))
+      lease.note(refused=[])
+
+  def _enqueue(self, offer: _Offer) -> None:
+    with self._changed:
+      mine = [one for one in self._offers if one.member == offer.member]
+      if self._synchronous and mine:
+        # Nothing may be left out, and no queue may grow for ever: it grows by
+        # one a timeout. Whoever stops does so before the next update.
+        deadline = time.monotonic() + self._wait_s
+        while (
+          mine[-1] in self._offers
+          and time.monotonic() < deadline
+          and not self._should_stop()
+        ):
+          self._changed.wait(_LOOK_S)
+      elif mine:
+        self._offers.remove(mine[-1])
+        self._journal.note(
+          offer.member,
+          'skip',
+          publication=mine[-1].step,
+          message='the disk is slower than the training; some publications '
+          'are left out',
+        )
+      self._offers.append(offer)
+      self._changed.notify_all()
+
+  def _publish_forever(self) -> None:
+    while True:
+      with self._changed:
+        self._changed.wait_for(lambda: self._offers or self._closing.is_set())
+        if not self._offers:
+          return
+        # First: at no moment is an offer neither waiting nor on its way.
+        self._publishing = True
+        offer = self._offers.pop(0)
+        self._changed.notify_all()
+      try:
+        self._publish(offer)
+      # The thread must live: whoever comes after may be well.
+      except Exception as error:
+        self._note_failure(offer, error)
+      finally:
+        with self._changed:
+          self._publishing = False
+          self._changed.notify_all()
+
+  def _publish(self, offer: _Offer) -> None:
+    """Publishes or refuses; a synchronous member tries until it has."""
+    member, lease = offer.member, self._leases[offer.member]
+    # Whoever was suspended for long must not undo what its successor did.
+    lease.beat()
+    lease.check()
+    if not offer.copy.finite:
+      refused = [*lease.notes['refused'], offer.step][-_REFUSALS:]
+      lease.note(refused=refused, step=offer.step)
+      self._journal.note(
+        member,
+        'refuse',
+        publication=offer.step,
+        message=f'member {member} is not finite at step {offer.step} and '
+        'publishes nothing',
+      )
+      return
+    until = time.monotonic() + (self._wait_s if self._synchronous else 0)
+    while True:
+      try:
+        self._write(offer)
+        break
+      # Whatever a disk or Orbax may raise: training goes on without it.
+      except Exception as error:
+        with contextlib.suppress(OSError):
+          publication.clear(self._folder_of(member))  # Disks are finite.
+        self._note_failure(offer, error)
+        if self._closing.wait(1.0) or time.monotonic() > until:
+          if self._synchronous:
+            self.gave_up[member, offer.step] = brief(error)
+          return
+    lease.note(step=offer.step)
+    try:
+      self._prune(member)
+    except Exception as error:
+      self._journal.note(
+        member,
+        'failed prune',
+        message=f'cannot remove old publications of member {member}: '
+        f'{brief(error)}',
+      )
+
+  def _note_failure(self, offer: _Offer, error: Exception) -> None:
+    self._journal.note(
+      offer.member,
+      'failed publish',
+      publication=offer.step,
+      message=f'member {offer.member} cannot publish: {brief(error)}',
+    )
+
+  def _write(self, offer: _Offer) -> None:
+    folder = self._folder_of(offer.member)
+    copy = offer.copy
+    notes = Notes(
+      member=offer.member,
+      step=offer.step,
+      incarnation=copy.incarnation,
+      wall_time=time.time(),
+      task_loss=None if copy.task_loss is None else float(copy.task_loss),
+      config_hash=self._config_hash,
+      precision=self._precision,
+      num_bytes=precision.num_bytes(copy.variables),
+    )
+    if not (self._synchronous and self._is_published(folder, notes)):
+      self._call(
+        publication.write, folder, jax.device_get(copy.variables), notes
+      )
+    self._published_at[offer.member, offer.step] = time.monotonic()
+    self._journal.note(
+      offer.member,
+      'publish',
+      publication=offer.step,
+      bytes=notes.num_bytes,
+      took_seconds=time.monotonic() - offer.began,
+      stall_seconds=offer.stall_seconds,
+    )
+
+  def _is_published(self, folder: epath.Path, notes: Notes) -> bool:
+    """Whether an earlier life did this: a synchronous run repeats itself."""
+    try:
+      there = self._call(publication.read_notes, folder / str(notes.step))
+    except UnreadableError:
+      return False
+    return there.config_hash == notes.config_hash
+
+  def _prune(self, member: int) -> None:
+    """Removes what is neither among the newest nor young."""
+    folder = self._folder_of(member)
+    now = time.monotonic()
+    # What this life did not publish is older than all that it did, unless it
+    # is synchronous and does the same again.
+    ordered = sorted(
+      publication.steps(folder),
+      key=lambda step: (
+        self._synchronous or (member, step) in self._published_at,
+        step,
+      ),
+    )
+    for step in ordered[: -self._keep]:
+      # What was there before this life is as old as it at the least.
+      born = self._published_at.get((member, step), self._began)
+      if now - born >= self._keep_s:
+        publication.remove(folder / str(step))
+        self._published_at.pop((member, step), None)
+
+  def _incarnations(self, member: int) -> list[int]:
+    """Of all that a member has published and not removed."""
+    folder = self._folder_of(member)
+    found = []
+    for step in publication.steps(folder):
+      with contextlib.suppress(UnreadableError):
+        notes = self._call(publication.read_notes, folder / str(step))
+        found.append(notes.incarnation)
+    return found
+
+  def _folder_of(self, member: int) -> epath.Path:
+    return self._folder / str(member)
+
+
+def _here(leaf: jax.Array) -> jax.Array:
+  """An array's part on this process; all of it, if every device has that."""
+  return leaf.addressable_data(0) if leaf.is_fully_replicated else leaf

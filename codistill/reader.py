@@ -1,0 +1,235 @@
+"""Reads what peers have published, with patience for what cannot be read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from etils import epath
+
+from codistill import precision, publication
+from codistill.exchange import Copy, all_finite
+from codistill.journal import Journal
+from codistill.lease import read_lease
+from codistill.publication import Notes, UnreadableError
+from codistill.topology import Topology
+
+PyTree = Any
+# Seconds: the most between two attempts at what cannot be read.
+_MOST_PATIENCE_S = 60.0
+# A publication: of which peer, after which step, written when. A folder, which
+# may be unreadable as a whole, has no step.
+_Key = tuple[int, int, int]
+
+
+def _folder_key(peer: int) -> _Key:
+  return (peer, -1, 0)
+
+
+class Reader:
+  """Reads publications into this process's shardings.
+
+  One thread looks and loads. Whatever fails is counted, noted in the journal
+  and tried again later, each time after twice the pause.
+
+  Attributes:
+    folder: shared by all members.
+  """
+
+  def __init__(
+    self,
+    folder: epath.Path,
+    topology: Topology,
+    *,
+    members: Iterable[int],
+    like: PyTree,
+    teacher_precision: str,
+    config_hash: str,
+    pause_s: float,
+    journal: Journal,
+    call: Callable[..., Any],
+  ):
+    """Reads nothing yet.
+
+    Args:
+      folder: shared by all members.
+      topology: who learns from whom.
+      members: those of this process.
+      like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
+        shardings that peers are to be loaded into.
+      teacher_precision: what teachers are held in.
+      config_hash: publications with another one are not read.
+      pause_s: half of the pause before what failed is tried again; > 0.
+      journal: told what happens.
+      call: calls a function of `codistill.publication` that saves or loads.
+    """
+    self.folder = folder
+    self._topology = topology
+    self._members = tuple(members)
+    self._like = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf.sharding
+      ),
+      like,
+    )
+    # Without places, so that they can be told to another process.
+    self._shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like
+    )
+    self._teacher_precision = teacher_precision
+    self._config_hash = config_hash
+    self._pause_s = pause_s
+    self._journal = journal
+    self._call = call
+    self._notes: dict[_Key, Notes] = {}
+    # Of what failed, under this lock: when to try again, and after which pause.
+    self._lock = threading.Lock()
+    self._patience: dict[_Key, tuple[float, float]] = {}
+    self._failed_loads: dict[int, int] = {}
+    self._why: dict[int, str] = {}
+
+  def students(self, peer: int) -> list[int]:
+    """Those of this process's members that may learn from a peer."""
+    return [m for m in self._members if peer in self._topology.candidates(m)]
+
+  def listed(self, peer: int) -> dict[int, int]:
+    """A peer's finished publications: steps, and when each was written.
+
+    Raises:
+      OSError: if they cannot be listed.
+    """
+    return publication.steps(self.folder / str(peer))
+
+  def lease(self, peer: int) -> dict[str, Any]:
+    """What a peer's lease says; {} if there is none that can be read."""
+    return read_lease(self.folder / str(peer) / 'lease.json')
+
+  def notes(self, peer: int, step: int, written: int) -> Notes | None:
+    """What a publication says of itself, if it can be read and is for us."""
+    key = (peer, step, written)
+    path = self.folder / str(peer) / str(step)
+    if key not in self._notes:
+      if not self._may_try(key):
+        return None
+      try:
+        self._notes[key] = self._call(publication.read_notes, path)
+      except UnreadableError as error:
+        self._failed(str(error), key)
+        return None
+    notes = self._notes[key]
+    if notes.config_hash != self._config_hash:
+      if self._may_try(key):
+        self._failed(f'{path} is of another config', key)
+      return None
+    return notes
+
+  def load(
+    self, peer: int, step: int, written: int, take: Callable[[Copy], None]
+  ) -> bool:
+    """Loads a publication, if it can be.
+
+    Args:
+      peer: whose.
+      step: of the publication.
+      written: when, as it was listed.
+      take: puts the copy where the train loop finds it.
+
+    Returns:
+      Whether it did.
+    """
+    key = (peer, step, written)
+    if not self._may_try(key):
+      return False
+    began = time.monotonic()
+    try:
+      variables, notes = self._load_and_place(
+        self.folder / str(peer) / str(step)
+      )
+    except UnreadableError as error:
+      self._failed(str(error), key)
+      return False
+    take(Copy(variables, True, notes.task_loss, notes.incarnation))
+    self._journal.note(
+      self.students(peer)[0],
+      'load',
+      peer=peer,
+      publication=step,
+      bytes=notes.num_bytes,
+      took_seconds=time.monotonic() - began,
+      incarnation=notes.incarnation,
+    )
+    return True
+
+  def forget(self, peer: int, keep: Callable[[int, int], bool]) -> None:
+    """Drops what is known of publications but those to keep.
+
+    Args:
+      peer: whose.
+      keep: step, and when it was written → whether to.
+    """
+    with self._lock:
+      for known in (self._notes, self._patience):
+        for key in list(known):
+          if key[0] == peer and key[1] >= 0 and not keep(*key[1:]):
+            del known[key]
+
+  def may_look(self, peer: int) -> bool:
+    """Whether it is time to look at a peer's folder."""
+    return self._may_try(_folder_key(peer))
+
+  def looked(self, peer: int) -> None:
+    """Has no more patience with a peer's folder than with any other."""
+    with self._lock:
+      self._patience.pop(_folder_key(peer), None)
+
+  def failed(self, peer: int, text: str) -> None:
+    """Counts a failure with a peer's folder as a whole."""
+    self._failed(text, _folder_key(peer))
+
+  def failed_loads(self, member: int) -> int:
+    """With any that a member may learn from, since the process began."""
+    with self._lock:
+      return sum(
+        self._failed_loads.get(peer, 0)
+        for peer in self._topology.candidates(member)
+      )
+
+  def why(self, peer: int) -> str | None:
+    """What failed last with a peer."""
+    with self._lock:
+      return self._why.get(peer)
+
+  def _load_and_place(self, path: epath.Path) -> tuple[PyTree, Notes]:
+    """By way of the host, so that a device holds no more than the teacher."""
+    variables, notes = self._call(publication.load, path, self._shapes)
+    with jax.default_device(publication.host_device()):
+      if not bool(all_finite(variables)):
+        raise UnreadableError(f'{path} is not finite')
+      held = precision.convert(
+        variables, self._like, notes.precision, self._teacher_precision
+      )
+    return precision.place_like(held, self._like), notes
+
+  def _may_try(self, key: _Key) -> bool:
+    with self._lock:
+      return time.monotonic() >= self._patience.get(key, (0.0, 0.0))[0]
+
+  def _failed(self, text: str, key: _Key) -> None:
+    """Counts a failed read, warns once a peer, and has patience with it."""
+    peer, step, _ = key
+    with self._lock:
+      pause = self._patience.get(key, (0.0, self._pause_s))[1]
+      pause = min(2 * pause, _MOST_PATIENCE_S)
+      self._patience[key] = (time.monotonic() + pause, pause)
+      self._failed_loads[peer] = self._failed_loads.get(peer, 0) + 1
+      self._why[peer] = text
+    self._journal.note(
+      self.students(peer)[0],
+      'failed load',
+      peer=peer,
+      publication=step,
+      message=f'{text}; going on with what is there',
+    )

@@ -1,0 +1,1 @@
+"""Faults done to real runs on purpose, and what came of each."""

@@ -1,0 +1,219 @@
+"""Faults done to real runs on purpose, and what came of each.
+
+  python -m scripts.chaos [NAME … | all] [--seed=0] [--kills=20] [--keep DIR]
+    [--markdown FILE]
+
+Processes that are killed, stopped or started late; an exchange folder that is
+read-only, gone, moved or full of garbage; publications that are damaged or of
+another time; disks that are slow. A line a fault at the end: how it was done,
+what was lost, how long it took until all was well again. Exit status 1 if
+something was lost that must not be, or did not come back.
+
+Each process trains one member of `imagenet_codistill:smoke` on one CPU device.
+Everything is drawn from the seed, but not when the machine does what. Every
+wait has a bound; all faults together take five to ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from scripts.chaos import folder_faults, process_faults, publication_faults
+from scripts.chaos.outcome import FailedError, Result
+from scripts.chaos.publication_faults import Spoil
+from scripts.chaos.runs import Stage, World
+
+
+def _on_pair(fault: Callable[[World], Result]) -> Callable[[Stage], Result]:
+  """A fault to the folder, done to two processes that may go on after it."""
+
+  def on_pair(stage: Stage) -> Result:
+    pair = stage.pair()
+    pair.events()
+    return fault(pair)
+
+  return on_pair
+
+
+def _damaged(name: str, ways: Mapping[str, Spoil]) -> Callable[[Stage], Result]:
+  return lambda stage: publication_faults.damaged(
+    stage.folder(name), ways, stage.random(name)
+  )
+
+
+FAULTS: dict[str, Callable[[Stage], Result]] = {
+  'kills': process_faults.kills,
+  'second-job': process_faults.second_job,
+  'frozen-job': process_faults.frozen_job,
+  'missing': process_faults.missing,
+  'late': process_faults.late,
+  'slow-jobs': process_faults.slow_jobs,
+  'read-only': _on_pair(folder_faults.read_only),
+  'removed': _on_pair(folder_faults.removed),
+  'moved': _on_pair(folder_faults.moved),
+  'garbage': lambda stage: folder_faults.garbage(
+    stage.pair(), stage.random('garbage')
+  ),
+  'stop': process_faults.stop,
+  'truncated': _damaged('truncated', publication_faults.TRUNCATED),
+  'random-bytes': _damaged('random-bytes', publication_faults.RANDOM),
+  'flipped-bits': _damaged('flipped-bits', publication_faults.FLIPPED),
+  'clock': lambda stage: publication_faults.clock(stage.folder('clock')),
+  'slow-disk': lambda stage: publication_faults.slow_disk(
+    stage.folder('slow-disk')
+  ),
+  'slow-writer': lambda stage: publication_faults.slow_writer(
+    stage.folder('slow-writer')
+  ),
+}
+COLUMNS = ('fault', 'how', 'lost', 'recovery', 'outcome')
+
+
+@contextlib.contextmanager
+def _stderr_to(path: pathlib.Path) -> Iterator[None]:
+  """Orbax and TensorStore tell pages of each load that fails, on purpose."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with open(path, 'ab') as file:
+    os.dup2(file.fileno(), 2)
+  try:
+    yield
+  finally:
+    sys.stderr.flush()
+    os.dup2(kept, 2)
+    os.close(kept)
+
+
+def do(
+  names: Sequence[str], stage: Stage, log: pathlib.Path
+) -> list[tuple[str, ...]]:
+  """Does faults one after the other.
+
+  Args:
+    names: keys of `FAULTS`.
+    stage: where.
+    log: a file for what libraries have to say.
+
+  Returns:
+    A row of the table each.
+  """
+  table = []
+  for name in names:
+    began = time.monotonic()
+    stage.say(f'{name} …')
+    try:
+      with _stderr_to(log):
+        result, outcome = FAULTS[name](stage), 'ok'
+    # Whatever a fault brought about is what this is to find out.
+    except Exception as error:
+      said = f'{error}' if isinstance(error, FailedError) else repr(error)
+      how = (FAULTS[name].__doc__ or '–').partition('\n')[0]
+      result, outcome = Result(how, '–', '–'), f'FAILED: {said}'
+      stage.drop_pair()
+    stage.say(f'{name}: {outcome} ({time.monotonic() - began:.0f} s)')
+    table.append((name, *result, outcome))
+  return table
+
+
+def _print(rows: Sequence[Sequence[str]], title: str, console: Console) -> None:
+  table = Table(*COLUMNS, title=title, box=box.SIMPLE_HEAD, show_lines=True)
+  for row in rows:
+    table.add_row(*map(Text, row))
+  if not console.is_terminal:
+    console.width = max(console.width, 160)
+  console.print(table)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """The table for a document."""
+  lines = [COLUMNS, ['---'] * len(COLUMNS), *rows]
+  return ''.join(
+    f'| {" | ".join(cell.replace("|", "/") for cell in line)} |\n'
+    for line in lines
+  )
+
+
+def _number(least: int) -> Callable[[str], int]:
+  def parse(text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+      raise argparse.ArgumentTypeError(f'{text!r} is no number from {least} on')
+    return int(text)
+
+  return parse
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Does the faults and prints what came of them; 1 if one failed."""
+  parser = argparse.ArgumentParser(
+    prog='scripts.chaos',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    'names',
+    metavar='NAME',
+    nargs='*',
+    default=['all'],
+    help=f'all, or some of: {", ".join(FAULTS)}',
+  )
+  parser.add_argument('--seed', type=_number(0), default=0)
+  parser.add_argument('--kills', type=_number(1), default=20)
+  parser.add_argument(
+    '--keep', metavar='DIR', type=pathlib.Path, help='for runs and logs'
+  )
+  parser.add_argument('--markdown', metavar='FILE', type=pathlib.Path)
+  arguments = parser.parse_args(argv)
+  names = list(dict.fromkeys(arguments.names))
+  if unknown := [name for name in names if name not in (*FAULTS, 'all')]:
+    parser.error(f'no fault {unknown[0]!r}; there are {", ".join(FAULTS)}')
+  if 'all' in names:
+    names = list(FAULTS)
+  jax.config.update('jax_platforms', 'cpu')
+  console = Console()
+  began = time.monotonic()
+
+  def say(text: str) -> None:
+    passed = time.monotonic() - began
+    console.print(f'{passed:5.0f} s  {escape(text)}', highlight=False)
+
+  folder = arguments.keep or pathlib.Path(tempfile.mkdtemp(prefix='chaos-'))
+  folder = folder.expanduser().absolute()
+  folder.mkdir(parents=True, exist_ok=True)
+  folder = pathlib.Path(tempfile.mkdtemp(prefix='', dir=folder))
+  say(f'seed {arguments.seed}, in {folder}')
+  stage = Stage(folder, seed=arguments.seed, kills=arguments.kills, say=say)
+  try:
+    with stage.ended_by_signals(), stage:
+      rows = do(names, stage, folder / 'stderr.txt')
+  except SystemExit as stopped:
+    say('stopped; all processes were killed')
+    return stopped.code
+  minutes = (time.monotonic() - began) / 60
+  _print(rows, f'Seed {arguments.seed}, {minutes:.1f} min', console)
+  if arguments.markdown is not None:
+    arguments.markdown.write_text(markdown(rows), encoding='utf-8')
+  failed = any(row[-1] != 'ok' for row in rows)
+  if arguments.keep is None and not failed:
+    shutil.rmtree(folder.parent, ignore_errors=True)
+  else:
+    console.print(f'runs and logs: {folder}', soft_wrap=True)
+  return 1 if failed else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
