@@ -118,6 +118,7 @@ def test_equals_the_numpy_transcription(burn_in):
           batch_size=BATCH,
           init_key=jax.random.key(i),
           noise_key=jax.random.key(0),
+          num_async_workers=1,
         ),
         iter([{'inputs': jnp.asarray(x), 'labels': jnp.asarray(y)}
               for x, y in streams[i]]),

@@ -34,6 +34,7 @@ def state_of(member, peers=()):
     batch_size=BATCH,
     init_key=jax.random.key(member),
     noise_key=jax.random.key(100 + member),
+    num_async_workers=1,
   )
   return dataclasses.replace(
     state,

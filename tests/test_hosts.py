@@ -87,8 +87,6 @@ def stored(workdir, member):
   restored = read_newest(
     workdir / f'checkpoints-{member}',
     jax.eval_shape(lambda: experiment.init(0)),
-    experiment.model,
-    experiment.batch_size,
     experiment.mesh,
     experiment.teacher_precision,
   )

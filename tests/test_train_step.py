@@ -36,6 +36,7 @@ def state_of(model, member=0, optimizer=None):
     batch_size=BATCH,
     init_key=jax.random.key(member),
     noise_key=jax.random.key(100 + member),
+    num_async_workers=1,
   )
 
 
@@ -52,7 +53,7 @@ def updates_of(model, mesh=None, optimizer=None, **changes):
     model,
     optimizer or sgd(),
     mesh or sharding.make_mesh(1),
-    **{**LOSSES, **changes},
+    **{**LOSSES, 'num_async_workers': 1, **changes},
   )
 
 

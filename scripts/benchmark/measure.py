@@ -108,7 +108,12 @@ def make_subject() -> Subject:
   key = jax.random.key(0)
   state = sharding.replicate(
     init_state(
-      model, optimizer, batch_size=BATCH_SIZE, init_key=key, noise_key=key
+      model,
+      optimizer,
+      batch_size=BATCH_SIZE,
+      init_key=key,
+      noise_key=key,
+      num_async_workers=1,
     ),
     mesh,
   )
