@@ -243,6 +243,9 @@ def _train(
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
     )
+    fingerprint = getattr(experiment.dataset, 'fingerprint', None)
+    if fingerprint is not None:
+      workdir.write_run(data={'fingerprint': fingerprint})
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )

@@ -103,7 +103,11 @@ def line_of(workdir, *arguments, config=CODISTILL):
     f'--workdir={workdir}',
     '--config.num_devices=1',
     # The only number in a program that follows from num_steps.
-    '--config.schedule.warmup_cosine.num_steps=100',
+    *(
+      ['--config.schedule.warmup_cosine.num_steps=100']
+      if config.startswith('imagenet')
+      else []
+    ),
     *arguments,
   ]
 

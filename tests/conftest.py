@@ -12,6 +12,10 @@ if jax.config.jax_compilation_cache_dir is None:
   jax.config.update('jax_compilation_cache_dir', str(cache))
   # Processes that tests start share it.
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)
+# The built-in corpus is kept beside.
+os.environ.setdefault(
+  'XDG_CACHE_HOME', str(pathlib.Path(__file__).parent.parent / '.cache')
+)
 # Small programs are most of what tests compile.
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 

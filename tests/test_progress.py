@@ -183,7 +183,12 @@ def test_a_line_fits_a_terminal_of_80_columns(clock):
   out = io.StringIO()
   console = Console(file=out, force_terminal=True, width=80)
   display = RunProgress(
-    console, 'name', members=(0,), num_steps=14_100, start_step=0, unit='examples'
+    console,
+    'name',
+    members=(0,),
+    num_steps=14_100,
+    start_step=0,
+    unit='examples',
   )
   with display:
     for step in (1, 13_000):
