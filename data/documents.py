@@ -181,8 +181,8 @@ def decompress(raw: IO[bytes]) -> IO[bytes]:
     return lzma.LZMAFile(raw)
   if magic.startswith(b'\x28\xb5\x2f\xfd'):
     raise InputError(
-      f'{raw.name} is compressed with zstd, which is not read here: compress it '
-      'with gzip, or not at all.'
+      f'{raw.name} is compressed with zstd, which is not read here: compress '
+      'it with gzip, or not at all.'
     )
   return raw
 

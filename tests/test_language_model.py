@@ -173,6 +173,7 @@ def test_the_transformer_is_a_key_away(tmp_path):
 
 def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
   config = config_lib.load('lm_async:smoke')
+  config.num_devices = 1
   experiment = build(config, None)
   stream = experiment.batches(0, start=0)
   batches = [np.asarray(next(stream)['inputs']) for _ in range(9)]
