@@ -1,1 +1,1 @@
-"""The examples: image sets as batches, and who sees which."""
+"""The examples: images and lanes of text as batches, and who sees which."""

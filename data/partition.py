@@ -4,6 +4,11 @@ The paper's question of whether members must see different data (section 3.3)
 is a comparison of these two partitions.
 """
 
+import hashlib
+
+import numpy as np
+from jaxtyping import Int64, UInt64
+
 PARTITIONS = ('disjoint', 'shared')
 
 
@@ -28,6 +33,82 @@ def partition_indices(
   Raises:
     ValueError: for arguments out of range, or if a shard would be empty.
   """
+  _check(member, members, partition)
+  shards = members if partition == 'disjoint' else 1
+  # Every member refuses, not only the one left without examples: members may
+  # run as separate jobs, and the others would wait for it.
+  if num_examples < shards:
+    raise ValueError(
+      f'{num_examples} examples are too few for {shards} {partition} shard(s): '
+      'one would be empty.'
+    )
+  return slice(member, None, members) if shards > 1 else slice(None)
+
+
+def partition_hashes(
+  hashes: UInt64[np.ndarray, ' examples'],
+  member: int,
+  members: int,
+  partition: str,
+) -> Int64[np.ndarray, ' own']:
+  """Says which examples are a member's by what they are, not where they lie.
+
+  So shards do not depend on the order of files, and equal examples have one
+  owner. Disjoint shards have equal sizes on average only.
+
+  Args:
+    hashes: of the examples, evenly distributed.
+    member: whose shard, 0 ≤ member < members.
+    members: how many members the examples are divided among.
+    partition: 'disjoint' or 'shared' (everything).
+
+  Returns:
+    Indices of the member's examples, ascending.
+
+  Raises:
+    ValueError: for arguments out of range, or if any member's shard would be
+      empty.
+  """
+  _check(member, members, partition)
+  shards = members if partition == 'disjoint' else 1
+  owners = mix(hashes, 'member') % np.uint64(shards)
+  # As above, every member refuses.
+  if len(np.unique(owners)) < shards:
+    raise ValueError(
+      f'{len(hashes)} examples are too few for {shards} {partition} shard(s): '
+      'one would be empty.'
+    )
+  return (
+    np.flatnonzero(owners == member) if shards > 1 else np.arange(len(hashes))
+  )
+
+
+def mix(
+  hashes: UInt64[np.ndarray, ' examples'], *purpose: str | int
+) -> UInt64[np.ndarray, ' examples']:
+  """Hashes anew, so that what one purpose chooses says nothing of another's.
+
+  Args:
+    hashes: evenly distributed.
+    *purpose: names and numbers of what the result is for.
+  """
+  name = '/'.join(map(str, purpose))
+  words = hashlib.blake2b(name.encode(), digest_size=16).digest()
+  first, second = np.frombuffer(words, '<u8').astype(np.uint64)
+  # The finalizer of SplitMix64 (Steele et al. 2014), twice: a bijection.
+  for word in (first, second):
+    hashes = hashes ^ word
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(
+      0xBF58476D1CE4E5B9
+    )
+    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(
+      0x94D049BB133111EB
+    )
+    hashes = hashes ^ (hashes >> np.uint64(31))
+  return hashes
+
+
+def _check(member: int, members: int, partition: str) -> None:
   if members < 1:
     raise ValueError(f'members must be at least 1, got {members}.')
   if not 0 <= member < members:
@@ -38,12 +119,3 @@ def partition_indices(
     raise ValueError(
       f'Unknown partition {partition!r}, expected one of {PARTITIONS}.'
     )
-  shards = members if partition == 'disjoint' else 1
-  # Every member refuses, not only the one left without examples: members may
-  # run as separate jobs, and the others would wait for it.
-  if num_examples < shards:
-    raise ValueError(
-      f'{num_examples} examples are too few for {shards} {partition} shard(s): '
-      'one would be empty.'
-    )
-  return slice(member, None, members) if shards > 1 else slice(None)

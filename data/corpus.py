@@ -1,0 +1,407 @@
+"""A folder of tokens: two splits of documents, mapped into memory.
+
+    manifest.json        counts, hashes, and how it was made; written last
+    tokenizer.model      SentencePiece
+    train/, test/
+      tokens-00000.bin   uint16, little-endian, documents one after the other
+      documents.bin      a hash and the first token of each document
+      counts.bin         int64, how often each piece occurs
+
+A document lies in one file. Its hash is of its text alone, and all that decides
+who sees it, and when, is decided by that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt16, UInt64
+
+from data import tokenizer as tokenizer_lib
+
+FORMAT = 'codistill-text/1'
+SPLITS = ('train', 'test')
+MANIFEST = 'manifest.json'
+TOKENIZER = 'tokenizer.model'
+DOCUMENTS = 'documents.bin'
+COUNTS = 'counts.bin'
+DOCUMENT = np.dtype([('hash', '<u8'), ('start', '<u8')])
+TOKEN = np.dtype('<u2')
+# A new file is begun once there are so many tokens in one: 256 MiB.
+SHARD_TOKENS = 1 << 27
+
+
+class CorpusError(ValueError):
+  """A folder does not hold a finished corpus; the message says what to do."""
+
+
+def hash_document(text: str) -> int:
+  """64 bits of BLAKE2b of a document's UTF-8."""
+  digest = hashlib.blake2b(text.encode('utf-8'), digest_size=8).digest()
+  return int.from_bytes(digest, 'little')
+
+
+def shard_name(number: int) -> str:
+  """A shard's file."""
+  return f'tokens-{number:05d}.bin'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Documents:
+  """Of one split, as they are stored.
+
+  Attributes:
+    hashes: of each document's text.
+    starts: each document's first token, counted over the split; and one past
+      the last token of all.
+    shards: the tokens, in files' order.
+    counts: how often each piece occurs.
+  """
+
+  hashes: UInt64[np.ndarray, ' documents']
+  starts: Int64[np.ndarray, ' documents_and_one']
+  shards: tuple[UInt16[np.ndarray, ' _'], ...]
+  counts: Int64[np.ndarray, ' vocab']
+
+  @property
+  def num_tokens(self) -> int:
+    """Of all documents."""
+    return int(self.starts[-1])
+
+  def read(
+    self,
+    starts: Integer[np.ndarray, ' pieces'],
+    lengths: Integer[np.ndarray, ' pieces'],
+  ) -> UInt16[np.ndarray, ' tokens']:
+    """Pieces of documents, one after the other.
+
+    Args:
+      starts: first token of each piece, counted over the split.
+      lengths: of the pieces, none of which goes beyond its document.
+    """
+    ends = np.cumsum(lengths)
+    out = np.empty(ends[-1] if len(ends) else 0, np.uint16)
+    if len(self.shards) == 1:
+      shards = (0,) * len(starts)
+      within = starts
+    else:
+      first = np.cumsum([0, *map(len, self.shards[:-1])])
+      # Shards may be empty: the last that begins there has the token.
+      shards = np.searchsorted(first, starts, 'right') - 1
+      within = starts - first[shards]
+      shards = shards.tolist()
+    arrays, begin = self.shards, 0
+    for shard, start, length, end in zip(
+      shards, within.tolist(), lengths.tolist(), ends.tolist(), strict=True
+    ):
+      out[begin:end] = arrays[shard][start : start + length]
+      begin = end
+    return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+  """An opened folder.
+
+  Attributes:
+    folder: where it is.
+    manifest: what is in `manifest.json`.
+    splits: documents by split.
+  """
+
+  folder: pathlib.Path
+  manifest: dict[str, Any]
+  splits: dict[str, Documents]
+
+  @property
+  def fingerprint(self) -> str:
+    """A hash of all documents, of their order and of the tokenizer."""
+    return self.manifest['fingerprint']
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of pieces."""
+    return self.manifest['tokenizer']['vocab_size']
+
+  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """What made the tokens, and reads them."""
+    return tokenizer_lib.Tokenizer.from_file(self.folder / TOKENIZER)
+
+
+def open_corpus(folder: str | os.PathLike) -> Corpus:
+  """Opens a folder; reads the index of its documents, and no tokens.
+
+  Raises:
+    CorpusError: if it is not there, not finished or not whole.
+  """
+  folder = pathlib.Path(folder)
+  try:
+    manifest = json.loads((folder / MANIFEST).read_text(encoding='utf-8'))
+  except (FileNotFoundError, NotADirectoryError):
+    if partial_of(folder).is_dir():
+      raise CorpusError(
+        f'{folder} is not finished: run the command that began it once more, '
+        'and it goes on.'
+      ) from None
+    raise CorpusError(
+      f'There is no prepared text in {folder}: make it with `python -m '
+      f'scripts.prepare_text --input=FILES --format=FORMAT --output={folder}`.'
+    ) from None
+  except ValueError:
+    manifest = {}
+  if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+    raise CorpusError(
+      f'{folder / MANIFEST} is not of prepared text ({FORMAT}): prepare it '
+      'again, in another folder.'
+    )
+  try:
+    splits = {
+      split: _open_split(folder / split, manifest['splits'][split], manifest)
+      for split in SPLITS
+    }
+  except (OSError, ValueError) as error:
+    raise CorpusError(
+      f'{folder} is not whole ({error}): copy or prepare it again.'
+    ) from error
+  return Corpus(folder, manifest, splits)
+
+
+def _open_split(folder, facts, manifest):
+  def array(name, dtype, length):
+    path = folder / name
+    size = path.stat().st_size
+    if size != length * dtype.itemsize:
+      raise ValueError(
+        f'{folder.name}/{name} has {size} bytes, not {length * dtype.itemsize}'
+      )
+    if not length:
+      return np.empty(0, dtype)
+    # A plain array on the same memory: slices of a memmap cost ten times more.
+    return np.asarray(np.memmap(path, dtype, 'r', shape=(length,)))
+
+  documents = array(DOCUMENTS, DOCUMENT, facts['documents'])
+  return Documents(
+    hashes=documents['hash'].astype(np.uint64),
+    starts=np.append(documents['start'], facts['tokens']).astype(np.int64),
+    shards=tuple(
+      array(shard['file'], TOKEN, shard['tokens']) for shard in facts['shards']
+    ),
+    counts=np.array(
+      array(COUNTS, np.dtype('<i8'), manifest['tokenizer']['vocab_size'])
+    ),
+  )
+
+
+# Writing.
+
+
+def partial_of(folder: pathlib.Path) -> pathlib.Path:
+  """Where a folder is written before it is finished."""
+  return folder.with_name(f'{folder.name}.partial')
+
+
+class CorpusWriter:
+  """Appends documents to the two splits of a folder that is not finished."""
+
+  def __init__(
+    self, folder: pathlib.Path, state: dict[str, Any], shard_tokens: int
+  ):
+    """Begins, or goes on.
+
+    Args:
+      folder: not finished.
+      state: what `state` returned when the folder was as it is to be again, so
+        that what was written later is dropped; {} to begin.
+      shard_tokens: a new file is begun once there are so many tokens in one.
+    """
+    self._folder = folder
+    self._shard_tokens = shard_tokens
+    self._shards = {
+      split: list(state.get(split, {}).get('shards', [])) for split in SPLITS
+    }
+    self._documents = {
+      split: state.get(split, {}).get('documents', 0) for split in SPLITS
+    }
+    self._written: set[pathlib.Path] = set()
+    for split in SPLITS:
+      (folder / split).mkdir(parents=True, exist_ok=True)
+      wanted = {
+        DOCUMENTS: self._documents[split] * DOCUMENT.itemsize,
+        **{
+          shard_name(number): tokens * TOKEN.itemsize
+          for number, tokens in enumerate(self._shards[split])
+        },
+      }
+      for path in (folder / split).iterdir():
+        if path.name not in wanted:
+          path.unlink()
+      for name, size in wanted.items():
+        with open(folder / split / name, 'ab') as file:
+          if file.tell() < size:
+            raise CorpusError(
+              f'{folder} is not whole ({split}/{name} is too short): remove it '
+              'and begin anew.'
+            )
+          file.truncate(size)
+
+  def append(
+    self,
+    split: str,
+    tokens: UInt16[np.ndarray, ' tokens'],
+    hashes: UInt64[np.ndarray, ' documents'],
+    lengths: Integer[np.ndarray, ' documents'],
+  ) -> None:
+    """Adds documents, which come one after the other in `tokens`."""
+    if not len(hashes):
+      return
+    shards = self._shards[split]
+    documents = np.empty(len(hashes), DOCUMENT)
+    documents['hash'] = hashes
+    documents['start'] = sum(shards) + np.cumsum(lengths) - lengths
+    if not shards or shards[-1] >= self._shard_tokens:
+      shards.append(0)
+    self._write(split, shard_name(len(shards) - 1), tokens.astype(TOKEN))
+    self._write(split, DOCUMENTS, documents)
+    shards[-1] += len(tokens)
+    self._documents[split] += len(hashes)
+
+  def state(self) -> dict[str, Any]:
+    """What is written, once it is on the disk; for JSON."""
+    for path in self._written:
+      with open(path, 'ab') as file:
+        os.fsync(file.fileno())
+    self._written.clear()
+    return {
+      split: {
+        'shards': list(self._shards[split]),
+        'documents': self._documents[split],
+      }
+      for split in SPLITS
+    }
+
+  def _write(self, split, name, array):
+    path = self._folder / split / name
+    with open(path, 'ab') as file:
+      file.write(array.tobytes())
+    self._written.add(path)
+
+
+def seal_file(
+  path: pathlib.Path, vocab_size: int | None
+) -> tuple[str, Int64[np.ndarray, ' vocab'] | None]:
+  """Reads a file back: its SHA-256, and of tokens how often each occurs."""
+  digest = hashlib.sha256()
+  counts = None if vocab_size is None else np.zeros(vocab_size, np.int64)
+  with open(path, 'rb') as file:
+    while block := file.read(1 << 24):
+      digest.update(block)
+      if counts is not None:
+        tokens = np.frombuffer(block, TOKEN)
+        counts += np.bincount(tokens, minlength=vocab_size)
+  return digest.hexdigest(), counts
+
+
+def files_to_seal(
+  state: dict[str, Any], vocab_size: int
+) -> list[tuple[str, int | None]]:
+  """Files of a folder by their paths in it, as `seal_file` takes them."""
+  files: list[tuple[str, int | None]] = [(TOKENIZER, None)]
+  for split in SPLITS:
+    files.append((f'{split}/{DOCUMENTS}', None))
+    for number in range(len(state[split]['shards'])):
+      files.append((f'{split}/{shard_name(number)}', vocab_size))
+  return files
+
+
+def finish(
+  partial: pathlib.Path,
+  folder: pathlib.Path,
+  state: dict[str, Any],
+  seals: dict[str, tuple[str, np.ndarray | None]],
+  tokenizer: tokenizer_lib.Tokenizer,
+  facts: dict[str, Any],
+  *,
+  leave_out: Iterable[str] = (),
+) -> None:
+  """Writes the manifest and gives the folder its name: now it is finished.
+
+  Args:
+    partial: the folder as it is.
+    folder: as it is to be; must not exist.
+    state: the writer's, at the end.
+    seals: what `seal_file` said of each file of `files_to_seal`.
+    tokenizer: the folder's.
+    facts: to be added to the manifest: how the text was made.
+    leave_out: names of files in `partial` that were needed to write it.
+
+  Raises:
+    OSError: if `folder` exists and has something in it.
+  """
+  splits = {}
+  for split in SPLITS:
+    counts = sum(
+      (
+        seal[1]
+        for path, seal in seals.items()
+        if path.startswith(f'{split}/') and seal[1] is not None
+      ),
+      np.zeros(tokenizer.vocab_size, np.int64),
+    )
+    (partial / split / COUNTS).write_bytes(counts.astype('<i8').tobytes())
+    splits[split] = {
+      'documents': state[split]['documents'],
+      'tokens': sum(state[split]['shards']),
+      'shards': [
+        {
+          'file': shard_name(number),
+          'tokens': tokens,
+          'sha256': seals[f'{split}/{shard_name(number)}'][0],
+        }
+        for number, tokens in enumerate(state[split]['shards'])
+      ],
+      'documents_sha256': seals[f'{split}/{DOCUMENTS}'][0],
+    }
+  identity = {
+    'tokenizer': {
+      'file': TOKENIZER,
+      'sha256': seals[TOKENIZER][0],
+      'vocab_size': tokenizer.vocab_size,
+      'invertible': tokenizer.invertible,
+      'special_pieces': list(tokenizer_lib.SPECIAL_PIECES),
+    },
+    'splits': splits,
+  }
+  manifest = {
+    'format': FORMAT,
+    'fingerprint': hashlib.sha256(
+      json.dumps(identity, sort_keys=True).encode()
+    ).hexdigest(),
+    **identity,
+    **facts,
+  }
+  path = partial / MANIFEST
+  path.write_text(
+    json.dumps(manifest, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
+  )
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
+  os.rename(partial, folder)
+  # Not before: without them an interrupted run could not go on.
+  for name in leave_out:
+    (folder / name).unlink(missing_ok=True)
+
+
+def join_documents(
+  documents: Sequence[np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """The tokens of documents one after the other, and the length of each."""
+  lengths = np.array([len(one) for one in documents], np.int64)
+  tokens = np.concatenate([np.empty(0, np.uint16), *documents])
+  return tokens, lengths

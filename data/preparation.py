@@ -1,0 +1,658 @@
+"""From files to a corpus: read, filter, tokenise, on all cores, resumably.
+
+Chunks are worked on by any number of processes and written in their order, so
+the result depends on the input and the settings alone. What is written is in
+`state.json` after every chunk: another run with the same settings goes on from
+there, and its result is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from data import corpus as corpus_lib
+from data import documents as documents_lib
+from data import partition as partition_lib
+from data import tokenizer as tokenizer_lib
+from data.documents import Chunk, Input, Reading
+
+STATE = 'state.json'
+LOCK = 'lock'
+# The tokenizer learns from the documents with the smallest hashes among so many
+# times as many as it takes; and from so many characters, of one document and in
+# all.
+_SEARCH_FACTOR = 20
+_SAMPLE_CHARACTERS = 1_000_000
+SAMPLE_CHARACTERS_IN_ALL = 100_000_000
+_PACKAGES = ('sentencepiece', 'sentencex', 'py3langid')
+
+
+class PreparationError(Exception):
+  """There is no corpus; the message is for the user."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """All that the result depends on, besides the input.
+
+  Attributes:
+    reading: how files become documents.
+    vocab_size: number of pieces.
+    oov: 'bytes' or 'unk', see `data.tokenizer`.
+    character_coverage: of the vocabulary.
+    train_from: how many documents the tokenizer learns from, at most.
+    structure: what is marked: 'none', 'paragraphs' or 'sentences'.
+    sentence_language: whose rules end a sentence.
+    held_out_fraction: share of the documents that are kept from training,
+      unless there is input to evaluate on.
+    shard_tokens: a new file is begun once there are so many tokens in one.
+  """
+
+  reading: Reading
+  vocab_size: int
+  oov: str
+  character_coverage: float
+  train_from: int
+  structure: str
+  sentence_language: str
+  held_out_fraction: float
+  shard_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What a run has come to.
+
+  Attributes:
+    phase: 'sampling', 'training the tokenizer', 'tokenising', 'sealing'.
+    done: of `total`; bytes of input, or documents of sets; of 'sealing' bytes
+      of output.
+    total: 0 where it is not known.
+    resumed: how much of `done` an earlier run did.
+    documents: kept in this phase so far, with those of earlier runs.
+    tokens: written so far, with those of earlier runs.
+  """
+
+  phase: str
+  done: int
+  total: int
+  resumed: int
+  documents: int
+  tokens: int
+
+
+def prepare(
+  settings: Settings,
+  inputs: Sequence[Input],
+  held_out: Sequence[Input],
+  output: pathlib.Path,
+  *,
+  workers: int,
+  overwrite: bool,
+  report: Callable[[Progress], None],
+) -> dict[str, Any]:
+  """Makes a corpus, or goes on making it.
+
+  Args:
+    settings: how.
+    inputs: of `documents.find_inputs`.
+    held_out: to evaluate on; empty for a share of `inputs`.
+    output: the folder to be made; it stands under another name until all of it
+      is there.
+    workers: processes besides this one.
+    overwrite: replaces what is there, and begins anew.
+    report: called now and then.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    PreparationError: if that cannot be done.
+    InputError: if an input is not what it seemed.
+  """
+  if held_out:
+    settings = dataclasses.replace(settings, held_out_fraction=0.0)
+  plain = _plain(settings, inputs, held_out)
+  partial = corpus_lib.partial_of(output)
+  if _is_finished(output) and not overwrite:
+    if difference := _difference(plain, _manifest(output)):
+      raise PreparationError(
+        f'{output} was made from other input or with other settings '
+        f'({difference}): choose another --output, or --overwrite it.'
+      )
+    return _manifest(output)
+  with _locked(partial, output):
+    if overwrite and partial.exists():
+      for path in partial.iterdir():
+        if path.name != LOCK:
+          shutil.rmtree(path) if path.is_dir() else path.unlink()
+    state = _read_state(partial, plain)
+    with _pool(workers) as pool:
+      run = _Run(settings, inputs, held_out, partial, pool, report, plain)
+      tokenizer = run.make_tokenizer()
+      run.tokenise(state, tokenizer)
+      seals = run.seal(state)
+    if overwrite and output.exists():
+      shutil.rmtree(output)
+    corpus_lib.finish(
+      partial,
+      output,
+      state['written'],
+      seals,
+      tokenizer,
+      {'counts': dict(sorted(state['counts'].items())), **plain},
+      leave_out=(STATE, LOCK),
+    )
+  return _manifest(output)
+
+
+class _Run:
+  """One run of `prepare`: what its phases share."""
+
+  def __init__(self, settings, inputs, held_out, partial, pool, report, plain):
+    self._settings = settings
+    # In order; what is evaluated on comes last.
+    self._inputs = [
+      *((one, None if not held_out else 'train') for one in inputs),
+      *((one, 'test') for one in held_out),
+    ]
+    self._partial = partial
+    self._pool = pool
+    self._report = report
+    self._plain = plain
+
+  def make_tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """Trains it, unless an earlier run has."""
+    path = self._partial / corpus_lib.TOKENIZER
+    if not path.exists():
+      texts = self._sample()
+      characters = sum(map(len, texts))
+      self._report(
+        Progress('training the tokenizer', 0, 0, 0, len(texts), characters)
+      )
+      settings = self._settings
+      try:
+        # In another process: it takes minutes and cannot be interrupted.
+        model = self._pool.submit(
+          tokenizer_lib.train_tokenizer,
+          texts,
+          vocab_size=settings.vocab_size,
+          oov=settings.oov,
+          character_coverage=settings.character_coverage,
+          structure=settings.structure,
+          language=settings.sentence_language,
+        ).result()
+      except tokenizer_lib.VocabularyError as error:
+        raise PreparationError(str(error)) from error
+      _write(path, model)
+    return tokenizer_lib.Tokenizer.from_file(path)
+
+  def _sample(self) -> list[str]:
+    """Texts to train the tokenizer on."""
+    settings = self._settings
+    sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
+    training = [
+      (number, one, split)
+      for number, (one, split) in enumerate(self._inputs)
+      if split != 'test'
+    ]
+    total = sum(one.size for _, one, _ in training)
+    before = seen = 0
+    for _, one, _ in training:
+      chunks = documents_lib.read_chunks(one, settings.reading)
+      for chunk, (found, count) in self._map(_sample_chunk, chunks, settings):
+        sample.add(found)
+        seen += count
+        self._report(
+          Progress('sampling', before + chunk.position, total, 0, seen, 0)
+        )
+        if seen >= _SEARCH_FACTOR * settings.train_from:
+          return sample.texts()
+      before += one.size
+    return sample.texts()
+
+  def tokenise(
+    self, state: dict[str, Any], tokenizer: tokenizer_lib.Tokenizer
+  ) -> None:
+    """Writes all documents; `state` says from where on, and goes along."""
+    settings = self._settings
+    writer = corpus_lib.CorpusWriter(
+      self._partial, state['written'], settings.shard_tokens
+    )
+    counts = collections.Counter(state['counts'])
+    total = sum(one.size for one, _ in self._inputs)
+    path = str(self._partial / corpus_lib.TOKENIZER)
+    before = sum(one.size for one, _ in self._inputs[: state['input']])
+    resumed = None
+    for number in range(state['input'], len(self._inputs)):
+      one, split = self._inputs[number]
+      first = state['chunk'] if number == state['input'] else 0
+      chunks = documents_lib.read_chunks(one, settings.reading, first)
+      for chunk, encoded in self._map(
+        _encode_chunk, chunks, settings, split, path
+      ):
+        if resumed is None:
+          resumed = before + (state['position'] if first else 0)
+        counts.update(encoded.counts)
+        for name, documents in encoded.splits.items():
+          writer.append(name, *documents)
+        state |= {
+          'input': number,
+          'chunk': chunk.number + 1,
+          'position': chunk.position,
+          'counts': dict(counts),
+          'written': writer.state(),
+        }
+        _write_state(self._partial, state, self._plain)
+        self._report(
+          Progress(
+            'tokenising',
+            before + chunk.position,
+            total,
+            resumed,
+            counts['documents'],
+            _tokens(state['written']),
+          )
+        )
+      before += one.size
+    state |= {'counts': dict(counts), 'written': writer.state()}
+    for split in corpus_lib.SPLITS:
+      if not state['written'][split]['documents']:
+        raise PreparationError(
+          f'No document is left to {"train" if split == "train" else "test"} '
+          f'on, of {counts["records"]} records ({_summary(counts)}): '
+          + (
+            'is the input what it should be, and the filter not too strict?'
+            if split == 'train' or not counts['documents']
+            else 'raise --held-out-fraction, or name files with --held-out.'
+          )
+        )
+
+  def seal(self, state: dict[str, Any]) -> dict[str, Any]:
+    """Reads back all that was written."""
+    files = corpus_lib.files_to_seal(
+      state['written'], self._settings.vocab_size
+    )
+    for split in corpus_lib.SPLITS:
+      (self._partial / split / corpus_lib.COUNTS).unlink(missing_ok=True)
+    sizes = {name: (self._partial / name).stat().st_size for name, _ in files}
+    futures = {
+      name: self._pool.submit(corpus_lib.seal_file, self._partial / name, size)
+      for name, size in files
+    }
+    seals, done = {}, 0
+    for name, future in futures.items():
+      seals[name] = future.result()
+      done += sizes[name]
+      self._report(
+        Progress(
+          'sealing',
+          done,
+          sum(sizes.values()),
+          0,
+          state['counts'].get('documents', 0),
+          _tokens(state['written']),
+        )
+      )
+    return seals
+
+  def _map(
+    self, function: Callable[..., Any], chunks: Iterator[Chunk], *arguments: Any
+  ) -> Iterator[tuple[Chunk, Any]]:
+    """Each chunk and what a process made of it, in order."""
+    # Some wait, so that none of the processes does; and no more than some, so
+    # that the input need not fit into memory.
+    window = 2 * self._pool.size + 1
+    pending: collections.deque[Any] = collections.deque()
+    for chunk in chunks:
+      pending.append(
+        (
+          dataclasses.replace(chunk, data=b''),
+          self._pool.submit(function, chunk, *arguments),
+        )
+      )
+      if len(pending) >= window:
+        done, future = pending.popleft()
+        yield done, future.result()
+    while pending:
+      done, future = pending.popleft()
+      yield done, future.result()
+
+
+# In the processes.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoded:
+  """What became of a chunk: tokens, hashes and lengths by split; and counts."""
+
+  splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+  counts: collections.Counter[str]
+
+
+def _encode_chunk(
+  chunk: Chunk, settings: Settings, split: str | None, tokenizer_path: str
+) -> _Encoded:
+  tokenizer = _open_tokenizer(tokenizer_path)
+  counts: collections.Counter[str] = collections.Counter()
+  hashes, tokens = [], []
+  for text in documents_lib.read_documents(chunk, settings.reading, counts):
+    hashes.append(corpus_lib.hash_document(text))
+    tokens.append(
+      tokenizer.encode(
+        text,
+        structure=settings.structure,
+        language=settings.sentence_language,
+      )
+    )
+    counts['characters'] += len(text)
+  counts['documents'] += len(hashes)
+  all_hashes = np.array(hashes, np.uint64)
+  if split is None:
+    test = is_held_out(all_hashes, settings.held_out_fraction)
+  else:
+    test = np.full(len(hashes), split == 'test')
+  splits = {}
+  for name, wanted in (('train', ~test), ('test', test)):
+    chosen = np.flatnonzero(wanted)
+    joined, lengths = corpus_lib.join_documents([tokens[i] for i in chosen])
+    splits[name] = (joined, all_hashes[chosen], lengths)
+  return _Encoded(splits, counts)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_tokenizer(path: str) -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.Tokenizer.from_file(path)
+
+
+def is_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
+  """Which documents are kept from training, by their hashes alone."""
+  return partition_lib.mix(hashes, 'held out') < fraction * 2.0**64
+
+
+class _Sample:
+  """The texts with the smallest hashes, among all that were added."""
+
+  def __init__(self, num_texts: int, num_characters: int):
+    self._limits = (num_texts, num_characters)
+    self._texts: dict[int, str] = {}
+    self._characters = 0
+
+  def add(self, texts: dict[int, str]) -> None:
+    new = {key: text for key, text in texts.items() if key not in self._texts}
+    self._texts |= new
+    self._characters += sum(map(len, new.values()))
+    # Now and then: sorting takes a moment.
+    if (
+      len(self._texts) > 2 * self._limits[0]
+      or self._characters > 2 * self._limits[1]
+    ):
+      self._drop()
+
+  def kept(self) -> dict[int, str]:
+    self._drop()
+    return self._texts
+
+  def texts(self) -> list[str]:
+    """In the order of their hashes, whatever order they came in."""
+    return list(self.kept().values())
+
+  def _drop(self):
+    num_texts, num_characters = self._limits
+    kept, self._characters = {}, 0
+    for key in sorted(self._texts)[:num_texts]:
+      size = len(self._texts[key])
+      if kept and self._characters + size > num_characters:
+        break
+      kept[key] = self._texts[key]
+      self._characters += size
+    self._texts = kept
+
+
+def _sample_chunk(
+  chunk: Chunk, settings: Settings
+) -> tuple[dict[int, str], int]:
+  texts = {}
+  count = 0
+  counts: collections.Counter[str] = collections.Counter()
+  for text in documents_lib.read_documents(chunk, settings.reading, counts):
+    count += 1
+    texts[corpus_lib.hash_document(text)] = text[:_SAMPLE_CHARACTERS]
+  keys = np.array(list(texts), np.uint64)
+  test = is_held_out(keys, settings.held_out_fraction)
+  sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
+  # Chosen anew, lest a hash that chooses what is held out chooses here too.
+  order = partition_lib.mix(keys, 'tokenizer')
+  sample.add(
+    {
+      int(place): texts[int(key)]
+      for key, place in zip(keys[~test], order[~test], strict=True)
+    }
+  )
+  return sample.kept(), count
+
+
+class _Pool:
+  """Processes that die with this one, whatever it dies of."""
+
+  def __init__(self, size: int):
+    self.size = size
+    context = multiprocessing.get_context('spawn')
+    # Nobody writes: a worker reads the end of it when this process is gone.
+    watched, self._held = context.Pipe(duplex=False)
+    self._executor = concurrent.futures.ProcessPoolExecutor(
+      size, context, initializer=_start_worker, initargs=(watched,)
+    )
+    self._watched = watched
+
+  def submit(self, function, *arguments, **keywords):
+    try:
+      return self._executor.submit(function, *arguments, **keywords)
+    except concurrent.futures.BrokenExecutor as error:
+      raise _died() from error
+
+  def close(self, wait: bool) -> None:
+    """Ends the processes, if not waiting then in the middle of their work."""
+    if not wait:
+      self._held.close()
+    self._executor.shutdown(wait=True, cancel_futures=True)
+    self._held.close()
+    self._watched.close()
+
+
+@contextlib.contextmanager
+def _pool(size: int) -> Iterator[_Pool]:
+  pool = _Pool(size)
+  try:
+    yield pool
+  except concurrent.futures.BrokenExecutor as error:
+    pool.close(wait=False)
+    raise _died() from error
+  except BaseException:
+    pool.close(wait=False)
+    raise
+  pool.close(wait=True)
+
+
+def _died() -> PreparationError:
+  return PreparationError(
+    'A worker died, perhaps for want of memory: run the same command with '
+    'fewer --workers, and it goes on from here.'
+  )
+
+
+def _start_worker(watched) -> None:
+  # Ctrl-C reaches the whole group; the one that started it decides.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def watch():
+    with contextlib.suppress(OSError):
+      watched.poll(None)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+# What is on the disk.
+
+
+def _plain(
+  settings: Settings, inputs: Sequence[Input], held_out: Sequence[Input]
+) -> dict[str, Any]:
+  """What made a corpus, for its manifest and for those who go on."""
+  plain = dataclasses.asdict(settings)
+  # Where TFDS sets lie says nothing of what they are.
+  del plain['reading']['data_dir']
+  return {
+    'settings': plain,
+    'inputs': [_facts(one) for one in inputs],
+    'held_out_inputs': [_facts(one) for one in held_out],
+    'packages': {
+      package: importlib.metadata.version(package) for package in _PACKAGES
+    },
+  }
+
+
+def _facts(one: Input) -> dict[str, Any]:
+  return {'name': one.name, 'size': one.size, 'key': one.key}
+
+
+def _comparable(plain: dict[str, Any]) -> dict[str, Any]:
+  """Of what `_plain` returns, what the tokens depend on: no names."""
+  return {
+    **plain,
+    **{
+      kind: [(one['size'], one['key']) for one in plain[kind]]
+      for kind in ('inputs', 'held_out_inputs')
+    },
+  }
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+  """Names what differs, None if nothing does."""
+  ours, theirs = (
+    json.loads(json.dumps(_comparable(plain))) for plain in (ours, theirs)
+  )
+  if ours == theirs:
+    return None
+  for kind in ('inputs', 'held_out_inputs'):
+    if ours[kind] != theirs[kind]:
+      return 'other files'
+  names = []
+  for kind in ('settings', 'packages'):
+    mine, old = (
+      {**one[kind].pop('reading', {}), **one[kind]} for one in (ours, theirs)
+    )
+    names += [
+      f'{name} {old.get(name)!r}'
+      for name in mine
+      if mine[name] != old.get(name)
+    ]
+  return ', '.join(names)
+
+
+def _manifest(folder: pathlib.Path) -> dict[str, Any]:
+  return corpus_lib.open_corpus(folder).manifest
+
+
+def _is_finished(output: pathlib.Path) -> bool:
+  """Whether there is a corpus, and not something else."""
+  if output.exists() and not output.is_dir():
+    raise PreparationError(f'{output} is a file: choose another --output.')
+  if not output.exists() or not any(output.iterdir()):
+    return False
+  if not (output / corpus_lib.MANIFEST).exists():
+    raise PreparationError(
+      f'{output} has something else in it: choose another --output.'
+    )
+  return True
+
+
+@contextlib.contextmanager
+def _locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
+  """Keeps others out of a folder that is not finished."""
+  try:
+    partial.mkdir(parents=True, exist_ok=True)
+    (partial / LOCK).touch()
+  except OSError as error:
+    raise PreparationError(
+      f'{partial} cannot be written ({error.strerror}): choose another '
+      '--output.'
+    ) from error
+  with open(partial / LOCK, 'ab') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise PreparationError(
+        f'Another run is making {output}: wait for it, or end it.'
+      ) from None
+    yield
+
+
+def _read_state(partial: pathlib.Path, plain: dict[str, Any]) -> dict[str, Any]:
+  new = {'input': 0, 'chunk': 0, 'position': 0, 'counts': {}, 'written': {}}
+  path = partial / STATE
+  try:
+    state = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    # A tokenizer, if there is one, may be of other settings.
+    (partial / corpus_lib.TOKENIZER).unlink(missing_ok=True)
+    _write_state(partial, new, plain)
+    return new
+  if difference := _difference(plain, state.pop('plain')):
+    raise PreparationError(
+      f'{partial} was begun from other input or with other settings '
+      f'({difference}): go on with those, choose another --output, or begin '
+      'anew with --overwrite.'
+    )
+  return state
+
+
+def _write_state(
+  partial: pathlib.Path, state: dict[str, Any], plain: dict[str, Any]
+) -> None:
+  _write(partial / STATE, json.dumps({**state, 'plain': plain}).encode())
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+  """All of it or nothing."""
+  new = path.with_name(f'{path.name}.new')
+  with open(new, 'wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(new, path)
+
+
+def _tokens(written: dict[str, Any]) -> int:
+  return sum(sum(written[split]['shards']) for split in written)
+
+
+def _summary(counts: dict[str, int]) -> str:
+  """What was left out and why, most frequent first."""
+  left_out = sorted(
+    (
+      (count, reason)
+      for reason, count in counts.items()
+      if reason.startswith(('bad: ', 'filtered: '))
+    ),
+    reverse=True,
+  )
+  return ', '.join(f'{count} {reason}' for count, reason in left_out) or 'none'

@@ -1,0 +1,406 @@
+"""Text as lanes of tokens, for models that carry a state from batch to batch.
+
+A batch is B rows of T tokens, and row b of batch t + 1 goes on where row b of
+batch t ended: B lanes, each contiguous, through a member's own documents in a
+seeded order. Nothing needs a checkpoint: where lane b is at batch t follows
+from the seed and from t.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int64, Integer, UInt16
+
+from data import builtin_corpus
+from data import corpus as corpus_lib
+from data import partition as partition_lib
+from data import tokenizer as tokenizer_lib
+
+Batch = dict[str, np.ndarray]
+
+# Tokens that are read at once, of all lanes: enough that a batch costs no more
+# than a copy, little enough to wait for.
+_BLOCK_TOKENS = 1 << 20
+_MAX_BLOCK_BATCHES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextSet:
+  """Documents to train on and to evaluate on, as batches for a model.
+
+  An example is a token to be predicted. Documents end with the piece `</D>`.
+
+  Attributes:
+    corpus: the tokens.
+    sequence_length: T, tokens of a lane in a batch.
+    max_test_tokens: only so many held-out tokens are evaluated on, of whole
+      documents; None for all.
+  """
+
+  corpus: corpus_lib.Corpus = dataclasses.field(repr=False)
+  sequence_length: int
+  max_test_tokens: int | None
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of pieces; tokens are in [0, vocab_size)."""
+    return self.corpus.vocab_size
+
+  @property
+  def fingerprint(self) -> str:
+    """A hash of all documents and of the tokenizer, for provenance."""
+    return self.corpus.fingerprint
+
+  @property
+  def num_train(self) -> int:
+    """Number of training tokens, of all members together."""
+    return self.corpus.splits['train'].num_tokens
+
+  @property
+  def num_documents(self) -> int:
+    """Number of training documents, of all members together."""
+    return len(self.corpus.splits['train'].hashes)
+
+  def num_examples(self, split: str) -> int:
+    """Number of tokens that `eval(split)` counts; same errors."""
+    return self._in_order_of_hashes(split).num_tokens
+
+  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+    """Between text and tokens."""
+    return self.corpus.tokenizer()
+
+  def train(
+    self,
+    *,
+    member: int,
+    members: int,
+    partition: str,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    rows: np.ndarray | None = None,
+  ) -> Iterator[Batch]:
+    """Endless batches of a member's documents, in `batch_size` lanes.
+
+    Batch t is a pure function of the arguments and t, and reading may start
+    anywhere. In a pass the member's documents come once each, one after the
+    other in an order of the seed, cut into lanes of equal length (or one
+    token longer); each lane goes on with its part of the next pass, where the
+    order is a new one. Who has which document, and the order, follow from the
+    documents' hashes: hosts and the order of files do not matter. Members that
+    share documents and seed draw the same batches.
+
+    Args:
+      member: whose stream, 0 ≤ member < members.
+      members: how many members the documents are divided among.
+      partition: 'disjoint' or 'shared', see `data.partition`.
+      seed: orders, at least 0.
+      batch_size: B, number of lanes.
+      start: index of the first batch to yield.
+      rows: those lanes that are wanted here, ascending; None for all. Nothing
+        else is read.
+
+    Returns:
+      Batches {'inputs': int32 [rows, T], 'labels': int32 [rows, T], the lane's
+      next tokens}.
+
+    Raises:
+      ValueError: for arguments out of range, or if any member would have fewer
+        tokens than lanes.
+    """
+    if start < 0:
+      raise ValueError(f'start must not be negative, got {start}.')
+    if seed < 0:
+      raise ValueError(f'seed must not be negative, got {seed}.')
+    documents = self.corpus.splits['train']
+    lengths = np.diff(documents.starts)
+
+    def own(number):
+      return partition_lib.partition_hashes(
+        documents.hashes, number, members, partition
+      )
+
+    mine = own(member)
+    # Every member refuses, not only the one with too little: members may run as
+    # separate jobs, and the others would wait for it.
+    for number in range(members if partition == 'disjoint' else 1):
+      num_tokens = int(lengths[own(number)].sum())
+      if num_tokens < batch_size:
+        raise ValueError(
+          f'{batch_size} lanes are too many for the {num_tokens} tokens of '
+          f'member {number}: prepare more text, or set a smaller batch_size.'
+        )
+    # Two, where lanes are on their way from one pass to the next.
+    order = functools.lru_cache(maxsize=2)(
+      lambda turn: _order(
+        documents,
+        mine,
+        partition_lib.mix(documents.hashes[mine], 'order', seed, turn),
+      )
+    )
+    lanes = _Lanes(
+      int(lengths[mine].sum()),
+      batch_size,
+      np.arange(batch_size) if rows is None else np.asarray(rows),
+    )
+    return self._batches(lanes, order, documents, start)
+
+  def _batches(self, lanes, order, documents, start) -> Iterator[Batch]:
+    length = self.sequence_length
+    ahead = _BLOCK_TOKENS // max(1, len(lanes.rows) * length)
+    batches = min(max(1, ahead), _MAX_BLOCK_BATCHES)
+
+    def read(block):
+      # And the token after the last, for the labels.
+      begin = block * batches * length
+      return lanes.read(documents, order, begin, batches * length + 1)
+
+    # A block is read while batches are made of the one before.
+    with concurrent.futures.ThreadPoolExecutor(1) as reader:
+      block, first = divmod(start, batches)
+      tokens = reader.submit(read, block)
+      while True:
+        block += 1
+        current, tokens = tokens.result(), reader.submit(read, block)
+        for number in range(first, batches):
+          begin, end = number * length, (number + 1) * length
+          yield {
+            'inputs': current[:, begin:end].astype(np.int32),
+            'labels': current[:, begin + 1 : end + 1].astype(np.int32),
+          }
+        first = 0
+
+  def eval(
+    self, split: str, *, batch_size: int, rows: np.ndarray | None = None
+  ) -> Iterator[Batch]:
+    """Every token of a split exactly once, in lanes of a fixed order.
+
+    Documents come in the order of their hashes, cut into `batch_size` lanes of
+    equal length (or one token longer). A lane's first input is the token
+    before it, which is what ends the document before it in the first lane. A
+    state that starts at zero may be carried through all batches. Padding is at
+    the end of a lane and nothing comes after it.
+
+    Args:
+      split: 'train' or 'test'.
+      batch_size: B, number of lanes; what a lane knows of the text before it
+        depends on it, and so do results, a little.
+      rows: those lanes that are wanted here, ascending; None for all.
+
+    Returns:
+      Batches {'inputs': int32 [rows, T], 'labels': int32 [rows, T], 'mask':
+      float32 [rows, T], 1 for a token and 0 for padding}.
+
+    Raises:
+      ValueError: for another split.
+    """
+    order = self._in_order_of_hashes(split)
+    wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
+    return self._eval_batches(
+      _Lanes(order.num_tokens, batch_size, wanted),
+      order,
+      self.corpus.splits[split],
+    )
+
+  def _eval_batches(self, lanes, order, documents):
+    length = self.sequence_length
+    shape = (len(lanes.rows), length)
+    last = np.full(len(lanes.rows), tokenizer_lib.END_OF_DOCUMENT, np.int32)
+    later = lanes.offsets > 0
+    last[later] = order.read(
+      documents, lanes.offsets[later] - 1, np.ones(later.sum(), np.int64)
+    )
+    for begin in range(0, lanes.longest, length):
+      there = np.clip(lanes.sizes - begin, 0, length)
+      mask = np.arange(length) < there[:, None]
+      labels = np.zeros(shape, np.int32)
+      labels[mask] = order.read(documents, lanes.offsets + begin, there)
+      inputs = np.concatenate([last[:, None], labels[:, :-1]], axis=1)
+      inputs[~mask] = 0
+      last = labels[:, -1]
+      yield {
+        'inputs': inputs,
+        'labels': labels,
+        'mask': mask.astype(np.float32),
+      }
+
+  def label_distribution(self) -> Float[np.ndarray, ' vocab']:
+    """The training split's share of each piece, float32, summing to one.
+
+    The exact shares, counted when the text was prepared: pieces that do not
+    occur have 0. As a target that is harmless, since no logarithm of it is
+    taken.
+    """
+    counts = self.corpus.splits['train'].counts
+    return (counts / counts.sum()).astype(np.float32)
+
+  @functools.cache  # noqa: B019 (a set lives as long as its process)
+  def _in_order_of_hashes(self, split: str) -> _Order:
+    if split not in self.corpus.splits:
+      raise ValueError(
+        f'Unknown split {split!r}, expected one of {corpus_lib.SPLITS}.'
+      )
+    documents = self.corpus.splits[split]
+    indices = np.argsort(documents.hashes, kind='stable')
+    if split == 'test' and self.max_test_tokens is not None:
+      ends = np.cumsum(np.diff(documents.starts)[indices])
+      # One at least, however long.
+      indices = indices[: max(1, np.sum(ends <= self.max_test_tokens))]
+    return _order(documents, indices, None)
+
+
+class _Order(NamedTuple):
+  """Documents one after the other.
+
+  Attributes:
+    starts: where each document lies in its split.
+    ends: where each document ends in this order.
+  """
+
+  starts: Int64[np.ndarray, ' documents']
+  ends: Int64[np.ndarray, ' documents']
+
+  @property
+  def num_tokens(self) -> int:
+    return int(self.ends[-1]) if len(self.ends) else 0
+
+  def read(
+    self,
+    documents: corpus_lib.Documents,
+    begins: Integer[np.ndarray, ' ranges'],
+    lengths: Integer[np.ndarray, ' ranges'],
+  ) -> UInt16[np.ndarray, ' tokens']:
+    """Ranges of tokens in this order, one after the other."""
+    some = lengths > 0
+    begins, lengths = begins[some], lengths[some]
+    if not len(begins):
+      return np.empty(0, np.uint16)
+    first = np.searchsorted(self.ends, begins, 'right')
+    last = np.searchsorted(self.ends, begins + lengths - 1, 'right')
+    counts = last - first + 1
+    stops = np.cumsum(counts)
+    # Each document of each range, in order.
+    pieces = np.repeat(first - stops + counts, counts) + np.arange(stops[-1])
+    ends = self.ends[pieces]
+    begin = np.where(pieces > 0, self.ends[pieces - 1], 0)
+    low = np.maximum(begin, np.repeat(begins, counts))
+    high = np.minimum(ends, np.repeat(begins + lengths, counts))
+    return documents.read(self.starts[pieces] + low - begin, high - low)
+
+
+def _order(
+  documents: corpus_lib.Documents,
+  indices: np.ndarray,
+  keys: np.ndarray | None,
+) -> _Order:
+  """Those documents, sorted by keys; by the order of indices without."""
+  if keys is not None:
+    # Documents of equal keys are equal.
+    indices = indices[np.argsort(keys, kind='stable')]
+  starts = documents.starts
+  return _Order(
+    starts[indices], np.cumsum(starts[indices + 1] - starts[indices])
+  )
+
+
+class _Lanes:
+  """A pass of `num_tokens` cut into lanes that differ by a token at most.
+
+  Attributes:
+    rows: the lanes that are wanted.
+    offsets: where each of them begins in a pass.
+    sizes: how many tokens of a pass each of them has.
+    longest: of all lanes.
+  """
+
+  def __init__(self, num_tokens: int, num_lanes: int, rows: np.ndarray):
+    size, more = divmod(num_tokens, num_lanes)
+    self.rows = rows
+    self.offsets = rows * size + np.minimum(rows, more)
+    self.sizes = size + (rows < more)
+    self.longest = size + (more > 0)
+
+  def read(
+    self,
+    documents: corpus_lib.Documents,
+    order: Callable[[int], _Order],
+    begin: int,
+    length: int,
+  ) -> UInt16[np.ndarray, ' rows length']:
+    """Tokens of endless lanes: of the passes one after the other.
+
+    Args:
+      documents: which the passes are of.
+      order: of the documents, by the number of the pass.
+      begin: the first token, counted along each lane.
+      length: how many of each lane.
+    """
+    out = np.empty((len(self.rows), length), np.uint16)
+    if not len(self.rows):
+      return out
+    turns = begin // self.sizes
+    column = np.arange(length)
+    for turn in range(
+      int(turns.min()), int(((begin + length - 1) // self.sizes).max()) + 1
+    ):
+      low = np.clip(turn * self.sizes, begin, begin + length)
+      high = np.clip((turn + 1) * self.sizes, begin, begin + length)
+      tokens = order(turn).read(
+        documents, self.offsets + low - turn * self.sizes, high - low
+      )
+      if (low == begin).all() and (high == begin + length).all():
+        out[:] = tokens.reshape(out.shape)
+      else:
+        out[
+          (low[:, None] <= begin + column) & (begin + column < high[:, None])
+        ] = tokens
+    return out
+
+
+def make_text(
+  name: str,
+  *,
+  sequence_length: int,
+  max_test_tokens: int | None,
+  cache_dir: str | os.PathLike | None,
+) -> TextSet:
+  """Opens prepared text; downloads nothing.
+
+  Args:
+    name: 'builtin' (the Python sources of the packages that come with this
+      project, tokenised on first use: some ten seconds) or a folder that
+      `python -m scripts.prepare_text` made.
+    sequence_length: T, tokens of a lane in a batch.
+    max_test_tokens: only so many held-out tokens are evaluated on, of whole
+      documents with the smallest hashes; None for all.
+    cache_dir: where the built-in corpus is kept; None for the user's cache.
+
+  Raises:
+    ValueError: if there is no finished corpus of that name, or if the packages
+      that the built-in one is made of are not the pinned ones.
+    OSError: if the cache cannot be written.
+  """
+  if sequence_length < 1:
+    raise ValueError(
+      f'sequence_length must be at least 1, got {sequence_length}.'
+    )
+  if max_test_tokens is not None and max_test_tokens < 1:
+    raise ValueError(
+      f'max_test_tokens must be at least 1, got {max_test_tokens}.'
+    )
+  if name == 'builtin':
+    corpus = builtin_corpus.open_builtin(cache_dir)
+  else:
+    corpus = corpus_lib.open_corpus(os.path.expanduser(name))
+  return TextSet(
+    corpus=corpus,
+    sequence_length=sequence_length,
+    max_test_tokens=max_test_tokens,
+  )

@@ -1,0 +1,376 @@
+r"""Prepares text once: from files to tokens that training maps into memory.
+
+  python -m scripts.prepare_text --input 'books/*.jsonl.gz' --format jsonl \
+    --output books --vocab-size 24006
+
+A run that was interrupted goes on when the same command is given again.
+Formats, filters and what the folder holds: docs/text.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from data import corpus as corpus_lib
+from data import documents as documents_lib
+from data import preparation
+from data import tokenizer as tokenizer_lib
+
+# Seconds between two lines where there is no terminal.
+_PLAIN_INTERVAL_S = 5.0
+# Of the last seconds, not of the whole run: the first are slow.
+_RATE_WINDOW_S = 30.0
+
+
+class Display:
+  """Phase, share, rate and time left: a bar on a terminal, else lines."""
+
+  def __init__(self, console: Console, unit: str):
+    """Shows from `__enter__` to `__exit__`; counts in 'MB' or 'documents'."""
+    self._console = console
+    self._unit = unit
+    self._phase: str | None = None
+    self._printed = 0.0
+    self._marks: list[tuple[float, int]] = []
+    bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
+    self._bars = Bars(
+      TextColumn('{task.description}'),
+      *bar,
+      TextColumn('{task.fields[status]}'),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bars.add_task('starting', total=None, status='…')
+
+  def __enter__(self) -> Display:
+    self._bars.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._bars.stop()
+
+  def show(self, progress: preparation.Progress) -> None:
+    """Shows what a run has come to."""
+    now = time.monotonic()
+    new = progress.phase != self._phase
+    if new:
+      self._phase = progress.phase
+      self._marks = [(now, progress.resumed)]
+    self._marks.append((now, progress.done))
+    while len(self._marks) > 2 and now - self._marks[1][0] > _RATE_WINDOW_S:
+      del self._marks[0]
+    status = self._status(progress)
+    self._bars.update(
+      self._task,
+      description=progress.phase,
+      total=progress.total or None,
+      completed=progress.done,
+      status=status,
+    )
+    if not self._console.is_terminal and (
+      new or now - self._printed > _PLAIN_INTERVAL_S
+    ):
+      self._printed = now
+      self._console.print(
+        f'{progress.phase}: {status}',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+      )
+
+  def _status(self, progress: preparation.Progress) -> str:
+    if not progress.total:
+      return (
+        f'on {progress.documents:,} documents, '
+        f'{progress.tokens / 1e6:,.1f} million characters …'
+      )
+    scale, unit = (
+      (1e6, 'MB')
+      if self._unit == 'MB' or progress.phase == 'sealing'
+      else (1, 'documents')
+    )
+    digits = 1 if unit == 'MB' else 0
+    parts = [
+      f'{progress.done / scale:,.{digits}f}/'
+      f'{progress.total / scale:,.{digits}f} {unit}'
+    ]
+    if progress.documents and unit == 'MB':
+      parts.append(f'{progress.documents:,} documents')
+    if progress.tokens:
+      parts.append(f'{progress.tokens / 1e6:,.1f} M tokens')
+    (since, first), (now, done) = self._marks[0], self._marks[-1]
+    if now > since and done > first:
+      rate = (done - first) / (now - since)
+      parts.append(f'{rate / scale:,.{digits}f} {unit}/s')
+      parts.append(f'{_duration((progress.total - done) / rate)} left')
+    return ', '.join(parts)
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f'{hours}:{minutes:02}:{seconds:02}'
+    if hours
+    else (f'{minutes}:{seconds:02}')
+  )
+
+
+def summary(manifest: dict) -> Table:
+  """What a corpus holds, and what was left out."""
+  table = Table(box=box.SIMPLE_HEAD, title='Prepared text', title_style='')
+  table.add_column('')
+  table.add_column('documents', justify='right')
+  table.add_column('tokens', justify='right')
+  for split, facts in manifest['splits'].items():
+    table.add_row(split, f'{facts["documents"]:,}', f'{facts["tokens"]:,}')
+  for reason, count in manifest['counts'].items():
+    if reason.startswith(('bad: ', 'filtered: ')):
+      table.add_row(f'left out, {reason}', f'{count:,}', '')
+  return table
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m scripts.prepare_text',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+  def add(name, help, **keywords):
+    default = keywords.get('default')
+    if default is not None:
+      help += f' (default: {default})'
+    parser.add_argument(name, help=help, **keywords)
+
+  add(
+    '--input',
+    'files to train on, as patterns in quotes; of tfds NAME or NAME[SPLIT]',
+    nargs='+',
+    metavar='GLOB',
+  )
+  add(
+    '--format', 'of all of them', required=True, choices=documents_lib.FORMATS
+  )
+  add('--output', 'the folder to be made', required=True, metavar='DIR')
+  add('--vocab-size', 'number of pieces', required=True, type=int, metavar='N')
+  add(
+    '--held-out',
+    'files to evaluate on; otherwise a share of the documents is kept',
+    nargs='+',
+    default=[],
+    metavar='GLOB',
+  )
+  add(
+    '--held-out-fraction',
+    'that share, chosen by hash',
+    type=float,
+    default=0.01,
+    metavar='F',
+  )
+  add(
+    '--train-from',
+    'how many documents the tokenizer learns from, at most, and from 100 '
+    'million characters at most',
+    type=int,
+    default=20_000,
+    metavar='N',
+  )
+  add(
+    '--oov',
+    'characters outside the vocabulary: as bytes, or, and that loses them, as '
+    'the unknown piece',
+    choices=tokenizer_lib.OOV,
+    default='bytes',
+  )
+  add(
+    '--character-coverage',
+    "share of the text's characters that the vocabulary has to contain",
+    type=float,
+    default=0.9995,
+    metavar='F',
+  )
+  add(
+    '--structure',
+    'what is marked besides the end of a document; builtin has none',
+    choices=tokenizer_lib.STRUCTURES,
+    default='sentences',
+  )
+  add(
+    '--sentence-language',
+    'whose rules end a sentence',
+    default='en',
+    metavar='CODE',
+  )
+  add(
+    '--document',
+    'of txt: what one document is',
+    choices=documents_lib.DOCUMENTS,
+    default='file',
+  )
+  add(
+    '--text-key',
+    'the field or column with the text, of jsonl, parquet, tfds',
+    default='text',
+    metavar='NAME',
+  )
+  add('--data-dir', 'where TFDS sets lie', metavar='DIR')
+  add(
+    '--language',
+    'keep documents in this language, or any (default: en for wet, any for '
+    'others)',
+    metavar='CODE',
+  )
+  add(
+    '--min-language-probability',
+    'how sure the language has to be',
+    type=float,
+    default=0.9,
+    metavar='F',
+  )
+  add(
+    '--min-paragraph-words',
+    'leave out shorter paragraphs (default: 20 for wet, 0 for others)',
+    type=int,
+    metavar='N',
+  )
+  add(
+    '--min-paragraphs',
+    'leave out documents that have fewer left',
+    type=int,
+    default=1,
+    metavar='N',
+  )
+  add(
+    '--workers',
+    'processes; the result does not depend on it (default: one a core)',
+    type=int,
+    metavar='N',
+  )
+  parser.add_argument(
+    '--overwrite', action='store_true', help='begin anew, and replace DIR'
+  )
+  flags = parser.parse_args(arguments)
+  if flags.format == 'builtin':
+    flags.input, flags.held_out = ['builtin'], []
+  elif not flags.input:
+    parser.error('--input is needed for all formats but builtin')
+  least = {
+    '--train-from': (flags.train_from, 1),
+    '--workers': (flags.workers, 1),
+    '--min-paragraph-words': (flags.min_paragraph_words, 0),
+    '--min-paragraphs': (flags.min_paragraphs, 0),
+  }
+  for name, (value, minimum) in least.items():
+    if value is not None and value < minimum:
+      parser.error(f'{name} is {value}; it must be at least {minimum}')
+  shares = {
+    '--held-out-fraction': flags.held_out_fraction,
+    '--character-coverage': flags.character_coverage,
+    '--min-language-probability': flags.min_language_probability,
+  }
+  for name, value in shares.items():
+    if not 0 <= value <= 1:
+      parser.error(f'{name} is {value}; it must be between 0 and 1')
+  return flags
+
+
+def settings_of(flags: argparse.Namespace) -> preparation.Settings:
+  """Settings from flags, where the format has a say.
+
+  Raises:
+    InputError: for a language that the identifier does not know.
+  """
+  wet = flags.format == 'wet'
+  language = flags.language or ('en' if wet else 'any')
+  if language != 'any' and language not in documents_lib.languages():
+    raise documents_lib.InputError(
+      f'--language {language} is not known: use any, or one of '
+      f'{", ".join(documents_lib.languages())}.'
+    )
+  words = flags.min_paragraph_words
+  return preparation.Settings(
+    reading=documents_lib.Reading(
+      format=flags.format,
+      document=flags.document,
+      text_key=flags.text_key,
+      data_dir=flags.data_dir,
+      language=None if language == 'any' else language,
+      min_language_probability=flags.min_language_probability,
+      min_paragraph_words=(20 if wet else 0) if words is None else words,
+      min_paragraphs=flags.min_paragraphs,
+    ),
+    vocab_size=flags.vocab_size,
+    oov=flags.oov,
+    character_coverage=flags.character_coverage,
+    train_from=flags.train_from,
+    structure='none' if flags.format == 'builtin' else flags.structure,
+    sentence_language=flags.sentence_language,
+    held_out_fraction=flags.held_out_fraction,
+    shard_tokens=corpus_lib.SHARD_TOKENS,
+  )
+
+
+def find_files(pattern: str) -> list[str]:
+  """Paths that a pattern names; a name with brackets may be a file as well."""
+  pattern = os.path.expanduser(pattern)
+  if os.path.exists(pattern):
+    return [pattern]
+  return glob.glob(pattern, recursive=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> str | int | None:
+  """Runs the command line; returns what `sys.exit` takes."""
+  flags = parse(arguments)
+  console = Console()
+  output = pathlib.Path(flags.output).expanduser()
+  unit = 'documents' if flags.format in ('tfds', 'builtin') else 'MB'
+  try:
+    settings = settings_of(flags)
+    inputs, held_out = (
+      documents_lib.find_inputs(patterns, settings.reading, find_files)
+      if patterns
+      else []
+      for patterns in (flags.input, flags.held_out)
+    )
+    with Display(console, unit) as display:
+      manifest = preparation.prepare(
+        settings,
+        inputs,
+        held_out,
+        output,
+        workers=flags.workers or len(os.sched_getaffinity(0)),
+        overwrite=flags.overwrite,
+        report=display.show,
+      )
+  except (
+    preparation.PreparationError,
+    documents_lib.InputError,
+    corpus_lib.CorpusError,
+  ) as error:
+    return str(error)
+  except KeyboardInterrupt:
+    print('Interrupted: the same command goes on from here.', file=sys.stderr)
+    return 130
+  console.print(summary(manifest))
+  console.print(
+    f'{output} is prepared: data.name={output}', highlight=False, soft_wrap=True
+  )
+  return None
+
+
+if __name__ == '__main__':
+  sys.exit(main())
