@@ -176,7 +176,8 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
     OSError: if it cannot be written.
   """
   model = TOKENIZER.read_bytes()
-  key = hashlib.sha256(FINGERPRINT.encode() + model).hexdigest()[:16]
+  made_of = f'{FINGERPRINT} {HELD_OUT_FRACTION} '.encode() + model
+  key = hashlib.sha256(made_of).hexdigest()[:16]
   folder = _cache(cache_dir) / f'builtin-{key}'
   try:
     return corpus_lib.open_corpus(folder)
@@ -245,7 +246,15 @@ def _make(partial: pathlib.Path, folder: pathlib.Path, model: bytes) -> None:
       for package, (version, digest) in PACKAGES.items()
     ],
   }
-  corpus_lib.finish(partial, folder, state, seals, tokenizer, facts)
+  corpus_lib.finish(
+    partial,
+    folder,
+    state,
+    seals,
+    facts,
+    vocab_size=tokenizer.vocab_size,
+    invertible=tokenizer.invertible,
+  )
 
 
 if __name__ == '__main__':

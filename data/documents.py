@@ -21,7 +21,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
 # Of txt: what one document is.
@@ -165,7 +165,7 @@ def _file_input(path: str) -> Input:
 # What a file is.
 
 
-def decompress(raw: IO[bytes]) -> IO[bytes]:
+def decompress(raw: io.BufferedReader) -> io.BufferedIOBase:
   """A file to be read decompressed, whatever its name ends in.
 
   Raises:
@@ -181,8 +181,8 @@ def decompress(raw: IO[bytes]) -> IO[bytes]:
     return lzma.LZMAFile(raw)
   if magic.startswith(b'\x28\xb5\x2f\xfd'):
     raise InputError(
-      f'{raw.name} is compressed with zstd, which is not read here: compress it '
-      'with gzip, or not at all.'
+      f'{raw.name} is compressed with zstd, which is not read here: compress '
+      'it with gzip, or not at all.'
     )
   return raw
 
@@ -397,6 +397,9 @@ def _after_blank_line(data: bytearray) -> int:
 _BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+(?=[ \t\r]*\S)')
 
 
+_EMPTY_ENDS = re.compile(rb'\A(?:[ \t\r]*\n)+|(?:\n[ \t\r]*)+\Z')
+
+
 def _after_warc_record(data: bytearray) -> int:
   """Where the last record of `data` ends that is there as a whole."""
   position = 0
@@ -487,7 +490,8 @@ def _txt_records(chunk, reading):
     case 'line':
       parts = chunk.data.removesuffix(b'\n').split(b'\n')
     case 'blank-line':
-      parts = re.split(rb'\n(?:[ \t\r]*\n)+', chunk.data.strip(b'\n'))
+      whole = _EMPTY_ENDS.sub(b'', chunk.data)
+      parts = re.split(rb'\n(?:[ \t\r]*\n)+', whole)
   for part in parts:
     yield functools.partial(_decode, part)
 
@@ -613,11 +617,13 @@ def _tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
       f'{" and ".join(sorted(formats))}, not as array_record: with another '
       f'--data_dir, {prepare}'
     )
-  feature = builder.info.features.get(reading.text_key)
-  if not isinstance(feature, tfds.features.Text):
+  features = builder.info.features
+  if reading.text_key not in features or not isinstance(
+    features[reading.text_key], tfds.features.Text
+  ):
     raise InputError(
       f'{dataset} has no text under {reading.text_key!r}, but '
-      f'{", ".join(builder.info.features)}: name the one that holds it with '
+      f'{", ".join(features)}: name the one that holds it with '
       '--text-key.'
     )
   try:

@@ -156,8 +156,9 @@ def prepare(
       output,
       state['written'],
       seals,
-      tokenizer,
       {'counts': dict(sorted(state['counts'].items())), **plain},
+      vocab_size=tokenizer.vocab_size,
+      invertible=tokenizer.invertible,
       leave_out=(STATE, LOCK),
     )
   return _manifest(output)
