@@ -484,6 +484,9 @@ def _decode(data: bytes) -> str:
 
 
 def _txt_records(chunk, reading):
+  if not chunk.data:
+    # All that is left of a damaged file.
+    return
   match reading.document:
     case 'file':
       parts = [chunk.data]

@@ -209,24 +209,24 @@ class _Run:
     """Texts to train the tokenizer on."""
     settings = self._settings
     sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
-    training = [
-      (number, one, split)
-      for number, (one, split) in enumerate(self._inputs)
-      if split != 'test'
-    ]
-    total = sum(one.size for _, one, _ in training)
-    before = seen = 0
-    for _, one, _ in training:
+    training = [one for one, split in self._inputs if split != 'test']
+    total = sum(one.size for one in training)
+    before = 0
+    counts: collections.Counter[str] = collections.Counter()
+    for one in training:
       chunks = documents_lib.read_chunks(one, settings.reading)
-      for chunk, (found, count) in self._map(_sample_chunk, chunks, settings):
+      for chunk, (found, more) in self._map(_sample_chunk, chunks, settings):
         sample.add(found)
-        seen += count
+        counts.update(more)
+        seen = counts['documents']
         self._report(
           Progress('sampling', before + chunk.position, total, 0, seen, 0)
         )
         if seen >= _SEARCH_FACTOR * settings.train_from:
           return sample.texts()
       before += one.size
+    if not sample.texts():
+      raise _nothing_left('train', counts)
     return sample.texts()
 
   def tokenise(
@@ -276,15 +276,7 @@ class _Run:
     state |= {'counts': dict(counts), 'written': writer.state()}
     for split in corpus_lib.SPLITS:
       if not state['written'][split]['documents']:
-        raise PreparationError(
-          f'No document is left to {"train" if split == "train" else "test"} '
-          f'on, of {counts["records"]} records ({_summary(counts)}): '
-          + (
-            'is the input what it should be, and the filter not too strict?'
-            if split == 'train' or not counts['documents']
-            else 'raise --held-out-fraction, or name files with --held-out.'
-          )
-        )
+        raise _nothing_left(split, counts)
 
   def seal(self, state: dict[str, Any]) -> dict[str, Any]:
     """Reads back all that was written."""
@@ -429,12 +421,11 @@ class _Sample:
 
 def _sample_chunk(
   chunk: Chunk, settings: Settings
-) -> tuple[dict[int, str], int]:
+) -> tuple[dict[int, str], collections.Counter[str]]:
   texts = {}
-  count = 0
   counts: collections.Counter[str] = collections.Counter()
   for text in documents_lib.read_documents(chunk, settings.reading, counts):
-    count += 1
+    counts['documents'] += 1
     texts[corpus_lib.hash_document(text)] = text[:_SAMPLE_CHARACTERS]
   keys = np.array(list(texts), np.uint64)
   test = is_held_out(keys, settings.held_out_fraction)
@@ -447,7 +438,7 @@ def _sample_chunk(
       for key, place in zip(keys[~test], order[~test], strict=True)
     }
   )
-  return sample.kept(), count
+  return sample.kept(), counts
 
 
 class _Pool:
@@ -646,6 +637,18 @@ def _tokens(written: dict[str, Any]) -> int:
   return sum(sum(written[split]['shards']) for split in written)
 
 
+def _nothing_left(split: str, counts: dict[str, int]) -> PreparationError:
+  return PreparationError(
+    f'No document is left to {split} on, of {counts["records"]} records '
+    f'({_summary(counts)}): '
+    + (
+      'is the input what it should be, and the filter not too strict?'
+      if split == 'train'
+      else 'raise --held-out-fraction, or name files with --held-out.'
+    )
+  )
+
+
 def _summary(counts: dict[str, int]) -> str:
   """What was left out and why, most frequent first."""
   left_out = sorted(
@@ -656,4 +659,7 @@ def _summary(counts: dict[str, int]) -> str:
     ),
     reverse=True,
   )
-  return ', '.join(f'{count} {reason}' for count, reason in left_out) or 'none'
+  return (
+    ', '.join(f'{count} {reason}' for count, reason in left_out)
+    or 'none left out'
+  )
