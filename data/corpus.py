@@ -34,8 +34,9 @@ DOCUMENTS = 'documents.bin'
 COUNTS = 'counts.bin'
 DOCUMENT = np.dtype([('hash', '<u8'), ('start', '<u8')])
 TOKEN = np.dtype('<u2')
-# A new file is begun once there are so many tokens in one: 256 MiB.
-SHARD_TOKENS = 1 << 27
+# A new file is begun once there are so many tokens in one: 4 GiB. The paper's
+# corpus is some 300 of them, and a process may not map many more.
+SHARD_TOKENS = 1 << 31
 
 
 class CorpusError(ValueError):

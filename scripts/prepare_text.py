@@ -332,6 +332,13 @@ def find_files(pattern: str) -> list[str]:
   return glob.glob(pattern, recursive=True)
 
 
+def _num_cores() -> int:
+  """Those that this process may use, where that can be asked."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   flags = parse(arguments)
@@ -352,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
         inputs,
         held_out,
         output,
-        workers=flags.workers or len(os.sched_getaffinity(0)),
+        workers=flags.workers or _num_cores(),
         overwrite=flags.overwrite,
         report=display.show,
       )
