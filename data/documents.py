@@ -35,7 +35,7 @@ _HEAD_BYTES = 1 << 16
 # Records, of formats that are not read as bytes.
 _ROWS = 500
 # Characters that say enough of a document's language.
-_LANGUAGE_SAMPLE = 4_000
+_LANGUAGE_SAMPLE = 2_000
 
 _WARC_RECORD = re.compile(rb'WARC/1\.[01]\r?\n')
 _BLANK_LINE = re.compile(rb'\r?\n\r?\n')

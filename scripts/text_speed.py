@@ -98,10 +98,10 @@ def table(speeds: Sequence[Speed]) -> Table:
   shown = Table(box=box.SIMPLE_HEAD)
   for column in (
     'lanes',
-    'tokens of a lane',
+    'tokens each',
     'first batch (s)',
-    'million tokens/s',
-    'million tokens/s of CPU',
+    'M tokens/s',
+    'M tokens/s of CPU',
   ):
     shown.add_column(column, justify='right')
   for speed in speeds:

@@ -14,7 +14,7 @@ def test_speeds_are_of_the_sizes_asked_for(tmp_path, monkeypatch, capsys):
   assert [speed[:2] for speed in speeds] == [(4, 8), (2, 64)]
   assert all(speed.tokens_per_second > 0 for speed in speeds)
   assert text_speed.main([f'--name={folder}', '--seconds=0.02']) is None
-  assert 'million tokens/s' in capsys.readouterr().out
+  assert 'M tokens/s' in capsys.readouterr().out
 
 
 def test_no_text_is_one_sentence(tmp_path):
