@@ -330,6 +330,7 @@ def start(tmp_path, pause, *arguments):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
   )
 
 
@@ -360,7 +361,11 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
     process = start(tmp_path, 0.3, *arguments, f'--output={broken}')
     wait_for_chunk(process, partial, chunk)
     workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(number)
+    if number == signal.SIGINT:
+      # As a terminal does: to all of them.
+      os.killpg(process.pid, number)
+    else:
+      process.kill()
     _, errors = process.communicate(timeout=30)
     assert not broken.exists()
     with pytest.raises(corpus_lib.CorpusError, match='is not finished'):

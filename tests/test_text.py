@@ -296,17 +296,28 @@ def test_the_unigram_distribution_is_exact(tmp_path):
     ({'member': 1}, 'member 1 is out of range'),
     ({'partition': 'striped'}, "Unknown partition 'striped'"),
     ({'batch_size': NUM_TRAIN + 1}, f'too many for the {NUM_TRAIN} tokens'),
-    # Of another member, but all refuse.
-    (
-      {'members': 3, 'partition': 'disjoint', 'batch_size': 120},
-      '120 lanes are too many for the',
-    ),
     ({'members': 99, 'partition': 'disjoint'}, 'too few for 99 disjoint'),
   ],
 )
 def test_wrong_arguments_are_named(changes, sentence, prepared):
   with pytest.raises(ValueError, match=sentence):
     prepared.train(**(MEMBER | changes))
+
+
+def test_all_members_refuse_what_one_of_them_cannot_do(prepared):
+  disjoint = {'members': 3, 'partition': 'disjoint'}
+  sizes = [
+    len(own_tokens(prepared, **disjoint, member=m, batch_size=2))
+    for m in range(3)
+  ]
+  poorest = int(np.argmin(sizes))
+  lanes = sizes[poorest] + 1
+  assert lanes <= max(sizes)
+  for member in range(3):
+    with pytest.raises(ValueError, match=f'of member {poorest}: prepare more'):
+      prepared.train(
+        **(MEMBER | disjoint | {'member': member, 'batch_size': lanes})
+      )
 
 
 def test_wrong_splits_and_sizes_are_named(prepared):
