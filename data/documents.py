@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
-# Of txt: what one document is.
-DOCUMENTS = ('file', 'blank-line', 'line')
+# What one document is: a whole file or record, or a part of it.
+DOCUMENTS = ('whole', 'blank-line', 'line')
 
 # Of bytes that are not compressed: a second or so of work.
 CHUNK_BYTES = 4 << 20
@@ -35,7 +35,7 @@ _HEAD_BYTES = 1 << 16
 # Records, of formats that are not read as bytes.
 _ROWS = 500
 # Characters that say enough of a document's language.
-_LANGUAGE_SAMPLE = 2_000
+_LANGUAGE_SAMPLE = 1_000
 
 _WARC_RECORD = re.compile(rb'WARC/1\.[01]\r?\n')
 _BLANK_LINE = re.compile(rb'\r?\n\r?\n')
@@ -56,7 +56,7 @@ class Reading:
 
   Attributes:
     format: one of FORMATS.
-    document: of txt, one of DOCUMENTS; else unused.
+    document: one of DOCUMENTS.
     text_key: the field or column of jsonl, parquet and tfds with the text.
     data_dir: where TFDS sets lie; None for TFDS's own default.
     language: documents in another are left out; None for any. ISO 639-1.
@@ -352,7 +352,7 @@ def _byte_chunks(source, reading, start):
     'txt': {
       'line': _after_newline,
       'blank-line': _after_blank_line,
-      'file': lambda data: 0,
+      'whole': lambda data: 0,
     }.get(reading.document),
   }[reading.format]
   number, kept, damaged = 0, bytearray(), False
@@ -469,11 +469,21 @@ def read_documents(
     except BadRecordError as error:
       counts[f'bad: {error}'] += 1
       continue
-    text, why = _filter(text, reading)
-    if why:
-      counts[f'filtered: {why}'] += 1
-    else:
-      yield text
+    for document in _documents_in(text, reading):
+      kept, why = _filter(document, reading)
+      if why:
+        counts[f'filtered: {why}'] += 1
+      else:
+        yield kept
+
+
+def _documents_in(text: str, reading: Reading) -> list[str]:
+  """The documents in a record; of txt records are documents already."""
+  if reading.format == 'txt' or reading.document == 'whole':
+    return [text]
+  if reading.document == 'line':
+    return text.split('\n')
+  return re.split(r'\n(?:[ \t\r]*\n)+', text.strip('\n'))
 
 
 def _decode(data: bytes) -> str:
@@ -488,7 +498,7 @@ def _txt_records(chunk, reading):
     # All that is left of a damaged file.
     return
   match reading.document:
-    case 'file':
+    case 'whole':
       parts = [chunk.data]
     case 'line':
       parts = chunk.data.removesuffix(b'\n').split(b'\n')

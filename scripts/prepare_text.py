@@ -217,9 +217,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   )
   add(
     '--document',
-    'of txt: what one document is',
+    'what one document is: a whole file of txt or record of others, or what '
+    'stands between empty lines in it, or a line of it',
     choices=documents_lib.DOCUMENTS,
-    default='file',
+    default='whole',
   )
   add(
     '--text-key',

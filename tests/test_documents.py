@@ -15,7 +15,7 @@ WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 
 def reading_of(format, **changes):
   arguments = {
-    'document': 'file',
+    'document': 'whole',
     'text_key': 'text',
     'data_dir': None,
     'language': None,
@@ -174,6 +174,23 @@ def test_a_file_is_a_document(tmp_path, small_chunks):
   (tmp_path / 'b').write_bytes(gzip.compress(b'b\n'))
   found, _ = read(reading_of('txt'), tmp_path / 'a', tmp_path / 'b')
   assert sorted(found) == sorted([text, 'b\n'])
+
+
+@pytest.mark.parametrize(
+  ('document', 'wanted'),
+  [
+    ('whole', ['One.\ntwo\n \n\nthree\n', 'four']),
+    ('blank-line', ['One.\ntwo', 'three', 'four']),
+    ('line', ['One.', 'two', 'three', 'four']),
+  ],
+)
+def test_records_may_be_several_documents(document, wanted, tmp_path):
+  path = tmp_path / 'file'
+  path.write_bytes(jsonl(['One.\ntwo\n \n\nthree\n', 'four']))
+  reading = reading_of('jsonl', document=document)
+  found, counts = read(reading, path)
+  assert found == wanted
+  assert counts['records'] == 2
 
 
 @pytest.mark.parametrize(
