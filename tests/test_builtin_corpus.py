@@ -134,6 +134,14 @@ def test_a_broken_one_is_made_again(small, tmp_path):
   assert [folder] == list(tmp_path.iterdir())
 
 
+def test_a_cache_that_cannot_be_written_is_one_sentence(small, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    BuiltinCorpusError, match='set XDG_CACHE_HOME to a folder'
+  ):
+    open_builtin(tmp_path / 'file' / 'cache')
+
+
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   assert builtin_corpus._cache(None) == tmp_path / 'codistill'

@@ -351,14 +351,14 @@ def wait_for_chunk(process, partial, chunk):
 def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
   arguments = [
     *('--input', books, '--format=jsonl', VOCAB, '--held-out-fraction=0.2'),
-    '--workers=2',
+    '--workers=1',
   ]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   partial = corpus_lib.partial_of(broken)
-  # In this process, with another number of workers: that makes no difference.
-  assert prepare(whole, *arguments, '--workers=1') is None
-  for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 5)):
-    process = start(tmp_path, 0.3, *arguments, f'--output={broken}')
+  # In this process; the last of the others has more workers.
+  assert prepare(whole, *arguments) is None
+  for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
+    process = start(tmp_path, 0.2, *arguments, f'--output={broken}')
     wait_for_chunk(process, partial, chunk)
     workers = psutil.Process(process.pid).children(recursive=True)
     if number == signal.SIGINT:
@@ -382,7 +382,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
   # Another run with other settings does not go on with these.
   message = prepare(broken, *arguments, '--structure=none')
   assert 'was begun from other input or with other settings' in message
-  process = start(tmp_path, 0, *arguments, f'--output={broken}')
+  process = start(tmp_path, 0, *arguments, f'--output={broken}', '--workers=2')
   output, errors = process.communicate(timeout=60)
   assert (process.returncode, errors) == (0, '')
   # It went on, and did not begin anew.
