@@ -208,10 +208,15 @@ def check_format(path: str, reading: Reading) -> None:
       _check_parquet(path, reading, refuse)
       return
     with open(path, 'rb') as raw, decompress(raw) as stream:
+      head, whole = b'', False
       try:
-        head = stream.read(_BLOCK_BYTES)
+        while len(head) < _HEAD_BYTES and not whole:
+          block = stream.read(4_096)
+          head, whole = head + block, not block
       except _DAMAGE as error:
-        raise refuse(f'it cannot be decompressed ({error})') from error
+        # If it is damaged further on, what comes before is of use.
+        if not head:
+          raise refuse(f'it cannot be decompressed ({error})') from error
   except PermissionError as error:
     raise InputError(f'{path} cannot be read: {error.strerror}.') from error
   if not head:
@@ -233,7 +238,7 @@ def check_format(path: str, reading: Reading) -> None:
       if '\0' in text:
         raise refuse('it has bytes of zero, as no text has')
     case 'jsonl':
-      _check_jsonl(head, reading, refuse)
+      _check_jsonl(head, whole, reading, refuse)
     case 'wet':
       types = _warc_types(head)
       if not types:
@@ -246,10 +251,10 @@ def check_format(path: str, reading: Reading) -> None:
         )
 
 
-def _check_jsonl(head, reading, refuse):
+def _check_jsonl(head, whole, reading, refuse):
   lines = [line for line in head.split(b'\n') if line.strip()]
   # The last one may be cut.
-  if len(head) == _BLOCK_BYTES:
+  if not whole:
     lines = lines[:-1]
   why = None
   for line in lines[:50]:

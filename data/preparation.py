@@ -33,7 +33,9 @@ from data import partition as partition_lib
 from data import tokenizer as tokenizer_lib
 from data.documents import Chunk, Input, Reading
 
+# How far a run has come, and of what: apart, for the first is written often.
 STATE = 'state.json'
+PLAN = 'plan.json'
 LOCK = 'lock'
 # The tokenizer learns from the documents with the smallest hashes among so many
 # times as many as it takes; and from so many characters, of one document and in
@@ -145,7 +147,7 @@ def prepare(
           shutil.rmtree(path) if path.is_dir() else path.unlink()
     state = _read_state(partial, plain)
     with _pool(workers) as pool:
-      run = _Run(settings, inputs, held_out, partial, pool, report, plain)
+      run = _Run(settings, inputs, held_out, partial, pool, report)
       tokenizer = run.make_tokenizer()
       run.tokenise(state, tokenizer)
       seals = run.seal(state)
@@ -159,7 +161,7 @@ def prepare(
       {'counts': dict(sorted(state['counts'].items())), **plain},
       vocab_size=tokenizer.vocab_size,
       invertible=tokenizer.invertible,
-      leave_out=(STATE, LOCK),
+      leave_out=(STATE, PLAN, LOCK),
     )
   return _manifest(output)
 
@@ -167,7 +169,7 @@ def prepare(
 class _Run:
   """One run of `prepare`: what its phases share."""
 
-  def __init__(self, settings, inputs, held_out, partial, pool, report, plain):
+  def __init__(self, settings, inputs, held_out, partial, pool, report):
     self._settings = settings
     # In order; what is evaluated on comes last.
     self._inputs = [
@@ -177,7 +179,6 @@ class _Run:
     self._partial = partial
     self._pool = pool
     self._report = report
-    self._plain = plain
 
   def make_tokenizer(self) -> tokenizer_lib.Tokenizer:
     """Trains it, unless an earlier run has."""
@@ -211,6 +212,7 @@ class _Run:
     sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
     training = [one for one, split in self._inputs if split != 'test']
     total = sum(one.size for one in training)
+    search = _SEARCH_FACTOR * settings.train_from
     before = 0
     counts: collections.Counter[str] = collections.Counter()
     for one in training:
@@ -219,10 +221,11 @@ class _Run:
         sample.add(found)
         counts.update(more)
         seen = counts['documents']
-        self._report(
-          Progress('sampling', before + chunk.position, total, 0, seen, 0)
-        )
-        if seen >= _SEARCH_FACTOR * settings.train_from:
+        done, enough = before + chunk.position, search / max(seen, 1)
+        # Of large inputs a part will do.
+        ends = min(total, max(done, round(done * enough)))
+        self._report(Progress('sampling', done, ends, 0, seen, 0))
+        if seen >= search:
           return sample.texts()
       before += one.size
     if not sample.texts():
@@ -261,7 +264,7 @@ class _Run:
           'counts': dict(counts),
           'written': writer.state(),
         }
-        _write_state(self._partial, state, self._plain)
+        _write_state(self._partial, state)
         self._report(
           Progress(
             'tokenising',
@@ -599,28 +602,29 @@ def _locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
 
 
 def _read_state(partial: pathlib.Path, plain: dict[str, Any]) -> dict[str, Any]:
-  new = {'input': 0, 'chunk': 0, 'position': 0, 'counts': {}, 'written': {}}
-  path = partial / STATE
+  """Where to begin, or to go on."""
   try:
-    state = json.loads(path.read_text(encoding='utf-8'))
+    plan = json.loads((partial / PLAN).read_text(encoding='utf-8'))
   except FileNotFoundError:
     # A tokenizer, if there is one, may be of other settings.
     (partial / corpus_lib.TOKENIZER).unlink(missing_ok=True)
-    _write_state(partial, new, plain)
-    return new
-  if difference := _difference(plain, state.pop('plain')):
+    (partial / STATE).unlink(missing_ok=True)
+    _write(partial / PLAN, json.dumps(plain).encode())
+    plan = plain
+  if difference := _difference(plain, plan):
     raise PreparationError(
       f'{partial} was begun from other input or with other settings '
       f'({difference}): go on with those, choose another --output, or begin '
       'anew with --overwrite.'
     )
-  return state
+  try:
+    return json.loads((partial / STATE).read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return {'input': 0, 'chunk': 0, 'position': 0, 'counts': {}, 'written': {}}
 
 
-def _write_state(
-  partial: pathlib.Path, state: dict[str, Any], plain: dict[str, Any]
-) -> None:
-  _write(partial / STATE, json.dumps({**state, 'plain': plain}).encode())
+def _write_state(partial: pathlib.Path, state: dict[str, Any]) -> None:
+  _write(partial / STATE, json.dumps(state).encode())
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
