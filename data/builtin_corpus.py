@@ -88,7 +88,7 @@ _OLD = ('numpy/distutils/',)
 
 
 class BuiltinCorpusError(ValueError):
-  """The installed packages are not the pinned ones."""
+  """It cannot be made; the message says what to do."""
 
 
 @functools.cache
@@ -172,20 +172,36 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
       ~/.cache.
 
   Raises:
-    BuiltinCorpusError: if the installed packages are not the pinned ones.
-    OSError: if it cannot be written.
+    BuiltinCorpusError: if the installed packages are not the pinned ones, or
+      if it cannot be written.
   """
   model = TOKENIZER.read_bytes()
-  key = hashlib.sha256(FINGERPRINT.encode() + model).hexdigest()[:16]
+  made_of = f'{FINGERPRINT} {HELD_OUT_FRACTION} '.encode() + model
+  key = hashlib.sha256(made_of).hexdigest()[:16]
   folder = _cache(cache_dir) / f'builtin-{key}'
   try:
     return corpus_lib.open_corpus(folder)
   except corpus_lib.CorpusError:
     # Not there, or somebody has broken it.
     pass
+  try:
+    _make_in_one_go(folder, model)
+  except OSError as error:
+    raise BuiltinCorpusError(
+      f'The built-in corpus cannot be written to {folder.parent} '
+      f'({error.strerror}): set XDG_CACHE_HOME to a folder where it can.'
+    ) from error
+  finally:
+    # Nobody needs the text any more, and it is large.
+    documents.cache_clear()
+  return corpus_lib.open_corpus(folder)
+
+
+def _make_in_one_go(folder: pathlib.Path, model: bytes) -> None:
+  """Makes the folder, unless somebody else does so first."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   work = pathlib.Path(
-    tempfile.mkdtemp(prefix=f'.builtin-{key}-', dir=folder.parent)
+    tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent)
   )
   try:
     made = work / 'made'
@@ -194,13 +210,12 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
       os.rename(made, folder)
     except OSError:
       try:
-        return corpus_lib.open_corpus(folder)
+        corpus_lib.open_corpus(folder)
       except corpus_lib.CorpusError:
         shutil.rmtree(folder)
         os.rename(made, folder)
   finally:
     shutil.rmtree(work, ignore_errors=True)
-  return corpus_lib.open_corpus(folder)
 
 
 def _cache(cache_dir: str | os.PathLike | None) -> pathlib.Path:
@@ -245,7 +260,15 @@ def _make(partial: pathlib.Path, folder: pathlib.Path, model: bytes) -> None:
       for package, (version, digest) in PACKAGES.items()
     ],
   }
-  corpus_lib.finish(partial, folder, state, seals, tokenizer, facts)
+  corpus_lib.finish(
+    partial,
+    folder,
+    state,
+    seals,
+    facts,
+    vocab_size=tokenizer.vocab_size,
+    invertible=tokenizer.invertible,
+  )
 
 
 if __name__ == '__main__':

@@ -34,8 +34,9 @@ DOCUMENTS = 'documents.bin'
 COUNTS = 'counts.bin'
 DOCUMENT = np.dtype([('hash', '<u8'), ('start', '<u8')])
 TOKEN = np.dtype('<u2')
-# A new file is begun once there are so many tokens in one: 256 MiB.
-SHARD_TOKENS = 1 << 27
+# A new file is begun once there are so many tokens in one: 4 GiB. The paper's
+# corpus is some 300 of them, and a process may not map many more.
+SHARD_TOKENS = 1 << 31
 
 
 class CorpusError(ValueError):
@@ -325,9 +326,10 @@ def finish(
   folder: pathlib.Path,
   state: dict[str, Any],
   seals: dict[str, tuple[str, np.ndarray | None]],
-  tokenizer: tokenizer_lib.Tokenizer,
   facts: dict[str, Any],
   *,
+  vocab_size: int,
+  invertible: bool,
   leave_out: Iterable[str] = (),
 ) -> None:
   """Writes the manifest and gives the folder its name: now it is finished.
@@ -337,8 +339,9 @@ def finish(
     folder: as it is to be; must not exist.
     state: the writer's, at the end.
     seals: what `seal_file` said of each file of `files_to_seal`.
-    tokenizer: the folder's.
     facts: to be added to the manifest: how the text was made.
+    vocab_size: of the tokenizer.
+    invertible: whether it is.
     leave_out: names of files in `partial` that were needed to write it.
 
   Raises:
@@ -352,7 +355,7 @@ def finish(
         for path, seal in seals.items()
         if path.startswith(f'{split}/') and seal[1] is not None
       ),
-      np.zeros(tokenizer.vocab_size, np.int64),
+      np.zeros(vocab_size, np.int64),
     )
     (partial / split / COUNTS).write_bytes(counts.astype('<i8').tobytes())
     splits[split] = {
@@ -372,8 +375,8 @@ def finish(
     'tokenizer': {
       'file': TOKENIZER,
       'sha256': seals[TOKENIZER][0],
-      'vocab_size': tokenizer.vocab_size,
-      'invertible': tokenizer.invertible,
+      'vocab_size': vocab_size,
+      'invertible': invertible,
       'special_pieces': list(tokenizer_lib.SPECIAL_PIECES),
     },
     'splits': splits,

@@ -21,11 +21,11 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any
 
 FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
-# Of txt: what one document is.
-DOCUMENTS = ('file', 'blank-line', 'line')
+# What one document is: a whole file or record, or a part of it.
+DOCUMENTS = ('whole', 'blank-line', 'line')
 
 # Of bytes that are not compressed: a second or so of work.
 CHUNK_BYTES = 4 << 20
@@ -35,7 +35,7 @@ _HEAD_BYTES = 1 << 16
 # Records, of formats that are not read as bytes.
 _ROWS = 500
 # Characters that say enough of a document's language.
-_LANGUAGE_SAMPLE = 4_000
+_LANGUAGE_SAMPLE = 1_000
 
 _WARC_RECORD = re.compile(rb'WARC/1\.[01]\r?\n')
 _BLANK_LINE = re.compile(rb'\r?\n\r?\n')
@@ -56,7 +56,7 @@ class Reading:
 
   Attributes:
     format: one of FORMATS.
-    document: of txt, one of DOCUMENTS; else unused.
+    document: one of DOCUMENTS.
     text_key: the field or column of jsonl, parquet and tfds with the text.
     data_dir: where TFDS sets lie; None for TFDS's own default.
     language: documents in another are left out; None for any. ISO 639-1.
@@ -165,7 +165,7 @@ def _file_input(path: str) -> Input:
 # What a file is.
 
 
-def decompress(raw: IO[bytes]) -> IO[bytes]:
+def decompress(raw: io.BufferedReader) -> io.BufferedIOBase:
   """A file to be read decompressed, whatever its name ends in.
 
   Raises:
@@ -208,10 +208,15 @@ def check_format(path: str, reading: Reading) -> None:
       _check_parquet(path, reading, refuse)
       return
     with open(path, 'rb') as raw, decompress(raw) as stream:
+      head, whole = b'', False
       try:
-        head = stream.read(_BLOCK_BYTES)
+        while len(head) < _HEAD_BYTES and not whole:
+          block = stream.read(4_096)
+          head, whole = head + block, not block
       except _DAMAGE as error:
-        raise refuse(f'it cannot be decompressed ({error})') from error
+        # If it is damaged further on, what comes before is of use.
+        if not head:
+          raise refuse(f'it cannot be decompressed ({error})') from error
   except PermissionError as error:
     raise InputError(f'{path} cannot be read: {error.strerror}.') from error
   if not head:
@@ -233,7 +238,7 @@ def check_format(path: str, reading: Reading) -> None:
       if '\0' in text:
         raise refuse('it has bytes of zero, as no text has')
     case 'jsonl':
-      _check_jsonl(head, reading, refuse)
+      _check_jsonl(head, whole, reading, refuse)
     case 'wet':
       types = _warc_types(head)
       if not types:
@@ -246,10 +251,10 @@ def check_format(path: str, reading: Reading) -> None:
         )
 
 
-def _check_jsonl(head, reading, refuse):
+def _check_jsonl(head, whole, reading, refuse):
   lines = [line for line in head.split(b'\n') if line.strip()]
   # The last one may be cut.
-  if len(head) == _BLOCK_BYTES:
+  if not whole:
     lines = lines[:-1]
   why = None
   for line in lines[:50]:
@@ -352,7 +357,7 @@ def _byte_chunks(source, reading, start):
     'txt': {
       'line': _after_newline,
       'blank-line': _after_blank_line,
-      'file': lambda data: 0,
+      'whole': lambda data: 0,
     }.get(reading.document),
   }[reading.format]
   number, kept, damaged = 0, bytearray(), False
@@ -395,6 +400,9 @@ def _after_blank_line(data: bytearray) -> int:
 
 
 _BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+(?=[ \t\r]*\S)')
+
+
+_EMPTY_ENDS = re.compile(rb'\A(?:[ \t\r]*\n)+|(?:\n[ \t\r]*)+\Z')
 
 
 def _after_warc_record(data: bytearray) -> int:
@@ -466,11 +474,21 @@ def read_documents(
     except BadRecordError as error:
       counts[f'bad: {error}'] += 1
       continue
-    text, why = _filter(text, reading)
-    if why:
-      counts[f'filtered: {why}'] += 1
-    else:
-      yield text
+    for document in _documents_in(text, reading):
+      kept, why = _filter(document, reading)
+      if why:
+        counts[f'filtered: {why}'] += 1
+      else:
+        yield kept
+
+
+def _documents_in(text: str, reading: Reading) -> list[str]:
+  """The documents in a record; of txt records are documents already."""
+  if reading.format == 'txt' or reading.document == 'whole':
+    return [text]
+  if reading.document == 'line':
+    return text.split('\n')
+  return re.split(r'\n(?:[ \t\r]*\n)+', text.strip('\n'))
 
 
 def _decode(data: bytes) -> str:
@@ -481,13 +499,17 @@ def _decode(data: bytes) -> str:
 
 
 def _txt_records(chunk, reading):
+  if not chunk.data:
+    # All that is left of a damaged file.
+    return
   match reading.document:
-    case 'file':
+    case 'whole':
       parts = [chunk.data]
     case 'line':
       parts = chunk.data.removesuffix(b'\n').split(b'\n')
     case 'blank-line':
-      parts = re.split(rb'\n(?:[ \t\r]*\n)+', chunk.data.strip(b'\n'))
+      whole = _EMPTY_ENDS.sub(b'', chunk.data)
+      parts = re.split(rb'\n(?:[ \t\r]*\n)+', whole)
   for part in parts:
     yield functools.partial(_decode, part)
 
@@ -613,11 +635,13 @@ def _tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
       f'{" and ".join(sorted(formats))}, not as array_record: with another '
       f'--data_dir, {prepare}'
     )
-  feature = builder.info.features.get(reading.text_key)
-  if not isinstance(feature, tfds.features.Text):
+  features = builder.info.features
+  if reading.text_key not in features or not isinstance(
+    features[reading.text_key], tfds.features.Text
+  ):
     raise InputError(
       f'{dataset} has no text under {reading.text_key!r}, but '
-      f'{", ".join(builder.info.features)}: name the one that holds it with '
+      f'{", ".join(features)}: name the one that holds it with '
       '--text-key.'
     )
   try:

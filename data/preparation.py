@@ -33,7 +33,9 @@ from data import partition as partition_lib
 from data import tokenizer as tokenizer_lib
 from data.documents import Chunk, Input, Reading
 
+# How far a run has come, and of what: apart, for the first is written often.
 STATE = 'state.json'
+PLAN = 'plan.json'
 LOCK = 'lock'
 # The tokenizer learns from the documents with the smallest hashes among so many
 # times as many as it takes; and from so many characters, of one document and in
@@ -145,7 +147,7 @@ def prepare(
           shutil.rmtree(path) if path.is_dir() else path.unlink()
     state = _read_state(partial, plain)
     with _pool(workers) as pool:
-      run = _Run(settings, inputs, held_out, partial, pool, report, plain)
+      run = _Run(settings, inputs, held_out, partial, pool, report)
       tokenizer = run.make_tokenizer()
       run.tokenise(state, tokenizer)
       seals = run.seal(state)
@@ -156,9 +158,10 @@ def prepare(
       output,
       state['written'],
       seals,
-      tokenizer,
       {'counts': dict(sorted(state['counts'].items())), **plain},
-      leave_out=(STATE, LOCK),
+      vocab_size=tokenizer.vocab_size,
+      invertible=tokenizer.invertible,
+      leave_out=(STATE, PLAN, LOCK),
     )
   return _manifest(output)
 
@@ -166,7 +169,7 @@ def prepare(
 class _Run:
   """One run of `prepare`: what its phases share."""
 
-  def __init__(self, settings, inputs, held_out, partial, pool, report, plain):
+  def __init__(self, settings, inputs, held_out, partial, pool, report):
     self._settings = settings
     # In order; what is evaluated on comes last.
     self._inputs = [
@@ -176,7 +179,6 @@ class _Run:
     self._partial = partial
     self._pool = pool
     self._report = report
-    self._plain = plain
 
   def make_tokenizer(self) -> tokenizer_lib.Tokenizer:
     """Trains it, unless an earlier run has."""
@@ -208,24 +210,26 @@ class _Run:
     """Texts to train the tokenizer on."""
     settings = self._settings
     sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
-    training = [
-      (number, one, split)
-      for number, (one, split) in enumerate(self._inputs)
-      if split != 'test'
-    ]
-    total = sum(one.size for _, one, _ in training)
-    before = seen = 0
-    for _, one, _ in training:
+    training = [one for one, split in self._inputs if split != 'test']
+    total = sum(one.size for one in training)
+    search = _SEARCH_FACTOR * settings.train_from
+    before = 0
+    counts: collections.Counter[str] = collections.Counter()
+    for one in training:
       chunks = documents_lib.read_chunks(one, settings.reading)
-      for chunk, (found, count) in self._map(_sample_chunk, chunks, settings):
+      for chunk, (found, more) in self._map(_sample_chunk, chunks, settings):
         sample.add(found)
-        seen += count
-        self._report(
-          Progress('sampling', before + chunk.position, total, 0, seen, 0)
-        )
-        if seen >= _SEARCH_FACTOR * settings.train_from:
+        counts.update(more)
+        seen = counts['documents']
+        done, enough = before + chunk.position, search / max(seen, 1)
+        # Of large inputs a part will do.
+        ends = min(total, max(done, round(done * enough)))
+        self._report(Progress('sampling', done, ends, 0, seen, 0))
+        if seen >= search:
           return sample.texts()
       before += one.size
+    if not sample.texts():
+      raise _nothing_left('train', counts)
     return sample.texts()
 
   def tokenise(
@@ -260,7 +264,7 @@ class _Run:
           'counts': dict(counts),
           'written': writer.state(),
         }
-        _write_state(self._partial, state, self._plain)
+        _write_state(self._partial, state)
         self._report(
           Progress(
             'tokenising',
@@ -275,15 +279,7 @@ class _Run:
     state |= {'counts': dict(counts), 'written': writer.state()}
     for split in corpus_lib.SPLITS:
       if not state['written'][split]['documents']:
-        raise PreparationError(
-          f'No document is left to {"train" if split == "train" else "test"} '
-          f'on, of {counts["records"]} records ({_summary(counts)}): '
-          + (
-            'is the input what it should be, and the filter not too strict?'
-            if split == 'train' or not counts['documents']
-            else 'raise --held-out-fraction, or name files with --held-out.'
-          )
-        )
+        raise _nothing_left(split, counts)
 
   def seal(self, state: dict[str, Any]) -> dict[str, Any]:
     """Reads back all that was written."""
@@ -428,12 +424,11 @@ class _Sample:
 
 def _sample_chunk(
   chunk: Chunk, settings: Settings
-) -> tuple[dict[int, str], int]:
+) -> tuple[dict[int, str], collections.Counter[str]]:
   texts = {}
-  count = 0
   counts: collections.Counter[str] = collections.Counter()
   for text in documents_lib.read_documents(chunk, settings.reading, counts):
-    count += 1
+    counts['documents'] += 1
     texts[corpus_lib.hash_document(text)] = text[:_SAMPLE_CHARACTERS]
   keys = np.array(list(texts), np.uint64)
   test = is_held_out(keys, settings.held_out_fraction)
@@ -446,7 +441,7 @@ def _sample_chunk(
       for key, place in zip(keys[~test], order[~test], strict=True)
     }
   )
-  return sample.kept(), count
+  return sample.kept(), counts
 
 
 class _Pool:
@@ -607,28 +602,29 @@ def _locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
 
 
 def _read_state(partial: pathlib.Path, plain: dict[str, Any]) -> dict[str, Any]:
-  new = {'input': 0, 'chunk': 0, 'position': 0, 'counts': {}, 'written': {}}
-  path = partial / STATE
+  """Where to begin, or to go on."""
   try:
-    state = json.loads(path.read_text(encoding='utf-8'))
+    plan = json.loads((partial / PLAN).read_text(encoding='utf-8'))
   except FileNotFoundError:
     # A tokenizer, if there is one, may be of other settings.
     (partial / corpus_lib.TOKENIZER).unlink(missing_ok=True)
-    _write_state(partial, new, plain)
-    return new
-  if difference := _difference(plain, state.pop('plain')):
+    (partial / STATE).unlink(missing_ok=True)
+    _write(partial / PLAN, json.dumps(plain).encode())
+    plan = plain
+  if difference := _difference(plain, plan):
     raise PreparationError(
       f'{partial} was begun from other input or with other settings '
       f'({difference}): go on with those, choose another --output, or begin '
       'anew with --overwrite.'
     )
-  return state
+  try:
+    return json.loads((partial / STATE).read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return {'input': 0, 'chunk': 0, 'position': 0, 'counts': {}, 'written': {}}
 
 
-def _write_state(
-  partial: pathlib.Path, state: dict[str, Any], plain: dict[str, Any]
-) -> None:
-  _write(partial / STATE, json.dumps({**state, 'plain': plain}).encode())
+def _write_state(partial: pathlib.Path, state: dict[str, Any]) -> None:
+  _write(partial / STATE, json.dumps(state).encode())
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
@@ -645,6 +641,18 @@ def _tokens(written: dict[str, Any]) -> int:
   return sum(sum(written[split]['shards']) for split in written)
 
 
+def _nothing_left(split: str, counts: dict[str, int]) -> PreparationError:
+  return PreparationError(
+    f'No document is left to {split} on, of {counts["records"]} records '
+    f'({_summary(counts)}): '
+    + (
+      'is the input what it should be, and the filter not too strict?'
+      if split == 'train'
+      else 'raise --held-out-fraction, or name files with --held-out.'
+    )
+  )
+
+
 def _summary(counts: dict[str, int]) -> str:
   """What was left out and why, most frequent first."""
   left_out = sorted(
@@ -655,4 +663,7 @@ def _summary(counts: dict[str, int]) -> str:
     ),
     reverse=True,
   )
-  return ', '.join(f'{count} {reason}' for count, reason in left_out) or 'none'
+  return (
+    ', '.join(f'{count} {reason}' for count, reason in left_out)
+    or 'none left out'
+  )

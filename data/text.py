@@ -383,9 +383,9 @@ def make_text(
     cache_dir: where the built-in corpus is kept; None for the user's cache.
 
   Raises:
-    ValueError: if there is no finished corpus of that name, or if the packages
-      that the built-in one is made of are not the pinned ones.
-    OSError: if the cache cannot be written.
+    ValueError: if there is no finished corpus of that name, if the packages
+      that the built-in one is made of are not the pinned ones, or if it cannot
+      be written.
   """
   if sequence_length < 1:
     raise ValueError(

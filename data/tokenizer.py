@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import sentencepiece
 import sentencex
-from jaxtyping import Int, UInt16
+from jaxtyping import Integer, UInt16
 
 # The numbers of the special pieces are their places here.
 SPECIAL_PIECES = ('<UNK>', '</D>', '<S>', '</S>', '<P>', '</P>')
@@ -198,7 +198,9 @@ class Tokenizer:
     pieces.append(_END[structure])
     return np.concatenate(pieces).astype(np.uint16)
 
-  def decode(self, tokens: Int[np.ndarray, ' tokens'] | Sequence[int]) -> str:
+  def decode(
+    self, tokens: Integer[np.ndarray, ' tokens'] | Sequence[int]
+  ) -> str:
     """The text of a document, or of what there is of it.
 
     Of all that `encode` returns it is the inverse, if the tokenizer is

@@ -217,9 +217,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   )
   add(
     '--document',
-    'of txt: what one document is',
+    'what one document is: a whole file of txt or record of others, or what '
+    'stands between empty lines in it, or a line of it',
     choices=documents_lib.DOCUMENTS,
-    default='file',
+    default='whole',
   )
   add(
     '--text-key',
@@ -332,6 +333,13 @@ def find_files(pattern: str) -> list[str]:
   return glob.glob(pattern, recursive=True)
 
 
+def _num_cores() -> int:
+  """Those that this process may use, where that can be asked."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   flags = parse(arguments)
@@ -352,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
         inputs,
         held_out,
         output,
-        workers=flags.workers or len(os.sched_getaffinity(0)),
+        workers=flags.workers or _num_cores(),
         overwrite=flags.overwrite,
         report=display.show,
       )

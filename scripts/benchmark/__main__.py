@@ -4,7 +4,8 @@ r"""What training costs, measured on this machine.
 
 exchange: weights through a folder: stall of the loop, bytes, seconds;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
-teacher: an update's time and memory by precision of the teacher.
+teacher: an update's time and memory by precision of the teacher;
+text: how fast lanes of tokens are read.
 
 Whatever is compared is measured in turn, so that what else this machine does
 meets all alike. Prints medians, with the least and the greatest.
@@ -21,13 +22,14 @@ from collections.abc import Sequence
 from absl import logging
 from rich.console import Console
 
-from scripts.benchmark import exchange, publication, teacher
+from scripts.benchmark import exchange, publication, teacher, text
 from scripts.benchmark.measure import Measure, machine, table
 
 PARTS = {
   'exchange': exchange,
   'publication': publication,
   'teacher': teacher,
+  'text': text,
 }
 
 

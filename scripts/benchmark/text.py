@@ -1,0 +1,71 @@
+"""How fast lanes of tokens are read, without a model.
+
+Training batches of the built-in corpus, as a member of two reads them: a worker
+of the paper's (128 lanes of 32 tokens), its 128 workers, and a laptop; in turn
+a second of each. By the clock, and by the processor time of this process, one
+of whose threads reads ahead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from data.text import make_text
+from scripts.benchmark.measure import Measure, Measures
+
+TITLE = 'lanes of text'
+ROUNDS = 'rounds of a second of each size'
+# What `make_text` takes: 'builtin', or a folder of prepared text.
+NAME = 'builtin'
+# Lanes, and tokens of a lane in a batch.
+SIZES = ((128, 32), (16_384, 32), (32, 64))
+_SECONDS = 1.0
+
+
+def measure(rounds: int) -> Iterator[list[Measure]]:
+  """Reads batches of each size in turn.
+
+  Args:
+    rounds: of each size; one more goes before and is not counted.
+
+  Yields:
+    After each round all that has been measured.
+  """
+  found = Measures()
+  for number in range(rounds + 1):
+    for batch_size, sequence_length in SIZES:
+      first, tokens, seconds, cpu = _read(batch_size, sequence_length)
+      if number:
+        size = f'{batch_size:,} × {sequence_length}'
+        found.note(f'{size}: first batch', 's', first)
+        found.note(f'{size}: rate', 'M tokens/s', tokens / seconds / 1e6)
+        found.note(f'{size}: rate of CPU', 'M tokens/s', tokens / cpu / 1e6)
+    if number:
+      yield found.all()
+
+
+def _read(
+  batch_size: int, sequence_length: int
+) -> tuple[float, int, float, float]:
+  """Seconds to the first batch; then tokens, seconds, seconds of CPU."""
+  text_set = make_text(
+    NAME,
+    sequence_length=sequence_length,
+    max_test_tokens=None,
+    cache_dir=None,
+  )
+  began = time.perf_counter()
+  batches = text_set.train(
+    member=0, members=2, partition='disjoint', seed=0, batch_size=batch_size
+  )
+  next(batches)
+  first, cpu = time.perf_counter(), time.process_time()
+  count = 0
+  while time.perf_counter() - first < _SECONDS:
+    next(batches)
+    count += 1
+  seconds = time.perf_counter() - first
+  cpu = time.process_time() - cpu
+  batches.close()
+  return first - began, count * batch_size * sequence_length, seconds, cpu

@@ -1,0 +1,157 @@
+import concurrent.futures
+import hashlib
+import importlib.metadata
+import pathlib
+
+import numpy as np
+import pytest
+
+from data import builtin_corpus, text
+from data.builtin_corpus import BuiltinCorpusError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """One package instead of all, so that it takes no time."""
+  package = 'absl-py'
+  only = {package: builtin_corpus.PACKAGES[package]}
+  monkeypatch.setattr(builtin_corpus, 'PACKAGES', only)
+  monkeypatch.setattr(builtin_corpus, 'FINGERPRINT', 'of absl alone')
+  monkeypatch.setattr(builtin_corpus, 'HELD_OUT_FRACTION', 0.3)
+  builtin_corpus.documents.cache_clear()
+  yield package
+  builtin_corpus.documents.cache_clear()
+
+
+def open_builtin(cache_dir):
+  return text.make_text(
+    'builtin', sequence_length=16, max_test_tokens=None, cache_dir=cache_dir
+  )
+
+
+def pretend(monkeypatch, tmp_path, change):
+  """Installs a package of the corpus anew, elsewhere and changed."""
+  name = 'absl-py'
+  real = importlib.metadata.distribution(name)
+  for path in real.files:
+    if path.suffix in ('.py', '') or '.dist-info' in str(path):
+      copy = tmp_path / path
+      if path.locate().is_file() and '..' not in path.parts:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(change(str(path), path.locate().read_bytes()))
+  [info] = tmp_path.glob('*.dist-info')
+  fake = importlib.metadata.Distribution.at(info)
+  monkeypatch.setattr(importlib.metadata, 'distribution', lambda _: fake)
+
+
+def test_what_is_installed_is_what_everyone_has():
+  # Raises unless every package is as it was when the hashes were written.
+  documents = builtin_corpus.documents()
+  assert len(documents) == len(set(documents)) == 4_992
+  assert sum(map(len, documents)) == 77_632_511
+
+
+def test_versions_are_those_of_the_requirements():
+  pinned = [
+    line
+    for name in ('requirements.txt', 'constraints.txt')
+    for line in (ROOT / name).read_text(encoding='utf-8').splitlines()
+  ]
+  for package, (version, _) in builtin_corpus.PACKAGES.items():
+    assert f'{package}=={version}' in pinned
+
+
+def test_windows_line_ends_make_no_difference(small, monkeypatch, tmp_path):
+  wanted = builtin_corpus.documents()
+  builtin_corpus.documents.cache_clear()
+  pretend(
+    monkeypatch,
+    tmp_path,
+    lambda name, content: (
+      content.replace(b'\n', b'\r\n') if name.endswith('.py') else content
+    ),
+  )
+  assert builtin_corpus.documents() == wanted
+
+
+def test_changed_sources_are_named(small, monkeypatch, tmp_path):
+  pretend(
+    monkeypatch,
+    tmp_path,
+    lambda name, content: (
+      content + b'# mine\n' if name == 'absl/app.py' else content
+    ),
+  )
+  with pytest.raises(BuiltinCorpusError, match=r'absl-py .* --force-reinstall'):
+    builtin_corpus.documents()
+
+
+def test_another_version_is_named(small, monkeypatch):
+  monkeypatch.setitem(builtin_corpus.PACKAGES, small, ('0.1', 'x'))
+  with pytest.raises(
+    BuiltinCorpusError, match=r'needs absl-py 0\.1.*found .*requirements'
+  ):
+    builtin_corpus.documents()
+  monkeypatch.setattr(builtin_corpus, 'PACKAGES', {'no-such': ('1', 'x')})
+  with pytest.raises(BuiltinCorpusError, match=r'no-such 1.*found none'):
+    builtin_corpus.documents()
+
+
+def test_it_is_made_once_and_reads_as_the_sources(small, monkeypatch, tmp_path):
+  text_set = open_builtin(tmp_path / 'cache')
+  documents = builtin_corpus.documents()
+  assert text_set.num_documents in range(len(documents) // 2, len(documents))
+  tokenizer = text_set.tokenizer()
+  assert tokenizer.invertible
+  assert tokenizer.vocab_size == text_set.vocab_size == 4_096
+  held_out = text_set.corpus.splits['test']
+  found = [
+    tokenizer.decode(held_out.read(np.array([one]), np.array([two - one])))
+    for one, two in zip(held_out.starts[:-1], held_out.starts[1:], strict=True)
+  ]
+  assert found
+  assert set(found) < set(documents)
+  # From now on it is only opened.
+  monkeypatch.setattr(builtin_corpus, '_make', None)
+  assert open_builtin(tmp_path / 'cache').fingerprint == text_set.fingerprint
+
+
+def test_two_at_once_make_one(small, tmp_path):
+  builtin_corpus.documents()
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(open_builtin, [tmp_path] * 4))
+  assert len({text_set.fingerprint for text_set in found}) == 1
+  [folder] = tmp_path.iterdir()
+  assert folder.name.startswith('builtin-')
+
+
+def test_a_broken_one_is_made_again(small, tmp_path):
+  folder = open_builtin(tmp_path).corpus.folder
+  (folder / 'train' / 'documents.bin').write_bytes(b'')
+  assert open_builtin(tmp_path).num_train > 0
+  assert [folder] == list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(small, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    BuiltinCorpusError, match='set XDG_CACHE_HOME to a folder'
+  ):
+    open_builtin(tmp_path / 'file' / 'cache')
+
+
+def test_the_cache_is_the_users(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert builtin_corpus._cache(None) == tmp_path / 'codistill'
+  monkeypatch.delenv('XDG_CACHE_HOME')
+  assert builtin_corpus._cache(None) == (
+    pathlib.Path.home() / '.cache' / 'codistill'
+  )
+
+
+def test_the_tokenizer_is_the_one_its_numbers_are_of():
+  # Another one makes other tokens, and results that cannot be compared.
+  content = builtin_corpus.TOKENIZER.read_bytes()
+  assert hashlib.sha256(content).hexdigest().startswith('74d75b169234c030')

@@ -1,0 +1,373 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from data import corpus as corpus_lib
+from data import text
+
+T = 5
+END = 1
+MEMBER = {
+  'member': 0,
+  'members': 1,
+  'partition': 'shared',
+  'seed': 3,
+  'batch_size': 4,
+}
+# Long and short, and some in a file of their own.
+LENGTHS = [1, 2, 3, 40, 7, 1, 1, 90, 13, 5, 2, 30, 11, 64, 8, 3, 1, 17, 21, 9]
+
+
+def write_corpus(folder, train, test, shard_tokens=50):
+  """Writes documents, pairs of a hash and tokens, as prepare_text would."""
+  partial = corpus_lib.partial_of(folder)
+  writer = corpus_lib.CorpusWriter(partial, {}, shard_tokens)
+  for split, documents in (('train', train), ('test', test)):
+    for key, tokens in documents:
+      writer.append(
+        split,
+        np.array(tokens, np.uint16),
+        np.array([key], np.uint64),
+        np.array([len(tokens)]),
+      )
+  (partial / corpus_lib.TOKENIZER).write_bytes(b'none')
+  state = writer.state()
+  seals = {
+    name: corpus_lib.seal_file(partial / name, size)
+    for name, size in corpus_lib.files_to_seal(state, 1 << 16)
+  }
+  corpus_lib.finish(
+    partial, folder, state, seals, {}, vocab_size=1 << 16, invertible=True
+  )
+  return folder
+
+
+def make_documents(lengths, first):
+  """Documents in which every token is another; each a hash and tokens."""
+  rng = np.random.default_rng(first)
+  hashes = rng.integers(1 << 63, size=len(lengths)).tolist()
+  ends = first + np.cumsum(lengths)
+  return [
+    (key, list(range(end - length, end)))
+    for key, end, length in zip(hashes, ends.tolist(), lengths, strict=True)
+  ]
+
+
+def make(folder, **changes):
+  arguments = {
+    'sequence_length': T,
+    'max_test_tokens': None,
+    'cache_dir': None,
+  }
+  return text.make_text(str(folder), **(arguments | changes))
+
+
+TRAIN = make_documents(LENGTHS, first=1_000)
+TEST = make_documents([4, 1, 12, 3, 3], first=30_000)
+NUM_TRAIN, NUM_TEST = sum(LENGTHS), 23
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('text') / 'made'
+  return make(write_corpus(folder, TRAIN, TEST))
+
+
+def take(text_set, count, start=0, **changes):
+  batches = text_set.train(**(MEMBER | changes), start=start)
+  return list(itertools.islice(batches, count))
+
+
+def lanes_of(text_set, length, **changes):
+  """The first tokens of each lane: [lanes, length]."""
+  batches = take(text_set, -(-length // T), **changes)
+  return np.concatenate([b['inputs'] for b in batches], axis=1)[:, :length]
+
+
+def passes(text_set, count, **changes):
+  """Of each pass the tokens of every lane, one lane after the other."""
+  arguments = MEMBER | changes
+  num_lanes = arguments['batch_size']
+  own = sum(
+    len(tokens)
+    for _, tokens in TRAIN
+    if {*tokens} & own_tokens(text_set, **changes)
+  )
+  sizes = [own // num_lanes + (b < own % num_lanes) for b in range(num_lanes)]
+  lanes = lanes_of(text_set, count * max(sizes), **changes)
+  return [
+    np.concatenate(
+      [
+        lane[turn * n : (turn + 1) * n]
+        for lane, n in zip(lanes, sizes, strict=True)
+      ]
+    )
+    for turn in range(count)
+  ]
+
+
+def own_tokens(text_set, **changes):
+  """All tokens that a member ever sees: two passes are more than enough."""
+  return {*lanes_of(text_set, 2 * NUM_TRAIN, **changes).flat}
+
+
+def equal(ours, theirs):
+  return len(ours) == len(theirs) and all(
+    a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+    for a, b in zip(ours, theirs, strict=True)
+  )
+
+
+def test_counts(prepared):
+  assert prepared.num_train == prepared.num_examples('train') == NUM_TRAIN
+  assert prepared.num_examples('test') == NUM_TEST
+  assert prepared.num_documents == len(TRAIN)
+  assert prepared.vocab_size == 1 << 16
+  assert len(prepared.fingerprint) == 64
+
+
+def test_a_batch_is_lanes_and_what_comes_next(prepared):
+  batches = take(prepared, 40)
+  for batch in batches:
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+      'inputs': ((4, T), np.int32),
+      'labels': ((4, T), np.int32),
+    }
+    assert (batch['labels'][:, :-1] == batch['inputs'][:, 1:]).all()
+  for one, other in itertools.pairwise(batches):
+    assert (one['labels'][:, -1] == other['inputs'][:, 0]).all()
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 4, 7, 30])
+def test_a_pass_has_every_token_once_and_documents_whole(batch_size, prepared):
+  orders = []
+  for tokens in passes(prepared, 3, batch_size=batch_size):
+    assert sorted(tokens) == [token for _, ts in TRAIN for token in ts]
+    # End to end, the lanes are whole documents.
+    documents = {ts[0]: ts for _, ts in TRAIN}
+    order, position = [], 0
+    while position < len(tokens):
+      document = documents[int(tokens[position])]
+      assert list(tokens[position : position + len(document)]) == document
+      order.append(document[0])
+      position += len(document)
+    orders.append(order)
+  # A new order in each.
+  assert len({tuple(order) for order in orders}) == 3
+
+
+def test_members_documents_cover_and_do_not_meet(prepared):
+  own = [
+    own_tokens(
+      prepared, member=m, members=3, partition='disjoint', batch_size=2
+    )
+    for m in range(3)
+  ]
+  assert sum(map(len, own)) == len(set.union(*own)) == NUM_TRAIN
+  for tokens in own:
+    # A document has one owner.
+    assert all({*ts} <= tokens or not {*ts} & tokens for _, ts in TRAIN)
+
+
+def test_members_that_share_draw_the_same_of_the_same_seed(prepared):
+  shared = {'members': 2, 'partition': 'shared'}
+  one = take(prepared, 9, **shared, member=0)
+  assert equal(one, take(prepared, 9, **shared, member=1))
+  assert not equal(one, take(prepared, 9, **shared, member=1, seed=4))
+
+
+@pytest.mark.parametrize('block_tokens', [1, 100, 1 << 20])
+def test_a_batch_depends_on_nothing_before_it(
+  block_tokens, prepared, monkeypatch
+):
+  disjoint = {'members': 2, 'partition': 'disjoint', 'member': 1}
+  straight = take(prepared, 60, **disjoint)
+  monkeypatch.setattr(text, '_BLOCK_TOKENS', block_tokens)
+  # In the middle of a pass, where lanes wrap around, and after several passes.
+  for start in (0, 1, 3, 7, 8, 9, 31, 59):
+    resumed = take(prepared, 60 - start, **disjoint, start=start)
+    assert equal(straight[start:], resumed)
+
+
+def test_rows_are_those_of_the_whole_batch(prepared):
+  whole = take(prepared, 30, batch_size=7)
+  for rows in ([0, 1, 2], [3, 4, 5, 6], [1, 5], []):
+    part = take(prepared, 30, batch_size=7, rows=np.array(rows, int))
+    assert equal([{k: v[rows] for k, v in b.items()} for b in whole], part)
+  held_out = list(prepared.eval('test', batch_size=7))
+  for rows in ([0, 1, 2], [1, 5], [6], []):
+    part = list(prepared.eval('test', batch_size=7, rows=np.array(rows, int)))
+    assert equal([{k: v[rows] for k, v in b.items()} for b in held_out], part)
+
+
+def test_lanes_are_the_same_whatever_the_order_of_files(prepared, tmp_path):
+  rng = np.random.default_rng(0)
+  other = make(
+    write_corpus(
+      tmp_path / 'made',
+      [TRAIN[i] for i in rng.permutation(len(TRAIN))],
+      TEST[::-1],
+      shard_tokens=1_000,
+    )
+  )
+  for changes in ({}, {'members': 2, 'partition': 'disjoint', 'member': 1}):
+    assert equal(take(prepared, 50, **changes), take(other, 50, **changes))
+  assert equal(
+    list(prepared.eval('test', batch_size=3)),
+    list(other.eval('test', batch_size=3)),
+  )
+
+
+def test_a_batch_may_be_longer_than_many_passes(tmp_path, monkeypatch):
+  monkeypatch.setattr(text, '_BLOCK_TOKENS', 1)
+  small = make(
+    write_corpus(tmp_path / 'made', make_documents([2, 3, 1], 10), TEST),
+    sequence_length=50,
+  )
+  [batch] = take(small, 1, batch_size=3)
+  for lane in batch['inputs'].reshape(3, 25, 2):
+    assert lane.shape == (25, 2)
+  for turn in batch['inputs'].reshape(3, 25, 2).transpose(1, 0, 2):
+    assert sorted(turn.flat) == [10, 11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+@pytest.mark.parametrize('length', [1, 5, 100])
+@pytest.mark.parametrize('batch_size', [1, 3, 23, 40])
+def test_every_held_out_token_is_counted_once(
+  batch_size, length, split, prepared
+):
+  text_set = make(prepared.corpus.folder, sequence_length=length)
+  batches = list(text_set.eval(split, batch_size=batch_size))
+  counted, before = [], {}
+  documents = TRAIN if split == 'train' else TEST
+  for batch in batches:
+    assert batch['mask'].dtype == np.float32
+    assert {array.shape for array in batch.values()} == {(batch_size, length)}
+    there = batch['mask'] == 1
+    assert not batch['inputs'][~there].any()
+    assert not batch['labels'][~there].any()
+    counted += batch['labels'][there].tolist()
+    before |= dict(
+      zip(batch['labels'][there], batch['inputs'][there], strict=True)
+    )
+    # Padding comes last in a lane.
+    assert (np.diff(batch['mask'], axis=1) <= 0).all()
+  for one, other in itertools.pairwise(batches):
+    assert (one['mask'][:, -1] >= other['mask'][:, 0]).all()
+  assert sorted(counted) == sorted(t for _, ts in documents for t in ts)
+  assert len(counted) == text_set.num_examples(split)
+  # The input is the token before: of the document before, or an end of one.
+  in_order = [t for _, ts in sorted(documents) for t in ts]
+  assert [before[t] for t in in_order] == [END, *in_order[:-1]]
+
+
+def test_a_limit_takes_whole_documents_of_the_smallest_hashes(prepared):
+  in_order = sorted(TEST)
+  for limit, documents in ((1, 1), (len(in_order[0][1]) + 1, None), (99, 5)):
+    text_set = make(prepared.corpus.folder, max_test_tokens=limit)
+    [*batches] = text_set.eval('test', batch_size=1)
+    mask = np.concatenate([b['mask'][0] for b in batches]) == 1
+    counted = np.concatenate([b['labels'][0] for b in batches])[mask].tolist()
+    assert len(counted) == text_set.num_examples('test')
+    if documents is None:
+      assert len(counted) <= limit
+      documents = 1
+    assert counted[: len(in_order[0][1])] == in_order[0][1]
+    if documents == 5:
+      assert counted == [t for _, ts in in_order for t in ts]
+
+
+def test_the_unigram_distribution_is_exact(tmp_path):
+  documents = [(5, [7, 7, 1]), (6, [9, 1])]
+  text_set = make(write_corpus(tmp_path / 'made', documents, TEST))
+  shares = text_set.label_distribution()
+  assert shares.dtype == np.float32
+  wanted = np.zeros(1 << 16, np.float32)
+  wanted[[7, 1, 9]] = [0.4, 0.4, 0.2]
+  np.testing.assert_array_equal(shares, wanted)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    ({'start': -1}, 'start must not be negative'),
+    ({'seed': -1}, 'seed must not be negative'),
+    ({'member': 1}, 'member 1 is out of range'),
+    ({'partition': 'striped'}, "Unknown partition 'striped'"),
+    ({'batch_size': NUM_TRAIN + 1}, f'too many for the {NUM_TRAIN} tokens'),
+    ({'members': 99, 'partition': 'disjoint'}, 'too few for 99 disjoint'),
+  ],
+)
+def test_wrong_arguments_are_named(changes, sentence, prepared):
+  with pytest.raises(ValueError, match=sentence):
+    prepared.train(**(MEMBER | changes))
+
+
+def test_all_members_refuse_what_one_of_them_cannot_do(prepared):
+  disjoint = {'members': 3, 'partition': 'disjoint'}
+  sizes = [
+    len(own_tokens(prepared, **disjoint, member=m, batch_size=2))
+    for m in range(3)
+  ]
+  poorest = int(np.argmin(sizes))
+  lanes = sizes[poorest] + 1
+  assert lanes <= max(sizes)
+  for member in range(3):
+    with pytest.raises(ValueError, match=f'of member {poorest}: prepare more'):
+      prepared.train(
+        **(MEMBER | disjoint | {'member': member, 'batch_size': lanes})
+      )
+
+
+def test_wrong_splits_and_sizes_are_named(prepared):
+  for call in (
+    lambda: prepared.eval('validation', batch_size=2),
+    lambda: prepared.num_examples('validation'),
+  ):
+    with pytest.raises(ValueError, match="Unknown split 'validation'"):
+      call()
+  for key in ('sequence_length', 'max_test_tokens'):
+    with pytest.raises(ValueError, match=f'{key} must be at least 1, got 0'):
+      make(prepared.corpus.folder, **{key: 0})
+
+
+def test_what_is_not_prepared_says_what_to_do(tmp_path):
+  with pytest.raises(ValueError, match=r'no prepared text in .*prepare_text'):
+    make(tmp_path / 'nowhere')
+  (tmp_path / 'begun.partial').mkdir()
+  with pytest.raises(ValueError, match='run the command that began it once'):
+    make(tmp_path / 'begun')
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'manifest.json').write_text('{"format": "else"}')
+  with pytest.raises(ValueError, match='is not of prepared text'):
+    make(tmp_path / 'other')
+
+
+@pytest.mark.parametrize(
+  'name', ['train/tokens-00001.bin', 'test/documents.bin', 'train/counts.bin']
+)
+def test_a_folder_that_is_not_whole_is_refused(name, tmp_path):
+  folder = write_corpus(tmp_path / 'made', TRAIN, TEST)
+  content = (folder / name).read_bytes()
+  (folder / name).write_bytes(content[:-2])
+  with pytest.raises(ValueError, match=f'is not whole .*{name} has'):
+    make(folder)
+  (folder / name).unlink()
+  with pytest.raises(ValueError, match='is not whole'):
+    make(folder)
+
+
+def test_the_benchmark_reads_every_size(prepared, monkeypatch):
+  from scripts.benchmark import text as part
+
+  monkeypatch.setattr(part, 'NAME', str(prepared.corpus.folder))
+  monkeypatch.setattr(part, 'SIZES', ((4, 8), (2, 64)))
+  monkeypatch.setattr(part, '_SECONDS', 0.01)
+  [_, measures] = part.measure(2)
+  found = {name: values for name, _, values in measures}
+  for size in ('4 × 8', '2 × 64'):
+    for name in ('first batch', 'rate', 'rate of CPU'):
+      assert len(found[f'{size}: {name}']) == 2
+      assert min(found[f'{size}: {name}']) > 0

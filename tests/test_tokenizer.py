@@ -1,0 +1,178 @@
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from data import tokenizer as tokenizer_lib
+from data.tokenizer import Tokenizer, VocabularyError, train_tokenizer
+
+WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
+WORDS += ['ate', 'all', 'of', 'his', 'hat']
+SPECIAL = range(6)
+DIFFICULT = ['. ', '\n\n', '</D>', '<S>', '<0x41>', *WORDS]
+
+
+def write_text(seed, words=80):
+  rng = random.Random(seed)
+  text = ''
+  for _ in range(words):
+    text += rng.choice(WORDS) + rng.choice([' ', ' ', ' ', '. ', '.\n', '\n\n'])
+  return text
+
+
+def train(**changes):
+  arguments = {
+    'vocab_size': 300,
+    'oov': 'bytes',
+    'character_coverage': 1.0,
+    'structure': 'sentences',
+    'language': 'en',
+  } | changes
+  return train_tokenizer(map(write_text, range(20)), **arguments)
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return Tokenizer(train())
+
+
+@pytest.fixture(scope='module')
+def lossy():
+  return Tokenizer(train(oov='unk', vocab_size=40))
+
+
+def any_text(rng):
+  """Text of whatever Unicode has, and much of what is difficult."""
+
+  def character():
+    kind = rng.random()
+    if kind < 0.3:
+      code = rng.randrange(sys.maxunicode + 1)
+      # Surrogates are no characters.
+      return chr(code) if not 0xD800 <= code < 0xE000 else '\ue000'
+    if kind < 0.5:
+      return chr(rng.randrange(256))
+    return rng.choice(
+      [*' \n\r\t\0.!?\ufdd0\ufdd1\ufdd2▁▅\ufeff\u2028\x85。', *DIFFICULT]
+    )
+
+  return ''.join(character() for _ in range(rng.randrange(40)))
+
+
+@pytest.mark.parametrize('structure', tokenizer_lib.STRUCTURES)
+def test_any_unicode_comes_back_exactly(structure, tokenizer):
+  rng = random.Random(0)
+  fixed = [
+    '',
+    ' ',
+    '\n',
+    '\n\n\na',
+    'a\n',
+    '▁',
+    'a ▁b',
+    '\ufdd0▁',
+    '\0',
+    '  x ',
+  ]
+  for text in fixed + [any_text(rng) for _ in range(1_500)]:
+    tokens = tokenizer.encode(text, structure=structure, language='en')
+    assert tokenizer.decode(tokens) == text
+    assert tokens.dtype == np.uint16
+    # The unknown piece is reserved and unused, and a document ends once.
+    assert tokenizer_lib.UNKNOWN not in tokens
+    assert list(tokens).index(tokenizer_lib.END_OF_DOCUMENT) == len(tokens) - 1
+  assert tokenizer.invertible
+
+
+@pytest.mark.parametrize('name', tokenizer_lib.SPECIAL_PIECES)
+def test_no_text_spells_a_special_piece(name, tokenizer):
+  tokens = tokenizer.encode(name, structure='none', language='en')
+  assert not set(tokens[:-1]) & set(SPECIAL)
+
+
+def test_marks_stand_for_one_newline_and_one_space(tokenizer):
+  def marks(text, structure):
+    tokens = tokenizer.encode(text, structure=structure, language='en')
+    runs = []
+    for token in tokens.tolist():
+      if token in SPECIAL:
+        runs.append(tokenizer_lib.SPECIAL_PIECES[token])
+      elif runs and not runs[-1].startswith('<'):
+        runs[-1] += tokenizer.decode([token])
+      else:
+        runs.append(tokenizer.decode([token]))
+    return runs
+
+  text = 'A cat sat. It saw.\nThe hat.\n\nAll.'
+  assert marks(text, 'none') == [text, '</D>']
+  assert '|'.join(marks(text, 'paragraphs')) == (
+    '<P>|A cat sat. It saw.|</P>|<P>|The hat.\n|</P>|<P>|All.|</P>|</D>'
+  )
+  assert '|'.join(marks(text, 'sentences')) == (
+    '<P>|<S>|A cat sat.|</S>|<S>|It saw.|</S>|</P>|'
+    '<P>|<S>|The hat.\n|</S>|</P>|<P>|<S>|All.|</S>|</P>|</D>'
+  )
+
+
+def test_the_unknown_piece_is_lossy(lossy):
+  assert not lossy.invertible
+  assert lossy.vocab_size == 40
+  tokens = lossy.encode('the cät', structure='none', language='en')
+  assert tokenizer_lib.UNKNOWN in tokens
+  assert lossy.decode(tokens) == 'the c\ufffdt'
+
+
+def test_words_take_few_tokens(tokenizer):
+  text = write_text(seed=99)
+  tokens = tokenizer.encode(text, structure='none', language='en')
+  assert len(tokens) < len(text) / 2
+
+
+def test_what_a_model_draws_has_a_text(tokenizer):
+  rng = np.random.default_rng(0)
+  for _ in range(50):
+    drawn = rng.integers(tokenizer.vocab_size, size=30)
+    tokenizer.decode(drawn).encode('utf-8')
+
+
+def test_training_is_repeatable():
+  assert train() == train()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'sentence'),
+  [
+    ({'vocab_size': 70_000}, '70000 pieces is out of range'),
+    ({'vocab_size': 262}, '262 pieces is out of range: there must be 263'),
+    ({'vocab_size': 265}, '265 pieces is too small for the characters'),
+    ({'vocab_size': 30_000}, '30000 pieces is too large for this text'),
+  ],
+)
+def test_a_vocabulary_that_does_not_fit_is_named(changes, sentence):
+  with pytest.raises(VocabularyError, match=sentence):
+    train(**changes)
+
+
+def test_no_text_is_no_vocabulary():
+  with pytest.raises(VocabularyError, match='no text to learn'):
+    train_tokenizer(
+      ['', '\n'],
+      vocab_size=300,
+      oov='bytes',
+      character_coverage=1.0,
+      structure='none',
+      language='en',
+    )
+
+
+def test_wrong_choices_are_named(tokenizer):
+  with pytest.raises(ValueError, match="Unknown oov 'drop'"):
+    train(oov='drop')
+  with pytest.raises(ValueError, match="Unknown structure 'lines'"):
+    tokenizer.encode('a', structure='lines', language='en')
+
+
+def test_other_models_are_refused():
+  with pytest.raises(ValueError, match='no SentencePiece model'):
+    Tokenizer(b'nonsense')
