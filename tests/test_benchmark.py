@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import measure, publication
+from scripts.benchmark import measure, publication, text
 
 
 @pytest.fixture
@@ -58,3 +58,11 @@ def test_without_rounds_it_is_refused(capsys):
   with pytest.raises(SystemExit, match='2'):
     benchmark.main(['teacher', '--rounds=0'])
   assert '--rounds must be at least 1' in capsys.readouterr().err
+
+
+def test_lanes_are_read_as_often_as_it_was_told(monkeypatch, tmp_path):
+  monkeypatch.setattr(text, '_SECONDS', 0.01)
+  monkeypatch.setattr(text, 'SIZES', ((4, 32),))
+  found = run('text', tmp_path)
+  assert found
+  assert all(len(values) == 2 and min(values) > 0 for values in found.values())
