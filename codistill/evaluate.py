@@ -8,7 +8,7 @@ differ; how far apart their predictions are is the total variation distance.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from codistill import sharding
+from codistill import chunked, sharding
 from codistill.losses import task_cross_entropy
-from codistill.models import Model
+from codistill.models import Model, Prediction
 
 PyTree = Any
+# Tokens of a lane after which a network should have forgotten how it began,
+# and after which it is no longer asked.
+_SETTLED, _ASKED = 256, 512
 
 
 class Score(NamedTuple):
@@ -40,7 +43,11 @@ class Evaluation(NamedTuple):
       classes, mean over pairs; None for a single member.
     total_variation: ½ Σ |p − q| over the classes, mean over examples and over
       pairs of members, in [0, 1]; None for a single member.
-    num_examples: how many were counted.
+    num_examples: how many were counted; of text, tokens.
+    memory_gap: for each member, by how many nats its mean φ over tokens 257 to
+      512 of each lane is worse if its memory starts at zero than if it starts
+      as training left it. Near zero for a memory that forgets; None without
+      memories, or if lanes are shorter.
   """
 
   members: tuple[Score, ...]
@@ -48,32 +55,74 @@ class Evaluation(NamedTuple):
   disagreement: float | None
   total_variation: float | None
   num_examples: int
+  memory_gap: tuple[float, ...] | None
 
 
-Evaluate = Callable[[Sequence[PyTree], Iterable[dict[str, Any]]], Evaluation]
+Evaluate = Callable[..., Evaluation]
 
 
-def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
+def make_evaluate(
+  model: Model, mesh: Mesh, *, loss_chunk_tokens: int | None
+) -> Evaluate:
   """An exact evaluation of any number of members.
 
   Args:
     model: the members' network.
     mesh: the devices; each batch is split over them.
+    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
+      None or 0 for all of its part of the batch.
 
   Returns:
-    evaluate(members' variables, batches) → Evaluation. Batches hold `inputs`,
-    `labels` and a `mask`: 1 for an example, 0 for padding; each process gives
-    its rows (`sharding.local_rows`).
+    evaluate(members' variables, batches, memories=None) → Evaluation. Batches
+    hold `inputs`, `labels` and, shaped like these, a `mask`: 1 for an example,
+    0 for padding; each process gives its rows (`sharding.local_rows`). Memories
+    start at zero and are carried from batch to batch. `memories` are the carry
+    of each member in training, from which `memory_gap` starts, too; if there
+    are too few lanes in them, they are repeated.
   """
 
   @functools.partial(
     jax.jit, out_shardings=(sharding.replicated(mesh), sharding.split(mesh))
   )
   def batch_sums(variables, memories, batch):
-    labels, mask = batch['labels'], batch['mask']
     predictions, memories = model.predict_each(
       variables, batch['inputs'], memories
     )
+    return total(compare, predictions, batch['labels'], batch['mask']), memories
+
+  @functools.partial(
+    jax.jit, out_shardings=(sharding.replicated(mesh), sharding.split(mesh))
+  )
+  def settled_sums(variables, memories, batch, position):
+    predictions, memories = model.predict_each(
+      variables, batch['inputs'], memories
+    )
+    times = position + jnp.arange(batch['labels'].shape[1])
+    asked = (times >= _SETTLED) & (times < _ASKED)
+    mask = jnp.where(asked, batch['mask'], 0)
+    return total(add_losses, predictions, batch['labels'], mask), memories
+
+  def total(function, predictions, labels, mask):
+    if not loss_chunk_tokens:
+      return function(predictions, labels, mask)
+
+    def of_chunk(heads, rows, counted):
+      features, labels, mask = rows
+      predictions = [
+        Prediction(*one) for one in zip(features, heads, strict=True)
+      ]
+      return function(predictions, labels, mask * counted), ()
+
+    return chunked.sum_in_chunks(
+      of_chunk,
+      [one.head for one in predictions],
+      ([one.features for one in predictions], labels, mask),
+      num_axes=labels.ndim,
+      chunk_tokens=loss_chunk_tokens,
+      mesh=mesh,
+    )[0]
+
+  def compare(predictions, labels, mask):
     log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
 
     def score(log_probs):
@@ -94,25 +143,54 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
       for i, j in zip(first, second, strict=True)
     ]
     apart = sum(jnp.sum(one * mask) for one in distances)
-    sums = (
+    return (
       *map(score, log_probs),
       score(mean),
       disagree,
       apart,
       jnp.sum(mask),
     )
-    return sums, memories
 
-  def evaluate(variables, batches):
+  def add_losses(predictions, labels, mask):
+    losses = [task_cross_entropy(labels, one.logits) for one in predictions]
+    return [jnp.sum(one * mask) for one in losses], jnp.sum(mask)
+
+  zero_memory = jax.jit(
+    model.memory, static_argnums=0, out_shardings=sharding.split(mesh)
+  )
+
+  @functools.partial(
+    jax.jit, static_argnums=1, out_shardings=sharding.split(mesh)
+  )
+  def take_lanes(memories, batch_size):
+    def take(leaf):
+      return leaf[jnp.arange(batch_size) % len(leaf)]
+
+    return jax.tree.map(take, memories)
+
+  def evaluate(variables, batches, memories=None):
     variables = tuple(variables)
-    memories = None
-    pending = []
+    carried = tuple(memories or ())
+    if not jax.tree.leaves(carried):
+      carried = None  # Nothing to start from.
+    running, starts, position = None, [], 0
+    pending, settled = [], []
     for batch in batches:
       batch = sharding.split_batch(batch, mesh)
-      if memories is None:
-        memories = (model.memory(len(batch['labels'])),) * len(variables)
-      sums, memories = batch_sums(variables, memories, batch)
+      batch_size = len(batch['labels'])
+      if running is None:
+        running = (zero_memory(batch_size),) * len(variables)
+        if carried is not None:
+          starts = [running, take_lanes(carried, batch_size)]
+      sums, running = batch_sums(variables, running, batch)
       pending.append(sums)
+      if starts and position < _ASKED:
+        losses, starts = zip(
+          *(settled_sums(variables, one, batch, position) for one in starts),
+          strict=True,
+        )
+        settled.append(losses)
+        position += batch['labels'].shape[1]
     if not pending:
       raise ValueError('evaluation on no examples: the split is empty')
     # In float64 and in order, so that the sum does not depend on timing.
@@ -134,6 +212,23 @@ def make_evaluate(model: Model, mesh: Mesh) -> Evaluate:
       disagreement=float(disagree / (count * pairs)) if several else None,
       total_variation=float(apart / (count * pairs)) if several else None,
       num_examples=round(float(count)),
+      memory_gap=_memory_gap(settled),
     )
 
   return evaluate
+
+
+def _memory_gap(settled: Sequence[PyTree]) -> tuple[float, ...] | None:
+  """What sums over batches, begun at zero and as training ended, come to."""
+  if not settled:
+    return None
+  sums = jax.tree.map(
+    lambda *parts: np.sum(np.asarray(parts, np.float64)),
+    *jax.device_get(settled),
+  )
+  (zero, count), (warm, _) = sums
+  if not count:
+    return None
+  return tuple(
+    float((cold - warm) / count) for cold, warm in zip(zero, warm, strict=True)
+  )

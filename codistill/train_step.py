@@ -17,15 +17,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from codistill import losses, precision, sharding
+from codistill import chunked, losses, precision, sharding
 from codistill.algorithm import Peer
-from codistill.models import Model
+from codistill.models import Model, Prediction
 
 PyTree = Any
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
+# Folded into a step's key: noise of its own, apart from the forward pass's.
+_RESETS = 1
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +101,16 @@ def state_sharding(mesh: Mesh) -> TrainState:
   return TrainState(whole, whole, whole, part, part, whole)
 
 
+def place_state(state: TrainState, mesh: Mesh) -> TrainState:
+  """Puts a member's initial state where `state_sharding` says.
+
+  Args:
+    state: the same in every process that the mesh reaches.
+    mesh: the member's devices, of one process or several.
+  """
+  return jax.device_put(state, state_sharding(mesh))
+
+
 Objective = Callable[..., tuple[Float[Array, ''], tuple[Any, ...]]]
 
 
@@ -110,57 +122,108 @@ def make_objective(
   task_weight: float,
   distill_weight: float,
   constant_targets: ArrayLike | None,
+  memory_reset_probability: float,
+  loss_chunk_tokens: int | None,
+  mesh: Mesh,
 ) -> Objective:
   """What a member descends: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
 
   Args:
     model: F.
-    task_loss: φ(labels, logits) → [batch].
-    distill_loss: ψ(targets, logits) → [batch].
+    task_loss: φ(labels, logits) → [*batch].
+    distill_loss: ψ(targets, logits) → [*batch].
     task_weight: w₁; 1 in Algorithm 1.
     distill_weight: w₂; 1 in Algorithm 1.
     constant_targets: a distribution over classes that replaces the peers in
       ψ's first argument (the label-smoothing controls, §3.2), or None.
+    memory_reset_probability: with which each lane's carry, the member's and
+      its teachers' alike, is zeroed before a batch; 0 in the paper.
+    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
+      None or 0 for all of its part of the batch.
+    mesh: the devices; used if the loss is chunked.
 
   Returns:
     objective(params, state, batch, peers, peer_memories, distill) → (value,
     (metrics, new non-parameter variables, memory, peer memories)). `peers` are
     their variables, in any precision; no gradient flows into them. Without
-    `distill` it is φ alone, undiminished.
+    `distill` it is φ alone, undiminished. Labels are [batch] or [batch, time].
   """
 
-  def teach(variables, inputs, logits, peers, peer_memories):
+  def teach(logits, teachers):
     if constant_targets is not None:
       targets = jnp.asarray(constant_targets, logits.dtype)
-      return jnp.broadcast_to(targets, logits.shape), peer_memories
-    predictions, peer_memories = model.predict_each(
-      [precision.decode(peer, variables) for peer in peers],
-      inputs,
-      peer_memories,
-    )
-    targets = losses.average_of_peers([one.logits for one in predictions])
-    return targets, peer_memories
+      return jnp.broadcast_to(targets, logits.shape)
+    return losses.average_of_peers([one.logits for one in teachers])
+
+  def mean(measure, weigh, *predictions_and_labels):
+    if loss_chunk_tokens:
+      return chunked.mean_in_chunks(
+        measure,
+        weigh,
+        *predictions_and_labels,
+        chunk_tokens=loss_chunk_tokens,
+        mesh=mesh,
+      )
+    values = measure(*predictions_and_labels)
+    metrics = {name: value.mean() for name, value in values.items()}
+    return weigh(metrics), metrics
 
   def objective(params, state, batch, peers, peer_memories, distill):
     variables = {**state.variables, 'params': params}
+    inputs, labels = batch['inputs'], batch['labels']
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    prediction, updated, memory = model.forward(
-      variables, batch['inputs'], state.memory, key
-    )
-    logits = prediction.logits
-    value = task = task_loss(batch['labels'], logits).mean()
-    hits = logits.argmax(-1) == batch['labels']
-    metrics = {'task_loss': task, 'accuracy': hits.mean(dtype=jnp.float32)}
-    if distill:
-      targets, peer_memories = teach(
-        variables, batch['inputs'], logits, peers, peer_memories
+    memory = state.memory
+    if memory_reset_probability:
+      lanes = jax.random.bernoulli(
+        jax.random.fold_in(key, _RESETS),
+        memory_reset_probability,
+        (len(labels),),
       )
-      distillation = distill_loss(targets, logits).mean()
-      metrics['distill_loss'] = distillation
-      value = task_weight * task + distill_weight * distillation
+      memory = _reset(model, memory, lanes)
+      peer_memories = tuple(_reset(model, one, lanes) for one in peer_memories)
+    student, updated, memory = model.forward(variables, inputs, memory, key)
+    teachers: list[Prediction] = []
+    if distill and constant_targets is None:
+      teachers, peer_memories = model.predict_each(
+        [precision.decode(peer, variables) for peer in peers],
+        inputs,
+        peer_memories,
+      )
+
+    def measure(student, teachers, labels):
+      logits = student.logits
+      hits = logits.argmax(-1) == labels
+      values = {
+        'task_loss': task_loss(labels, logits),
+        'accuracy': hits.astype(jnp.float32),
+      }
+      if distill:
+        values['distill_loss'] = distill_loss(teach(logits, teachers), logits)
+      return values
+
+    def weigh(means):
+      if not distill:
+        return means['task_loss']
+      return (
+        task_weight * means['task_loss']
+        + distill_weight * means['distill_loss']
+      )
+
+    value, metrics = mean(measure, weigh, student, teachers, labels)
     return value, (metrics, updated, memory, peer_memories)
 
   return objective
+
+
+def _reset(model: Model, memory: PyTree, lanes: Bool[Array, ' batch']):
+  """A carry that is zero in some lanes."""
+
+  def choose(zero, carried):
+    return jnp.where(
+      lanes.reshape(-1, *[1] * (carried.ndim - 1)), zero, carried
+    )
+
+  return jax.tree.map(choose, model.memory(len(lanes)), memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +233,12 @@ class JittedUpdates:
   Attributes:
     descend: (state, batch, peers, peer memories, distill) → (state, metrics,
       peer memories), jitted; donates the state and the peers' memories.
-    model: for the zero carry of a peer.
+    zero_memory: batch size → the zero carry, on the mesh.
     needs_peers: False if a constant distribution is the teacher.
   """
 
   descend: Callable[..., tuple[TrainState, Metrics, tuple[PyTree, ...]]]
-  model: Model
+  zero_memory: Callable[[int], PyTree]
   needs_peers: bool
 
   def burn_in(
@@ -198,9 +261,7 @@ class JittedUpdates:
     kept = state.peer_memories
     batch_size = len(batch['labels'])
     memories = tuple(
-      kept[peer.member]
-      if peer.member in kept
-      else self.model.memory(batch_size)
+      kept[peer.member] if peer.member in kept else self.zero_memory(batch_size)
       for peer in peers
     )
     state, metrics, memories = self.descend(
@@ -226,6 +287,8 @@ def make_updates(
   task_weight: float,
   distill_weight: float,
   constant_targets: ArrayLike | None,
+  memory_reset_probability: float,
+  loss_chunk_tokens: int | None,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 
@@ -233,11 +296,15 @@ def make_updates(
     model: F.
     optimizer: η and its kin.
     mesh: the member's devices; each batch is split over them.
-    task_loss: φ(labels, logits) → [batch].
-    distill_loss: ψ(targets, logits) → [batch].
+    task_loss: φ(labels, logits) → [*batch].
+    distill_loss: ψ(targets, logits) → [*batch].
     task_weight: weight of φ once ψ is on.
     distill_weight: weight of ψ.
     constant_targets: replaces the peers in ψ's first argument, or None.
+    memory_reset_probability: with which a lane's carry is zeroed before a
+      batch. The lanes are drawn from the state's key and step.
+    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
+      None or 0 for all.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
@@ -250,6 +317,9 @@ def make_updates(
     task_weight=task_weight,
     distill_weight=distill_weight,
     constant_targets=constant_targets,
+    memory_reset_probability=memory_reset_probability,
+    loss_chunk_tokens=loss_chunk_tokens,
+    mesh=mesh,
   )
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
   place = state_sharding(mesh)
@@ -280,4 +350,8 @@ def make_updates(
     )
     return state, metrics, peer_memories
 
-  return JittedUpdates(descend, model, needs_peers=constant_targets is None)
+  return JittedUpdates(
+    descend,
+    zero_memory=jax.jit(model.memory, static_argnums=0, out_shardings=part),
+    needs_peers=constant_targets is None,
+  )

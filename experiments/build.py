@@ -29,6 +29,7 @@ from codistill.train_step import (
   TrainState,
   init_state,
   make_updates,
+  place_state,
 )
 from data.images import ImageSet, NotPreparedError, make_images
 from data.partition import partition_indices
@@ -133,7 +134,7 @@ class Experiment:
     return [
       Member(
         member,
-        sharding.replicate(self.init(member), self.mesh),
+        place_state(self.init(member), self.mesh),
         self.batches(member, start=0),
       )
       for member in self.members
@@ -224,6 +225,8 @@ def build(
     task_weight=codistill.task_weight,
     distill_weight=codistill.distill_weight,
     constant_targets=_constant_targets(config, dataset),
+    memory_reset_probability=0.0,
+    loss_chunk_tokens=None,
   )
   return Experiment(
     config=config,
@@ -234,7 +237,7 @@ def build(
     updates=updates,
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
-    evaluate=make_evaluate(model, mesh),
+    evaluate=make_evaluate(model, mesh, loss_chunk_tokens=None),
     fault=fault,
     dataset=dataset,
     burn_in_steps=codistill.burn_in_steps,

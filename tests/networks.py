@@ -3,7 +3,12 @@
 import functools
 
 from codistill import optim
-from codistill.models import make_dnn, make_resnet
+from codistill.models import (
+  make_dnn,
+  make_lstm,
+  make_resnet,
+  make_transformer,
+)
 
 SHAPE, CLASSES = (8, 8, 1), 10
 
@@ -22,6 +27,29 @@ make_small_dnn = functools.partial(
   input_shape=SHAPE,
   num_classes=CLASSES,
   hidden=(8,),
+  dtype='float32',
+  param_dtype='float32',
+)
+TOKENS, VOCABULARY = 6, 11
+
+make_small_lstm = functools.partial(
+  make_lstm,
+  input_shape=(TOKENS,),
+  num_classes=VOCABULARY,
+  embedding_size=5,
+  hidden_size=8,
+  num_layers=2,
+  dtype='float32',
+  param_dtype='float32',
+)
+make_small_transformer = functools.partial(
+  make_transformer,
+  input_shape=(TOKENS,),
+  num_classes=VOCABULARY,
+  width=8,
+  num_layers=2,
+  num_heads=2,
+  mlp_size=16,
   dtype='float32',
   param_dtype='float32',
 )

@@ -105,6 +105,8 @@ def test_equals_the_numpy_transcription(burn_in):
       task_weight=1.0,
       distill_weight=1.0,
       constant_targets=None,
+      memory_reset_probability=0.0,
+      loss_chunk_tokens=None,
     )
     members = [
       Member(

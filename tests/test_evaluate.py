@@ -71,7 +71,9 @@ def test_counts_every_example_once(
   model, examples, num_devices, batch_size, num_members
 ):
   members = [model.init(jax.random.key(i)) for i in range(num_members)]
-  evaluate = make_evaluate(model, sharding.make_mesh(num_devices))
+  evaluate = make_evaluate(
+    model, sharding.make_mesh(num_devices), loss_chunk_tokens=None
+  )
   result = evaluate(members, batches(examples, batch_size))
   scores, differ, distances = by_hand(model, members, examples)
   assert result.num_examples == EXAMPLES
@@ -92,7 +94,7 @@ def test_counts_every_example_once(
 
 def test_identical_members_never_disagree(model, examples):
   member = model.init(jax.random.key(0))
-  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
   result = evaluate([member, member], batches(examples, 16))
   assert result.disagreement == result.total_variation == 0
   assert result.members[0] == result.members[1]
@@ -108,7 +110,7 @@ def test_members_that_never_agree_are_as_far_apart_as_can_be(model, examples):
 
     return jax.tree.map(biased, model.init(jax.random.key(0)))
 
-  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
   result = evaluate([sure_of(0), sure_of(3)], batches(examples, 16))
   assert result.disagreement == result.total_variation == 1
 
@@ -117,13 +119,13 @@ def test_a_broken_member_scores_what_it_deserves(model, examples):
   broken = jax.tree.map(
     lambda leaf: jnp.full_like(leaf, jnp.nan), model.init(jax.random.key(0))
   )
-  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
   assert np.isnan(
     evaluate([broken], batches(examples, 16)).members[0].task_loss
   )
 
 
 def test_no_examples_are_refused(model):
-  evaluate = make_evaluate(model, sharding.make_mesh(1))
+  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
   with pytest.raises(ValueError, match='no examples'):
     evaluate([model.init(jax.random.key(0))], [])

@@ -24,6 +24,8 @@ LOSSES = {
   'task_weight': 1.0,
   'distill_weight': 1.0,
   'constant_targets': None,
+  'memory_reset_probability': 0.0,
+  'loss_chunk_tokens': None,
 }
 
 
@@ -75,7 +77,7 @@ def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
   state, peer = state_of(model), state_of(model, 1).variables
 
   def value(params, peer):
-    objective = make_objective(model, **LOSSES)
+    objective = make_objective(model, **LOSSES, mesh=sharding.make_mesh(1))
     return objective(params, state, batch_of(0), (peer,), ((),), True)[0]
 
   params = state.variables['params']

@@ -1,10 +1,17 @@
 """Networks behind the `Model` seam; the only place that imports flax.linen."""
 
 from codistill.models.dnn import make_dnn
+from codistill.models.lstm import make_lstm
 from codistill.models.model import Head, Model, Prediction, make_feedforward
 from codistill.models.resnet import make_resnet
+from codistill.models.transformer import make_transformer
 
-MODELS = {'dnn': make_dnn, 'resnet': make_resnet}
+MODELS = {
+  'dnn': make_dnn,
+  'lstm': make_lstm,
+  'resnet': make_resnet,
+  'transformer': make_transformer,
+}
 
 __all__ = [
   'MODELS',
@@ -13,5 +20,7 @@ __all__ = [
   'Prediction',
   'make_dnn',
   'make_feedforward',
+  'make_lstm',
   'make_resnet',
+  'make_transformer',
 ]

@@ -110,12 +110,17 @@ class LinearHead(nn.Module):
     )
 
 
-def make_feedforward(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
+def make_feedforward(
+  module: nn.Module,
+  input_shape: tuple[int, ...],
+  input_dtype: Any = jnp.float32,
+) -> Model:
   """A `Model` of a Linen module without memory.
 
   Args:
     module: called as `module(inputs, train)`, returns a `Prediction`.
     input_shape: of one example, without the batch axis.
+    input_dtype: of the inputs.
 
   Returns:
     The model; its memory is ().
@@ -123,7 +128,7 @@ def make_feedforward(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
 
   @jax.jit  # Op by op, a large network takes a minute.
   def init(key: jax.Array) -> PyTree:
-    inputs = jnp.zeros((1, *input_shape))
+    inputs = jnp.zeros((1, *input_shape), input_dtype)
     return module.init(key, inputs, train=False)
 
   def predict(variables: PyTree, inputs: Array, memory: PyTree):

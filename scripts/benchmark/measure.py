@@ -101,6 +101,8 @@ def make_subject() -> Subject:
     task_weight=1.0,
     distill_weight=1.0,
     constant_targets=None,
+    memory_reset_probability=0.0,
+    loss_chunk_tokens=None,
   )
   key = jax.random.key(0)
   state = sharding.replicate(

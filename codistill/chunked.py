@@ -1,0 +1,177 @@
+"""Losses over a vocabulary without all of its logits at once.
+
+A batch of 4,096 tokens has 98 million logits over 24,006 word pieces, and φ, ψ,
+the teachers and the gradient hold several arrays of that size. Here a scan goes
+over the tokens a chunk at a time. The gradient is computed in the same pass,
+since it needs the same logits; what is kept are its parts with respect to the
+features and the head. Each device goes over its own part of the batch, and the
+devices' sums are added up once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Int
+
+from codistill.models import Prediction
+from codistill.sharding import DATA_AXIS
+
+PyTree = Any
+Metrics = dict[str, Array]
+
+
+def sum_in_chunks(
+  function: Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]],
+  whole: PyTree,
+  rows: PyTree,
+  *,
+  num_axes: int,
+  chunk_tokens: int,
+  mesh: Mesh,
+) -> tuple[PyTree, PyTree]:
+  """Adds up a function of tokens, a chunk at a time on each device.
+
+  Args:
+    function: (whole, rows [tokens, …], counted [tokens]) → (sums, an output
+      for each row). `counted` is 1.0, or 0.0 for a row that fills up the last
+      chunk and is to add nothing to the sums.
+    whole: what every chunk needs whole.
+    rows: arrays whose first axes are those of the tokens; the first of all is
+      split over the mesh.
+    num_axes: how many axes are the tokens'; 2 for [batch, time].
+    chunk_tokens: how many tokens a device holds at a time, at most.
+    mesh: the devices.
+
+  Returns:
+    The sums over all tokens, and the outputs for all rows.
+  """
+
+  def on_device(whole, rows):
+    leading = jax.tree.leaves(rows)[0].shape[:num_axes]
+    num_tokens = 1
+    for size in leading:
+      num_tokens *= size
+    num_chunks = max(1, -(-num_tokens // chunk_tokens))
+    size = -(-num_tokens // num_chunks)  # Even chunks: the least to fill up.
+    excess = num_chunks * size - num_tokens
+
+    def cut(leaf):
+      leaf = leaf.reshape(num_tokens, *leaf.shape[num_axes:])
+      leaf = jnp.pad(leaf, [(0, excess)] + [(0, 0)] * (leaf.ndim - 1))
+      return leaf.reshape(num_chunks, size, *leaf.shape[1:])
+
+    def join(leaf):
+      leaf = leaf.reshape(num_chunks * size, *leaf.shape[2:])[:num_tokens]
+      return leaf.reshape(*leading, *leaf.shape[1:])
+
+    def step(sums, chunk):
+      more, outputs = function(whole, *chunk)
+      return jax.tree.map(jnp.add, sums, more), outputs
+
+    chunks = jax.tree.map(cut, rows), cut(jnp.ones(leading, jnp.float32))
+    shapes, _ = jax.eval_shape(
+      function, whole, *jax.tree.map(lambda leaf: leaf[0], chunks)
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    sums, outputs = jax.lax.scan(step, zeros, chunks)
+    return jax.lax.psum(sums, DATA_AXIS), jax.tree.map(join, outputs)
+
+  everywhere, part = PartitionSpec(), PartitionSpec(DATA_AXIS)
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(everywhere, part),
+    out_specs=(everywhere, part),
+    # Or the sums of a chunk would be added up over devices in each chunk.
+    check_vma=False,
+  )(whole, rows)
+
+
+def mean_in_chunks(
+  measure: Callable[..., Metrics],
+  weigh: Callable[[Metrics], Array],
+  student: Prediction,
+  teachers: Sequence[Prediction],
+  labels: Int[Array, '*batch'],
+  *,
+  chunk_tokens: int,
+  mesh: Mesh,
+) -> tuple[Array, Metrics]:
+  """Means over tokens, and a weighted sum of them that has a gradient.
+
+  The gradient is with respect to the student alone: none flows to teachers,
+  and none from the means.
+
+  Args:
+    measure: (student, teachers, labels) → name → [tokens]. Called on chunks.
+    weigh: means by name → what is descended; linear.
+    student: what the member predicts.
+    teachers: what its peers predict.
+    labels: what is right.
+    chunk_tokens: as `sum_in_chunks`.
+    mesh: likewise.
+
+  Returns:
+    (the weighted sum, the means by name).
+  """
+
+  def over_chunks(function, student, teachers, labels):
+    return sum_in_chunks(
+      function,
+      (student.head, [one.head for one in teachers]),
+      (student.features, [one.features for one in teachers], labels),
+      num_axes=labels.ndim,
+      chunk_tokens=chunk_tokens,
+      mesh=mesh,
+    )
+
+  def part(student, heads, features, labels, counted):
+    """A chunk's part in the means, which is all that `weigh` has to see."""
+    teachers = [Prediction(*one) for one in zip(features, heads, strict=True)]
+    means = {
+      name: jnp.where(counted > 0, values, 0).sum() / num_tokens
+      for name, values in measure(student, teachers, labels).items()
+    }
+    return weigh(means), means
+
+  num_tokens = labels.size
+
+  @jax.custom_vjp
+  def mean(student, teachers, labels):
+    def add(whole, rows, counted):
+      (head, heads), (own, features, labels) = whole, rows
+      return part(Prediction(own, head), heads, features, labels, counted), ()
+
+    return over_chunks(add, student, teachers, labels)[0]
+
+  def forward(student, teachers, labels):
+    def add(whole, rows, counted):
+      (head, heads), (own, features, labels) = whole, rows
+      found, gradient = jax.value_and_grad(part, has_aux=True)(
+        Prediction(own, head), heads, features, labels, counted
+      )
+      # Many chunks' parts add up: not in less than float32.
+      d_head = jax.tree.map(
+        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)),
+        gradient.head,
+      )
+      return (found, d_head), gradient.features
+
+    (found, d_head), d_features = over_chunks(add, student, teachers, labels)
+    d_head = jax.tree.map(
+      lambda x, like: x.astype(like.dtype), d_head, student.head
+    )
+    return found, Prediction(d_features, d_head)
+
+  def backward(gradient, cotangents):
+    scale, _ = cotangents
+    gradient = jax.tree.map(lambda x: x * scale.astype(x.dtype), gradient)
+    return gradient, None, None
+
+  mean.defvjp(forward, backward)
+  return mean(student, list(teachers), labels)
