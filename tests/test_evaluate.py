@@ -7,7 +7,7 @@ import pytest
 
 from codistill import sharding
 from codistill.evaluate import make_evaluate
-from codistill.models import make_dnn
+from codistill.models import Head, Model, Prediction, make_dnn
 
 EXAMPLES, CLASSES = 43, 5
 
@@ -129,3 +129,92 @@ def test_no_examples_are_refused(model):
   evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
   with pytest.raises(ValueError, match='no examples'):
     evaluate([model.init(jax.random.key(0))], [])
+
+
+# A network with a memory.
+
+
+def remember(variables, inputs, seen):
+  """Each lane counts its tokens; the more, the likelier is the class 0."""
+  seen = seen[:, None] + 1 + jnp.arange(inputs.shape[1], dtype=jnp.float32)
+  kernel = jnp.array([[variables['gain'], 0.0]])
+  features = seen[..., None] / 1000
+  return Prediction(features, Head(kernel, jnp.zeros(2))), seen[:, -1]
+
+
+REMEMBERING = Model(
+  init=lambda key: {'gain': jnp.float32(1)},
+  predict=remember,
+  forward=lambda variables, inputs, memory, key: None,
+  memory=lambda batch_size: jnp.zeros(batch_size),
+)
+
+
+def text(lanes, tokens, length):
+  """A stream of zeros in `lanes`, the last of which ends halfway."""
+  mask = np.ones((lanes, tokens), np.float32)
+  mask[-1, tokens // 2 :] = 0
+  labels = np.zeros((lanes, tokens), np.int32)
+  for start in range(0, tokens, length):
+    part = slice(start, start + length)
+    yield {
+      'inputs': labels[:, part],
+      'labels': labels[:, part],
+      'mask': mask[:, part],
+    }
+
+
+def loss_by_hand(gain, seen):
+  return np.log1p(np.exp(-gain * seen / 1000))
+
+
+@pytest.mark.parametrize(
+  ('num_devices', 'chunk', 'length'), [(1, None, 96), (4, 50, 128)]
+)
+def test_memory_is_carried_and_the_gap_is_that_by_hand(
+  num_devices, chunk, length
+):
+  lanes, tokens, gains = 4, 8 * length, (1.0, -2.0)
+  evaluate = make_evaluate(
+    REMEMBERING, sharding.make_mesh(num_devices), loss_chunk_tokens=chunk
+  )
+  members = [{'gain': jnp.float32(gain)} for gain in gains]
+  # In training there were three lanes, so the first comes twice.
+  carried = [jnp.array([700.0, 0.0, 50.0]), jnp.array([9.0, 90.0, 900.0])]
+  batches = list(text(lanes, tokens, length))
+  result = evaluate(members, batches, memories=carried)
+  mask = np.concatenate([batch['mask'] for batch in batches], axis=1)
+  seen = np.arange(1, tokens + 1)
+  # Tokens 257 to 512 of each lane, as far as they are there.
+  asked = mask * (seen > 256) * (seen <= 512)
+  assert asked.sum() > 0
+  for member, (gain, start) in enumerate(zip(gains, carried, strict=True)):
+    zero = loss_by_hand(gain, np.tile(seen, (lanes, 1)))
+    warm = loss_by_hand(gain, np.asarray(start)[[0, 1, 2, 0], None] + seen)
+    np.testing.assert_allclose(
+      result.members[member].task_loss,
+      (zero * mask).sum() / mask.sum(),
+      rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+      result.memory_gap[member],
+      ((zero - warm) * asked).sum() / asked.sum(),
+      rtol=1e-4,
+    )
+  assert result.memory_gap[0] > 0.01 > -0.01 > result.memory_gap[1]
+  assert result.num_examples == mask.sum()
+  # Asking for the gap changes nothing else.
+  assert evaluate(members, batches) == result._replace(memory_gap=None)
+
+
+def test_no_gap_is_known_of_short_lanes_or_without_a_memory(model, examples):
+  evaluate = make_evaluate(
+    REMEMBERING, sharding.make_mesh(1), loss_chunk_tokens=None
+  )
+  short = list(text(2, 256, 128))
+  members = [{'gain': jnp.float32(1)}]
+  assert evaluate(members, short, memories=[jnp.ones(2)]).memory_gap is None
+  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
+  member = model.init(jax.random.key(0))
+  result = evaluate([member], batches(examples, 16), memories=[()])
+  assert result.memory_gap is None

@@ -4,17 +4,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import make_small_dnn, make_small_resnet
+from networks import (
+  TOKENS,
+  VOCABULARY,
+  make_small_dnn,
+  make_small_lstm,
+  make_small_resnet,
+  make_small_transformer,
+)
 
-from codistill import optim
-from codistill.models import MODELS, make_resnet
+from codistill import losses, optim
+from codistill.models import MODELS, lstm, make_resnet, transformer
 
-SMALL = {'resnet': make_small_resnet, 'dnn': make_small_dnn}
-every_model = pytest.mark.parametrize('make', SMALL.values(), ids=SMALL.keys())
+BATCH = 4
 
 
-def images(batch=4, shape=(8, 8, 1)):
+def images(batch=BATCH, shape=(8, 8, 1)):
   return jax.random.normal(jax.random.key(7), (batch, *shape))
+
+
+def tokens(batch=BATCH, time=TOKENS):
+  return jax.random.randint(jax.random.key(7), (batch, time), 0, VOCABULARY)
+
+
+SMALL = {
+  'resnet': (make_small_resnet, images),
+  'dnn': (make_small_dnn, images),
+  'lstm': (make_small_lstm, tokens),
+  'transformer': (make_small_transformer, tokens),
+}
+every_model = pytest.mark.parametrize(
+  ('make', 'inputs'), SMALL.values(), ids=SMALL.keys()
+)
+
+
+text_models = pytest.mark.parametrize(
+  'make', [make_small_lstm, make_small_transformer], ids=['lstm', 'transformer']
+)
 
 
 def count(tree):
@@ -80,38 +106,49 @@ def test_imagenet_stem_and_stages_shrink_the_image_thirty_two_times():
 
 
 @every_model
-def test_predict_changes_nothing_and_forward_returns_new_statistics(make):
+def test_predict_changes_nothing_and_forward_returns_new_statistics(
+  make, inputs
+):
   model = make()
-  variables = model.init(jax.random.key(0))
-  prediction, memory = model.predict(variables, images(), ())
-  assert memory == ()
-  assert prediction.logits.shape == (4, 10)
-  trained, updated, memory = model.forward(
-    variables, images(), (), jax.random.key(1)
+  variables, zero = model.init(jax.random.key(0)), model.memory(BATCH)
+  prediction, memory = jax.jit(model.predict)(variables, inputs(), zero)
+  trained, updated, same = jax.jit(model.forward)(
+    variables, inputs(), zero, jax.random.key(1)
   )
-  assert memory == ()
-  assert trained.logits.shape == (4, 10)
   assert set(updated) == set(variables) - {'params'}
+  assert prediction.logits.shape == trained.logits.shape
+  if inputs is images:
+    assert memory == same == ()
+    assert trained.logits.shape == (BATCH, 10)
+  else:
+    assert trained.logits.shape == (BATCH, TOKENS, VOCABULARY)
+    # A carry before and after, of the same shapes.
+    assert jax.tree.structure(memory) == jax.tree.structure(zero)
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), memory, same
+    )
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), zero)
 
 
 @every_model
-def test_the_head_apart_from_the_features_gives_the_logits(make):
+def test_the_head_apart_from_the_features_gives_the_logits(make, inputs):
   model = make()
   variables = model.init(jax.random.key(0))
-  prediction, _ = model.predict(variables, images(), ())
+  prediction, _ = model.predict(variables, inputs(), model.memory(BATCH))
   by_hand = prediction.features @ prediction.head.kernel + prediction.head.bias
   np.testing.assert_allclose(prediction.logits, by_hand, atol=1e-5)
   assert prediction.head.kernel is variables['params']['head']['kernel']
 
 
 @every_model
-def test_bf16_computes_in_bf16_and_keeps_float32_parameters(make):
+def test_bf16_computes_in_bf16_and_keeps_float32_parameters(make, inputs):
   model = make(dtype='bfloat16')
-  variables = model.init(jax.random.key(0))
-  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {
+  variables, zero = model.init(jax.random.key(0)), model.memory(BATCH)
+  prediction, memory = jax.jit(model.predict)(variables, inputs(), zero)
+  # So are cells and outputs, which live as long as the stream does.
+  assert {leaf.dtype for leaf in jax.tree.leaves((variables, memory))} == {
     jnp.dtype('float32')
   }
-  prediction, _ = model.predict(variables, images(), ())
   assert prediction.features.dtype == jnp.bfloat16
   assert prediction.logits.dtype == jnp.float32
   # The head adds up in float32 what it multiplies in bfloat16.
@@ -121,18 +158,256 @@ def test_bf16_computes_in_bf16_and_keeps_float32_parameters(make):
   ]
   by_hand = wide[0] @ wide[1] + prediction.head.bias
   np.testing.assert_allclose(prediction.logits, by_hand, rtol=1e-4, atol=1e-6)
-  exact, _ = make().predict(variables, images(), ())
+  exact, _ = jax.jit(make().predict)(variables, inputs(), zero)
   difference = np.abs(prediction.logits - exact.logits).max()
   assert 0 < difference < 0.1
 
 
+@text_models
+def test_a_gradient_in_bf16_is_near_that_in_float32(make):
+  inputs = tokens()
+
+  def gradient(dtype):
+    model = make(dtype=dtype)
+    variables = make().init(jax.random.key(0))
+
+    def loss(variables):
+      prediction, _, _ = model.forward(
+        variables, inputs, model.memory(BATCH), jax.random.key(1)
+      )
+      return losses.task_cross_entropy(inputs, prediction.logits).sum()
+
+    return jax.jit(jax.grad(loss))(variables)
+
+  for one, other in zip(
+    *map(jax.tree.leaves, map(gradient, ('bfloat16', 'float32'))), strict=True
+  ):
+    assert one.dtype == other.dtype == jnp.float32
+    # Eight bits of a number, through two layers and six tokens.
+    assert np.abs(one - other).max() < 0.1 * np.abs(other).max()
+
+
 @every_model
-def test_different_keys_give_different_weights_and_equal_keys_equal_ones(make):
+def test_different_keys_give_different_weights_and_equal_keys_equal_ones(
+  make, inputs
+):
   model = make()
   one, same, other = (model.init(jax.random.key(k)) for k in (0, 0, 1))
   jax.tree.map(np.testing.assert_array_equal, one, same)
   kernels = [v['params']['head']['kernel'] for v in (one, other)]
   assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+# Models of text.
+
+
+@text_models
+def test_at_first_all_words_are_about_as_likely(make):
+  # Logits of the paper's sizes: a vocabulary of its own, and as wide a head.
+  sizes = {'num_classes': 24_006}
+  wide = {'lstm': {'hidden_size': 256}, 'transformer': {'width': 256}}
+  name = 'lstm' if make is make_small_lstm else 'transformer'
+  model = make(**sizes, **wide[name])
+  rng = np.random.default_rng(0)
+  inputs, labels = jnp.asarray(rng.integers(24_006, size=(2, BATCH, TOKENS)))
+  prediction, _ = jax.jit(model.predict)(
+    model.init(jax.random.key(0)), inputs, model.memory(BATCH)
+  )
+  loss = losses.task_cross_entropy(labels, prediction.logits).mean()
+  assert abs(float(loss) - np.log(24_006)) < 0.15
+
+
+def test_the_papers_lstm_has_the_number_of_parameters_that_it_should():
+  words, size, hidden = 24_006, 256, 1024
+  model = make_small_lstm(
+    input_shape=(32,),
+    num_classes=words,
+    embedding_size=size,
+    hidden_size=hidden,
+  )
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  # Four gates from inputs and past; scale and bias of gates and cell.
+  layers = [
+    4 * hidden * (inputs + hidden) + 2 * 4 * hidden + 2 * hidden
+    for inputs in (size, hidden)
+  ]
+  by_hand = words * size + sum(layers) + (hidden + 1) * words
+  assert count(variables['params']) == by_hand == 44_403_654
+  assert count(jax.eval_shape(lambda: model.memory(128))) == 128 * 4 * hidden
+
+
+def scrambled(model, seed=3):
+  """Variables none of which is zero or one, and none alike."""
+  variables = model.init(jax.random.key(0))
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype),
+    jax.device_get(variables),
+  )
+
+
+def lstm_by_hand(params, inputs, memory):
+  """LayerNormBasicLSTMCell of TensorFlow 1.4, a token at a time, in NumPy."""
+
+  def norm(x, scale, bias):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-6) * scale + bias
+
+  def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+  states = [tuple(map(np.asarray, state)) for state in memory]
+  outputs = []
+  for token in np.asarray(inputs).T:
+    x = params['embedding'][token]
+    for number, (c, h) in enumerate(states):
+      layer = params[f'layer_{number}']
+      args = np.concatenate([x, h], 1)
+      kernel = np.concatenate([layer['input_kernel'], layer['kernel']])
+      parts = np.split(args @ kernel, 4, axis=1)
+      scales = np.split(layer['gate_norm']['scale'], 4)
+      biases = np.split(layer['gate_norm']['bias'], 4)
+      i, j, f, o = map(norm, parts, scales, biases)
+      new_c = c * sigmoid(f + 1) + sigmoid(i) * np.tanh(j)
+      new_c = norm(
+        new_c, layer['cell_norm']['scale'], layer['cell_norm']['bias']
+      )
+      x = np.tanh(new_c) * sigmoid(o)
+      states[number] = (new_c, x)
+    outputs.append(x @ params['head']['kernel'] + params['head']['bias'])
+  return np.stack(outputs, axis=1), states
+
+
+def test_the_lstm_is_that_of_the_numpy_transcription():
+  model = make_small_lstm()
+  variables = scrambled(model)
+  rng = np.random.default_rng(4)
+  memory = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(x.dtype), model.memory(BATCH)
+  )
+  prediction, after = jax.jit(model.predict)(variables, tokens(), memory)
+  logits, states = lstm_by_hand(
+    jax.tree.map(np.asarray, variables['params']), tokens(), memory
+  )
+  np.testing.assert_allclose(prediction.logits, logits, atol=2e-5)
+  for ours, theirs in zip(after, states, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_the_lstms_own_gradient_is_that_of_its_steps():
+  hidden, batch, time = 8, BATCH, TOKENS
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  arguments = (
+    normal(hidden, 4 * hidden),
+    {'scale': normal(4 * hidden), 'bias': normal(4 * hidden)},
+    {'scale': normal(hidden), 'bias': normal(hidden)},
+    normal(time, batch, 4 * hidden),
+    (normal(batch, hidden), normal(batch, hidden)),
+  )
+
+  def value(recur):
+    def of(arguments):
+      outputs, carry = recur(*arguments, jnp.float32)
+      weights = jnp.arange(outputs.size).reshape(outputs.shape)
+      return (outputs * jnp.sin(weights)).sum() + sum(
+        jnp.square(part).sum() for part in carry
+      )
+
+    return jax.jit(jax.grad(of))(arguments)
+
+  ours, theirs = value(lstm.recur), value(lstm.recur.__wrapped__)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+    ours,
+    theirs,
+  )
+
+
+def test_a_batch_of_twice_the_tokens_equals_two_with_the_carry_between():
+  model = make_small_lstm()
+  variables, predict = scrambled(model), jax.jit(model.predict)
+  whole, after = predict(
+    variables, tokens(time=2 * TOKENS), model.memory(BATCH)
+  )
+  memory, parts = model.memory(BATCH), []
+  for inputs in jnp.split(tokens(time=2 * TOKENS), 2, axis=1):
+    part, memory = predict(variables, inputs, memory)
+    parts.append(part.logits)
+  np.testing.assert_allclose(
+    whole.logits, jnp.concatenate(parts, axis=1), atol=1e-5
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), after, memory
+  )
+  # Without the carry the second half would be another.
+  cold, _ = predict(variables, inputs, model.memory(BATCH))
+  assert np.abs(cold.logits - part.logits).max() > 0.01
+
+
+@text_models
+def test_no_gradient_comes_from_later_tokens_or_other_lanes(make):
+  model = make(num_classes=BATCH * TOKENS)
+  variables = scrambled(model)
+  # Each token a word of its own: its embedding's gradient is the token's.
+  inputs = jnp.arange(BATCH * TOKENS).reshape(BATCH, TOKENS)
+  lane, time = 1, 2
+
+  def loss(embedding):
+    params = {**variables['params'], 'embedding': embedding}
+    prediction, _, _ = model.forward(
+      {'params': params}, inputs, model.memory(BATCH), jax.random.key(1)
+    )
+    logits = prediction.logits[lane, time]
+    return -jax.nn.log_softmax(logits)[7]
+
+  gradient = jax.jit(jax.grad(loss))(variables['params']['embedding'])
+  gradient = np.asarray(gradient).reshape(BATCH, TOKENS, -1)
+  moved = np.abs(gradient).max(-1)
+  assert (moved[lane, : time + 1] > 1e-5).all()
+  moved[lane, : time + 1] = 0
+  np.testing.assert_array_equal(moved, 0)
+
+
+def test_the_transformer_knows_the_order_of_tokens_and_not_where_they_are():
+  model = make_small_transformer()
+  variables = scrambled(model)
+
+  @jax.jit
+  def last(inputs):
+    return model.predict(variables, inputs, ())[0].logits[:, -1]
+
+  inputs = tokens()
+  swapped = inputs.at[:, jnp.array([0, 1])].set(inputs[:, jnp.array([1, 0])])
+  assert np.abs(last(inputs) - last(swapped)).max() > 1e-3
+  # Queries and keys that both move on are as far apart as before.
+  x = np.random.default_rng(0).normal(size=(1, 1, 1, 8)).astype(np.float32)
+  turned = jax.jit(transformer.rotate)(np.tile(x, (1, 9, 1, 1)))[0, :, 0]
+  products = np.asarray(turned) @ np.asarray(turned).T
+  for apart in range(9):
+    np.testing.assert_allclose(
+      np.diagonal(products, apart), products[0, apart], rtol=1e-5
+    )
+  assert np.unique(np.round(products[0], 4)).size == 9
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+  for width, heads in ((8, 3), (6, 2), (8, 0)):
+    with pytest.raises(ValueError, match=f'width {width} is not an even'):
+      make_small_transformer(width=width, num_heads=heads)
+
+
+@text_models
+def test_weight_decay_leaves_out_the_norms_of_text_models(make):
+  params = make().init(jax.random.key(0))['params']
+  for path, mark in jax.tree_util.tree_leaves_with_path(optim.decayed(params)):
+    assert mark == ('norm' not in jax.tree_util.keystr(path))
+
+
+# Models of images.
 
 
 def test_each_residual_block_starts_as_the_identity():

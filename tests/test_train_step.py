@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import CLASSES, SHAPE, make_small_dnn, make_small_resnet, sgd
+from networks import (
+  CLASSES,
+  SHAPE,
+  TOKENS,
+  VOCABULARY,
+  make_small_dnn,
+  make_small_lstm,
+  make_small_resnet,
+  sgd,
+)
 
 from codistill import losses, sharding, topology
 from codistill.algorithm import Member, Peer, codistill
@@ -15,7 +24,12 @@ from codistill.exchange import InMemoryExchange
 from codistill.models import Model, Prediction
 from codistill.models.model import LinearHead
 from codistill.rules import ANY_PEER
-from codistill.train_step import init_state, make_objective, make_updates
+from codistill.train_step import (
+  init_state,
+  make_objective,
+  make_updates,
+  place_state,
+)
 
 BATCH = 16
 LOSSES = {
@@ -283,6 +297,188 @@ def test_a_reload_of_a_peers_weights_keeps_its_memory():
     peer = Peer(1, step, state_of(model, 10 + step).variables)
     state, _ = updates.codistill(state, batch_of(step), (peer,))
   np.testing.assert_array_equal(state.peer_memories[1], np.full(BATCH, 3.0))
+
+
+# The language model's memory.
+
+
+def text_of(step, member=0):
+  rng = np.random.default_rng((step, member, 7))
+  tokens = rng.integers(VOCABULARY, size=(BATCH, TOKENS + 1), dtype=np.int32)
+  tokens = jnp.asarray(tokens)
+  return {'inputs': tokens[:, :-1], 'labels': tokens[:, 1:]}
+
+
+def plain_sgd(rate=0.5):
+  return sgd(rate, momentum=0.0, weight_decay=0.0)
+
+
+def test_a_peers_memory_goes_on_under_the_weights_that_it_has_now():
+  model = make_small_lstm(num_layers=1)
+  updates, state = updates_of(model), state_of(model)
+  memory, predict = model.memory(BATCH), jax.jit(model.predict)
+  for step in range(3):
+    batch = text_of(step)
+    weights = state_of(model, 10 + step).variables
+    state, _ = updates.codistill(state, batch, (Peer(4, step, weights),))
+    _, memory = predict(weights, batch['inputs'], memory)
+  assert set(state.peer_memories) == {4}
+  assert largest_difference(host(state.peer_memories[4]), host(memory)) < 1e-5
+  # And is not mine.
+  assert largest_difference(host(state.memory), host(memory)) > 0.1
+
+
+def test_no_gradient_reaches_the_batch_before():
+  model = make_small_lstm(num_layers=1)
+  updates = updates_of(model, optimizer=plain_sgd())
+  first, _ = updates.burn_in(state_of(model), text_of(0))
+  first = host(first)
+  second, _ = updates.burn_in(first, text_of(1))
+
+  def loss(variables, through_time):
+    memory = jax.tree.map(jnp.asarray, first.memory)
+    if through_time:
+      _, memory = model.predict(
+        variables, text_of(0)['inputs'], model.memory(BATCH)
+      )
+    prediction, _ = model.predict(variables, text_of(1)['inputs'], memory)
+    return losses.task_cross_entropy(
+      text_of(1)['labels'], prediction.logits
+    ).mean()
+
+  here, everywhere = (
+    host(jax.jit(jax.grad(loss), static_argnums=1)(first.variables, flag))
+    for flag in (False, True)
+  )
+  step = jax.tree.map(
+    lambda before, after: (before - after) / 0.5,
+    first.variables,
+    host(second.variables),
+  )
+  assert largest_difference(step, here) < 1e-5
+  assert largest_difference(step, everywhere) > 1e-3
+
+
+def counted(updates, mesh, num_steps=3):
+  """What a member and its peer have counted, lane by lane, after each step."""
+  model = make_counter()
+  state = place_state(state_of(model), mesh)
+  peer = Peer(1, 0, sharding.replicate(state_of(model, 1).variables, mesh))
+  seen = []
+  for step in range(num_steps):
+    batch = sharding.split_batch(batch_of(step), mesh)
+    state, _ = updates.codistill(state, batch, (peer,))
+    seen.append(host((state.memory, state.peer_memories[1])))
+  return seen
+
+
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_resets_are_of_the_lanes_that_the_key_and_the_step_draw(num_devices):
+  mesh = sharding.make_mesh(num_devices)
+  updates = updates_of(make_counter(), mesh, memory_reset_probability=0.4)
+  count, drawn = np.zeros(BATCH), []
+  for step, seen in enumerate(counted(updates, mesh)):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(100), step), 1)
+    lanes = np.asarray(jax.random.bernoulli(key, 0.4, (BATCH,)))
+    count = np.where(lanes, 0, count) + 1
+    for carry in seen:
+      np.testing.assert_array_equal(carry, count)
+    drawn.append(lanes.tolist())
+  # Neither none nor all, and not the same ones again.
+  assert all(0 < sum(lanes) < BATCH for lanes in drawn)
+  assert drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(('probability', 'count'), [(0.0, 3), (1.0, 1)])
+def test_no_lane_or_every_lane_is_reset(probability, count):
+  mesh = sharding.make_mesh(1)
+  updates = updates_of(
+    make_counter(), mesh, memory_reset_probability=probability
+  )
+  for carry in counted(updates, mesh)[-1]:
+    np.testing.assert_array_equal(carry, np.full(BATCH, count))
+
+
+def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
+  model = make_small_lstm()
+  objective = make_objective(
+    model,
+    **{**LOSSES, 'memory_reset_probability': 0.4},
+    mesh=sharding.make_mesh(1),
+  )
+  rng = np.random.default_rng(0)
+  carried = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(x.dtype), model.memory(BATCH)
+  )
+  state = dataclasses.replace(state_of(model), memory=carried)
+
+  @jax.jit
+  def after(state):
+    params = state.variables['params']
+    return objective(params, state, text_of(0), (), (), False)[1][2]
+
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(100), 0), 1)
+  lanes = np.asarray(jax.random.bernoulli(key, 0.4, (BATCH,)))
+  start = jax.tree.map(lambda x: np.where(lanes[:, None], 0, x), carried)
+  _, expected = jax.jit(model.predict)(
+    state.variables, text_of(0)['inputs'], start
+  )
+  assert 0 < lanes.sum() < BATCH
+  assert largest_difference(host(after(state)), host(expected)) < 1e-6
+
+
+def text_run(num_devices, **changes):
+  """In float64, where rounding cannot hide what is wrong."""
+  with jax.enable_x64(True):
+    mesh = sharding.make_mesh(num_devices)
+    model = make_small_lstm(
+      num_layers=1, dtype='float64', param_dtype='float64'
+    )
+    updates = updates_of(
+      model,
+      mesh,
+      optimizer=plain_sgd(),
+      memory_reset_probability=0.2,
+      **changes,
+    )
+    state = place_state(state_of(model), mesh)
+    peer = Peer(1, 0, sharding.replicate(state_of(model, 1).variables, mesh))
+    found = []
+    for step in range(3):
+      batch = sharding.split_batch(text_of(step), mesh)
+      state, metrics = updates.codistill(state, batch, (peer,))
+      found.append(host(metrics))
+    # Each device has its lanes of every carry, and only those.
+    for carry in jax.tree.leaves((state.memory, state.peer_memories)):
+      shapes = {shard.data.shape for shard in carry.addressable_shards}
+      assert shapes == {(BATCH // num_devices, 8)}
+    return host(state), found
+
+
+def test_eight_devices_equal_one_with_memories_and_in_chunks():
+  theirs, their_metrics = text_run(1)
+  for chunk in (None, 5):
+    ours, our_metrics = text_run(8, loss_chunk_tokens=chunk)
+    for part in ('variables', 'memory', 'peer_memories'):
+      one, other = getattr(ours, part), getattr(theirs, part)
+      assert largest_difference(one, other) < 1e-11
+    for one, other in zip(our_metrics, their_metrics, strict=True):
+      assert one.keys() == other.keys()
+      for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+
+
+def test_a_placed_state_has_its_carries_split_and_all_else_whole():
+  mesh, model = sharding.make_mesh(8), make_small_lstm()
+  state = place_state(state_of(model), mesh)
+  assert_same(host(state), host(state_of(model)))
+  for leaf in jax.tree.leaves(state.memory):
+    assert leaf.sharding.shard_shape(leaf.shape) == (BATCH // 8, 8)
+  for leaf in jax.tree.leaves((state.variables, state.opt_state, state.step)):
+    assert leaf.sharding.is_fully_replicated
+  zero = updates_of(model, mesh).zero_memory(BATCH)
+  for leaf in jax.tree.leaves(zero):
+    assert leaf.sharding.shard_shape(leaf.shape) == (BATCH // 8, 8)
 
 
 # Noise.

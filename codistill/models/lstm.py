@@ -30,7 +30,7 @@ from codistill.models.model import LinearHead, Model, Prediction
 
 PyTree = Any
 # Scale and bias of a normalisation.
-Norm = dict[str, Array]
+Norm = dict[str, Any]
 # From token to token: the normalised cell, and the output. A layer each.
 Carry = tuple[Float[Array, 'batch hidden'], Float[Array, 'batch hidden']]
 
@@ -232,7 +232,8 @@ class LSTM(nn.Module):
       (self.num_classes, self.embedding_size),
       self.param_dtype,
     )
-    x = embedding[inputs.T].astype(self.dtype)  # [time, batch, size]
+    # [time, batch, size]; weights may come as arrays of the host.
+    x = jnp.asarray(embedding)[inputs.T].astype(self.dtype)
     after = []
     for number, carry in enumerate(memory):
       layer = _Layer(

@@ -79,12 +79,13 @@ class Transformer(nn.Module):
         name=name,
       )(x)
 
-    x = self.param(
+    embedding = self.param(
       'embedding',
       nn.initializers.normal(_STANDARD_DEVIATION),
       (self.num_classes, self.width),
       self.param_dtype,
-    )[inputs]
+    )
+    x = jnp.asarray(embedding)[inputs]  # Weights may be arrays of the host.
     last = 1 / math.sqrt(2 * self.num_layers)
     for layer in range(self.num_layers):
       of = f'layer_{layer}_'
