@@ -144,7 +144,7 @@ def _recur_backward(dtype, residuals, cotangents):
     lambda x: jnp.broadcast_to(x, (gates.shape[1], *x.shape)),
     (gate_norm, cell_norm),
   )
-  transposed = kernel.astype(dtype).T
+  cast = kernel.astype(dtype)
 
   def step(carry, now):
     d_cell, d_output, d_norms = carry
@@ -152,7 +152,7 @@ def _recur_backward(dtype, residuals, cotangents):
     _, pull = jax.vjp(_activate, *norms, gates, cell)
     *d_here, d_gates, d_cell = pull((d_cell, d_output + d_now))
     d_norms = jax.tree.map(jnp.add, d_norms, tuple(d_here))
-    return (d_cell, _matmul(d_gates, transposed, dtype), d_norms), d_gates
+    return (d_cell, _matmul(d_gates, cast.T, dtype), d_norms), d_gates
 
   (d_cell, d_output, d_norms), d_gates = jax.lax.scan(
     step,
