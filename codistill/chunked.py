@@ -38,8 +38,8 @@ def sum_in_chunks(
 
   Args:
     function: (whole, rows [tokens, …], counted [tokens]) → (sums, an output
-      for each row). `counted` is 1.0, or 0.0 for a row that fills up the last
-      chunk and is to add nothing to the sums.
+      for each row). `counted` is 1.0, or 0.0 for a row of zeros that fills up
+      the last chunk and is to add nothing to the sums.
     whole: what every chunk needs whole.
     rows: arrays whose first axes are those of the tokens; the first of all is
       split over the mesh.

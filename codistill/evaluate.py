@@ -106,12 +106,13 @@ def make_evaluate(
     if not loss_chunk_tokens:
       return function(predictions, labels, mask)
 
-    def of_chunk(heads, rows, counted):
+    def of_chunk(heads, rows, _):
       features, labels, mask = rows
       predictions = [
         Prediction(*one) for one in zip(features, heads, strict=True)
       ]
-      return function(predictions, labels, mask * counted), ()
+      # What fills up a chunk is zero, its mask, too.
+      return function(predictions, labels, mask), ()
 
     return chunked.sum_in_chunks(
       of_chunk,

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import optax
-from data.text import make_text
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -34,6 +33,7 @@ from codistill.train_step import (
   place_state,
 )
 from data.images import NotPreparedError, make_images
+from data.text import make_text
 from experiments.errors import UserError, user_errors
 from experiments.faults import KINDS as FAULTS
 from experiments.faults import Fault

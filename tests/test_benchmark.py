@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from codistill import losses
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import measure, publication, text
+from scripts.benchmark import loss, measure, publication, text
 
 
 @pytest.fixture
@@ -52,6 +53,28 @@ def test_a_publication_weighs_what_its_precision_says(small, tmp_path):
   assert quarter < half < full < 2.1 * half
   assert full == pytest.approx(4 * found['1 M, float32: numbers (M)'][0])
   assert len(found['1 M, int8: to write (s)']) == 2
+
+
+def test_a_loss_in_chunks_takes_at_most_a_quarter_of_the_memory(
+  monkeypatch, tmp_path
+):
+  sizes = loss.Sizes(lanes=32, tokens=16, words=3_000, embedding=8, hidden=32)
+  monkeypatch.setattr(loss, 'SIZES', sizes)
+  monkeypatch.setattr(loss, 'CHUNKS', (32,))
+  psi = 'cross_entropy'
+  monkeypatch.setattr(
+    losses, 'DISTILL_LOSSES', {psi: losses.soft_cross_entropy}
+  )
+  found = run('loss', tmp_path)
+  for what in ('the loss', 'an update'):
+    [plain], [chunked] = (
+      found[f'memory of {what}, {psi}, {kind} (MB)']
+      for kind in ('plain', 'chunks of 32')
+    )
+    # All logits of the student, at the least.
+    assert plain > 4 * sizes.lanes * sizes.tokens * sizes.words / 1e6
+    assert chunked < plain / 4
+  assert len(found['time, chunks of 32, beside plain (%)']) == 2
 
 
 def test_without_rounds_it_is_refused(capsys):

@@ -87,6 +87,7 @@ def _activate(
 
 def _scan(kernel, gate_norm, cell_norm, projected, carry, dtype, keep):
   """The recurrence; with `keep` also what its gradient needs."""
+  kernel = kernel.astype(dtype)  # Once, not for each token.
 
   def step(carry, projected):
     cell, output = carry
@@ -143,6 +144,7 @@ def _recur_backward(dtype, residuals, cotangents):
     lambda x: jnp.broadcast_to(x, (gates.shape[1], *x.shape)),
     (gate_norm, cell_norm),
   )
+  cast = kernel.astype(dtype)
 
   def step(carry, now):
     d_cell, d_output, d_norms = carry
@@ -150,7 +152,7 @@ def _recur_backward(dtype, residuals, cotangents):
     _, pull = jax.vjp(_activate, *norms, gates, cell)
     *d_here, d_gates, d_cell = pull((d_cell, d_output + d_now))
     d_norms = jax.tree.map(jnp.add, d_norms, tuple(d_here))
-    return (d_cell, _matmul(d_gates, kernel.T, dtype), d_norms), d_gates
+    return (d_cell, _matmul(d_gates, cast.T, dtype), d_norms), d_gates
 
   (d_cell, d_output, d_norms), d_gates = jax.lax.scan(
     step,

@@ -3,6 +3,7 @@ r"""What training costs, measured on this machine.
   python -m scripts.benchmark WHAT [--rounds=5] [--json=FILE]
 
 exchange: weights through a folder: stall of the loop, bytes, seconds;
+loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
 teacher: an update's time and memory by precision of the teacher;
 text: how fast lanes of tokens are read.
@@ -22,11 +23,12 @@ from collections.abc import Sequence
 from absl import logging
 from rich.console import Console
 
-from scripts.benchmark import exchange, publication, teacher, text
+from scripts.benchmark import exchange, loss, publication, teacher, text
 from scripts.benchmark.measure import Measure, machine, table
 
 PARTS = {
   'exchange': exchange,
+  'loss': loss,
   'publication': publication,
   'teacher': teacher,
   'text': text,

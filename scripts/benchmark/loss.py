@@ -1,0 +1,212 @@
+"""What φ and ψ over a vocabulary take, plain and a chunk at a time.
+
+128 lanes × 32 tokens, 24,006 words, features of 1,024 numbers, one peer: the
+loss with its gradient, features and heads given, and a whole update of the
+paper's LSTM with Adam, which is compiled and not run. By memory is meant the
+most that is needed while it runs, by the compiler's analysis.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codistill import losses, optim, sharding
+from codistill.models import Head, Model, Prediction, make_lstm
+from codistill.train_step import (
+  TrainState,
+  init_state,
+  make_objective,
+  make_updates,
+)
+from scripts.benchmark.measure import Measure, Measures
+
+PyTree = Any
+TITLE = 'Loss and gradient, 4,096 tokens × 24,006 words'
+ROUNDS = 'rounds of a loss of each kind'
+
+
+class Sizes(NamedTuple):
+  """Of a batch and a network."""
+
+  lanes: int
+  tokens: int
+  words: int
+  embedding: int
+  hidden: int
+
+
+SIZES = Sizes(lanes=128, tokens=32, words=24_006, embedding=256, hidden=1_024)
+CHUNKS = (512, 256, 128)
+
+
+def measure(rounds: int) -> Iterator[list[Measure]]:
+  """Times losses in turn.
+
+  Args:
+    rounds: of each kind; one more goes before and is not counted.
+
+  Yields:
+    After each round all that has been measured.
+  """
+  found = Measures()
+  arguments = _example(SIZES)
+  compiled = {}
+  for name in losses.DISTILL_LOSSES:
+    for chunk in (None, *CHUNKS):
+      loss = make_loss(name, chunk).lower(*arguments).compile()
+      update = lower_update(SIZES, name, chunk).compile()
+      for what, program in (('the loss', loss), ('an update', update)):
+        analysis = program.memory_analysis()
+        if analysis is not None:
+          found.note(
+            f'memory of {what}, {name}, {_kind(chunk)}',
+            'MB',
+            analysis.temp_size_in_bytes / 1e6,
+          )
+      if name == 'cross_entropy':
+        compiled[_kind(chunk)] = loss
+  for number in range(rounds + 1):
+    seconds = {}
+    for kind, loss in compiled.items():
+      began = time.perf_counter()
+      jax.block_until_ready(loss(*arguments))
+      seconds[kind] = time.perf_counter() - began
+    if not number:
+      continue
+    for kind, each in seconds.items():
+      found.note(f'time, {kind}', 'ms', 1e3 * each)
+    for kind in list(seconds)[1:]:
+      found.note(
+        f'time, {kind}, beside plain',
+        '%',
+        100 * seconds[kind] / seconds[_kind(None)],
+      )
+    yield found.all()
+  yield found.all()
+
+
+def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
+  """Loss and gradient of a network whose features are its parameters.
+
+  Args:
+    name: of ψ.
+    chunk_tokens: None for the plain loss.
+
+  Returns:
+    (parameters, a peer's, batch) → ((value, metrics), gradient), jitted.
+  """
+
+  def predict(variables, inputs, memory):
+    return Prediction(**variables['params']), memory
+
+  def forward(variables, inputs, memory, key):
+    return predict(variables, inputs, memory)[0], {}, memory
+
+  model = Model(lambda key: {}, predict, forward, lambda batch_size: ())
+  objective = make_objective(
+    model, **_losses(name, chunk_tokens), mesh=sharding.make_mesh(1)
+  )
+
+  def loss(params, peer, batch):
+    key = jax.random.key_data(jax.random.key(0))
+    state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key)
+    teacher = {'params': peer}
+    value, (metrics, *_) = objective(
+      params, state, batch, (teacher,), ((),), True
+    )
+    return value, metrics
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def lower_update(
+  sizes: Sizes, name: str, chunk_tokens: int | None
+) -> jax.stages.Lowered:
+  """A codistilling update of the LSTM, on shapes alone.
+
+  Args:
+    sizes: of batch and network.
+    name: of ψ.
+    chunk_tokens: None for the plain loss.
+  """
+  model = make_lstm(
+    input_shape=(sizes.tokens,),
+    num_classes=sizes.words,
+    embedding_size=sizes.embedding,
+    hidden_size=sizes.hidden,
+    num_layers=2,
+    dtype='float32',
+    param_dtype='float32',
+  )
+  optimizer = optim.make_optimizer('adam', 'constant', {'rate': 1e-3})
+  updates = make_updates(
+    model,
+    optimizer,
+    sharding.make_mesh(1),
+    **_losses(name, chunk_tokens),
+    num_async_workers=1,
+  )
+  key = jax.random.key(0)
+  state = jax.eval_shape(
+    lambda: init_state(
+      model,
+      optimizer,
+      batch_size=sizes.lanes,
+      init_key=key,
+      noise_key=key,
+      num_async_workers=1,
+    )
+  )
+  tokens = jax.ShapeDtypeStruct((sizes.lanes, sizes.tokens), jnp.int32)
+  return updates.descend.lower(
+    state,
+    {'inputs': tokens, 'labels': tokens},
+    (state.variables,),
+    (state.memory,),
+    True,
+  )
+
+
+def _losses(name: str, chunk_tokens: int | None) -> dict[str, Any]:
+  return {
+    'task_loss': losses.task_cross_entropy,
+    'distill_loss': losses.DISTILL_LOSSES[name],
+    'task_weight': 1.0,
+    'distill_weight': 1.0,
+    'constant_targets': None,
+    'memory_reset_probability': 0.0,
+    'loss_chunk_tokens': chunk_tokens,
+  }
+
+
+def _example(sizes: Sizes) -> tuple[PyTree, PyTree, PyTree]:
+  """A student's features and head, a teacher's, and a batch."""
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+  def params():
+    return {
+      'features': 0.3 * normal(sizes.lanes, sizes.tokens, sizes.hidden),
+      'head': Head(
+        0.01 * normal(sizes.hidden, sizes.words), jnp.zeros(sizes.words)
+      ),
+    }
+
+  shape = (sizes.lanes, sizes.tokens)
+  batch = {
+    name: jnp.asarray(rng.integers(sizes.words, size=shape, dtype=np.int32))
+    for name in ('inputs', 'labels')
+  }
+  return params(), params(), batch
+
+
+def _kind(chunk_tokens: int | None) -> str:
+  return 'plain' if chunk_tokens is None else f'chunks of {chunk_tokens}'
