@@ -166,6 +166,12 @@ FAKE = textwrap.dedent("""
       time.sleep(0.01)
     write('running', 4)
 
+  if word == 'die beside':
+    # Or the other would be killed before it has noted that it began.
+    starts = folder / 'starts'
+    while starts.read_text().split().count(f'{member}.0') < lives:
+      time.sleep(0.01)
+    word = 'die'
   if word == 'die' or word == 'die once' and lives == 1:
     print('experiments.run: the', 'first' if lives == 1 else 'last', 'word')
     sys.stdout.flush()
@@ -404,7 +410,9 @@ def test_a_world_that_loses_a_process_ends_and_starts_as_a_whole(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(member, '_GRACE_S', 0.2)
-  fakes = Fakes(tmp_path, 'hang/die', 'done/done', processes=2, max_restarts=1)
+  fakes = Fakes(
+    tmp_path, 'hang/die beside', 'done/done', processes=2, max_restarts=1
+  )
   status, said = fakes.run()
   assert (status, fakes.ends()) == (1, ['dead', 'done'])
   assert fakes.starts() == ['0.0', '0.0', '0.1', '0.1', '1.0', '1.1']
