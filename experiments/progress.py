@@ -118,8 +118,9 @@ class RunProgress:
   def evaluated(self, rows: list[Row]) -> None:
     """Shows the rows of one evaluation."""
     scores = [
-      f'{who if who == "ensemble" else f"member {who}"} {percent(accuracy)}'
-      for who, accuracy in ((row['member'], row['accuracy']) for row in rows)
+      f'{_name(row["member"])} '
+      f'{number(row["task_loss"])} ({percent(row["accuracy"])})'
+      for row in rows
     ]
     self.say(f'step {rows[0]["step"]:,}  held out: {", ".join(scores)}')
 
@@ -145,3 +146,7 @@ class RunProgress:
     seconds = round(pace * (self._num_steps - step))
     left = str(datetime.timedelta(seconds=seconds)).removeprefix('0:')
     return f'{left} left'
+
+
+def _name(who: int | str) -> str:
+  return who if who == 'ensemble' else f'member {who}'

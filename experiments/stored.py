@@ -62,6 +62,10 @@ def rebuild(
   config.codistill.exchange = 'none'
   config.codistill.teacher = 'peers'
   if eval_split is not None:
+    if 'eval_split' not in config.data:
+      raise UserError(
+        f'there is no split {eval_split!r}: text has train and test'
+      )
     config.data.eval_split = eval_split
   here = len(jax.devices())
   config.num_devices = max(

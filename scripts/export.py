@@ -86,6 +86,11 @@ class _NoExamples:
 
   num_train: int
 
+  def train(self, **arguments: Any) -> Iterator[Any]:
+    """None, and nothing to refuse."""
+    del arguments
+    return iter(())
+
 
 def export_predict(
   model: Model, variables: PyTree, input_shape: Sequence[int]
@@ -224,6 +229,11 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   check_empty(out)
   check_packages()
   runs = read_runs(workdir)
+  if some_run(runs)['config']['data'].get('kind') == 'text':
+    raise UserError(
+      f'{workdir} is a language model, whose memory whoever serves it would '
+      'have to carry; only image classifiers are exported'
+    )
   experiment = rebuild(runs, dataset=_NoExamples(len(members_of(runs))))
   stored, missing = load_members(workdir, runs, experiment, [member])
   if missing:

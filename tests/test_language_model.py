@@ -1,5 +1,6 @@
 """Language models through the whole command: every arm, resumed exactly."""
 
+import json
 import signal
 
 import jax
@@ -18,6 +19,7 @@ from codistill.record import read_run
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.stored import load_teachers
+from scripts import evaluate, export
 
 SMALL = (
   '--config.num_steps=6',
@@ -186,3 +188,19 @@ def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
   for step in range(5):
     np.testing.assert_array_equal(labels[step][:, -1], batches[step + 4][:, 0])
     assert not np.array_equal(labels[step][:, -1], batches[step + 1][:, 0])
+
+
+def test_a_language_model_is_scored_and_not_exported(tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  arguments = (*SMALL, '--config.num_steps=3')
+  assert run_command(workdir, *arguments, config='lm_sync:smoke').status == 0
+  [final] = kinds(rows_of(workdir), 'final')
+  scores = tmp_path / 'scores.json'
+  assert evaluate.main([str(workdir), f'--json={scores}']) == 0
+  found = json.loads(scores.read_text())['members']['0']
+  assert found['task_loss'] == pytest.approx(final['task_loss'], rel=1e-5)
+  assert evaluate.main([str(workdir), '--split=validation[:10%]']) == 1
+  assert 'text has train and test' in capsys.readouterr().err
+  out = tmp_path / 'out'
+  assert export.main([str(workdir), '--member=0', f'--out={out}']) == 1
+  assert 'only image classifiers are exported' in capsys.readouterr().err

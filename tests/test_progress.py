@@ -163,12 +163,13 @@ def test_evaluations_stay_on_the_screen(terminal):
   with display:
     display.evaluated(
       [
-        row(1_000, who, accuracy=accuracy)
+        row(1_000, who, accuracy=accuracy, task_loss=0.125)
         for who, accuracy in ((0, 0.5), (1, 0.25), ('ensemble', 0.98765))
       ]
     )
   assert (
-    'step 1,000  held out: member 0 50.00 %, member 1 25.00 %, ensemble 98.77 %'
+    'step 1,000  held out: member 0 0.1250 (50.00 %), '
+    'member 1 0.1250 (25.00 %), ensemble 0.1250 (98.77 %)'
   ) in out.getvalue()
 
 

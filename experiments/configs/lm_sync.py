@@ -54,7 +54,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
   config.model.name = 'lstm'
   # Of 524,288 tokens a batch, so many logits at a time on each device.
-  config.model.loss_chunk_tokens = 1_024
+  config.model.loss_chunk_tokens = 256
   config.model.lstm = ConfigDict()
   config.model.lstm.embedding_size = 256
   config.model.lstm.hidden_size = 1_024
