@@ -19,16 +19,20 @@ every_config = pytest.mark.parametrize('name', config_lib.names())
 
 def stand_in(config):
   """A data set's description, for sets that are not on this machine."""
-  classes = config.data.num_classes
+  classes = config.data.get('num_classes') or config.data.vocab_size
   return types.SimpleNamespace(
-    image_shape=config.data.image_shape,
+    image_shape=config.data.get('image_shape'),
     num_classes=classes,
     num_train=1_281_167,
+    train=lambda **arguments: iter(()),
     label_distribution=lambda: np.full(classes, 1 / classes, np.float32),
   )
 
 
 def abstract_batch(config, size):
+  if config.data.kind == 'text':
+    tokens = jax.ShapeDtypeStruct((size, 32), jnp.int32)
+    return {'inputs': tokens, 'labels': tokens}
   return {
     'inputs': jax.ShapeDtypeStruct(
       (size, *config.data.image_shape), jnp.float32
@@ -50,10 +54,13 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   experiment = build(config, None, stand_in(config))
   state = jax.eval_shape(functools.partial(experiment.init, 0))
   batch = abstract_batch(config, config.batch_size)
-  assert batch['inputs'].shape == (16_384, 224, 224, 3)
+  text = config.data.kind == 'text'
+  shape = (32,) if text else (224, 224, 3)
+  examples = config.batch_size * config.num_async_workers
+  assert (examples, *batch['inputs'].shape[1:]) == (16_384, *shape)
   variables = state.variables
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  assert count == 25_557_032
+  assert count == (44_403_654 if text else 25_557_032)
   num_peers = config.codistill.members - 1
   for distill, peers in ((False, 0), (True, num_peers)):
     if distill and not peers and experiment.updates.needs_peers:
@@ -63,7 +70,7 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
       state,
       batch,
       (variables,) * peers,
-      ((),) * peers,
+      (state.memory,) * peers,
       distill,
     )
     new, metrics, _ = jax.eval_shape(descend)
@@ -78,9 +85,10 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
     experiment.model.predict,
     variables,
     abstract_batch(config, config.eval_batch_size)['inputs'],
-    (),
+    jax.eval_shape(lambda: experiment.model.memory(config.eval_batch_size)),
   )
-  assert prediction.features.shape == (1_024, 2_048)
+  features = (32, 1_024) if text else (2_048,)
+  assert prediction.features.shape == (1_024, *features)
 
 
 def test_one_codistilling_update_of_resnet_50_for_real():
@@ -110,9 +118,12 @@ def test_one_codistilling_update_of_resnet_50_for_real():
 @pytest.mark.parametrize('variant', ['laptop', 'smoke'])
 def test_small_variants_build_with_their_data(name, variant):
   config = config_lib.load(f'{name}:{variant}')
+  config.num_devices = 1
   experiment = build(config, None)
   batch = next(experiment.batches(0, 0))
-  assert batch['inputs'].shape == (config.batch_size, 8, 8, 1)
+  text = config.data.kind == 'text'
+  shape = (config.data.sequence_length,) if text else (8, 8, 1)
+  assert batch['inputs'].shape == (config.batch_size, *shape)
   assert len(experiment.members) == config.codistill.members
 
 

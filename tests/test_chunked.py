@@ -77,7 +77,7 @@ def valued(mesh, chunk, peers=2, **changes):
   key = jax.random.key_data(jax.random.key(0))
 
   def value(params, peers, batch):
-    state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key)
+    state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key, ())
     memories = ((),) * len(peers)
     value, (metrics, *_) = objective(
       params, state, batch, peers, memories, distill

@@ -50,7 +50,7 @@ from experiments.build import Experiment
     (['--config.num_devices=9999'], ['num_devices is 9999']),
     (
       ['--config.codistill.exchange=pigeon'],
-      ["'pigeon'", 'memory, checkpoints, none'],
+      ["'pigeon'", 'memory, checkpoints, frozen, none'],
     ),
     (['--config.codistill.topology=web'], ["'web'", 'ring']),
     (['--config.num_steps=0'], ['num_steps is 0']),

@@ -67,10 +67,25 @@ def test_sgd_with_momentum_and_weight_decay_by_hand():
   )
 
 
-@pytest.mark.parametrize('name', ['adam', 'adagrad'])
-def test_other_optimizers_go_downhill(name):
-  optimizer = optim.make_optimizer(name, 'constant', {'rate': 0.1})
+ADAM = {'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'clip_norm': None}
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments'), [('adam', ADAM), ('adagrad', {})]
+)
+def test_other_optimizers_go_downhill(name, arguments):
+  optimizer = optim.make_optimizer(name, 'constant', {'rate': 0.1}, **arguments)
   assert steps_of(optimizer, [1.0] * 3)[-1] < 2.0
+
+
+def test_adam_sees_no_more_of_a_gradient_than_its_norm_may_be():
+  optimizer = optim.make_optimizer(
+    'adam', 'constant', {'rate': 0.1}, **{**ADAM, 'eps': 1.0, 'clip_norm': 2.0}
+  )
+  # Step 1 of Adam: g / (|g| + ε), here 2 / 3 for any gradient above 2.
+  for gradient in (2.0, 50.0):
+    [weight] = steps_of(optimizer, (gradient,))
+    assert weight == pytest.approx(2.0 - 0.1 * 2 / 3, rel=1e-5)
 
 
 def test_unknown_names_are_refused_with_what_there_is():

@@ -10,7 +10,7 @@ has been made with this code.
 
   python -m experiments.run --config=lm_codistill:laptop
 
-Python sources, two networks of 2 × 128 units.
+Python sources, two networks of 2 × 128 units: three minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -15,7 +15,7 @@ Batches of a quarter to twice the baseline's, at three rates (Figure 1).
 
   python -m experiments.run --config=lm_sync:laptop
 
-Python sources, a network of 2 × 128 units: a minute on two CPU cores.
+Python sources, a network of 2 × 128 units: a minute or two on two CPU cores.
 
 This file is what every `lm_*` config starts from; they differ from it in the
 keys that they set and in nothing else.
@@ -118,7 +118,7 @@ def _python_sources(config: ConfigDict) -> None:
 
 def _minutes(config: ConfigDict) -> None:
   """Half as many units and lanes, a fifth of the steps."""
-  config.num_steps = 600
+  config.num_steps = 500
   config.batch_size = 32
   config.eval_batch_size = 32
   config.data.max_test_tokens = 20_000

@@ -115,7 +115,7 @@ def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
 
   def loss(params, peer, batch):
     key = jax.random.key_data(jax.random.key(0))
-    state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key)
+    state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key, ())
     teacher = {'params': peer}
     value, (metrics, *_) = objective(
       params, state, batch, (teacher,), ((),), True
@@ -144,7 +144,15 @@ def lower_update(
     dtype='float32',
     param_dtype='float32',
   )
-  optimizer = optim.make_optimizer('adam', 'constant', {'rate': 1e-3})
+  optimizer = optim.make_optimizer(
+    'adam',
+    'constant',
+    {'rate': 1e-3},
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    clip_norm=1.0,
+  )
   updates = make_updates(
     model,
     optimizer,
