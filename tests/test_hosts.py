@@ -48,7 +48,12 @@ def start(workdir, member, processes, devices, *arguments):
         *([f'--process-id={number}'] if world else []),
       ],
       cwd=ROOT,
-      env={**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)},
+      env={
+        **os.environ,
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        # What one of them has compiled the others need not.
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+      },
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
@@ -129,6 +134,9 @@ def test_a_killed_process_of_a_member_stops_that_member_alone(tmp_path):
   """It goes on from the checkpoint that all its processes wrote."""
   arguments = (
     '--config.num_steps=200',
+    # Little to compile: the test above is of a network with BatchNorm.
+    '--config.model.name=dnn',
+    '--config.model.dnn.hidden=(8,)',
     '--config.eval_interval_steps=200',
     '--config.eval_batch_size=360',
     '--config.checkpoint_interval_steps=20',
