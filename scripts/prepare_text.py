@@ -375,7 +375,11 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
     return 130
   console.print(summary(manifest))
   console.print(
-    f'{output} is prepared: data.name={output}', highlight=False, soft_wrap=True
+    f'{output} is prepared; train on it with --config.data.name=prepared '
+    f'--config.data.data_dir={output} '
+    f'--config.data.vocab_size={manifest["tokenizer"]["vocab_size"]}',
+    highlight=False,
+    soft_wrap=True,
   )
   return None
 

@@ -6,7 +6,7 @@ import pytest
 
 from codistill import losses
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import loss, measure, publication, text
+from scripts.benchmark import loss, lstm, measure, publication, text
 
 
 @pytest.fixture
@@ -89,3 +89,13 @@ def test_lanes_are_read_as_often_as_it_was_told(monkeypatch, tmp_path):
   found = run('text', tmp_path)
   assert found
   assert all(len(values) == 2 and min(values) > 0 for values in found.values())
+
+
+def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
+  monkeypatch.setattr(lstm, 'UNITS', 16)
+  found = run('lstm', tmp_path)
+  own, theirs = (
+    found[f'memory, {kind} (MB)'][0] for kind in ('its own', 'JAX’s')
+  )
+  assert own < theirs / 2
+  assert len(found['time, its own (ms)']) == 2

@@ -143,7 +143,7 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
       np.bincount(tokens, minlength=300), corpus.splits[split].counts
     )
   printed = capsys.readouterr().out
-  for line in ('sampling: ', 'tokenising: ', 'sealing: ', 'data.name='):
+  for line in ('sampling: ', 'tokenising: ', 'sealing: ', 'data.data_dir='):
     assert line in printed
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.

@@ -4,6 +4,7 @@ r"""What training costs, measured on this machine.
 
 exchange: weights through a folder: stall of the loop, bytes, seconds;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
+lstm: the gradient of a layer's recurrence, its own and JAX's;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
 teacher: an update's time and memory by precision of the teacher;
 text: how fast lanes of tokens are read.
@@ -23,12 +24,20 @@ from collections.abc import Sequence
 from absl import logging
 from rich.console import Console
 
-from scripts.benchmark import exchange, loss, publication, teacher, text
+from scripts.benchmark import (
+  exchange,
+  loss,
+  lstm,
+  publication,
+  teacher,
+  text,
+)
 from scripts.benchmark.measure import Measure, machine, table
 
 PARTS = {
   'exchange': exchange,
   'loss': loss,
+  'lstm': lstm,
   'publication': publication,
   'teacher': teacher,
   'text': text,

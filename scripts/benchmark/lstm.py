@@ -1,0 +1,72 @@
+"""The gradient of an LSTM layer's recurrence: its own, beside JAX's.
+
+1,024 units, 32 lanes of 32 tokens, float32, in turn a gradient of each kind;
+and the most memory that each needs while it runs, by the compiler's analysis.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from codistill.models import lstm
+from scripts.benchmark.measure import Measure, Measures
+
+TITLE = 'Gradient of an LSTM layer, 1,024 units × 32 lanes × 32 tokens'
+ROUNDS = 'rounds of a gradient of each kind'
+UNITS, LANES, TOKENS = 1_024, 32, 32
+
+
+def measure(rounds: int) -> Iterator[list[Measure]]:
+  """Times gradients in turn.
+
+  Args:
+    rounds: of each kind; one more goes before, compiles and is not counted.
+
+  Yields:
+    After each round all that has been measured.
+  """
+  keys = jax.random.split(jax.random.key(0), 2)
+  kernel = jax.random.normal(keys[0], (UNITS, 4 * UNITS)) / UNITS**0.5
+  projected = jax.random.normal(keys[1], (TOKENS, LANES, 4 * UNITS))
+  norms = [
+    {'scale': jnp.ones(size), 'bias': jnp.zeros(size)}
+    for size in (4 * UNITS, UNITS)
+  ]
+  carry = (jnp.zeros((LANES, UNITS)), jnp.zeros((LANES, UNITS)))
+
+  def gradient_of(recur):
+    def loss(kernel, norms, projected):
+      outputs, _ = recur(kernel, *norms, projected, carry, jnp.float32)
+      return jnp.square(outputs).mean()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+
+  kinds = {
+    'its own': gradient_of(lstm.recur),
+    'JAX’s': gradient_of(lstm.recur.__wrapped__),
+  }
+  found = Measures()
+  for number in range(rounds + 1):
+    seconds = {}
+    for kind, gradient in kinds.items():
+      began = time.perf_counter()
+      jax.block_until_ready(gradient(kernel, norms, projected))
+      seconds[kind] = time.perf_counter() - began
+    if not number:
+      continue
+    for kind, each in seconds.items():
+      found.note(f'time, {kind}', 'ms', 1e3 * each)
+    own, theirs = seconds.values()
+    found.note('time, its own beside JAX’s', '%', 100 * own / theirs)
+    yield found.all()
+  for kind, gradient in kinds.items():
+    compiled = gradient.lower(kernel, norms, projected).compile()
+    analysis = compiled.memory_analysis()
+    if analysis is not None:
+      temporary = analysis.temp_size_in_bytes
+      found.note(f'memory, {kind}', 'MB', temporary / 1e6)
+  yield found.all()
