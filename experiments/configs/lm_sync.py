@@ -109,7 +109,8 @@ def _python_sources(config: ConfigDict) -> None:
   config.data.vocab_size = 4_096
   config.model.dtype = 'float32'
   config.model.loss_chunk_tokens = config_dict.placeholder(int)
-  # The paper never resets; at this size units latch if nothing does.
+  # The paper never resets. Evaluation begins at zero, and training should know
+  # how that is.
   config.model.memory_reset_probability = 0.02
   config.model.lstm.embedding_size = 128
   config.model.lstm.hidden_size = 256
