@@ -143,7 +143,9 @@ def find_inputs(
     for pattern in patterns:
       matches = [path for path in glob(pattern) if os.path.isfile(path)]
       if not matches:
-        raise InputError(f'There is no file {pattern}.')
+        raise InputError(
+          f'There is no file {pattern}: check --input, and quote wildcards.'
+        )
       paths |= {os.path.realpath(path): path for path in matches}
     found = []
     for path in paths.values():
