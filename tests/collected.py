@@ -14,7 +14,9 @@ def make_config(**changes):
     'num_steps': 40,
     'batch_size': 8,
     'checkpoint_interval_steps': 10,
+    'num_async_workers': 1,
     'data': {'data_dir': '/home/somebody/data', 'name': 'digits'},
+    'two_phase': {'members': 2, 'num_steps': 0},
     'codistill': {
       'members': 2,
       'burn_in_steps': 10,
@@ -23,7 +25,10 @@ def make_config(**changes):
       'delay_steps': 0,
     },
     'diversity': {'initialization': 'own', 'order': 'own', 'partition': 'own'},
-    'schedule': {'warmup_cosine': {'peak_rate': 0.1}},
+    'schedule': {
+      'warmup_cosine': {'peak_rate': 0.1},
+      'constant': {'rate': 0.5},
+    },
   }
   for key, value in changes.items():
     *sections, last = key.split('.')
@@ -162,3 +167,12 @@ def make_all(folder):
     [folder / 'runs'], folder / 'results', allow=(), replace=False
   )
   return folder / 'results'
+
+
+def cells(table):
+  """A Markdown table's lines by their first cell, each by the header."""
+  header, _, *lines = [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in table.splitlines()
+  ]
+  return {line[0]: dict(zip(header, line, strict=True)) for line in lines}

@@ -8,7 +8,7 @@ import sys
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import make_all
+from collected import cells, make_all
 
 from experiments import results
 from scripts import markdown
@@ -38,14 +38,6 @@ def rows(folder):
 
 def run_figures(*arguments):
   return figures.main([str(argument) for argument in arguments])
-
-
-def cells(table):
-  header, _, *lines = [
-    [cell.strip() for cell in line.strip('|').split('|')]
-    for line in table.splitlines()
-  ]
-  return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
 # The paper.

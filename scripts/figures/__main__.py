@@ -29,7 +29,10 @@ from experiments import results
 from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
+from scripts.figures.batch import Batch
 from scripts.figures.churn import Churn
+from scripts.figures.contrast import Contrast
+from scripts.figures.cost import Cost, EqualCompute
 from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
 from scripts.figures.failed_peer import FailedPeer
@@ -37,6 +40,7 @@ from scripts.figures.figure import GRAY, Figure, hours_table
 from scripts.figures.staleness import Staleness
 from scripts.figures.teacher_precision import TeacherPrecision
 from scripts.figures.topology import Topology
+from scripts.figures.two_phase import TwoPhase
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
 VARIANTS = ('reduced', 'laptop')
@@ -84,7 +88,15 @@ _FIGURE_2B = _text(
 _FIGURE_4 = _text(
   'Figure 4: how often peers are reloaded',
   paper=('fig4', 'fig2a'),
-  arms=(arms.LM_CODISTILL, arms.LM_RELOAD_100, arms.LM_RELOAD_250),
+  arms=(
+    arms.LM_SYNC,
+    arms.LM_CODISTILL,
+    arms.LM_RELOAD_10,
+    arms.LM_RELOAD_25,
+    arms.LM_RELOAD_100,
+    arms.LM_RELOAD_250,
+    arms.LM_NO_PEERS,
+  ),
   paper_steps=_WINDOW,
 )
 _BATCHES = (arms.LM_HALF, arms.LM_SYNC, arms.LM_DOUBLE)
@@ -116,6 +128,24 @@ FIGURES: Mapping[str, Figure] = {
     also=(LOSS,),
   ),
   'fig4': _FIGURE_4,
+  'batch': Batch('Where twice the batch stops to pay: synchronous SGD on text'),
+  'two_phase': TwoPhase('Two phases, all steps counted'),
+  'staleness_contrast': Contrast('Stale gradients and stale predictions'),
+  'cost': Cost(
+    'Fewer steps are not less computing',
+    arms=(
+      arms.LM_SYNC,
+      arms.LM_HALF,
+      arms.LM_DOUBLE,
+      arms.LM_UNIFORM,
+      arms.LM_CODISTILL,
+      arms.LM_SAME,
+      arms.LM_TWO_PHASE,
+      arms.LM_ENSEMBLE,
+    ),
+    baseline=arms.LM_SYNC,
+  ),
+  'equal_compute': EqualCompute('Two networks’ worth of computing'),
   'table1': Churn('Table 1: Criteo', configs=('criteo_table1',)),
   'controls': Curves(
     'The arms of Figures 2a and 2b, ours on images',

@@ -309,15 +309,26 @@ LM_CODISTILL = _of(
 )
 LM_SAME = _of(_SAME, paper='codistill_2x128_same_data', config='lm_same_data')
 LM_ENSEMBLE = _of(_ENSEMBLE, paper='ensemble_2x128', config='lm_ensemble')
-LM_RELOAD_100, LM_RELOAD_250 = (
+LM_RELOAD_100, LM_RELOAD_250, LM_RELOAD_10, LM_RELOAD_25 = (
   Arm(
     f'codistilled, reload {steps}',
     color,
-    paper=f'codistill_2x128_reload_{steps}',
+    line,
+    paper=f'codistill_2x128_reload_{steps}' if line == '-' else None,
     config='lm_staleness',
     point={'codistill.reload_interval_steps': steps},
   )
-  for steps, color in ((100, '#56B4E9'), (250, '#0072B2'))
+  for steps, color, line in (
+    (100, '#56B4E9', '-'),
+    (250, '#0072B2', '-'),
+    (10, '#E69F00', ':'),
+    (25, '#009E73', ':'),
+  )
+)
+LM_NO_PEERS = _of(HALF_OF_THE_DATA, config='lm_staleness')
+# A first phase of its own, whose steps come before the student's.
+LM_TWO_PHASE = Arm(
+  'student of a frozen ensemble', '#0072B2', config='lm_two_phase'
 )
 
 # The comparisons of Figures 2a and 2b with our runs on images.

@@ -1,0 +1,185 @@
+"""Figures of the language model: computing, batches, two phases, staleness."""
+
+import functools
+
+import matplotlib.pyplot as plt
+import pytest
+from collected import cells, make_run
+
+from experiments import results
+from scripts import collect
+from scripts.figures import __main__ as figures
+from scripts.figures import cost
+from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
+
+# Text of 4 tokens a lane, 8 lanes a batch.
+TOKENS = 32
+ASYNC = {
+  'codistill.members': 1,
+  'codistill.exchange': 'none',
+  'diversity.partition': 'same',
+}
+
+
+def loss(step, who, *, scale=1.0):
+  return (0.9 if who == 'ensemble' else 1.0) * scale * 4 / (step + 10)
+
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('text')
+  two_phase = {'codistill.exchange': 'frozen', 'codistill.burn_in_steps': 0}
+  for experiment, point, seeds, members, scale in (
+    ('lm_sync', {}, 3, 1, 1.0),
+    ('lm_sync', {'batch_size': 16}, 1, 1, 0.8),
+    ('lm_sync', {'batch_size': 4}, 1, 1, 1.2),
+    ('lm_sync', {'schedule.constant.rate': 0.25}, 1, 1, 1.1),
+    ('lm_codistill', {}, 3, 2, 0.9),
+    ('lm_ensemble', {'codistill.exchange': 'none'}, 1, 2, 1.0),
+    ('lm_two_phase', {**two_phase, 'two_phase.num_steps': 20}, 1, 1, 0.9),
+    ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
+    ('staleness_contrast', {}, 2, 2, 0.85),
+    ('staleness_contrast', {**ASYNC, 'num_async_workers': 8}, 1, 1, 1.5),
+    (
+      'staleness_contrast',
+      {**ASYNC, 'num_async_workers': 8, 'schedule.constant.rate': 0.125},
+      1,
+      1,
+      1.3,
+    ),
+  ):
+    # What the named config has is no point of it.
+    named = experiment in ('lm_ensemble', 'lm_two_phase')
+    for seed in range(seeds):
+      name = '-'.join((experiment, *map(str, point.values()), str(seed)))
+      make_run(
+        folder / 'runs' / name,
+        experiment,
+        seed,
+        {'data.sequence_length': 4} | point,
+        members=members,
+        loss=functools.partial(loss, scale=scale),
+        overrides=({} if named else point) | ({'seed': seed} if seed else {}),
+      )
+  out = folder / 'results'
+  collect.collect([folder / 'runs'], out, allow=(), replace=False)
+  return results.read_folder(out, 'laptop')
+
+
+def table(name, rows):
+  return cells(figures.FIGURES[name].table(rows, 'laptop'))
+
+
+def test_an_update_costs_three_forward_passes_and_one_for_each_teacher(rows):
+  [alone, *_], [pair, *_] = LM_SYNC.runs(rows), LM_CODISTILL.runs(rows)
+  assert cost.trained_on(alone, 40) == 40 * TOKENS
+  assert cost.forward_passes(alone, 40) == 3 * 40 * TOKENS
+  assert cost.trained_on(pair, 40) == 2 * 40 * TOKENS
+  # A burn-in of 10.
+  assert cost.forward_passes(pair, 10) == 2 * 3 * 10 * TOKENS
+  assert cost.forward_passes(pair, 40) == 2 * (3 * 40 + 30) * TOKENS
+
+
+def test_a_first_phase_is_paid_for(rows):
+  [student] = LM_TWO_PHASE.runs(rows)
+  assert cost.total_steps(student, 40) == 60
+  assert cost.trained_on(student, 40) == (2 * 20 + 40) * TOKENS
+  # Two frozen teachers from the start.
+  assert (
+    cost.forward_passes(student, 40) == (3 * (2 * 20 + 40) + 2 * 40) * TOKENS
+  )
+
+
+def test_cost_of_a_level(rows):
+  found = table('cost', rows)
+  steps = 'steps to the baseline’s best'
+  computing = 'computing to it, over the baseline’s'
+  sync, pair = (found[arm.label] for arm in (LM_SYNC, LM_CODISTILL))
+  assert sync[steps] == '40'
+  assert sync[computing] == '1.00'
+  assert sync['tokens to it (M)'] == '0.0'
+  # Linear between its values at 30 and 40: 3.6/40 and 3.6/50; wanted: 4/50.
+  at = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
+  assert pair[steps] == f'{at:.0f}'
+  assert pair[computing] == f'{2 * (3 * at + at - 10) / 120:.2f}'
+  # The last row before it is of step 30: half a second a step.
+  assert pair['seconds to it, as measured'] == f'{0.5 * at:.0f}'
+  half = found['synchronous SGD, half the batch']
+  assert half[steps] == 'not reached'
+  assert found['ensemble of two']['networks served'] == '2'
+
+
+def test_equal_computing_is_where_twice_the_batch_ends(rows):
+  found = table('equal_compute', rows)
+  double = found['synchronous SGD, twice the batch']
+  assert double['step'] == '40'
+  # 2 · 3 · 40 batches: two that codistil have 2 (3 · 30 + 20) at step 30.
+  pair = found[LM_CODISTILL.label]
+  assert pair['step'] == '30'
+  assert pair['there: cross-entropy (nats)'].startswith(f'{3.6 / 40:.4f}')
+  assert found['ensemble of two']['step'] == '40'
+  alone = found['one of two that never meet']
+  assert alone['networks served'] == '1'
+  assert alone['there: cross-entropy (nats)'] == f'{4 / 50:.4f}'
+
+
+def test_all_steps_of_two_phases_count(rows):
+  found = table('two_phase', rows)
+  student = found[LM_TWO_PHASE.label]
+  assert student['steps of a first phase'] == '20'
+  assert student['all steps to codistillation’s best'] == '60'
+  best = int(student['all steps to the baseline’s best'])
+  assert best == 20 + round(
+    30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
+  )
+  assert student['paper: all steps to 4.0 nats'] == '27,000'
+  assert found[LM_SYNC.label]['all steps to codistillation’s best'] == (
+    'not reached'
+  )
+
+
+def test_batches_and_rates(rows):
+  lines = figures.FIGURES['batch'].table(rows, 'laptop').splitlines()[2:]
+  found = {
+    (line[0], line[1]): line[2:]
+    for line in ([c.strip() for c in line.split('|')[1:-1]] for line in lines)
+  }
+  assert list(found) == [
+    ('4', '0.5'), ('8', '0.25'), ('8', '0.5'), ('16', '0.5'),
+  ]  # fmt: skip
+  assert found['8', '0.5'][1] == '40'
+  assert found['8', '0.5'][3] == '3'
+  assert found['8', '0.25'][1] == 'not reached'
+  assert int(found['16', '0.5'][1]) == 30
+
+
+def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
+  figure = figures.FIGURES['staleness_contrast']
+  lines = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in figure.table(rows, 'laptop').splitlines()[2:]
+  ]
+  assert [line[:2] for line in lines] == [
+    ['synchronous SGD', '0'],
+    ['stale teachers', '1'],
+    ['stale teachers', '7'],
+    ['stale gradients', '7'],
+    ['stale gradients, a quarter of the rate', '7'],
+  ]
+  assert [line[4] for line in lines[-2:]] == ['0.5', '0.125']
+  assert lines[1][5] == '2'
+  _, axes = plt.subplots()
+  figure.draw_ours(axes, rows)
+  drawn = {line.get_label(): line for line in axes.get_lines()}
+  assert list(drawn['stale teachers (1 seed)'].get_xdata()) == [1, 7]
+  plt.close()
+
+
+@pytest.mark.parametrize(
+  'name', ['batch', 'cost', 'equal_compute', 'two_phase', 'staleness_contrast']
+)
+def test_both_panels_are_drawn(rows, name, tmp_path):
+  figure = figures.FIGURES[name]
+  assert figure.has_rows(rows)
+  figures.draw(figure, rows, 'laptop', tmp_path / name)
+  assert (tmp_path / f'{name}.svg').stat().st_size > 10_000
