@@ -19,6 +19,9 @@ make_small_resnet = functools.partial(
   depth=8,
   width=4,
   batch_norm_momentum=0.9,
+  batch_norm_group_size=None,
+  teacher_batch_norm='running',
+  remat=False,
   dtype='float32',
   param_dtype='float32',
 )
@@ -63,4 +66,6 @@ def sgd(rate=0.1, momentum=0.9, weight_decay=1e-4):
     momentum=momentum,
     nesterov=False,
     weight_decay=weight_decay,
+    weight_decay_drop_at_steps=(),
+    weight_decay_drop_factor=1.0,
   )
