@@ -585,7 +585,7 @@ def _check(config: ConfigDict, member: int | None) -> None:
       for name, section in config.model.items()
       if isinstance(section, ConfigDict)
       for key, size in section.items()
-      if isinstance(size, int)
+      if isinstance(size, int) and not isinstance(size, bool)
     },
     'eval_interval_steps': (config.eval_interval_steps, 1),
     'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),

@@ -94,6 +94,7 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
 def test_one_codistilling_update_of_resnet_50_for_real():
   config = config_lib.load('imagenet_codistill')
   config.batch_size = config.eval_batch_size = 2
+  config.model.resnet.batch_norm_group_size = 2
   config.num_devices = 1
   experiment = build(config, None, stand_in(config))
   state, peer = experiment.init(0), experiment.init(1)
