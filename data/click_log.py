@@ -14,15 +14,16 @@ import dataclasses
 import gzip
 import io
 import lzma
+import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt32
 
-from data.documents import Input, InputError, decompress
+from data.documents import Input, InputError, decompress, file_input
 
 NUM_INTEGERS = 13
 NUM_CATEGORIES = 26
@@ -92,6 +93,33 @@ class Chunk:
   data: bytes
   first_line: int
   position: int
+
+
+def find_inputs(
+  patterns: Sequence[str], glob: Callable[[str], list[str]]
+) -> list[Input]:
+  """Files of a log in the order of time.
+
+  Args:
+    patterns: as they were given; what one of them names is sorted by name.
+    glob: from a pattern to paths.
+
+  Raises:
+    InputError: if a pattern names nothing, or files are named twice.
+  """
+  paths = []
+  for pattern in patterns:
+    found = [path for path in glob(pattern) if os.path.isfile(path)]
+    if not found:
+      raise InputError(
+        f'There is no file {pattern}: check --input, and quote wildcards.'
+      )
+    paths += sorted(found)
+  real = [os.path.realpath(path) for path in paths]
+  for path, place in zip(paths, real, strict=True):
+    if real.count(place) > 1:
+      raise InputError(f'{path} is named twice: name each file once.')
+  return [file_input(path) for path in paths]
 
 
 def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:

@@ -138,12 +138,13 @@ def prepare(
       'position': 0,
       'rows': [],
       'bad': [],
+      'fields': [],
       'blocks': [],
     }
     with pool as opened:
       run = _Run(settings, inputs, partial, opened, report, state)
       run.read(max_bad_lines)
-      fields = run.count()
+      run.count()
       run.write()
       splits, optimum = run.splits(), run.optimum()
     if overwrite and output.exists():
@@ -153,7 +154,7 @@ def prepare(
       'fingerprint': _hash_json([splits, settings.min_count, state['blocks']]),
       'splits': splits,
       **optimum,
-      'fields': fields,
+      'fields': state['fields'],
       'bad_lines': [where for where, _ in state['bad']],
       'bad_lines_by_kind': dict(
         sorted(collections.Counter(kind for _, kind in state['bad']).items())
@@ -221,24 +222,23 @@ class _Run:
         'some to evaluate on: give more, or another --held-out-fraction.'
       )
 
-  def count(self) -> list[dict[str, int]]:
+  def count(self) -> None:
     """Which categories of each field are kept."""
-    folder = self._partial / click_rows.KEPT
-    folder.mkdir(exist_ok=True)
-    fields = range(NUM_CATEGORIES)
-    self._tell('counting', 0, NUM_CATEGORIES, 0, 'fields')
-    found = []
+    (self._partial / click_rows.KEPT).mkdir(exist_ok=True)
+    found = self._state['fields']
+    resumed = len(found)
+    self._tell('counting', resumed, NUM_CATEGORIES, resumed, 'fields')
     for field, facts in workers.map_in_order(
       self._pool,
       click_rows.count_field,
-      fields,
+      range(resumed, NUM_CATEGORIES),
       self._source,
       self._num_train,
       self._settings.min_count,
     ):
       found.append(facts)
-      self._tell('counting', field + 1, NUM_CATEGORIES, 0, 'fields')
-    return found
+      resumable.write_state(self._partial, self._state)
+      self._tell('counting', field + 1, NUM_CATEGORIES, resumed, 'fields')
 
   def write(self) -> None:
     """From chunks of words to rows."""
@@ -264,14 +264,14 @@ class _Run:
       'test': {'rows': self._num_rows - self._num_train, 'clicks': sum(test)},
     }
 
-  def optimum(self) -> dict[str, dict[str, float]]:
+  def optimum(self) -> dict[str, dict[str, Any]]:
     """Of a synthetic log, what its truth scores on the rows to evaluate on."""
     if not self._is_synthetic:
       return {}
     step = synthetic_clicks.CHUNK_ROWS
     starts = range(self._num_train // step * step, self._num_rows, step)
     parts = workers.map_in_order(
-      self._pool, _score_truth, starts, self._num_train, self._num_rows
+      self._pool, score_truth, starts, self._num_train, self._num_rows
     )
     sums = zip(*(part for _, part in parts), strict=True)
     count = self._num_rows - self._num_train
@@ -321,7 +321,7 @@ def _too_many(bad: Sequence[tuple[str, str]], limit: int) -> PreparationError:
 # In the processes.
 
 
-def _score_truth(start: int, first: int, last: int) -> tuple[float, float]:
+def score_truth(start: int, first: int, last: int) -> tuple[float, float]:
   """Of a chunk's rows from `first` to before `last`, sums of log losses."""
   begin = max(start, first)
   end = min(start + synthetic_clicks.CHUNK_ROWS, last)
