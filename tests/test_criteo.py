@@ -60,6 +60,11 @@ def clicks(cache_dir):
   )
 
 
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+  monkeypatch.setattr(criteo, '_READ_ROWS', 500)
+
+
 def take(clicks, count, start=0, **changes):
   batches = clicks.train(**(MEMBER | changes), start=start)
   found = list(itertools.islice(batches, count))
