@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -349,8 +350,10 @@ def _open_synthetic(num_rows, cache_dir):
   if num_rows < 2:
     raise ValueError(f'synthetic_rows must be at least 2, got {num_rows}.')
   source = click_preparation.synthetic_input(num_rows)
-  key = f'{source.key}, {num_rows} rows'.replace(', ', '-').replace(' ', '-')
-  folder = cache.cache_folder(cache_dir) / f'synthetic-clicks-{key}'
+  made_of = (click_rows.FORMAT, source.key, MIN_COUNT, HELD_OUT_FRACTION)
+  key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+  name = f'synthetic-clicks-{num_rows}-{key}'
+  folder = cache.cache_folder(cache_dir) / name
 
   def make(new):
     click_preparation.prepare(

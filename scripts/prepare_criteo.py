@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   except (resumable.PreparationError, InputError, criteo.ClicksError) as error:
     return str(error)
   except OSError as error:
-    return f'{error.strerror}: {error.filename}'
+    return f'{error}: put that right, and the same command goes on from here.'
   except json.JSONDecodeError:
     return f'{output / resumable.MANIFEST} is damaged: --overwrite it.'
   except KeyboardInterrupt:

@@ -356,7 +356,7 @@ def test_by_name_it_is_made_once(cache_dir, monkeypatch):
   assert made.num_examples('test') == 200
   assert 0.3 < made.best_log_loss < 0.6
   [folder] = cache_dir.iterdir()
-  assert folder.name == f'synthetic-clicks-version-1-{ROWS}-rows'
+  assert folder.name.startswith(f'synthetic-clicks-{ROWS}-')
 
 
 def test_two_at_once_make_one_and_a_broken_one_is_made_again(

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -514,6 +515,25 @@ def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
   assert prepare(broken, *arguments) is None
   assert files_of(broken) == files_of(whole)
   assert not partial.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+  log, tmp_path, monkeypatch
+):
+  output, write = tmp_path / 'out', resumable.write
+
+  def full(path, content):
+    if path.name == '000003.bin':
+      raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    write(path, content)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable, 'write', full)
+    message = prepare(output, '--input', log)
+  assert 'No space left on device' in message
+  assert message.endswith('the same command goes on from here.')
+  assert prepare(output, '--input', log) is None
+  assert len(criteo.open_clicks(output)[0]) == 210
 
 
 def test_one_run_at_a_time(log, tmp_path):
