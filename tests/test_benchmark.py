@@ -1,12 +1,15 @@
 """The benchmark's parts run, count what they say, and write JSON; no times."""
 
 import json
+import types
 
 import pytest
 
 from codistill import losses
+from data import workers
+from scripts import prepare_criteo
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import loss, lstm, measure, publication, text
+from scripts.benchmark import clicks, loss, lstm, measure, publication, text
 
 
 @pytest.fixture
@@ -88,6 +91,26 @@ def test_lanes_are_read_as_often_as_it_was_told(monkeypatch, tmp_path):
   monkeypatch.setattr(text, 'SIZES', ((4, 32),))
   found = run('text', tmp_path)
   assert found
+  assert all(len(values) == 2 and min(values) > 0 for values in found.values())
+
+
+def test_clicks_are_prepared_and_read_as_often_as_it_was_told(
+  monkeypatch, tmp_path
+):
+  monkeypatch.setattr(clicks, '_SECONDS', 0.01)
+  monkeypatch.setattr(clicks, 'ROWS', 1_000)
+  monkeypatch.setattr(clicks, 'BATCH_SIZES', (16,))
+  # In this process.
+  monkeypatch.setattr(workers, 'processes', workers.threads)
+  monkeypatch.setattr(
+    clicks,
+    'subprocess',
+    types.SimpleNamespace(
+      run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
+    ),
+  )
+  found = run('clicks', tmp_path)
+  assert len(found) == 5
   assert all(len(values) == 2 and min(values) > 0 for values in found.values())
 
 

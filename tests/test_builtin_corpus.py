@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data import builtin_corpus, text
+from data import builtin_corpus, cache, text
 from data.builtin_corpus import BuiltinCorpusError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -144,9 +144,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(small, tmp_path):
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  assert builtin_corpus._cache(None) == tmp_path / 'codistill'
+  assert cache.cache_folder(None) == tmp_path / 'codistill'
   monkeypatch.delenv('XDG_CACHE_HOME')
-  assert builtin_corpus._cache(None) == (
+  assert cache.cache_folder(None) == (
     pathlib.Path.home() / '.cache' / 'codistill'
   )
 

@@ -62,6 +62,8 @@ class Prediction(NamedTuple):
 class Model:
   """A network as pure functions.
 
+  Inputs are an array, or a tree of arrays whose first axis is the batch.
+
   Attributes:
     init: key → variables: {'params': …, 'batch_stats': …}.
     predict: (variables, inputs, memory) → (Prediction, memory).
@@ -72,9 +74,9 @@ class Model:
   """
 
   init: Callable[[jax.Array], PyTree]
-  predict: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]]
+  predict: Callable[[PyTree, PyTree, PyTree], tuple[Prediction, PyTree]]
   forward: Callable[
-    [PyTree, Array, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
+    [PyTree, PyTree, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
   ]
   memory: Callable[[int], PyTree]
   teach: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]] | None = (
@@ -82,7 +84,7 @@ class Model:
   )
 
   def predict_each(
-    self, members: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
+    self, members: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
     """`predict` by several members, each with its own carry."""
     return self._each(self.predict, members, inputs, memories)
@@ -125,15 +127,16 @@ class LinearHead(nn.Module):
 
 def make_feedforward(
   module: nn.Module,
-  input_shape: tuple[int, ...],
-  input_dtype: Any = jnp.float32,
+  input_shape: PyTree,
+  input_dtype: PyTree = jnp.float32,
 ) -> Model:
   """A `Model` of a Linen module without memory.
 
   Args:
     module: called as `module(inputs, train)`, returns a `Prediction`.
-    input_shape: of one example, without the batch axis.
-    input_dtype: of the inputs.
+    input_shape: of one example, without the batch axis; of a tree of arrays,
+      a tree of shapes.
+    input_dtype: of the inputs; likewise.
 
   Returns:
     The model; its memory is ().
@@ -141,13 +144,19 @@ def make_feedforward(
 
   @jax.jit  # Op by op, a large network takes a minute.
   def init(key: jax.Array) -> PyTree:
-    inputs = jnp.zeros((1, *input_shape), input_dtype)
+    inputs = jax.tree.map(
+      lambda dtype, shape: jnp.zeros((1, *shape), dtype),
+      input_dtype,
+      input_shape,
+    )
     return module.init(key, inputs, train=False)
 
-  def predict(variables: PyTree, inputs: Array, memory: PyTree):
+  def predict(variables: PyTree, inputs: PyTree, memory: PyTree):
     return module.apply(variables, inputs, train=False), memory
 
-  def forward(variables: PyTree, inputs: Array, memory: PyTree, key: jax.Array):
+  def forward(
+    variables: PyTree, inputs: PyTree, memory: PyTree, key: jax.Array
+  ):
     prediction, updated = module.apply(
       variables,
       inputs,

@@ -2,6 +2,7 @@ r"""What training costs, measured on this machine.
 
   python -m scripts.benchmark WHAT [--rounds=5] [--json=FILE]
 
+clicks: how fast a click log is prepared, and read in shuffled batches;
 exchange: weights through a folder: stall of the loop, bytes, seconds;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
@@ -25,6 +26,7 @@ from absl import logging
 from rich.console import Console
 
 from scripts.benchmark import (
+  clicks,
   exchange,
   loss,
   lstm,
@@ -35,6 +37,7 @@ from scripts.benchmark import (
 from scripts.benchmark.measure import Measure, machine, table
 
 PARTS = {
+  'clicks': clicks,
   'exchange': exchange,
   'loss': loss,
   'lstm': lstm,
