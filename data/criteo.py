@@ -34,6 +34,12 @@ from data.permutation import permute
 
 Batch = dict[str, Any]
 
+# Of an example's inputs.
+SHAPE = {
+  'integers': (NUM_INTEGERS,),
+  'missing': (NUM_INTEGERS,),
+  'categories': (NUM_CATEGORIES,),
+}
 # Of the synthetic log; the same as the command's own.
 MIN_COUNT = 10
 HELD_OUT_FRACTION = Fraction(1, 7)

@@ -32,6 +32,8 @@ from codistill.train_step import (
   make_updates,
   place_state,
 )
+from data.criteo import SHAPE as CLICK_SHAPE
+from data.criteo import make_clicks
 from data.images import NotPreparedError, make_images
 from data.text import make_text
 from experiments.errors import UserError, user_errors
@@ -373,7 +375,24 @@ def _make_text(data: ConfigDict) -> Dataset:
   return dataset
 
 
-_MAKE = {'images': _make_images, 'text': _make_text}
+def _make_clicks(data: ConfigDict) -> Dataset:
+  name = 'synthetic' if data.name == 'synthetic' else data.path
+  if name is None:
+    raise UserError(
+      f'data.name is {data.name}: say where with --config.data.path=DIR, a '
+      'folder that scripts.prepare_criteo made; or set data.name to synthetic'
+    )
+  with user_errors(ValueError, OSError):
+    return make_clicks(
+      str(name),
+      synthetic_rows=data.synthetic_rows,
+      table_sizes=data.table_sizes,
+      max_test_rows=data.max_test_rows,
+      cache_dir=data.path if data.name == 'synthetic' else None,
+    )
+
+
+_MAKE = {'images': _make_images, 'text': _make_text, 'clicks': _make_clicks}
 
 
 def _make_exchange(
@@ -459,16 +478,21 @@ def _comparable(config: ConfigDict) -> dict[str, Any]:
 
 
 def _make_model(config: ConfigDict) -> Model:
-  data = config.data
-  if data.kind == 'text':
-    shape, num_classes = (data.sequence_length,), data.vocab_size
-  else:
-    shape, num_classes = tuple(data.image_shape), data.num_classes
+  data, own = config.data, {}
+  match data.kind:
+    case 'text':
+      shape, num_classes = (data.sequence_length,), data.vocab_size
+    case 'clicks':
+      shape, num_classes = CLICK_SHAPE, 2
+      own['table_sizes'] = data.table_sizes
+    case _:
+      shape, num_classes = tuple(data.image_shape), data.num_classes
   return MODELS[config.model.name](
     input_shape=shape,
     num_classes=num_classes,
     dtype=config.model.dtype,
     param_dtype=config.model.param_dtype,
+    **own,
     **_arguments(config.model),
   )
 

@@ -1,12 +1,18 @@
 """Networks behind the `Model` seam; the only place that imports flax.linen."""
 
+from codistill.models.click_dnn import make_click_dnn
 from codistill.models.dnn import make_dnn
 from codistill.models.lstm import make_lstm
 from codistill.models.model import Head, Model, Prediction, make_feedforward
 from codistill.models.resnet import make_resnet
 from codistill.models.transformer import make_transformer
 
-MODELS = {'dnn': make_dnn, 'lstm': make_lstm, 'resnet': make_resnet}
+MODELS = {
+  'click_dnn': make_click_dnn,
+  'dnn': make_dnn,
+  'lstm': make_lstm,
+  'resnet': make_resnet,
+}
 MODELS['transformer'] = make_transformer  # Beyond the paper.
 
 __all__ = [
@@ -14,6 +20,7 @@ __all__ = [
   'Head',
   'Model',
   'Prediction',
+  'make_click_dnn',
   'make_dnn',
   'make_feedforward',
   'make_lstm',
