@@ -74,10 +74,13 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def _synthetic(config: ConfigDict) -> None:
-  """A synthetic log of two million rows, a tenth of the widths."""
-  config.num_steps = 3_340
+  """A synthetic log of two million rows, three epochs, a tenth of the widths.
+
+  The rate was tuned on this network alone: 0.1, 0.2 and 0.5 were tried.
+  """
+  config.num_steps = 10_020
   config.batch_size = 512
-  config.eval_interval_steps = 334
+  config.eval_interval_steps = 1_002
   config.eval_batch_size = 8_192
   config.checkpoint_interval_steps = 1_000
   config.data.name = 'synthetic'
@@ -85,14 +88,14 @@ def _synthetic(config: ConfigDict) -> None:
   config.data.max_test_rows = 100_000
   config.model.click_dnn.embedding_size = 8
   config.model.click_dnn.hidden = (256, 102, 26)
-  config.schedule.constant.rate = 0.02
+  config.schedule.constant.rate = 0.2
 
 
 def _minutes(config: ConfigDict) -> None:
   """A tenth of the rows."""
-  config.num_steps = 300
-  config.eval_interval_steps = 50
-  config.checkpoint_interval_steps = 100
+  config.num_steps = 1_000
+  config.eval_interval_steps = 100
+  config.checkpoint_interval_steps = 500
   config.data.synthetic_rows = 200_000
   config.data.table_sizes = (1_000,) * _NUM_FIELDS
   config.data.max_test_rows = 20_000

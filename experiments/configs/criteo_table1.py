@@ -2,7 +2,8 @@
 
   python -m experiments.sweep --config=criteo_table1:laptop --seeds=5
 
-The three arms; each seed is a retrain: another initialisation, another order of
+The three arms, and a hashed logistic regression, which a DNN must beat before
+its churn means anything. Each seed is a retrain: another initialisation, another order of
 the same rows. Nothing else changes: not the split, not the hashes, not when ψ
 is switched on. Churn is between retrains of one arm (`scripts.churn`), and of a
 codistilled pair between one copy each; five retrains make ten pairs.
@@ -23,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """One, two that never meet, two that codistil."""
+  """One, two that never meet, two that codistil; a logistic regression."""
   codistill = criteo_codistill.get_config(variant).codistill
   return [
     {},
@@ -33,5 +34,10 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
       'codistill.exchange': codistill.exchange,
       'codistill.burn_in_steps': codistill.burn_in_steps,
       'codistill.reload_interval_steps': codistill.reload_interval_steps,
+    },
+    # One number for each hashed category, and no hidden layer.
+    {
+      'model.click_dnn.embedding_size': 1,
+      'model.click_dnn.hidden': (),
     },
   ]
