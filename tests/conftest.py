@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and compiled programs kept between runs."""
+"""Eight CPU devices for every test; programs compile fast and are kept."""
 
 import os
 import pathlib
@@ -7,6 +7,10 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
+# Programs of tests are small and run a few times: to optimize them takes longer
+# than all of their runs. The same in processes that tests start.
+jax.config.update('jax_disable_most_optimizations', True)
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'True'
 if jax.config.jax_compilation_cache_dir is None:
   cache = pathlib.Path(__file__).parent.parent / '.cache/jax'
   jax.config.update('jax_compilation_cache_dir', str(cache))
