@@ -118,7 +118,6 @@ def start_process(line):
     **os.environ,
     # As in this process, so that compiled programs are shared.
     'JAX_NUM_CPU_DEVICES': '8',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
   }
   return subprocess.Popen(
     line,

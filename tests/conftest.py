@@ -7,10 +7,6 @@ import jax
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 8)
-# Programs of tests are small and run a few times: to optimize them takes longer
-# than all of their runs. The same in processes that tests start.
-jax.config.update('jax_disable_most_optimizations', True)
-os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = 'True'
 if jax.config.jax_compilation_cache_dir is None:
   cache = pathlib.Path(__file__).parent.parent / '.cache/jax'
   jax.config.update('jax_compilation_cache_dir', str(cache))
@@ -20,8 +16,15 @@ if jax.config.jax_compilation_cache_dir is None:
 os.environ.setdefault(
   'XDG_CACHE_HOME', str(pathlib.Path(__file__).parent.parent / '.cache')
 )
-# Small programs are most of what tests compile.
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+for key, value in {
+  # To optimize programs that run a few times takes longer than all of the runs.
+  'jax_disable_most_optimizations': True,
+  # Small programs are most of what tests compile.
+  'jax_persistent_cache_min_compile_time_secs': 0.1,
+}.items():
+  jax.config.update(key, value)
+  # Processes that tests start do as this one.
+  os.environ[key.upper()] = str(value)
 
 
 @pytest.fixture(scope='session')

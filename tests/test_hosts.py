@@ -53,7 +53,6 @@ def start(workdir, member, processes, devices, *arguments):
         # Alone, as many as this process has: what one of the two has compiled
         # the other need not.
         'JAX_NUM_CPU_DEVICES': str(devices if processes > 1 else 8),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
       },
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
