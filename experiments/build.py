@@ -211,6 +211,7 @@ def build(
   dataset: Dataset | None = None,
   exchange_folder: epath.PathLike | None = None,
   teachers: Sequence[Peer] = (),
+  teacher: Model | None = None,
 ) -> Experiment:
   """Wires an experiment.
 
@@ -221,6 +222,7 @@ def build(
     exchange_folder: where members of several processes meet, unless the config
       says.
     teachers: whom members learn from, if `codistill.exchange` is frozen.
+    teacher: their network, if it may be another one.
 
   Returns:
     The experiment; no weight has been initialised yet.
@@ -281,6 +283,7 @@ def build(
     model,
     optimizer,
     mesh,
+    teacher=teacher or model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.DISTILL_LOSSES[codistill.distill_loss],
     task_weight=codistill.task_weight,

@@ -11,6 +11,7 @@ from codistill.models import (
   make_lstm,
   make_resnet,
   make_transformer,
+  make_wide_resnet,
 )
 
 SHAPE, CLASSES = (8, 8, 1), 10
@@ -26,6 +27,18 @@ make_small_resnet = functools.cache(
     batch_norm_group_size=None,
     teacher_batch_norm='running',
     remat=False,
+    dtype='float32',
+    param_dtype='float32',
+  )
+)
+make_small_wide_resnet = functools.cache(
+  functools.partial(
+    make_wide_resnet,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    depth=10,
+    widening=1,
+    batch_norm_momentum=0.9,
     dtype='float32',
     param_dtype='float32',
   )

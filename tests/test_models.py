@@ -11,6 +11,7 @@ from networks import (
   make_small_lstm,
   make_small_resnet,
   make_small_transformer,
+  make_small_wide_resnet,
 )
 
 from codistill import losses, optim
@@ -32,6 +33,7 @@ SMALL = {
   'dnn': (make_small_dnn, images),
   'lstm': (make_small_lstm, tokens),
   'transformer': (make_small_transformer, tokens),
+  'wide_resnet': (make_small_wide_resnet, images),
 }
 every_model = pytest.mark.parametrize(
   ('make', 'inputs'), SMALL.values(), ids=SMALL.keys()
@@ -73,6 +75,16 @@ def test_imagenet_networks_have_the_published_number_of_parameters(
   )
   variables = jax.eval_shape(model.init, jax.random.key(0))
   assert count(variables['params']) == parameters
+
+
+def test_wide_network_has_the_published_number_of_parameters():
+  # Zagoruyko & Komodakis (2016), table 4: 36.5 M for WRN-28-10; the number is
+  # that of its authors' code on CIFAR-10.
+  model = make_small_wide_resnet(input_shape=(32, 32, 3), depth=28, widening=10)
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  assert count(variables['params']) == 36_479_194
+  with pytest.raises(ValueError, match='no wide ResNet of depth 27'):
+    make_small_wide_resnet(depth=27)
 
 
 def test_cifar_network_has_the_published_number_of_parameters():
