@@ -52,13 +52,13 @@ def test_int8_is_a_quarter_and_so_said_the_benchmark():
 
 def test_the_page_shows_what_the_script_says():
   text = DOC.read_text(encoding='utf-8')
-  found = scaling.tables(50, 1.0)
+  found = scaling.tables(50, 1.0, 0.3, {})
   assert all(f'<!-- table {name} -->' in text for name in found)
   assert markdown.insert(text, found) == text, 'make figures'
 
 
 def test_numbers_have_three_digits():
-  assert [scaling._number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)] == [
+  assert [markdown.number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)] == [
     '0.160',
     '1.02',
     '55,562',
