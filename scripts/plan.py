@@ -154,7 +154,7 @@ def flops_table() -> str:
     ]
     for update, teachers, how in (
       ('burn-in', 0, 'forward, and twice as much for the gradient'),
-      ('codistilling, one peer', 1, 'the same, and the peer’s forward pass'),
+      ('codistilling', 1, 'the same, and the forward pass of one peer'),
     )
   ]
   ratio = counted_flops('codistilling') / counted_flops('burn-in')
