@@ -114,7 +114,7 @@ def peak(plan: str) -> float:
 
 
 def rate_at(plan: str, share: float) -> float:
-  """Tokens a second of codistilling updates at a share of the peak."""
+  """Tokens a second, both members', of codistilling at a share of the peak."""
   return share * peak(plan) / counted_flops('codistilling')
 
 
@@ -127,8 +127,8 @@ def seconds(rate: float) -> float:
   """Of the whole run, without evaluation, compilation and preparing text.
 
   Args:
-    rate: tokens a second of codistilling updates on all devices; burn-in is
-      taken to be faster by its FLOPs.
+    rate: tokens a second of codistilling updates, both members' together;
+      burn-in is taken to be faster by its FLOPs.
   """
   less = counted_flops('burn-in') / counted_flops('codistilling')
   steps = BURN_IN_STEPS * less + (STEPS - BURN_IN_STEPS)
@@ -169,15 +169,14 @@ def hours_table(share: float, rates: Mapping[str, float]) -> str:
 
   Args:
     share: of the peak, assumed where no rate is given.
-    rates: by plan, tokens a second of codistilling updates, measured on all
-      of its devices.
+    rates: by plan, what was measured of both members together.
   """
   header = [
     'plan',
     'peak of a device, bfloat16 (TFLOP/s)',
     'share of the peak (%)',
-    'tokens a second',
-    'a codistilling step (s)',
+    'tokens a second (M)',
+    'an update, on all devices (s)',
     'hours',
     'device-hours',
     'hours at the peak',
@@ -192,7 +191,7 @@ def hours_table(share: float, rates: Mapping[str, float]) -> str:
         f'{number} {kind} (`{plan}`)',
         f'[{DEVICES[kind].peak / 1e12:.0f}]({DEVICES[kind].source})',
         f'{100 * share_at(plan, rate):.0f}',
-        f'{rate:,.0f}',
+        markdown.number(rate / 1e6),
         markdown.number(TOKENS_PER_STEP / rate),
         markdown.number(hours),
         markdown.number(number * hours),

@@ -8,10 +8,10 @@ Arithmetic, and where it says so the sizes and seconds that
 `python -m scripts.benchmark publication` measured, from
 experiments/results/benchmark_publication.json; and what the paper's
 language-model run costs (`scripts/plan.py`) at a share of the devices' peak, or
-at rates that were measured: tokens a second of codistilling updates on all
-devices of a plan, which is `examples_per_second` in a run's rows. Prints
-Markdown, or puts it between the markers of a file. Starts no jax and reads no
-clock: the same arguments give the same tables.
+at rates that were measured: tokens a second of codistilling updates, the sum of
+both members' `examples_per_second` in a run's rows. Prints Markdown, or puts it
+between the markers of a file. Starts no jax and reads no clock: the same
+arguments give the same tables.
 """
 
 from __future__ import annotations

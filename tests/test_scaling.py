@@ -75,6 +75,28 @@ def test_what_makes_no_sense_is_refused(capsys):
   assert 'nowhere' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--share-of-peak=0'], '--share-of-peak must be above 0'),
+    (['--share-of-peak=1.1'], 'and 1 at most'),
+    (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h200-1'),
+    (['--tokens-per-second', 'h200-8'], 'has no rate after the ='),
+    (['--tokens-per-second', 'h200-8=-1'], 'has no rate after the ='),
+    (['--tokens-per-second', 'h200-8=nan'], 'has no rate after the ='),
+  ],
+)
+def test_rates_that_cannot_be_are_refused(arguments, said, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    scaling.main(arguments)
+  assert said in capsys.readouterr().err
+
+
+def test_a_measured_rate_is_shown(capsys):
+  assert scaling.main(['--tokens-per-second', 'v5e-64=2e6', 'h200-1=1e6']) == 0
+  assert capsys.readouterr().out.count('measured |') == 2
+
+
 def test_it_needs_no_jax():
   code = 'import sys, scripts.scaling; sys.exit("jax" in sys.modules)'
   subprocess.run([sys.executable, '-c', code], check=True)
