@@ -4,7 +4,8 @@ Two members, 16,384 lanes × 32 tokens a step, 15,000 steps, peers from the step
 on that `lm_codistill` says. FLOPs, bytes and memory were counted and compiled
 by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64 --json=FILE`, and
 are in experiments/results/cost_lm_codistill.json; rates are assumed, or given.
-`python -m scripts.scaling` prints the tables. No jax.
+What the updates of a small one reach here is of `python -m scripts.benchmark
+step`. `python -m scripts.scaling` prints the tables. No jax.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from scripts import markdown
 
-_COST = (
-  pathlib.Path(__file__).parent.parent
-  / 'experiments/results/cost_lm_codistill.json'
-)
+_RESULTS = pathlib.Path(__file__).parent.parent / 'experiments/results'
 MEMBERS, STEPS, BURN_IN_STEPS = 2, 15_000, 2_000
 TOKENS_PER_STEP = 16_384 * 32
 # Between two publications.
@@ -100,7 +99,17 @@ def update_flops(teachers: int) -> float:
 @functools.cache
 def cost() -> dict[str, Any]:
   """What `scripts.cost` found."""
-  return json.loads(_COST.read_text(encoding='utf-8'))['cost']
+  return _read('cost_lm_codistill.json')['cost']
+
+
+@functools.cache
+def benchmark() -> dict[str, list[float]]:
+  """What `scripts.benchmark step` measured, by name and unit."""
+  return _read('benchmark_step.json')['step']
+
+
+def _read(name: str) -> dict[str, Any]:
+  return json.loads((_RESULTS / name).read_text(encoding='utf-8'))
 
 
 def counted_flops(update: str, kind: str = 'products') -> float:
@@ -162,6 +171,38 @@ def flops_table() -> str:
   return markdown.table(
     header, [*lines, ['ratio', f'{ratio:.3f}', f'{by_hand:.3f}', '', '4/3']]
   )
+
+
+def measured_table() -> str:
+  """What the benchmark's network reaches where it was measured."""
+  found = benchmark()
+  product = statistics.median(found['a product of 1,024² (GFLOP/s)'])
+  header = [
+    'an update',
+    'tokens a second',
+    'a product (GFLOP/s)',
+    'share of the product’s rate (%)',
+    'least',
+    'greatest',
+    'rounds',
+  ]
+  lines = []
+  for update in ('burn-in', 'codistilling'):
+    rates = found[f'{update}: rate (tokens/s)']
+    shares = found[f'{update}: share of the product’s rate (%)']
+    lines.append(
+      [
+        update,
+        markdown.number(statistics.median(rates)),
+        markdown.number(product),
+        *(
+          f'{share:.0f}'
+          for share in (statistics.median(shares), min(shares), max(shares))
+        ),
+        f'{len(rates)}',
+      ]
+    )
+  return markdown.table(header, lines)
 
 
 def hours_table(share: float, rates: Mapping[str, float]) -> str:
@@ -273,6 +314,7 @@ def tables(share: float, rates: Mapping[str, float]) -> dict[str, str]:
   """All of them, by the names of their markers; arguments as `hours_table`."""
   return {
     'plan-flops': flops_table(),
+    'plan-measured': measured_table(),
     'plan-hours': hours_table(share, rates),
     'plan-memory': memory_table(),
     'plan-storage': storage_table(),

@@ -99,3 +99,11 @@ def test_peaks_are_dense_and_have_a_source():
   assert plan.DEVICES['TPU v5e'].peak == 197e12
   assert all(one.source.startswith('https://') for one in plan.DEVICES.values())
   assert math.isclose(plan.peak('v5e-64'), 64 * 197e12)
+
+
+def test_shares_of_what_this_machine_multiplies_were_measured():
+  product = plan.benchmark()['a product of 1,024² (GFLOP/s)']
+  for update in ('burn-in', 'codistilling'):
+    shares = plan.benchmark()[f'{update}: share of the product’s rate (%)']
+    assert len(shares) == len(product)
+    assert 0 < min(shares) <= max(shares) < 100
