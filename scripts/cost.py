@@ -78,18 +78,19 @@ class Arguments(NamedTuple):
     return bool(self.peers)
 
 
-def make_experiment(name: str, num_devices: int) -> Experiment:
+def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
   """An experiment without data.
 
   Args:
     name: of the config and variant.
     num_devices: of this process.
+    **changes: dotted keys of the config, and what to set them to.
 
   Raises:
     UserError: if there is no such config or are not so many devices.
   """
   config = configs.load(name)
-  config.num_devices = num_devices
+  config.update_from_flattened_dict({'num_devices': num_devices, **changes})
   if config.codistill.exchange == 'checkpoints':
     config.codistill.exchange = 'memory'  # No folder is wanted.
   data = config.data

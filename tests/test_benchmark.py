@@ -103,6 +103,7 @@ def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
 
 def test_an_update_is_timed_beside_a_product(monkeypatch, tmp_path):
   monkeypatch.setattr(step, 'CONFIG', 'lm_codistill:smoke')
+  monkeypatch.setattr(step, 'CHANGES', {})
   monkeypatch.setattr(step, 'SIZE', 8)
   found = run('step', tmp_path)
   assert len(found['a product of 8² (GFLOP/s)']) == 2
