@@ -7,7 +7,7 @@ from networks import make_small_dnn
 
 from codistill import losses
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import loss, lstm, measure, publication, text
+from scripts.benchmark import loss, lstm, measure, publication, step, text
 
 
 @pytest.fixture
@@ -103,3 +103,16 @@ def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
   )
   assert own < theirs / 2
   assert len(found['time, its own (ms)']) == 2
+
+
+def test_an_update_is_timed_beside_a_product(monkeypatch, tmp_path):
+  monkeypatch.setattr(step, 'CONFIG', 'lm_codistill:smoke')
+  monkeypatch.setattr(step, 'CHANGES', {})
+  monkeypatch.setattr(step, 'SIZE', 8)
+  found = run('step', tmp_path)
+  assert len(found['a product of 8² (GFLOP/s)']) == 2
+  for kind in ('burn-in', 'codistilling'):
+    assert all(rate > 0 for rate in found[f'{kind}: rate (tokens/s)'])
+    assert all(s > 0 for s in found[f'{kind}: share of the product’s rate (%)'])
+  [ratio] = found['codistilling beside burn-in, FLOPs (%)']
+  assert ratio == pytest.approx(400 / 3)

@@ -14,7 +14,7 @@ from networks import (
   make_small_wide_resnet,
 )
 
-from codistill import losses, optim
+from codistill import losses, optim, sharding
 from codistill.models import MODELS, lstm, make_resnet, transformer
 
 BATCH = 4
@@ -156,6 +156,30 @@ def test_the_head_apart_from_the_features_gives_the_logits(make, inputs):
   by_hand = prediction.features @ prediction.head.kernel + prediction.head.bias
   np.testing.assert_allclose(prediction.logits, by_hand, atol=1e-5)
   assert prediction.head.kernel is variables['params']['head']['kernel']
+
+
+@every_model
+def test_no_device_gathers_the_examples_of_the_others(make, inputs):
+  # Whatever grows with the batch stays where its part of the batch is.
+  model, mesh = make(), sharding.make_mesh(8)
+  whole, part = sharding.replicated(mesh), sharding.split(mesh)
+
+  def value(params, variables, inputs, memory):
+    variables = {**variables, 'params': params}
+    prediction, _, _ = model.forward(
+      variables, inputs, memory, jax.random.key(1)
+    )
+    return jnp.square(prediction.logits).sum()
+
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  compiled = (
+    jax.jit(jax.grad(value), in_shardings=(whole, whole, part, part))
+    .lower(variables['params'], variables, inputs(16), model.memory(16))
+    .compile()
+    .as_text()
+  )
+  assert 'all-reduce' in compiled
+  assert 'all-gather' not in compiled
 
 
 @every_model
