@@ -202,6 +202,9 @@ def test_a_resnet_50_takes_what_others_count():
     depth=50,
     width=64,
     batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
     dtype='bfloat16',
     param_dtype='float32',
   )
