@@ -40,12 +40,14 @@ class TextSet:
   Attributes:
     corpus: the tokens.
     sequence_length: T, tokens of a lane in a batch.
-    max_test_tokens: only so many held-out tokens are evaluated on, of whole
-      documents; None for all.
+    max_train_tokens: only so many tokens are trained on, of whole documents, by
+      all members together; None for all.
+    max_test_tokens: only so many held-out tokens are evaluated on, likewise.
   """
 
   corpus: corpus_lib.Corpus = dataclasses.field(repr=False)
   sequence_length: int
+  max_train_tokens: int | None
   max_test_tokens: int | None
 
   @property
@@ -61,12 +63,12 @@ class TextSet:
   @property
   def num_train(self) -> int:
     """Number of training tokens, of all members together."""
-    return self.corpus.splits['train'].num_tokens
+    return self.num_examples('train')
 
   @property
   def num_documents(self) -> int:
     """Number of training documents, of all members together."""
-    return len(self.corpus.splits['train'].hashes)
+    return len(self._documents('train'))
 
   def num_examples(self, split: str) -> int:
     """Number of tokens that `eval(split)` counts; same errors."""
@@ -122,10 +124,14 @@ class TextSet:
     documents = self.corpus.splits['train']
     lengths = np.diff(documents.starts)
 
+    there = np.zeros(len(documents.hashes), bool)
+    there[self._documents('train')] = True
+
     def own(number):
-      return partition_lib.partition_hashes(
+      part = partition_lib.partition_hashes(
         documents.hashes, number, members, partition
       )
+      return part[there[part]]
 
     mine = own(member)
     # Every member refuses, not only the one with too little: members may run as
@@ -236,7 +242,7 @@ class TextSet:
 
     The exact shares, counted when the text was prepared: pieces that do not
     occur have 0. As a target that is harmless, since no logarithm of it is
-    taken.
+    taken. They are those of all documents, whatever `max_train_tokens` is.
     """
     counts = self.corpus.splits['train'].counts
     return (counts / counts.sum()).astype(np.float32)
@@ -247,13 +253,20 @@ class TextSet:
       raise ValueError(
         f'Unknown split {split!r}, expected one of {corpus_lib.SPLITS}.'
       )
+    return _order(self.corpus.splits[split], self._documents(split), None)
+
+  def _documents(self, split: str) -> Int64[np.ndarray, ' documents']:
+    """Those of a split that count, in the order of their hashes."""
     documents = self.corpus.splits[split]
     indices = np.argsort(documents.hashes, kind='stable')
-    if split == 'test' and self.max_test_tokens is not None:
-      ends = np.cumsum(np.diff(documents.starts)[indices])
-      # One at least, however long.
-      indices = indices[: max(1, np.sum(ends <= self.max_test_tokens))]
-    return _order(documents, indices, None)
+    limit = {'train': self.max_train_tokens, 'test': self.max_test_tokens}[
+      split
+    ]
+    if limit is None:
+      return indices
+    ends = np.cumsum(np.diff(documents.starts)[indices])
+    # One at least, however long.
+    return indices[: max(1, np.sum(ends <= limit))]
 
 
 class _Order(NamedTuple):
@@ -368,6 +381,7 @@ def make_text(
   name: str,
   *,
   sequence_length: int,
+  max_train_tokens: int | None,
   max_test_tokens: int | None,
   cache_dir: str | os.PathLike | None,
 ) -> TextSet:
@@ -378,8 +392,9 @@ def make_text(
       project, tokenised on first use: some ten seconds) or a folder that
       `python -m scripts.prepare_text` made.
     sequence_length: T, tokens of a lane in a batch.
-    max_test_tokens: only so many held-out tokens are evaluated on, of whole
-      documents with the smallest hashes; None for all.
+    max_train_tokens: only so many tokens are trained on, by all members
+      together, of whole documents with the smallest hashes; None for all.
+    max_test_tokens: only so many held-out tokens are evaluated on, likewise.
     cache_dir: where the built-in corpus is kept; None for the user's cache.
 
   Raises:
@@ -391,10 +406,12 @@ def make_text(
     raise ValueError(
       f'sequence_length must be at least 1, got {sequence_length}.'
     )
-  if max_test_tokens is not None and max_test_tokens < 1:
-    raise ValueError(
-      f'max_test_tokens must be at least 1, got {max_test_tokens}.'
-    )
+  for key, limit in (
+    ('max_train_tokens', max_train_tokens),
+    ('max_test_tokens', max_test_tokens),
+  ):
+    if limit is not None and limit < 1:
+      raise ValueError(f'{key} must be at least 1, got {limit}.')
   if name == 'builtin':
     corpus = builtin_corpus.open_builtin(cache_dir)
   else:
@@ -402,5 +419,6 @@ def make_text(
   return TextSet(
     corpus=corpus,
     sequence_length=sequence_length,
+    max_train_tokens=max_train_tokens,
     max_test_tokens=max_test_tokens,
   )

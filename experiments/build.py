@@ -213,6 +213,7 @@ def build(
   dataset: Dataset | None = None,
   exchange_folder: epath.PathLike | None = None,
   teachers: Sequence[Peer] = (),
+  teacher: Model | None = None,
 ) -> Experiment:
   """Wires an experiment.
 
@@ -223,6 +224,7 @@ def build(
     exchange_folder: where members of several processes meet, unless the config
       says.
     teachers: whom members learn from, if `codistill.exchange` is frozen.
+    teacher: their network, if it may be another one.
 
   Returns:
     The experiment; no weight has been initialised yet.
@@ -283,6 +285,7 @@ def build(
     model,
     optimizer,
     mesh,
+    teacher=teacher or model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.DISTILL_LOSSES[codistill.distill_loss],
     task_weight=codistill.task_weight,
@@ -364,6 +367,7 @@ def _make_text(data: ConfigDict) -> Dataset:
     dataset = make_text(
       str(name),
       sequence_length=data.sequence_length,
+      max_train_tokens=data.max_train_tokens,
       max_test_tokens=data.max_test_tokens,
       cache_dir=data.data_dir if data.name == 'builtin' else None,
     )

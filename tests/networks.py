@@ -1,60 +1,100 @@
-"""Networks and an optimizer that are small enough to compile in every test."""
+"""Networks and an optimizer that are small enough to compile in every test.
+
+Equal networks are one, whose programs are compiled once.
+"""
 
 import functools
 
 from codistill import optim
 from codistill.models import (
+  make_click_dnn,
   make_dnn,
   make_lstm,
   make_resnet,
   make_transformer,
+  make_wide_resnet,
 )
 
 SHAPE, CLASSES = (8, 8, 1), 10
 
-make_small_resnet = functools.partial(
-  make_resnet,
-  input_shape=SHAPE,
-  num_classes=CLASSES,
-  depth=8,
-  width=4,
-  batch_norm_momentum=0.9,
-  batch_norm_group_size=None,
-  teacher_batch_norm='running',
-  remat=False,
-  dtype='float32',
-  param_dtype='float32',
+make_small_resnet = functools.cache(
+  functools.partial(
+    make_resnet,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    depth=8,
+    width=4,
+    batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
-make_small_dnn = functools.partial(
-  make_dnn,
-  input_shape=SHAPE,
-  num_classes=CLASSES,
-  hidden=(8,),
-  dtype='float32',
-  param_dtype='float32',
+make_small_wide_resnet = functools.cache(
+  functools.partial(
+    make_wide_resnet,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    depth=10,
+    widening=1,
+    batch_norm_momentum=0.9,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
+make_small_dnn = functools.cache(
+  functools.partial(
+    make_dnn,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    hidden=(8,),
+    dtype='float32',
+    param_dtype='float32',
+  )
+)
+
+
+def make_small_click_dnn(**changes):
+  arguments = {
+    'input_shape': {'integers': (2,), 'missing': (2,), 'categories': (3,)},
+    'num_classes': 2,
+    'table_sizes': (5, 6, 7),
+    'embedding_size': 4,
+    'hidden': (8,),
+    'dtype': 'float32',
+    'param_dtype': 'float32',
+  }
+  return make_click_dnn(**arguments | changes)
+
+
 TOKENS, VOCABULARY = 6, 11
 
-make_small_lstm = functools.partial(
-  make_lstm,
-  input_shape=(TOKENS,),
-  num_classes=VOCABULARY,
-  embedding_size=5,
-  hidden_size=8,
-  num_layers=2,
-  dtype='float32',
-  param_dtype='float32',
+make_small_lstm = functools.cache(
+  functools.partial(
+    make_lstm,
+    input_shape=(TOKENS,),
+    num_classes=VOCABULARY,
+    embedding_size=5,
+    hidden_size=8,
+    num_layers=2,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
-make_small_transformer = functools.partial(
-  make_transformer,
-  input_shape=(TOKENS,),
-  num_classes=VOCABULARY,
-  width=8,
-  num_layers=2,
-  num_heads=2,
-  mlp_size=16,
-  dtype='float32',
-  param_dtype='float32',
+make_small_transformer = functools.cache(
+  functools.partial(
+    make_transformer,
+    input_shape=(TOKENS,),
+    num_classes=VOCABULARY,
+    width=8,
+    num_layers=2,
+    num_heads=2,
+    mlp_size=16,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
 
 

@@ -4,21 +4,33 @@ import json
 import types
 
 import pytest
+from networks import make_small_dnn
 
 from codistill import losses
 from data import workers
 from scripts import prepare_criteo
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import clicks, loss, lstm, measure, publication, text
+from scripts.benchmark import (
+  clicks,
+  loss,
+  lstm,
+  measure,
+  publication,
+  step,
+  text,
+)
 
 
 @pytest.fixture
 def small(monkeypatch):
+  def make_small(*, input_shape, num_classes, **_):
+    # Little to compile.
+    return make_small_dnn(input_shape=input_shape, num_classes=num_classes)
+
+  monkeypatch.setattr(measure, 'make_resnet', make_small)
   for name, value in {
     'SHAPE': (8, 8, 1),
     'CLASSES': 10,
-    'DEPTH': 8,
-    'WIDTH': 4,
     'BATCH_SIZE': 4,
   }.items():
     monkeypatch.setattr(measure, name, value)
@@ -122,3 +134,16 @@ def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
   )
   assert own < theirs / 2
   assert len(found['time, its own (ms)']) == 2
+
+
+def test_an_update_is_timed_beside_a_product(monkeypatch, tmp_path):
+  monkeypatch.setattr(step, 'CONFIG', 'lm_codistill:smoke')
+  monkeypatch.setattr(step, 'CHANGES', {})
+  monkeypatch.setattr(step, 'SIZE', 8)
+  found = run('step', tmp_path)
+  assert len(found['a product of 8² (GFLOP/s)']) == 2
+  for kind in ('burn-in', 'codistilling'):
+    assert all(rate > 0 for rate in found[f'{kind}: rate (tokens/s)'])
+    assert all(s > 0 for s in found[f'{kind}: share of the product’s rate (%)'])
+  [ratio] = found['codistilling beside burn-in, FLOPs (%)']
+  assert ratio == pytest.approx(400 / 3)

@@ -27,7 +27,11 @@ def small(monkeypatch):
 
 def open_builtin(cache_dir):
   return text.make_text(
-    'builtin', sequence_length=16, max_test_tokens=None, cache_dir=cache_dir
+    'builtin',
+    sequence_length=16,
+    max_train_tokens=None,
+    max_test_tokens=None,
+    cache_dir=cache_dir,
   )
 
 

@@ -152,7 +152,11 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.
   text_set = text.make_text(
-    str(output), sequence_length=8, max_test_tokens=None, cache_dir=None
+    str(output),
+    sequence_length=8,
+    max_train_tokens=None,
+    max_test_tokens=None,
+    cache_dir=None,
   )
   next(
     text_set.train(

@@ -57,6 +57,7 @@ def make_documents(lengths, first):
 def make(folder, **changes):
   arguments = {
     'sequence_length': T,
+    'max_train_tokens': None,
     'max_test_tokens': None,
     'cache_dir': None,
   }
@@ -279,6 +280,27 @@ def test_a_limit_takes_whole_documents_of_the_smallest_hashes(prepared):
       assert counted == [t for _, ts in in_order for t in ts]
 
 
+def test_members_share_what_a_limit_leaves_to_train_on(prepared):
+  in_order, limit = sorted(TRAIN), NUM_TRAIN // 2
+  text_set = make(prepared.corpus.folder, max_train_tokens=limit)
+  ends = np.cumsum([len(tokens) for _, tokens in in_order])
+  number = int(np.sum(ends <= limit))
+  assert 1 < number < len(in_order)
+  assert text_set.num_documents == number
+  assert text_set.num_train == ends[number - 1]
+  wanted = {token for _, tokens in in_order[:number] for token in tokens}
+  seen = []
+  for member in range(2):
+    batches = text_set.train(
+      member=member, members=2, partition='disjoint', seed=0, batch_size=1
+    )
+    # Each token is its own number; as many batches as there could be.
+    labels = [next(batches)['labels'] for _ in range(2 * NUM_TRAIN // T)]
+    seen.append(set(np.concatenate(labels, axis=1)[0].tolist()))
+  assert seen[0] | seen[1] == wanted
+  assert not seen[0] & seen[1]
+
+
 def test_the_unigram_distribution_is_exact(tmp_path):
   documents = [(5, [7, 7, 1]), (6, [9, 1])]
   text_set = make(write_corpus(tmp_path / 'made', documents, TEST))
@@ -328,7 +350,7 @@ def test_wrong_splits_and_sizes_are_named(prepared):
   ):
     with pytest.raises(ValueError, match="Unknown split 'validation'"):
       call()
-  for key in ('sequence_length', 'max_test_tokens'):
+  for key in ('sequence_length', 'max_train_tokens', 'max_test_tokens'):
     with pytest.raises(ValueError, match=f'{key} must be at least 1, got 0'):
       make(prepared.corpus.folder, **{key: 0})
 

@@ -6,12 +6,14 @@ from codistill.models.lstm import make_lstm
 from codistill.models.model import Head, Model, Prediction, make_feedforward
 from codistill.models.resnet import make_resnet
 from codistill.models.transformer import make_transformer
+from codistill.models.wide_resnet import make_wide_resnet
 
 MODELS = {
   'click_dnn': make_click_dnn,
   'dnn': make_dnn,
   'lstm': make_lstm,
   'resnet': make_resnet,
+  'wide_resnet': make_wide_resnet,
 }
 MODELS['transformer'] = make_transformer  # Beyond the paper.
 
@@ -26,4 +28,5 @@ __all__ = [
   'make_lstm',
   'make_resnet',
   'make_transformer',
+  'make_wide_resnet',
 ]

@@ -51,7 +51,9 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.vocab_size = 24_006
   # Tokens a lane a batch; memories go on from batch to batch.
   config.data.sequence_length = 32
-  # Held-out tokens that are evaluated on, of whole documents. None: all.
+  # Tokens that all members together train on, and held-out ones that they are
+  # evaluated on, of whole documents. None: all.
+  config.data.max_train_tokens = config_dict.placeholder(int)
   config.data.max_test_tokens = config_dict.placeholder(int)
 
   config.model.name = 'lstm'

@@ -7,6 +7,7 @@ exchange: weights through a folder: stall of the loop, bytes, seconds;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
+step: tokens a second of both updates, and their share of what can be had;
 teacher: an update's time and memory by precision of the teacher;
 text: how fast lanes of tokens are read.
 
@@ -31,6 +32,7 @@ from scripts.benchmark import (
   loss,
   lstm,
   publication,
+  step,
   teacher,
   text,
 )
@@ -42,6 +44,7 @@ PARTS = {
   'loss': loss,
   'lstm': lstm,
   'publication': publication,
+  'step': step,
   'teacher': teacher,
   'text': text,
 }

@@ -37,6 +37,7 @@ from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
 from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import GRAY, Figure, hours_table
+from scripts.figures.regime import Regime
 from scripts.figures.staleness import Staleness
 from scripts.figures.teacher_precision import TeacherPrecision
 from scripts.figures.topology import Topology
@@ -44,6 +45,7 @@ from scripts.figures.two_phase import TwoPhase
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
 VARIANTS = ('reduced', 'laptop')
+DPI = 150  # Of PNGs.
 # The same for the same rows: no dates, no random ids, letters as outlines.
 STYLE = {
   'svg.hashsalt': 'codistillation',
@@ -129,6 +131,7 @@ FIGURES: Mapping[str, Figure] = {
   ),
   'fig4': _FIGURE_4,
   'batch': Batch('Where twice the batch stops to pay: synchronous SGD on text'),
+  'regime': Regime('From where on does codistillation gain?'),
   'two_phase': TwoPhase('Two phases, all steps counted'),
   'staleness_contrast': Contrast('Stale gradients and stale predictions'),
   'cost': Cost(
@@ -198,7 +201,7 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
         transform=ours.transAxes,
       )
     picture.savefig(f'{stem}.svg', metadata={'Date': None})
-    picture.savefig(f'{stem}.png', dpi=150, metadata={'Software': None})
+    picture.savefig(f'{stem}.png', dpi=DPI, metadata={'Software': None})
     plt.close(picture)
 
 
