@@ -60,9 +60,7 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A network as pure functions.
-
-  Inputs are an array, or a tree of arrays whose first axis is the batch.
+  """A network as pure functions of inputs: an array, or a tree of arrays.
 
   Attributes:
     init: key → variables: {'params': …, 'batch_stats': …}.
