@@ -154,9 +154,15 @@ def test_small_variants_build_with_their_data(name, variant):
   config.num_devices = 1
   experiment = build(config, None)
   batch = next(experiment.batches(0, 0))
-  text = config.data.kind == 'text'
-  shape = (config.data.sequence_length,) if text else (8, 8, 1)
-  assert batch['inputs'].shape == (config.batch_size, *shape)
+  shape = {
+    'text': (config.data.get('sequence_length'),),
+    'images': (8, 8, 1),
+    'clicks': (26,),
+  }[config.data.kind]
+  inputs = batch['inputs']
+  if config.data.kind == 'clicks':
+    inputs = inputs['categories']
+  assert inputs.shape == (config.batch_size, *shape)
   assert len(experiment.members) == config.codistill.members
 
 
@@ -332,7 +338,7 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.reload_interval_steps': 0}, 'must be at least 1, not 0'),
     ({'codistill.delay_steps': -1}, 'delay_steps must not be negative'),
     ({'diversity.order': 'other'}, "order is 'other'; it can be own, same"),
-    ({'model.name': 'vit'}, "model.name is 'vit'; it can be dnn, lstm, resnet"),
+    ({'model.name': 'vit'}, "'vit'; it can be click_dnn, dnn, lstm, resnet"),
     ({'model.resnet.depth': 9}, 'no ResNet of depth 9'),
     ({'model.dtype': 'float8'}, "dtype is 'float8'; it can be float32"),
     ({'optimizer.name': 'lamb'}, "no optimizer 'lamb'"),

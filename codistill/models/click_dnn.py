@@ -74,7 +74,8 @@ class ClickDNN(nn.Module):
           kernel_init=nn.initializers.he_normal(),
         )(features)
       )
-    return Prediction(features, _LogisticHead(self.param_dtype)(features))
+    head = _LogisticHead(self.param_dtype, name='head')
+    return Prediction(features, head(features))
 
 
 class _LogisticHead(nn.Module):

@@ -77,9 +77,9 @@ class Model:
     [PyTree, PyTree, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
   ]
   memory: Callable[[int], PyTree]
-  teach: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]] | None = (
-    None
-  )
+  teach: (
+    Callable[[PyTree, PyTree, PyTree], tuple[Prediction, PyTree]] | None
+  ) = None
 
   def predict_each(
     self, members: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
@@ -88,7 +88,7 @@ class Model:
     return self._each(self.predict, members, inputs, memories)
 
   def teach_each(
-    self, peers: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
+    self, peers: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
     """What several peers tell a student of its batch."""
     return self._each(self.teach or self.predict, peers, inputs, memories)

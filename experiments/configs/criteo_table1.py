@@ -5,8 +5,8 @@
 The three arms, and a hashed logistic regression, which a DNN must beat before
 its churn means anything. Each seed is a retrain: another initialisation,
 another order of the same rows. Nothing else changes: not the split, not the
-hashes, not when ψ is switched on. Churn is between retrains of one arm (`scripts.churn`), and of a
-codistilled pair between one copy each; five retrains make ten pairs.
+hashes, not when ψ is switched on. Churn is between retrains of one arm, and of
+a codistilled pair between one copy each; five retrains make ten pairs.
 """
 
 from typing import Any
