@@ -380,11 +380,12 @@ def _make_text(data: ConfigDict) -> Dataset:
 
 
 def _make_clicks(data: ConfigDict) -> Dataset:
-  name = 'synthetic' if data.name == 'synthetic' else data.path
-  if name is None:
+  # A path is somebody's own log, whatever else the variant would take.
+  name = data.path or data.name
+  if name == 'prepared':
     raise UserError(
-      f'data.name is {data.name}: say where with --config.data.path=DIR, a '
-      'folder that scripts.prepare_criteo made; or set data.name to synthetic'
+      'data.name is prepared: say where with --config.data.path=DIR, a folder '
+      'that scripts.prepare_criteo made; or set data.name to synthetic'
     )
   with user_errors(ValueError, OSError):
     return make_clicks(
@@ -392,7 +393,7 @@ def _make_clicks(data: ConfigDict) -> Dataset:
       synthetic_rows=data.synthetic_rows,
       table_sizes=data.table_sizes,
       max_test_rows=data.max_test_rows,
-      cache_dir=data.path if data.name == 'synthetic' else None,
+      cache_dir=None,
     )
 
 

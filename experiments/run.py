@@ -249,9 +249,18 @@ def _train(
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
     )
-    fingerprint = getattr(experiment.dataset, 'fingerprint', None)
-    if fingerprint is not None:
-      workdir.write_run(data={'fingerprint': fingerprint})
+    known = {
+      name: getattr(experiment.dataset, name, None)
+      for name in ('fingerprint', 'best_log_loss')
+    }
+    if any(known.values()):
+      found = {name: it for name, it in known.items() if it is not None}
+      workdir.write_run(data=found)
+    if known['best_log_loss'] is not None:
+      console.print(
+        'A synthetic log: in the mean no model can do better than '
+        f'{known["best_log_loss"]:.4f} nats on all of its held-out rows.'
+      )
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )

@@ -37,8 +37,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.checkpoint_interval_steps = 1_000
 
   config.data.kind = 'clicks'
-  # synthetic, a log that nobody clicked; or prepared, what
-  # scripts.prepare_criteo wrote to path.
+  # synthetic, a log that nobody clicked; or prepared. What
+  # scripts.prepare_criteo wrote to path is taken if one is given.
   config.data.name = 'prepared'
   config.data.path = config_dict.placeholder(str)
   config.data.synthetic_rows = 2_000_000
