@@ -51,6 +51,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.vocab_size = 24_006
   # Tokens a lane a batch; memories go on from batch to batch.
   config.data.sequence_length = 32
+  # Longer documents are trained on in parts, each in a place of its own.
+  config.data.max_document_tokens = config_dict.placeholder(int)
   # Tokens that all members together train on, and held-out ones that they are
   # evaluated on, of whole documents. None: all.
   config.data.max_train_tokens = config_dict.placeholder(int)
