@@ -29,6 +29,8 @@ Batch = dict[str, np.ndarray]
 # than a copy, little enough to wait for.
 _BLOCK_TOKENS = 1 << 20
 _MAX_BLOCK_BATCHES = 64
+# Between hashes of parts of a document: 2⁶⁴ over the golden ratio, odd.
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +42,9 @@ class TextSet:
   Attributes:
     corpus: the tokens.
     sequence_length: T, tokens of a lane in a batch.
+    max_document_tokens: longer documents are trained on in parts of about equal
+      length, no longer than this, each in a place of its own; None for none.
+      Evaluation reads documents whole.
     max_train_tokens: only so many tokens are trained on, of whole documents, by
       all members together; None for all.
     max_test_tokens: only so many held-out tokens are evaluated on, likewise.
@@ -47,6 +52,7 @@ class TextSet:
 
   corpus: corpus_lib.Corpus = dataclasses.field(repr=False)
   sequence_length: int
+  max_document_tokens: int | None
   max_train_tokens: int | None
   max_test_tokens: int | None
 
@@ -143,16 +149,15 @@ class TextSet:
           f'{batch_size} lanes are too many for the {num_tokens} tokens of '
           f'member {number}: prepare more text, or set a smaller batch_size.'
         )
+    parts = _cut(documents, mine, self.max_document_tokens)
     # Two, where lanes are on their way from one pass to the next.
     order = functools.lru_cache(maxsize=2)(
-      lambda turn: _order(
-        documents,
-        mine,
-        partition_lib.mix(documents.hashes[mine], 'order', seed, turn),
+      lambda turn: parts.order(
+        partition_lib.mix(parts.hashes, 'order', seed, turn)
       )
     )
     lanes = _Lanes(
-      int(lengths[mine].sum()),
+      int(parts.lengths.sum()),
       batch_size,
       np.arange(batch_size) if rows is None else np.asarray(rows),
     )
@@ -253,7 +258,8 @@ class TextSet:
       raise ValueError(
         f'Unknown split {split!r}, expected one of {corpus_lib.SPLITS}.'
       )
-    return _order(self.corpus.splits[split], self._documents(split), None)
+    documents = self.corpus.splits[split]
+    return _cut(documents, self._documents(split), None).order(None)
 
   def _documents(self, split: str) -> Int64[np.ndarray, ' documents']:
     """Those of a split that count, in the order of their hashes."""
@@ -308,19 +314,44 @@ class _Order(NamedTuple):
     return documents.read(self.starts[pieces] + low - begin, high - low)
 
 
-def _order(
-  documents: corpus_lib.Documents,
-  indices: np.ndarray,
-  keys: np.ndarray | None,
-) -> _Order:
-  """Those documents, sorted by keys; by the order of indices without."""
-  if keys is not None:
-    # Documents of equal keys are equal.
-    indices = indices[np.argsort(keys, kind='stable')]
-  starts = documents.starts
-  return _Order(
-    starts[indices], np.cumsum(starts[indices + 1] - starts[indices])
+class _Parts(NamedTuple):
+  """Documents, or parts of documents.
+
+  Attributes:
+    starts: where each lies in its split.
+    lengths: in tokens.
+    hashes: uint64.
+  """
+
+  starts: Int64[np.ndarray, ' parts']
+  lengths: Int64[np.ndarray, ' parts']
+  hashes: Integer[np.ndarray, ' parts']
+
+  def order(self, keys: np.ndarray | None) -> _Order:
+    """One after the other, sorted by keys; as they are without."""
+    # Parts of equal keys are equal.
+    sort = slice(None) if keys is None else np.argsort(keys, kind='stable')
+    return _Order(self.starts[sort], np.cumsum(self.lengths[sort]))
+
+
+def _cut(
+  documents: corpus_lib.Documents, indices: np.ndarray, limit: int | None
+) -> _Parts:
+  """Some documents, in as few about equal parts of no more than `limit`."""
+  starts, hashes = documents.starts[indices], documents.hashes[indices]
+  lengths = documents.starts[indices + 1] - starts
+  if limit is None:
+    return _Parts(starts, lengths, hashes)
+  counts = np.maximum(1, -(-lengths // limit))
+  owner = np.repeat(np.arange(len(indices)), counts)
+  # The number of each part in its document.
+  number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+  begin, end = (
+    edge * lengths[owner] // counts[owner] for edge in (number, number + 1)
   )
+  # Those of first parts are their documents'.
+  step = number.astype(np.uint64) * np.uint64(_GOLDEN)
+  return _Parts(starts[owner] + begin, end - begin, hashes[owner] + step)
 
 
 class _Lanes:
@@ -381,6 +412,7 @@ def make_text(
   name: str,
   *,
   sequence_length: int,
+  max_document_tokens: int | None,
   max_train_tokens: int | None,
   max_test_tokens: int | None,
   cache_dir: str | os.PathLike | None,
@@ -392,6 +424,8 @@ def make_text(
       project, tokenised on first use: some ten seconds) or a folder that
       `python -m scripts.prepare_text` made.
     sequence_length: T, tokens of a lane in a batch.
+    max_document_tokens: longer documents are trained on in parts of about equal
+      length, no longer than this; None for whole ones.
     max_train_tokens: only so many tokens are trained on, by all members
       together, of whole documents with the smallest hashes; None for all.
     max_test_tokens: only so many held-out tokens are evaluated on, likewise.
@@ -407,6 +441,7 @@ def make_text(
       f'sequence_length must be at least 1, got {sequence_length}.'
     )
   for key, limit in (
+    ('max_document_tokens', max_document_tokens),
     ('max_train_tokens', max_train_tokens),
     ('max_test_tokens', max_test_tokens),
   ):
@@ -419,6 +454,7 @@ def make_text(
   return TextSet(
     corpus=corpus,
     sequence_length=sequence_length,
+    max_document_tokens=max_document_tokens,
     max_train_tokens=max_train_tokens,
     max_test_tokens=max_test_tokens,
   )

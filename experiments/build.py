@@ -367,6 +367,7 @@ def _make_text(data: ConfigDict) -> Dataset:
     dataset = make_text(
       str(name),
       sequence_length=data.sequence_length,
+      max_document_tokens=data.max_document_tokens,
       max_train_tokens=data.max_train_tokens,
       max_test_tokens=data.max_test_tokens,
       cache_dir=data.data_dir if data.name == 'builtin' else None,

@@ -29,6 +29,7 @@ def open_builtin(cache_dir):
   return text.make_text(
     'builtin',
     sequence_length=16,
+    max_document_tokens=None,
     max_train_tokens=None,
     max_test_tokens=None,
     cache_dir=cache_dir,

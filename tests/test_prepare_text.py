@@ -154,6 +154,7 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   text_set = text.make_text(
     str(output),
     sequence_length=8,
+    max_document_tokens=None,
     max_train_tokens=None,
     max_test_tokens=None,
     cache_dir=None,

@@ -51,6 +51,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.vocab_size = 24_006
   # Tokens a lane a batch; memories go on from batch to batch.
   config.data.sequence_length = 32
+  # Longer documents are trained on in parts, each in a place of its own.
+  config.data.max_document_tokens = config_dict.placeholder(int)
   # Tokens that all members together train on, and held-out ones that they are
   # evaluated on, of whole documents. None: all.
   config.data.max_train_tokens = config_dict.placeholder(int)
@@ -113,6 +115,9 @@ def _python_sources(config: ConfigDict) -> None:
   config.eval_batch_size = 64
   config.checkpoint_interval_steps = 200
   config.data.name = 'builtin'
+  # The mean document of the paper's. These are twelve times as long, and few
+  # lanes would see few of them.
+  config.data.max_document_tokens = 735
   config.data.max_test_tokens = 100_000
   config.data.vocab_size = 512
   config.model.dtype = 'float32'
@@ -127,8 +132,10 @@ def _python_sources(config: ConfigDict) -> None:
 
 
 def _minutes(config: ConfigDict) -> None:
-  """A quarter of the lanes."""
+  """A quarter of the lanes, through whole documents."""
   config.num_steps = 1_000
+  # As the rows were made.
+  config.data.max_document_tokens = config_dict.placeholder(int)
   config.batch_size = 64
   config.eval_interval_steps = 100
   config.data.max_test_tokens = 50_000
