@@ -132,10 +132,8 @@ def _python_sources(config: ConfigDict) -> None:
 
 
 def _minutes(config: ConfigDict) -> None:
-  """A quarter of the lanes, through whole documents."""
+  """A quarter of the lanes."""
   config.num_steps = 1_000
-  # As the rows were made.
-  config.data.max_document_tokens = config_dict.placeholder(int)
   config.batch_size = 64
   config.eval_interval_steps = 100
   config.data.max_test_tokens = 50_000
