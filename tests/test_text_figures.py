@@ -47,6 +47,8 @@ def rows(tmp_path_factory):
     ('lm_regime', {'batch_size': 16, **APART}, 2, 2, 0.8),
     ('lm_regime', {'data.max_train_tokens': 1_000}, 1, 2, 0.9),
     ('lm_regime', {'data.max_train_tokens': 1_000, **APART}, 1, 2, 1.2),
+    ('lm_regime', {'data.max_document_tokens': 9}, 1, 2, 0.6),
+    ('lm_regime', {'data.max_document_tokens': 9, **APART}, 1, 2, 0.7),
     ('lm_regime', {'codistill.distill_weight': 2.0}, 1, 2, 0.95),
     ('lm_regime', {'codistill.burn_in_steps': 20}, 1, 2, 0.97),
     ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
@@ -191,6 +193,7 @@ def test_where_codistillation_gains(rows):
   found = table('regime', rows)
   assert list(found) == [
     'nothing',
+    'whole documents',
     '16 lanes a batch',
     '1,000 tokens of text',
     'ψ weighs 2',

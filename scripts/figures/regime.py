@@ -27,6 +27,7 @@ from scripts.figures.figure import (
 
 _CONFIG = 'lm_regime'
 _BATCH, _TEXT = 'batch_size', 'data.max_train_tokens'
+_CUT, _STEPS = 'data.max_document_tokens', 'num_steps'
 _APART = {
   'codistill.exchange',
   'codistill.burn_in_steps',
@@ -176,11 +177,16 @@ def _conditions(rows: Rows) -> dict[str, Pair]:
   """All of them by name, the config's own first."""
   base = _base(rows)
   found = {'nothing': base} if all(base) else {}
-  for key, name in ((_BATCH, 'lanes a batch'), (_TEXT, 'tokens of text')):
+  for key, name in (
+    (_CUT, 'whole documents'),
+    (_BATCH, '{:,} lanes a batch'),
+    (_TEXT, '{:,} tokens of text'),
+    (_STEPS, '{:,} steps'),
+  ):
     for value in _values(rows, key):
       pair = _pair(rows, {key: value})
       if all(pair):
-        found[f'{value:,} {name}'] = pair
+        found[name.format(value)] = pair
   for key, name in (
     ('codistill.distill_weight', 'ψ weighs {:g}'),
     ('codistill.burn_in_steps', 'burn-in of {:g} steps'),
