@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import jax
 
-from codistill import algorithm, hosts
+from codistill import algorithm, hosts, predictions
 from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
 from codistill.record import Record
@@ -45,6 +46,9 @@ class Trainer:
     # Whatever else wants to see every row.
     self.observers: list[Callable[[Row], None]] = []
     self._checkpoints = Checkpoints(workdir.checkpoints)
+    self._make_writer = (
+      predictions.Writer if hosts.is_first() else predictions.SilentWriter
+    )
     self._seconds_before = 0.0
     self._began = time.monotonic()
     self._last_row_at: dict[int, float] = {}
@@ -57,6 +61,8 @@ class Trainer:
       self._record.keep_rows(
         lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
       )
+      if hosts.is_first():
+        predictions.drop_after(workdir.predictions, self.start_step)
       # A divergence after the checkpoint is about to happen again, or not.
       diverged = workdir.run.get('diverged', {}).items()
       workdir.run['diverged'] = {
@@ -244,16 +250,27 @@ class Trainer:
     if not active:
       return
     experiment = self._experiment
-    result = experiment.evaluate(
-      [member.state.variables for member in active],
-      experiment.eval_batches(),
-      [experiment.carried(member) for member in active],
-    )
     expected = experiment.dataset.num_examples('test')
-    if result.num_examples != expected:
-      raise RuntimeError(
-        f'evaluation counted {result.num_examples} of {expected} examples'
+    with contextlib.ExitStack() as stack:
+      writer = None
+      if self._stores(step, kind):
+        whos = [member.index for member in active]
+        whos += ['ensemble'] if len(active) > 1 else []
+        writer = stack.enter_context(
+          self._make_writer(self._workdir.predictions, step, whos, expected)
+        )
+      result = experiment.evaluate(
+        [member.state.variables for member in active],
+        experiment.eval_batches(),
+        [experiment.carried(member) for member in active],
+        writer and writer.write,
       )
+      if result.num_examples != expected:
+        raise RuntimeError(
+          f'evaluation counted {result.num_examples} of {expected} examples'
+        )
+      if writer and all(math.isfinite(one.task_loss) for one in result.members):
+        writer.commit()
     scored = list(zip(active, result.members, strict=True))
     gaps: dict[int | str, float] = {}
     if result.memory_gap is not None:
@@ -286,6 +303,14 @@ class Trainer:
     for row in rows:
       self._write(row)
     progress.evaluated(rows)
+
+  def _stores(self, step: int, kind: str) -> bool:
+    """Whether what is predicted in an evaluation is kept."""
+    experiment = self._experiment
+    often = experiment.predictions_interval_steps
+    return experiment.store_predictions and (
+      kind == 'final' or (often > 0 and step % often == 0)
+    )
 
   def _scored_row(
     self, step: int, kind: str, who: int | str, **scores: float | None
