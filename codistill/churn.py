@@ -52,8 +52,7 @@ class Score(NamedTuple):
 
 
 def churn(
-  p: Float32[np.ndarray, ' examples *classes'],
-  q: Float32[np.ndarray, ' examples *classes'],
+  p: Float32[np.ndarray, '...'], q: Float32[np.ndarray, '...']
 ) -> Churn:
   """Compares two retrains.
 
