@@ -56,10 +56,10 @@ def number(value: float | None) -> str:
   return '–' if value is None else f'{value:.4f}'
 
 
-def spread(values: Sequence[float], digits: int, unit: str = '') -> str:
-  """[1.0, 1.5] → '1.25 ± 0.25', mean and half the range, as in Table 1."""
+def spread(values: Sequence[float], digits: int) -> str:
+  """[1.0, 1.5] → '1.25 ± 0.25': mean and half the range, as in Table 1."""
   if not values:
     return '–'
-  half = (max(values) - min(values)) / 2
   mean = f'{statistics.fmean(values):.{digits}f}'
-  return f'{mean} ± {half:.{digits}f}{unit}' if len(values) > 1 else mean + unit
+  half = (max(values) - min(values)) / 2
+  return f'{mean} ± {half:.{digits}f}' if len(values) > 1 else mean

@@ -27,6 +27,7 @@ from typing import NamedTuple
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from codistill import predictions
 from codistill.churn import Score, score
@@ -38,6 +39,10 @@ from experiments.runs import label_of, read_runs, some_run
 from experiments.summary import spread
 from scripts.collect import find_runs
 
+LEGEND = """\
+Held-out examples; mean ± half the range. churn, over pairs of runs: mean |Δp|
+of two classes, total variation distance of more; changed: examples whose most
+likely class is another one; loss in nats."""
 Recipe = tuple[str, list[pathlib.Path]]
 
 
@@ -127,36 +132,24 @@ def compare(workdirs: Sequence[pathlib.Path], *, all_steps: bool) -> list[Line]:
   ]
 
 
-def churn_table(recipes: Sequence[tuple[str, Sequence[Line]]]) -> Table:
-  """A line for each member and ensemble of each recipe."""
-  table = Table(
-    title='Churn between retrains, held-out examples',
-    box=box.SIMPLE_HEAD,
-    padding=(0, 1, 0, 0),
-    caption=(
-      'mean ± half the range; churn: mean |Δp| of two classes, of more the '
-      'total variation distance, over pairs of runs; changed: examples whose '
-      'most likely class is another one; loss in nats, over runs'
-    ),
-  )
-  table.add_column('recipe', overflow='fold')
+def churn_table(name: str, lines: Sequence[Line]) -> Table:
+  """A line for each member and ensemble at each step."""
+  table = Table(title=Text(name), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  table.add_column('step', justify='right', no_wrap=True)
   table.add_column('member', no_wrap=True)
-  for name in ('step', 'runs', 'churn', 'changed', 'loss', 'accuracy', 'AUC'):
-    table.add_column(name, justify='right')
-  for name, lines in recipes:
-    for line in lines:
-      table.add_row(
-        name,
-        str(line.who),
-        f'{line.step:,}',
-        str(len(line.scores)),
-        spread([row['total_variation'] for row in line.churn], 4),
-        spread([100 * row['changed_decisions'] for row in line.churn], 2, ' %'),
-        spread([one.log_loss for one in line.scores], 4),
-        spread([100 * one.accuracy for one in line.scores], 2, ' %'),
-        spread([one.auc for one in line.scores if one.auc is not None], 4),
-        end_section=line is lines[-1],
-      )
+  for column in ('runs', 'churn', 'changed %', 'loss', 'accuracy %', 'AUC'):
+    table.add_column(column, justify='right')
+  for line in lines:
+    table.add_row(
+      f'{line.step:,}',
+      str(line.who),
+      str(len(line.scores)),
+      spread([row['total_variation'] for row in line.churn], 4),
+      spread([100 * row['changed_decisions'] for row in line.churn], 2),
+      spread([one.log_loss for one in line.scores], 4),
+      spread([100 * one.accuracy for one in line.scores], 2),
+      spread([one.auc for one in line.scores if one.auc is not None], 4),
+    )
   return table
 
 
@@ -171,8 +164,11 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
       say(str(error))
     else:
       compared.append((name, lines))
+  console = Console()
+  for name, lines in compared:
+    console.print(churn_table(name, lines))
   if compared:
-    Console().print(churn_table(compared))
+    console.print(LEGEND)
   return 0 if compared and len(compared) == len(recipes) else 1
 
 
