@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -46,9 +45,6 @@ class Trainer:
     # Whatever else wants to see every row.
     self.observers: list[Callable[[Row], None]] = []
     self._checkpoints = Checkpoints(workdir.checkpoints)
-    self._make_writer = (
-      predictions.Writer if hosts.is_first() else predictions.SilentWriter
-    )
     self._seconds_before = 0.0
     self._began = time.monotonic()
     self._last_row_at: dict[int, float] = {}
@@ -251,25 +247,23 @@ class Trainer:
       return
     experiment = self._experiment
     expected = experiment.dataset.num_examples('test')
-    with contextlib.ExitStack() as stack:
-      writer = None
-      if self._stores(step, kind):
-        whos = [member.index for member in active]
-        whos += ['ensemble'] if len(active) > 1 else []
-        writer = stack.enter_context(
-          self._make_writer(self._workdir.predictions, step, whos, expected)
-        )
+    whos = [member.index for member in active]
+    whos += ['ensemble'] if len(active) > 1 else []
+    stores = self._stores(step, kind) and hosts.is_first()
+    make_writer = predictions.Writer if stores else predictions.SilentWriter
+    with make_writer(self._workdir.predictions, step, whos, expected) as writer:
       result = experiment.evaluate(
         [member.state.variables for member in active],
         experiment.eval_batches(),
         [experiment.carried(member) for member in active],
-        writer and writer.write,
+        # One program for all evaluations, whether they are stored or not.
+        writer.write if experiment.store_predictions else None,
       )
       if result.num_examples != expected:
         raise RuntimeError(
           f'evaluation counted {result.num_examples} of {expected} examples'
         )
-      if writer and all(math.isfinite(one.task_loss) for one in result.members):
+      if all(math.isfinite(score.task_loss) for score in result.members):
         writer.commit()
     scored = list(zip(active, result.members, strict=True))
     gaps: dict[int | str, float] = {}

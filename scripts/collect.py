@@ -268,7 +268,7 @@ def merge(
     merged[result.id] = result
   seen: dict[str, Result] = {}
   for result in merged.values():
-    first = seen.setdefault(_point(result), result)
+    first = seen.setdefault(_point(result.id), result)
     recipes = [results.recipe_of(one.run['config']) for one in (first, result)]
     if recipes[0] != recipes[1]:
       raise ValueError(
@@ -284,23 +284,23 @@ def _identity(result: Result) -> tuple[Any, ...]:
 
 
 def _compare(
-  runs: Sequence[tuple[Result, pathlib.Path]],
+  folders: Mapping[str, pathlib.Path],
 ) -> dict[tuple[str, str], list[Row]]:
   """Churn between the seeds of each point, by the ids of the two runs.
 
   Args:
-    runs: of one file, and where they lie.
+    folders: where the runs of one file lie, by id.
 
   Raises:
     ValueError: as `retrains.compare`.
   """
-  runs = sorted(runs, key=lambda run: results.natural(run[0].id))
+  ids = sorted(folders, key=results.natural)
   return {
-    (one.id, other.id): [
-      {'id': one.id, 'kind': 'churn', 'other': other.id, **row}
-      for row in retrains.compare(here, there)
+    (one, other): [
+      {'id': one, 'kind': 'churn', 'other': other, **row}
+      for row in retrains.compare(folders[one], folders[other])
     ]
-    for (one, here), (other, there) in itertools.combinations(runs, 2)
+    for one, other in itertools.combinations(ids, 2)
     if _point(one) == _point(other)
   }
 
@@ -335,8 +335,8 @@ def _with_churn(
   ]
 
 
-def _point(result: Result) -> str:
-  return result.id.rpartition('/')[0]
+def _point(id_: str) -> str:
+  return id_.rpartition('/')[0]
 
 
 def collect(
@@ -362,7 +362,7 @@ def collect(
       were evaluated on different examples; nothing is written.
   """
   files: dict[str, list[Result]] = {}
-  found: dict[str, list[tuple[Result, pathlib.Path]]] = {}
+  folders: dict[str, dict[str, pathlib.Path]] = {}
   refused = []
   for workdir in workdirs:
     for folder, records in find_runs(workdir).items():
@@ -378,13 +378,13 @@ def collect(
       own = files.setdefault(name, [])
       # Among those just read, neither is the one from before.
       files[name] = merge(own, [result], replace=False)
-      found.setdefault(name, []).append((result, folder))
+      folders.setdefault(name, {})[result.id] = folder
   texts = {}
   for name, new in files.items():
     path = out / f'{name}.jsonl'
     old = results.read(path) if path.exists() else []
     merged = merge(old, new, replace=replace)
-    texts[path] = _with_churn(merged, old, _compare(found[name]))
+    texts[path] = _with_churn(merged, old, _compare(folders[name]))
   out.mkdir(parents=True, exist_ok=True)
   for path, merged in texts.items():
     fresh = path.with_suffix('.new')

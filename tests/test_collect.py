@@ -312,7 +312,7 @@ def test_more_classes_have_churn_and_no_auc(tmp_path, out):
 
 def test_what_is_collected_again_keeps_its_churn(tmp_path, out):
   folder = make_retrains(tmp_path)
-  assert run_collect(folder, f'--out={out}') == 0
+  assert run_collect(folder, folder / '0', f'--out={out}') == 0
   before = one_file(out).read_bytes()
   assert run_collect(folder / '1', f'--out={out}') == 0
   assert one_file(out).read_bytes() == before
