@@ -34,11 +34,11 @@ def test_of_a_model_with_itself_it_is_none(classes):
 
 def test_of_two_classes_it_is_the_mean_absolute_difference():
   p = np.array([0.1, 0.5, 0.9, 0.4], np.float32)
-  q = np.array([0.3, 0.5, 0.2, 0.6], np.float32)
+  q = np.array([0.3, 0.6, 0.2, 0.6], np.float32)
   found = churn(p, q)
-  assert found.total_variation == pytest.approx((0.2 + 0 + 0.7 + 0.2) / 4)
+  assert found.total_variation == pytest.approx((0.2 + 0.1 + 0.7 + 0.2) / 4)
   # 0.5 is class 0, as it is for an argmax.
-  assert found.changed_decisions == 2 / 4
+  assert found.changed_decisions == 3 / 4
 
 
 def test_of_more_it_is_the_total_variation_distance():
