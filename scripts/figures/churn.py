@@ -61,10 +61,11 @@ class Model:
   who: int | str
 
   def is_of(self, run: Result) -> bool:
-    """Whether a run trained it."""
+    """Whether a run trained it, and no other network."""
     codistill = run.run['config']['codistill']
     return (
-      codistill['members'] == self.members
+      not any(key.startswith('model.') for key in run.point)
+      and codistill['members'] == self.members
       and (codistill['exchange'] != 'none') == self.codistilled
     )
 
