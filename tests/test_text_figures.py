@@ -202,6 +202,11 @@ def test_where_codistillation_gains(rows):
   gains = 'codistillation gains'
   # Against the two that never meet, seed for seed: of the named config one.
   assert found['nothing'][gains] == f'+{0.1 * 4 / 50:.4f}'
+  # Members of these runs are alike.
+  assert (
+    found['nothing']['the same, mean of both members']
+    == (found['nothing'][gains])
+  )
   assert found['16 lanes a batch'][gains] == (f'+{0.05 * 4 / 50:.4f} ± {0:.4f}')
   assert found['1,000 tokens of text'][gains] == f'+{0.3 * 4 / 50:.4f}'
   assert found['ψ weighs 2'][gains] == f'+{0.05 * 4 / 50:.4f}'

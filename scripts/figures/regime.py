@@ -106,6 +106,7 @@ class Regime(Figure):
           LOSS.text(ends),
           LOSS.text(LOSS.ends(apart, 'ensemble')),
           LOSS.text(_codistilled((together, apart)), sign='+'),
+          LOSS.text(_members((together, apart)), sign='+'),
           LOSS.text(_ensemble((together, apart)), sign='+'),
           count_cell(together),
           command_cell(_CONFIG, variant, together),
@@ -117,6 +118,7 @@ class Regime(Figure):
       f'codistilled, partitioned: {LOSS.short}',
       f'ensemble of two: {LOSS.short}',
       'codistillation gains',
+      'the same, mean of both members',
       'the ensemble gains',
       'runs',
       COMMAND,
@@ -127,6 +129,13 @@ class Regime(Figure):
 def _codistilled(pair: Pair) -> list[float]:
   together, apart = pair
   return LOSS.gains(together, 0, apart, 0)
+
+
+def _members(pair: Pair) -> list[float]:
+  """As `_codistilled`, of the mean over a run's two members."""
+  together, apart = pair
+  by_member = (LOSS.gains(together, who, apart, who) for who in (0, 1))
+  return [statistics.fmean(gains) for gains in zip(*by_member, strict=True)]
 
 
 def _ensemble(pair: Pair) -> list[float]:
