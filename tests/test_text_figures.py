@@ -215,8 +215,10 @@ def test_where_codistillation_gains(rows):
   )
   _, axes = plt.subplots()
   figures.FIGURES['regime'].draw_left(axes, rows)
-  line = axes.get_lines()[0]
-  assert list(line.get_xdata()) == [8, 16]
+  assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
+  # Dots, one a seed, condition by condition.
+  dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
+  assert [len(line.get_xdata()) for line in dots] == [1, 1, 2, 1, 1, 1]
   plt.close()
 
 
