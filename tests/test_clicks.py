@@ -67,7 +67,7 @@ def test_what_makes_no_sense_is_one_sentence(argument, said, tmp_path, capfd):
 
 def test_table_1_is_one_network_two_two_that_codistil_and_a_regression():
   points = config_lib.points('criteo_table1')
-  assert [len(point) for point in points] == [0, 1, 4, 2]
+  assert [len(point) for point in points] == [0, 1, 4, 1]
   codistil = config_lib.load('criteo_codistill').codistill
   assert points[2] == {
     f'codistill.{key}': codistil[key]

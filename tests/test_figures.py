@@ -257,9 +257,10 @@ def test_diversity_has_all_eight_combinations(rows):
 
 @pytest.fixture(scope='module', params=['criteo', 'images'])
 def retrains(request, tmp_path_factory):
-  """The three models of Table 1: in one config's sweep, or a config each."""
+  """The models of Table 1: in one config's sweep, or a config each."""
   folder = tmp_path_factory.mktemp('retrains')
   alone = {'codistill.exchange': 'none'}
+  known = {'data': {'best_log_loss': 0.0125}}
   for config, members, point in (
     ('imagenet_sync', 1, {}),
     ('imagenet_ensemble', 2, alone),
@@ -267,10 +268,19 @@ def retrains(request, tmp_path_factory):
   ):
     if request.param == 'criteo':
       point = {**point, 'codistill.members': members}
-      make_retrains(folder / config, 'criteo_table1', members, point=point)
+      make_retrains(
+        folder / config, 'criteo_table1', members, point=point, **known
+      )
     else:
       # A config's own keys are no point of it.
       make_retrains(folder / config, config, members, overrides={}, point=point)
+  if request.param == 'criteo':
+    make_retrains(
+      folder / 'regression',
+      'criteo_table1',
+      point={'model.name': 'click_regression'},
+      **known,
+    )
   out = folder / 'results'
   collect.collect([folder], out, allow=(), replace=False)
   names = {
@@ -286,11 +296,19 @@ def test_churn_of_three_models_stands_beside_the_papers(retrains):
     figure = figures.FIGURES[name]
     assert figure.has_rows(rows)
     table = cells(figure.table(rows, 'laptop'))
-    assert list(table) == [
+    names = [
       network,
       f'ensemble of two {network}s',
       f'two-way codistilled {network}',
     ]
+    if scatter:
+      names.append('hashed logistic regression')
+      best = table.pop('best that can be reached (the truth itself)')
+      assert best['ours: log loss (nats)'] == '0.0125'
+      assert best['ours: churn'] == '–'
+      regression = table['hashed logistic regression']
+      assert regression['paper: validation log loss (nats)'] == '–'
+    assert list(table) == names
     for line in table.values():
       assert line['ours: churn'] == '0.1333 ± 0.0500'
       assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
@@ -322,6 +340,9 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
     assert point.get_label() == f'{network} (3 seeds)'
     [at] = point[0].get_xydata()
     assert at == pytest.approx([0.4 / 3, 0.025])
+    said = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert 'hashed logistic regression (3 seeds)' in said
+    assert 'best that can be reached: 0.0125 nats' in said
     plt.close()
 
 

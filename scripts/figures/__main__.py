@@ -30,7 +30,7 @@ from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.batch import Batch
-from scripts.figures.churn import Churn, ChurnOverSteps
+from scripts.figures.churn import MODELS, REGRESSION, Churn, ChurnOverSteps
 from scripts.figures.contrast import Contrast
 from scripts.figures.cost import Cost, EqualCompute
 from scripts.figures.curves import Curves
@@ -150,7 +150,10 @@ FIGURES: Mapping[str, Figure] = {
   ),
   'equal_compute': EqualCompute('Two networks’ worth of computing'),
   'table1': Churn(
-    'Table 1: Criteo, and ours on a synthetic log', ('criteo_table1',), 'DNN'
+    'Table 1: Criteo, and ours on a synthetic log',
+    ('criteo_table1',),
+    'DNN',
+    (*MODELS, REGRESSION),
   ),
   'controls': Curves(
     'The arms of Figures 2a and 2b, ours on images',
@@ -174,7 +177,10 @@ FIGURES: Mapping[str, Figure] = {
   'topology': Topology('Who should learn from whom?'),
   'teacher_precision': TeacherPrecision('How precise must a teacher be?'),
   'churn': ChurnOverSteps(
-    'Log loss and churn on the way: Criteo', ('criteo_table1',), 'DNN'
+    'Log loss and churn on the way: a synthetic click log',
+    ('criteo_table1',),
+    'DNN',
+    (*MODELS, REGRESSION),
   ),
   'churn_images': ChurnOverSteps(
     'Log loss and churn on the way: images',

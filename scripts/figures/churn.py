@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -46,28 +47,37 @@ class Model:
 
   Attributes:
     label: its name, around what a network is called.
-    paper: its name in paper.json.
+    paper: its name in paper.json; None if it is not the paper's.
     color: that of its arm in other figures.
     members: how many networks a run trains.
     codistilled: whether they learn from each other.
     who: the predictor that is compared; of a codistilled pair one copy.
+    network: what it has otherwise than the config's network.
   """
 
   label: str
-  paper: str
+  paper: str | None
   color: str
   members: int
   codistilled: bool
   who: int | str
+  network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def is_of(self, run: Result) -> bool:
     """Whether a run trained it, and no other network."""
     codistill = run.run['config']['codistill']
+    network = {
+      key: value for key, value in run.point.items() if key.startswith('model.')
+    }
     return (
-      not any(key.startswith('model.') for key in run.point)
+      network == self.network
       and codistill['members'] == self.members
       and (codistill['exchange'] != 'none') == self.codistilled
     )
+
+  def of_paper(self) -> Sequence[float] | None:
+    """The paper's log loss and churn, each with its half-range."""
+    return PAPER['table1']['rows'][self.paper] if self.paper else None
 
 
 MODELS = (
@@ -89,6 +99,16 @@ MODELS = (
     0,
   ),
 )
+# What a DNN must beat before its churn means anything.
+REGRESSION = Model(
+  'hashed logistic regression',
+  None,
+  '#0072B2',
+  1,
+  False,
+  0,
+  {'model.name': 'click_regression'},
+)
 
 
 class Churn(Figure):
@@ -96,7 +116,13 @@ class Churn(Figure):
 
   seeds = 5
 
-  def __init__(self, title: str, configs: tuple[str, ...], network: str):
+  def __init__(
+    self,
+    title: str,
+    configs: tuple[str, ...],
+    network: str,
+    models: Sequence[Model] = MODELS,
+  ):
     """Names it.
 
     Args:
@@ -104,14 +130,16 @@ class Churn(Figure):
       configs: whose rows are ours: one with all models in its sweep, or several
         whose base points are the models.
       network: what one is called.
+      models: those that are compared.
     """
     self.title = title
     self.configs = configs
     self.network = network
+    self.models = models
 
   def has_rows(self, rows: Rows) -> bool:
     """Whether two retrains of a model have been compared."""
-    return any(self._pairs(model, rows) for model in MODELS)
+    return any(self._pairs(model, rows) for model in self.models)
 
   def how(self, variant: str) -> str:
     """What makes our rows."""
@@ -120,17 +148,16 @@ class Churn(Figure):
 
   def draw_paper(self, axes: Axes) -> None:
     """Table 1: five retrains a model."""
-    for model in MODELS:
-      loss, loss_range, churn, churn_range = PAPER['table1']['rows'][
-        model.paper
-      ]
-      label = model.label.format('DNN')
-      _point(axes, model, label, churn, churn_range, loss, loss_range)
+    for model in self.models:
+      if numbers := model.of_paper():
+        loss, loss_range, churn, churn_range = numbers
+        label = model.label.format('DNN')
+        _point(axes, model, label, churn, churn_range, loss, loss_range)
     _finish(axes, 'churn: mean |Δp| between two retrains')
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """A point a model."""
-    for model in MODELS:
+    for model in self.models:
       pairs, runs = self._pairs(model, rows), self._runs(model, rows)
       losses = LOSS.ends(runs, model.who)
       if pairs and losses:
@@ -141,22 +168,19 @@ class Churn(Figure):
           *_mean_and_half(_ends(_CHURN, pairs, model)),
           *_mean_and_half(losses),
         )
+    self._name_best(axes, rows)
     _finish(axes, _CHURN.label)
 
   def table(self, rows: Rows, variant: str) -> str:
     """The paper's numbers beside ours."""
     lines = []
-    for model in MODELS:
-      loss, loss_range, churn, churn_range = PAPER['table1']['rows'][
-        model.paper
-      ]
+    for model in self.models:
       pairs, runs = self._pairs(model, rows), self._runs(model, rows)
       config = runs[0].run['experiment'] if runs else self._config(model)
       lines.append(
         [
           self._label(model),
-          f'{loss:.4f} ± {loss_range:g}',
-          f'{churn:.3f} ± {churn_range:g}',
+          *_paper_cells(model),
           LOSS.text(LOSS.ends(runs, model.who)),
           _AUC.text(_AUC.ends(runs, model.who)),
           TOP_1.text(TOP_1.ends(runs, model.who)),
@@ -165,6 +189,12 @@ class Churn(Figure):
           count_cell(runs),
           command_cell(config, variant, runs, self.seeds),
         ]
+      )
+    best = self._best(rows)
+    if best is not None:
+      name = 'best that can be reached (the truth itself)'
+      lines.append(
+        [name, '–', '–', LOSS.text([best]), *['–'] * 4, '–', 'printed by runs']
       )
     paper = 'paper' if len(self.configs) == 1 else 'paper, Criteo'
     header = [
@@ -181,12 +211,32 @@ class Churn(Figure):
     ]
     return markdown.table(header, lines)
 
+  def _best(self, rows: Rows) -> float | None:
+    """What no model can beat in expectation, if a log is synthetic, in nats.
+
+    On all held-out rows, of which a variant may evaluate only the first.
+    """
+    found = {
+      run.run.get('data', {}).get('best_log_loss')
+      for config in self.configs
+      for run in rows.get(config, ())
+    }
+    return found.pop() if len(found) == 1 else None
+
+  def _name_best(self, axes: Axes, rows: Rows) -> None:
+    """Says it in the legend: as a line it would be far below all others."""
+    best = self._best(rows)
+    if best is not None:
+      axes.plot([], [], ' ', label=f'best that can be reached: {best:.4f} nats')
+
   def _label(self, model: Model) -> str:
     return model.label.format(self.network)
 
   def _config(self, model: Model) -> str:
     """Which config will have its runs."""
-    return self.configs[MODELS.index(model) if len(self.configs) > 1 else 0]
+    return self.configs[
+      self.models.index(model) if len(self.configs) > 1 else 0
+    ]
 
   def _runs(self, model: Model, rows: Rows) -> list[Result]:
     return one_a_seed(
@@ -215,24 +265,26 @@ class ChurnOverSteps(Churn):
   def how(self, variant: str) -> str:
     """What makes our rows, on the way, too."""
     return (
-      f'{super().how(variant)}\n\nFor more than their ends, add\n\n'
+      f'{super().how(variant)}\n\nFor more than their ends, where a config '
+      'has it not:\n\n'
       '  --config.predictions_interval_steps=K'
     )
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """Log loss of all runs of the models that have churn."""
-    for model in MODELS:
+    for model in self.models:
       if self._pairs(model, rows):
         runs = LOSS.whole(self._runs(model, rows), model.who)
         label = f'{self._label(model)} ({seeds_text(len(runs))})'
         _curves(
           axes, model, label, [LOSS.curve(run, model.who) for run in runs]
         )
+    self._name_best(axes, rows)
     _over_steps(axes, LOSS.label)
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """Churn of all pairs of runs."""
-    for model in MODELS:
+    for model in self.models:
       pairs = self._pairs(model, rows)
       label = f'{self._label(model)} ({len(pairs)} pairs)'
       _curves(
@@ -244,6 +296,14 @@ class ChurnOverSteps(Churn):
 def _ends(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
   """Of each pair, at the last step of which both have predictions."""
   return [metric.curve(pair, model.who)[-1][1] for pair in pairs]
+
+
+def _paper_cells(model: Model) -> list[str]:
+  numbers = model.of_paper()
+  if numbers is None:
+    return ['–', '–']
+  loss, loss_range, churn, churn_range = numbers
+  return [f'{loss:.4f} ± {loss_range:g}', f'{churn:.3f} ± {churn_range:g}']
 
 
 def _mean_and_half(values: Sequence[float]) -> tuple[float, float]:
