@@ -311,10 +311,56 @@ def test_churn_of_three_models_stands_beside_the_papers(retrains):
     assert list(table) == names
     for line in table.values():
       assert line['ours: churn'] == '0.1333 ± 0.0500'
+      assert line['ours: churn over the first line’s (%)'] == '100'
       assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
       assert line['ours: AUC'] == '0.7500 ± 0.0000'
       assert line['ours: log loss (nats)'] == '0.0250 ± 0.0000'
       assert line['our runs'] == '3'
+
+
+def test_choices_stand_beside_the_arms_of_table_1(tmp_path):
+  arm = {'codistill.members': 2, 'codistill.exchange': 'memory'}
+  make_retrains(tmp_path / 'arm', 'criteo_table1', 2, point=arm)
+  points = [
+    {'diversity.partition': 'own'},
+    {'codistill.burn_in_steps': 0},
+    {'codistill.reload_interval_steps': 200},
+    {'codistill.reload_interval_steps': 1},
+    {'codistill.reload_interval_steps': 1, 'codistill.delay_steps': 7},
+  ]
+  for number, point in enumerate(points):
+    make_retrains(
+      tmp_path / str(number), 'criteo_choices', 2, overrides=point, point=point
+    )
+  out = tmp_path / 'results'
+  collect.collect([tmp_path], out, allow=(), replace=False)
+  rows, figure = results.read_folder(out, 'laptop'), figures.FIGURES['choices']
+  assert figure.has_rows(rows)
+  table = cells(figure.table(rows, 'laptop'))
+  names = [
+    'codistilled, reload interval 1',
+    'codistilled, reload interval 200',
+    'codistilled, ψ from step 0 on',
+    'codistilled, disjoint halves of the rows',
+  ]
+  assert list(table) == [
+    'DNN',
+    'ensemble of two DNNs',
+    'two-way codistilled DNN',
+    *names,
+  ]
+  for name in ('two-way codistilled DNN', *names):
+    assert table[name]['ours: churn'] == '0.1333 ± 0.0500'
+    # There is no DNN to be beside.
+    assert table[name]['ours: churn over the first line’s (%)'] == '–'
+    assert table[name]['our runs'] == '3'
+  _, axes = plt.subplots()
+  figure.draw_ours(axes, rows)
+  said = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert said[1:] == [f'{name} (3 seeds)' for name in names]
+  plt.close()
+  del rows['criteo_choices']
+  assert not figure.has_rows(rows)
 
 
 def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
@@ -347,7 +393,7 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
 
 
 def test_without_churn_it_says_what_makes_it(rows):
-  for name in ('table1', 'churn', 'churn_images'):
+  for name in ('table1', 'churn', 'churn_images', 'choices'):
     assert not figures.FIGURES[name].has_rows(rows)
     assert 'No stored predictions yet' in figures.FIGURES[name].how('laptop')
   how = figures.FIGURES['churn_images'].how('laptop')

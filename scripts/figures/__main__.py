@@ -30,7 +30,13 @@ from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.batch import Batch
-from scripts.figures.churn import MODELS, REGRESSION, Churn, ChurnOverSteps
+from scripts.figures.churn import (
+  MODELS,
+  REGRESSION,
+  Choices,
+  Churn,
+  ChurnOverSteps,
+)
 from scripts.figures.contrast import Contrast
 from scripts.figures.cost import Cost, EqualCompute
 from scripts.figures.curves import Curves
@@ -181,6 +187,11 @@ FIGURES: Mapping[str, Figure] = {
     ('criteo_table1',),
     'DNN',
     (*MODELS, REGRESSION),
+  ),
+  'choices': Choices(
+    'What the paper leaves out: reload interval, burn-in, partition',
+    ('criteo_table1', 'criteo_choices'),
+    'DNN',
   ),
   'churn_images': ChurnOverSteps(
     'Log loss and churn on the way: images',

@@ -141,6 +141,11 @@ class Churn(Figure):
     """Whether two retrains of a model have been compared."""
     return any(self._pairs(model, rows) for model in self.models)
 
+  def models_of(self, rows: Rows) -> Sequence[Model]:
+    """Those of the lines of the table, the first of which others are beside."""
+    del rows
+    return self.models
+
   def how(self, variant: str) -> str:
     """What makes our rows."""
     text = super().how(variant)
@@ -157,7 +162,7 @@ class Churn(Figure):
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """A point a model."""
-    for model in self.models:
+    for model in self.models_of(rows):
       pairs, runs = self._pairs(model, rows), self._runs(model, rows)
       losses = LOSS.ends(runs, model.who)
       if pairs and losses:
@@ -174,9 +179,12 @@ class Churn(Figure):
   def table(self, rows: Rows, variant: str) -> str:
     """The paper's numbers beside ours."""
     lines = []
-    for model in self.models:
+    models = self.models_of(rows)
+    first = _ends(_CHURN, self._pairs(models[0], rows), models[0])
+    for model in models:
       pairs, runs = self._pairs(model, rows), self._runs(model, rows)
       config = runs[0].run['experiment'] if runs else self._config(model)
+      churn = _ends(_CHURN, pairs, model)
       lines.append(
         [
           self._label(model),
@@ -184,7 +192,8 @@ class Churn(Figure):
           LOSS.text(LOSS.ends(runs, model.who)),
           _AUC.text(_AUC.ends(runs, model.who)),
           TOP_1.text(TOP_1.ends(runs, model.who)),
-          _CHURN.text(_ends(_CHURN, pairs, model)),
+          _CHURN.text(churn),
+          _share(churn, first),
           _CHANGED.text(_ends(_CHANGED, pairs, model)),
           count_cell(runs),
           command_cell(config, variant, runs, self.seeds),
@@ -194,7 +203,7 @@ class Churn(Figure):
     if best is not None:
       name = 'best that can be reached (the truth itself)'
       lines.append(
-        [name, '–', '–', LOSS.text([best]), *['–'] * 4, '–', 'printed by runs']
+        [name, '–', '–', LOSS.text([best]), *['–'] * 5, '–', 'printed by runs']
       )
     paper = 'paper' if len(self.configs) == 1 else 'paper, Criteo'
     header = [
@@ -205,6 +214,7 @@ class Churn(Figure):
       'ours: AUC',
       f'ours: {TOP_1.short}',
       'ours: churn',
+      'ours: churn over the first line’s (%)',
       f'ours: {_CHANGED.short}',
       'our runs',
       COMMAND,
@@ -242,8 +252,11 @@ class Churn(Figure):
     return one_a_seed(
       run
       for run in rows.get(self._config(model), ())
-      if model.is_of(run) and (len(self.configs) == 1 or not run.point)
+      if self._is_of(model, run)
     )
+
+  def _is_of(self, model: Model, run: Result) -> bool:
+    return model.is_of(run) and (len(self.configs) == 1 or not run.point)
 
   def _pairs(self, model: Model, rows: Rows) -> list[Result]:
     """Its runs two by two: a `Result` a pair, whose rows are their churn."""
@@ -255,6 +268,76 @@ class Churn(Figure):
         if row['other'] in ids and row['member'] == model.who:
           pairs.setdefault((run.id, row['other']), []).append(row)
     return [Result({}, tuple(churn)) for churn in pairs.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Model):
+  """A codistilled pair with one thing otherwise.
+
+  Attributes:
+    point: what.
+  """
+
+  point: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def is_of(self, run: Result) -> bool:
+    """Whether a run has it otherwise, and nothing else."""
+    return run.point == self.point
+
+
+class Choices(Churn):
+  """Codistilled pairs, each with one thing otherwise, beside Table 1's arms."""
+
+  config = 'criteo_choices'
+
+  def has_rows(self, rows: Rows) -> bool:
+    """Whether two retrains of a choice have been compared."""
+    return any(self._pairs(choice, rows) for choice in _choices(rows))
+
+  def models_of(self, rows: Rows) -> Sequence[Model]:
+    """The arms, then the choices that have been run."""
+    return [*self.models, *_choices(rows)]
+
+  def _config(self, model: Model) -> str:
+    return self.config if isinstance(model, Choice) else self.configs[0]
+
+  def _is_of(self, model: Model, run: Result) -> bool:
+    return model.is_of(run)
+
+
+# What the paper leaves out, in the order of the lines, and in words.
+_CHOICES = {
+  'codistill.reload_interval_steps': 'reload interval {}',
+  'codistill.burn_in_steps': 'ψ from step {} on',
+  'diversity.partition': '{}',
+}
+_PARTITIONS = {'own': 'disjoint halves of the rows'}
+_CHOICE_COLORS = ('#0072B2', '#56B4E9', '#CC79A7', '#E69F00', '#999999')
+
+
+def _choices(rows: Rows) -> list[Choice]:
+  found = {
+    item
+    for run in rows.get(Choices.config, ())
+    if len(run.point) == 1
+    for item in run.point.items()
+    if item[0] in _CHOICES
+  }
+  order = list(_CHOICES)
+  return [
+    Choice(
+      'codistilled, ' + _CHOICES[key].format(_PARTITIONS.get(value, value)),
+      None,
+      _CHOICE_COLORS[number % len(_CHOICE_COLORS)],
+      2,
+      True,
+      0,
+      point={key: value},
+    )
+    for number, (key, value) in enumerate(
+      sorted(found, key=lambda item: (order.index(item[0]), item[1]))
+    )
+  ]
 
 
 class ChurnOverSteps(Churn):
@@ -296,6 +379,12 @@ class ChurnOverSteps(Churn):
 def _ends(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
   """Of each pair, at the last step of which both have predictions."""
   return [metric.curve(pair, model.who)[-1][1] for pair in pairs]
+
+
+def _share(values: Sequence[float], of: Sequence[float]) -> str:
+  if not values or not of:
+    return '–'
+  return f'{100 * statistics.fmean(values) / statistics.fmean(of):.0f}'
 
 
 def _paper_cells(model: Model) -> list[str]:
