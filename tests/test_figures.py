@@ -372,6 +372,8 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
   for label in labels:
     assert list(lines[label].get_xdata()) == [20, 40]
     assert lines[label].get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
+  # ψ is switched on at step 10.
+  assert any(list(line.get_xdata()) == [10, 10] for line in axes.get_lines())
   plt.close()
   _, axes = plt.subplots()
   figures.FIGURES[steps].draw_left(axes, rows)
@@ -388,7 +390,8 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
     assert at == pytest.approx([0.4 / 3, 0.025])
     said = [text.get_text() for text in axes.get_legend().get_texts()]
     assert 'hashed logistic regression (3 seeds)' in said
-    assert 'best that can be reached: 0.0125 nats' in said
+    note = axes.get_legend().get_title().get_text()
+    assert note == 'best that can be reached: 0.0125 nats'
     plt.close()
 
 

@@ -30,6 +30,7 @@ from scripts.figures.figure import (
   Figure,
   command_cell,
   count_cell,
+  mark_step,
 )
 
 _AUC = Metric('auc', 'AUC', 'AUC', 1, max, 4)
@@ -173,8 +174,7 @@ class Churn(Figure):
           *_mean_and_half(_ends(_CHURN, pairs, model)),
           *_mean_and_half(losses),
         )
-    self._name_best(axes, rows)
-    _finish(axes, _CHURN.label)
+    _finish(axes, _CHURN.label, self._best_text(rows))
 
   def table(self, rows: Rows, variant: str) -> str:
     """The paper's numbers beside ours."""
@@ -233,11 +233,10 @@ class Churn(Figure):
     }
     return found.pop() if len(found) == 1 else None
 
-  def _name_best(self, axes: Axes, rows: Rows) -> None:
-    """Says it in the legend: as a line it would be far below all others."""
+  def _best_text(self, rows: Rows) -> str:
+    """That for a legend: as a line it would be far below all others."""
     best = self._best(rows)
-    if best is not None:
-      axes.plot([], [], ' ', label=f'best that can be reached: {best:.4f} nats')
+    return f'best that can be reached: {best:.4f} nats' if best else ''
 
   def _label(self, model: Model) -> str:
     return model.label.format(self.network)
@@ -362,8 +361,8 @@ class ChurnOverSteps(Churn):
         _curves(
           axes, model, label, [LOSS.curve(run, model.who) for run in runs]
         )
-    self._name_best(axes, rows)
-    _over_steps(axes, LOSS.label)
+    self._mark_switch(axes, rows)
+    _over_steps(axes, LOSS.label, self._best_text(rows))
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
     """Churn of all pairs of runs."""
@@ -373,7 +372,19 @@ class ChurnOverSteps(Churn):
       _curves(
         axes, model, label, [_CHURN.curve(pair, model.who) for pair in pairs]
       )
+    self._mark_switch(axes, rows)
     _over_steps(axes, _CHURN.label)
+
+  def _mark_switch(self, axes: Axes, rows: Rows) -> None:
+    """Where codistilled members begin to learn from each other."""
+    steps = {
+      run.run['config']['codistill']['burn_in_steps']
+      for model in self.models
+      if model.codistilled and self._pairs(model, rows)
+      for run in self._runs(model, rows)
+    }
+    for step in steps:
+      mark_step(axes, step, 'burn-in ends', 0.01)
 
 
 def _ends(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
@@ -420,9 +431,9 @@ def _point(
   )
 
 
-def _finish(axes: Axes, label: str) -> None:
+def _finish(axes: Axes, label: str, note: str = '') -> None:
   axes.set(xlabel=label, ylabel='validation log loss (nats)')
-  axes.legend()
+  _legend(axes, note)
 
 
 def _curves(
@@ -437,7 +448,11 @@ def _curves(
   )
 
 
-def _over_steps(axes: Axes, label: str) -> None:
+def _over_steps(axes: Axes, label: str, note: str = '') -> None:
   axes.set(xlabel='step (updates of each member)', ylabel=label)
   if axes.lines:
-    axes.legend()
+    _legend(axes, note)
+
+
+def _legend(axes: Axes, note: str) -> None:
+  axes.legend(title=note or None, title_fontsize=7.5, alignment='left')
