@@ -32,6 +32,7 @@ from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.batch import Batch
 from scripts.figures.churn import (
   MODELS,
+  OTHER_COPY,
   REGRESSION,
   Choices,
   Churn,
@@ -159,7 +160,7 @@ FIGURES: Mapping[str, Figure] = {
     'Table 1: Criteo, and ours on a synthetic log',
     ('criteo_table1',),
     'DNN',
-    (*MODELS, REGRESSION),
+    (*MODELS, OTHER_COPY, REGRESSION),
   ),
   'controls': Curves(
     'The arms of Figures 2a and 2b, ours on images',
@@ -186,7 +187,7 @@ FIGURES: Mapping[str, Figure] = {
     'Log loss and churn on the way: a synthetic click log',
     ('criteo_table1',),
     'DNN',
-    (*MODELS, REGRESSION),
+    (*MODELS, OTHER_COPY, REGRESSION),
   ),
   'choices': Choices(
     'What the paper leaves out: reload interval, burn-in, partition',
