@@ -304,7 +304,8 @@ def test_churn_of_three_models_stands_beside_the_papers(retrains):
       f'two-way codistilled {network}',
     ]
     if scatter:
-      names.append('two-way codistilled DNN, the other copy')
+      if name == scatter:
+        names.append('two-way codistilled DNN, the other copy')
       names.append('hashed logistic regression')
       best = table.pop('best that can be reached (the truth itself)')
       assert best['ours: log loss (nats)'] == '0.0125'

@@ -187,7 +187,7 @@ FIGURES: Mapping[str, Figure] = {
     'Log loss and churn on the way: a synthetic click log',
     ('criteo_table1',),
     'DNN',
-    (*MODELS, OTHER_COPY, REGRESSION),
+    (*MODELS, REGRESSION),
   ),
   'choices': Choices(
     'What the paper leaves out: reload interval, burn-in, partition',

@@ -422,7 +422,7 @@ def _late(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
 def _beside(values: Sequence[float], first: Sequence[float]) -> str:
   """'0.0409 ± 0.0023 (72 %)'; the first line itself is beside none."""
   text = _CHURN.text(values)
-  if not values or not first or values == first:
+  if not values or not first:
     return text
   return (
     f'{text} ({100 * statistics.fmean(values) / statistics.fmean(first):.0f} %)'
