@@ -464,6 +464,10 @@ def _point(
 
 def _finish(axes: Axes, label: str, note: str = '') -> None:
   axes.set(xlabel=label, ylabel='validation log loss (nats)')
+  if len(axes.containers) > len(MODELS):
+    # Room for a long legend.
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.11 * len(axes.containers) * (high - low))
   _legend(axes, note)
 
 
