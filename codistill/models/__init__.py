@@ -2,7 +2,13 @@
 
 from codistill.models.dnn import make_dnn
 from codistill.models.lstm import make_lstm
-from codistill.models.model import Head, Model, Prediction, make_feedforward
+from codistill.models.model import (
+  Head,
+  Model,
+  Prediction,
+  make_feedforward,
+  with_pixels,
+)
 from codistill.models.resnet import make_resnet
 from codistill.models.transformer import make_transformer
 
@@ -19,4 +25,5 @@ __all__ = [
   'make_lstm',
   'make_resnet',
   'make_transformer',
+  'with_pixels',
 ]
