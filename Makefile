@@ -17,7 +17,7 @@ run: $(VENV)/installed
 	  runs/imagenet_codistill-laptop --out=runs/laptop.png
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 # The paper's figures beside ours, and the tables, from committed rows.
 figures: $(VENV)/installed

@@ -94,10 +94,28 @@ def sgd(
   momentum: float,
   nesterov: bool,
   weight_decay: float,
+  weight_decay_drop_at_steps: Sequence[int],
+  weight_decay_drop_factor: float,
 ) -> optax.GradientTransformation:
-  """SGD with momentum; weight decay is part of the gradient, as L2 is."""
+  """SGD with momentum; weight decay is part of the gradient, as L2 is.
+
+  Args:
+    rate: of learning.
+    momentum: u ← momentum · u + gradient, and weights move by −rate · u.
+    nesterov: look ahead.
+    weight_decay: λ.
+    weight_decay_drop_at_steps: ascending, where λ drops: codistillation
+      regularises too (Sodhani et al., 2020).
+    weight_decay_drop_factor: what it is multiplied by at each.
+  """
+  decay = optax.piecewise_constant_schedule(
+    weight_decay,
+    dict.fromkeys(weight_decay_drop_at_steps, weight_decay_drop_factor),
+  )
   return optax.chain(
-    optax.add_decayed_weights(weight_decay, mask=decayed),
+    optax.add_decayed_weights(
+      decay if weight_decay_drop_at_steps else weight_decay, mask=decayed
+    ),
     optax.sgd(rate, momentum, nesterov),
   )
 
@@ -117,7 +135,37 @@ def adam(
   return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
 
 
-OPTIMIZERS = {'sgd': sgd, 'adam': adam, 'adagrad': optax.adagrad}
+def lars(
+  rate: optax.Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  trust_coefficient: float,
+) -> optax.GradientTransformation:
+  """LARS (You et al., 2017): a rate a layer, for large batches.
+
+  Scales and biases have neither weight decay nor a rate of their own.
+  """
+
+  def is_matrix(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+  return optax.lars(
+    rate,
+    weight_decay,
+    weight_decay_mask=is_matrix,
+    trust_coefficient=trust_coefficient,
+    trust_ratio_mask=is_matrix,
+    momentum=momentum,
+  )
+
+
+OPTIMIZERS = {
+  'sgd': sgd,
+  'adam': adam,
+  'adagrad': optax.adagrad,
+  'lars': lars,
+}
 
 
 def make_optimizer(

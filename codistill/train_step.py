@@ -191,7 +191,7 @@ def make_objective(
     student, updated, memory = model.forward(variables, inputs, memory, key)
     teachers: list[Prediction] = []
     if distill and constant_targets is None:
-      teachers, peer_memories = model.predict_each(
+      teachers, peer_memories = model.teach_each(
         [precision.decode(peer, variables) for peer in peers],
         inputs,
         peer_memories,
@@ -297,6 +297,7 @@ def make_updates(
   memory_reset_probability: float,
   loss_chunk_tokens: int | None,
   num_async_workers: int,
+  num_microbatches: int,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 
@@ -316,6 +317,10 @@ def make_updates(
     num_async_workers: W of asynchronous SGD: each update is one worker's, which
       has lanes of its own, and its gradient is W − 1 updates old
       (`codistill.asynchronous`); 1 for synchronous SGD.
+    num_microbatches: parts that a batch is computed in, one after another,
+      their gradients added up: less memory. It divides each device's examples.
+      What the network takes over a batch, BatchNorm's statistics, is then taken
+      over a part, unless its groups are smaller.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
@@ -335,6 +340,50 @@ def make_updates(
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
   place = state_sharding(mesh)
 
+  def gradient_at(params, state, batch, peers, carries, distill):
+    memory, *peer_memories = carries
+    gradients, (metrics, updated, memory, peer_memories) = jax.grad(
+      objective, has_aux=True
+    )(
+      params,
+      dataclasses.replace(state, memory=memory),
+      batch,
+      peers,
+      tuple(peer_memories),
+      distill,
+    )
+    return (gradients, metrics, updated), (memory, *peer_memories)
+
+  def gradient(params, state, batch, peers, carries, distill):
+    if num_microbatches == 1:
+      found, carries = gradient_at(
+        params, state, batch, peers, carries, distill
+      )
+      return *found, carries
+
+    def of_part(number, batch, carries):
+      # Each part has noise of its own.
+      key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
+      own = dataclasses.replace(state, key=jax.random.key_data(key))
+      return gradient_at(params, own, batch, peers, carries, distill)
+
+    def add(total, part):
+      found, carries = of_part(*part)
+      return jax.tree.map(jnp.add, total, found), carries
+
+    parts = (
+      jnp.arange(num_microbatches),
+      *sharding.to_microbatches((batch, carries), num_microbatches, mesh),
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+      jax.eval_shape(lambda part: of_part(*part)[0], first),
+    )
+    total, carries = jax.lax.scan(add, zeros, parts)
+    mean = jax.tree.map(lambda leaf: leaf / num_microbatches, total)
+    return *mean, sharding.from_microbatches(carries, mesh)
+
   @functools.partial(
     jax.jit,
     static_argnums=4,
@@ -349,15 +398,8 @@ def make_updates(
       asynchronous.carry_of(one, workers, state.step)
       for one in (state.memory, *peer_memories)
     )
-    gradients, (metrics, updated, memory, carries) = jax.grad(
-      objective, has_aux=True
-    )(
-      seen,
-      dataclasses.replace(state, memory=memory),
-      batch,
-      peers,
-      tuple(carries),
-      distill,
+    gradients, metrics, updated, (memory, *carries) = gradient(
+      seen, state, batch, peers, (memory, *carries), distill
     )
     memory, *peer_memories = (
       asynchronous.put_carry(one, workers, state.step, carry)

@@ -261,6 +261,7 @@ def build(
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):
       sharding.check_batch_size(config[key], mesh, key)
+    _check_microbatches(config, mesh)
     graph = topology.make_topology(
       codistill.topology,
       codistill.members,
@@ -315,6 +316,7 @@ def build(
     memory_reset_probability=config.model.memory_reset_probability,
     loss_chunk_tokens=config.model.loss_chunk_tokens,
     num_async_workers=config.num_async_workers,
+    num_microbatches=config.num_microbatches,
   )
   return Experiment(
     config=config,
@@ -524,6 +526,30 @@ def _constant_targets(
       return None
 
 
+def _check_microbatches(config: ConfigDict, mesh: Mesh) -> None:
+  """Raises ValueError if a batch cannot be divided as the config says."""
+  parts, examples = config.num_microbatches, config.batch_size // mesh.size
+  if examples % parts:
+    raise ValueError(
+      f'num_microbatches is {parts}, which does not divide the {examples} '
+      'examples of each device; change it, batch_size or num_devices'
+    )
+  if config.model.name != 'resnet':
+    return
+  key = 'model.resnet.batch_norm_group_size'
+  group = config.model.resnet.batch_norm_group_size
+  if group is None and parts > 1:
+    raise ValueError(
+      f'num_microbatches is {parts}, and BatchNorm takes the whole batch; set '
+      f'{key}, to 32 as Goyal et al. (2017) have it, or num_microbatches to 1'
+    )
+  if group and (group < 1 or examples // parts % group):
+    raise ValueError(
+      f'{key} is {group}, which does not divide the {examples // parts} '
+      'examples that a device computes at a time; change it or num_microbatches'
+    )
+
+
 def _own(member: int, source: str) -> int:
   return member if source == 'own' else 0
 
@@ -585,6 +611,7 @@ def _check(config: ConfigDict, member: int | None) -> None:
     'codistill.burn_in_steps': (codistill.burn_in_steps, 0),
     'num_steps': (config.num_steps, 1),
     'num_async_workers': (config.num_async_workers, 1),
+    'num_microbatches': (config.num_microbatches, 1),
     'two_phase.members': (config.two_phase.members, 1),
     'two_phase.num_steps': (config.two_phase.num_steps, 0),
     **{
@@ -592,7 +619,7 @@ def _check(config: ConfigDict, member: int | None) -> None:
       for name, section in config.model.items()
       if isinstance(section, ConfigDict)
       for key, size in section.items()
-      if isinstance(size, int)
+      if isinstance(size, int) and not isinstance(size, bool)
     },
     'eval_interval_steps': (config.eval_interval_steps, 1),
     'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),

@@ -51,6 +51,8 @@ NO_PROGRAM = {
     'delay_steps',
     'immediate',
   ),
+  'two_phase': ('members', 'num_steps'),
+  'data': ('max_test_tokens',),
 }
 _alike = {}
 
@@ -59,10 +61,9 @@ def build_cheaply(config, member, **keywords):
   """`build`, with the programs of an earlier experiment that is alike."""
   experiment = build(config, member, **keywords)
   plain = config.to_dict()
-  for key in NO_PROGRAM['config']:
-    del plain[key]
-  for key in NO_PROGRAM['codistill']:
-    del plain['codistill'][key]
+  for section, keys in NO_PROGRAM.items():
+    for key in keys:
+      (plain if section == 'config' else plain[section]).pop(key, None)
   first = _alike.setdefault(json.dumps(plain), experiment)
   return dataclasses.replace(
     experiment,
@@ -117,7 +118,6 @@ def start_process(line):
     **os.environ,
     # As in this process, so that compiled programs are shared.
     'JAX_NUM_CPU_DEVICES': '8',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
   }
   return subprocess.Popen(
     line,

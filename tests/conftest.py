@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and compiled programs kept between runs."""
+"""Eight CPU devices for every test; programs compile fast and are kept."""
 
 import os
 import pathlib
@@ -16,8 +16,15 @@ if jax.config.jax_compilation_cache_dir is None:
 os.environ.setdefault(
   'XDG_CACHE_HOME', str(pathlib.Path(__file__).parent.parent / '.cache')
 )
-# Small programs are most of what tests compile.
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+for key, value in {
+  # To optimize programs that run a few times takes longer than all of the runs.
+  'jax_disable_most_optimizations': True,
+  # Small programs are most of what tests compile.
+  'jax_persistent_cache_min_compile_time_secs': 0.1,
+}.items():
+  jax.config.update(key, value)
+  # Processes that tests start do as this one.
+  os.environ[key.upper()] = str(value)
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,7 @@
-"""Networks and an optimizer that are small enough to compile in every test."""
+"""Networks and an optimizer that are small enough to compile in every test.
+
+Equal networks are one, whose programs are compiled once.
+"""
 
 import functools
 
@@ -12,46 +15,57 @@ from codistill.models import (
 
 SHAPE, CLASSES = (8, 8, 1), 10
 
-make_small_resnet = functools.partial(
-  make_resnet,
-  input_shape=SHAPE,
-  num_classes=CLASSES,
-  depth=8,
-  width=4,
-  batch_norm_momentum=0.9,
-  dtype='float32',
-  param_dtype='float32',
+make_small_resnet = functools.cache(
+  functools.partial(
+    make_resnet,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    depth=8,
+    width=4,
+    batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
-make_small_dnn = functools.partial(
-  make_dnn,
-  input_shape=SHAPE,
-  num_classes=CLASSES,
-  hidden=(8,),
-  dtype='float32',
-  param_dtype='float32',
+make_small_dnn = functools.cache(
+  functools.partial(
+    make_dnn,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    hidden=(8,),
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
 TOKENS, VOCABULARY = 6, 11
 
-make_small_lstm = functools.partial(
-  make_lstm,
-  input_shape=(TOKENS,),
-  num_classes=VOCABULARY,
-  embedding_size=5,
-  hidden_size=8,
-  num_layers=2,
-  dtype='float32',
-  param_dtype='float32',
+make_small_lstm = functools.cache(
+  functools.partial(
+    make_lstm,
+    input_shape=(TOKENS,),
+    num_classes=VOCABULARY,
+    embedding_size=5,
+    hidden_size=8,
+    num_layers=2,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
-make_small_transformer = functools.partial(
-  make_transformer,
-  input_shape=(TOKENS,),
-  num_classes=VOCABULARY,
-  width=8,
-  num_layers=2,
-  num_heads=2,
-  mlp_size=16,
-  dtype='float32',
-  param_dtype='float32',
+make_small_transformer = functools.cache(
+  functools.partial(
+    make_transformer,
+    input_shape=(TOKENS,),
+    num_classes=VOCABULARY,
+    width=8,
+    num_layers=2,
+    num_heads=2,
+    mlp_size=16,
+    dtype='float32',
+    param_dtype='float32',
+  )
 )
 
 
@@ -63,4 +77,6 @@ def sgd(rate=0.1, momentum=0.9, weight_decay=1e-4):
     momentum=momentum,
     nesterov=False,
     weight_decay=weight_decay,
+    weight_decay_drop_at_steps=(),
+    weight_decay_drop_factor=1.0,
   )

@@ -108,6 +108,7 @@ def test_equals_the_numpy_transcription(burn_in):
       memory_reset_probability=0.0,
       loss_chunk_tokens=None,
       num_async_workers=1,
+      num_microbatches=1,
     )
     members = [
       Member(

@@ -58,6 +58,7 @@ def train(num_workers, num_steps, peers=()):
     memory_reset_probability=0.0,
     loss_chunk_tokens=None,
     num_async_workers=num_workers,
+    num_microbatches=1,
   )
   # Labels that change, so that a gradient tells which batch it is of.
   weights = []

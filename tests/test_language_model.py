@@ -28,7 +28,17 @@ SMALL = (
   # Shorter than the 512 tokens that a lane's memory_gap needs.
   '--config.data.max_test_tokens=1000',
 )
+RESETS = '--config.model.memory_reset_probability=0.5'
 TWO_PHASES = (*SMALL, '--config.two_phase.num_steps=6')
+
+
+@pytest.fixture(scope='module')
+def two_phases(tmp_path_factory):
+  """Nothing disturbed it: its workdir, and what was in memory at its end."""
+  workdir = tmp_path_factory.mktemp('two_phases')
+  outcome = run_command(workdir, *TWO_PHASES, config='lm_two_phase:smoke')
+  assert outcome.status == 0
+  return workdir, outcome
 
 
 def kinds(rows, kind, member=0):
@@ -37,7 +47,11 @@ def kinds(rows, kind, member=0):
 
 def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
   outcome = run_command(
-    tmp_path, '--config.eval_interval_steps=8', config='lm_codistill:smoke'
+    tmp_path,
+    '--config.eval_interval_steps=8',
+    # As below, so that compiled programs are shared.
+    RESETS,
+    config='lm_codistill:smoke',
   )
   assert outcome.status == 0
   rows = rows_of(tmp_path)
@@ -58,7 +72,7 @@ def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
 @pytest.mark.parametrize(
   ('config', 'arguments'),
   [
-    ('lm_codistill:smoke', ['--config.model.memory_reset_probability=0.5']),
+    ('lm_codistill:smoke', [RESETS]),
     (
       'lm_async:smoke',
       [
@@ -85,10 +99,9 @@ def test_carries_and_old_weights_resume_bit_for_bit(
   assert_bit_for_bit(rest, whole)
 
 
-def test_a_fresh_student_learns_from_the_frozen_pair(tmp_path):
-  outcome = run_command(tmp_path, *TWO_PHASES, config='lm_two_phase:smoke')
-  assert outcome.status == 0
-  first, second = rows_of(tmp_path / 'ensemble'), rows_of(tmp_path)
+def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
+  workdir, outcome = two_phases
+  first, second = rows_of(workdir / 'ensemble'), rows_of(workdir)
   assert not any(row['peers'] for row in kinds(first, 'train'))
   assert {row['member'] for row in first} == {0, 1, 'ensemble'}
   assert {row['member'] for row in second} == {0}
@@ -98,15 +111,14 @@ def test_a_fresh_student_learns_from_the_frozen_pair(tmp_path):
     assert row['peer_ages'] == [row['step'] - 1 - 6] * 2
     assert row['distill_loss'] > 0
   assert kinds(second, 'train')[0]['step'] == 1
-  teachers = load_teachers(tmp_path / 'ensemble')
+  teachers = load_teachers(workdir / 'ensemble')
   shown = outcome.experiment.exchange.freshest(0, 1)
   for one, other in zip(teachers, shown, strict=True):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_two_phases_go_on_from_wherever_they_stopped(tmp_path):
-  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-  at_once = run_command(whole, *TWO_PHASES, config='lm_two_phase:smoke')
+def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
+  (whole, at_once), halves = two_phases, tmp_path / 'halves'
   for member in (1, 0):  # The ensemble has a member 1, the student has not.
     stop = on_row(
       lambda trainer: signal.raise_signal(signal.SIGTERM),

@@ -65,6 +65,9 @@ def test_imagenet_networks_have_the_published_number_of_parameters(
     depth=depth,
     width=64,
     batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
     dtype='float32',
     param_dtype='float32',
   )
@@ -88,6 +91,9 @@ def test_imagenet_stem_and_stages_shrink_the_image_thirty_two_times():
     depth=50,
     width=64,
     batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
     dtype='bfloat16',
     param_dtype='float32',
   )
@@ -458,6 +464,107 @@ def test_depths_that_are_no_resnet_are_refused():
   for depth in (7, 2, 51):
     with pytest.raises(ValueError, match=f'no ResNet of depth {depth}'):
       make_small_resnet(depth=depth)
+
+
+def test_groups_of_batch_norm_are_normalised_by_themselves():
+  batch = images(8)
+  batch = batch.at[4:].set(3 * batch[4:] + 1)
+  whole, grouped = (
+    make_small_resnet(),
+    make_small_resnet(batch_norm_group_size=4),
+  )
+  variables = whole.init(jax.random.key(0))
+  # Either can go on from the other's weights.
+  jax.tree.map(
+    lambda one, other: np.testing.assert_array_equal(one, other),
+    variables,
+    grouped.init(jax.random.key(0)),
+  )
+
+  def forward(model, batch):
+    prediction, updated, _ = model.forward(
+      variables, batch, (), jax.random.key(0)
+    )
+    return prediction.logits, updated['batch_stats']
+
+  logits, updated = forward(grouped, batch)
+  halves = [forward(whole, batch[:4]), forward(whole, batch[4:])]
+  np.testing.assert_allclose(
+    logits, np.concatenate([half for half, _ in halves]), atol=1e-4
+  )
+  assert np.abs(logits - forward(whole, batch)[0]).max() > 1e-2
+  # The running statistics follow the mean of the groups'.
+  jax.tree.map(
+    lambda new, one, two: np.testing.assert_allclose(
+      new, (one + two) / 2, rtol=1e-3, atol=1e-4
+    ),
+    updated,
+    *(statistics for _, statistics in halves),
+  )
+  with pytest.raises(ValueError, match='no whole number of BatchNorm groups'):
+    forward(grouped, batch[:6])
+
+
+def test_a_group_of_all_is_flaxs_batch_norm():
+  batch = images(8)
+  results = []
+  for size in (None, 8):
+    model = make_small_resnet(batch_norm_group_size=size)
+    variables = model.init(jax.random.key(0))
+    prediction, updated, _ = model.forward(
+      variables, batch, (), jax.random.key(0)
+    )
+    evaluated, _ = model.predict({**variables, **updated}, batch, ())
+    results.append((prediction.logits, updated, evaluated.logits))
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(
+      one, other, rtol=1e-3, atol=1e-4
+    ),
+    *results,
+  )
+
+
+def test_a_teacher_normalises_with_its_own_or_the_batchs_statistics():
+  batch = images(8)
+  batch = 5 * batch + 2
+  for statistics in ('running', 'batch'):
+    model = make_small_resnet(teacher_batch_norm=statistics)
+    variables = model.init(jax.random.key(0))
+    [told], _ = model.teach_each([variables], batch, [()])
+    student, _, _ = model.forward(variables, batch, (), jax.random.key(0))
+    alone, _ = model.predict(variables, batch, ())
+    same, other = (
+      (student, alone) if statistics == 'batch' else (alone, student)
+    )
+    np.testing.assert_allclose(told.logits, same.logits, atol=1e-4)
+    assert np.abs(told.logits - other.logits).max() > 1e-2
+  with pytest.raises(ValueError, match="no teacher_batch_norm 'none'"):
+    make_small_resnet(teacher_batch_norm='none')
+
+
+def test_rematerialised_blocks_have_the_same_weights_and_gradients():
+  batch = images(4)
+  results, sizes = [], []
+  for remat in (False, True):
+    model = make_small_resnet(remat=remat)
+    variables = model.init(jax.random.key(0))
+
+    def loss(params, model=model, variables=variables):
+      prediction, _, _ = model.forward(
+        {**variables, 'params': params}, batch, (), jax.random.key(0)
+      )
+      return jnp.square(prediction.logits).sum()
+
+    results.append(jax.jit(jax.grad(loss))(variables['params']))
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(variables['params']))
+    sizes.append(jaxpr.count('conv_general_dilated'))
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(
+      one, other, rtol=1e-4, atol=1e-5
+    ),
+    *results,
+  )
+  assert sizes[1] > sizes[0]
 
 
 def test_weight_decay_leaves_out_batch_norm_and_nothing_else():

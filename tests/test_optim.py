@@ -67,6 +67,44 @@ def test_sgd_with_momentum_and_weight_decay_by_hand():
   )
 
 
+def test_weight_decay_drops_where_it_is_told_to():
+  optimizer = optim.make_optimizer(
+    'sgd',
+    'constant',
+    {'rate': 1.0},
+    momentum=0.0,
+    nesterov=False,
+    weight_decay=0.5,
+    weight_decay_drop_at_steps=(1, 3),
+    weight_decay_drop_factor=0.1,
+  )
+  weights = [2.0]
+  for decay in (0.5, 0.05, 0.05, 0.005):
+    weights.append(weights[-1] * (1 - decay))
+  np.testing.assert_allclose(
+    steps_of(optimizer, [0.0] * 4), weights[1:], rtol=1e-5
+  )
+
+
+def test_lars_gives_matrices_a_rate_of_their_own_and_nothing_else():
+  # You et al. (2017): the step of a layer is η ‖w‖ / (‖g‖ + λ‖w‖) long.
+  optimizer = optim.make_optimizer(
+    'lars',
+    'constant',
+    {'rate': 2.0},
+    momentum=0.0,
+    weight_decay=0.0,
+    trust_coefficient=0.01,
+  )
+  params = {'kernel': jnp.array([[3.0, 4.0]]), 'bias': jnp.array([3.0, 4.0])}
+  gradient = {'kernel': jnp.array([[0.0, 9.0]]), 'bias': jnp.array([0.0, 9.0])}
+  steps, _ = optimizer.update(gradient, optimizer.init(params), params)
+  np.testing.assert_allclose(
+    steps['kernel'], [[0.0, -2.0 * 0.01 * 5.0]], rtol=1e-5
+  )
+  np.testing.assert_allclose(steps['bias'], [0.0, -18.0], rtol=1e-5)
+
+
 ADAM = {'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'clip_norm': None}
 
 

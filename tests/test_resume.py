@@ -51,7 +51,15 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
   ('config', 'arguments'),
   [
     ('imagenet_codistill:smoke', ['--config.codistill.immediate=True']),
-    ('imagenet_codistill:smoke', ['--config.num_devices=2']),
+    (
+      'imagenet_codistill:smoke',
+      [
+        '--config.num_devices=2',
+        # Little to compile.
+        '--config.model.name=dnn',
+        '--config.model.dnn.hidden=(8,)',
+      ],
+    ),
     ('imagenet_ensemble:smoke', ['--member=1']),
   ],
 )

@@ -101,3 +101,20 @@ def test_the_mean_over_a_split_batch_is_over_all_of_it():
   mesh = sharding.make_mesh(8)
   found = sharding.split_batch(batch(np.arange(16)), mesh)
   assert jax.jit(lambda tree: tree['labels'].mean())(found) == 7.5
+
+
+@pytest.mark.parametrize('num_devices', [1, 4])
+def test_microbatches_take_from_every_device_and_come_back(num_devices):
+  mesh = sharding.make_mesh(num_devices)
+  batch = sharding.split_batch({'x': np.arange(16)}, mesh)
+  divide = jax.jit(lambda tree: sharding.to_microbatches(tree, 2, mesh))
+  parts = divide(batch)['x']
+  assert parts.shape == (2, 8)
+  for shard in parts.addressable_shards:
+    [rows] = [
+      one.data for one in batch['x'].addressable_shards
+      if one.device == shard.device
+    ]  # fmt: skip
+    np.testing.assert_array_equal(np.ravel(shard.data), rows)
+  back = jax.jit(lambda tree: sharding.from_microbatches(tree, mesh))
+  np.testing.assert_array_equal(back({'x': parts})['x'], np.arange(16))

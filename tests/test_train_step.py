@@ -1,6 +1,7 @@
 """The two updates: their one difference, gradients, sharding, compilations."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -67,7 +68,7 @@ def updates_of(model, mesh=None, optimizer=None, **changes):
     model,
     optimizer or sgd(),
     mesh or sharding.make_mesh(1),
-    **{**LOSSES, 'num_async_workers': 1, **changes},
+    **{**LOSSES, 'num_async_workers': 1, 'num_microbatches': 1, **changes},
   )
 
 
@@ -518,3 +519,55 @@ def test_noise_follows_the_members_key_and_the_step():
   assert task_losses(1) != task_losses(2)
   first, second = task_losses(1)
   assert first != second
+
+
+def accumulated(model, batch_of, num_devices, num_microbatches, **changes):
+  """Three updates in float64 of a batch that is computed in parts."""
+  with jax.enable_x64(True):
+    mesh = sharding.make_mesh(num_devices)
+    model = model(dtype='float64', param_dtype='float64')
+    updates = updates_of(
+      model,
+      mesh,
+      optimizer=plain_sgd(),
+      num_microbatches=num_microbatches,
+      **changes,
+    )
+    state = place_state(state_of(model), mesh)
+    peer = Peer(1, 0, sharding.replicate(state_of(model, 1).variables, mesh))
+    for step in range(3):
+      batch = sharding.split_batch(batch_of(step), mesh)
+      state, metrics = updates.codistill(state, batch, (peer,))
+    return host(state), host(metrics)
+
+
+@pytest.mark.parametrize(
+  ('model', 'examples'),
+  [
+    (functools.partial(make_small_resnet, batch_norm_group_size=2), batch_of),
+    (functools.partial(make_small_lstm, num_layers=1), text_of),
+  ],
+)
+def test_the_accumulated_batch_equals_the_big_one(model, examples):
+  whole, wanted = accumulated(model, examples, 1, 1)
+  # A BatchNorm group of two, or a lane, at a time.
+  for num_devices, parts in ((1, 8), (4, 2)):
+    ours, metrics = accumulated(model, examples, num_devices, parts)
+    one, other = (
+      (state.variables, state.memory, state.peer_memories)
+      for state in (ours, whole)
+    )
+    assert largest_difference(one, other) < 1e-6
+    for name, value in metrics.items():
+      np.testing.assert_allclose(value, wanted[name], rtol=1e-6)
+
+
+def test_each_part_of_a_batch_has_noise_of_its_own():
+  mesh = sharding.make_mesh(1)
+  updates = updates_of(
+    make_counter(), mesh, memory_reset_probability=0.5, num_microbatches=2
+  )
+  carry = counted(updates, mesh, num_steps=2)[-1][0]
+  halves = np.asarray(carry).reshape(2, -1)
+  assert set(halves.ravel()) == {1.0, 2.0}
+  assert halves[0].tolist() != halves[1].tolist()

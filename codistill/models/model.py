@@ -69,6 +69,7 @@ class Model:
     forward: (variables, inputs, memory, key) → (Prediction, new non-parameter
       variables, memory); the key serves dropout and its kin.
     memory: batch size → the zero carry; () for networks without one.
+    teach: what a peer predicts with during training, if it is not `predict`.
   """
 
   init: Callable[[jax.Array], PyTree]
@@ -77,13 +78,25 @@ class Model:
     [PyTree, Array, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
   ]
   memory: Callable[[int], PyTree]
+  teach: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]] | None = (
+    None
+  )
 
   def predict_each(
     self, members: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
     """`predict` by several members, each with its own carry."""
+    return self._each(self.predict, members, inputs, memories)
+
+  def teach_each(
+    self, peers: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
+  ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
+    """What several peers tell a student of its batch."""
+    return self._each(self.teach or self.predict, peers, inputs, memories)
+
+  def _each(self, function, members, inputs, memories):
     results = [
-      self.predict(variables, inputs, memory)
+      function(variables, inputs, memory)
       for variables, memory in zip(members, memories, strict=True)
     ]
     return (

@@ -6,13 +6,15 @@ Goyal et al. does. Depths 6n + 2 (8, 14, 20, 32, 44, 56, 110) are the CIFAR
 networks of He et al. (2016, §4.2), with projection shortcuts.
 
 In both the last γ of each residual block starts at zero, so that a block
-starts as the identity (Goyal et al., §5.1). BatchNorm normalises over the
-member's *global* batch, where Goyal et al. took each worker's 32 images.
+starts as the identity (Goyal et al., §5.1). BatchNorm normalises over groups of
+images, each worker's 32 in Goyal et al., or over a member's *global* batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from codistill.models.batch_norm import EPSILON, BatchNorm
 from codistill.models.model import (
   LinearHead,
   Model,
@@ -73,6 +76,9 @@ class ResNet(nn.Module):
     bottleneck: 1×1, 3×3, 1×1 blocks, four times as wide at their end.
     width: channels of the first stage; each stage doubles them.
     small_images: 3×3 stem without a max-pool.
+    batch_norm_group_size: images that BatchNorm normalises together; None for
+      the whole batch.
+    remat: whether blocks are computed again for the gradient, not kept.
   """
 
   stage_sizes: Sequence[int]
@@ -81,6 +87,8 @@ class ResNet(nn.Module):
   small_images: bool
   num_classes: int
   batch_norm_momentum: float
+  batch_norm_group_size: int | None
+  remat: bool
   dtype: Any
   param_dtype: Any
 
@@ -94,14 +102,19 @@ class ResNet(nn.Module):
       param_dtype=self.param_dtype,
       kernel_init=_KERNEL_INIT,
     )
+    size = self.batch_norm_group_size
     norm = functools.partial(
-      nn.BatchNorm,
+      functools.partial(BatchNorm, group_size=size)
+      if size
+      else functools.partial(nn.BatchNorm, epsilon=EPSILON),
       use_running_average=not train,
       momentum=self.batch_norm_momentum,
-      epsilon=1e-5,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
+    # Named, because what wraps a class renames its parameters.
+    make_block = nn.remat(_Block) if self.remat else _Block
+    number = itertools.count()
     x = inputs.astype(self.dtype)
     if self.small_images:
       x = nn.relu(
@@ -120,7 +133,8 @@ class ResNet(nn.Module):
       )
       for block in range(num_blocks):
         stride = 2 if stage > 0 and block == 0 else 1
-        x = _Block(kernels, widths, stride, conv, norm)(x)
+        name = f'_Block_{next(number)}'
+        x = make_block(kernels, widths, stride, conv, norm, name=name)(x)
     features = x.mean((1, 2))
     head = LinearHead(
       self.num_classes,
@@ -147,6 +161,9 @@ def make_resnet(
   depth: int,
   width: int,
   batch_norm_momentum: float,
+  batch_norm_group_size: int | None,
+  teacher_batch_norm: str,
+  remat: bool,
   dtype: str,
   param_dtype: str,
 ) -> Model:
@@ -158,6 +175,12 @@ def make_resnet(
     depth: 18, 34, 50, 101 or 152 for large images; 6n + 2 for small ones.
     width: channels of the first stage; 64 for ImageNet, 16 for CIFAR.
     batch_norm_momentum: of the running statistics: new = m·old + (1−m)·batch.
+    batch_norm_group_size: images that BatchNorm normalises together, which
+      divides the batch; 32 in Goyal et al. None: the member's whole batch.
+    teacher_batch_norm: what a teacher normalises with: 'running', its running
+      statistics, as at evaluation; 'batch', those of the student's batch.
+    remat: whether the gradient computes blocks again instead of keeping them:
+      a third more computing, less memory.
     dtype: of the computation, e.g. 'bfloat16'.
     param_dtype: of parameters and statistics, e.g. 'float32'.
 
@@ -165,7 +188,7 @@ def make_resnet(
     The model.
 
   Raises:
-    ValueError: if there is no network of that depth.
+    ValueError: if there is no network of that depth, or no such statistics.
   """
   if depth in _IMAGENET_STAGES:
     stage_sizes, bottleneck = _IMAGENET_STAGES[depth]
@@ -178,6 +201,10 @@ def make_resnet(
       f'no ResNet of depth {depth}: depths are '
       f'{", ".join(map(str, _IMAGENET_STAGES))}, or 6n + 2 for small images'
     )
+  if teacher_batch_norm not in ('running', 'batch'):
+    raise ValueError(
+      f'no teacher_batch_norm {teacher_batch_norm!r}; there are running, batch'
+    )
   module = ResNet(
     stage_sizes,
     bottleneck,
@@ -185,7 +212,19 @@ def make_resnet(
     small_images,
     num_classes,
     batch_norm_momentum,
+    batch_norm_group_size,
+    remat,
     jnp.dtype(dtype),
     jnp.dtype(param_dtype),
   )
-  return make_feedforward(module, input_shape)
+  model = make_feedforward(module, input_shape)
+  if teacher_batch_norm == 'running':
+    return model
+
+  def teach(variables: Any, inputs: Array, memory: Any):
+    prediction, _ = module.apply(
+      variables, inputs, train=True, mutable=['batch_stats']
+    )
+    return prediction, memory
+
+  return dataclasses.replace(model, teach=teach)

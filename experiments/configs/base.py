@@ -26,6 +26,8 @@ def get_base() -> ConfigDict:
   # Workers of asynchronous SGD, simulated: gradients are that many updates less
   # one old; 1: synchronous.
   config.num_async_workers = 1
+  # Parts that a batch is computed in, one after another, for less memory.
+  config.num_microbatches = 1
 
   config.model = ConfigDict()
   # What it computes in, and what its parameters are kept in.

@@ -35,6 +35,7 @@ MACHINE_KEYS = (
   'data.prefetch_batches',
   'eval_batch_size',
   'num_devices',
+  'num_microbatches',
 )
 # Of a run's provenance, by whoever draws.
 _NEEDED = ('id', 'experiment', 'overrides', 'seed', 'config', 'marked')

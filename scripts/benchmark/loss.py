@@ -159,6 +159,7 @@ def lower_update(
     sharding.make_mesh(1),
     **_losses(name, chunk_tokens),
     num_async_workers=1,
+    num_microbatches=1,
   )
   key = jax.random.key(0)
   state = jax.eval_shape(

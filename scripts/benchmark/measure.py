@@ -81,6 +81,9 @@ def make_subject() -> Subject:
     depth=DEPTH,
     width=WIDTH,
     batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
     dtype='float32',
     param_dtype='float32',
   )
@@ -91,6 +94,8 @@ def make_subject() -> Subject:
     momentum=0.9,
     nesterov=False,
     weight_decay=1e-4,
+    weight_decay_drop_at_steps=(),
+    weight_decay_drop_factor=1.0,
   )
   updates = make_updates(
     model,
@@ -104,6 +109,7 @@ def make_subject() -> Subject:
     memory_reset_probability=0.0,
     loss_chunk_tokens=None,
     num_async_workers=1,
+    num_microbatches=1,
   )
   key = jax.random.key(0)
   state = sharding.replicate(

@@ -60,6 +60,9 @@ def _variables(depth: int, width: int) -> Any:
     depth=depth,
     width=width,
     batch_norm_momentum=0.9,
+    batch_norm_group_size=None,
+    teacher_batch_norm='running',
+    remat=False,
     dtype='float32',
     param_dtype='float32',
   )

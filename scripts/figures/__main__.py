@@ -44,6 +44,7 @@ from scripts.figures.two_phase import TwoPhase
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
 VARIANTS = ('reduced', 'laptop')
+DPI = 150  # Of PNGs.
 # The same for the same rows: no dates, no random ids, letters as outlines.
 STYLE = {
   'svg.hashsalt': 'codistillation',
@@ -198,7 +199,7 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
         transform=ours.transAxes,
       )
     picture.savefig(f'{stem}.svg', metadata={'Date': None})
-    picture.savefig(f'{stem}.png', dpi=150, metadata={'Software': None})
+    picture.savefig(f'{stem}.png', dpi=DPI, metadata={'Software': None})
     plt.close(picture)
 
 

@@ -1,0 +1,150 @@
+"""The recipe of Figure 3, proved in pieces: no ImageNet, no accelerator."""
+
+import itertools
+import types
+
+import jax
+import jax.numpy as jnp
+import pytest
+from networks import make_small_resnet, sgd
+
+from codistill import losses, optim, sharding
+from codistill.algorithm import Member, codistill
+from codistill.exchange import InMemoryExchange
+from codistill.rules import ANY_PEER
+from codistill.topology import make_topology
+from codistill.train_step import init_state, make_updates
+from experiments import config as config_lib
+from experiments.build import build
+from experiments.errors import UserError
+
+CONFIG = config_lib.load('imagenet_codistill')
+
+
+def test_the_learning_rate_at_every_boundary():
+  # Goyal et al.: 0.1 · B/256 after 5 epochs from 0.1; ÷ 10 at 30, 60, 80.
+  schedule = CONFIG.schedule
+  rate = optim.SCHEDULES[schedule.name](**schedule[schedule.name])
+  peak = 0.1 * CONFIG.batch_size / 256
+  epoch = 1_281_167 / CONFIG.batch_size
+  warm, *drops = (round(epoch * epochs) for epochs in (5, 30, 60, 80))
+  assert schedule.warmup_piecewise.warmup_steps == warm
+  assert list(schedule.warmup_piecewise.drop_at_steps) == drops
+  assert float(rate(0)) == pytest.approx(0.1)
+  assert float(rate(warm - 1)) == pytest.approx(peak - (peak - 0.1) / warm)
+  value = peak
+  assert float(rate(warm)) == pytest.approx(peak)
+  for drop in drops:
+    assert float(rate(drop - 1)) == pytest.approx(value)
+    value /= 10
+    assert float(rate(drop)) == pytest.approx(value)
+
+
+class Tape:
+  """Updates that write down which they are."""
+
+  def __init__(self):
+    self.seen = []
+
+  def burn_in(self, state, batch):
+    self.seen.append(('burn-in', ()))
+    return state, {'task_loss': 1.0}
+
+  def codistill(self, state, batch, peers):
+    self.seen.append(('codistill', tuple(peer.step for peer in peers)))
+    return state, {'task_loss': 1.0}
+
+
+def test_psi_is_switched_on_after_3000_updates_and_peers_change_every_50():
+  tape = Tape()
+
+  state = types.SimpleNamespace(variables={'params': jnp.zeros(1)})
+  exchange = InMemoryExchange(
+    make_topology('all', 2, num_random=1, seed=0),
+    reload_interval_steps=CONFIG.codistill.reload_interval_steps,
+    delay_steps=0,
+    immediate=False,
+    rules=ANY_PEER,
+    publish_precision='float32',
+    teacher_precision='float32',
+  )
+  burn_in = CONFIG.codistill.burn_in_steps
+  reports = codistill(
+    [Member(i, state, itertools.repeat({})) for i in range(2)],
+    tape,
+    exchange,
+    burn_in_steps=burn_in,
+    num_steps=burn_in + 102,
+  )
+  for _ in reports:
+    pass
+  mine = tape.seen[::2]
+  assert burn_in == 3_000
+  assert [kind for kind, _ in mine] == ['burn-in'] * 3_000 + ['codistill'] * 102
+  assert [steps for _, steps in mine[3_000:]] == (
+    [(3_000,)] * 50 + [(3_050,)] * 50 + [(3_100,)] * 2
+  )
+
+
+def test_it_learns_64_images_by_heart():
+  mesh = sharding.make_mesh(2)
+  model = make_small_resnet(
+    input_shape=(16, 16, 3), depth=8, width=8, batch_norm_group_size=16
+  )
+  optimizer = sgd(0.2)
+  updates = make_updates(
+    model,
+    optimizer,
+    mesh,
+    task_loss=losses.task_cross_entropy,
+    distill_loss=losses.soft_cross_entropy,
+    task_weight=1.0,
+    distill_weight=1.0,
+    constant_targets=None,
+    memory_reset_probability=0.0,
+    loss_chunk_tokens=None,
+    num_async_workers=1,
+    num_microbatches=2,
+  )
+  key = jax.random.key(0)
+  state = init_state(
+    model,
+    optimizer,
+    batch_size=64,
+    init_key=key,
+    noise_key=key,
+    num_async_workers=1,
+  )
+  state = sharding.replicate(state, mesh)
+  batch = sharding.split_batch(
+    {
+      'inputs': jax.random.normal(key, (64, 16, 16, 3)),
+      'labels': jnp.arange(64) % 10,
+    },
+    mesh,
+  )
+  for _ in range(60):
+    state, metrics = updates.burn_in(state, batch)
+  assert float(metrics['accuracy']) == 1.0
+  assert float(metrics['task_loss']) < 0.1
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'num_microbatches': 3}, 'does not divide the 16 examples'),
+    ({'num_microbatches': 2}, 'BatchNorm takes the whole batch'),
+    (
+      {'num_microbatches': 4, 'model.resnet.batch_norm_group_size': 8},
+      'does not divide the 4 examples that a device computes',
+    ),
+    ({'num_microbatches': 0}, 'it must be at least 1'),
+    ({'model.resnet.teacher_batch_norm': 'mine'}, 'there are running, batch'),
+  ],
+)
+def test_what_cannot_be_divided_is_one_sentence(changes, said):
+  config = config_lib.load('imagenet_codistill:smoke')
+  config.num_devices = 1
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(UserError, match=said):
+    build(config, None)
