@@ -27,7 +27,10 @@ from data.decoding import Encoded
 
 # Sets that are not TFDS's, by name: modules with a function
 # `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
-SETS = {'digits': 'data.digits'}
+SETS = {
+  'digits': 'data.digits',
+  'imagenet_sample': 'data.imagenet_sample',
+}
 # Rows of a batch that are read at a time: what threads and processes share out.
 _PIECE = 128
 # How many examples in a row may stand in for one another.
@@ -302,6 +305,7 @@ class ImageSet:
       )
       stream = pieces.to_iter_dataset(options)
     else:
+      workers.prepare()
       # Each of them takes every num_workers-th piece, and the order stays.
       options = grain.ReadOptions(self.num_threads, self.num_threads)
       stream = pieces.to_iter_dataset(options).mp_prefetch(
@@ -345,7 +349,8 @@ def make_images(
 
   Args:
     name: 'digits' (scikit-learn's 8 × 8 digits, 1437 to train on and 360 to
-      test) or a TFDS set: 'cifar10', 'imagenet2012', 'svhn_cropped:3.1.0', ….
+      test), 'imagenet_sample' (160 made-up JPEGs) or a TFDS set: 'cifar10',
+      'imagenet2012', 'svhn_cropped:3.1.0', ….
     train_split: TFDS's name of the split to train on, 'train' or a part of it
       such as 'train[:90%]'; digits have 'train' only.
     eval_split: the same for the split that is called 'test' here; digits have
@@ -377,7 +382,7 @@ def make_images(
     opened = importlib.import_module(SETS[name])
     shape, num_classes, splits = opened.open_set(train_split, eval_split)
   else:
-    shape, num_classes, splits = _open_tfds(
+    shape, num_classes, splits = open_tfds(
       name, data_dir, train_split, eval_split
     )
   augment, fit, viewed = augmentation_lib.make_views(
@@ -436,11 +441,23 @@ def _in_memory(split: Split, shape: tuple[int, int, int]) -> Split:
   return dataclasses.replace(split, read=read)
 
 
-# TFDS: from a name to the stored shape (None where it varies), the number of
-# classes, and the two splits.
+def open_tfds(name, data_dir, train_split, eval_split):
+  """Opens a set of TFDS that has been prepared.
 
+  Args:
+    name: of the set, as for `make_images`.
+    data_dir: likewise.
+    train_split: likewise.
+    eval_split: likewise.
 
-def _open_tfds(name, data_dir, train_split, eval_split):
+  Returns:
+    The stored shape (None where it varies), the number of classes, and the two
+    splits.
+
+  Raises:
+    NotPreparedError: if it is not there, or not as ArrayRecord.
+    ValueError: if there is no such set or split, or not one of images.
+  """
   builder = _find_builder(name, data_dir)
   shape, num_classes, keys = _describe(builder)
 

@@ -6,6 +6,14 @@ import signal
 import threading
 from multiprocessing import connection
 
+from absl import flags
+
+
+def prepare() -> None:
+  """Lets Grain start processes where no command line is absl's."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
 
 def begin(worker: int, num_workers: int) -> None:
   """Makes a process live as long as the one that started it, and no longer.

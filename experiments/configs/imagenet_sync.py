@@ -198,10 +198,22 @@ def _digits(config: ConfigDict) -> None:
 
 
 def _smoke(config: ConfigDict) -> None:
-  """Seconds: enough to pass through every part of a run."""
+  """Seconds: enough to pass through every part of a run.
+
+  On made-up JPEGs in ImageNet's own form, small ones; `data.name` imagenet2012
+  puts the real ones in their place.
+  """
   config.num_steps = 8
   config.batch_size = 16
   config.eval_interval_steps = 4
   config.checkpoint_interval_steps = 4
+  config.data.name = 'imagenet_sample'
+  config.data.eval_split = 'validation'
+  config.eval_batch_size = 32
+  config.data.image_shape = (16, 16, 3)
+  config.data.num_classes = 1_000
+  config.data.augmentation = 'inception'
+  config.data.mean = (0.485, 0.456, 0.406)
+  config.data.std = (0.229, 0.224, 0.225)
   config.model.resnet.width = 4
   config.schedule.warmup_cosine.warmup_steps = 2
