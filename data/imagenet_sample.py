@@ -24,7 +24,7 @@ NAME, VERSION = 'imagenet2012', '5.1.0'
 NUM_CLASSES = 1_000
 _SPLITS = {'train': 128, 'validation': 32}
 # Changes when what is written does.
-_KEY = 'imagenet-sample-1'
+_KEY = 'imagenet-sample'
 Example = Mapping[str, Any]
 
 
@@ -125,14 +125,14 @@ def photograph(rng, height: int, width: int) -> np.ndarray:
     )
     return scale * (values - values.mean()) / values.std()
 
-  grey = 120 + field(1.1, 40)
+  grey = 120 + field(1, 55)
   for _ in range(12):
     shape = np.zeros((height, width), np.uint8)
     centre = [int(rng.integers(side)) for side in (width, height)]
     axes = [int(rng.uniform(0.02, 0.25) * width) + 1 for _ in range(2)]
     cv2.ellipse(shape, centre, axes, rng.uniform(0, 180), 0, 360, 1, -1)
     grey = np.where(shape, 0.6 * grey + rng.uniform(0, 100), grey)
-  colour = np.stack([grey + field(1.4, 12) for _ in range(3)], -1)
+  colour = np.stack([grey + field(1.3, 16) for _ in range(3)], -1)
   return colour.clip(0, 255).astype(np.uint8)
 
 

@@ -33,8 +33,8 @@ SETS = {
 }
 # Rows of a batch that are read at a time: what threads and processes share out.
 _PIECE = 128
-# How many examples in a row may stand in for one another.
-_MOST_CORRUPT = 100
+# How many examples may be corrupt for each that is wanted.
+_MOST_CORRUPT = 10
 Batch = dict[str, Any]
 
 
@@ -253,29 +253,25 @@ class ImageSet:
     def view(places):
       # What a row gets is the same in every attempt.
       rng.bit_generator.state = chance
-      images, labels[places] = self._read(self.train_split, indices[places])
-      inputs[places], black = self.augment(
-        images, rng, rows[places], batch_size
-      )
-      return places[black]
+      images, labels = self._read(self.train_split, indices[places])
+      inputs, black = self.augment(images, rng, rows[places], batch_size)
+      return inputs, labels, places[black]
 
-    inputs = np.empty((len(rows), *self.image_shape), np.uint8)
-    labels = np.empty(len(rows), np.int32)
-    places, corrupt = np.arange(len(rows)), []
-    for _ in range(_MOST_CORRUPT):
-      places = view(places)
-      if not len(places):
-        break
+    inputs, labels, places = view(np.arange(len(rows)))
+    corrupt = []
+    while len(places):
       corrupt += [self.train_split.name(i) for i in indices[places].tolist()]
+      if len(corrupt) > _MOST_CORRUPT * len(rows):
+        raise BadDataError(
+          f'hardly an example can be decoded, {corrupt[-1]} neither; prepare '
+          'the set again'
+        )
       following = indices[places] + (shard.step or 1)
       indices[places] = np.where(
         following < self.num_train, following, shard.start or 0
       )
-    else:
-      raise BadDataError(
-        f'{_MOST_CORRUPT} examples in a row cannot be decoded, the last of '
-        f'them {corrupt[-1]}; prepare the set again'
-      )
+      again = places
+      inputs[again], labels[again], places = view(again)
     return {'inputs': inputs, 'labels': labels, 'corrupt': corrupt}
 
   def _read(self, split: Split, indices: np.ndarray) -> tuple[Any, np.ndarray]:
@@ -462,6 +458,7 @@ def open_tfds(name, data_dir, train_split, eval_split):
   shape, num_classes, keys = _describe(builder)
 
   def make_split(split):
+    _check_split(builder, name, split)
     # Left encoded: labels are then cheap, and OpenCV takes half as long
     # without TFDS around it.
     source = builder.as_data_source(
@@ -471,7 +468,13 @@ def open_tfds(name, data_dir, train_split, eval_split):
     )
 
     def read_encoded(indices):
-      examples = source.__getitems__(indices.tolist())
+      try:
+        examples = source.__getitems__(indices.tolist())
+      except RuntimeError as error:  # ArrayRecord's, of whatever happened.
+        raise BadDataError(
+          f'{name} {split} cannot be read in {builder.data_dir} '
+          f'({_one_line(error)}); prepare it again'
+        ) from error
       images, labels = ([ex[key] for ex in examples] for key in keys)
       return images, np.array(labels, np.int32)
 
@@ -488,6 +491,31 @@ def open_tfds(name, data_dir, train_split, eval_split):
     )
 
   return shape, num_classes, (make_split(train_split), make_split(eval_split))
+
+
+def _check_split(builder, name, split):
+  """Refuses a split that is not there, or not all of it."""
+  splits = builder.info.splits
+  try:
+    parts = splits[split].file_instructions
+  # KeyError for a name, ValueError for what is no part of one.
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f'{name} in {builder.data_dir} has the splits {" and ".join(splits)}, no '
+      f'{split!r} ({_one_line(error)})'
+    ) from error
+  there = {path.name for path in builder.data_path.iterdir()}
+  for part in parts:
+    file = os.path.basename(part.filename)
+    if file not in there:
+      raise NotPreparedError(
+        f'{file} is not there, in {builder.data_dir}: bring it back, or remove '
+        f'that folder and prepare {name} again.'
+      )
+
+
+def _one_line(error):
+  return ' '.join(str(error).split())[:300]
 
 
 def _tfds():

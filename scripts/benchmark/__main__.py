@@ -3,6 +3,7 @@ r"""What training costs, measured on this machine.
   python -m scripts.benchmark WHAT [--rounds=5] [--json=FILE]
 
 exchange: weights through a folder: stall of the loop, bytes, seconds;
+images: read, decoded, augmented, batched: images a second a core;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from scripts.benchmark import (
   exchange,
+  images,
   loss,
   lstm,
   publication,
@@ -36,6 +38,7 @@ from scripts.benchmark.measure import Measure, machine, table
 
 PARTS = {
   'exchange': exchange,
+  'images': images,
   'loss': loss,
   'lstm': lstm,
   'publication': publication,
