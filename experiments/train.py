@@ -54,6 +54,7 @@ class Trainer:
     self.members = (
       self._restore() if workdir.resumes else None
     ) or experiment.start()
+    self._saved_step = self.start_step
     if workdir.resumes:
       self._record.keep_rows(
         lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
@@ -322,6 +323,9 @@ class Trainer:
 
   def _save(self, step: int, progress: RunProgress) -> None:
     self._catch_up(progress)
+    if step == self._saved_step:
+      return
+    self._saved_step = step
     self._checkpoints.save(
       step,
       {member.index: member.state for member in self.members},

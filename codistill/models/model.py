@@ -127,13 +127,13 @@ def with_pixels(
     )
   shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
-  def normalise(pixels: Array) -> Array:
+  def normalise(pixels: jax.typing.ArrayLike) -> Array:
     if pixels.shape[-1] != len(shift):
       raise ValueError(
         f'mean and std have {len(shift)} numbers, images {pixels.shape[-1]} '
         'channels'
       )
-    return (pixels.astype(jnp.float32) / 255 - shift) / scale
+    return (jnp.asarray(pixels, jnp.float32) / 255 - shift) / scale
 
   def on_pixels(function):
     return lambda variables, inputs, *rest: function(
