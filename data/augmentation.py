@@ -167,7 +167,10 @@ def random_resized_crop(image, rng, size):
     rows = columns = min(height, width)
     top, left = (height - rows) // 2, (width - columns) // 2
   part = resize(_part(image, top, left, rows, columns, size), size, size)
-  return part[:, ::-1] if rng.random() < 0.5 else part
+  if rng.random() < 0.5:
+    # A reversed view takes NumPy twenty times as long to copy.
+    part = cv2.flip(part, 1).reshape(part.shape)
+  return part
 
 
 def centre_crop(image, size):
