@@ -160,10 +160,24 @@ def lars(
   )
 
 
+def adagrad(
+  rate: optax.Schedule, *, initial_accumulator: float, eps: float
+) -> optax.GradientTransformation:
+  """Adagrad (Duchi et al., 2011): −rate · g / √(a + eps), a ← a + g².
+
+  Args:
+    rate: of learning.
+    initial_accumulator: what a starts from; until a parameter's squared
+      gradients come to as much, its steps are those of SGD at rate / √a.
+    eps: added below the root.
+  """
+  return optax.adagrad(rate, initial_accumulator, eps)
+
+
 OPTIMIZERS = {
   'sgd': sgd,
   'adam': adam,
-  'adagrad': optax.adagrad,
+  'adagrad': adagrad,
   'lars': lars,
 }
 

@@ -124,6 +124,7 @@ Objective = Callable[..., tuple[Float[Array, ''], tuple[Any, ...]]]
 def make_objective(
   model: Model,
   *,
+  teacher: Model,
   task_loss: Callable[[Array, Array], Array],
   distill_loss: Callable[[Array, Array], Array],
   task_weight: float,
@@ -137,6 +138,8 @@ def make_objective(
 
   Args:
     model: F.
+    teacher: the peers' F: the same, but for frozen ones of another
+      architecture.
     task_loss: φ(labels, logits) → [*batch].
     distill_loss: ψ(targets, logits) → [*batch].
     task_weight: w₁; 1 in Algorithm 1.
@@ -187,12 +190,17 @@ def make_objective(
         (len(labels),),
       )
       memory = _reset(model, memory, lanes)
-      peer_memories = tuple(_reset(model, one, lanes) for one in peer_memories)
+      peer_memories = tuple(
+        _reset(teacher, one, lanes) for one in peer_memories
+      )
     student, updated, memory = model.forward(variables, inputs, memory, key)
     teachers: list[Prediction] = []
     if distill and constant_targets is None:
-      teachers, peer_memories = model.teach_each(
-        [precision.decode(peer, variables) for peer in peers],
+      like = variables
+      if teacher is not model:
+        like = jax.eval_shape(teacher.init, key)
+      teachers, peer_memories = teacher.teach_each(
+        [precision.decode(peer, like) for peer in peers],
         inputs,
         peer_memories,
       )
@@ -240,7 +248,7 @@ class JittedUpdates:
   Attributes:
     descend: (state, batch, peers, peer memories, distill) → (state, metrics,
       peer memories), jitted; donates the state and the peers' memories.
-    zero_memory: batch size → the zero carry, on the mesh.
+    zero_memory: batch size → a peer's zero carry, on the mesh.
     needs_peers: False if a constant distribution is the teacher.
   """
 
@@ -289,6 +297,7 @@ def make_updates(
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
   *,
+  teacher: Model,
   task_loss: Callable[[Array, Array], Array],
   distill_loss: Callable[[Array, Array], Array],
   task_weight: float,
@@ -305,6 +314,7 @@ def make_updates(
     model: F.
     optimizer: η and its kin.
     mesh: the member's devices; each batch is split over them.
+    teacher: the peers' F: `model`, but for frozen ones of another architecture.
     task_loss: φ(labels, logits) → [*batch].
     distill_loss: ψ(targets, logits) → [*batch].
     task_weight: weight of φ once ψ is on.
@@ -328,6 +338,7 @@ def make_updates(
   """
   objective = make_objective(
     model,
+    teacher=teacher,
     task_loss=task_loss,
     distill_loss=distill_loss,
     task_weight=task_weight,
@@ -424,7 +435,7 @@ def make_updates(
 
   def zero_memory(batch_size):
     return asynchronous.stack_carries(
-      model.memory(batch_size), num_async_workers
+      teacher.memory(batch_size), num_async_workers
     )
 
   return JittedUpdates(

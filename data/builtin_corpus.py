@@ -12,12 +12,11 @@ import hashlib
 import importlib.metadata
 import os
 import pathlib
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from data import cache
 from data import corpus as corpus_lib
 from data import tokenizer as tokenizer_lib
 
@@ -164,9 +163,6 @@ def digests() -> dict[str, tuple[str, str]]:
 def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
   """The built-in corpus in tokens, made on first use: some ten seconds.
 
-  Processes that do so at once do not disturb each other: a folder gets its name
-  when all of it is there, and the first one stays.
-
   Args:
     cache_dir: where to keep it; None for `codistill` in $XDG_CACHE_HOME, or in
       ~/.cache.
@@ -178,56 +174,22 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
   model = TOKENIZER.read_bytes()
   made_of = f'{FINGERPRINT} {HELD_OUT_FRACTION} '.encode() + model
   key = hashlib.sha256(made_of).hexdigest()[:16]
-  folder = _cache(cache_dir) / f'builtin-{key}'
+  folder = cache.cache_folder(cache_dir) / f'builtin-{key}'
   try:
-    return corpus_lib.open_corpus(folder)
-  except corpus_lib.CorpusError:
-    # Not there, or somebody has broken it.
-    pass
-  try:
-    _make_in_one_go(folder, model)
+    return cache.open_or_make(
+      folder, corpus_lib.open_corpus, lambda new: _make(model, new)
+    )
   except OSError as error:
     raise BuiltinCorpusError(
       f'The built-in corpus cannot be written to {folder.parent} '
       f'({error.strerror}): set XDG_CACHE_HOME to a folder where it can.'
     ) from error
-  finally:
-    # Nobody needs the text any more, and it is large.
-    documents.cache_clear()
-  return corpus_lib.open_corpus(folder)
 
 
-def _make_in_one_go(folder: pathlib.Path, model: bytes) -> None:
-  """Makes the folder, unless somebody else does so first."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  work = pathlib.Path(
-    tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent)
-  )
-  try:
-    made = work / 'made'
-    _make(work / 'partial', made, model)
-    try:
-      os.rename(made, folder)
-    except OSError:
-      try:
-        corpus_lib.open_corpus(folder)
-      except corpus_lib.CorpusError:
-        shutil.rmtree(folder)
-        os.rename(made, folder)
-  finally:
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def _cache(cache_dir: str | os.PathLike | None) -> pathlib.Path:
-  if cache_dir is not None:
-    return pathlib.Path(cache_dir).expanduser()
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'codistill'
-
-
-def _make(partial: pathlib.Path, folder: pathlib.Path, model: bytes) -> None:
+def _make(model: bytes, folder: pathlib.Path) -> None:
   from data import preparation
 
+  partial = corpus_lib.partial_of(folder)
   texts = documents()
   tokenizer = tokenizer_lib.Tokenizer(model)
   partial.mkdir()
@@ -269,6 +231,8 @@ def _make(partial: pathlib.Path, folder: pathlib.Path, model: bytes) -> None:
     vocab_size=tokenizer.vocab_size,
     invertible=tokenizer.invertible,
   )
+  # Nobody needs the text any more, and it is large.
+  documents.cache_clear()
 
 
 if __name__ == '__main__':

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer, UInt16, UInt64
 
+from data import resumable
 from data import tokenizer as tokenizer_lib
+from data.resumable import MANIFEST, partial_of
 
 FORMAT = 'codistill-text/1'
 SPLITS = ('train', 'test')
-MANIFEST = 'manifest.json'
 TOKENIZER = 'tokenizer.model'
 DOCUMENTS = 'documents.bin'
 COUNTS = 'counts.bin'
@@ -201,11 +202,6 @@ def _open_split(folder, facts, manifest):
 
 
 # Writing.
-
-
-def partial_of(folder: pathlib.Path) -> pathlib.Path:
-  """Where a folder is written before it is finished."""
-  return folder.with_name(f'{folder.name}.partial')
 
 
 class CorpusWriter:
@@ -389,16 +385,7 @@ def finish(
     **identity,
     **facts,
   }
-  path = partial / MANIFEST
-  path.write_text(
-    json.dumps(manifest, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
-  )
-  with open(path, 'rb') as file:
-    os.fsync(file.fileno())
-  os.rename(partial, folder)
-  # Not before: without them an interrupted run could not go on.
-  for name in leave_out:
-    (folder / name).unlink(missing_ok=True)
+  resumable.finish(partial, folder, manifest, leave_out)
 
 
 def join_documents(

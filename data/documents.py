@@ -150,11 +150,12 @@ def find_inputs(
     found = []
     for path in paths.values():
       check_format(path, reading)
-      found.append(_file_input(path))
+      found.append(file_input(path))
   return sorted(found, key=lambda one: (one.key, one.name))
 
 
-def _file_input(path: str) -> Input:
+def file_input(path: str) -> Input:
+  """A file as an input, known by its size, its first and its last bytes."""
   size = os.path.getsize(path)
   digest = hashlib.blake2b(f'{size}:'.encode(), digest_size=16)
   with open(path, 'rb') as file:

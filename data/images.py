@@ -21,8 +21,8 @@ import numpy as np
 from jaxtyping import Float
 
 from data import augmentation as augmentation_lib
+from data import grain_workers
 from data import partition as partition_lib
-from data import workers
 from data.decoding import Encoded
 
 # Sets that are not TFDS's, by name: modules with a function
@@ -301,14 +301,14 @@ class ImageSet:
       )
       stream = pieces.to_iter_dataset(options)
     else:
-      workers.prepare()
+      grain_workers.prepare()
       # Each of them takes every num_workers-th piece, and the order stays.
       options = grain.ReadOptions(self.num_threads, self.num_threads)
       stream = pieces.to_iter_dataset(options).mp_prefetch(
         grain.MultiprocessingOptions(
           self.num_workers, max(1, math.ceil(ahead / self.num_workers))
         ),
-        worker_init_fn=workers.begin,
+        worker_init_fn=grain_workers.begin,
       )
     with contextlib.closing(iter(stream)) as found:
       while parts := list(itertools.islice(found, num_pieces)):

@@ -9,19 +9,11 @@ there, and its result is the same, byte for byte.
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import importlib.metadata
-import json
-import multiprocessing
-import os
 import pathlib
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,13 +22,11 @@ import numpy as np
 from data import corpus as corpus_lib
 from data import documents as documents_lib
 from data import partition as partition_lib
+from data import resumable, workers
 from data import tokenizer as tokenizer_lib
 from data.documents import Chunk, Input, Reading
+from data.resumable import PreparationError
 
-# How far a run has come, and of what: apart, for the first is written often.
-STATE = 'state.json'
-PLAN = 'plan.json'
-LOCK = 'lock'
 # The tokenizer learns from the documents with the smallest hashes among so many
 # times as many as it takes; and from so many characters, of one document and in
 # all.
@@ -44,10 +34,6 @@ _SEARCH_FACTOR = 20
 _SAMPLE_CHARACTERS = 1_000_000
 SAMPLE_CHARACTERS_IN_ALL = 100_000_000
 _PACKAGES = ('sentencepiece', 'sentencex', 'py3langid')
-
-
-class PreparationError(Exception):
-  """There is no corpus; the message is for the user."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +92,7 @@ def prepare(
   held_out: Sequence[Input],
   output: pathlib.Path,
   *,
-  workers: int,
+  num_workers: int,
   overwrite: bool,
   report: Callable[[Progress], None],
 ) -> dict[str, Any]:
@@ -118,7 +104,7 @@ def prepare(
     held_out: to evaluate on; empty for a share of `inputs`.
     output: the folder to be made; it stands under another name until all of it
       is there.
-    workers: processes besides this one.
+    num_workers: processes besides this one.
     overwrite: replaces what is there, and begins anew.
     report: called now and then.
 
@@ -133,20 +119,20 @@ def prepare(
     settings = dataclasses.replace(settings, held_out_fraction=0.0)
   plain = _plain(settings, inputs, held_out)
   partial = corpus_lib.partial_of(output)
-  if _is_finished(output) and not overwrite:
-    if difference := _difference(plain, _manifest(output)):
-      raise PreparationError(
-        f'{output} was made from other input or with other settings '
-        f'({difference}): choose another --output, or --overwrite it.'
-      )
+  if resumable.is_finished(output) and not overwrite:
+    resumable.check_finished(output, plain, _manifest(output))
     return _manifest(output)
-  with _locked(partial, output):
-    if overwrite and partial.exists():
-      for path in partial.iterdir():
-        if path.name != LOCK:
-          shutil.rmtree(path) if path.is_dir() else path.unlink()
-    state = _read_state(partial, plain)
-    with _pool(workers) as pool:
+  with resumable.locked(partial, output):
+    if overwrite:
+      resumable.empty(partial)
+    state = resumable.begin(partial, plain) or {
+      'input': 0,
+      'chunk': 0,
+      'position': 0,
+      'counts': {},
+      'written': {},
+    }
+    with workers.processes(num_workers) as pool:
       run = _Run(settings, inputs, held_out, partial, pool, report)
       tokenizer = run.make_tokenizer()
       run.tokenise(state, tokenizer)
@@ -161,7 +147,7 @@ def prepare(
       {'counts': dict(sorted(state['counts'].items())), **plain},
       vocab_size=tokenizer.vocab_size,
       invertible=tokenizer.invertible,
-      leave_out=(STATE, PLAN, LOCK),
+      leave_out=(resumable.STATE, resumable.PLAN, resumable.LOCK),
     )
   return _manifest(output)
 
@@ -203,7 +189,7 @@ class _Run:
         ).result()
       except tokenizer_lib.VocabularyError as error:
         raise PreparationError(str(error)) from error
-      _write(path, model)
+      resumable.write(path, model)
     return tokenizer_lib.Tokenizer.from_file(path)
 
   def _sample(self) -> list[str]:
@@ -264,7 +250,7 @@ class _Run:
           'counts': dict(counts),
           'written': writer.state(),
         }
-        _write_state(self._partial, state)
+        resumable.write_state(self._partial, state)
         self._report(
           Progress(
             'tokenising',
@@ -312,24 +298,14 @@ class _Run:
   def _map(
     self, function: Callable[..., Any], chunks: Iterator[Chunk], *arguments: Any
   ) -> Iterator[tuple[Chunk, Any]]:
-    """Each chunk and what a process made of it, in order."""
-    # Some wait, so that none of the processes does; and no more than some, so
-    # that the input need not fit into memory.
-    window = 2 * self._pool.size + 1
-    pending: collections.deque[Any] = collections.deque()
-    for chunk in chunks:
-      pending.append(
-        (
-          dataclasses.replace(chunk, data=b''),
-          self._pool.submit(function, chunk, *arguments),
-        )
-      )
-      if len(pending) >= window:
-        done, future = pending.popleft()
-        yield done, future.result()
-    while pending:
-      done, future = pending.popleft()
-      yield done, future.result()
+    """Each chunk, without its data, and what a process made of it, in order."""
+    return workers.map_in_order(
+      self._pool,
+      function,
+      chunks,
+      *arguments,
+      strip=lambda chunk: dataclasses.replace(chunk, data=b''),
+    )
 
 
 # In the processes.
@@ -444,67 +420,6 @@ def _sample_chunk(
   return sample.kept(), counts
 
 
-class _Pool:
-  """Processes that die with this one, whatever it dies of."""
-
-  def __init__(self, size: int):
-    self.size = size
-    context = multiprocessing.get_context('spawn')
-    # Nobody writes: a worker reads the end of it when this process is gone.
-    watched, self._held = context.Pipe(duplex=False)
-    self._executor = concurrent.futures.ProcessPoolExecutor(
-      size, context, initializer=_start_worker, initargs=(watched,)
-    )
-    self._watched = watched
-
-  def submit(self, function, *arguments, **keywords):
-    try:
-      return self._executor.submit(function, *arguments, **keywords)
-    except concurrent.futures.BrokenExecutor as error:
-      raise _died() from error
-
-  def close(self, wait: bool) -> None:
-    """Ends the processes, if not waiting then in the middle of their work."""
-    if not wait:
-      self._held.close()
-    self._executor.shutdown(wait=True, cancel_futures=True)
-    self._held.close()
-    self._watched.close()
-
-
-@contextlib.contextmanager
-def _pool(size: int) -> Iterator[_Pool]:
-  pool = _Pool(size)
-  try:
-    yield pool
-  except concurrent.futures.BrokenExecutor as error:
-    pool.close(wait=False)
-    raise _died() from error
-  except BaseException:
-    pool.close(wait=False)
-    raise
-  pool.close(wait=True)
-
-
-def _died() -> PreparationError:
-  return PreparationError(
-    'A worker died, perhaps for want of memory: run the same command with '
-    'fewer --workers, and it goes on from here.'
-  )
-
-
-def _start_worker(watched) -> None:
-  # Ctrl-C reaches the whole group; the one that started it decides.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-  def watch():
-    with contextlib.suppress(OSError):
-      watched.poll(None)
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
-
-
 # What is on the disk.
 
 
@@ -529,112 +444,8 @@ def _facts(one: Input) -> dict[str, Any]:
   return {'name': one.name, 'size': one.size, 'key': one.key}
 
 
-def _comparable(plain: dict[str, Any]) -> dict[str, Any]:
-  """Of what `_plain` returns, what the tokens depend on: no names."""
-  return {
-    **plain,
-    **{
-      kind: [(one['size'], one['key']) for one in plain[kind]]
-      for kind in ('inputs', 'held_out_inputs')
-    },
-  }
-
-
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-  """Names what differs, None if nothing does."""
-  ours, theirs = (
-    json.loads(json.dumps(_comparable(plain))) for plain in (ours, theirs)
-  )
-  if ours == theirs:
-    return None
-  for kind in ('inputs', 'held_out_inputs'):
-    if ours[kind] != theirs[kind]:
-      return 'other files'
-  names = []
-  for kind in ('settings', 'packages'):
-    mine, old = (
-      {**one[kind].pop('reading', {}), **one[kind]} for one in (ours, theirs)
-    )
-    names += [
-      f'{name} {old.get(name)!r}'
-      for name in mine
-      if mine[name] != old.get(name)
-    ]
-  return ', '.join(names)
-
-
 def _manifest(folder: pathlib.Path) -> dict[str, Any]:
   return corpus_lib.open_corpus(folder).manifest
-
-
-def _is_finished(output: pathlib.Path) -> bool:
-  """Whether there is a corpus, and not something else."""
-  if output.exists() and not output.is_dir():
-    raise PreparationError(f'{output} is a file: choose another --output.')
-  if not output.exists() or not any(output.iterdir()):
-    return False
-  if not (output / corpus_lib.MANIFEST).exists():
-    raise PreparationError(
-      f'{output} has something else in it: choose another --output.'
-    )
-  return True
-
-
-@contextlib.contextmanager
-def _locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
-  """Keeps others out of a folder that is not finished."""
-  try:
-    partial.mkdir(parents=True, exist_ok=True)
-    (partial / LOCK).touch()
-  except OSError as error:
-    raise PreparationError(
-      f'{partial} cannot be written ({error.strerror}): choose another '
-      '--output.'
-    ) from error
-  with open(partial / LOCK, 'ab') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      raise PreparationError(
-        f'Another run is making {output}: wait for it, or end it.'
-      ) from None
-    yield
-
-
-def _read_state(partial: pathlib.Path, plain: dict[str, Any]) -> dict[str, Any]:
-  """Where to begin, or to go on."""
-  try:
-    plan = json.loads((partial / PLAN).read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    # A tokenizer, if there is one, may be of other settings.
-    (partial / corpus_lib.TOKENIZER).unlink(missing_ok=True)
-    (partial / STATE).unlink(missing_ok=True)
-    _write(partial / PLAN, json.dumps(plain).encode())
-    plan = plain
-  if difference := _difference(plain, plan):
-    raise PreparationError(
-      f'{partial} was begun from other input or with other settings '
-      f'({difference}): go on with those, choose another --output, or begin '
-      'anew with --overwrite.'
-    )
-  try:
-    return json.loads((partial / STATE).read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    return {'input': 0, 'chunk': 0, 'position': 0, 'counts': {}, 'written': {}}
-
-
-def _write_state(partial: pathlib.Path, state: dict[str, Any]) -> None:
-  _write(partial / STATE, json.dumps(state).encode())
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-  """All of it or nothing."""
-  new = path.with_name(f'{path.name}.new')
-  with open(new, 'wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(new, path)
 
 
 def _tokens(written: dict[str, Any]) -> int:

@@ -29,6 +29,8 @@ Batch = dict[str, np.ndarray]
 # than a copy, little enough to wait for.
 _BLOCK_TOKENS = 1 << 20
 _MAX_BLOCK_BATCHES = 64
+# Between hashes of parts of a document: 2⁶⁴ over the golden ratio, odd.
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,12 +42,18 @@ class TextSet:
   Attributes:
     corpus: the tokens.
     sequence_length: T, tokens of a lane in a batch.
-    max_test_tokens: only so many held-out tokens are evaluated on, of whole
-      documents; None for all.
+    max_document_tokens: longer documents are trained on in parts of about equal
+      length, no longer than this, each in a place of its own; None for none.
+      Evaluation reads documents whole.
+    max_train_tokens: only so many tokens are trained on, of whole documents, by
+      all members together; None for all.
+    max_test_tokens: only so many held-out tokens are evaluated on, likewise.
   """
 
   corpus: corpus_lib.Corpus = dataclasses.field(repr=False)
   sequence_length: int
+  max_document_tokens: int | None
+  max_train_tokens: int | None
   max_test_tokens: int | None
 
   @property
@@ -61,12 +69,12 @@ class TextSet:
   @property
   def num_train(self) -> int:
     """Number of training tokens, of all members together."""
-    return self.corpus.splits['train'].num_tokens
+    return self.num_examples('train')
 
   @property
   def num_documents(self) -> int:
     """Number of training documents, of all members together."""
-    return len(self.corpus.splits['train'].hashes)
+    return len(self._documents('train'))
 
   def num_examples(self, split: str) -> int:
     """Number of tokens that `eval(split)` counts; same errors."""
@@ -122,10 +130,14 @@ class TextSet:
     documents = self.corpus.splits['train']
     lengths = np.diff(documents.starts)
 
+    there = np.zeros(len(documents.hashes), bool)
+    there[self._documents('train')] = True
+
     def own(number):
-      return partition_lib.partition_hashes(
+      part = partition_lib.partition_hashes(
         documents.hashes, number, members, partition
       )
+      return part[there[part]]
 
     mine = own(member)
     # Every member refuses, not only the one with too little: members may run as
@@ -137,16 +149,15 @@ class TextSet:
           f'{batch_size} lanes are too many for the {num_tokens} tokens of '
           f'member {number}: prepare more text, or set a smaller batch_size.'
         )
+    parts = _cut(documents, mine, self.max_document_tokens)
     # Two, where lanes are on their way from one pass to the next.
     order = functools.lru_cache(maxsize=2)(
-      lambda turn: _order(
-        documents,
-        mine,
-        partition_lib.mix(documents.hashes[mine], 'order', seed, turn),
+      lambda turn: parts.order(
+        partition_lib.mix(parts.hashes, 'order', seed, turn)
       )
     )
     lanes = _Lanes(
-      int(lengths[mine].sum()),
+      int(parts.lengths.sum()),
       batch_size,
       np.arange(batch_size) if rows is None else np.asarray(rows),
     )
@@ -236,7 +247,7 @@ class TextSet:
 
     The exact shares, counted when the text was prepared: pieces that do not
     occur have 0. As a target that is harmless, since no logarithm of it is
-    taken.
+    taken. They are those of all documents, whatever `max_train_tokens` is.
     """
     counts = self.corpus.splits['train'].counts
     return (counts / counts.sum()).astype(np.float32)
@@ -248,12 +259,20 @@ class TextSet:
         f'Unknown split {split!r}, expected one of {corpus_lib.SPLITS}.'
       )
     documents = self.corpus.splits[split]
+    return _cut(documents, self._documents(split), None).order(None)
+
+  def _documents(self, split: str) -> Int64[np.ndarray, ' documents']:
+    """Those of a split that count, in the order of their hashes."""
+    documents = self.corpus.splits[split]
     indices = np.argsort(documents.hashes, kind='stable')
-    if split == 'test' and self.max_test_tokens is not None:
-      ends = np.cumsum(np.diff(documents.starts)[indices])
-      # One at least, however long.
-      indices = indices[: max(1, np.sum(ends <= self.max_test_tokens))]
-    return _order(documents, indices, None)
+    limit = {'train': self.max_train_tokens, 'test': self.max_test_tokens}[
+      split
+    ]
+    if limit is None:
+      return indices
+    ends = np.cumsum(np.diff(documents.starts)[indices])
+    # One at least, however long.
+    return indices[: max(1, np.sum(ends <= limit))]
 
 
 class _Order(NamedTuple):
@@ -295,19 +314,44 @@ class _Order(NamedTuple):
     return documents.read(self.starts[pieces] + low - begin, high - low)
 
 
-def _order(
-  documents: corpus_lib.Documents,
-  indices: np.ndarray,
-  keys: np.ndarray | None,
-) -> _Order:
-  """Those documents, sorted by keys; by the order of indices without."""
-  if keys is not None:
-    # Documents of equal keys are equal.
-    indices = indices[np.argsort(keys, kind='stable')]
-  starts = documents.starts
-  return _Order(
-    starts[indices], np.cumsum(starts[indices + 1] - starts[indices])
+class _Parts(NamedTuple):
+  """Documents, or parts of documents.
+
+  Attributes:
+    starts: where each lies in its split.
+    lengths: in tokens.
+    hashes: uint64.
+  """
+
+  starts: Int64[np.ndarray, ' parts']
+  lengths: Int64[np.ndarray, ' parts']
+  hashes: Integer[np.ndarray, ' parts']
+
+  def order(self, keys: np.ndarray | None) -> _Order:
+    """One after the other, sorted by keys; as they are without."""
+    # Parts of equal keys are equal.
+    sort = slice(None) if keys is None else np.argsort(keys, kind='stable')
+    return _Order(self.starts[sort], np.cumsum(self.lengths[sort]))
+
+
+def _cut(
+  documents: corpus_lib.Documents, indices: np.ndarray, limit: int | None
+) -> _Parts:
+  """Some documents, in as few about equal parts of no more than `limit`."""
+  starts, hashes = documents.starts[indices], documents.hashes[indices]
+  lengths = documents.starts[indices + 1] - starts
+  if limit is None:
+    return _Parts(starts, lengths, hashes)
+  counts = np.maximum(1, -(-lengths // limit))
+  owner = np.repeat(np.arange(len(indices)), counts)
+  # The number of each part in its document.
+  number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+  begin, end = (
+    edge * lengths[owner] // counts[owner] for edge in (number, number + 1)
   )
+  # Those of first parts are their documents'.
+  step = number.astype(np.uint64) * np.uint64(_GOLDEN)
+  return _Parts(starts[owner] + begin, end - begin, hashes[owner] + step)
 
 
 class _Lanes:
@@ -368,6 +412,8 @@ def make_text(
   name: str,
   *,
   sequence_length: int,
+  max_document_tokens: int | None,
+  max_train_tokens: int | None,
   max_test_tokens: int | None,
   cache_dir: str | os.PathLike | None,
 ) -> TextSet:
@@ -378,8 +424,11 @@ def make_text(
       project, tokenised on first use: some ten seconds) or a folder that
       `python -m scripts.prepare_text` made.
     sequence_length: T, tokens of a lane in a batch.
-    max_test_tokens: only so many held-out tokens are evaluated on, of whole
-      documents with the smallest hashes; None for all.
+    max_document_tokens: longer documents are trained on in parts of about equal
+      length, no longer than this; None for whole ones.
+    max_train_tokens: only so many tokens are trained on, by all members
+      together, of whole documents with the smallest hashes; None for all.
+    max_test_tokens: only so many held-out tokens are evaluated on, likewise.
     cache_dir: where the built-in corpus is kept; None for the user's cache.
 
   Raises:
@@ -391,10 +440,13 @@ def make_text(
     raise ValueError(
       f'sequence_length must be at least 1, got {sequence_length}.'
     )
-  if max_test_tokens is not None and max_test_tokens < 1:
-    raise ValueError(
-      f'max_test_tokens must be at least 1, got {max_test_tokens}.'
-    )
+  for key, limit in (
+    ('max_document_tokens', max_document_tokens),
+    ('max_train_tokens', max_train_tokens),
+    ('max_test_tokens', max_test_tokens),
+  ):
+    if limit is not None and limit < 1:
+      raise ValueError(f'{key} must be at least 1, got {limit}.')
   if name == 'builtin':
     corpus = builtin_corpus.open_builtin(cache_dir)
   else:
@@ -402,5 +454,7 @@ def make_text(
   return TextSet(
     corpus=corpus,
     sequence_length=sequence_length,
+    max_document_tokens=max_document_tokens,
+    max_train_tokens=max_train_tokens,
     max_test_tokens=max_test_tokens,
   )

@@ -32,6 +32,8 @@ from codistill.train_step import (
   make_updates,
   place_state,
 )
+from data.criteo import SHAPE as CLICK_SHAPE
+from data.criteo import make_clicks
 from data.images import BadDataError, NotPreparedError, make_images
 from data.text import make_text
 from experiments.errors import UserError, user_errors
@@ -238,6 +240,7 @@ def build(
   dataset: Dataset | None = None,
   exchange_folder: epath.PathLike | None = None,
   teachers: Sequence[Peer] = (),
+  teacher: Model | None = None,
 ) -> Experiment:
   """Wires an experiment.
 
@@ -248,6 +251,7 @@ def build(
     exchange_folder: where members of several processes meet, unless the config
       says.
     teachers: whom members learn from, if `codistill.exchange` is frozen.
+    teacher: their network, if it may be another one.
 
   Returns:
     The experiment; no weight has been initialised yet.
@@ -308,6 +312,7 @@ def build(
     model,
     optimizer,
     mesh,
+    teacher=teacher or model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.DISTILL_LOSSES[codistill.distill_loss],
     task_weight=codistill.task_weight,
@@ -388,6 +393,8 @@ def _make_text(data: ConfigDict) -> Dataset:
     dataset = make_text(
       str(name),
       sequence_length=data.sequence_length,
+      max_document_tokens=data.max_document_tokens,
+      max_train_tokens=data.max_train_tokens,
       max_test_tokens=data.max_test_tokens,
       cache_dir=data.data_dir if data.name == 'builtin' else None,
     )
@@ -399,7 +406,25 @@ def _make_text(data: ConfigDict) -> Dataset:
   return dataset
 
 
-_MAKE = {'images': _make_images, 'text': _make_text}
+def _make_clicks(data: ConfigDict) -> Dataset:
+  # A path is somebody's own log, whatever else the variant would take.
+  name = data.path or data.name
+  if name == 'prepared':
+    raise UserError(
+      'data.name is prepared: say where with --config.data.path=DIR, a folder '
+      'that scripts.prepare_criteo made; or set data.name to synthetic'
+    )
+  with user_errors(ValueError, OSError):
+    return make_clicks(
+      str(name),
+      synthetic_rows=data.synthetic_rows,
+      table_sizes=data.table_sizes,
+      max_test_rows=data.max_test_rows,
+      cache_dir=None,
+    )
+
+
+_MAKE = {'images': _make_images, 'text': _make_text, 'clicks': _make_clicks}
 
 
 def _make_exchange(
@@ -485,16 +510,21 @@ def _comparable(config: ConfigDict) -> dict[str, Any]:
 
 
 def _make_model(config: ConfigDict) -> Model:
-  data = config.data
-  if data.kind == 'text':
-    shape, num_classes = (data.sequence_length,), data.vocab_size
-  else:
-    shape, num_classes = tuple(data.image_shape), data.num_classes
+  data, own = config.data, {}
+  match data.kind:
+    case 'text':
+      shape, num_classes = (data.sequence_length,), data.vocab_size
+    case 'clicks':
+      shape, num_classes = CLICK_SHAPE, 2
+      own['table_sizes'] = data.table_sizes
+    case _:
+      shape, num_classes = tuple(data.image_shape), data.num_classes
   model = MODELS[config.model.name](
     input_shape=shape,
     num_classes=num_classes,
     dtype=config.model.dtype,
     param_dtype=config.model.param_dtype,
+    **own,
     **_arguments(config.model),
   )
   if data.kind != 'images':

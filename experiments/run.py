@@ -28,7 +28,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -36,7 +37,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
 from codistill import hosts, record
-from codistill.algorithm import Exchange, Peer
+from codistill.algorithm import Exchange
 from codistill.lease import Lease, LeaseHeldError, LeaseLostError
 from codistill.waiter import PeerTimeoutError
 from experiments import config as config_lib
@@ -193,11 +194,14 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
     )
     if status:
       return status
-  teachers = ()
+  taught = {}
   if config.codistill.exchange == 'frozen':
-    teachers = load_teachers(pathlib.Path(frozen).expanduser().absolute())
+    teachers, teacher = load_teachers(
+      pathlib.Path(frozen).expanduser().absolute(), config.data
+    )
+    taught = {'teachers': teachers, 'teacher': teacher}
   return _train(
-    name, variant, label, config, path, member, console, stop, teachers
+    name, variant, label, config, path, member, console, stop, taught
   )
 
 
@@ -214,6 +218,8 @@ def _first_phase(config: ConfigDict) -> ConfigDict:
   first.codistill.members = config.two_phase.members
   first.codistill.burn_in_steps = config.two_phase.num_steps
   first.codistill.exchange = 'none'
+  if config.two_phase.model is not None:
+    first.model.name = config.two_phase.model
   return first
 
 
@@ -226,7 +232,7 @@ def _train(
   member: int | None,
   console: Console,
   stop: list[int],
-  teachers: Sequence[Peer] = (),
+  taught: Mapping[str, Any] | None = None,
 ) -> int:
   """One run in one workdir, from its beginning or its last checkpoint."""
   workdir = _open(path, _provenance(name, variant, config, member), member)
@@ -237,15 +243,24 @@ def _train(
     return _conclude(label, workdir, console)
   # Everything that can be refused is refused before the first file is written.
   experiment = build(
-    config, member, exchange_folder=path / 'exchange', teachers=teachers
+    config, member, exchange_folder=path / 'exchange', **(taught or {})
   )
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
     )
-    fingerprint = getattr(experiment.dataset, 'fingerprint', None)
-    if fingerprint is not None:
-      workdir.write_run(data={'fingerprint': fingerprint})
+    known = {
+      name: getattr(experiment.dataset, name, None)
+      for name in ('fingerprint', 'best_log_loss')
+    }
+    if any(known.values()):
+      found = {name: it for name, it in known.items() if it is not None}
+      workdir.write_run(data=found)
+    if known['best_log_loss'] is not None:
+      console.print(
+        'A synthetic log: in the mean no model can do better than '
+        f'{known["best_log_loss"]:.4f} nats on all of its held-out rows.'
+      )
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )

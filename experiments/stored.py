@@ -11,6 +11,7 @@ import jax
 
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
+from codistill.models import Model
 from experiments import config as config_lib
 from experiments.build import Experiment, build
 from experiments.errors import UserError
@@ -140,15 +141,22 @@ def load_members(
   return dict(sorted(found.items())), missing
 
 
-def load_teachers(workdir: pathlib.Path) -> tuple[Peer, ...]:
-  """The members of a finished run, to learn from (§3.4.1).
+# What teachers and students must agree on, as far as their data has it.
+_EXAMPLES = ('kind', 'image_shape', 'num_classes', 'vocab_size', 'table_sizes')
+
+
+def load_teachers(
+  workdir: pathlib.Path, data: Mapping[str, Any]
+) -> tuple[tuple[Peer, ...], Model]:
+  """The members of a finished run, to learn from (§3.4.1), and their network.
 
   Args:
     workdir: of the run.
+    data: of the student's config.
 
   Raises:
     UserError: if there is no run, or it has not finished, or not all of its
-      members can be read.
+      members can be read, or they know examples of another kind.
   """
   runs = read_runs(workdir)
   for run in runs.values():
@@ -157,10 +165,19 @@ def load_teachers(workdir: pathlib.Path) -> tuple[Peer, ...]:
         f'{workdir} is {run["status"]}, and members learn from a finished run; '
         'let its command go on first'
       )
+  experiment = rebuild(runs)
+  for key in _EXAMPLES:
+    theirs, ours = experiment.config.data.get(key), data.get(key)
+    if theirs != ours:
+      raise UserError(
+        f'{workdir} has learnt from data whose {key} is {theirs}, and here '
+        f'data.{key} is {ours}; choose other teachers or other data'
+      )
   members = members_of(runs)
-  found, missing = load_members(workdir, runs, rebuild(runs), members)
+  found, missing = load_members(workdir, runs, experiment, members)
   if missing:
     raise UserError(f'{workdir}: {"; ".join(missing.values())}')
-  return tuple(
+  peers = tuple(
     Peer(member, one.step, one.variables) for member, one in found.items()
   )
+  return peers, experiment.model

@@ -1,7 +1,8 @@
-"""Tables in Markdown, and files that tables are put into."""
+"""Tables in Markdown, numbers in them, and files that they are put into."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,6 +13,12 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
   return ''.join(
     f'| {" | ".join(cells)} |\n' for cells in (header, rule, *lines)
   )
+
+
+def number(value: float) -> str:
+  """Three digits, without an exponent."""
+  digits = max(0, 2 - math.floor(math.log10(value))) if value else 0
+  return f'{value:,.{digits}f}'
 
 
 def insert(text: str, tables: Mapping[str, str]) -> str:

@@ -10,121 +10,45 @@ Formats, filters and what the folder holds: docs/text.md.
 from __future__ import annotations
 
 import argparse
-import glob
-import os
+import functools
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from data import corpus as corpus_lib
 from data import documents as documents_lib
 from data import preparation
 from data import tokenizer as tokenizer_lib
-
-# Seconds between two lines where there is no terminal.
-_PLAIN_INTERVAL_S = 5.0
-# Of the last seconds, not of the whole run: the first are slow.
-_RATE_WINDOW_S = 30.0
+from scripts import preparing
 
 
-class Display:
-  """Phase, share, rate and time left: a bar on a terminal, else lines."""
-
-  def __init__(self, console: Console, unit: str):
-    """Shows from `__enter__` to `__exit__`; counts in 'MB' or 'documents'."""
-    self._console = console
-    self._unit = unit
-    self._phase: str | None = None
-    self._printed = 0.0
-    self._marks: list[tuple[float, int]] = []
-    bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
-    self._bars = Bars(
-      TextColumn('{task.description}'),
-      *bar,
-      TextColumn('{task.fields[status]}'),
-      console=console,
-      disable=not console.is_terminal,
-    )
-    self._task = self._bars.add_task('starting', total=None, status='…')
-
-  def __enter__(self) -> Display:
-    self._bars.start()
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    self._bars.stop()
-
-  def show(self, progress: preparation.Progress) -> None:
-    """Shows what a run has come to."""
-    now = time.monotonic()
-    new = progress.phase != self._phase
-    if new:
-      self._phase = progress.phase
-      self._marks = [(now, progress.resumed)]
-    self._marks.append((now, progress.done))
-    while len(self._marks) > 2 and now - self._marks[1][0] > _RATE_WINDOW_S:
-      del self._marks[0]
-    status = self._status(progress)
-    self._bars.update(
-      self._task,
-      description=progress.phase,
-      total=progress.total or None,
-      completed=progress.done,
-      status=status,
-    )
-    if not self._console.is_terminal and (
-      new or now - self._printed > _PLAIN_INTERVAL_S
-    ):
-      self._printed = now
-      self._console.print(
-        f'{progress.phase}: {status}',
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-      )
-
-  def _status(self, progress: preparation.Progress) -> str:
-    if not progress.total:
-      return (
-        f'on {progress.documents:,} documents, '
-        f'{progress.tokens / 1e6:,.1f} million characters …'
-      )
-    scale, unit = (
-      (1e6, 'MB')
-      if self._unit == 'MB' or progress.phase == 'sealing'
-      else (1, 'documents')
-    )
-    digits = 1 if unit == 'MB' else 0
-    parts = [
-      f'{progress.done / scale:,.{digits}f}/'
-      f'{progress.total / scale:,.{digits}f} {unit}'
+def show(
+  display: preparing.Display, unit: str, progress: preparation.Progress
+) -> None:
+  """Shows what a run has come to, in 'MB' or 'documents' of input."""
+  if not progress.total:
+    notes = [
+      f'on {progress.documents:,} documents',
+      f'{progress.tokens / 1e6:,.1f} million characters',
     ]
+  else:
+    unit = 'MB' if progress.phase == 'sealing' else unit
+    notes = []
     if progress.documents and unit == 'MB':
-      parts.append(f'{progress.documents:,} documents')
+      notes.append(f'{progress.documents:,} documents')
     if progress.tokens:
-      parts.append(f'{progress.tokens / 1e6:,.1f} M tokens')
-    (since, first), (now, done) = self._marks[0], self._marks[-1]
-    if now > since and done > first:
-      rate = (done - first) / (now - since)
-      parts.append(f'{rate / scale:,.{digits}f} {unit}/s')
-      parts.append(f'{_duration((progress.total - done) / rate)} left')
-    return ', '.join(parts)
-
-
-def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return (
-    f'{hours}:{minutes:02}:{seconds:02}'
-    if hours
-    else (f'{minutes}:{seconds:02}')
+      notes.append(f'{progress.tokens / 1e6:,.1f} M tokens')
+  display.show(
+    progress.phase,
+    progress.done,
+    progress.total,
+    progress.resumed,
+    unit=unit,
+    notes=notes,
   )
 
 
@@ -325,21 +249,6 @@ def settings_of(flags: argparse.Namespace) -> preparation.Settings:
   )
 
 
-def find_files(pattern: str) -> list[str]:
-  """Paths that a pattern names; a name with brackets may be a file as well."""
-  pattern = os.path.expanduser(pattern)
-  if os.path.exists(pattern):
-    return [pattern]
-  return glob.glob(pattern, recursive=True)
-
-
-def _num_cores() -> int:
-  """Those that this process may use, where that can be asked."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
 def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   flags = parse(arguments)
@@ -349,20 +258,22 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   try:
     settings = settings_of(flags)
     inputs, held_out = (
-      documents_lib.find_inputs(patterns, settings.reading, find_files)
+      documents_lib.find_inputs(
+        patterns, settings.reading, preparing.find_files
+      )
       if patterns
       else []
       for patterns in (flags.input, flags.held_out)
     )
-    with Display(console, unit) as display:
+    with preparing.Display(console) as display:
       manifest = preparation.prepare(
         settings,
         inputs,
         held_out,
         output,
-        workers=flags.workers or _num_cores(),
+        num_workers=flags.workers or preparing.num_cores(),
         overwrite=flags.overwrite,
-        report=display.show,
+        report=functools.partial(show, display, unit),
       )
   except (
     preparation.PreparationError,
@@ -371,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   ) as error:
     return str(error)
   except KeyboardInterrupt:
-    print('Interrupted: the same command goes on from here.', file=sys.stderr)
+    print(preparing.INTERRUPTED, file=sys.stderr)
     return 130
   console.print(summary(manifest))
   console.print(

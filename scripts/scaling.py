@@ -1,11 +1,15 @@
 """Network and storage: exchanged weights beside all-reduced gradients.
 
   python -m scripts.scaling [--step-seconds=1] [--reload-interval-steps=50]
+    [--share-of-peak=0.3] [--tokens-per-second PLAN=RATE …]
     [--into=docs/scaling.md]
 
 Arithmetic, and where it says so the sizes and seconds that
 `python -m scripts.benchmark publication` measured, from
-experiments/results/benchmark_publication.json. Prints Markdown, or puts it
+experiments/results/benchmark_publication.json; and what the paper's
+language-model run costs (`scripts/plan.py`) at a share of the devices' peak, or
+at rates that were measured: tokens a second of codistilling updates, the sum of
+both members' `examples_per_second` in a run's rows. Prints Markdown, or puts it
 between the markers of a file. Starts no jax and reads no clock: the same
 arguments give the same tables.
 """
@@ -19,9 +23,9 @@ import math
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from scripts import markdown
+from scripts import markdown, plan
 
 _MEASURED = (
   pathlib.Path(__file__).parent.parent
@@ -40,6 +44,8 @@ _MEMBERS = (2, 4, 8, 16, 32, 64, 128)
 # Gigabytes a second that a folder gives all its readers together.
 _FOLDERS = {'a file server': 1.0, 'a parallel file system': 50.0}
 _MOST_MEMBERS = 4_096
+# Assumed, of the devices' peak.
+_SHARE_OF_PEAK = 0.3
 
 
 def all_reduce_bytes(parameters: float, workers: int) -> float:
@@ -147,11 +153,11 @@ def network_table(interval_steps: int) -> str:
     [
       f'{millions:,}',
       *(
-        _number(all_reduce_bytes(millions, workers))
+        markdown.number(all_reduce_bytes(millions, workers))
         for workers in (2, 8, 128, 256)
       ),
       *(
-        _number(exchange_bytes(millions * width, interval_steps, 1))
+        markdown.number(exchange_bytes(millions * width, interval_steps, 1))
         for width in _BYTES.values()
       ),
       what,
@@ -174,7 +180,7 @@ def folder_table(interval_steps: int, step_seconds: float) -> str:
     [
       f'{members}',
       *(
-        _number(
+        markdown.number(
           folder_rate(
             measured(25, name, 'bytes (MB)'),
             members,
@@ -185,7 +191,7 @@ def folder_table(interval_steps: int, step_seconds: float) -> str:
         )
         for graph, name in kinds
       ),
-      _number(
+      markdown.number(
         members
         * max(3, math.ceil(30 / (interval_steps * step_seconds)) + 1)
         * measured(25, 'int8', 'on disk (MB)')
@@ -251,9 +257,12 @@ def sizes_table() -> str:
   header = ['numbers (M)', 'precision', *quantities, 'files']
   lines = [
     [
-      _number(measured(size, name, 'numbers (M)')),
+      markdown.number(measured(size, name, 'numbers (M)')),
       name,
-      *(_number(measured(size, name, quantity)) for quantity in quantities),
+      *(
+        markdown.number(measured(size, name, quantity))
+        for quantity in quantities
+      ),
       f'{measured(size, name, "files ()"):.0f}',
     ]
     for size in (1, 25, 100)
@@ -262,20 +271,80 @@ def sizes_table() -> str:
   return markdown.table(header, lines)
 
 
-def tables(interval_steps: int, step_seconds: float) -> dict[str, str]:
-  """All of them, by the names of their markers."""
+def plan_network_table() -> str:
+  """Megabytes a step of the paper's language model, members apart."""
+  sizes = plan.cost()['bytes']['publication']
+  header = [
+    'plan',
+    'devices of a member',
+    'hosts of a member',
+    'all-reduce, each device sends (MB a step)',
+    *(f'both members’ exchange, {name} (MB a step)' for name in _BYTES),
+    'devices',
+  ]
+  lines = []
+  for name, (kind, devices, hosts) in plan.PLANS.items():
+    # One device has both in turn.
+    workers, readers = (max(1, number // 2) for number in (devices, hosts))
+    lines.append(
+      [
+        f'`{name}`',
+        f'{workers}',
+        f'{readers}',
+        markdown.number(all_reduce_bytes(sizes['float32'] / 4e6, workers)),
+        *(
+          markdown.number(
+            plan.MEMBERS
+            * exchange_bytes(
+              sizes[precision] / 1e6, plan.INTERVAL_STEPS, 1, readers
+            )
+          )
+          for precision in _BYTES
+        ),
+        f'{devices} {kind}',
+      ]
+    )
+  return markdown.table(header, lines)
+
+
+def tables(
+  interval_steps: int,
+  step_seconds: float,
+  share_of_peak: float,
+  rates: Mapping[str, float],
+) -> dict[str, str]:
+  """All of them, by the names of their markers.
+
+  Args:
+    interval_steps: between two publications.
+    step_seconds: of an update.
+    share_of_peak: as `plan.hours_table`.
+    rates: likewise.
+  """
   return {
     'scaling-network': network_table(interval_steps),
     'scaling-sizes': sizes_table(),
     'scaling-folder': folder_table(interval_steps, step_seconds),
     'scaling-limit': limit_table(interval_steps, step_seconds),
+    'plan-network': plan_network_table(),
+    **plan.tables(share_of_peak, rates),
   }
 
 
-def _number(value: float) -> str:
-  """Three digits, without an exponent."""
-  digits = max(0, 2 - math.floor(math.log10(value))) if value else 0
-  return f'{value:,.{digits}f}'
+def _rate(text: str) -> tuple[str, float]:
+  """'h200-8=3e6' → its two parts."""
+  name, _, rate = text.partition('=')
+  if name not in plan.PLANS:
+    raise argparse.ArgumentTypeError(
+      f'{text!r} has no plan of {", ".join(plan.PLANS)} before an ='
+    )
+  try:
+    value = float(rate)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise argparse.ArgumentTypeError(f'{text!r} has no rate after the =')
+  return name, value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,11 +356,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('--step-seconds', type=float, default=1.0)
   parser.add_argument('--reload-interval-steps', type=int, default=50)
+  parser.add_argument('--share-of-peak', type=float, default=_SHARE_OF_PEAK)
+  parser.add_argument(
+    '--tokens-per-second',
+    type=_rate,
+    nargs='+',
+    default=[],
+    metavar='PLAN=RATE',
+    help=f'measured; plans are {", ".join(plan.PLANS)}',
+  )
   parser.add_argument('--into', type=pathlib.Path, metavar='FILE')
   arguments = parser.parse_args(argv)
   if arguments.step_seconds <= 0 or arguments.reload_interval_steps < 1:
     parser.error('a step takes some time, and an interval a step at least')
-  found = tables(arguments.reload_interval_steps, arguments.step_seconds)
+  if not 0 < arguments.share_of_peak <= 1:
+    parser.error('--share-of-peak must be above 0, and 1 at most')
+  found = tables(
+    arguments.reload_interval_steps,
+    arguments.step_seconds,
+    arguments.share_of_peak,
+    dict(arguments.tokens_per_second),
+  )
   try:
     if arguments.into is None:
       print('\n'.join(f'{name}\n\n{text}' for name, text in found.items()))

@@ -7,10 +7,12 @@ import functools
 
 from codistill import optim
 from codistill.models import (
+  make_click_dnn,
   make_dnn,
   make_lstm,
   make_resnet,
   make_transformer,
+  make_wide_resnet,
 )
 
 SHAPE, CLASSES = (8, 8, 1), 10
@@ -30,6 +32,18 @@ make_small_resnet = functools.cache(
     param_dtype='float32',
   )
 )
+make_small_wide_resnet = functools.cache(
+  functools.partial(
+    make_wide_resnet,
+    input_shape=SHAPE,
+    num_classes=CLASSES,
+    depth=10,
+    widening=1,
+    batch_norm_momentum=0.9,
+    dtype='float32',
+    param_dtype='float32',
+  )
+)
 make_small_dnn = functools.cache(
   functools.partial(
     make_dnn,
@@ -40,6 +54,21 @@ make_small_dnn = functools.cache(
     param_dtype='float32',
   )
 )
+
+
+def make_small_click_dnn(**changes):
+  arguments = {
+    'input_shape': {'integers': (2,), 'missing': (2,), 'categories': (3,)},
+    'num_classes': 2,
+    'table_sizes': (5, 6, 7),
+    'embedding_size': 4,
+    'hidden': (8,),
+    'dtype': 'float32',
+    'param_dtype': 'float32',
+  }
+  return make_click_dnn(**arguments | changes)
+
+
 TOKENS, VOCABULARY = 6, 11
 
 make_small_lstm = functools.cache(

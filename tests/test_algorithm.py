@@ -100,6 +100,7 @@ def test_equals_the_numpy_transcription(burn_in):
       model,
       optimizer,
       mesh,
+      teacher=model,
       task_loss=losses.task_cross_entropy,
       distill_loss=losses.soft_cross_entropy,
       task_weight=1.0,

@@ -50,6 +50,7 @@ def train(num_workers, num_steps, peers=()):
     model,
     optimizer,
     sharding.make_mesh(1),
+    teacher=model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.soft_cross_entropy,
     task_weight=1.0,

@@ -1,13 +1,25 @@
 """The benchmark's parts run, count what they say, and write JSON; no times."""
 
 import json
+import types
 
 import pytest
 from networks import make_small_dnn
 
 from codistill import losses
+from data import workers
+from scripts import prepare_criteo
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import images, loss, lstm, measure, publication, text
+from scripts.benchmark import (
+  clicks,
+  images,
+  loss,
+  lstm,
+  measure,
+  publication,
+  step,
+  text,
+)
 
 
 @pytest.fixture
@@ -95,6 +107,26 @@ def test_lanes_are_read_as_often_as_it_was_told(monkeypatch, tmp_path):
   assert all(len(values) == 2 and min(values) > 0 for values in found.values())
 
 
+def test_clicks_are_prepared_and_read_as_often_as_it_was_told(
+  monkeypatch, tmp_path
+):
+  monkeypatch.setattr(clicks, '_SECONDS', 0.01)
+  monkeypatch.setattr(clicks, 'ROWS', 1_000)
+  monkeypatch.setattr(clicks, 'BATCH_SIZES', (16,))
+  # In this process.
+  monkeypatch.setattr(workers, 'processes', workers.threads)
+  monkeypatch.setattr(
+    clicks,
+    'subprocess',
+    types.SimpleNamespace(
+      run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
+    ),
+  )
+  found = run('clicks', tmp_path)
+  assert len(found) == 5
+  assert all(len(values) == 2 and min(values) > 0 for values in found.values())
+
+
 def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
   monkeypatch.setattr(lstm, 'UNITS', 16)
   found = run('lstm', tmp_path)
@@ -129,3 +161,16 @@ def test_images_are_read_by_stage_and_by_pipeline(
     name.removesuffix(' (images/s a core)') for name in found
   }
   assert 'TensorFlow is not installed' in capsys.readouterr().out
+
+
+def test_an_update_is_timed_beside_a_product(monkeypatch, tmp_path):
+  monkeypatch.setattr(step, 'CONFIG', 'lm_codistill:smoke')
+  monkeypatch.setattr(step, 'CHANGES', {})
+  monkeypatch.setattr(step, 'SIZE', 8)
+  found = run('step', tmp_path)
+  assert len(found['a product of 8² (GFLOP/s)']) == 2
+  for kind in ('burn-in', 'codistilling'):
+    assert all(rate > 0 for rate in found[f'{kind}: rate (tokens/s)'])
+    assert all(s > 0 for s in found[f'{kind}: share of the product’s rate (%)'])
+  [ratio] = found['codistilling beside burn-in, FLOPs (%)']
+  assert ratio == pytest.approx(400 / 3)

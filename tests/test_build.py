@@ -20,7 +20,11 @@ every_config = pytest.mark.parametrize('name', config_lib.names())
 
 def stand_in(config):
   """A data set's description, for sets that are not on this machine."""
-  classes = config.data.get('num_classes') or config.data.vocab_size
+  classes = {
+    'images': config.data.get('num_classes'),
+    'text': config.data.get('vocab_size'),
+    'clicks': 2,
+  }[config.data.kind]
   return types.SimpleNamespace(
     image_shape=config.data.get('image_shape'),
     num_classes=classes,
@@ -34,10 +38,37 @@ def abstract_batch(config, size):
   if config.data.kind == 'text':
     tokens = jax.ShapeDtypeStruct((size, 32), jnp.int32)
     return {'inputs': tokens, 'labels': tokens}
+  inputs = (
+    {
+      name: jax.ShapeDtypeStruct(
+        (size, number), jnp.int32 if name == 'categories' else jnp.float32
+      )
+      for name, number in (
+        ('integers', 13),
+        ('missing', 13),
+        ('categories', 26),
+      )
+    }
+    if config.data.kind == 'clicks'
+    else jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
+  )
   return {
-    'inputs': jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8),
+    'inputs': inputs,
     'labels': jax.ShapeDtypeStruct((size,), jnp.int32),
   }
+
+
+# At the paper's scale: examples an update, parameters (those of the click DNN:
+# 26 tables of 100,000 × 16; 442 → 2560 → 1024 → 256 → 1), features.
+SIZES = {
+  'images': (16_384, 25_557_032, (2_048,)),
+  'text': (16_384, 44_403_654, (32, 1_024)),
+  'clicks': (
+    4_096,
+    26 * 100_000 * 16 + 443 * 2_560 + 2_561 * 1_024 + 1_025 * 256 + 257,
+    (256,),
+  ),
+}
 
 
 # Little to compile.
@@ -58,13 +89,11 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   experiment = build_cheaply(config, None, dataset=stand_in(config))
   state = jax.eval_shape(functools.partial(experiment.init, 0))
   batch = abstract_batch(config, config.batch_size)
-  text = config.data.kind == 'text'
-  shape = (32,) if text else (224, 224, 3)
-  examples = config.batch_size * config.num_async_workers
-  assert (examples, *batch['inputs'].shape[1:]) == (16_384, *shape)
+  examples, parameters, features = SIZES[config.data.kind]
+  assert config.batch_size * config.num_async_workers == examples
   variables = state.variables
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  assert count == (44_403_654 if text else 25_557_032)
+  assert count == parameters
   num_peers = config.codistill.members - 1
   for distill, peers in ((False, 0), (True, num_peers)):
     if distill and not peers and experiment.updates.needs_peers:
@@ -91,8 +120,7 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
     abstract_batch(config, config.eval_batch_size)['inputs'],
     jax.eval_shape(lambda: experiment.model.memory(config.eval_batch_size)),
   )
-  features = (32, 1_024) if text else (2_048,)
-  assert prediction.features.shape == (1_024, *features)
+  assert prediction.features.shape == (config.eval_batch_size, *features)
 
 
 def test_one_codistilling_update_of_resnet_50_for_real():
@@ -126,13 +154,15 @@ def test_small_variants_build_with_their_data(name, variant):
   config.num_devices = 1
   experiment = build(config, None)
   batch = next(experiment.batches(0, 0))
-  text = config.data.kind == 'text'
-  shape = (
-    (config.data.sequence_length,)
-    if text
-    else {'laptop': (8, 8, 1), 'smoke': (16, 16, 3)}[variant]
-  )
-  assert batch['inputs'].shape == (config.batch_size, *shape)
+  shape = {
+    'text': (config.data.get('sequence_length'),),
+    'images': {'laptop': (8, 8, 1), 'smoke': (16, 16, 3)}[variant],
+    'clicks': (26,),
+  }[config.data.kind]
+  inputs = batch['inputs']
+  if config.data.kind == 'clicks':
+    inputs = inputs['categories']
+  assert inputs.shape == (config.batch_size, *shape)
   assert len(experiment.members) == config.codistill.members
 
 
@@ -308,7 +338,7 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.reload_interval_steps': 0}, 'must be at least 1, not 0'),
     ({'codistill.delay_steps': -1}, 'delay_steps must not be negative'),
     ({'diversity.order': 'other'}, "order is 'other'; it can be own, same"),
-    ({'model.name': 'vit'}, "model.name is 'vit'; it can be dnn, lstm, resnet"),
+    ({'model.name': 'vit'}, "'vit'; it can be click_dnn, dnn, lstm, resnet"),
     ({'model.resnet.depth': 9}, 'no ResNet of depth 9'),
     ({'model.dtype': 'float8'}, "dtype is 'float8'; it can be float32"),
     ({'optimizer.name': 'lamb'}, "no optimizer 'lamb'"),

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from data import builtin_corpus, text
+from data import builtin_corpus, cache, text
 from data.builtin_corpus import BuiltinCorpusError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,7 +27,12 @@ def small(monkeypatch):
 
 def open_builtin(cache_dir):
   return text.make_text(
-    'builtin', sequence_length=16, max_test_tokens=None, cache_dir=cache_dir
+    'builtin',
+    sequence_length=16,
+    max_document_tokens=None,
+    max_train_tokens=None,
+    max_test_tokens=None,
+    cache_dir=cache_dir,
   )
 
 
@@ -144,9 +149,9 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(small, tmp_path):
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  assert builtin_corpus._cache(None) == tmp_path / 'codistill'
+  assert cache.cache_folder(None) == tmp_path / 'codistill'
   monkeypatch.delenv('XDG_CACHE_HOME')
-  assert builtin_corpus._cache(None) == (
+  assert cache.cache_folder(None) == (
     pathlib.Path.home() / '.cache' / 'codistill'
   )
 

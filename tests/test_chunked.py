@@ -62,6 +62,7 @@ def valued(mesh, chunk, peers=2, **changes):
   objective = make_objective(
     MODEL,
     **{
+      'teacher': MODEL,
       'task_loss': losses.task_cross_entropy,
       'distill_loss': losses.soft_cross_entropy,
       'task_weight': 0.7,

@@ -104,7 +104,7 @@ def test_overrides_are_what_differs_and_what_follows_from_it():
   [
     ('imagenet_codistil', 'imagenet_codistill'),
     ('imagenet-sync', 'imagenet_sync'),
-    ('ensemble', 'lm_ensemble or imagenet_ensemble'),
+    ('ensemble', 'lm_ensemble or criteo_ensemble'),
   ],
 )
 def test_an_unknown_config_is_told_the_nearest_name(wrong, near):

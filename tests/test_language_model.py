@@ -111,10 +111,50 @@ def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
     assert row['peer_ages'] == [row['step'] - 1 - 6] * 2
     assert row['distill_loss'] > 0
   assert kinds(second, 'train')[0]['step'] == 1
-  teachers = load_teachers(workdir / 'ensemble')
+  teachers, _ = load_teachers(
+    workdir / 'ensemble', outcome.experiment.config.data
+  )
   shown = outcome.experiment.exchange.freshest(0, 1)
   for one, other in zip(teachers, shown, strict=True):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_teachers_of_another_architecture(tmp_path):
+  teacher, student = tmp_path / 'teacher', tmp_path / 'student'
+  arguments = ['--config.num_steps=2', '--config.eval_interval_steps=2']
+  assert not run_command(
+    teacher,
+    *arguments,
+    '--config.model.name=dnn',
+    '--config.model.dnn.hidden=(5,)',
+    config='imagenet_sync:smoke',
+  ).status
+  taught = [
+    *arguments,
+    '--config.codistill.exchange=frozen',
+    f'--config.codistill.frozen_dir={teacher}',
+    '--config.codistill.burn_in_steps=0',
+  ]
+  outcome = run_command(student, *taught, config='imagenet_sync:smoke')
+  assert outcome.status == 0
+  assert kinds(rows_of(student), 'train')[0]['distill_loss'] > 0
+  # What the student descends is what that network says.
+  [peer] = outcome.experiment.exchange.freshest(0, 1)
+  assert peer.variables['params']['Dense_0']['kernel'].shape == (64, 5)
+
+
+def test_teachers_of_other_data_are_one_sentence(two_phases, tmp_path, capfd):
+  (workdir, _) = two_phases
+  status = run_command(
+    tmp_path,
+    '--config.codistill.exchange=frozen',
+    f'--config.codistill.frozen_dir={workdir / "ensemble"}',
+    config='imagenet_sync:smoke',
+  ).status
+  assert status == 2
+  assert 'whose kind is text, and here data.kind is images' in (
+    capfd.readouterr().err
+  )
 
 
 def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):

@@ -9,13 +9,15 @@ import pytest
 from networks import (
   TOKENS,
   VOCABULARY,
+  make_small_click_dnn,
   make_small_dnn,
   make_small_lstm,
   make_small_resnet,
   make_small_transformer,
+  make_small_wide_resnet,
 )
 
-from codistill import losses, optim
+from codistill import losses, optim, sharding
 from codistill.models import (
   MODELS,
   Model,
@@ -36,11 +38,22 @@ def tokens(batch=BATCH, time=TOKENS):
   return jax.random.randint(jax.random.key(7), (batch, time), 0, VOCABULARY)
 
 
+def clicks(batch=BATCH):
+  key = jax.random.key(7)
+  return {
+    'integers': jax.random.normal(key, (batch, 2)),
+    'missing': jnp.zeros((batch, 2)),
+    'categories': jax.random.randint(key, (batch, 3), 0, 5),
+  }
+
+
 SMALL = {
   'resnet': (make_small_resnet, images),
+  'click_dnn': (make_small_click_dnn, clicks),
   'dnn': (make_small_dnn, images),
   'lstm': (make_small_lstm, tokens),
   'transformer': (make_small_transformer, tokens),
+  'wide_resnet': (make_small_wide_resnet, images),
 }
 every_model = pytest.mark.parametrize(
   ('make', 'inputs'), SMALL.values(), ids=SMALL.keys()
@@ -82,6 +95,43 @@ def test_imagenet_networks_have_the_published_number_of_parameters(
   )
   variables = jax.eval_shape(model.init, jax.random.key(0))
   assert count(variables['params']) == parameters
+
+
+def test_wide_network_has_the_published_number_of_parameters():
+  # Zagoruyko & Komodakis (2016), table 4: 36.5 M for WRN-28-10; the number is
+  # that of its authors' code on CIFAR-10.
+  model = make_small_wide_resnet(input_shape=(32, 32, 3), depth=28, widening=10)
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  assert count(variables['params']) == 36_479_194
+  with pytest.raises(ValueError, match='no wide ResNet of depth 27'):
+    make_small_wide_resnet(depth=27)
+
+
+def test_the_click_network_by_hand():
+  model = make_small_click_dnn(hidden=())
+  variables = model.init(jax.random.key(0))
+  assert model.init(jax.random.key(1)).keys() == {'params'}
+  params = variables['params']
+  # Tables of 5, 6 and 7 rows, one below the other.
+  assert params['embeddings'].shape == (18, 4)
+  inputs = clicks(3)
+  prediction, _ = model.predict(variables, inputs, ())
+  table = np.asarray(params['embeddings'])
+  rows = np.asarray(inputs['categories']) + np.array([0, 5, 11])
+  features = np.concatenate(
+    [inputs['integers'], inputs['missing'], table[rows].reshape(3, -1)], axis=1
+  )
+  np.testing.assert_allclose(prediction.features, features, rtol=1e-6)
+  head = params['head']
+  odds = features @ np.asarray(head['kernel']) + np.asarray(head['bias'])
+  # A click's probability is the logistic function of its log odds.
+  np.testing.assert_allclose(
+    jax.nn.softmax(prediction.logits)[:, 1],
+    1 / (1 + np.exp(-odds[:, 0])),
+    rtol=1e-5,
+  )
+  with pytest.raises(ValueError, match='one of 2 classes, of 3 categorical'):
+    make_small_click_dnn(table_sizes=(5, 6))
 
 
 def test_cifar_network_has_the_published_number_of_parameters():
@@ -132,9 +182,9 @@ def test_predict_changes_nothing_and_forward_returns_new_statistics(
   )
   assert set(updated) == set(variables) - {'params'}
   assert prediction.logits.shape == trained.logits.shape
-  if inputs is images:
+  if inputs is not tokens:
     assert memory == same == ()
-    assert trained.logits.shape == (BATCH, 10)
+    assert trained.logits.shape == (BATCH, 2 if inputs is clicks else 10)
   else:
     assert trained.logits.shape == (BATCH, TOKENS, VOCABULARY)
     # A carry before and after, of the same shapes.
@@ -152,7 +202,36 @@ def test_the_head_apart_from_the_features_gives_the_logits(make, inputs):
   prediction, _ = model.predict(variables, inputs(), model.memory(BATCH))
   by_hand = prediction.features @ prediction.head.kernel + prediction.head.bias
   np.testing.assert_allclose(prediction.logits, by_hand, atol=1e-5)
-  assert prediction.head.kernel is variables['params']['head']['kernel']
+  kernel = prediction.head.kernel
+  if inputs is clicks:
+    # Of the log odds alone: no click has the logit 0.
+    np.testing.assert_array_equal(kernel[:, :1], 0)
+    kernel = kernel[:, 1:]
+  np.testing.assert_array_equal(kernel, variables['params']['head']['kernel'])
+
+
+@every_model
+def test_no_device_gathers_the_examples_of_the_others(make, inputs):
+  # Whatever grows with the batch stays where its part of the batch is.
+  model, mesh = make(), sharding.make_mesh(8)
+  whole, part = sharding.replicated(mesh), sharding.split(mesh)
+
+  def value(params, variables, inputs, memory):
+    variables = {**variables, 'params': params}
+    prediction, _, _ = model.forward(
+      variables, inputs, memory, jax.random.key(1)
+    )
+    return jnp.square(prediction.logits).sum()
+
+  variables = jax.eval_shape(model.init, jax.random.key(0))
+  compiled = (
+    jax.jit(jax.grad(value), in_shardings=(whole, whole, part, part))
+    .lower(variables['params'], variables, inputs(16), model.memory(16))
+    .compile()
+    .as_text()
+  )
+  assert 'all-reduce' in compiled
+  assert 'all-gather' not in compiled
 
 
 @every_model

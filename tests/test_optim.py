@@ -105,11 +105,12 @@ def test_lars_gives_matrices_a_rate_of_their_own_and_nothing_else():
   np.testing.assert_allclose(steps['bias'], [0.0, -18.0], rtol=1e-5)
 
 
+ADAGRAD = {'initial_accumulator': 0.1, 'eps': 1e-7}
 ADAM = {'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'clip_norm': None}
 
 
 @pytest.mark.parametrize(
-  ('name', 'arguments'), [('adam', ADAM), ('adagrad', {})]
+  ('name', 'arguments'), [('adam', ADAM), ('adagrad', ADAGRAD)]
 )
 def test_other_optimizers_go_downhill(name, arguments):
   optimizer = optim.make_optimizer(name, 'constant', {'rate': 0.1}, **arguments)

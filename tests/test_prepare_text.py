@@ -1,4 +1,5 @@
 import concurrent.futures
+import contextlib
 import io
 import json
 import os
@@ -23,10 +24,11 @@ from test_documents import (
 
 from data import corpus as corpus_lib
 from data import documents as documents_lib
-from data import preparation, text
-from scripts import prepare_text
+from data import preparation, resumable, text, workers
+from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
+processes = workers.processes
 WORDS = ['The', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 VOCAB = '--vocab-size=300'
 
@@ -47,13 +49,15 @@ class Inline:
       future.set_exception(error)
     return future
 
-  def close(self, wait):
-    pass
+
+@contextlib.contextmanager
+def inline(size):
+  yield Inline(size)
 
 
 @pytest.fixture(autouse=True)
 def small_and_in_this_process(monkeypatch):
-  monkeypatch.setattr(preparation, '_Pool', Inline)
+  monkeypatch.setattr(workers, 'processes', inline)
   monkeypatch.setattr(documents_lib, 'CHUNK_BYTES', 2_000)
   monkeypatch.setattr(documents_lib, '_BLOCK_BYTES', 500)
   documents_lib._tfds_source.cache_clear()
@@ -148,7 +152,12 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.
   text_set = text.make_text(
-    str(output), sequence_length=8, max_test_tokens=None, cache_dir=None
+    str(output),
+    sequence_length=8,
+    max_document_tokens=None,
+    max_train_tokens=None,
+    max_test_tokens=None,
+    cache_dir=None,
   )
   next(
     text_set.train(
@@ -279,17 +288,19 @@ def test_the_tokenizer_learns_from_so_many_documents(
 @pytest.mark.parametrize('terminal', [True, False])
 def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
   clock = iter(range(100, 1_000, 10))
-  monkeypatch.setattr(prepare_text.time, 'monotonic', lambda: next(clock))
+  monkeypatch.setattr(preparing.time, 'monotonic', lambda: next(clock))
   console = Console(
     file=io.StringIO(), force_terminal=terminal, width=120, color_system=None
   )
-  display = prepare_text.Display(console, 'MB')
+  display = preparing.Display(console)
   for done in (5, 10, 20):
     # An earlier run did 4 MB: they do not count as fast.
-    display.show(
+    prepare_text.show(
+      display,
+      'MB',
       preparation.Progress(
         'tokenising', done * 10**6, 80 * 10**6, 4 * 10**6, 1_234, 2_500_000
-      )
+      ),
     )
   if terminal:
     [task] = display._bars.tasks
@@ -306,14 +317,14 @@ def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
 
 DRIVER = """
 import sys, time
-from data import documents, preparation
+from data import documents, resumable
 from scripts import prepare_text
 documents.CHUNK_BYTES, documents._BLOCK_BYTES = 2_000, 500
-write = preparation._write_state
+write = resumable.write_state
 def slowly(*arguments):
   write(*arguments)
   time.sleep({pause})
-preparation._write_state = slowly
+resumable.write_state = slowly
 if __name__ == '__main__':
   sys.exit(prepare_text.main({arguments}))
 """
@@ -394,18 +405,27 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
 def test_one_run_at_a_time(books, tmp_path):
   arguments = ['--input', books, '--format=jsonl']
   output = tmp_path / 'out'
-  with preparation._locked(corpus_lib.partial_of(output), output):
+  with resumable.locked(corpus_lib.partial_of(output), output):
     assert prepare(output, *arguments) == (
       f'Another run is making {output}: wait for it, or end it.'
     )
 
 
 def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
-  class Dying(Inline):
+  class Dying:
     def submit(self, function, *arguments, **keywords):
       raise concurrent.futures.BrokenExecutor
 
-  monkeypatch.setattr(preparation, '_Pool', Dying)
+    def shutdown(self, **keywords):
+      pass
+
+  # The pool itself, of processes that the system ends.
+  monkeypatch.setattr(workers, 'processes', processes)
+  monkeypatch.setattr(
+    workers.concurrent.futures,
+    'ProcessPoolExecutor',
+    lambda *arguments, **keywords: Dying(),
+  )
   message = prepare(tmp_path / 'out', '--input', books, '--format=jsonl')
   assert message.startswith('A worker died, perhaps for want of memory: run')
 

@@ -96,6 +96,7 @@ def test_it_learns_64_images_by_heart():
     model,
     optimizer,
     mesh,
+    teacher=model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.soft_cross_entropy,
     task_weight=1.0,

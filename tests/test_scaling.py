@@ -52,13 +52,13 @@ def test_int8_is_a_quarter_and_so_said_the_benchmark():
 
 def test_the_page_shows_what_the_script_says():
   text = DOC.read_text(encoding='utf-8')
-  found = scaling.tables(50, 1.0)
+  found = scaling.tables(50, 1.0, 0.3, {})
   assert all(f'<!-- table {name} -->' in text for name in found)
   assert markdown.insert(text, found) == text, 'make figures'
 
 
 def test_numbers_have_three_digits():
-  assert [scaling._number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)] == [
+  assert [markdown.number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)] == [
     '0.160',
     '1.02',
     '55,562',
@@ -73,6 +73,28 @@ def test_what_makes_no_sense_is_refused(capsys):
   assert 'a step takes some time' in capsys.readouterr().err
   assert scaling.main(['--into=nowhere/at/all.md']) == 2
   assert 'nowhere' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (['--share-of-peak=0'], '--share-of-peak must be above 0'),
+    (['--share-of-peak=1.1'], 'and 1 at most'),
+    (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h200-1'),
+    (['--tokens-per-second', 'h200-8'], 'has no rate after the ='),
+    (['--tokens-per-second', 'h200-8=-1'], 'has no rate after the ='),
+    (['--tokens-per-second', 'h200-8=nan'], 'has no rate after the ='),
+  ],
+)
+def test_rates_that_cannot_be_are_refused(arguments, said, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    scaling.main(arguments)
+  assert said in capsys.readouterr().err
+
+
+def test_a_measured_rate_is_shown(capsys):
+  assert scaling.main(['--tokens-per-second', 'v5e-64=2e6', 'h200-1=1e6']) == 0
+  assert capsys.readouterr().out.count('measured |') == 2
 
 
 def test_it_needs_no_jax():

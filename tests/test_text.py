@@ -57,6 +57,8 @@ def make_documents(lengths, first):
 def make(folder, **changes):
   arguments = {
     'sequence_length': T,
+    'max_document_tokens': None,
+    'max_train_tokens': None,
     'max_test_tokens': None,
     'cache_dir': None,
   }
@@ -279,6 +281,56 @@ def test_a_limit_takes_whole_documents_of_the_smallest_hashes(prepared):
       assert counted == [t for _, ts in in_order for t in ts]
 
 
+def test_long_documents_are_read_in_parts_that_lie_apart(prepared):
+  limit = 4
+  text_set = make(prepared.corpus.folder, max_document_tokens=limit)
+  batches = text_set.train(
+    member=0, members=1, partition='shared', seed=3, batch_size=1
+  )
+  inputs = [next(batches)['inputs'][0] for _ in range(2 * NUM_TRAIN // T + 1)]
+  stream = np.concatenate(inputs).tolist()
+  # Each token is its own number.
+  passes = stream[:NUM_TRAIN], stream[NUM_TRAIN : 2 * NUM_TRAIN]
+  for tokens in passes:
+    assert sorted(tokens) == sorted(t for _, ts in TRAIN for t in ts)
+    places = {token: place for place, token in enumerate(tokens)}
+    apart = 0
+    for _, document in TRAIN:
+      number = -(-len(document) // limit)
+      edges = [n * len(document) // number for n in range(number + 1)]
+      for begin, end in itertools.pairwise(edges):
+        assert end - begin <= limit
+        part = [places[token] for token in document[begin:end]]
+        assert part == list(range(part[0], part[0] + len(part)))
+      apart += sum(
+        places[document[edge]] != places[document[edge - 1]] + 1
+        for edge in edges[1:-1]
+      )
+    assert apart
+  assert passes[0] != passes[1]
+
+
+def test_members_share_what_a_limit_leaves_to_train_on(prepared):
+  in_order, limit = sorted(TRAIN), NUM_TRAIN // 2
+  text_set = make(prepared.corpus.folder, max_train_tokens=limit)
+  ends = np.cumsum([len(tokens) for _, tokens in in_order])
+  number = int(np.sum(ends <= limit))
+  assert 1 < number < len(in_order)
+  assert text_set.num_documents == number
+  assert text_set.num_train == ends[number - 1]
+  wanted = {token for _, tokens in in_order[:number] for token in tokens}
+  seen = []
+  for member in range(2):
+    batches = text_set.train(
+      member=member, members=2, partition='disjoint', seed=0, batch_size=1
+    )
+    # Each token is its own number; as many batches as there could be.
+    labels = [next(batches)['labels'] for _ in range(2 * NUM_TRAIN // T)]
+    seen.append(set(np.concatenate(labels, axis=1)[0].tolist()))
+  assert seen[0] | seen[1] == wanted
+  assert not seen[0] & seen[1]
+
+
 def test_the_unigram_distribution_is_exact(tmp_path):
   documents = [(5, [7, 7, 1]), (6, [9, 1])]
   text_set = make(write_corpus(tmp_path / 'made', documents, TEST))
@@ -328,7 +380,12 @@ def test_wrong_splits_and_sizes_are_named(prepared):
   ):
     with pytest.raises(ValueError, match="Unknown split 'validation'"):
       call()
-  for key in ('sequence_length', 'max_test_tokens'):
+  for key in (
+    'sequence_length',
+    'max_document_tokens',
+    'max_train_tokens',
+    'max_test_tokens',
+  ):
     with pytest.raises(ValueError, match=f'{key} must be at least 1, got 0'):
       make(prepared.corpus.folder, **{key: 0})
 

@@ -68,7 +68,13 @@ def updates_of(model, mesh=None, optimizer=None, **changes):
     model,
     optimizer or sgd(),
     mesh or sharding.make_mesh(1),
-    **{**LOSSES, 'num_async_workers': 1, 'num_microbatches': 1, **changes},
+    **{
+      **LOSSES,
+      'teacher': model,
+      'num_async_workers': 1,
+      'num_microbatches': 1,
+      **changes,
+    },
   )
 
 
@@ -93,7 +99,9 @@ def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
   state, peer = state_of(model), state_of(model, 1).variables
 
   def value(params, peer):
-    objective = make_objective(model, **LOSSES, mesh=sharding.make_mesh(1))
+    objective = make_objective(
+      model, teacher=model, **LOSSES, mesh=sharding.make_mesh(1)
+    )
     return objective(params, state, batch_of(0), (peer,), ((),), True)[0]
 
   params = state.variables['params']
@@ -405,6 +413,7 @@ def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
   model = make_small_lstm()
   objective = make_objective(
     model,
+    teacher=model,
     **{**LOSSES, 'memory_reset_probability': 0.4},
     mesh=sharding.make_mesh(1),
   )

@@ -1,5 +1,6 @@
 """Networks behind the `Model` seam; the only place that imports flax.linen."""
 
+from codistill.models.click_dnn import make_click_dnn
 from codistill.models.dnn import make_dnn
 from codistill.models.lstm import make_lstm
 from codistill.models.model import (
@@ -11,8 +12,15 @@ from codistill.models.model import (
 )
 from codistill.models.resnet import make_resnet
 from codistill.models.transformer import make_transformer
+from codistill.models.wide_resnet import make_wide_resnet
 
-MODELS = {'dnn': make_dnn, 'lstm': make_lstm, 'resnet': make_resnet}
+MODELS = {
+  'click_dnn': make_click_dnn,
+  'dnn': make_dnn,
+  'lstm': make_lstm,
+  'resnet': make_resnet,
+  'wide_resnet': make_wide_resnet,
+}
 MODELS['transformer'] = make_transformer  # Beyond the paper.
 
 __all__ = [
@@ -20,10 +28,12 @@ __all__ = [
   'Head',
   'Model',
   'Prediction',
+  'make_click_dnn',
   'make_dnn',
   'make_feedforward',
   'make_lstm',
   'make_resnet',
   'make_transformer',
+  'make_wide_resnet',
   'with_pixels',
 ]

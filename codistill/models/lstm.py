@@ -161,10 +161,13 @@ def _recur_backward(dtype, residuals, cotangents):
     reverse=True,
   )
   d_norms = jax.tree.map(lambda x: x.sum(0), d_norms)
-  d_kernel = _matmul(
-    before.reshape(-1, before.shape[-1]).T,
-    d_gates.reshape(-1, d_gates.shape[-1]),
-    dtype,
+  # Over time and lanes as two axes: joined into one, lanes that are split over
+  # devices would be gathered on each of them.
+  d_kernel = jnp.tensordot(
+    before.astype(dtype),
+    d_gates.astype(dtype),
+    axes=((0, 1), (0, 1)),
+    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
   )
   return d_kernel.astype(kernel.dtype), *d_norms, d_gates, (d_cell, d_output)
 

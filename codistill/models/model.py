@@ -61,7 +61,7 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """A network as pure functions.
+  """A network as pure functions of inputs: an array, or a tree of arrays.
 
   Attributes:
     init: key → variables: {'params': …, 'batch_stats': …}.
@@ -73,23 +73,23 @@ class Model:
   """
 
   init: Callable[[jax.Array], PyTree]
-  predict: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]]
+  predict: Callable[[PyTree, PyTree, PyTree], tuple[Prediction, PyTree]]
   forward: Callable[
-    [PyTree, Array, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
+    [PyTree, PyTree, PyTree, jax.Array], tuple[Prediction, PyTree, PyTree]
   ]
   memory: Callable[[int], PyTree]
-  teach: Callable[[PyTree, Array, PyTree], tuple[Prediction, PyTree]] | None = (
-    None
-  )
+  teach: (
+    Callable[[PyTree, PyTree, PyTree], tuple[Prediction, PyTree]] | None
+  ) = None
 
   def predict_each(
-    self, members: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
+    self, members: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
     """`predict` by several members, each with its own carry."""
     return self._each(self.predict, members, inputs, memories)
 
   def teach_each(
-    self, peers: Sequence[PyTree], inputs: Array, memories: Sequence[PyTree]
+    self, peers: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
     """What several peers tell a student of its batch."""
     return self._each(self.teach or self.predict, peers, inputs, memories)
@@ -170,15 +170,16 @@ class LinearHead(nn.Module):
 
 def make_feedforward(
   module: nn.Module,
-  input_shape: tuple[int, ...],
-  input_dtype: Any = jnp.float32,
+  input_shape: PyTree,
+  input_dtype: PyTree = jnp.float32,
 ) -> Model:
   """A `Model` of a Linen module without memory.
 
   Args:
     module: called as `module(inputs, train)`, returns a `Prediction`.
-    input_shape: of one example, without the batch axis.
-    input_dtype: of the inputs.
+    input_shape: of one example, without the batch axis; of a tree of arrays,
+      a tree of shapes.
+    input_dtype: of the inputs; likewise.
 
   Returns:
     The model; its memory is ().
@@ -186,13 +187,19 @@ def make_feedforward(
 
   @jax.jit  # Op by op, a large network takes a minute.
   def init(key: jax.Array) -> PyTree:
-    inputs = jnp.zeros((1, *input_shape), input_dtype)
+    inputs = jax.tree.map(
+      lambda dtype, shape: jnp.zeros((1, *shape), dtype),
+      input_dtype,
+      input_shape,
+    )
     return module.init(key, inputs, train=False)
 
-  def predict(variables: PyTree, inputs: Array, memory: PyTree):
+  def predict(variables: PyTree, inputs: PyTree, memory: PyTree):
     return module.apply(variables, inputs, train=False), memory
 
-  def forward(variables: PyTree, inputs: Array, memory: PyTree, key: jax.Array):
+  def forward(
+    variables: PyTree, inputs: PyTree, memory: PyTree, key: jax.Array
+  ):
     prediction, updated = module.apply(
       variables,
       inputs,

@@ -76,6 +76,11 @@ def get_config(variant: str = '') -> ConfigDict:
   # Compute blocks again for the gradient instead of keeping them.
   config.model.resnet.remat = False
 
+  # For model.name wide_resnet: WRN-28-10.
+  config.model.wide_resnet = ConfigDict()
+  config.model.wide_resnet.depth = 28
+  config.model.wide_resnet.widening = 10
+  config.model.wide_resnet.batch_norm_momentum = 0.9
   # For model.name dnn: the widths of the paper's Criteo network.
   config.model.dnn = ConfigDict()
   config.model.dnn.hidden = (2_560, 1_024, 256)

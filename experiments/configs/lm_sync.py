@@ -51,7 +51,11 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.vocab_size = 24_006
   # Tokens a lane a batch; memories go on from batch to batch.
   config.data.sequence_length = 32
-  # Held-out tokens that are evaluated on, of whole documents. None: all.
+  # Longer documents are trained on in parts, each in a place of its own.
+  config.data.max_document_tokens = config_dict.placeholder(int)
+  # Tokens that all members together train on, and held-out ones that they are
+  # evaluated on, of whole documents. None: all.
+  config.data.max_train_tokens = config_dict.placeholder(int)
   config.data.max_test_tokens = config_dict.placeholder(int)
 
   config.model.name = 'lstm'
@@ -111,6 +115,9 @@ def _python_sources(config: ConfigDict) -> None:
   config.eval_batch_size = 64
   config.checkpoint_interval_steps = 200
   config.data.name = 'builtin'
+  # The mean document of the paper's. These are twelve times as long, and few
+  # lanes would see few of them.
+  config.data.max_document_tokens = 735
   config.data.max_test_tokens = 100_000
   config.data.vocab_size = 512
   config.model.dtype = 'float32'

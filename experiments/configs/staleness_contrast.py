@@ -30,7 +30,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   """Delays of teachers, then as many of gradients, at two learning rates."""
   config = get_config(variant)
   rate = config.schedule.constant.rate
-  delays = {'smoke': (1, 3), 'laptop': (7, 63)}.get(variant, (1, 7, 31, 127))
+  delays = {'smoke': (1, 3)}.get(variant, (1, 7, 31, 127))
   # What is published is seen at the next update at the earliest.
   teachers = [
     {'codistill.delay_steps': delay - 1} if delay > 1 else {}

@@ -2,11 +2,13 @@ r"""What training costs, measured on this machine.
 
   python -m scripts.benchmark WHAT [--rounds=5] [--json=FILE]
 
+clicks: how fast a click log is prepared, and read in shuffled batches;
 exchange: weights through a folder: stall of the loop, bytes, seconds;
 images: read, decoded, augmented, batched: images a second a core;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
+step: tokens a second of both updates, and their share of what can be had;
 teacher: an update's time and memory by precision of the teacher;
 text: how fast lanes of tokens are read.
 
@@ -26,22 +28,26 @@ from absl import logging
 from rich.console import Console
 
 from scripts.benchmark import (
+  clicks,
   exchange,
   images,
   loss,
   lstm,
   publication,
+  step,
   teacher,
   text,
 )
 from scripts.benchmark.measure import Measure, machine, table
 
 PARTS = {
+  'clicks': clicks,
   'exchange': exchange,
   'images': images,
   'loss': loss,
   'lstm': lstm,
   'publication': publication,
+  'step': step,
   'teacher': teacher,
   'text': text,
 }

@@ -110,7 +110,10 @@ def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
 
   model = Model(lambda key: {}, predict, forward, lambda batch_size: ())
   objective = make_objective(
-    model, **_losses(name, chunk_tokens), mesh=sharding.make_mesh(1)
+    model,
+    teacher=model,
+    **_losses(name, chunk_tokens),
+    mesh=sharding.make_mesh(1),
   )
 
   def loss(params, peer, batch):
@@ -157,6 +160,7 @@ def lower_update(
     model,
     optimizer,
     sharding.make_mesh(1),
+    teacher=model,
     **_losses(name, chunk_tokens),
     num_async_workers=1,
     num_microbatches=1,

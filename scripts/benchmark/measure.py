@@ -101,6 +101,7 @@ def make_subject() -> Subject:
     model,
     optimizer,
     mesh,
+    teacher=model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.soft_cross_entropy,
     task_weight=1.0,

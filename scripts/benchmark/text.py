@@ -52,6 +52,8 @@ def _read(
   text_set = make_text(
     NAME,
     sequence_length=sequence_length,
+    max_document_tokens=None,
+    max_train_tokens=None,
     max_test_tokens=None,
     cache_dir=None,
   )

@@ -37,6 +37,7 @@ from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
 from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import GRAY, Figure, hours_table
+from scripts.figures.regime import Regime
 from scripts.figures.staleness import Staleness
 from scripts.figures.teacher_precision import TeacherPrecision
 from scripts.figures.topology import Topology
@@ -130,6 +131,7 @@ FIGURES: Mapping[str, Figure] = {
   ),
   'fig4': _FIGURE_4,
   'batch': Batch('Where twice the batch stops to pay: synchronous SGD on text'),
+  'regime': Regime('From where on does codistillation gain?'),
   'two_phase': TwoPhase('Two phases, all steps counted'),
   'staleness_contrast': Contrast('Stale gradients and stale predictions'),
   'cost': Cost(

@@ -1,0 +1,147 @@
+"""The click-through network: embeddings and a ReLU DNN, logistic output (§3.5).
+
+The paper gives the hidden layers, 2560, 1024 and 256, and the logistic output;
+what the features become before them it does not say. Here each categorical
+field has a table of embeddings, and the integers come as logarithms with a flag
+for each that is missing.
+
+A logistic output is a softmax over the logits 0 and z: with two classes all
+that is made for classes, φ, ψ and averages of peers, is what it is for clicks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from codistill.models.model import Head, Model, Prediction, make_feedforward
+
+Inputs = dict[str, Array]
+
+
+class ClickDNN(nn.Module):
+  """Embeddings, integers and flags side by side, ReLU layers: features.
+
+  Attributes:
+    table_sizes: for each categorical field, how many embeddings it has.
+    embedding_size: numbers each.
+    hidden: width of each layer.
+  """
+
+  table_sizes: Sequence[int]
+  embedding_size: int
+  hidden: Sequence[int]
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, inputs: Inputs, train: bool) -> Prediction:
+    """Prediction of `integers`, `missing` and `categories`, [batch, fields]."""
+    del train
+    # All tables as one: one gather, and one scatter for the gradient.
+    first, last = 0, sum(self.table_sizes)
+    starts = [first, *itertools.accumulate(self.table_sizes[:-1])]
+    table = self.param(
+      'embeddings',
+      nn.initializers.normal(self.embedding_size**-0.5),
+      (last, self.embedding_size),
+      self.param_dtype,
+    )
+    # Weights may come as arrays of the host.
+    embedded = jnp.asarray(table)[
+      inputs['categories'] + jnp.array(starts, jnp.int32)
+    ]
+    features = jnp.concatenate(
+      [
+        inputs['integers'],
+        inputs['missing'],
+        embedded.reshape(len(embedded), -1),
+      ],
+      axis=-1,
+      dtype=self.dtype,
+    )
+    for width in self.hidden:
+      features = nn.relu(
+        nn.Dense(
+          width,
+          dtype=self.dtype,
+          param_dtype=self.param_dtype,
+          kernel_init=nn.initializers.he_normal(),
+        )(features)
+      )
+    head = _LogisticHead(self.param_dtype, name='head')
+    return Prediction(features, head(features))
+
+
+class _LogisticHead(nn.Module):
+  """Holds what makes z, and gives the head of the logits 0 and z."""
+
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, features: Array) -> Head:
+    kernel = self.param(
+      'kernel',
+      nn.initializers.lecun_normal(),
+      (features.shape[-1], 1),
+      self.param_dtype,
+    )
+    bias = self.param('bias', nn.initializers.zeros, (1,), self.param_dtype)
+    return Head(
+      jnp.concatenate([jnp.zeros_like(kernel), kernel], axis=-1),
+      jnp.concatenate([jnp.zeros_like(bias), bias], axis=-1),
+    )
+
+
+def make_click_dnn(
+  *,
+  input_shape: dict[str, tuple[int, ...]],
+  num_classes: int,
+  table_sizes: Sequence[int],
+  embedding_size: int,
+  hidden: Sequence[int],
+  dtype: str,
+  param_dtype: str,
+) -> Model:
+  """The network of the click log.
+
+  Args:
+    input_shape: of one example: `integers`, `missing` and `categories`, a
+      number of fields each.
+    num_classes: 2: no click, click.
+    table_sizes: for each categorical field, how many embeddings it has.
+    embedding_size: numbers in each; not stated in the paper.
+    hidden: width of each layer; (2560, 1024, 256) in the paper.
+    dtype: of the computation, e.g. 'bfloat16'.
+    param_dtype: of the parameters, e.g. 'float32'.
+
+  Returns:
+    The model. Its logits are 0 and z, the log odds of a click.
+
+  Raises:
+    ValueError: if there are not two classes, or not a table for each field.
+  """
+  fields = input_shape['categories'][0]
+  if num_classes != 2 or len(table_sizes) != fields:
+    raise ValueError(
+      f'a click is one of 2 classes, of {fields} categorical fields; not of '
+      f'{num_classes} and {len(table_sizes)}'
+    )
+  module = ClickDNN(
+    tuple(table_sizes),
+    embedding_size,
+    tuple(hidden),
+    jnp.dtype(dtype),
+    jnp.dtype(param_dtype),
+  )
+  dtypes = {
+    'integers': jnp.float32,
+    'missing': jnp.float32,
+    'categories': jnp.int32,
+  }
+  return make_feedforward(module, input_shape, dtypes)

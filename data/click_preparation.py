@@ -1,0 +1,341 @@
+"""From click logs to rows that training maps into memory, resumably.
+
+Three phases, on all cores: lines become words of 32 bits, chunk by chunk;
+categories are counted, field by field, in the part that is trained on; rare
+ones are replaced, and rows written as training reads them, block by block. The
+result depends on the input and the settings alone, byte for byte.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from data import click_log, click_rows, resumable, synthetic_clicks, workers
+from data.click_log import NUM_CATEGORIES
+from data.documents import Input
+from data.resumable import PreparationError
+
+_PACKAGES = ('numpy', 'pyarrow')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """All that the result depends on, besides the input.
+
+  Attributes:
+    min_count: categories that occur less often in their field, in the part
+      that is trained on, are one.
+    held_out_fraction: share of the rows that are evaluated on, the last ones.
+  """
+
+  min_count: int
+  held_out_fraction: Fraction
+
+  def num_train(self, num_rows: int) -> int:
+    """How many of so many rows are trained on."""
+    held_out = num_rows * self.held_out_fraction
+    return num_rows - round(held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+  """What a run has come to.
+
+  Attributes:
+    phase: 'reading', 'counting', 'writing'.
+    done: of `total`.
+    total: bytes of input, or rows of a synthetic log; fields; rows.
+    resumed: how much of `done` an earlier run did.
+    unit: of these: 'bytes', 'rows', 'fields'.
+    rows: read so far, with those of earlier runs.
+    bad: lines left out so far.
+  """
+
+  phase: str
+  done: int
+  total: int
+  resumed: int
+  unit: str
+  rows: int
+  bad: int
+
+
+def synthetic_input(num_rows: int) -> Input:
+  """The first rows of the synthetic log, as an input."""
+  key = f'version {synthetic_clicks.VERSION}'
+  return Input('synthetic', 'synthetic', num_rows, key)
+
+
+def prepare(
+  settings: Settings,
+  inputs: Sequence[Input],
+  output: pathlib.Path,
+  *,
+  max_bad_lines: int,
+  pool: AbstractContextManager[workers.Pool],
+  overwrite: bool,
+  report: Callable[[Progress], None],
+) -> dict[str, Any]:
+  """Prepares click logs, or goes on with it.
+
+  Args:
+    settings: how.
+    inputs: files in the order of time; or `synthetic_input`, alone.
+    output: the folder to be made; it stands under another name until all of it
+      is there.
+    max_bad_lines: with more of them the input is refused.
+    pool: what does the work, entered here.
+    overwrite: replaces what is there, and begins anew.
+    report: called now and then.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    PreparationError: if that cannot be done.
+    InputError: if an input is not what it seemed.
+  """
+  plan = {
+    'settings': {
+      'min_count': settings.min_count,
+      'held_out_fraction': str(settings.held_out_fraction),
+    },
+    'inputs': [
+      {'name': one.name, 'size': one.size, 'key': one.key} for one in inputs
+    ],
+    'packages': {
+      package: importlib.metadata.version(package) for package in _PACKAGES
+    },
+  }
+  partial = resumable.partial_of(output)
+  leave_out = (
+    *(click_rows.CHUNKS, click_rows.KEPT),
+    *(resumable.STATE, resumable.PLAN, resumable.LOCK),
+  )
+  if resumable.is_finished(output) and not overwrite:
+    manifest = _manifest(output)
+    resumable.check_finished(output, plan, manifest)
+    resumable.remove(output / name for name in leave_out)
+    return manifest
+  with resumable.locked(partial, output):
+    if overwrite:
+      resumable.empty(partial)
+    state = resumable.begin(partial, plan) or {
+      'input': 0,
+      'chunk': 0,
+      'position': 0,
+      'rows': [],
+      'bad': [],
+      'fields': [],
+      'blocks': [],
+    }
+    with pool as opened:
+      run = _Run(settings, inputs, partial, opened, report, state)
+      run.read(max_bad_lines)
+      run.count()
+      run.write()
+      splits, optimum = run.splits(), run.optimum()
+    if overwrite and output.exists():
+      shutil.rmtree(output)
+    manifest = {
+      'format': click_rows.FORMAT,
+      'fingerprint': _hash_json([splits, settings.min_count, state['blocks']]),
+      'splits': splits,
+      **optimum,
+      'fields': state['fields'],
+      'bad_lines': [where for where, _ in state['bad']],
+      'bad_lines_by_kind': dict(
+        sorted(collections.Counter(kind for _, kind in state['bad']).items())
+      ),
+      'sha256_of_blocks': [digest for digest, _, _ in state['blocks']],
+      **plan,
+    }
+    resumable.finish(partial, output, manifest, leave_out)
+  return manifest
+
+
+class _Run:
+  """One run of `prepare`: what its phases share."""
+
+  def __init__(self, settings, inputs, partial, pool, report, state):
+    self._settings = settings
+    self._inputs = inputs
+    self._partial = partial
+    self._pool = pool
+    self._report = report
+    self._state = state
+
+  def read(self, max_bad_lines: int) -> None:
+    """From input to chunks of words; `state` says from where on."""
+    state = self._state
+    (self._partial / click_rows.CHUNKS).mkdir(exist_ok=True)
+    sizes = [one.size for one in self._inputs]
+    unit = 'rows' if self._is_synthetic else 'bytes'
+    before = sum(sizes[: state['input']])
+    resumed = before + state['position']
+    for number in range(state['input'], len(self._inputs)):
+      one = self._inputs[number]
+      first = state['chunk'] if number == state['input'] else 0
+      # A name that tells it from the chunks of other inputs.
+      for chunk, (rows, bad) in workers.map_in_order(
+        self._pool,
+        click_rows.read_chunk,
+        self._chunks(one, first),
+        self._partial / click_rows.CHUNKS,
+        len(state['rows']) - first,
+        strip=lambda chunk: dataclasses.replace(chunk, data=b''),
+      ):
+        state['rows'].append(rows)
+        state['bad'] += [
+          (f'line {line:,} of {one.name}: {reason}', kind)
+          for line, kind, reason in bad
+        ]
+        if len(state['bad']) > max_bad_lines:
+          raise _too_many(state['bad'], max_bad_lines)
+        state |= {
+          'input': number,
+          'chunk': chunk.number + 1,
+          'position': chunk.position,
+        }
+        resumable.write_state(self._partial, state)
+        self._tell(
+          'reading', before + chunk.position, sum(sizes), resumed, unit
+        )
+      before += one.size
+    self._num_rows = sum(state['rows'])
+    self._num_train = self._settings.num_train(self._num_rows)
+    if not 0 < self._num_train < self._num_rows:
+      raise PreparationError(
+        f'{self._num_rows} rows cannot be parted into some to train on and '
+        'some to evaluate on: give more, or another --held-out-fraction.'
+      )
+
+  def count(self) -> None:
+    """Which categories of each field are kept."""
+    (self._partial / click_rows.KEPT).mkdir(exist_ok=True)
+    found = self._state['fields']
+    resumed = len(found)
+    self._tell('counting', resumed, NUM_CATEGORIES, resumed, 'fields')
+    for field, facts in workers.map_in_order(
+      self._pool,
+      click_rows.count_field,
+      range(resumed, NUM_CATEGORIES),
+      self._source,
+      self._num_train,
+      self._settings.min_count,
+    ):
+      found.append(facts)
+      resumable.write_state(self._partial, self._state)
+      self._tell('counting', field + 1, NUM_CATEGORIES, resumed, 'fields')
+
+  def write(self) -> None:
+    """From chunks of words to rows."""
+    blocks = self._state['blocks']
+    path = self._partial / click_rows.ROWS
+    with open(path, 'ab') as file:
+      file.truncate(self._num_rows * click_rows.ROW_BYTES)
+    resumed = len(blocks) * click_rows.BLOCK_ROWS
+    starts = range(resumed, self._num_rows, click_rows.BLOCK_ROWS)
+    for start, block in workers.map_in_order(
+      self._pool, click_rows.write_block, starts, self._source, self._num_train
+    ):
+      blocks.append(block)
+      resumable.write_state(self._partial, self._state)
+      done = min(start + click_rows.BLOCK_ROWS, self._num_rows)
+      self._tell('writing', done, self._num_rows, resumed, 'rows')
+
+  def splits(self) -> dict[str, dict[str, int]]:
+    """How many rows and clicks there are."""
+    _, train, test = zip(*self._state['blocks'], strict=True)
+    return {
+      'train': {'rows': self._num_train, 'clicks': sum(train)},
+      'test': {'rows': self._num_rows - self._num_train, 'clicks': sum(test)},
+    }
+
+  def optimum(self) -> dict[str, dict[str, Any]]:
+    """Of a synthetic log, what its truth scores on the rows to evaluate on."""
+    if not self._is_synthetic:
+      return {}
+    step = synthetic_clicks.CHUNK_ROWS
+    starts = range(self._num_train // step * step, self._num_rows, step)
+    parts = workers.map_in_order(
+      self._pool, score_truth, starts, self._num_train, self._num_rows
+    )
+    sums = zip(*(part for _, part in parts), strict=True)
+    count = self._num_rows - self._num_train
+    # As many digits as are the same everywhere.
+    expected, scored = (round(sum(one) / count, 9) for one in sums)
+    return {
+      'synthetic': {
+        'version': synthetic_clicks.VERSION,
+        'best_log_loss': expected,
+        'log_loss_of_truth': scored,
+      }
+    }
+
+  @property
+  def _is_synthetic(self) -> bool:
+    return self._inputs[0].path == 'synthetic'
+
+  @property
+  def _source(self) -> click_rows.Words:
+    return click_rows.Words(self._partial, tuple(self._state['rows']))
+
+  def _chunks(self, one: Input, first: int) -> Iterator[click_log.Chunk]:
+    if not self._is_synthetic:
+      yield from click_log.read_chunks(one, first)
+      return
+    step = synthetic_clicks.CHUNK_ROWS
+    for number in range(first, -(-one.size // step)):
+      end = min((number + 1) * step, one.size)
+      yield click_log.Chunk(one, number, b'', number * step + 1, end)
+
+  def _tell(self, phase, done, total, resumed, unit):
+    rows, bad = sum(self._state['rows']), len(self._state['bad'])
+    self._report(Progress(phase, done, total, resumed, unit, rows, bad))
+
+
+def _too_many(bad: Sequence[tuple[str, str]], limit: int) -> PreparationError:
+  kinds = collections.Counter(kind for _, kind in bad)
+  counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
+  return PreparationError(
+    f'More than {limit} lines are malformed, that is {len(bad)} so far '
+    f'({counts}). The first is {bad[0][0]}. If this is a log of '
+    f'{click_log.NUM_FIELDS} fields that are separated by tabs, allow for more '
+    'with --max-bad-lines, and it goes on from here.'
+  )
+
+
+# In the processes.
+
+
+def score_truth(start: int, first: int, last: int) -> tuple[float, float]:
+  """Of a chunk's rows from `first` to before `last`, sums of log losses."""
+  begin = max(start, first)
+  end = min(start + synthetic_clicks.CHUNK_ROWS, last)
+  rows, p = synthetic_clicks.make_rows(begin, end)
+  scored = -np.log(np.where(rows.labels == 1, p, 1 - p))
+  return float(synthetic_clicks.entropy(p).sum()), float(scored.sum())
+
+
+def _hash_json(content: Any) -> str:
+  return hashlib.sha256(
+    json.dumps(content, sort_keys=True).encode()
+  ).hexdigest()
+
+
+def _manifest(folder: pathlib.Path) -> dict[str, Any]:
+  text = (folder / resumable.MANIFEST).read_text(encoding='utf-8')
+  return json.loads(text)

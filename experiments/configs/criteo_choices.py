@@ -1,0 +1,33 @@
+"""What the paper leaves out of its Criteo study: reload, burn-in, partition.
+
+  python -m experiments.sweep --config=criteo_choices:reduced --seeds=5
+
+`criteo_codistill` with peers reloaded more and less often, ψ switched on
+earlier and later, and disjoint halves of the rows instead of all for both.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import criteo_codistill
+
+VARIANTS = criteo_codistill.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`criteo_codistill`."""
+  return criteo_codistill.get_config(variant)
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """One change at a time."""
+  config = get_config(variant).codistill
+  burn_in, interval = config.burn_in_steps, config.reload_interval_steps
+  return [
+    {'codistill.reload_interval_steps': 1},
+    {'codistill.reload_interval_steps': 4 * interval},
+    {'codistill.burn_in_steps': 0},
+    {'codistill.burn_in_steps': 2 * burn_in},
+    {'diversity.partition': 'own'},
+  ]

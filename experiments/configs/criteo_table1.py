@@ -1,0 +1,43 @@
+"""Table 1: log loss and churn of a DNN, of two averaged, of one codistilled.
+
+  python -m experiments.sweep --config=criteo_table1:laptop --seeds=5
+
+The three arms, and a hashed logistic regression, which a DNN must beat before
+its churn means anything. Each seed is a retrain: another initialisation,
+another order of the same rows. Nothing else changes: not the split, not the
+hashes, not when ψ is switched on. Churn is between retrains of one arm, and of
+a codistilled pair between one copy each; five retrains make ten pairs.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import criteo_codistill, criteo_dnn
+
+VARIANTS = criteo_dnn.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`criteo_dnn`."""
+  return criteo_dnn.get_config(variant)
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """One, two that never meet, two that codistil; a logistic regression."""
+  codistill = criteo_codistill.get_config(variant).codistill
+  return [
+    {},
+    {'codistill.members': 2},
+    {
+      'codistill.members': 2,
+      'codistill.exchange': codistill.exchange,
+      'codistill.burn_in_steps': codistill.burn_in_steps,
+      'codistill.reload_interval_steps': codistill.reload_interval_steps,
+    },
+    # One number for each hashed category, and no hidden layer.
+    {
+      'model.click_dnn.embedding_size': 1,
+      'model.click_dnn.hidden': (),
+    },
+  ]

@@ -1,0 +1,46 @@
+"""From where on does codistillation gain on text? Batch, data, ψ.
+
+  python -m experiments.sweep --config=lm_regime:laptop --seeds=3
+
+`lm_codistill` and, beside it at each batch and amount of data, two members that
+never meet, the first of whom is synchronous SGD and both of whom are the
+ensemble: twice and four times the batch, where gradients are less noisy; a
+tenth of the text and a thirtieth, read again and again; ψ at half and at twice
+its weight; and a burn-in twice as long.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import lm_codistill
+
+VARIANTS = lm_codistill.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`lm_codistill`."""
+  return lm_codistill.get_config(variant)
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """One change at a time."""
+  config = get_config(variant)
+  apart = {
+    'codistill.exchange': 'none',
+    'codistill.burn_in_steps': config.num_steps,
+    'diversity.partition': 'same',
+  }
+  # What a single pass reads, all lanes of both members together.
+  tokens = (
+    2 * config.num_steps * config.batch_size * config.data.sequence_length
+  )
+  together = [
+    *({'batch_size': factor * config.batch_size} for factor in (2, 4)),
+    *({'data.max_train_tokens': tokens // share} for share in (10, 30)),
+  ]
+  return [
+    *(point | other for point in together for other in ({}, apart)),
+    *({'codistill.distill_weight': weight} for weight in (0.5, 2.0)),
+    {'codistill.burn_in_steps': 2 * config.codistill.burn_in_steps},
+  ]

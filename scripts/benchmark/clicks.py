@@ -1,0 +1,101 @@
+"""How fast a click log is prepared, and read as shuffled batches.
+
+The synthetic log as text, prepared by the command with two workers, all of it,
+with rare categories counted; then training batches of it, as a member
+of two reads them, without a model. By the clock, and by processor time: of all
+processes in preparing, of this one, one of whose threads reads ahead, in
+reading.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from data import criteo
+from scripts.benchmark.measure import ROOT, Measure, Measures
+from scripts.prepare_criteo import write_synthetic
+
+TITLE = 'click logs'
+ROUNDS = 'rounds: prepared once, read for a second in each size'
+ROWS = 1_000_000
+WORKERS = 2
+BATCH_SIZES = (1_024, 16_384)
+_SECONDS = 1.0
+
+
+def measure(rounds: int) -> Iterator[list[Measure]]:
+  """Prepares and reads in turn.
+
+  Args:
+    rounds: of each; one more of reading goes before and is not counted.
+
+  Yields:
+    After each round all that has been measured.
+  """
+  found = Measures()
+  with tempfile.TemporaryDirectory() as folder:
+    log = pathlib.Path(folder) / 'log.txt'
+    write_synthetic(ROWS, criteo.HELD_OUT_FRACTION, log)
+    for number in range(rounds):
+      output = pathlib.Path(folder) / f'prepared-{number}'
+      seconds, cpu = _prepare(log, output)
+      found.note('prepared: rate', 'k rows/s', ROWS / seconds / 1e3)
+      found.note('prepared: rate of CPU', 'k rows/s', ROWS / cpu / 1e3)
+      for batch_size in BATCH_SIZES:
+        if not number:
+          _read(output, batch_size)
+        first, rows, seconds, cpu = _read(output, batch_size)
+        name = f'read in batches of {batch_size:,}'
+        found.note(f'{name}: first', 'ms', first * 1e3)
+        found.note(f'{name}: rate', 'M rows/s', rows / seconds / 1e6)
+        found.note(f'{name}: rate of CPU', 'M rows/s', rows / cpu / 1e6)
+      yield found.all()
+
+
+def _prepare(log: pathlib.Path, output: pathlib.Path) -> tuple[float, float]:
+  """Seconds, and seconds of CPU of all processes."""
+
+  def cpu():
+    times = os.times()
+    # Those of children are there once they have ended.
+    return sum(times[:4])
+
+  began, before = time.perf_counter(), cpu()
+  # A process of its own: its workers import what it has imported.
+  line = [sys.executable, '-m', 'scripts.prepare_criteo', f'--input={log}']
+  line += [f'--output={output}', f'--workers={WORKERS}']
+  subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+  return time.perf_counter() - began, cpu() - before
+
+
+def _read(
+  folder: pathlib.Path, batch_size: int
+) -> tuple[float, int, float, float]:
+  """Seconds to the first batch; then rows, seconds, seconds of CPU."""
+  clicks = criteo.make_clicks(
+    str(folder),
+    synthetic_rows=0,
+    table_sizes=[100_000] * 26,
+    max_test_rows=None,
+    cache_dir=None,
+  )
+  began = time.perf_counter()
+  batches = clicks.train(
+    member=0, members=2, partition='disjoint', seed=0, batch_size=batch_size
+  )
+  next(batches)
+  first, cpu = time.perf_counter(), time.process_time()
+  count = 0
+  while time.perf_counter() - first < _SECONDS:
+    next(batches)
+    count += 1
+  seconds = time.perf_counter() - first
+  cpu = time.process_time() - cpu
+  batches.close()
+  return first - began, count * batch_size, seconds, cpu

@@ -1,0 +1,282 @@
+"""What an update of a config costs: FLOPs, bytes, memory of each device.
+
+  python -m scripts.cost CONFIG[:VARIANT] [--devices 1 8 64] [--teachers=1]
+    [--json=FILE]
+
+Compiles both updates for so many devices, with shapes in place of numbers: it
+needs no data, allocates nothing and computes nothing. FLOPs are counted in what
+is to be compiled (`scripts/flops.py`), bytes are those of shapes, memory is by
+the compiler's analysis, and holds for the backend that it compiled for: here,
+where there is no accelerator, the CPU, of which JAX shows as many as it is
+asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from codistill import asynchronous, precision
+from experiments import config as configs
+from experiments.build import Experiment, build
+from experiments.errors import UserError
+from scripts import flops
+from scripts.benchmark.measure import machine
+
+PyTree = Any
+
+
+class NoExamples:
+  """A data set for who only needs to know how many classes there are."""
+
+  num_train = 0
+
+  def __init__(self, num_classes: int):
+    """Of so many equally frequent labels."""
+    self._num_classes = num_classes
+
+  def train(self, **_) -> Iterator[dict[str, np.ndarray]]:
+    """No batch."""
+    return iter(())
+
+  def eval(self, split: str, **_) -> Iterator[dict[str, np.ndarray]]:
+    """No batch."""
+    return iter(())
+
+  def num_examples(self, split: str) -> int:
+    """None."""
+    return 0
+
+  def label_distribution(self) -> np.ndarray:
+    """All labels alike."""
+    return np.full(self._num_classes, 1 / self._num_classes, np.float32)
+
+
+class Arguments(NamedTuple):
+  """Shapes of what an update takes; as many peers as it has teachers."""
+
+  state: PyTree
+  batch: PyTree
+  peers: tuple[PyTree, ...]
+  peer_memories: tuple[PyTree, ...]
+
+  @property
+  def distill(self) -> bool:
+    """Whether it is the codistilling update."""
+    return bool(self.peers)
+
+
+def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
+  """An experiment without data.
+
+  Args:
+    name: of the config and variant.
+    num_devices: of this process.
+    **changes: dotted keys of the config, and what to set them to.
+
+  Raises:
+    UserError: if there is no such config or are not so many devices.
+  """
+  config = configs.load(name)
+  config.update_from_flattened_dict({'num_devices': num_devices, **changes})
+  if config.codistill.exchange == 'checkpoints':
+    config.codistill.exchange = 'memory'  # No folder is wanted.
+  data = config.data
+  text = data.kind == 'text'
+  return build(
+    config, None, NoExamples(data.vocab_size if text else data.num_classes)
+  )
+
+
+def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
+  """Shapes of what an update of member 0 takes.
+
+  Args:
+    experiment: whose.
+    teachers: of the codistilling update; 0 for the burn-in update.
+  """
+  config, size = experiment.config, experiment.batch_size
+  state = jax.eval_shape(lambda: experiment.init(0))
+  peer = precision.abstract(state.variables, experiment.teacher_precision)
+  memory = jax.eval_shape(
+    lambda: asynchronous.stack_carries(
+      experiment.model.memory(size), config.num_async_workers
+    )
+  )
+  labels = jax.ShapeDtypeStruct((size,), jnp.int32)
+  if config.data.kind == 'text':
+    inputs = labels = labels.update(shape=(size, config.data.sequence_length))
+  else:
+    inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.float32)
+  return Arguments(
+    state,
+    {'inputs': inputs, 'labels': labels},
+    (peer,) * teachers,
+    (memory,) * teachers,
+  )
+
+
+def update_flops(experiment: Experiment, teachers: int) -> flops.Flops:
+  """Of an update, on all devices together; arguments as above."""
+  arguments = abstract_arguments(experiment, teachers)
+  return flops.count(
+    lambda *shapes: experiment.updates.descend(*shapes, arguments.distill),
+    *arguments,
+  )
+
+
+def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
+  """Bytes of an update on each device, by the compiler's analysis.
+
+  Args:
+    experiment: whose; its mesh says for how many devices.
+    teachers: of the codistilling update; 0 for the burn-in update.
+
+  Returns:
+    Those of its `arguments`, those `while_it_runs`, and `in_all`: what is
+    donated is counted once.
+
+  Raises:
+    UserError: if the backend tells nothing.
+  """
+  arguments = abstract_arguments(experiment, teachers)
+  lowered = experiment.updates.descend.lower(*arguments, arguments.distill)
+  analysis = lowered.compile().memory_analysis()
+  if analysis is None:
+    raise UserError(
+      f'the compiler for {jax.default_backend()} tells nothing about memory; '
+      'ask that for the CPU, with JAX_PLATFORMS=cpu'
+    )
+  results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+  needed = {
+    'arguments': analysis.argument_size_in_bytes,
+    'while_it_runs': analysis.temp_size_in_bytes,
+  }
+  return needed | {'in_all': sum(needed.values()) + results}
+
+
+def describe(
+  name: str, devices: Sequence[int], teachers: int
+) -> dict[str, Any]:
+  """All that is known without running it.
+
+  Args:
+    name: of the config and variant.
+    devices: for how many to compile, one after the other.
+    teachers: of the codistilling update.
+
+  Returns:
+    What `--json` writes.
+
+  Raises:
+    UserError: if there is no such config, or are not so many devices.
+  """
+  experiments = {number: make_experiment(name, number) for number in devices}
+  one = experiments[devices[0]]
+  updates = {'burn-in': 0, 'codistilling': teachers}
+  state = abstract_arguments(one, 0).state
+  variables = state.variables
+  return {
+    'config': name,
+    'teachers': teachers,
+    'unit': one.unit.removesuffix('s'),
+    'examples_per_step': one.examples_per_step,
+    'parameters': sum(
+      leaf.size for leaf in jax.tree.leaves(variables['params'])
+    ),
+    'bytes': {
+      'state': precision.num_bytes(state),
+      'memory': precision.num_bytes(state.memory),
+      'publication': {
+        kind: precision.num_bytes(precision.abstract(variables, kind))
+        for kind in precision.PRECISIONS
+      },
+    },
+    'flops': {
+      update: vars(update_flops(one, number))
+      for update, number in updates.items()
+    },
+    'backend': jax.default_backend(),
+    'memory': [
+      {'devices': size, 'update': update} | update_memory(experiment, number)
+      for size, experiment in experiments.items()
+      for update, number in updates.items()
+    ],
+  }
+
+
+def tables(found: dict[str, Any]) -> list[Table]:
+  """FLOPs by update; memory by update and number of devices."""
+  unit = found['unit']
+  work = Table(box=box.SIMPLE_HEAD)
+  work.add_column(f'{found["config"]}: an update')
+  for column in ('products', 'other arithmetic'):
+    work.add_column(f'{column} (MFLOP/{unit})', justify='right')
+  for update, counts in found['flops'].items():
+    each = (number / found['examples_per_step'] for number in counts.values())
+    work.add_row(update, *(f'{number / 1e6:,.4g}' for number in each))
+  memory = Table(box=box.SIMPLE_HEAD)
+  memory.add_column(f'compiled for {found["backend"]}: devices')
+  memory.add_column('update')
+  for column in ('arguments', 'while it runs', 'in all'):
+    memory.add_column(f'{column} (GB)', justify='right')
+  for line in found['memory']:
+    memory.add_row(
+      f'{line["devices"]}',
+      line['update'],
+      *(
+        f'{line[key] / 1e9:,.4g}'
+        for key in ('arguments', 'while_it_runs', 'in_all')
+      ),
+    )
+  return [work, memory]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; errors that a user can cause end in one sentence."""
+  parser = argparse.ArgumentParser(
+    prog='scripts.cost',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('config', metavar='CONFIG')
+  parser.add_argument(
+    '--devices', metavar='K', type=int, nargs='+', default=[1]
+  )
+  parser.add_argument('--teachers', metavar='N', type=int, default=1)
+  parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
+  arguments = parser.parse_args(argv)
+  if min(arguments.devices) < 1 or arguments.teachers < 1:
+    parser.error('--devices and --teachers must be at least 1')
+  # Too late where devices are in use already: then there are those.
+  with contextlib.suppress(RuntimeError):
+    jax.config.update('jax_num_cpu_devices', max(arguments.devices))
+  try:
+    found = describe(
+      arguments.config, sorted(set(arguments.devices)), arguments.teachers
+    )
+    for table in tables(found):
+      Console().print(table)
+    if arguments.json:
+      text = json.dumps({'machine': machine(), 'cost': found}, indent=2)
+      arguments.json.write_text(text + '\n', encoding='utf-8')
+  except (UserError, OSError) as error:
+    print(f'scripts.cost: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,321 @@
+"""What the paper's language-model run takes on devices of today: arithmetic.
+
+Two members, 16,384 lanes × 32 tokens a step, 15,000 steps, peers from the step
+on that `lm_codistill` says. FLOPs, bytes and memory were counted and compiled
+by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64 --json=FILE`, and
+are in experiments/results/cost_lm_codistill.json; rates are assumed, or given.
+What the updates of a small one reach here is of `python -m scripts.benchmark
+step`. `python -m scripts.scaling` prints the tables. No jax.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import statistics
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from scripts import markdown
+
+_RESULTS = pathlib.Path(__file__).parent.parent / 'experiments/results'
+MEMBERS, STEPS, BURN_IN_STEPS = 2, 15_000, 2_000
+TOKENS_PER_STEP = 16_384 * 32
+# Between two publications.
+INTERVAL_STEPS = 50
+PUBLICATIONS_KEPT, CHECKPOINTS_KEPT = 3, 2
+# Of `prepare_text`: uint16.
+_TOKEN_BYTES = 2
+# Pieces, embedding, units, layers.
+NETWORK = (24_006, 256, 1_024, 2)
+
+
+class Device(NamedTuple):
+  """What its maker says.
+
+  Attributes:
+    peak: FLOP/s of bfloat16 products, without sparsity.
+    memory: bytes.
+    source: where it says so.
+  """
+
+  peak: float
+  memory: float
+  source: str
+
+
+DEVICES = {
+  # The page has 1,979 "with sparsity", which is twice of it.
+  'H200': Device(
+    989e12, 141e9, 'https://www.nvidia.com/en-us/data-center/h200/'
+  ),
+  'TPU v5e': Device(197e12, 16e9, 'https://cloud.google.com/tpu/docs/v5e'),
+}
+
+
+class Plan(NamedTuple):
+  """What both members have: half each, or all of it in turn.
+
+  Attributes:
+    kind: a key of `DEVICES`.
+    devices: how many.
+    hosts: they are in.
+  """
+
+  kind: str
+  devices: int
+  hosts: int
+
+
+PLANS = {
+  'h200-1': Plan('H200', 1, 1),
+  'h200-8': Plan('H200', 8, 1),
+  'v5e-64': Plan('TPU v5e', 64, 8),
+}
+
+
+def forward_flops(
+  pieces: int, embedding: int, hidden: int, layers: int
+) -> float:
+  """Of the LSTM, a token, by hand: two for each number of its matrices."""
+  inputs = [embedding, *[hidden] * (layers - 1)]
+  gates = sum(4 * hidden * (size + hidden) for size in inputs)
+  return 2 * (gates + hidden * pieces)
+
+
+def update_flops(teachers: int) -> float:
+  """Of an update, a token, by hand.
+
+  Forward, a gradient of the outputs and one of the weights for each product,
+  and a teacher's forward pass.
+
+  Args:
+    teachers: 0 for the burn-in update.
+  """
+  return (3 + teachers) * forward_flops(*NETWORK)
+
+
+@functools.cache
+def cost() -> dict[str, Any]:
+  """What `scripts.cost` found."""
+  return _read('cost_lm_codistill.json')['cost']
+
+
+@functools.cache
+def benchmark() -> dict[str, list[float]]:
+  """What `scripts.benchmark step` measured, by name and unit."""
+  return _read('benchmark_step.json')['step']
+
+
+def _read(name: str) -> dict[str, Any]:
+  return json.loads((_RESULTS / name).read_text(encoding='utf-8'))
+
+
+def counted_flops(update: str, kind: str = 'products') -> float:
+  """Of 'burn-in' or 'codistilling', a token, as counted."""
+  return cost()['flops'][update][kind] / cost()['examples_per_step']
+
+
+def peak(plan: str) -> float:
+  """FLOP/s of all its devices."""
+  return PLANS[plan].devices * DEVICES[PLANS[plan].kind].peak
+
+
+def rate_at(plan: str, share: float) -> float:
+  """Tokens a second, both members', of codistilling at a share of the peak."""
+  return share * peak(plan) / counted_flops('codistilling')
+
+
+def share_at(plan: str, rate: float) -> float:
+  """The inverse of `rate_at`."""
+  return rate * counted_flops('codistilling') / peak(plan)
+
+
+def seconds(rate: float) -> float:
+  """Of the whole run, without evaluation, compilation and preparing text.
+
+  Args:
+    rate: tokens a second of codistilling updates, both members' together;
+      burn-in is taken to be faster by its FLOPs.
+  """
+  less = counted_flops('burn-in') / counted_flops('codistilling')
+  steps = BURN_IN_STEPS * less + (STEPS - BURN_IN_STEPS)
+  return MEMBERS * TOKENS_PER_STEP * steps / rate
+
+
+def flops_table() -> str:
+  """An update by count and by hand."""
+  header = [
+    'an update, products (MFLOP a token)',
+    'counted',
+    'by hand',
+    'other arithmetic, counted',
+    'by hand, that is',
+  ]
+  lines = [
+    [
+      update,
+      f'{counted_flops(update) / 1e6:.2f}',
+      f'{update_flops(teachers) / 1e6:.2f}',
+      f'{counted_flops(update, "elementwise") / 1e6:.2f}',
+      how,
+    ]
+    for update, teachers, how in (
+      ('burn-in', 0, 'forward, and twice as much for the gradient'),
+      ('codistilling', 1, 'the same, and the forward pass of one peer'),
+    )
+  ]
+  ratio = counted_flops('codistilling') / counted_flops('burn-in')
+  by_hand = update_flops(1) / update_flops(0)
+  return markdown.table(
+    header, [*lines, ['ratio', f'{ratio:.3f}', f'{by_hand:.3f}', '', '4/3']]
+  )
+
+
+def measured_table() -> str:
+  """What the benchmark's network reaches where it was measured."""
+  found = benchmark()
+  product = statistics.median(found['a product of 1,024² (GFLOP/s)'])
+  header = [
+    'an update',
+    'tokens a second',
+    'a product (GFLOP/s)',
+    'share of the product’s rate (%)',
+    'least',
+    'greatest',
+    'rounds',
+  ]
+  lines = []
+  for update in ('burn-in', 'codistilling'):
+    rates = found[f'{update}: rate (tokens/s)']
+    shares = found[f'{update}: share of the product’s rate (%)']
+    lines.append(
+      [
+        update,
+        markdown.number(statistics.median(rates)),
+        markdown.number(product),
+        *(
+          f'{share:.0f}'
+          for share in (statistics.median(shares), min(shares), max(shares))
+        ),
+        f'{len(rates)}',
+      ]
+    )
+  return markdown.table(header, lines)
+
+
+def hours_table(share: float, rates: Mapping[str, float]) -> str:
+  """Devices and hours.
+
+  Args:
+    share: of the peak, assumed where no rate is given.
+    rates: by plan, what was measured of both members together.
+  """
+  header = [
+    'plan',
+    'peak of a device, bfloat16 (TFLOP/s)',
+    'share of the peak (%)',
+    'tokens a second (M)',
+    'an update, on all devices (s)',
+    'hours',
+    'device-hours',
+    'hours at the peak',
+    'that rate is',
+  ]
+  lines = []
+  for plan, (kind, number, _) in PLANS.items():
+    rate = rates.get(plan, rate_at(plan, share))
+    hours = seconds(rate) / 3_600
+    lines.append(
+      [
+        f'{number} {kind} (`{plan}`)',
+        f'[{DEVICES[kind].peak / 1e12:.0f}]({DEVICES[kind].source})',
+        f'{100 * share_at(plan, rate):.0f}',
+        markdown.number(rate / 1e6),
+        markdown.number(TOKENS_PER_STEP / rate),
+        markdown.number(hours),
+        markdown.number(number * hours),
+        markdown.number(seconds(rate_at(plan, 1)) / 3_600),
+        'measured' if plan in rates else 'assumed',
+      ]
+    )
+  return markdown.table(header, lines)
+
+
+def memory_table() -> str:
+  """Bytes of each device, by the compiler, and for what it compiled."""
+  backend = cost()['backend'].upper()
+  header = [
+    'devices of a member',
+    'lanes each',
+    *(
+      f'{update}: {what} (GB)'
+      for update in ('burn-in', 'codistilling')
+      for what in ('arguments', 'in all')
+    ),
+    'compiled for',
+  ]
+  found = {(line['devices'], line['update']): line for line in cost()['memory']}
+  lines = [
+    [
+      f'{number}',
+      f'{16_384 // number:,}',
+      *(
+        markdown.number(found[number, update][what] / 1e9)
+        for update in ('burn-in', 'codistilling')
+        for what in ('arguments', 'in_all')
+      ),
+      f'{backend}: an estimate' if backend == 'CPU' else backend,
+    ]
+    for number in dict.fromkeys(number for number, _ in found)
+  ]
+  return markdown.table(header, lines)
+
+
+def storage() -> dict[str, tuple[float, str]]:
+  """Bytes of each thing, and what they are."""
+  sizes = cost()['bytes']
+  published = sizes['publication']['float32']
+  # A member, its teacher's memory of its lanes, and the copy of the teacher.
+  checkpoint = MEMBERS * (sizes['state'] + sizes['memory'] + published)
+  text = MEMBERS * STEPS * TOKENS_PER_STEP * _TOKEN_BYTES
+  return {
+    'text, as tokens': (text, 'two members, each token read once, 2 bytes'),
+    'a publication, float32': (published, '`codistill.publish_precision`'),
+    'the same, int8': (sizes['publication']['int8'], ''),
+    'publications in the folder': (
+      MEMBERS * PUBLICATIONS_KEPT * published,
+      f'two members × {PUBLICATIONS_KEPT}, float32',
+    ),
+    'publications, ever written': (
+      MEMBERS * STEPS // INTERVAL_STEPS * published,
+      f'one every {INTERVAL_STEPS} steps',
+    ),
+    'checkpoints': (
+      CHECKPOINTS_KEPT * checkpoint,
+      f'{CHECKPOINTS_KEPT} of both members in one process',
+    ),
+  }
+
+
+def storage_table() -> str:
+  """Gigabytes on disk."""
+  return markdown.table(
+    ['what', 'GB', 'that is'],
+    [
+      [what, markdown.number(size / 1e9), how]
+      for what, (size, how) in storage().items()
+    ],
+  )
+
+
+def tables(share: float, rates: Mapping[str, float]) -> dict[str, str]:
+  """All of them, by the names of their markers; arguments as `hours_table`."""
+  return {
+    'plan-flops': flops_table(),
+    'plan-measured': measured_table(),
+    'plan-hours': hours_table(share, rates),
+    'plan-memory': memory_table(),
+    'plan-storage': storage_table(),
+  }

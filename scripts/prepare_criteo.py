@@ -1,0 +1,282 @@
+r"""Prepares a click log once: from text to rows that training maps into memory.
+
+  python -m scripts.prepare_criteo --input train.txt --output criteo
+
+The format is the Display Advertising Challenge's: label, 13 integers, 26
+hexadecimal categories, separated by tabs, compressed or not, files in the order
+of time. A run that was interrupted goes on when the same command is given
+again. What is done to the values and what the folder holds: docs/criteo.md.
+
+Without that log a synthetic one, with a known truth, can be prepared, or
+written as text:
+
+  python -m scripts.prepare_criteo --synthetic-rows 2000000 --output DIR
+  python -m scripts.prepare_criteo --synthetic-rows 2000000 --write FILE.gz
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gzip
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from data import (
+  click_log,
+  click_preparation,
+  criteo,
+  resumable,
+  synthetic_clicks,
+  workers,
+)
+from data.documents import InputError
+from scripts import preparing
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+  """Reads the command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m scripts.prepare_criteo',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument(
+    '--input',
+    nargs='+',
+    metavar='FILE',
+    help='the log, in the order of time; of a pattern in quotes, by name',
+  )
+  source.add_argument(
+    '--synthetic-rows',
+    type=int,
+    metavar='N',
+    help='instead, so many rows of the synthetic log',
+  )
+  target = parser.add_mutually_exclusive_group(required=True)
+  target.add_argument('--output', metavar='DIR', help='the folder to be made')
+  target.add_argument(
+    '--write',
+    metavar='FILE',
+    help='instead, the synthetic log as text; compressed if it ends in .gz',
+  )
+  parser.add_argument(
+    '--min-count',
+    type=int,
+    default=criteo.MIN_COUNT,
+    metavar='N',
+    help='categories that occur less often in their field, in the part to '
+    'train on, are one (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--held-out-fraction',
+    type=_fraction,
+    default=criteo.HELD_OUT_FRACTION,
+    metavar='F',
+    help='share of the rows to evaluate on, the last ones (default: '
+    '%(default)s)',
+  )
+  parser.add_argument(
+    '--max-bad-lines',
+    type=int,
+    default=100,
+    metavar='N',
+    help='a log with more malformed lines is refused; those of others are '
+    'left out (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--workers',
+    type=int,
+    metavar='N',
+    help='processes; the result does not depend on it (default: one a core)',
+  )
+  parser.add_argument(
+    '--overwrite', action='store_true', help='begin anew, and replace DIR'
+  )
+  flags = parser.parse_args(arguments)
+  least = {
+    '--synthetic-rows': (flags.synthetic_rows, 2),
+    '--min-count': (flags.min_count, 1),
+    '--max-bad-lines': (flags.max_bad_lines, 0),
+    '--workers': (flags.workers, 1),
+  }
+  for name, (value, minimum) in least.items():
+    if value is not None and value < minimum:
+      parser.error(f'{name} is {value}; it must be at least {minimum}')
+  if not 0 < flags.held_out_fraction < 1:
+    parser.error(
+      f'--held-out-fraction is {flags.held_out_fraction}; it must be between '
+      '0 and 1'
+    )
+  if flags.write and flags.synthetic_rows is None:
+    parser.error('--write is for the synthetic log: give --synthetic-rows')
+  return flags
+
+
+def _fraction(text: str) -> Fraction:
+  try:
+    return Fraction(text)
+  except (ValueError, ZeroDivisionError) as error:
+    raise argparse.ArgumentTypeError(
+      f'{text} is neither a number nor a fraction such as 1/7'
+    ) from error
+
+
+def show(
+  display: preparing.Display, progress: click_preparation.Progress
+) -> None:
+  """Shows what a run has come to."""
+  notes = []
+  if progress.phase == 'reading' and progress.unit == 'bytes':
+    notes.append(f'{progress.rows:,} rows')
+  if progress.bad:
+    notes.append(f'{progress.bad:,} malformed')
+  display.show(
+    progress.phase,
+    progress.done,
+    progress.total,
+    progress.resumed,
+    unit='MB' if progress.unit == 'bytes' else progress.unit,
+    notes=notes,
+  )
+
+
+def summary(manifest: dict) -> list[Table]:
+  """What a prepared log holds, split by split and field by field."""
+  kind = 'synthetic' if 'synthetic' in manifest else 'prepared'
+  splits = Table(
+    box=box.SIMPLE_HEAD, title=f'A {kind} click log', title_style=''
+  )
+  for column in ('', 'rows', 'clicks'):
+    splits.add_column(column, justify='right' if column else 'left')
+  for split, facts in manifest['splits'].items():
+    share = facts['clicks'] / facts['rows']
+    splits.add_row(split, f'{facts["rows"]:,}', f'{share:.2%}')
+  for reason, count in manifest['bad_lines_by_kind'].items():
+    splits.add_row(f'left out: malformed {reason}', f'{count:,}', '')
+  fields = Table(box=box.SIMPLE_HEAD)
+  for column in ('field', 'categories', 'kept', 'rows: missing', 'rare'):
+    fields.add_column(column, justify='right')
+  num_train = manifest['splits']['train']['rows']
+  for number, facts in enumerate(manifest['fields'], start=1):
+    fields.add_row(
+      str(number),
+      f'{facts["categories"]:,}',
+      f'{facts["kept"]:,}',
+      f'{facts["missing_rows"] / num_train:.1%}',
+      f'{facts["rare_rows"] / num_train:.1%}',
+    )
+  return [splits, fields]
+
+
+def optimum(facts: dict) -> str:
+  """What no model can beat on the synthetic log."""
+  return (
+    'The log is synthetic. The best log loss that can be reached on its rows '
+    f'to evaluate on is {facts["best_log_loss"]:.5f} nats in expectation; the '
+    f'truth itself scores {facts["log_loss_of_truth"]:.5f}.'
+  )
+
+
+def write_synthetic(
+  num_rows: int, held_out_fraction: Fraction, path: pathlib.Path
+) -> dict[str, float]:
+  """Writes the synthetic log as text; what its truth scores.
+
+  Raises:
+    OSError: if that cannot be done.
+  """
+  # Elsewhere first: half a log looks like a whole one.
+  new = path.with_name(f'{path.name}.new')
+  settings = click_preparation.Settings(
+    min_count=1, held_out_fraction=held_out_fraction
+  )
+  first = settings.num_train(num_rows)
+  sums = [0.0, 0.0]
+  # Without a name or a time in it, the same content is the same file.
+  with open(new, 'wb') as raw, contextlib.ExitStack() as stack:
+    file = raw
+    if path.suffix == '.gz':
+      file = stack.enter_context(
+        gzip.GzipFile('', 'wb', compresslevel=1, fileobj=raw, mtime=0)
+      )
+    step = synthetic_clicks.CHUNK_ROWS
+    for start in range(0, num_rows, step):
+      end = min(start + step, num_rows)
+      rows, _ = synthetic_clicks.make_rows(start, end)
+      file.write(click_log.format_rows(rows))
+      if end > first:
+        parts = click_preparation.score_truth(start, first, num_rows)
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
+  os.replace(new, path)
+  expected, scored = (one / (num_rows - first) for one in sums)
+  return {'best_log_loss': expected, 'log_loss_of_truth': scored}
+
+
+def main(arguments: Sequence[str] | None = None) -> str | int | None:
+  """Runs the command line; returns what `sys.exit` takes."""
+  flags = parse(arguments)
+  console = Console()
+  try:
+    if flags.write:
+      path = pathlib.Path(flags.write).expanduser()
+      facts = write_synthetic(
+        flags.synthetic_rows, flags.held_out_fraction, path
+      )
+      console.print(optimum(facts), soft_wrap=True, highlight=False)
+      return None
+    output = pathlib.Path(flags.output).expanduser()
+    inputs = (
+      click_log.find_inputs(flags.input, preparing.find_files)
+      if flags.input
+      else [click_preparation.synthetic_input(flags.synthetic_rows)]
+    )
+    with preparing.Display(console) as display:
+      manifest = click_preparation.prepare(
+        click_preparation.Settings(
+          min_count=flags.min_count,
+          held_out_fraction=flags.held_out_fraction,
+        ),
+        inputs,
+        output,
+        max_bad_lines=flags.max_bad_lines,
+        pool=workers.processes(flags.workers or preparing.num_cores()),
+        overwrite=flags.overwrite,
+        report=functools.partial(show, display),
+      )
+  except (resumable.PreparationError, InputError, criteo.ClicksError) as error:
+    return str(error)
+  except OSError as error:
+    return f'{error}: put that right, and the same command goes on from here.'
+  except json.JSONDecodeError:
+    return f'{output / resumable.MANIFEST} is damaged: --overwrite it.'
+  except KeyboardInterrupt:
+    print(preparing.INTERRUPTED, file=sys.stderr)
+    return 130
+  for table in summary(manifest):
+    console.print(table)
+  if 'synthetic' in manifest:
+    console.print(
+      optimum(manifest['synthetic']), soft_wrap=True, highlight=False
+    )
+  console.print(
+    f'{output} is prepared; train on it with --config.data.name=prepared '
+    f'--config.data.data_dir={output}',
+    highlight=False,
+    soft_wrap=True,
+  )
+  return None
+
+
+if __name__ == '__main__':
+  sys.exit(main())

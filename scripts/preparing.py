@@ -1,0 +1,132 @@
+"""What the commands that prepare data share: their display, files, cores."""
+
+from __future__ import annotations
+
+import glob
+import os
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+
+INTERRUPTED = 'Interrupted: the same command goes on from here.'
+# Seconds between two lines where there is no terminal.
+_PLAIN_INTERVAL_S = 5.0
+# Of the last seconds, not of the whole run: the first are slow.
+_RATE_WINDOW_S = 30.0
+
+
+class Display:
+  """Phase, share, rate and time left: a bar on a terminal, else lines."""
+
+  def __init__(self, console: Console):
+    """Shows from `__enter__` to `__exit__`."""
+    self._console = console
+    self._phase: str | None = None
+    self._printed = 0.0
+    self._marks: list[tuple[float, int]] = []
+    bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
+    self._bars = Bars(
+      TextColumn('{task.description}'),
+      *bar,
+      TextColumn('{task.fields[status]}'),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bars.add_task('starting', total=None, status='…')
+
+  def __enter__(self) -> Display:
+    self._bars.start()
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._bars.stop()
+
+  def show(
+    self,
+    phase: str,
+    done: int,
+    total: int,
+    resumed: int,
+    *,
+    unit: str,
+    notes: Sequence[str],
+  ) -> None:
+    """Shows what a run has come to.
+
+    Args:
+      phase: what it does.
+      done: of `total`.
+      total: 0 where it is not known.
+      resumed: how much of `done` an earlier run did.
+      unit: of these; 'MB' for bytes.
+      notes: what else to say.
+    """
+    now = time.monotonic()
+    new = phase != self._phase
+    if new:
+      self._phase = phase
+      self._marks = [(now, resumed)]
+    self._marks.append((now, done))
+    while len(self._marks) > 2 and now - self._marks[1][0] > _RATE_WINDOW_S:
+      del self._marks[0]
+    status = self._status(done, total, unit, notes)
+    self._bars.update(
+      self._task,
+      description=phase,
+      total=total or None,
+      completed=done,
+      status=status,
+    )
+    if not self._console.is_terminal and (
+      new or now - self._printed > _PLAIN_INTERVAL_S
+    ):
+      self._printed = now
+      self._console.print(
+        f'{phase}: {status}',
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+      )
+
+  def _status(self, done, total, unit, notes):
+    if not total:
+      return f'{", ".join(notes)} …'
+    scale, digits = (1e6, 1) if unit == 'MB' else (1, 0)
+    parts = [
+      f'{done / scale:,.{digits}f}/{total / scale:,.{digits}f} {unit}',
+      *notes,
+    ]
+    (since, first), (now, last) = self._marks[0], self._marks[-1]
+    if now > since and last > first:
+      rate = (last - first) / (now - since)
+      parts.append(f'{rate / scale:,.{digits}f} {unit}/s')
+      parts.append(f'{_duration((total - done) / rate)} left')
+    return ', '.join(parts)
+
+
+def _duration(seconds: float) -> str:
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (
+    f'{hours}:{minutes:02}:{seconds:02}'
+    if hours
+    else (f'{minutes}:{seconds:02}')
+  )
+
+
+def find_files(pattern: str) -> list[str]:
+  """Paths that a pattern names; a name with brackets may be a file as well."""
+  pattern = os.path.expanduser(pattern)
+  if os.path.exists(pattern):
+    return [pattern]
+  return glob.glob(pattern, recursive=True)
+
+
+def num_cores() -> int:
+  """Those that this process may use, where that can be asked."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

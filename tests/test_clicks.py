@@ -1,0 +1,80 @@
+"""Click logs end to end: runs, what they write down, and their arms."""
+
+import numpy as np
+import pytest
+from commands import rows_of, run_command
+
+from codistill.record import read_run
+from experiments import config as config_lib
+from scripts import prepare_criteo
+
+
+def final(rows, member):
+  [row] = [r for r in rows if r['kind'] == 'final' and r['member'] == member]
+  return row
+
+
+def test_a_run_says_what_is_reachable_and_counts_every_row(tmp_path, capfd):
+  outcome = run_command(tmp_path, config='criteo_codistill:smoke')
+  assert outcome.status == 0
+  rows = rows_of(tmp_path)
+  best = read_run(tmp_path / 'run.json')['data']['best_log_loss']
+  assert 0.3 < best < 0.55
+  assert f'no model can do better than {best:.4f} nats' in (
+    ' '.join(capfd.readouterr().out.split())
+  )
+  dataset = outcome.experiment.dataset
+  assert dataset.num_examples('test') == 2_000 - dataset.num_train
+  # About the entropy of the share of clicks, and better than a coin.
+  for member in (0, 1, 'ensemble'):
+    assert best < final(rows, member)['task_loss'] < np.log(2) + 0.1
+  taught = [r['peers'] for r in rows if r['kind'] == 'train']
+  assert taught == [[]] * 6 + [[1], [0]] * 5
+
+
+def test_a_log_of_ones_own(tmp_path):
+  text, folder = tmp_path / 'train.txt', tmp_path / 'prepared'
+  prepare = prepare_criteo.main
+  assert not prepare(['--synthetic-rows=3000', f'--write={text}'])
+  assert not prepare([f'--input={text}', f'--output={folder}'])
+  outcome = run_command(
+    tmp_path / 'run',
+    f'--config.data.path={folder}',
+    config='criteo_dnn:smoke',
+  )
+  assert outcome.status == 0
+  data = read_run(tmp_path / 'run/run.json')['data']
+  assert data['fingerprint'] == outcome.experiment.dataset.fingerprint
+  assert 'best_log_loss' not in data
+
+
+@pytest.mark.parametrize(
+  ('argument', 'said'),
+  [
+    ('--config.data.name=prepared', '--config.data.path=DIR'),
+    ('--config.data.path=/nowhere/at/all', '/nowhere'),
+    ('--config.data.synthetic_rows=1', 'rows'),
+    ('--config.model.click_dnn.embedding_size=0', 'must be at least 1'),
+  ],
+)
+def test_what_makes_no_sense_is_one_sentence(argument, said, tmp_path, capfd):
+  status = run_command(tmp_path, argument, config='criteo_dnn:smoke').status
+  assert status in (1, 2)
+  error = capfd.readouterr().err
+  assert said in error
+  assert 'Traceback' not in error
+
+
+def test_table_1_is_one_network_two_two_that_codistil_and_a_regression():
+  points = config_lib.points('criteo_table1')
+  assert [len(point) for point in points] == [0, 1, 4, 2]
+  codistil = config_lib.load('criteo_codistill').codistill
+  assert points[2] == {
+    f'codistill.{key}': codistil[key]
+    for key in (
+      'members',
+      'exchange',
+      'burn_in_steps',
+      'reload_interval_steps',
+    )
+  }

@@ -1,0 +1,89 @@
+"""What an update costs, found without data, without numbers and in no time."""
+
+import json
+
+import pytest
+
+from experiments import build
+from experiments import config as configs
+from scripts import cost, flops
+
+SMALL = ('lm_codistill:smoke', 'imagenet_codistill:smoke')
+
+
+def test_memory_is_that_of_a_device_and_written_down(tmp_path):
+  path = tmp_path / 'cost.json'
+  arguments = ['lm_codistill:smoke', '--devices', '8', '1', f'--json={path}']
+  assert cost.main(arguments) == 0
+  written = json.loads(path.read_text())
+  assert written['machine']['jax']
+  found = written['cost']
+  assert found['examples_per_step'] == 8 * 8
+  assert found['unit'] == 'token'
+  memory = {(line['devices'], line['update']): line for line in found['memory']}
+  assert list(memory) == [
+    (devices, update)
+    for devices in (1, 8)
+    for update in ('burn-in', 'codistilling')
+  ]
+  published = found['bytes']['publication']['float32']
+  assert published == 4 * found['parameters']
+  for line in memory.values():
+    # Weights and Adam's two moments; the teacher's weights; both are donated.
+    least = 3 if line['update'] == 'burn-in' else 4
+    assert line['arguments'] > least * published
+    in_all = line['arguments'] + line['while_it_runs']
+    assert in_all <= line['in_all'] < 1.1 * in_all
+  for update in ('burn-in', 'codistilling'):
+    few, many = memory[8, update], memory[1, update]
+    assert few['arguments'] < many['arguments']
+    assert few['while_it_runs'] < many['while_it_runs']
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_a_teacher_adds_its_forward_pass(name):
+  experiment = cost.make_experiment(name, 1)
+  state, batch, peers, memories = cost.abstract_arguments(experiment, 1)
+  forward = flops.count(
+    lambda *shapes: experiment.model.predict(*shapes)[0].logits,
+    state.variables,
+    batch['inputs'],
+    memories[0],
+  ).products
+  alone, one, two = (
+    cost.update_flops(experiment, teachers).products for teachers in range(3)
+  )
+  assert one - alone == two - one == forward
+  assert len(peers) == 1
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_a_batch_has_the_shapes_of_the_data(name):
+  config = configs.load(name)
+  batches = build.make_dataset(config).train(
+    member=0, members=2, partition='disjoint', seed=0, batch_size=16
+  )
+  batch = next(batches)
+  batches.close()
+  shapes = cost.abstract_arguments(cost.make_experiment(name, 1), 0).batch
+  assert {key: (x.shape[1:], x.dtype) for key, x in batch.items()} == {
+    key: (x.shape[1:], x.dtype) for key, x in shapes.items()
+  }
+
+
+def test_as_many_devices_do_not_exist(capsys):
+  assert cost.main(['lm_codistill:smoke', '--devices=9']) == 1
+  said = capsys.readouterr().err
+  assert 'num_devices is 9, but there are 8 devices here' in said
+
+
+@pytest.mark.parametrize('argument', ['--devices=0', '--teachers=0'])
+def test_less_than_one_is_refused(argument, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    cost.main(['lm_codistill:smoke', argument])
+  assert 'must be at least 1' in capsys.readouterr().err
+
+
+def test_an_unknown_config_is_one_sentence(capsys):
+  assert cost.main(['lm_codistil']) == 1
+  assert 'did you mean lm_codistill' in capsys.readouterr().err

@@ -1,0 +1,430 @@
+"""Clicks as batches, and the synthetic log and its truth."""
+
+import concurrent.futures
+import itertools
+
+import numpy as np
+import pytest
+
+from data import (
+  click_log,
+  click_preparation,
+  click_rows,
+  criteo,
+  synthetic_clicks,
+)
+from data.click_log import MISSING
+from data.permutation import permute
+
+ROWS = 1_400
+SIZES = (*[20] * 20, *[3] * 3, *[1 << 20] * 3)
+MEMBER = {
+  'member': 0,
+  'members': 1,
+  'partition': 'shared',
+  'seed': 3,
+  'batch_size': 32,
+}
+
+
+def make(cache_dir, name='synthetic', **changes):
+  arguments = {
+    'synthetic_rows': ROWS,
+    'table_sizes': SIZES,
+    'max_test_rows': None,
+    'cache_dir': cache_dir,
+  }
+  return criteo.make_clicks(name, **(arguments | changes))
+
+
+@pytest.fixture(scope='module')
+def cache_dir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('cache')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(synthetic_clicks, 'CHUNK_ROWS', 512)
+    make(folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def clicks(cache_dir):
+  """A set in which the second integer tells which example it is."""
+  made = make(cache_dir)
+  rows = made.rows.copy()
+  rows[:, 2] = np.arange(ROWS)
+  return criteo.ClickSet(
+    rows=rows,
+    manifest=made.manifest,
+    table_sizes=made.table_sizes,
+    max_test_rows=None,
+  )
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+  monkeypatch.setattr(criteo, '_READ_ROWS', 500)
+
+
+def take(clicks, count, start=0, **changes):
+  batches = clicks.train(**(MEMBER | changes), start=start)
+  found = list(itertools.islice(batches, count))
+  batches.close()
+  return found
+
+
+def examples_of(batches):
+  """Which examples, by their second integer."""
+  logs = np.concatenate([b['inputs']['integers'][:, 1] for b in batches])
+  return np.rint(np.expm1(logs)).astype(int)
+
+
+def arrays(batch):
+  return {
+    **batch['inputs'],
+    **{key: batch[key] for key in batch if key != 'inputs'},
+  }
+
+
+def assert_same(ours, theirs):
+  assert len(ours) == len(theirs)
+  for one, other in zip(map(arrays, ours), map(arrays, theirs), strict=True):
+    assert one.keys() == other.keys()
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
+
+
+# Batches.
+
+
+def test_a_batch_is_what_the_rows_say(clicks):
+  [batch] = take(clicks, 1)
+  rows = clicks.rows[examples_of([batch])]
+  inputs = batch['inputs']
+  assert {key: array.dtype for key, array in arrays(batch).items()} == {
+    'integers': np.float32,
+    'missing': np.float32,
+    'categories': np.int32,
+    'labels': np.int32,
+  }
+  np.testing.assert_array_equal(batch['labels'], rows[:, 0])
+  raw = rows[:, 1:14].astype(np.float64)
+  missing = raw == MISSING
+  assert missing.any()
+  np.testing.assert_array_equal(inputs['missing'], missing)
+  wanted = np.where(missing, 0, np.sign(raw) * np.log1p(np.abs(raw)))
+  np.testing.assert_allclose(inputs['integers'], wanted, rtol=1e-6)
+  hashes = rows[:, 14:].astype(np.int64) % 2**32
+  for field, size in enumerate(SIZES):
+    found = inputs['categories'][:, field]
+    # Exactly, in Python's integers.
+    assert found.tolist() == [
+      h if h < 2 else 2 + h * (size - 2) // 2**32
+      for h in hashes[:, field].tolist()
+    ]
+    assert found.min() >= 0
+    assert found.max() < size
+
+
+def test_negative_integers_keep_their_sign(clicks):
+  rows = clicks.rows[:1].copy()
+  rows[0, 1:4] = [-3, 0, 2**31 - 1]
+  one = criteo.ClickSet(
+    rows=rows,
+    manifest={'splits': {'train': {'rows': 1}}},
+    table_sizes=SIZES,
+    max_test_rows=None,
+  )
+  [batch] = one.eval('train', batch_size=1)
+  np.testing.assert_allclose(
+    batch['inputs']['integers'][0, :3],
+    [-np.log(4), 0, 31 * np.log(2)],
+    rtol=1e-6,
+  )
+
+
+def test_each_epoch_has_each_example_once_in_a_new_order(clicks):
+  assert clicks.num_train == 1_200
+  # Batches of 32 straddle epochs.
+  seen = examples_of(take(clicks, 75)).reshape(2, 1_200)
+  for epoch in seen:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(1_200))
+  first, second = seen
+  other = examples_of(take(clicks, 37, seed=4))
+  for order in (second, np.arange(1_200)):
+    assert np.sum(first == order) < 12
+  assert np.sum(first[: len(other)] == other) < 12
+
+
+@pytest.mark.parametrize('start', [1, 37, 38, 2_500])
+def test_batch_t_is_a_function_of_t(clicks, start, monkeypatch):
+  wanted = take(clicks, start + 3)[start:]
+  monkeypatch.setattr(criteo, '_READ_ROWS', 100)
+  assert_same(take(clicks, 3, start=start), wanted)
+
+
+def test_a_batch_larger_than_an_epoch_has_several(clicks):
+  [batch] = take(clicks, 1, batch_size=3_000)
+  counts = np.bincount(examples_of([batch]))
+  assert set(counts) == {2, 3}
+  assert len(counts) == 1_200
+
+
+def test_disjoint_members_cover_the_examples_and_do_not_meet(clicks):
+  parts = [
+    set(
+      examples_of(
+        take(clicks, 40, member=m, members=3, partition='disjoint')
+      ).tolist()
+    )
+    for m in range(3)
+  ]
+  assert set.union(*parts) == set(range(1_200))
+  assert sum(map(len, parts)) == 1_200
+
+
+def test_shared_members_see_the_same(clicks):
+  assert_same(take(clicks, 2), take(clicks, 2, member=1, members=3))
+
+
+def test_hosts_share_a_batch(clicks):
+  whole = take(clicks, 40)
+  rows = np.array([0, 5, 31])
+  for batch, part in zip(whole, take(clicks, 40, rows=rows), strict=True):
+    for key, array in arrays(part).items():
+      np.testing.assert_array_equal(array, arrays(batch)[key][rows])
+  assert len(take(clicks, 1, rows=np.arange(0))[0]['labels']) == 0
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ({'start': -1}, 'start must not be negative'),
+    ({'seed': -1}, 'seed must not be negative'),
+    ({'member': 1}, 'member 1 is out of range'),
+    ({'members': 1_201, 'partition': 'disjoint'}, 'would be empty'),
+  ],
+)
+def test_a_stream_that_cannot_be_is_refused_at_once(
+  clicks, arguments, sentence
+):
+  # At the call, before anybody asks for a batch.
+  with pytest.raises(ValueError, match=sentence):
+    clicks.train(**(MEMBER | arguments))
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_evaluation_counts_each_example_once(clicks, split):
+  batches = list(clicks.eval(split, batch_size=64))
+  assert all(len(batch['labels']) == 64 for batch in batches)
+  mask = np.concatenate([batch['mask'] for batch in batches])
+  num = {'train': 1_200, 'test': 200}[split]
+  assert mask.sum() == clicks.num_examples(split) == num
+  first = {'train': 0, 'test': 1_200}[split]
+  seen = examples_of(batches)
+  np.testing.assert_array_equal(seen[mask == 1], first + np.arange(num))
+  last = batches[-1]
+  for array in arrays(last).values():
+    assert not array[last['mask'] == 0].any()
+  rows = np.array([1, 63])
+  for batch, part in zip(
+    batches, clicks.eval(split, batch_size=64, rows=rows), strict=True
+  ):
+    for key, array in arrays(part).items():
+      np.testing.assert_array_equal(array, arrays(batch)[key][rows])
+
+
+def test_a_part_of_the_held_out_is_evaluated_on(cache_dir):
+  part = make(cache_dir, max_test_rows=70)
+  assert part.num_examples('test') == 70
+  batches = list(part.eval('test', batch_size=64))
+  assert sum(batch['mask'].sum() for batch in batches) == 70
+  assert make(cache_dir, max_test_rows=10**9).num_examples('test') == 200
+  with pytest.raises(ValueError, match="Unknown split 'validation'"):
+    part.eval('validation', batch_size=64)
+
+
+def test_the_distribution_of_labels_is_the_training_splits(clicks):
+  share = clicks.rows[:1_200, 0].mean()
+  found = clicks.label_distribution()
+  assert found.dtype == np.float32
+  np.testing.assert_allclose(found, [1 - share, share], rtol=1e-6)
+
+
+# Orders.
+
+
+def test_an_order_has_everything_once():
+  for size in [*range(1, 70), 1_000]:
+    found = permute(np.arange(size), size, 'test', size)
+    np.testing.assert_array_equal(np.sort(found), np.arange(size))
+
+
+def test_an_order_looks_like_chance():
+  size, num = 45_840_617, 20_000
+  places = np.arange(num)
+  one, other = (permute(places, size, 'epoch', e) for e in (0, 1))
+  assert len(set(one.tolist())) == num
+  for found in (one, other, one - np.roll(one, 1)):
+    counts = np.bincount(found.astype(np.int64) % size * 20 // size)
+    # 19 degrees of freedom: above 50 one time in 8,000.
+    assert ((counts - num / 20) ** 2).sum() / (num / 20) < 50
+  # Which part of the log a place is of says nothing of the next epoch's.
+  assert abs(np.corrcoef(one.astype(float), other.astype(float))[0, 1]) < 0.03
+
+
+# The synthetic log.
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  return synthetic_clicks.make_rows(0, 2 * synthetic_clicks.CHUNK_ROWS)
+
+
+def log_losses(labels, probabilities):
+  return -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
+
+
+def test_the_truth_scores_the_optimum_and_nothing_else_does(drawn):
+  rows, truth = drawn
+  count = len(truth)
+  scored = log_losses(rows.labels, truth)
+  error = scored.std() / np.sqrt(count)
+  optimum = synthetic_clicks.entropy(truth).mean()
+  assert abs(scored.mean() - optimum) < 4 * error
+  # Not even the truth, somewhat surer, less sure, or without its base rate.
+  logits = np.log(truth / (1 - truth))
+  for wrong in (1.2 * logits, 0.8 * logits, logits + 0.2):
+    loss = log_losses(rows.labels, 1 / (1 + np.exp(-wrong)))
+    assert loss.mean() > scored.mean() + 0.001
+  # As often as the truth says, whatever it says.
+  for part in np.array_split(np.argsort(truth), 10):
+    spread = np.sqrt((truth[part] * (1 - truth[part])).sum())
+    assert abs((rows.labels[part] - truth[part]).sum()) < 4.5 * spread
+
+
+def test_the_synthetic_log_is_like_the_challenges(drawn):
+  rows, truth = drawn
+  assert 0.24 < rows.labels.mean() < 0.26
+  # Room for a model, and for noise.
+  base = synthetic_clicks.entropy(np.array([rows.labels.mean()]))[0]
+  assert 0.42 < synthetic_clicks.entropy(truth).mean() < base - 0.09
+  for column in rows.integers[[0, 1, 4, 6]]:
+    known = column[column != MISSING]
+    assert known.max() > 100 * np.median(known)
+  assert rows.integers[1][rows.integers[1] != MISSING].min() < 0
+  missing = (rows.integers == MISSING).mean(axis=1)
+  assert missing.min() == 0
+  assert missing.max() > 0.5
+  assert not rows.there.all()
+  distinct = []
+  for values, there in zip(rows.categories, rows.there, strict=True):
+    _, counts = np.unique(values[there], return_counts=True)
+    distinct.append(len(counts))
+    # Skewed: the most frequent is far more frequent than the others.
+    assert counts.max() > 1.3 * counts.mean()
+  assert min(distinct) <= 4
+  assert max(distinct) > 20_000
+
+
+def test_any_part_of_the_synthetic_log_is_made_alike(drawn, monkeypatch):
+  step = synthetic_clicks.CHUNK_ROWS
+  (first, last) = (step - 5, step + 3)
+  rows, truth = synthetic_clicks.make_rows(first, last)
+  np.testing.assert_array_equal(truth, drawn[1][first:last])
+  for part, whole in zip(rows, drawn[0], strict=True):
+    np.testing.assert_array_equal(part, whole[..., first:last])
+  assert not np.array_equal(drawn[1][:step], drawn[1][step:])
+
+
+def test_the_synthetic_log_is_everyones(drawn):
+  # Another one would make numbers that cannot be compared: raise VERSION.
+  assert synthetic_clicks.VERSION == 1
+  rows, truth = drawn
+  assert rows.labels.sum() == 16_413
+  words = click_rows.pack(rows).astype(np.int64)
+  assert words.sum(axis=1)[[1, 5, 14, 39]].tolist() == [
+    *(-63_090_921_972_290, -4_429_646_840_889),
+    *(-8_170_299_450_626, 724_138_813_000),
+  ]
+  np.testing.assert_allclose(truth.mean(), 0.24891473624551594, rtol=1e-9)
+
+
+def test_by_name_it_is_made_once(cache_dir, monkeypatch):
+  monkeypatch.setattr(click_preparation, 'prepare', None)
+  made = make(cache_dir)
+  assert made.num_train == 1_200
+  assert made.num_examples('test') == 200
+  assert 0.3 < made.best_log_loss < 0.6
+  [folder] = cache_dir.iterdir()
+  assert folder.name.startswith(f'synthetic-clicks-{ROWS}-')
+
+
+def test_two_at_once_make_one_and_a_broken_one_is_made_again(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(synthetic_clicks, 'CHUNK_ROWS', 64)
+  monkeypatch.setattr(synthetic_clicks, 'CARDINALITIES', (50,) * 26)
+  synthetic_clicks._truth.cache_clear()
+  try:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      futures = [
+        pool.submit(make, tmp_path, synthetic_rows=140) for _ in range(2)
+      ]
+      one, two = (future.result() for future in futures)
+    assert one.fingerprint == two.fingerprint
+    [folder] = tmp_path.iterdir()
+    (folder / 'rows.bin').write_bytes(b'')
+    again = make(tmp_path, synthetic_rows=140)
+    assert again.fingerprint == one.fingerprint
+    assert [folder] == list(tmp_path.iterdir())
+  finally:
+    synthetic_clicks._truth.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='set XDG_CACHE_HOME to a folder'):
+    make(tmp_path / 'file' / 'cache')
+
+
+# What a user may do wrong.
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ({'table_sizes': (5,) * 25}, 'table_sizes must be 26 numbers of at least'),
+    ({'table_sizes': (2,) * 26}, 'table_sizes must be 26 numbers of at least'),
+    ({'max_test_rows': 0}, 'max_test_rows must be at least 1'),
+    ({'synthetic_rows': 1}, 'synthetic_rows must be at least 2'),
+  ],
+)
+def test_arguments_out_of_range_are_refused(arguments, sentence, tmp_path):
+  with pytest.raises(ValueError, match=sentence):
+    make(tmp_path, **arguments)
+
+
+def test_a_folder_that_is_none_is_one_sentence(cache_dir, tmp_path):
+  with pytest.raises(ValueError, match='make it with `python -m scripts'):
+    make(None, str(tmp_path / 'nowhere'))
+  (tmp_path / 'log.partial').mkdir()
+  with pytest.raises(ValueError, match='log is not finished: run the command'):
+    make(None, str(tmp_path / 'log'))
+  (tmp_path / 'manifest.json').write_text('{"format": "codistill-text/1"}')
+  with pytest.raises(ValueError, match='is not of a prepared click log'):
+    make(None, str(tmp_path))
+  [folder] = cache_dir.iterdir()
+  manifest = (folder / 'manifest.json').read_bytes()
+  (tmp_path / 'manifest.json').write_bytes(manifest)
+  (tmp_path / 'rows.bin').write_bytes(b'short')
+  with pytest.raises(ValueError, match=r'rows\.bin has 5 bytes, not 224000'):
+    make(None, str(tmp_path))
+
+
+def test_a_log_of_ones_own_has_no_known_optimum(cache_dir, tmp_path):
+  [folder] = cache_dir.iterdir()
+  own = make(None, str(folder))
+  assert own.best_log_loss is not None
+  del own.manifest['synthetic']
+  assert own.best_log_loss is None
+  assert own.rows.shape[1] == click_log.NUM_FIELDS

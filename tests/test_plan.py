@@ -1,0 +1,109 @@
+"""The arithmetic of the paper's run against hand values, and its sources."""
+
+import math
+
+import pytest
+
+from experiments import config as configs
+from scripts import plan
+
+
+def test_what_is_planned_is_the_papers_config():
+  config = configs.load('lm_codistill')
+  lstm = config.model.lstm
+  assert config.batch_size * config.data.sequence_length == plan.TOKENS_PER_STEP
+  assert plan.cost()['examples_per_step'] == plan.TOKENS_PER_STEP
+  assert config.codistill.burn_in_steps == plan.BURN_IN_STEPS
+  assert config.codistill.members == plan.MEMBERS
+  assert config.codistill.reload_interval_steps == plan.INTERVAL_STEPS
+  assert config.codistill.keep_publications == plan.PUBLICATIONS_KEPT
+  assert (
+    config.data.vocab_size,
+    lstm.embedding_size,
+    lstm.hidden_size,
+    lstm.num_layers,
+  ) == plan.NETWORK
+
+
+def test_a_small_network_by_hand():
+  # Two layers of 3 units over embeddings of 2, 5 pieces.
+  gates = 12 * (2 + 3) + 12 * (3 + 3)
+  assert plan.forward_flops(5, 2, 3, 2) == 2 * (gates + 3 * 5)
+
+
+def test_what_was_counted_is_what_the_formula_says():
+  # tests/test_flops.py counts again.
+  assert plan.counted_flops('burn-in') == plan.update_flops(0)
+  assert plan.counted_flops('codistilling') == plan.update_flops(1)
+
+
+def test_seconds_are_flops_by_rate():
+  for name, one in plan.PLANS.items():
+    flops = (
+      plan.MEMBERS
+      * plan.TOKENS_PER_STEP
+      * (2_000 * plan.update_flops(0) + 13_000 * plan.update_flops(1))
+    )
+    peak = one.devices * plan.DEVICES[one.kind].peak
+    rate = plan.rate_at(name, 0.25)
+    assert plan.seconds(rate) == pytest.approx(flops / (0.25 * peak))
+    assert plan.share_at(name, rate) == pytest.approx(0.25)
+
+
+def test_a_measured_rate_takes_the_place_of_the_assumed_one():
+  lines = plan.hours_table(0.5, {'h200-8': 1e6}).splitlines()[2:]
+  measured = {line.split('`')[1]: line.endswith('measured |') for line in lines}
+  assert measured == {'h200-1': False, 'h200-8': True, 'v5e-64': False}
+  assert '| 1.00 | 0.524 |' in lines[1]
+  assert '| 50 |' in lines[0]
+
+
+def test_storage_by_hand():
+  sizes, found = plan.cost()['bytes'], plan.storage()
+  tokens = 2 * 15_000 * 16_384 * 32
+  assert found['text, as tokens'][0] == 2 * tokens
+  weights = 4 * plan.cost()['parameters']
+  assert found['publications in the folder'][0] == 2 * 3 * weights
+  assert found['publications, ever written'][0] == 2 * 300 * weights
+  # Two layers' cells and outputs.
+  assert sizes['memory'] == 2 * 2 * 16_384 * 1_024 * 4
+  # Weights, two moments, and a few counters.
+  rest = sizes['state'] - sizes['memory'] - 3 * weights
+  assert 0 < rest < 100
+  each = sizes['state'] + sizes['memory'] + weights
+  assert found['checkpoints'][0] == 2 * 2 * each
+
+
+def test_memory_falls_with_the_devices_and_fits():
+  found = {
+    (line['devices'], line['update']): line['in_all']
+    for line in plan.cost()['memory']
+  }
+  arguments = {
+    (line['devices'], line['update']): line['arguments']
+    for line in plan.cost()['memory']
+  }
+  for update in ('burn-in', 'codistilling'):
+    # What is not weights is divided.
+    whole = found[1, update] - arguments[1, update]
+    for devices in (4, 8, 32, 64):
+      part = found[devices, update] - arguments[devices, update]
+      assert part < 2 * whole / devices
+  for name, one in plan.PLANS.items():
+    mine = max(1, one.devices // 2)
+    assert found[mine, 'codistilling'] < plan.DEVICES[one.kind].memory, name
+
+
+def test_peaks_are_dense_and_have_a_source():
+  assert plan.DEVICES['H200'].peak == pytest.approx(1_979e12 / 2, rel=1e-3)
+  assert plan.DEVICES['TPU v5e'].peak == 197e12
+  assert all(one.source.startswith('https://') for one in plan.DEVICES.values())
+  assert math.isclose(plan.peak('v5e-64'), 64 * 197e12)
+
+
+def test_shares_of_what_this_machine_multiplies_were_measured():
+  product = plan.benchmark()['a product of 1,024² (GFLOP/s)']
+  for update in ('burn-in', 'codistilling'):
+    shares = plan.benchmark()[f'{update}: share of the product’s rate (%)']
+    assert len(shares) == len(product)
+    assert 0 < min(shares) <= max(shares) < 100

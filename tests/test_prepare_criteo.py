@@ -1,0 +1,544 @@
+"""Click logs: line by line, and from text to a folder, whatever happens."""
+
+import concurrent.futures
+import contextlib
+import errno
+import gzip
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from data import (
+  click_log,
+  click_rows,
+  criteo,
+  resumable,
+  synthetic_clicks,
+  workers,
+)
+from data.click_log import MISSING
+from scripts import prepare_criteo
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Inline:
+  """A pool in this process."""
+
+  def __init__(self, size):
+    self.size = size
+
+  def submit(self, function, *arguments, **keywords):
+    future = concurrent.futures.Future()
+    try:
+      future.set_result(function(*arguments, **keywords))
+    except Exception as error:
+      future.set_exception(error)
+    return future
+
+
+@pytest.fixture(autouse=True)
+def small_and_in_this_process(monkeypatch):
+  monkeypatch.setattr(
+    workers, 'processes', lambda size: contextlib.nullcontext(Inline(size))
+  )
+  monkeypatch.setattr(click_log, 'CHUNK_BYTES', 3_000)
+  monkeypatch.setattr(click_log, '_BLOCK_BYTES', 700)
+  monkeypatch.setattr(click_rows, 'BLOCK_ROWS', 64)
+  monkeypatch.setattr(click_rows, '_COUNTED_ROWS', 50)
+  monkeypatch.setattr(synthetic_clicks, 'CHUNK_ROWS', 128)
+
+
+def line(label='1', integers=(), categories=(), fill='68fd1e64'):
+  """A line that begins so; the rest of it is 7s and the same category."""
+  integers = [*map(str, integers)] + ['7'] * (13 - len(integers))
+  categories = [*categories] + [fill] * (26 - len(categories))
+  return '\t'.join([label, *integers, *categories]).encode()
+
+
+GOOD = line()
+
+
+def parse(*lines, ending=b'\n'):
+  return click_log.parse(ending.join(lines) + ending, first_line=11)
+
+
+# Lines.
+
+
+def test_a_line_is_read_as_it_is_written():
+  rows, bad = parse(
+    line('0', [0, 5, -3, '', '007', 2**31 - 1], ['', '00000000', 'ffffffff']),
+    line('1', ['-0'], ['DEADbeef', '1f']),
+  )
+  assert bad == []
+  np.testing.assert_array_equal(rows.labels, [0, 1])
+  np.testing.assert_array_equal(
+    rows.integers[:7],
+    np.array([[0, 5, -3, MISSING, 7, 2**31 - 1, 7], [0, 7, 7, 7, 7, 7, 7]]).T,
+  )
+  np.testing.assert_array_equal(
+    rows.categories[:3], [[0, 0xDEADBEEF], [0, 0x1F], [2**32 - 1, 0x68FD1E64]]
+  )
+  np.testing.assert_array_equal(rows.there[:2], [[False, True], [True, True]])
+  assert rows.there[2:].all()
+
+
+def test_a_line_may_have_nothing_but_a_label():
+  rows, bad = parse(b'1' + b'\t' * 39, GOOD)
+  assert bad == []
+  assert (rows.integers[:, 0] == MISSING).all()
+  assert not rows.there[:, 0].any()
+  assert rows.there[:, 1].all()
+
+
+BAD = {
+  GOOD[2:]: ('fields', 'it has 39 fields instead of 40, as in a log without'),
+  GOOD + b'\t': ('fields', 'it has 41 fields instead of 40'),
+  b'': ('fields', 'it has 1 fields instead of 40'),
+  line(''): ('label', "its label is '', neither 0 nor 1"),
+  line('2'): ('label', "its label is '2'"),
+  line('01'): ('label', "its label is '01'"),
+  line('1', ['1.5']): ('integer', "integer 1 is '1.5'"),
+  line('1', [1, ' 5']): ('integer', "integer 2 is ' 5'"),
+  line('1', ['0x1F']): ('integer', "integer 1 is '0x1F'"),
+  line('1', ['+5']): ('integer', "integer 1 is '+5'"),
+  line('1', ['-']): ('integer', "integer 1 is '-'"),
+  line('1', ['ab']): ('integer', "integer 1 is 'ab'"),
+  line('1', [2**31]): ('integer', "is '2147483648', above 31 bits"),
+  line('1', [-(2**31)]): ('integer', "is '-2147483648', above 31 bits"),
+  line('1', ['9' * 30]): ('integer', "is '99999999999999999999…', above"),
+  line('1', [], ['xyz']): ('category', "category 1 is 'xyz', not a hexadec"),
+  line('1', [], ['', '-1']): ('category', "category 2 is '-1', not a hexadec"),
+  line('1', [], ['123456789']): ('category', "'123456789', not a hexadecimal"),
+  line('1', [], ['"a"']): ('category', 'category 1 is \'"a"\''),
+  GOOD + b'\r': None,
+  GOOD.replace(b'7', b'\r', 1): ('integer', "integer 1 is '\\r'"),
+  GOOD.replace(b'7', b'\0', 1): ('integer', "integer 1 is '\\x00'"),
+  GOOD.replace(b'7', b'\xff', 1): ('integer', "integer 1 is '\\\\xff'"),
+}
+
+
+@pytest.mark.parametrize(('bad', 'problem'), BAD.items())
+def test_a_malformed_line_is_left_out_and_named(bad, problem):
+  rows, found = parse(line('0'), bad, GOOD)
+  if problem is None:
+    assert found == []
+    assert rows.labels.tolist() == [0, 1, 1]
+    return
+  [(number, kind, reason)] = found
+  assert (number, kind) == (12, problem[0])
+  assert problem[1] in reason
+  assert rows.labels.tolist() == [0, 1]
+  assert (rows.categories == 0x68FD1E64).all()
+
+
+def test_windows_line_ends_make_no_difference():
+  lines = [line('0', [number]) for number in range(20)]
+  for one, other in zip(
+    parse(*lines)[0], parse(*lines, ending=b'\r\n')[0], strict=True
+  ):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_last_line_need_not_end():
+  rows, bad = click_log.parse(GOOD + b'\n' + GOOD, 1)
+  assert len(rows.labels) == 2
+  assert bad == []
+
+
+def test_arrow_and_the_grammar_agree_on_any_line():
+  rng = random.Random(0)
+  alphabet = '0123456789abcdefABCDEF-+ \t\t\t\r.xX"\'\\\0é'
+  verdicts = []
+  for _ in range(400):
+    fields = line('1', ['', -12], ['', 'a']).decode().split('\t')
+    place = rng.randrange(40)
+    fields[place] = ''.join(rng.choices(alphabet, k=rng.randrange(4)))
+    mutated = '\t'.join(fields).encode()
+    good = click_log._problem(mutated) is None
+    assert good == (click_log._parse_quickly(mutated) is not None), mutated
+    verdicts.append(good)
+  assert 40 < sum(verdicts) < 360
+
+
+def test_rows_are_written_as_they_are_read():
+  rows, _ = synthetic_clicks.make_chunk(0)
+  again, bad = click_log.parse(click_log.format_rows(rows), 1)
+  assert bad == []
+  for one, other in zip(rows, again, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert (rows.integers == MISSING).any()
+  assert not rows.there.all()
+
+
+# Hashes.
+
+
+def test_hashes_are_the_same_on_every_machine():
+  values = np.array([[0], [1], [0x68FD1E64]] + [[5]] * 23, np.uint32)
+  there = np.ones_like(values, bool)
+  hashes = click_rows.hash_categories(values, there)
+  assert hashes[:4, 0].tolist() == [
+    *(2_315_298_346, 703_149_096, 703_100_900, 117_800_441)
+  ]
+
+
+def test_values_keep_apart_and_fields_hash_otherwise():
+  values = np.tile(np.arange(50_000, dtype=np.uint32), (26, 1))
+  there = np.ones_like(values, bool)
+  there[:, 0] = False
+  hashes = click_rows.hash_categories(values, there)
+  assert (hashes[:, 0] == click_rows.MISSING_CATEGORY).all()
+  assert hashes[:, 1:].min() >= click_rows.FIRST_HASH
+  for field in hashes:
+    assert len(np.unique(field)) == 50_000
+    # Evenly: in 16 parts, as chance would have it.
+    counts = np.bincount(field[1:] >> 28, minlength=16)
+    assert abs(counts - 50_000 / 16).max() < 5 * np.sqrt(50_000 / 16)
+  assert len({field[1] for field in hashes}) == 26
+
+
+# Files.
+
+
+def prepare(output, *arguments):
+  return prepare_criteo.main([f'--output={output}', *map(str, arguments)])
+
+
+def files_of(folder):
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(pathlib.Path(folder).rglob('*'))
+    if path.is_file()
+  }
+
+
+def random_lines(count, seed=0):
+  rng = random.Random(seed)
+  return [
+    line(
+      rng.choice('01'),
+      [rng.choice(['', rng.randrange(-3, 100)]) for _ in range(13)],
+      [rng.choice(['', f'{rng.randrange(40):x}']) for _ in range(26)],
+    )
+    for _ in range(count)
+  ]
+
+
+LINES = random_lines(210)
+
+
+@pytest.fixture
+def log(tmp_path):
+  path = tmp_path / 'train.txt'
+  path.write_bytes(b'\n'.join(LINES) + b'\n')
+  return path
+
+
+def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
+  log, tmp_path, capsys
+):
+  output = tmp_path / 'out'
+  assert prepare(output, '--input', log, '--min-count=4') is None
+  assert sorted(files_of(output)) == ['manifest.json', 'rows.bin']
+  rows, manifest = criteo.open_clicks(output)
+  parsed, _ = click_log.parse(b'\n'.join(LINES), 1)
+  words = click_rows.pack(parsed).T
+  assert rows.shape == (210, 40)
+  np.testing.assert_array_equal(rows[:, :14], words[:, :14])
+  splits = manifest['splits']
+  assert (splits['train']['rows'], splits['test']['rows']) == (180, 30)
+  assert splits['train']['clicks'] == words[:180, 0].sum()
+  assert splits['test']['clicks'] == words[180:, 0].sum()
+  # Counted in what is trained on, field by field.
+  hashes, found = (w[:, 14:].view(np.uint32) for w in (words, rows))
+  some_are_rare = False
+  for field, facts in enumerate(manifest['fields']):
+    values, counts = np.unique(hashes[:180, field], return_counts=True)
+    kept = values[(counts >= 4) & (values >= 2)]
+    rare = ~np.isin(hashes[:, field], kept) & (hashes[:, field] >= 2)
+    np.testing.assert_array_equal(
+      found[:, field], np.where(rare, 1, hashes[:, field])
+    )
+    assert facts == {
+      'categories': (values >= 2).sum(),
+      'kept': len(kept),
+      'missing_rows': (hashes[:180, field] == 0).sum(),
+      'rare_rows': rare[:180].sum(),
+    }
+    some_are_rare |= 0 < rare[:180].sum() < 100
+  assert some_are_rare
+  printed = capsys.readouterr().out
+  for phase in ('reading: ', 'counting: ', 'writing: ', 'data.data_dir='):
+    assert phase in printed
+
+
+@pytest.mark.parametrize('kind', ['gzip', 'files', 'windows', 'chunks'])
+def test_how_the_log_comes_makes_no_difference(
+  kind, log, tmp_path, monkeypatch
+):
+  prepare(tmp_path / 'one', '--input', log)
+  other, inputs = log.read_bytes(), [tmp_path / 'other']
+  match kind:
+    case 'gzip':
+      other = gzip.compress(other)
+    case 'windows':
+      other = other.replace(b'\n', b'\r\n')
+    case 'files':
+      inputs = [tmp_path / name for name in 'zy']
+      inputs[1].write_bytes(b'\n'.join(LINES[100:]) + b'\n')
+      other = b'\n'.join(LINES[:100])
+    case 'chunks':
+      monkeypatch.setattr(click_log, 'CHUNK_BYTES', 900)
+  inputs[0].write_bytes(other)
+  assert prepare(tmp_path / 'two', '--input', *inputs) is None
+  (one, first), (two, second) = (
+    criteo.open_clicks(tmp_path / name) for name in ('one', 'two')
+  )
+  np.testing.assert_array_equal(one, two)
+  assert first['fingerprint'] == second['fingerprint']
+
+
+def test_malformed_lines_are_counted_and_too_many_refused(tmp_path):
+  lines = list(LINES)
+  for place in (3, 50, 150):
+    lines[place] = b'no'
+  log = tmp_path / 'train.txt'
+  log.write_bytes(b'\n'.join(lines))
+  output = tmp_path / 'out'
+  arguments = ('--input', log)
+  message = prepare(output, *arguments, '--max-bad-lines=2')
+  assert message == (
+    'More than 2 lines are malformed, that is 3 so far (fields: 3). The first '
+    'is line 4 of train.txt: it has 1 fields instead of 40. If this is a log '
+    'of 40 fields that are separated by tabs, allow for more with '
+    '--max-bad-lines, and it goes on from here.'
+  )
+  assert not output.exists()
+  state = resumable.partial_of(output) / 'state.json'
+  assert json.loads(state.read_text())['chunk'] > 1
+  assert prepare(output, *arguments, '--max-bad-lines=3') is None
+  rows, manifest = criteo.open_clicks(output)
+  assert len(rows) == 207
+  assert manifest['bad_lines_by_kind'] == {'fields': 3}
+  assert [int(text.split()[1]) for text in manifest['bad_lines']] == [
+    4,
+    51,
+    151,
+  ]
+
+
+def test_a_truncated_gzip_is_named_with_its_line(tmp_path):
+  log = tmp_path / 'train.txt.gz'
+  content = gzip.compress(b'\n'.join(LINES))
+  log.write_bytes(content[: len(content) // 2])
+  message = prepare(tmp_path / 'out', '--input', log)
+  assert message.startswith(f'{log} cannot be read on in line ')
+  assert 20 < int(message.split(' in line ')[1].split()[0]) < 190
+  assert message.endswith('it is damaged, or was cut short; get it again.')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_the_challenges_log_without_labels_is_named(tmp_path):
+  log = tmp_path / 'test.txt'
+  log.write_bytes(b'\n'.join(one[2:] for one in LINES))
+  message = prepare(tmp_path / 'out', '--input', log)
+  assert 'it has 39 fields instead of 40, as in a log without labels' in message
+
+
+def test_what_is_no_log_at_all_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(click_log, '_MAX_LINE_BYTES', 5_000)
+  log = tmp_path / 'weights.bin'
+  log.write_bytes(b'\0' * 50_000)
+  message = prepare(tmp_path / 'out', '--input', log)
+  assert message.startswith(f'Line 1 of {log} has no end')
+  log.write_bytes(b'')
+  message = prepare(tmp_path / 'out', '--input', log)
+  assert 'was begun from other input' in message
+  message = prepare(tmp_path / 'out', '--input', log, '--overwrite')
+  assert message.startswith('0 rows cannot be parted')
+  assert 'There is no file' in prepare(tmp_path / 'o', '--input', 'nowhere')
+  assert 'is named twice' in prepare(tmp_path / 'o', '--input', log, log)
+
+
+def test_a_finished_folder_is_left_alone(log, tmp_path, capsys):
+  output = tmp_path / 'out'
+  prepare(output, '--input', log)
+  before = files_of(output)
+  capsys.readouterr()
+  assert prepare(output, '--input', log) is None
+  assert 'reading' not in capsys.readouterr().out
+  message = prepare(output, '--input', log, '--min-count=3')
+  assert message == (
+    f'{output} was made from other input or with other settings (min_count '
+    '10): choose another --output, or --overwrite it.'
+  )
+  assert files_of(output) == before
+  changed = prepare(output, '--input', log, '--min-count=3', '--overwrite')
+  assert changed is None
+  assert files_of(output) != before
+
+
+def test_a_folder_of_something_else_is_not_touched(log, tmp_path):
+  (tmp_path / 'thesis.tex').write_text('mine')
+  message = prepare(tmp_path, '--input', log, '--overwrite')
+  assert message.endswith('has something else in it: choose another --output.')
+  assert (tmp_path / 'thesis.tex').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    ([], 'one of the arguments --input --synthetic-rows is required'),
+    (['--input=x', '--min-count=0'], '--min-count is 0; it must be at least 1'),
+    (['--input=x', '--held-out-fraction=1'], 'must be between 0 and 1'),
+    (['--input=x', '--held-out-fraction=1/0'], 'is neither a number nor a'),
+  ],
+)
+def test_a_wrong_command_line_is_named(arguments, sentence, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    prepare('out', *arguments)
+  assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['log.txt', 'log.txt.gz'])
+def test_the_synthetic_log_is_the_same_as_text(name, tmp_path, capsys):
+  log = tmp_path / name
+  message = prepare_criteo.main(['--synthetic-rows=700', f'--write={log}'])
+  assert message is None
+  written = capsys.readouterr().out
+  assert written.startswith('The log is synthetic. The best log loss that can')
+  assert prepare(tmp_path / 'text', '--input', log) is None
+  capsys.readouterr()
+  assert prepare(tmp_path / 'made', '--synthetic-rows=700') is None
+  made = capsys.readouterr().out
+  # And it is called synthetic.
+  assert 'A synthetic click log' in made
+  assert written in made
+  (text, manifest), (directly, synthetic) = (
+    criteo.open_clicks(tmp_path / folder) for folder in ('text', 'made')
+  )
+  np.testing.assert_array_equal(text, directly)
+  assert manifest['fingerprint'] == synthetic['fingerprint']
+  assert 'synthetic' not in manifest
+  assert 0.2 < synthetic['synthetic']['best_log_loss'] < 0.6
+
+
+# Interruptions, in processes of their own, which the tests can kill.
+
+DRIVER = """
+import sys, time
+from data import click_log, click_rows, resumable
+from scripts import prepare_criteo
+click_log.CHUNK_BYTES, click_log._BLOCK_BYTES = 3_000, 700
+write = resumable.write_state
+def slowly(*arguments):
+  write(*arguments)
+  time.sleep({pause})
+resumable.write_state = slowly
+if __name__ == '__main__':
+  sys.exit(prepare_criteo.main({arguments}))
+"""
+
+
+def start(tmp_path, pause, *arguments):
+  script = tmp_path / 'driver.py'
+  script.write_text(
+    DRIVER.format(pause=pause, arguments=list(map(str, arguments)))
+  )
+  return subprocess.Popen(
+    [sys.executable, str(script)],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+
+
+def wait_for(process, partial, reached):
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline:
+    with contextlib.suppress(FileNotFoundError):
+      if reached(json.loads((partial / 'state.json').read_text())):
+        return
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.02)
+  raise TimeoutError
+
+
+def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
+  # Blocks as large as in processes of their own.
+  monkeypatch.setattr(click_rows, 'BLOCK_ROWS', 1 << 18)
+  arguments = ['--input', log, '--workers=1']
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  partial = resumable.partial_of(broken)
+  assert prepare(whole, *arguments) is None
+  for number, reached in (
+    (signal.SIGKILL, lambda state: state['chunk'] >= 2),
+    (signal.SIGINT, lambda state: len(state['fields']) >= 3),
+  ):
+    process = start(tmp_path, 0.2, *arguments, f'--output={broken}')
+    wait_for(process, partial, reached)
+    pool = psutil.Process(process.pid).children(recursive=True)
+    if number == signal.SIGINT:
+      # As a terminal does: to all of them.
+      os.killpg(process.pid, number)
+    else:
+      process.kill()
+    _, errors = process.communicate(timeout=60)
+    assert not broken.exists()
+    with pytest.raises(criteo.ClicksError, match='is not finished'):
+      criteo.open_clicks(broken)
+    if number == signal.SIGINT:
+      assert process.returncode == 130
+      assert errors == 'Interrupted: the same command goes on from here.\n'
+    # Nobody works on.
+    assert not psutil.wait_procs(pool, timeout=20)[1]
+  # As if it had died while it wrote.
+  (partial / 'rows.bin').write_bytes(b'half a row')
+  (partial / 'chunks' / '000000.bin.new').write_bytes(b'half a chunk')
+  message = prepare(broken, *arguments, '--min-count=3')
+  assert 'was begun from other input or with other settings' in message
+  # It goes on, and does not begin anew.
+  monkeypatch.setattr(click_rows, 'read_chunk', lambda *_: 1 / 0)
+  assert prepare(broken, *arguments) is None
+  assert files_of(broken) == files_of(whole)
+  assert not partial.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
+  log, tmp_path, monkeypatch
+):
+  output, write = tmp_path / 'out', resumable.write
+
+  def full(path, content):
+    if path.name == '000003.bin':
+      raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    write(path, content)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable, 'write', full)
+    message = prepare(output, '--input', log)
+  assert 'No space left on device' in message
+  assert message.endswith('the same command goes on from here.')
+  assert prepare(output, '--input', log) is None
+  assert len(criteo.open_clicks(output)[0]) == 210
+
+
+def test_one_run_at_a_time(log, tmp_path):
+  output = tmp_path / 'out'
+  with resumable.locked(resumable.partial_of(output), output):
+    assert prepare(output, '--input', log) == (
+      f'Another run is making {output}: wait for it, or end it.'
+    )
