@@ -119,7 +119,7 @@ def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
   if config.data.kind == 'text':
     inputs = labels = labels.update(shape=(size, config.data.sequence_length))
   else:
-    inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
   return Arguments(
     state,
     {'inputs': inputs, 'labels': labels},
