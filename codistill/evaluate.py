@@ -3,6 +3,7 @@
 The ensemble is the mean of the members' predictions, as the teacher in
 Algorithm 1 is. Members disagree on an example when their most likely classes
 differ; how far apart their predictions are is the total variation distance.
+That is between members of one run; between runs: `codistill.churn`.
 """
 
 from __future__ import annotations
@@ -73,22 +74,32 @@ def make_evaluate(
       None or 0 for all of its part of the batch.
 
   Returns:
-    evaluate(members' variables, batches, memories=None) → Evaluation. Batches
-    hold `inputs`, `labels` and, shaped like these, a `mask`: 1 for an example,
-    0 for padding; each process gives its rows (`sharding.local_rows`). Memories
+    evaluate(members' variables, batches, memories=None, write=None) →
+    Evaluation. Batches hold `inputs`, `labels` and, shaped like these, a
+    `mask`: 1 for an example, 0 for padding; each process gives its rows
+    (`sharding.local_rows`). At most two of them are held at a time. Memories
     start at zero and are carried from batch to batch. `memories` are the carry
     of each member in training, from which `memory_gap` starts, too; if there
-    are too few lanes in them, they are repeated.
+    are too few lanes in them, they are repeated. `write`, if there is one, is
+    called for each batch in order, and in each process with all of it, as
+    `predictions.Writer.write`: with the labels, and what each member predicts,
+    and then, of several, their ensemble.
   """
 
   @functools.partial(
-    jax.jit, out_shardings=(sharding.replicated(mesh), sharding.split(mesh))
+    jax.jit,
+    static_argnames='keep',
+    out_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
   )
-  def batch_sums(variables, memories, batch):
+  def batch_sums(variables, memories, batch, keep):
+    labels, mask = batch['labels'], batch['mask']
     predictions, memories = model.predict_each(
       variables, batch['inputs'], memories
     )
-    return total(compare, predictions, batch['labels'], batch['mask']), memories
+    sums, kept = total(
+      functools.partial(compare, keep=keep), predictions, labels, mask
+    )
+    return (sums, (labels, mask, kept) if keep else None), memories
 
   @functools.partial(
     jax.jit, out_shardings=(sharding.replicated(mesh), sharding.split(mesh))
@@ -100,7 +111,7 @@ def make_evaluate(
     times = position + jnp.arange(batch['labels'].shape[1])
     asked = (times >= _SETTLED) & (times < _ASKED)
     mask = jnp.where(asked, batch['mask'], 0)
-    return total(add_losses, predictions, batch['labels'], mask), memories
+    return total(add_losses, predictions, batch['labels'], mask)[0], memories
 
   def total(function, predictions, labels, mask):
     if not loss_chunk_tokens:
@@ -112,7 +123,7 @@ def make_evaluate(
         Prediction(*one) for one in zip(features, heads, strict=True)
       ]
       # What fills up a chunk is zero, its mask, too.
-      return function(predictions, labels, mask), ()
+      return function(predictions, labels, mask)
 
     return chunked.sum_in_chunks(
       of_chunk,
@@ -121,9 +132,9 @@ def make_evaluate(
       num_axes=labels.ndim,
       chunk_tokens=loss_chunk_tokens,
       mesh=mesh,
-    )[0]
+    )
 
-  def compare(predictions, labels, mask):
+  def compare(predictions, labels, mask, keep):
     log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
 
     def score(log_probs):
@@ -144,17 +155,20 @@ def make_evaluate(
       for i, j in zip(first, second, strict=True)
     ]
     apart = sum(jnp.sum(one * mask) for one in distances)
-    return (
+    sums = (
       *map(score, log_probs),
       score(mean),
       disagree,
       apart,
       jnp.sum(mask),
     )
+    several = len(probs) > 1
+    kept = [*probs, jnp.exp(mean)] if several else probs
+    return sums, [_compact(one) for one in kept] if keep else ()
 
   def add_losses(predictions, labels, mask):
     losses = [task_cross_entropy(labels, one.logits) for one in predictions]
-    return [jnp.sum(one * mask) for one in losses], jnp.sum(mask)
+    return ([jnp.sum(one * mask) for one in losses], jnp.sum(mask)), ()
 
   zero_memory = jax.jit(
     model.memory, static_argnums=0, out_shardings=sharding.split(mesh)
@@ -169,13 +183,14 @@ def make_evaluate(
 
     return jax.tree.map(take, memories)
 
-  def evaluate(variables, batches, memories=None):
+  def evaluate(variables, batches, memories=None, write=None):
     variables = tuple(variables)
     carried = tuple(memories or ())
     if not jax.tree.leaves(carried):
       carried = None  # Nothing to start from.
     running, starts, position = None, [], 0
-    pending, settled = [], []
+    # In float64 and in order, so that the sum does not depend on timing.
+    late, totals, settled = None, np.float64(0), []
     for batch in batches:
       batch = sharding.split_batch(batch, mesh)
       batch_size = len(batch['labels'])
@@ -183,8 +198,9 @@ def make_evaluate(
         running = (zero_memory(batch_size),) * len(variables)
         if carried is not None:
           starts = [running, take_lanes(carried, batch_size)]
-      sums, running = batch_sums(variables, running, batch)
-      pending.append(sums)
+      found, running = batch_sums(
+        variables, running, batch, keep=write is not None
+      )
       if starts and position < _ASKED:
         losses, starts = zip(
           *(settled_sums(variables, one, batch, position) for one in starts),
@@ -192,13 +208,13 @@ def make_evaluate(
         )
         settled.append(losses)
         position += batch['labels'].shape[1]
-    if not pending:
+      if late is not None:
+        # While the device works on this one, and before there is another.
+        totals = totals + _fetch(late, write)
+      late = found
+    if late is None:
       raise ValueError('evaluation on no examples: the split is empty')
-    # In float64 and in order, so that the sum does not depend on timing.
-    flat = [jax.tree.leaves(sums) for sums in jax.device_get(pending)]
-    *scores, disagree, apart, count = np.sum(
-      np.asarray(flat, np.float64), axis=0
-    )
+    *scores, disagree, apart, count = totals + _fetch(late, write)
     hits, losses = np.asarray(scores[0::2]), np.asarray(scores[1::2])
     result = [
       Score(float(h / count), float(l / count))
@@ -217,6 +233,22 @@ def make_evaluate(
     )
 
   return evaluate
+
+
+def _compact(probs: jax.Array) -> jax.Array:
+  """As `codistill.predictions` stores it: of two classes p of class 1."""
+  probs = probs.astype(jnp.float32)
+  return probs[..., 1] if probs.shape[-1] == 2 else probs
+
+
+def _fetch(found: PyTree, write: Callable[..., None] | None) -> np.ndarray:
+  """A batch's sums; its predictions go to whoever wants them."""
+  sums, kept = jax.device_get(found)
+  if write is not None:
+    labels, mask, predictions = kept
+    there = mask > 0
+    write(labels[there], [one[there] for one in predictions])
+  return np.asarray(jax.tree.leaves(sums), np.float64)
 
 
 def _memory_gap(settled: Sequence[PyTree]) -> tuple[float, ...] | None:

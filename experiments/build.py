@@ -111,6 +111,8 @@ class Experiment:
     examples_per_step: of a member: images, or tokens.
     unit: what these are.
     eval_interval_steps: between two evaluations.
+    store_predictions: whether those of the last evaluation are kept.
+    predictions_interval_steps: between others of which they are; 0 for none.
     checkpoint_interval_steps: between two checkpoints.
   """
 
@@ -131,6 +133,8 @@ class Experiment:
   examples_per_step: int
   unit: str
   eval_interval_steps: int
+  store_predictions: bool
+  predictions_interval_steps: int
   checkpoint_interval_steps: int
   # Names of corrupt examples that nobody has asked for yet, by member, or
   # 'eval'.
@@ -343,6 +347,8 @@ def build(
     examples_per_step=config.batch_size * config.data.get('sequence_length', 1),
     unit='tokens' if config.data.kind == 'text' else 'examples',
     eval_interval_steps=config.eval_interval_steps,
+    store_predictions=config.store_predictions,
+    predictions_interval_steps=config.predictions_interval_steps,
     checkpoint_interval_steps=config.checkpoint_interval_steps,
   )
 
@@ -652,11 +658,24 @@ def _check(config: ConfigDict, member: int | None) -> None:
       if isinstance(size, int) and not isinstance(size, bool)
     },
     'eval_interval_steps': (config.eval_interval_steps, 1),
+    'predictions_interval_steps': (config.predictions_interval_steps, 0),
     'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
   }
   for key, (value, minimum) in least.items():
     if value < minimum:
       raise UserError(f'{key} is {value}; it must be at least {minimum}')
+  often = config.predictions_interval_steps
+  if often % config.eval_interval_steps:
+    raise UserError(
+      f'predictions_interval_steps is {often}; it must be a multiple of '
+      f'eval_interval_steps, {config.eval_interval_steps}: predictions are '
+      'those of an evaluation'
+    )
+  if often and not config.store_predictions:
+    raise UserError(
+      f'predictions_interval_steps is {often}, and store_predictions False; '
+      'set that to True, or the interval to 0'
+    )
   shape = tuple(config.data.get('image_shape', (1, 1, 1)))
   if len(shape) != 3 or min(shape) < 1:
     raise UserError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -53,3 +54,12 @@ def percent(share: float | None) -> str:
 def number(value: float | None) -> str:
   """0.123456 → '0.1235'; nothing → '–'."""
   return '–' if value is None else f'{value:.4f}'
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+  """[1.0, 1.5] → '1.25 ± 0.25': mean and half the range, as in Table 1."""
+  if not values:
+    return '–'
+  mean = f'{statistics.fmean(values):.{digits}f}'
+  half = (max(values) - min(values)) / 2
+  return f'{mean} ± {half:.{digits}f}' if len(values) > 1 else mean

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from codistill import algorithm, hosts
+from codistill import algorithm, hosts, predictions
 from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
 from codistill.record import Record
@@ -59,6 +59,8 @@ class Trainer:
       self._record.keep_rows(
         lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
       )
+      if hosts.is_first():
+        predictions.drop_after(workdir.predictions, self.start_step)
       # A divergence after the checkpoint is about to happen again, or not.
       diverged = workdir.run.get('diverged', {}).items()
       workdir.run['diverged'] = {
@@ -254,21 +256,30 @@ class Trainer:
     if not active:
       return
     experiment = self._experiment
-    result = experiment.evaluate(
-      [member.state.variables for member in active],
-      experiment.eval_batches(),
-      [experiment.carried(member) for member in active],
-    )
-    corrupt = experiment.take_corrupt('eval')
-    for name in corrupt:
-      progress.say(
-        f'step {step:,}  {name} cannot be decoded; it counts as black'
-      )
     expected = experiment.dataset.num_examples('test')
-    if result.num_examples != expected:
-      raise RuntimeError(
-        f'evaluation counted {result.num_examples} of {expected} examples'
+    whos = [member.index for member in active]
+    whos += ['ensemble'] if len(active) > 1 else []
+    stores = self._stores(step, kind) and hosts.is_first()
+    make_writer = predictions.Writer if stores else predictions.SilentWriter
+    with make_writer(self._workdir.predictions, step, whos, expected) as writer:
+      result = experiment.evaluate(
+        [member.state.variables for member in active],
+        experiment.eval_batches(),
+        [experiment.carried(member) for member in active],
+        # One program for all evaluations, whether they are stored or not.
+        writer.write if experiment.store_predictions else None,
       )
+      corrupt = experiment.take_corrupt('eval')
+      for name in corrupt:
+        progress.say(
+          f'step {step:,}  {name} cannot be decoded; it counts as black'
+        )
+      if result.num_examples != expected:
+        raise RuntimeError(
+          f'evaluation counted {result.num_examples} of {expected} examples'
+        )
+      if all(math.isfinite(score.task_loss) for score in result.members):
+        writer.commit()
     scored = list(zip(active, result.members, strict=True))
     gaps: dict[int | str, float] = {}
     if result.memory_gap is not None:
@@ -302,6 +313,14 @@ class Trainer:
     for row in rows:
       self._write(row)
     progress.evaluated(rows)
+
+  def _stores(self, step: int, kind: str) -> bool:
+    """Whether what is predicted in an evaluation is kept."""
+    experiment = self._experiment
+    often = experiment.predictions_interval_steps
+    return experiment.store_predictions and (
+      kind == 'final' or (often > 0 and step % often == 0)
+    )
 
   def _scored_row(
     self, step: int, kind: str, who: int | str, **scores: float | None

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from codistill import predictions
 from codistill.lease import Lease, LeaseHeldError, is_held, read_lease
 from codistill.record import Record, SilentRecord, read_run
 from experiments.errors import UserError
@@ -32,6 +33,7 @@ class Workdir(NamedTuple):
     run: the provenance, as it was found or as it will be.
     checkpoints: the folder of this process's checkpoints.
     tensorboard: the folder of event files.
+    predictions: the folder of what this process's members predict.
     resumes: whether there is a run to go on with.
   """
 
@@ -40,6 +42,7 @@ class Workdir(NamedTuple):
   run: Run
   checkpoints: pathlib.Path
   tensorboard: pathlib.Path
+  predictions: pathlib.Path
   resumes: bool
 
   @property
@@ -85,6 +88,7 @@ class Workdir(NamedTuple):
       for leftover in (
         self.checkpoints,
         self.tensorboard,
+        self.predictions,
         self.record.rows_path,
       ):
         _remove(leftover)
@@ -179,6 +183,7 @@ def _workdir(
     run,
     checkpoints=path / f'checkpoints{suffix}',
     tensorboard=path / f'tensorboard{suffix}',
+    predictions=predictions.folder_of(path, suffix),
     resumes=False,
   )
 

@@ -7,6 +7,9 @@ sweep's. Writes `<config>-<variant>.jsonl` in experiments/results, or in --out:
 of each run its provenance and its evaluations, without the machine's paths and
 names. Runs that are there already stay; a second collect changes nothing.
 
+Where runs have stored predictions, evaluations of two classes get their AUC,
+and seeds of one point that are collected by one command their churn.
+
 Refused, unless --allow names it, and then marked with it: `unfinished` runs
 (and diverged ones), `dirty` ones (made from a tree with uncommitted changes),
 ones with `no-commit` (made outside git) or `two-commits` (begun by one and
@@ -18,6 +21,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -28,8 +33,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from codistill import predictions
+from codistill.churn import area_under_curve
+from codistill.predictions import Who
 from codistill.record import SCHEMA_VERSION, Record, read_rows, read_run
-from experiments import results
+from experiments import results, retrains
 from experiments.results import Result, Row
 
 ALLOWABLE = ('unfinished', 'dirty', 'no-commit', 'two-commits')
@@ -149,6 +157,7 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   )
   if not scored:
     raise ValueError(f'{workdir} has no evaluations; left out')
+  aucs = _aucs(workdir)
   overrides = {
     key: value
     for key, value in first['overrides'].items()
@@ -174,8 +183,30 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
       },
       **_summary(rows),
     },
-    tuple({'id': id_, **_without_nulls(row)} for row in scored),
+    tuple(
+      {
+        'id': id_,
+        **_without_nulls(row | {'auc': aucs.get((row['step'], row['member']))}),
+      }
+      for row in scored
+    ),
   )
+
+
+def _aucs(workdir: pathlib.Path) -> dict[tuple[int, Who], float | None]:
+  """Of each step and predictor of which predictions of two classes are stored.
+
+  Raises:
+    ValueError: if some are damaged.
+  """
+  opened = {
+    key: stored.open() for key, stored in predictions.find(workdir).items()
+  }
+  return {
+    key: area_under_curve(p, labels)
+    for key, (p, labels) in opened.items()
+    if p.ndim == 1
+  }
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
@@ -237,9 +268,9 @@ def merge(
     merged[result.id] = result
   seen: dict[str, Result] = {}
   for result in merged.values():
-    point = result.id.rpartition('/')[0]
-    first = seen.setdefault(point, result)
-    if _config(first) != _config(result):
+    first = seen.setdefault(_point(result.id), result)
+    recipes = [results.recipe_of(one.run['config']) for one in (first, result)]
+    if recipes[0] != recipes[1]:
       raise ValueError(
         f'{first.id} and {result.id} of {result.run["experiment"]} were run '
         'with different configs; run one of them again'
@@ -252,16 +283,60 @@ def _identity(result: Result) -> tuple[Any, ...]:
   return run['started'], run['commit'], run['config_hash']
 
 
-def _config(result: Result) -> Mapping[str, Any]:
-  """The config without what seeds of one point may differ in."""
-  config = json.loads(json.dumps(result.run['config']))
-  for key in ('seed', *results.MACHINE_KEYS):
-    *sections, last = key.split('.')
-    section = config
-    for name in sections:
-      section = section.get(name, {})
-    section.pop(last, None)
-  return config
+def _compare(
+  folders: Mapping[str, pathlib.Path],
+) -> dict[tuple[str, str], list[Row]]:
+  """Churn between the seeds of each point, by the ids of the two runs.
+
+  Args:
+    folders: where the runs of one file lie, by id.
+
+  Raises:
+    ValueError: as `retrains.compare`.
+  """
+  ids = sorted(folders, key=results.natural)
+  return {
+    (one, other): [
+      {'id': one, 'kind': 'churn', 'other': other, **row}
+      for row in retrains.compare(folders[one], folders[other])
+    ]
+    for one, other in itertools.combinations(ids, 2)
+    if _point(one) == _point(other)
+  }
+
+
+def _with_churn(
+  merged: Sequence[Result],
+  old: Sequence[Result],
+  new: Mapping[tuple[str, str], list[Row]],
+) -> list[Result]:
+  """The runs with new churn, and the old between runs that are as they were."""
+  now = {result.id: _identity(result) for result in merged}
+  same = {result.id for result in old if now[result.id] == _identity(result)}
+  pairs: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
+  for result in old:
+    for row in result.churn:
+      if {result.id, row['other']} <= same:
+        pairs[result.id, row['other']].append(row)
+  pairs |= {pair: rows for pair, rows in new.items() if rows}
+  return [
+    dataclasses.replace(
+      result,
+      churn=tuple(
+        row
+        for one, other in sorted(
+          pairs, key=lambda pair: results.natural(pair[1])
+        )
+        if one == result.id
+        for row in pairs[one, other]
+      ),
+    )
+    for result in merged
+  ]
+
+
+def _point(id_: str) -> str:
+  return id_.rpartition('/')[0]
 
 
 def collect(
@@ -283,9 +358,11 @@ def collect(
     How many runs each file that changed or stayed has, and what was refused.
 
   Raises:
-    ValueError: as `merge`, and for a workdir without runs; nothing is written.
+    ValueError: as `merge`, for a workdir without runs, and for retrains that
+      were evaluated on different examples; nothing is written.
   """
   files: dict[str, list[Result]] = {}
+  folders: dict[str, dict[str, pathlib.Path]] = {}
   refused = []
   for workdir in workdirs:
     for folder, records in find_runs(workdir).items():
@@ -301,11 +378,13 @@ def collect(
       own = files.setdefault(name, [])
       # Among those just read, neither is the one from before.
       files[name] = merge(own, [result], replace=False)
+      folders.setdefault(name, {})[result.id] = folder
   texts = {}
   for name, new in files.items():
     path = out / f'{name}.jsonl'
     old = results.read(path) if path.exists() else []
-    texts[path] = merge(old, new, replace=replace)
+    merged = merge(old, new, replace=replace)
+    texts[path] = _with_churn(merged, old, _compare(folders[name]))
   out.mkdir(parents=True, exist_ok=True)
   for path, merged in texts.items():
     fresh = path.with_suffix('.new')

@@ -60,11 +60,11 @@ def evaluation_table(
     padding=(0, 1, 0, 0),
     caption=(
       'loss: cross-entropy in nats; disagree: on how many examples two members '
-      'differ; churn: total variation distance between their predictions'
+      'differ; apart: total variation distance between their predictions'
     ),
   )
   table.add_column('member')
-  for name in ('step', 'accuracy', 'loss', 'disagree', 'churn'):
+  for name in ('step', 'accuracy', 'loss', 'disagree', 'apart'):
     table.add_column(name, justify='right', no_wrap=True)
   lines: list[tuple[str, str, Score, float | None, float | None]] = [
     (str(member), f'{step:,}', score, None, None)
@@ -81,14 +81,14 @@ def evaluation_table(
         result.total_variation,
       )
     )
-  for who, step, score, disagreement, churn in lines:
+  for who, step, score, disagreement, apart in lines:
     table.add_row(
       who,
       step,
       percent(score.accuracy),
       number(score.task_loss),
       percent(disagreement),
-      number(churn),
+      number(apart),
     )
   return table
 

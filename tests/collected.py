@@ -2,6 +2,9 @@
 
 import itertools
 
+import numpy as np
+
+from codistill.predictions import Writer
 from codistill.record import SCHEMA_VERSION, Record, config_hash
 from scripts import collect
 
@@ -110,6 +113,40 @@ def make_run(
         )
   record.close()
   return workdir
+
+
+LABELS = np.array([0, 1, 1, 0], np.int32)
+
+
+def store(workdir, step=40, labels=LABELS, **predictions):
+  """Predictions as a run leaves them: `member_0=[…]`, `ensemble=[…]`."""
+  whos = [
+    int(name.removeprefix('member_')) if name != 'ensemble' else name
+    for name in predictions
+  ]
+  folder = workdir / 'predictions'
+  with Writer(folder, step, whos, len(labels)) as writer:
+    rows = [np.asarray(one, np.float32) for one in predictions.values()]
+    writer.write(labels, rows)
+    writer.commit()
+
+
+def make_retrains(folder, experiment='imagenet_sync', members=1, **keywords):
+  """Three seeds that predict 0.1 more of class 1 each, and less before."""
+  for seed in range(3):
+    workdir = make_run(
+      folder / experiment / str(seed),
+      experiment,
+      seed,
+      members=members,
+      **keywords,
+    )
+    for step, scale in ((20, 2), (40, 1)):
+      p = np.array([0.1, 0.2, 0.45, 0.3]) + 0.1 * scale * seed
+      whos = [f'member_{member}' for member in range(members)]
+      whos += ['ensemble'] if members > 1 else []
+      store(workdir, step, **dict.fromkeys(whos, p))
+  return folder / experiment
 
 
 POINTS = [

@@ -40,6 +40,8 @@ NO_PROGRAM = {
     'num_steps',
     'eval_interval_steps',
     'checkpoint_interval_steps',
+    'store_predictions',
+    'predictions_interval_steps',
     'diversity',
   ),
   'codistill': (

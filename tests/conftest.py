@@ -2,10 +2,14 @@
 
 import os
 import pathlib
+import signal
 
 import jax
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  # Begun in the background by a script; what tests start would inherit it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update('jax_num_cpu_devices', 8)
 if jax.config.jax_compilation_cache_dir is None:
   cache = pathlib.Path(__file__).parent.parent / '.cache/jax'

@@ -2,8 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
-from collected import COMMIT, make_run
+from collected import COMMIT, LABELS, make_retrains, make_run, store
 
 from codistill.record import SCHEMA_VERSION
 from experiments import results
@@ -256,3 +257,93 @@ def test_a_damaged_file_of_results_is_not_overwritten(tmp_path, out, capsys):
   path.write_text(text)
   says(capsys, run_collect(workdir, f'--out={out}'), 'line 1: not a row')
   assert path.read_text() == text
+
+
+# Churn.
+
+
+def test_seeds_of_a_point_are_compared_pair_by_pair(tmp_path, out):
+  folder = make_retrains(tmp_path)
+  # Another point, which is a retrain of none of them.
+  other = make_run(folder / 'x', 'imagenet_sync', point={'batch_size': 16})
+  store(other, member_0=[0.9] * 4)
+  assert run_collect(folder, f'--out={out}') == 0
+  runs = {run.id: run for run in results.read(one_file(out))}
+  found = [
+    (row['id'], row['other'], row['step'], row['member'])
+    for run in runs.values()
+    for row in run.churn
+  ]
+  assert found == [
+    (f'base/seed-{one}', f'base/seed-{two}', step, 0)
+    for one, two in ((0, 1), (0, 2), (1, 2))
+    for step in (20, 40)
+  ]
+  churn = [row for row in runs['base/seed-0'].churn if row['step'] == 40]
+  differences = [row['total_variation'] for row in churn]
+  assert differences == pytest.approx([0.1, 0.2], rel=1e-6)
+  # 0.45, 0.55, 0.65: from seed 0 on, one of four is decided otherwise.
+  assert [row['changed_decisions'] for row in churn] == [0.25, 0.25]
+  assert all(row['kind'] != 'churn' for row in runs['base/seed-0'].rows)
+
+
+def test_evaluations_of_two_classes_get_their_auc(tmp_path, out):
+  workdir = make_run(tmp_path / 'a')
+  store(workdir, 40, member_0=[0, 1, 1, 0], ensemble=[0.1, 0.1, 0.3, 0.2])
+  store(workdir, 20, member_1=[1, 0, 0, 1])
+  assert run_collect(workdir, f'--out={out}') == 0
+  [result] = results.read(one_file(out))
+  found = {
+    (r['step'], r['member']): r['auc'] for r in result.rows if 'auc' in r
+  }
+  assert found == {(40, 0): 1, (40, 'ensemble'): 2.5 / 4, (20, 1): 0}
+
+
+def test_more_classes_have_churn_and_no_auc(tmp_path, out):
+  for seed in range(2):
+    workdir = make_run(tmp_path / 'runs' / str(seed), seed=seed)
+    store(workdir, member_0=np.eye(3)[[0, 1, 2, seed]])
+  assert run_collect(tmp_path / 'runs', f'--out={out}') == 0
+  [one, other] = results.read(one_file(out))
+  assert [row['total_variation'] for row in one.churn] == [0.25]
+  assert other.churn == ()
+  assert not any('auc' in row for row in one.rows)
+
+
+def test_what_is_collected_again_keeps_its_churn(tmp_path, out):
+  folder = make_retrains(tmp_path)
+  assert run_collect(folder, folder / '0', f'--out={out}') == 0
+  before = one_file(out).read_bytes()
+  assert run_collect(folder / '1', f'--out={out}') == 0
+  assert one_file(out).read_bytes() == before
+  assert results.lines(results.read(one_file(out))) == before.decode()
+  # A run in the place of another has no churn of that other's.
+  fresh = make_run(
+    tmp_path / 'new', 'imagenet_sync', 1, members=1, started='later'
+  )
+  assert run_collect(fresh, f'--out={out}', '--replace') == 0
+  pairs = {
+    (row['id'], row['other'])
+    for run in results.read(one_file(out))
+    for row in run.churn
+  }
+  assert pairs == {('base/seed-0', 'base/seed-2')}
+
+
+def test_retrains_on_other_examples_are_one_sentence(tmp_path, out, capsys):
+  for seed in range(2):
+    workdir = make_run(tmp_path / 'runs' / str(seed), seed=seed)
+    store(workdir, labels=np.roll(LABELS, seed), member_0=[0.5] * 4)
+  assert run_collect(tmp_path / 'runs', f'--out={out}') == 2
+  err = capsys.readouterr().err
+  assert 'were evaluated on different examples' in err
+  assert err.count('\n') == 1
+  assert not out.exists()
+
+
+def test_damaged_predictions_are_one_sentence(tmp_path, out, capsys):
+  workdir = make_run(tmp_path / 'a')
+  store(workdir, member_0=[0.5] * 4)
+  (workdir / 'predictions/step-40/member-0.npy').write_bytes(b'')
+  assert run_collect(workdir, f'--out={out}') == 1
+  assert 'missing or damaged; remove' in capsys.readouterr().err

@@ -92,6 +92,66 @@ def test_counts_every_example_once(
     assert 0 < result.total_variation < 1
 
 
+class Written:
+  """Keeps what is written, and how much was there when it was."""
+
+  def __init__(self):
+    self.labels, self.predictions = [], []
+
+  def __call__(self, labels, predictions):
+    self.labels.append(labels)
+    self.predictions.append(predictions)
+
+  def joined(self):
+    parts = zip(*self.predictions, strict=True)
+    return np.concatenate(self.labels), [np.concatenate(one) for one in parts]
+
+
+@pytest.mark.parametrize(
+  ('num_devices', 'chunk', 'num_members'),
+  [(1, None, 1), (8, None, 3), (8, 2, 3)],
+)
+def test_predictions_are_written_in_order_without_padding(
+  model, examples, num_devices, chunk, num_members
+):
+  members = [model.init(jax.random.key(i)) for i in range(num_members)]
+  evaluate = make_evaluate(
+    model, sharding.make_mesh(num_devices), loss_chunk_tokens=chunk
+  )
+  written = Written()
+  result = evaluate(members, batches(examples, 16), write=written)
+  assert result == evaluate(members, batches(examples, 16))
+  labels, predictions = written.joined()
+  np.testing.assert_array_equal(labels, examples[1])
+  wanted = [
+    jax.nn.softmax(model.predict(one, jnp.asarray(examples[0]), ())[0].logits)
+    for one in members
+  ]
+  if num_members > 1:
+    wanted.append(np.mean(wanted, axis=0))
+  assert len(predictions) == len(wanted)
+  for one, other in zip(predictions, wanted, strict=True):
+    assert one.dtype == np.float32
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_two_batches_are_held_however_many_there_are(model, examples):
+  member = model.init(jax.random.key(0))
+  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
+  written, held = Written(), []
+
+  def stream():
+    for number in range(20):
+      # The batch before this one may be at work, and no other.
+      assert len(written.labels) >= number - 1
+      held.append(len(jax.live_arrays()))
+      yield from batches(tuple(part[:16] for part in examples), EXAMPLES)
+
+  result = evaluate([member], stream(), write=written)
+  assert result.num_examples == 20 * 16
+  assert max(held[3:]) <= held[3]
+
+
 def test_identical_members_never_disagree(model, examples):
   member = model.init(jax.random.key(0))
   evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
@@ -205,6 +265,26 @@ def test_memory_is_carried_and_the_gap_is_that_by_hand(
   assert result.num_examples == mask.sum()
   # Asking for the gap changes nothing else.
   assert evaluate(members, batches) == result._replace(memory_gap=None)
+
+
+@pytest.mark.parametrize(('num_devices', 'chunk'), [(1, None), (4, 50)])
+def test_each_token_is_an_example_and_of_two_classes_one_is_written(
+  num_devices, chunk
+):
+  evaluate = make_evaluate(
+    REMEMBERING, sharding.make_mesh(num_devices), loss_chunk_tokens=chunk
+  )
+  written = Written()
+  evaluate([{'gain': jnp.float32(2)}], text(4, 96, 32), write=written)
+  labels, [p] = written.joined()
+  # Batch by batch, lane by lane; the last lane is empty from token 48 on.
+  seen = np.concatenate(
+    [np.tile(np.arange(first, first + 32), 3) for first in (1, 33, 65)]
+  )
+  seen = np.insert(seen, 96, np.arange(1, 33))
+  seen = np.insert(seen, 128 + 96, np.arange(33, 49))
+  assert labels.shape == p.shape == (4 * 96 - 48,)
+  np.testing.assert_allclose(p, 1 / (1 + np.exp(2 * seen / 1000)), rtol=1e-5)
 
 
 def test_no_gap_is_known_of_short_lanes_or_without_a_memory(model, examples):

@@ -8,10 +8,10 @@ import sys
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import cells, make_all
+from collected import cells, make_all, make_retrains
 
 from experiments import results
-from scripts import markdown
+from scripts import collect, markdown
 from scripts.figures import __main__ as figures
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
@@ -250,6 +250,88 @@ def test_diversity_has_all_eight_combinations(rows):
   assert table['own, own, own']['runs'] == '3'
   assert table['own, own, same']['runs'] == '1'
   assert table['same, own, own']['members disagree on (%)'] == '12.50'
+
+
+# Churn: make_retrains' seeds 0, 1, 2 predict 0.1 apart, at first 0.2.
+
+
+@pytest.fixture(scope='module', params=['criteo', 'images'])
+def retrains(request, tmp_path_factory):
+  """The three models of Table 1: in one config's sweep, or a config each."""
+  folder = tmp_path_factory.mktemp('retrains')
+  alone = {'codistill.exchange': 'none'}
+  for config, members, point in (
+    ('imagenet_sync', 1, {}),
+    ('imagenet_ensemble', 2, alone),
+    ('imagenet_codistill', 2, {'codistill.exchange': 'memory'}),
+  ):
+    if request.param == 'criteo':
+      point = {**point, 'codistill.members': members}
+      make_retrains(folder / config, 'criteo_table1', members, point=point)
+    else:
+      # A config's own keys are no point of it.
+      make_retrains(folder / config, config, members, overrides={}, point=point)
+  out = folder / 'results'
+  collect.collect([folder], out, allow=(), replace=False)
+  names = {
+    'criteo': ('table1', 'churn', 'DNN'),
+    'images': (None, 'churn_images', 'network'),
+  }
+  return results.read_folder(out, 'laptop'), *names[request.param]
+
+
+def test_churn_of_three_models_stands_beside_the_papers(retrains):
+  rows, scatter, steps, network = retrains
+  for name in filter(None, (scatter, steps)):
+    figure = figures.FIGURES[name]
+    assert figure.has_rows(rows)
+    table = cells(figure.table(rows, 'laptop'))
+    assert list(table) == [
+      network,
+      f'ensemble of two {network}s',
+      f'two-way codistilled {network}',
+    ]
+    for line in table.values():
+      assert line['ours: churn'] == '0.1333 ± 0.0500'
+      assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
+      assert line['ours: AUC'] == '0.7500 ± 0.0000'
+      assert line['ours: log loss (nats)'] == '0.0250 ± 0.0000'
+      assert line['our runs'] == '3'
+
+
+def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
+  rows, scatter, steps, network = retrains
+  labels = [f'{network} (3 pairs)', f'two-way codistilled {network} (3 pairs)']
+  _, axes = plt.subplots()
+  figures.FIGURES[steps].draw_ours(axes, rows)
+  lines = {line.get_label(): line for line in axes.get_lines()}
+  for label in labels:
+    assert list(lines[label].get_xdata()) == [20, 40]
+    assert lines[label].get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
+  plt.close()
+  _, axes = plt.subplots()
+  figures.FIGURES[steps].draw_left(axes, rows)
+  [line, *_] = axes.get_lines()
+  assert line.get_label() == f'{network} (3 seeds)'
+  assert list(line.get_ydata()) == pytest.approx([0.1, 0.05, 1 / 30, 0.025])
+  plt.close()
+  if scatter:
+    _, axes = plt.subplots()
+    figures.FIGURES[scatter].draw_ours(axes, rows)
+    [point, *_] = axes.containers
+    assert point.get_label() == f'{network} (3 seeds)'
+    [at] = point[0].get_xydata()
+    assert at == pytest.approx([0.4 / 3, 0.025])
+    plt.close()
+
+
+def test_without_churn_it_says_what_makes_it(rows):
+  for name in ('table1', 'churn', 'churn_images'):
+    assert not figures.FIGURES[name].has_rows(rows)
+    assert 'No stored predictions yet' in figures.FIGURES[name].how('laptop')
+  how = figures.FIGURES['churn_images'].how('laptop')
+  assert command('imagenet_sync', 'laptop', 5) in ' '.join(how.split())
+  assert 'predictions_interval_steps' in how
 
 
 def test_hours_are_those_of_all_runs(rows):

@@ -12,7 +12,7 @@ import pytest
 from absl.testing import flagsaver
 from commands import ROOT, line_of, rows_of, run_command
 
-from codistill import hosts
+from codistill import hosts, predictions
 from codistill.checkpoint import read_newest
 from codistill.record import read_rows, read_run
 from experiments import config as config_lib
@@ -120,6 +120,13 @@ def test_two_hosts_a_member_train_as_one_does(tmp_path):
       )
     found = read_run(two / f'run-{member.index}.json')
     assert found['device']['processes'] == (1 if member.index else 2)
+    # The first of two processes has stored what both predicted.
+    (p, right), (q, same) = (
+      predictions.find(workdir)[5, member.index].open()
+      for workdir in (two, one)
+    )
+    np.testing.assert_array_equal(right, same)
+    np.testing.assert_allclose(p, q, rtol=1e-3, atol=1e-5)
     step, mine = stored(two, member.index)
     assert step == 5
     jax.tree.map(

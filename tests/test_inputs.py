@@ -38,6 +38,7 @@ def learn_and_evaluate(model, inputs, labels):
     model,
     optimizer,
     mesh,
+    teacher=model,
     task_loss=losses.task_cross_entropy,
     distill_loss=losses.soft_cross_entropy,
     task_weight=1.0,
@@ -46,6 +47,7 @@ def learn_and_evaluate(model, inputs, labels):
     memory_reset_probability=0.0,
     loss_chunk_tokens=None,
     num_async_workers=1,
+    num_microbatches=1,
   )
   state, other = (
     init_state(

@@ -905,9 +905,9 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(
   line = line_of(
     workdir,
     '--members=2',
-    '--config.num_steps=200',
-    '--config.eval_interval_steps=200',
-    '--config.checkpoint_interval_steps=20',
+    '--config.num_steps=600',
+    '--config.eval_interval_steps=600',
+    '--config.checkpoint_interval_steps=100',
   )
   with start_process(line) as process:
     until(lambda: None not in holders(workdir), process)
@@ -932,7 +932,7 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(
   assert 'interrupted' in statuses
   killed = statuses.index('interrupted')
   resumed = max(steps_of(workdir, killed))
-  assert resumed < 200
+  assert resumed < 600
   with start_process(line) as process:
     until(
       lambda: (
@@ -944,10 +944,10 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(
     out, err = process.communicate(timeout=200)
   assert process.returncode == 0, out + err
   assert f'member {killed} died: killed by signal 9' in out
-  assert '2 done, 100% of 400 steps' in out
+  assert '2 done, 100% of 1,200 steps' in out
   for index in range(2):
     assert read_run(workdir / f'run-{index}.json')['status'] == 'done'
-    assert steps_of(workdir, index) == list(range(1, 201))
+    assert steps_of(workdir, index) == list(range(1, 601))
 
 
 def holders(workdir):

@@ -488,7 +488,7 @@ def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
     (signal.SIGKILL, lambda state: state['chunk'] >= 2),
     (signal.SIGINT, lambda state: len(state['fields']) >= 3),
   ):
-    process = start(tmp_path, 0.2, *arguments, f'--output={broken}')
+    process = start(tmp_path, 1, *arguments, f'--output={broken}')
     wait_for(process, partial, reached)
     pool = psutil.Process(process.pid).children(recursive=True)
     if number == signal.SIGINT:

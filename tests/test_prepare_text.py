@@ -369,7 +369,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
   # In this process; the last of the others has more workers.
   assert prepare(whole, *arguments) is None
   for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
-    process = start(tmp_path, 0.2, *arguments, f'--output={broken}')
+    process = start(tmp_path, 1, *arguments, f'--output={broken}')
     wait_for_chunk(process, partial, chunk)
     workers = psutil.Process(process.pid).children(recursive=True)
     if number == signal.SIGINT:

@@ -47,6 +47,8 @@ def rows(tmp_path_factory):
     ('lm_regime', {'batch_size': 16, **APART}, 2, 2, 0.8),
     ('lm_regime', {'data.max_train_tokens': 1_000}, 1, 2, 0.9),
     ('lm_regime', {'data.max_train_tokens': 1_000, **APART}, 1, 2, 1.2),
+    ('lm_regime', {'data.max_document_tokens': 9}, 1, 2, 0.6),
+    ('lm_regime', {'data.max_document_tokens': 9, **APART}, 1, 2, 0.7),
     ('lm_regime', {'codistill.distill_weight': 2.0}, 1, 2, 0.95),
     ('lm_regime', {'codistill.burn_in_steps': 20}, 1, 2, 0.97),
     ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
@@ -191,6 +193,7 @@ def test_where_codistillation_gains(rows):
   found = table('regime', rows)
   assert list(found) == [
     'nothing',
+    'whole documents',
     '16 lanes a batch',
     '1,000 tokens of text',
     'ψ weighs 2',
@@ -199,6 +202,11 @@ def test_where_codistillation_gains(rows):
   gains = 'codistillation gains'
   # Against the two that never meet, seed for seed: of the named config one.
   assert found['nothing'][gains] == f'+{0.1 * 4 / 50:.4f}'
+  # Members of these runs are alike.
+  assert (
+    found['nothing']['the same, mean of both members']
+    == (found['nothing'][gains])
+  )
   assert found['16 lanes a batch'][gains] == (f'+{0.05 * 4 / 50:.4f} ± {0:.4f}')
   assert found['1,000 tokens of text'][gains] == f'+{0.3 * 4 / 50:.4f}'
   assert found['ψ weighs 2'][gains] == f'+{0.05 * 4 / 50:.4f}'
@@ -207,8 +215,10 @@ def test_where_codistillation_gains(rows):
   )
   _, axes = plt.subplots()
   figures.FIGURES['regime'].draw_left(axes, rows)
-  line = axes.get_lines()[0]
-  assert list(line.get_xdata()) == [8, 16]
+  assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
+  # Dots, one a seed, condition by condition.
+  dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
+  assert [len(line.get_xdata()) for line in dots] == [1, 1, 2, 1, 1, 1]
   plt.close()
 
 

@@ -2,11 +2,12 @@
 
   python -m experiments.sweep --config=lm_regime:laptop --seeds=3
 
-`lm_codistill` and, beside it at each batch and amount of data, two members that
-never meet, the first of whom is synchronous SGD and both of whom are the
-ensemble: twice and four times the batch, where gradients are less noisy; a
-tenth of the text and a thirtieth, read again and again; ψ at half and at twice
-its weight; and a burn-in twice as long.
+`lm_codistill` and, beside it for all that changes what is read, two members
+that never meet, the first of whom is synchronous SGD and both of whom are the
+ensemble: whole documents, of which a batch's lanes come through few; twice and
+four times the batch, where gradients are less noisy; a tenth of the text and a
+thirtieth, read again and again; four times the steps. Then ψ at half and at
+twice its weight, and a burn-in twice as long.
 """
 
 from typing import Any
@@ -36,11 +37,24 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     2 * config.num_steps * config.batch_size * config.data.sequence_length
   )
   together = [
+    # No document is as long.
+    {'data.max_document_tokens': 10_000_000},
     *({'batch_size': factor * config.batch_size} for factor in (2, 4)),
     *({'data.max_train_tokens': tokens // share} for share in (10, 30)),
+    {'num_steps': 4 * config.num_steps},
   ]
   return [
-    *(point | other for point in together for other in ({}, apart)),
+    *(
+      point | other
+      for point in together
+      for other in ({}, _until(point, apart))
+    ),
     *({'codistill.distill_weight': weight} for weight in (0.5, 2.0)),
     {'codistill.burn_in_steps': 2 * config.codistill.burn_in_steps},
   ]
+
+
+def _until(point: dict[str, Any], apart: dict[str, Any]) -> dict[str, Any]:
+  """Apart to the end."""
+  steps = point.get('num_steps', apart['codistill.burn_in_steps'])
+  return {**apart, 'codistill.burn_in_steps': steps}

@@ -42,6 +42,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.eval_interval_steps = 200
   config.eval_batch_size = 1_024
   config.checkpoint_interval_steps = 500
+  config.store_predictions = False
 
   config.data.kind = 'text'
   # builtin, Python sources; or prepared, what scripts.prepare_text wrote to

@@ -2,7 +2,8 @@
 
 One file a config and variant, `<config>-<variant>.jsonl`. A run is a line of
 kind `run`, its provenance, and the lines of its evaluations; both carry the
-run's `id`, '<point>/seed-<k>'. `scripts.collect` writes these files,
+run's `id`, '<point>/seed-<k>'. A line of kind `churn` compares it with `other`,
+a later seed of the same point. `scripts.collect` writes these files,
 `scripts.figures` draws from them; nothing but the standard library is needed.
 """
 
@@ -36,6 +37,8 @@ MACHINE_KEYS = (
   'eval_batch_size',
   'num_devices',
   'num_microbatches',
+  'predictions_interval_steps',
+  'store_predictions',
 )
 # Of a run's provenance, by whoever draws.
 _NEEDED = ('id', 'experiment', 'overrides', 'seed', 'config', 'marked')
@@ -49,10 +52,13 @@ class Result:
   Attributes:
     run: its provenance: experiment, variant, overrides, seed, config, …
     rows: its evaluations, in the order of steps and members.
+    churn: between it and other seeds, if predictions were stored; in the order
+      of seeds, steps and members.
   """
 
   run: Mapping[str, Any]
   rows: tuple[Row, ...]
+  churn: tuple[Row, ...] = ()
 
   @property
   def id(self) -> str:
@@ -79,6 +85,18 @@ def point_name(point: Mapping[str, Any]) -> str:
   parts = (f'{key.rpartition(".")[2]}={value}' for key, value in point.items())
   # It is the name of a folder, too.
   return re.sub(r'[/\s]', '', ','.join(parts)) or 'base'
+
+
+def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config without what retrains may differ in: the seed, and machines."""
+  recipe = json.loads(json.dumps(config))
+  for key in ('seed', *MACHINE_KEYS):
+    *sections, last = key.split('.')
+    section = recipe
+    for name in sections:
+      section = section.get(name, {})
+    section.pop(last, None)
+  return recipe
 
 
 def stem(experiment: str, variant: str) -> str:
@@ -127,7 +145,14 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
       f'{path} is empty; fill it with python -m scripts.collect WORKDIR, or '
       'remove it'
     )
-  return [Result(run, tuple(rows[id_])) for id_, run in runs.items()]
+  return [
+    Result(
+      run,
+      tuple(row for row in rows[id_] if row['kind'] != 'churn'),
+      tuple(row for row in rows[id_] if row['kind'] == 'churn'),
+    )
+    for id_, run in runs.items()
+  ]
 
 
 def read_folder(
@@ -157,7 +182,7 @@ def lines(results: Iterable[Result]) -> str:
   return ''.join(
     json.dumps(line, ensure_ascii=False, sort_keys=True) + '\n'
     for result in sorted(results, key=lambda result: natural(result.id))
-    for line in (result.run, *result.rows)
+    for line in (result.run, *result.rows, *result.churn)
   )
 
 

@@ -30,7 +30,7 @@ from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.batch import Batch
-from scripts.figures.churn import Churn
+from scripts.figures.churn import Churn, ChurnOverSteps
 from scripts.figures.contrast import Contrast
 from scripts.figures.cost import Cost, EqualCompute
 from scripts.figures.curves import Curves
@@ -149,7 +149,9 @@ FIGURES: Mapping[str, Figure] = {
     baseline=arms.LM_SYNC,
   ),
   'equal_compute': EqualCompute('Two networks’ worth of computing'),
-  'table1': Churn('Table 1: Criteo', configs=('criteo_table1',)),
+  'table1': Churn(
+    'Table 1: Criteo, and ours on a synthetic log', ('criteo_table1',), 'DNN'
+  ),
   'controls': Curves(
     'The arms of Figures 2a and 2b, ours on images',
     paper=('fig2a', 'fig2b'),
@@ -171,7 +173,14 @@ FIGURES: Mapping[str, Figure] = {
   'failed_peer': FailedPeer('What if one model collapses? One of three fails'),
   'topology': Topology('Who should learn from whom?'),
   'teacher_precision': TeacherPrecision('How precise must a teacher be?'),
-  'churn': Churn('Churn, beside log loss', configs=('criteo_table1',)),
+  'churn': ChurnOverSteps(
+    'Log loss and churn on the way: Criteo', ('criteo_table1',), 'DNN'
+  ),
+  'churn_images': ChurnOverSteps(
+    'Log loss and churn on the way: images',
+    ('imagenet_sync', 'imagenet_ensemble', 'imagenet_codistill'),
+    'network',
+  ),
 }
 
 

@@ -95,11 +95,20 @@ def hours_table(rows: Rows, variant: str) -> str:
   return markdown.table(['config', 'runs', 'hours', 'commit', COMMAND], lines)
 
 
-def command_cell(config: str, variant: str, runs: Sequence[Result]) -> str:
-  """The command of an arm in a table, or that there is none yet."""
+def command_cell(
+  config: str, variant: str, runs: Sequence[Result], seeds: int = 3
+) -> str:
+  """The command of an arm in a table, or that there is none yet.
+
+  Args:
+    config: whose runs they are.
+    variant: of it.
+    runs: those that there are.
+    seeds: how many to ask for if there are none.
+  """
   if not runs and not _exists(config):
     return f'`{config}`, not built yet'
-  seeds = max((run.run['seed'] for run in runs), default=2) + 1
+  seeds = max((run.run['seed'] + 1 for run in runs), default=seeds)
   return f'`{_flags(config, variant, seeds)}`'
 
 

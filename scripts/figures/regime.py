@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ from scripts.figures.figure import (
 
 _CONFIG = 'lm_regime'
 _BATCH, _TEXT = 'batch_size', 'data.max_train_tokens'
+_CUT, _STEPS = 'data.max_document_tokens', 'num_steps'
 _APART = {
   'codistill.exchange',
   'codistill.burn_in_steps',
@@ -37,61 +38,29 @@ Pair = tuple[list[Result], list[Result]]
 
 
 class Regime(Figure):
-  """Gains over a network alone, over the batch and over the text."""
+  """Gains over a network alone, condition by condition."""
 
   configs = (_CONFIG,)
-  titles = ('ours, :{variant}, by batch', 'ours, :{variant}, by text')
+  titles = (
+    'ours, :{variant}, codistilled on partitioned data',
+    'ours, :{variant}, ensemble of two',
+  )
 
   def __init__(self, title: str):
     """Takes the picture's title; the paper has no such figure."""
     self.title = title
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether there is a condition with both kinds of runs."""
-    return any(
-      len(where) > 1 for where in (_by(rows, _BATCH), _by(rows, _TEXT))
-    )
+    """Whether there is a condition beside the config's own."""
+    return len(_conditions(rows)) > 1
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
-    """Over the batch, each pass through fresh text."""
-    self._draw(axes, _by(rows, _BATCH))
-    axes.set_xlabel('lanes a batch')
+    """What codistillation gains over a network alone."""
+    _draw(axes, rows, _codistilled, LM_CODISTILL.color)
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """Over the text that there is, at the config's own batch."""
-    self._draw(axes, _by(rows, _TEXT))
-    axes.set_xlabel('tokens to train on (M); most to the right: all fresh')
-
-  def _draw(self, axes: Axes, pairs: dict[float, Pair]) -> None:
-    for arm, gains in ((LM_CODISTILL, _codistilled), (LM_ENSEMBLE, _ensemble)):
-      found = {
-        x: values for x, pair in pairs.items() if (values := gains(pair))
-      }
-      if not found:
-        continue
-      fewest = min(map(len, found.values()))
-      axes.plot(
-        list(found),
-        [statistics.fmean(values) for values in found.values()],
-        'o-',
-        color=arm.color,
-        label=f'{arm.label} (×{fewest})',
-      )
-      axes.fill_between(
-        list(found),
-        [min(values) for values in found.values()],
-        [max(values) for values in found.values()],
-        color=arm.color,
-        alpha=0.18,
-        linewidth=0,
-      )
-    axes.axhline(0, color=GRAY, linewidth=0.8)
-    axes.set(xscale='log', ylabel='better than a network alone (nats)')
-    ticks = sorted(pairs)
-    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-    axes.minorticks_off()
-    if axes.lines:
-      axes.legend()
+    """What an ensemble gains."""
+    _draw(axes, rows, _ensemble, LM_ENSEMBLE.color)
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line a condition."""
@@ -105,6 +74,7 @@ class Regime(Figure):
           LOSS.text(ends),
           LOSS.text(LOSS.ends(apart, 'ensemble')),
           LOSS.text(_codistilled((together, apart)), sign='+'),
+          LOSS.text(_members((together, apart)), sign='+'),
           LOSS.text(_ensemble((together, apart)), sign='+'),
           count_cell(together),
           command_cell(_CONFIG, variant, together),
@@ -116,6 +86,7 @@ class Regime(Figure):
       f'codistilled, partitioned: {LOSS.short}',
       f'ensemble of two: {LOSS.short}',
       'codistillation gains',
+      'the same, mean of both members',
       'the ensemble gains',
       'runs',
       COMMAND,
@@ -126,6 +97,13 @@ class Regime(Figure):
 def _codistilled(pair: Pair) -> list[float]:
   together, apart = pair
   return LOSS.gains(together, 0, apart, 0)
+
+
+def _members(pair: Pair) -> list[float]:
+  """As `_codistilled`, of the mean over a run's two members."""
+  together, apart = pair
+  by_member = (LOSS.gains(together, who, apart, who) for who in (0, 1))
+  return [statistics.fmean(gains) for gains in zip(*by_member, strict=True)]
 
 
 def _ensemble(pair: Pair) -> list[float]:
@@ -156,31 +134,43 @@ def _values(rows: Rows, key: str) -> list[int]:
   return sorted({point[key] for point in points if key in point})
 
 
-def _by(rows: Rows, key: str) -> dict[float, Pair]:
-  """Conditions by their value of a key; the config's own among them."""
-  found: dict[float, Pair] = {}
-  base = _base(rows)
-  if all(base):
-    config = base[0][0].run['config']
-    tokens = 2 * config['num_steps'] * config['batch_size']
-    tokens *= config['data'].get('sequence_length', 1)
-    found[config['batch_size'] if key == _BATCH else tokens / 1e6] = base
-  for value in _values(rows, key):
-    pair = _pair(rows, {key: value})
-    if all(pair):
-      found[value if key == _BATCH else value / 1e6] = pair
-  return dict(sorted(found.items()))
+def _draw(
+  axes: Axes,
+  rows: Rows,
+  gains: Callable[[Pair], list[float]],
+  color: str,
+) -> None:
+  """A dot a seed, a bar for their mean; a line down a condition."""
+  conditions = _conditions(rows)
+  for place, pair in enumerate(conditions.values()):
+    values = gains(pair)
+    if values:
+      axes.plot(values, [place] * len(values), 'o', color=color, alpha=0.5)
+      mean = statistics.fmean(values)
+      axes.vlines(mean, place - 0.3, place + 0.3, color, linewidth=2)
+  axes.axvline(0, color=GRAY, linewidth=0.8)
+  axes.set_yticks(range(len(conditions)), list(conditions))
+  axes.set(
+    xlabel='better than a network alone, seed for seed (nats)',
+    ylabel='what is different',
+    ylim=(len(conditions) - 0.5, -0.5),
+  )
 
 
 def _conditions(rows: Rows) -> dict[str, Pair]:
   """All of them by name, the config's own first."""
   base = _base(rows)
   found = {'nothing': base} if all(base) else {}
-  for key, name in ((_BATCH, 'lanes a batch'), (_TEXT, 'tokens of text')):
+  for key, name in (
+    (_CUT, 'whole documents'),
+    (_BATCH, '{:,} lanes a batch'),
+    (_TEXT, '{:,} tokens of text'),
+    (_STEPS, '{:,} steps'),
+  ):
     for value in _values(rows, key):
       pair = _pair(rows, {key: value})
       if all(pair):
-        found[f'{value:,} {name}'] = pair
+        found[name.format(value)] = pair
   for key, name in (
     ('codistill.distill_weight', 'ψ weighs {:g}'),
     ('codistill.burn_in_steps', 'burn-in of {:g} steps'),

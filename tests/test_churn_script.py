@@ -1,0 +1,154 @@
+"""Churn of any runs, as a table; what cannot be compared is one sentence."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from collected import LABELS, make_retrains, make_run, store
+from commands import ROOT, contents
+
+from scripts import churn
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '200')
+
+
+def run_churn(*arguments):
+  return churn.main([str(argument) for argument in arguments])
+
+
+def tables(out):
+  """The lines' cells, by recipe."""
+  found, name = {}, None
+  for line in map(str.strip, out.splitlines()):
+    if re.match(r'\w+:', line):
+      name = line
+      found[name] = []
+    elif re.match(r'\d+ ', line):
+      found[name].append(re.split(r' {2,}', line))
+  return found
+
+
+def test_retrains_are_compared_at_their_last_step(tmp_path, capsys):
+  folder = make_retrains(tmp_path)
+  before = contents(folder)
+  assert run_churn(folder) == 0
+  captured = capsys.readouterr()
+  assert captured.err == ''
+  p = np.array([0.1, 0.2, 0.45, 0.3]) + 0.1 * np.arange(3)[:, None]
+  losses = -np.log(np.where(LABELS == 1, p, 1 - p)).mean(axis=1)
+  [line] = tables(captured.out)['imagenet_sync:laptop']
+  assert line == [
+    *('40', '0', '3'),
+    # 0.1, 0.2, 0.1 between three, of which the first decides otherwise.
+    *('0.1333 ± 0.0500', '16.67 ± 12.50'),
+    f'{losses.mean():.4f} ± {np.ptp(losses) / 2:.4f}',
+    *('66.67 ± 12.50', '0.7500 ± 0.0000'),
+  ]
+  assert contents(folder) == before
+
+
+def test_all_steps_and_each_recipe_and_member(tmp_path, capsys):
+  make_retrains(tmp_path)
+  make_retrains(tmp_path, 'imagenet_codistill', members=2)
+  workdirs = [*tmp_path.glob('*/*'), tmp_path / 'imagenet_sync/1']
+  assert run_churn(*workdirs, '--all-steps') == 0
+  found = tables(capsys.readouterr().out)
+  assert found.keys() == {'imagenet_sync:laptop', 'imagenet_codistill:laptop'}
+  for recipe, whos in (
+    ('imagenet_sync:laptop', ['0']),
+    ('imagenet_codistill:laptop', ['0', '1', 'ensemble']),
+  ):
+    assert [line[:3] for line in found[recipe]] == [
+      [step, who, '3'] for step in ('20', '40') for who in whos
+    ]
+
+
+def test_what_only_machines_differ_in_is_one_recipe(tmp_path, capsys):
+  for seed, point in enumerate(({}, {'num_devices': 1})):
+    workdir = make_run(tmp_path / str(seed), seed=seed, point=point)
+    store(workdir, member_0=np.eye(3)[[0, 1, 2, seed]])
+  assert run_churn(tmp_path) == 0
+  [[line]] = tables(capsys.readouterr().out).values()
+  assert line[3:5] == ['0.2500', '25.00']
+  assert line[-1] == '–'
+
+
+def test_one_run_alone_is_one_sentence(tmp_path, capsys):
+  folder = make_retrains(tmp_path)
+  assert run_churn(folder / '1', folder / '1/') == 1
+  captured = capsys.readouterr()
+  assert 'is the only run of its recipe' in captured.err
+  assert captured.err.count('\n') == 1
+  assert captured.out == ''
+
+
+def test_a_run_without_predictions_is_left_out_with_a_sentence(
+  tmp_path, capsys
+):
+  folder = make_retrains(tmp_path)
+  shutil.rmtree(folder / '1/predictions')
+  assert run_churn(folder) == 0
+  captured = capsys.readouterr()
+  assert f'{folder / "1"} is left out: it has stored no' in captured.err
+  [[line]] = tables(captured.out).values()
+  assert line[2] == '2'
+  for seed in (0, 2):
+    shutil.rmtree(folder / str(seed) / 'predictions')
+  assert run_churn(folder) == 1
+  assert capsys.readouterr().err.count('\n') == 3
+
+
+def different_examples(folder):
+  shutil.rmtree(folder / '2/predictions')
+  store(folder / '2', labels=1 - LABELS, member_0=[0.5] * 4)
+
+
+def other_steps(folder):
+  for step in (20, 40):
+    path = folder / f'2/predictions/step-{step}'
+    path.rename(path.with_name(f'step-{step + 1}'))
+
+
+def damaged(folder):
+  (folder / '2/predictions/step-40/member-0.npy').write_bytes(b'')
+
+
+def no_run(folder):
+  for path in folder.rglob('*.json*'):
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+  ('change', 'sentence'),
+  [
+    (different_examples, 'were evaluated on different examples'),
+    (other_steps, 'have no step in common'),
+    (damaged, 'is missing or damaged; remove'),
+    (no_run, 'holds no run'),
+    (lambda folder: (folder / '1/run.json').write_text('{'), 'is damaged'),
+  ],
+)
+def test_what_cannot_be_compared_is_one_sentence(
+  tmp_path, capsys, change, sentence
+):
+  folder = make_retrains(tmp_path)
+  change(folder)
+  assert run_churn(folder) == 1
+  err = capsys.readouterr().err
+  assert sentence in err
+  assert err.count('\n') == 1
+  assert err.startswith('scripts.churn: ')
+
+
+def test_it_needs_no_jax():
+  code = (
+    'import sys, scripts.churn; '
+    "sys.exit(bool({'jax', 'flax', 'matplotlib'} & set(sys.modules)))"
+  )
+  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

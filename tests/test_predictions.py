@@ -1,0 +1,227 @@
+"""Stored predictions: whole or not there, and what an evaluation predicted."""
+
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+from commands import (
+  contents,
+  error_sentence,
+  on_row,
+  run_command,
+  stop_after,
+)
+
+from codistill import predictions
+from codistill.churn import score
+from codistill.predictions import SilentWriter, Writer
+from codistill.record import read_rows
+from data.digits import open_set
+from experiments import config as config_lib
+
+EVERY = '--config.predictions_interval_steps=4'
+
+
+def rows(size, *classes, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.random((size, *classes), dtype=np.float32)
+
+
+def labels(size):
+  return np.arange(size, dtype=np.int32)
+
+
+# Files.
+
+
+@pytest.mark.parametrize('classes', [(), (3,)])
+def test_batches_become_one_array_a_predictor(tmp_path, classes):
+  whole = [rows(10, *classes, seed=seed) for seed in range(2)]
+  with Writer(tmp_path / 'predictions', 7, [0, 'ensemble'], 10) as writer:
+    for part in (slice(4), slice(4, 8), slice(8, 10)):
+      writer.write(labels(10)[part], [one[part] for one in whole])
+      assert predictions.find(tmp_path) == {}
+    writer.commit()
+  found = predictions.find(tmp_path)
+  assert list(found) == [(7, 0), (7, 'ensemble')]
+  for one, stored in zip(whole, found.values(), strict=True):
+    p, right = stored.open()
+    np.testing.assert_array_equal(p, one)
+    np.testing.assert_array_equal(right, labels(10))
+    assert isinstance(p, np.memmap)
+  names = sorted(str(path) for path in contents(tmp_path))
+  assert names == [
+    'predictions/labels.npy',
+    'predictions/step-7/ensemble.npy',
+    'predictions/step-7/member-0.npy',
+  ]
+
+
+@pytest.mark.parametrize('size', [9, 11])
+def test_too_few_and_too_many_are_not_put_in_place(tmp_path, size):
+  with Writer(tmp_path, 7, [0], 10) as writer:
+    writer.write(labels(size), [rows(size)])
+    with pytest.raises(ValueError, match=f'{size} of 10 examples'):
+      writer.commit()
+  assert contents(tmp_path) == {}
+
+
+def test_without_a_commit_what_was_there_stays(tmp_path):
+  for seed in range(2):
+    with Writer(tmp_path, 7, [0], 10) as writer:
+      writer.write(labels(10), [rows(10, seed=seed)])
+      if seed == 0:
+        writer.commit()
+        before = contents(tmp_path)
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='of Linux')
+def test_a_full_disk_is_an_error_that_can_be_caught(tmp_path):
+  (tmp_path / 'step-7').mkdir()
+  (tmp_path / 'step-7/member-0.npy.new').symlink_to('/dev/full')
+  with (
+    pytest.raises(OSError, match='No space left'),
+    Writer(tmp_path, 7, [0], 10) as writer,
+  ):
+    writer.write(labels(10), [rows(10)])
+  assert contents(tmp_path) == {}
+
+
+def test_a_silent_writer_touches_nothing(tmp_path):
+  with SilentWriter(tmp_path, 7, [0], 10) as writer:
+    writer.write(labels(10), [rows(10)])
+    writer.commit()
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_later_steps_and_halves_are_dropped(tmp_path):
+  for step in (4, 8, 12):
+    with Writer(tmp_path, step, [0], 10) as writer:
+      writer.write(labels(10), [rows(10)])
+      writer.commit()
+  (tmp_path / 'step-4/ensemble.npy.new').write_text('half')
+  predictions.drop_after(tmp_path, 8)
+  assert sorted(contents(tmp_path)) == [
+    'labels.npy',
+    'step-4/member-0.npy',
+    'step-8/member-0.npy',
+  ]
+  predictions.drop_after(tmp_path / 'nowhere', 8)
+
+
+@pytest.mark.parametrize('name', ['labels.npy', 'step-7/member-0.npy'])
+@pytest.mark.parametrize('damage', [b'', b'\x93NUMPY\x01\x00garbage'])
+def test_damage_is_one_sentence(tmp_path, name, damage):
+  folder = tmp_path / 'predictions'
+  with Writer(folder, 7, [0], 10) as writer:
+    writer.write(labels(10), [rows(10)])
+    writer.commit()
+  [stored] = predictions.find(tmp_path).values()
+  (folder / name).write_bytes(damage)
+  with pytest.raises(ValueError, match='missing or damaged; remove'):
+    stored.open()
+  np.save(folder / name, np.arange(9, dtype=np.int64))
+  with pytest.raises(ValueError, match='do not belong together'):
+    stored.open()
+
+
+# Runs.
+
+
+def stored(workdir):
+  return {key: one.open()[0] for key, one in predictions.find(workdir).items()}
+
+
+def test_the_end_of_a_run_is_stored_as_it_was_scored(pair):
+  found = predictions.find(pair.workdir)
+  assert list(found) == [(10, 0), (10, 1), (10, 'ensemble')]
+  final = {
+    row['member']: row
+    for row in read_rows(pair.workdir / 'rows.jsonl')
+    if row['kind'] == 'final'
+  }
+  _, _, (_, test) = open_set('train', 'test')
+  for (_, who), one in found.items():
+    p, right = one.open()
+    assert p.shape == (360, 10)
+    np.testing.assert_array_equal(right, test.read_labels(np.arange(360)))
+    np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-5)
+    mine = score(p, right)
+    assert mine.log_loss == pytest.approx(final[who]['task_loss'], rel=1e-5)
+    assert mine.accuracy == pytest.approx(final[who]['accuracy'], abs=1e-6)
+  p, q, mean = stored(pair.workdir).values()
+  np.testing.assert_allclose(mean, (p + q) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_run_that_was_stopped_stores_the_same(pair, tmp_path):
+  whole, halves = tmp_path / 'whole', tmp_path / 'halves'
+  assert run_command(whole, *pair.arguments, EVERY).status == 0
+  with stop_after(5):
+    status = run_command(halves, *pair.arguments, EVERY).status
+  assert status == 128 + signal.SIGTERM
+  assert {step for step, _ in stored(halves)} == {4}
+  # What a kill left of steps that are to come, and of a write.
+  late = halves / 'predictions/step-8'
+  shutil.copytree(halves / 'predictions/step-4', late)
+  (late / 'member-7.npy').write_text('of another run')
+  assert run_command(halves, *pair.arguments, EVERY).status == 0
+  assert {step for step, _ in stored(halves)} == {4, 8, 10}
+  names = [whole / 'predictions', halves / 'predictions']
+  assert contents(names[0]) == contents(names[1])
+  # Which evaluations are stored changes no number.
+  assert contents(names[0] / 'step-10') == contents(
+    pair.workdir / 'predictions/step-10'
+  )
+  # Anew, and without.
+  again = ('--overwrite', '--config.store_predictions=False')
+  with stop_after(5):
+    run_command(halves, *pair.arguments, *again)
+  assert not (halves / 'predictions').exists()
+
+
+def test_members_of_processes_of_their_own_store_their_own(pair, tmp_path):
+  for member in (0, 1):
+    assert run_command(tmp_path, f'--member={member}').status == 0
+    # What the other one stored stays.
+    assert list(stored(tmp_path)) == [(8, one) for one in range(member + 1)]
+
+
+def test_of_a_member_that_is_ruined_in_the_last_step_nothing_is_stored(
+  tmp_path,
+):
+  def ruin(trainer):
+    one = trainer.members[1]
+    one.state.variables['params'] = jax.tree.map(
+      lambda leaf: leaf * np.nan, one.state.variables['params']
+    )
+
+  # Rows are late: after the last update, and before it is evaluated.
+  with on_row(ruin, step=8, member=1, kind='train'):
+    assert run_command(tmp_path).status == 1
+  assert list(stored(tmp_path)) == [(8, 0)]
+
+
+@pytest.mark.parametrize('name', config_lib.names())
+def test_all_but_text_store_their_end_and_no_more(name):
+  config = config_lib.load(name)
+  assert config.store_predictions == (config.data.kind != 'text')
+  assert config.predictions_interval_steps == 0
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--config.predictions_interval_steps=6'], 'a multiple of eval_interval'),
+    ([EVERY, '--config.store_predictions=False'], 'set that to True'),
+    (['--config.predictions_interval_steps=-4'], 'must be at least 0'),
+  ],
+)
+def test_what_makes_no_sense_is_one_sentence(
+  tmp_path, capfd, arguments, sentence
+):
+  assert run_command(tmp_path, *arguments).status == 2
+  assert sentence in error_sentence(capfd)
