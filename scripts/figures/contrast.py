@@ -106,13 +106,14 @@ class Contrast(Figure):
       )
     for arm in (LM_SYNC, LM_NO_PEERS):
       draw_reference(axes, arm, LOSS, rows)
-    axes.set_xscale('symlog', linthresh=1)
-    axes.xaxis.set_major_formatter('{x:g}')
+    delays = sorted({d for points in _points(rows).values() for d in points})
     axes.set(
+      xscale='log',
       xlabel='delay (updates)',
       ylabel=f'{LOSS.label}, at the end',
-      xlim=(0.7, None),
     )
+    axes.set_xticks(delays, [f'{delay:,}' for delay in delays])
+    axes.minorticks_off()
     axes.legend()
 
   def table(self, rows: Rows, variant: str) -> str:
