@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from codistill.models.model import Head, Model, Prediction, make_feedforward
+from codistill.models.relu import relu
 
 Inputs = dict[str, Array]
 INPUT_DTYPES = {
@@ -66,7 +67,7 @@ class ClickDNN(nn.Module):
       dtype=self.dtype,
     )
     for width in self.hidden:
-      features = nn.relu(
+      features = relu(
         nn.Dense(
           width,
           dtype=self.dtype,

@@ -409,8 +409,8 @@ def _ends(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
 def _late(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
   """Of each pair, the mean over the second half of the steps.
 
-  At a constant rate the churn of a pair goes up and down on the way, and where it
-  is at the last step is chance.
+  At a constant rate the churn of a pair goes up and down on the way, and where
+  it is at the last step is chance.
   """
   curves = [metric.curve(pair, model.who) for pair in pairs]
   return [
