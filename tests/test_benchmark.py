@@ -12,7 +12,7 @@ from networks import make_small_dnn
 
 from codistill import losses
 from data import workers
-from scripts import prepare_criteo
+from scripts import cost, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import (
   clicks,
@@ -33,6 +33,7 @@ from scripts.benchmark import (
   text,
   waiting,
 )
+from scripts.benchmark import networks as measured
 from scripts.benchmark.measure import Limit, Measure, ResNet
 from scripts.benchmark.networks import Network
 
@@ -124,11 +125,10 @@ def test_training_waits_for_a_part_of_a_step(run):
 def test_what_grows_is_beside_the_first_case(run, monkeypatch):
   # In this process: devices are those that it has.
   monkeypatch.setattr(job, 'start', job.run)
-  found = run(
-    'scale',
-    scale.Shapes('lm_codistill:smoke', (1, 2), 200_000, 500, 1),
-    rounds=1,
-  )
+  # Few batches: a document has thousands of tokens.
+  network = Network('lm_codistill:smoke', {'data.sequence_length': 128})
+  shapes = scale.Shapes(network, (1, 2), 200_000, 500, 1)
+  found = run('scale', shapes, rounds=1)
   assert min(found['one member: a step (ms)']) > 0
   for case in ('2 members', '2 devices', 'validation set × 10', 'corpus × 10'):
     for quantity in ('a step', 'evaluation', 'start to first step'):
@@ -347,6 +347,17 @@ def test_what_makes_no_sense_is_refused(argument, words, capsys):
   with pytest.raises(SystemExit, match='2'):
     benchmark.main(['teacher', argument])
   assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('shapes', ['SMALL', 'FULL'])
+def test_the_networks_are_configs_whose_keys_exist(shapes):
+  for name, network in getattr(measured, shapes).items():
+    experiment = network.build()
+    arguments = cost.abstract_arguments(experiment, 3)
+    assert len(arguments.batch['labels']) == experiment.batch_size
+    assert len(arguments.peers) == 3
+    kind = experiment.config.data.kind
+    assert kind == {'LSTM': 'text', 'DNN': 'clicks'}.get(name, 'images')
 
 
 def test_every_part_says_what_is_small_and_what_is_full():

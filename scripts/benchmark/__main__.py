@@ -28,7 +28,6 @@ is done, in place of what FILE had of that part.
 from __future__ import annotations
 
 import argparse
-import gc
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -125,8 +124,6 @@ def _measure(name: str, rounds: int, full: bool) -> list[Measure]:
     if number <= rounds:
       console.print(f'{name}: {number} of {rounds} {part.ROUNDS}')
   console.print(report.table(f'{name}: {part.TITLE}', measures))
-  # What the next part compares has the memory for itself.
-  gc.collect()
   return measures
 
 

@@ -19,6 +19,7 @@ from scripts import cost
 from scripts.benchmark import job
 from scripts.benchmark.job import Job
 from scripts.benchmark.measure import Limit, Measure, Measures
+from scripts.benchmark.networks import Network
 
 TITLE = 'growth'
 ROUNDS = 'rounds of all cases'
@@ -30,22 +31,26 @@ class Shapes(NamedTuple):
   """Of the cases.
 
   Attributes:
-    config: of text.
+    network: a config of text.
     numbers: of members, and of devices; from 1.
     train_tokens: of the smaller corpus.
     test_tokens: of the smaller validation set.
     steps: that are timed.
   """
 
-  config: str
+  network: Network
   numbers: tuple[int, ...]
   train_tokens: int
   test_tokens: int
   steps: int
 
 
-SMALL = Shapes('lm_codistill:laptop', (1, 2, 4, 8), 4_000_000, 50_000, 10)
-FULL = Shapes('lm_codistill:reduced', (1, 2, 4, 8), 4_000_000, 100_000, 50)
+SMALL = Shapes(
+  Network('lm_codistill:laptop'), (1, 2, 4, 8), 4_000_000, 50_000, steps=10
+)
+FULL = Shapes(
+  Network('lm_codistill:reduced'), (1, 2, 4, 8), 4_000_000, 100_000, steps=50
+)
 
 
 def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
@@ -99,6 +104,7 @@ class _Case(NamedTuple):
 
 def _cases(shapes: Shapes) -> list[_Case]:
   base: dict[str, Any] = {
+    **shapes.network.changes,
     'codistill.members': 1,
     'codistill.exchange': 'memory',
     _TRAIN: shapes.train_tokens,
@@ -107,10 +113,10 @@ def _cases(shapes: Shapes) -> list[_Case]:
 
   def case(name, growth, limited, devices=1, **changes):
     changes = {**base, **changes}
-    one = Job(shapes.config, changes, devices, shapes.steps)
+    one = Job(shapes.network.config, changes, devices, shapes.steps)
     return _Case(name, one, growth, limited)
 
-  experiment = cost.make_experiment(shapes.config, 1)
+  experiment = shapes.network.build()
   flops = {
     members: cost.update_flops(experiment, members - 1).products
     for members in shapes.numbers
