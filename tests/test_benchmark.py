@@ -1,6 +1,6 @@
 """The benchmark's parts run, count what they say, and write JSON; no times.
 
-About a minute, a third of which compiles.
+Most of what it costs is the two processes of `start`, and compiling.
 """
 
 import json
@@ -71,6 +71,10 @@ def run(monkeypatch, tmp_path):
     assert found['limits'].keys() <= found['values'].keys()
     return found['values']
 
+  def limits(name):
+    return json.loads((tmp_path / 'found.json').read_text())[name]['limits']
+
+  run_part.limits = limits
   return run_part
 
 
@@ -123,17 +127,55 @@ def test_training_waits_for_a_part_of_a_step(run):
 
 
 def test_what_grows_is_beside_the_first_case(run, monkeypatch):
-  # In this process: devices are those that it has.
-  monkeypatch.setattr(job, 'start', job.run)
-  # Few batches: a document has thousands of tokens.
-  network = Network('lm_codistill:smoke', {'data.sequence_length': 128})
-  shapes = scale.Shapes(network, (1, 2), 200_000, 500, 1)
-  found = run('scale', shapes, rounds=1)
-  assert min(found['one member: a step (ms)']) > 0
-  for case in ('2 members', '2 devices', 'validation set × 10', 'corpus × 10'):
-    for quantity in ('a step', 'evaluation', 'start to first step'):
-      [share] = found[f'{case}: {quantity} (% of the first)']
-      assert share > 0
+  def made_up(one):
+    """Of each case what one would hope for; slow to start from much text."""
+    members = one.changes['codistill.members']
+    tokens = one.changes['data.max_test_tokens'] / 500
+    return {
+      # The other's forward pass is a third of an update.
+      'step': members * (1 + (members - 1) / 3),
+      'evaluation': members * tokens,
+      'start': one.changes['data.max_train_tokens'] / 4_000,
+      'memory': 1e6 * one.devices,
+    }
+
+  monkeypatch.setattr(job, 'start', made_up)
+  shapes = scale.Shapes(TINY['LSTM'], (1, 2), 4_000, 500, 1)
+  found = run('scale', shapes)
+  assert found['one member: memory (MB)'] == [1, 1]
+  for case, shares in {
+    '2 members': (800 / 3, 200, 100, 100),
+    '2 devices': (100, 100, 100, 200),
+    'validation set × 10': (100, 1_000, 100, 100),
+    'corpus × 10': (100, 100, 1_000, 100),
+  }.items():
+    quantities = ('a step', 'evaluation', 'start to first step', 'memory')
+    for quantity, share in zip(quantities, shares, strict=True):
+      values = found[f'{case}: {quantity} (% of the first)']
+      assert values == pytest.approx([share, share])
+  limits = run.limits('scale')
+  assert limits['2 members: a step (% of the first)'] == [
+    '≤',
+    pytest.approx(1.1 * 800 / 3),
+  ]
+  assert limits['corpus × 10: memory (% of the first)'] == [
+    '≤',
+    pytest.approx(110),
+  ]
+
+
+def test_a_job_trains_and_evaluates():
+  # In this process: devices are those that it has. Long lanes, because a
+  # document has thousands of tokens.
+  changes = {
+    'codistill.members': 2,
+    'codistill.exchange': 'memory',
+    'data.sequence_length': 128,
+    'data.max_test_tokens': 500,
+  }
+  found = job.run(job.Job('lm_codistill:smoke', changes, 2, 1))
+  assert {'start', 'step', 'evaluation'} <= found.keys()
+  assert min(found.values()) > 0
 
 
 def test_a_job_is_a_process_of_its_own(monkeypatch):

@@ -53,7 +53,7 @@ from scripts.benchmark import (
   text,
   waiting,
 )
-from scripts.benchmark.measure import Measure
+from scripts.benchmark.measure import Measure, machine
 
 PARTS = {
   'step': step,
@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name for what in arguments.what for name in _GROUPS.get(what, (what,))
   ]
   logging.set_verbosity(logging.FATAL)
+  # Before FILE, which may be a file of the project, is changed.
+  where = machine()
   try:
     if arguments.json:
       # Before minutes of measuring.
@@ -106,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in dict.fromkeys(names or PARTS):
       measures = _measure(name, arguments.rounds, arguments.full)
       if arguments.json:
-        report.add(arguments.json, name, measures, arguments.full)
+        report.add(arguments.json, name, measures, arguments.full, where)
   except (UserError, OSError, ValueError) as error:
     print(f'scripts.benchmark: {error}', file=sys.stderr)
     return 1

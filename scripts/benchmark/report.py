@@ -21,7 +21,7 @@ from rich import box
 from rich.table import Table
 
 from scripts import markdown
-from scripts.benchmark.measure import ROOT, Limit, Measure, machine
+from scripts.benchmark.measure import ROOT, Limit, Measure
 
 RESULTS = ROOT / 'experiments/results/benchmark.json'
 _COLUMNS = ('median', 'least', 'greatest')
@@ -66,7 +66,11 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def add(
-  path: pathlib.Path, part: str, measures: Sequence[Measure], full: bool
+  path: pathlib.Path,
+  part: str,
+  measures: Sequence[Measure],
+  full: bool,
+  machine: dict[str, Any],
 ) -> None:
   """Writes a part into a file, in place of what it has of that part.
 
@@ -75,11 +79,12 @@ def add(
     part: its name.
     measures: all of them.
     full: whether of full shapes.
+    machine: what they depend on.
   """
   found = read(path) if path.exists() else {}
   keys = {f'{one.name} ({one.unit})': one for one in measures}
   found[part] = {
-    'machine': machine(),
+    'machine': machine,
     'full': full,
     'values': {key: one.values for key, one in keys.items()},
     'limits': {key: one.limit for key, one in keys.items() if one.limit},
@@ -110,7 +115,18 @@ def _markdown(part: dict[str, Any]) -> str:
     measure = Measure(name, unit, values, limit and Limit(*limit))
     numbers = (markdown.number(number) for number in _numbers(measure))
     lines.append([name, *numbers, *_standing(measure), unit])
-  return markdown.table(header, lines)
+  return f'{markdown.table(header, lines)}\n{_origin(part["machine"])}\n'
+
+
+def _origin(machine: dict[str, Any]) -> str:
+  """Of what machine and code numbers are."""
+  commit = f'commit {(machine["commit"] or "unknown")[:7]}'
+  if machine['dirty']:
+    commit += ' with changes'
+  return (
+    f'{machine["device"]}, {machine["cores"]} cores of {machine["cpu"]}; '
+    f'{commit}, Python {machine["python"]}, JAX {machine["jax"]}.'
+  )
 
 
 def _numbers(measure: Measure) -> tuple[float, float, float]:
