@@ -12,7 +12,7 @@ from networks import make_small_dnn
 
 from codistill import losses
 from data import workers
-from scripts import cost, prepare_criteo
+from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import (
   clicks,
@@ -408,3 +408,9 @@ def test_every_part_says_what_is_small_and_what_is_full():
     assert part.FULL
     assert part.TITLE
   assert {step, start, teacher, publication} <= set(benchmark.PARTS.values())
+
+
+def test_the_documents_tables_are_those_of_the_committed_results():
+  document = measure.ROOT / 'docs/performance.md'
+  text = document.read_text(encoding='utf-8')
+  assert markdown.insert(text, report.tables(report.RESULTS)) == text
