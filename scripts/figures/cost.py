@@ -26,7 +26,6 @@ from scripts.figures.arms import (
   Curve,
   Rows,
   crossing,
-  mean_curve,
   seeds_text,
 )
 from scripts.figures.figure import (
@@ -279,9 +278,5 @@ def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
 
 
 def curve(arm: Arm, rows: Rows) -> Curve:
-  """(step, mean over seeds) of an arm's runs that got to their end."""
-  runs = LOSS.whole(arm.runs(rows), arm.who)
-  if not runs:
-    return []
-  x, mean, _, _ = mean_curve([LOSS.curve(run, arm.who) for run in runs])
-  return list(zip(x, mean, strict=True))
+  """(step, mean over seeds) of an arm."""
+  return LOSS.mean_curve(arm.runs(rows), arm.who)
