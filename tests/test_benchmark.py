@@ -337,7 +337,7 @@ def test_without_a_name_all_parts_are_measured_and_nothing_is_written(
   assert list(tmp_path.iterdir()) == []
   shown = capsys.readouterr().out
   assert '≤ 1.60' in shown
-  assert '25 % above' in shown
+  assert '25.0 % above' in shown
 
 
 def test_several_parts_are_kept_beside_those_of_before(monkeypatch, tmp_path):
@@ -359,7 +359,7 @@ def test_several_parts_are_kept_beside_those_of_before(monkeypatch, tmp_path):
   assert report.main([f'--json={path}', f'--into={document}']) == 0
   text = document.read_text()
   assert 'old' not in text
-  assert '| low | 2.00 | 1.00 | 3.00 | ≤ 1.60 | 25 % above | s |' in text
+  assert '| low | 2.00 | 1.00 | 3.00 | ≤ 1.60 | 25.0 % above | s |' in text
   assert '| high | 4.00 | 4.00 | 4.00 | ≥ 3.00 | met | M/s |' in text
   assert '| free | 5.00 | 5.00 | 5.00 |  |  | % |' in text
 

@@ -143,7 +143,8 @@ def _standing(measure: Measure) -> tuple[str, str]:
   stands = 'met'
   if not limit.is_met(median):
     where = 'above' if limit.sign == '≤' else 'below'
-    stands = f'{100 * abs(median / limit.value - 1):.2g} % {where}'
+    apart = 100 * abs(median / limit.value - 1)
+    stands = f'{markdown.number(apart)} % {where}'
   return f'{limit.sign} {markdown.number(limit.value)}', stands
 
 

@@ -51,8 +51,8 @@ SMALL = Shapes(
     'text': Network('lm_codistill:laptop'),
     'clicks': Network('criteo_codistill:laptop'),
   },
-  steps=10,
-  skipped=3,
+  steps=5,
+  skipped=2,
   photographs=(32, *images.FULL.size),
 )
 FULL = SMALL._replace(
