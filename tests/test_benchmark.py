@@ -206,7 +206,7 @@ def test_an_update_is_timed_with_each_teacher(small, run):
 
 
 def test_an_interval_with_an_exchange_is_told_from_one_without(small, run):
-  found = run('exchange', exchange.Shapes({1: SMALL, 2: SMALL}, 3))
+  found = run('exchange', exchange.Shapes({1: SMALL, 2: SMALL}, {1: 3, 2: 4}))
   for size in (1, 2):
     assert len(found[f'{size} M: interval without exchange (s)']) == 2
     assert min(found[f'{size} M: to load (s)']) > 0
