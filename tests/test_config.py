@@ -15,6 +15,7 @@ NAMES = [
   'imagenet_codistill',
   'imagenet_diversity',
   'imagenet_ensemble',
+  'imagenet_equal_compute',
   'imagenet_label_smoothing',
   'imagenet_staleness',
   'imagenet_sync',

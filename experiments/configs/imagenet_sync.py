@@ -138,6 +138,20 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   ]
 
 
+def halve(config: ConfigDict) -> ConfigDict:
+  """The same config for half of the 90 epochs, its schedule in proportion.
+
+  Of the steps alone: what else is counted in them is the caller's.
+  """
+  # At the paper's scale num_steps goes on after the schedule's 7,038.
+  config.num_steps = min(config.num_steps, 7_038) // 2
+  schedule = config.schedule[config.schedule.name]
+  schedule.warmup_steps //= 2
+  if 'drop_at_steps' in schedule:
+    schedule.drop_at_steps = tuple(step // 2 for step in schedule.drop_at_steps)
+  return config
+
+
 def _fashion_mnist(config: ConfigDict) -> None:
   """Images of 28×28 pixels, a ResNet-18 of 8 channels, Goyal's drops.
 
