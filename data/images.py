@@ -20,6 +20,8 @@ from jaxtyping import Float
 from data import augmentation as augmentation_lib
 from data import partition as partition_lib
 
+# The label of an example that has none, or whose label is left alone.
+UNLABELLED = -1
 # Sets that are not TFDS's, by name: modules with a function
 # `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
 SETS = {'digits': 'data.digits'}
@@ -52,7 +54,8 @@ class ImageSet:
   Attributes:
     image_shape: height, width and channels of what the model receives.
     num_classes: labels are in [0, num_classes).
-    train_split: the examples to train on.
+    train_split: the examples to train on, those without a label last.
+    labelled_split: of these the ones with a label.
     test_split: the examples to evaluate on.
     augment: from images of a batch to uint8 [batch, *image_shape], at random.
     fit: the same without chance, for evaluation.
@@ -64,6 +67,7 @@ class ImageSet:
   image_shape: tuple[int, int, int]
   num_classes: int
   train_split: Split = dataclasses.field(repr=False)
+  labelled_split: Split = dataclasses.field(repr=False)
   test_split: Split = dataclasses.field(repr=False)
   augment: Callable[..., np.ndarray] = dataclasses.field(repr=False)
   fit: Callable[..., np.ndarray] = dataclasses.field(repr=False)
@@ -73,7 +77,7 @@ class ImageSet:
 
   @property
   def num_train(self) -> int:
-    """Number of training examples, of all members together."""
+    """Number of training examples, of all members together, labelled or not."""
     return self.train_split.num_examples
 
   def num_examples(self, split: str) -> int:
@@ -112,7 +116,7 @@ class ImageSet:
 
     Returns:
       Batches {'inputs': float32 [rows, *image_shape], normalised,
-      'labels': int32 [rows]}.
+      'labels': int32 [rows], `UNLABELLED` where there is none}.
 
     Raises:
       ValueError: for arguments out of range, or an empty shard.
@@ -182,20 +186,20 @@ class ImageSet:
     return iter(batches.map(load).to_iter_dataset(self.read_options))
 
   def label_distribution(self) -> Float[np.ndarray, ' num_classes']:
-    """The training split's share of each class, float32, summing to one.
+    """The share of each class in the labelled training examples, float32.
 
-    Decodes no image, but reads every record: seconds for CIFAR, as long as the
-    disk takes for ImageNet.
+    It sums to one. Decodes no image, but reads every record: seconds for CIFAR,
+    as long as the disk takes for ImageNet.
     """
     counts = np.zeros(self.num_classes, np.int64)
-    indices = np.arange(self.num_train)
-    for start in range(0, self.num_train, 256):
-      labels = self.train_split.read_labels(indices[start : start + 256])
+    indices = np.arange(self.labelled_split.num_examples)
+    for start in range(0, len(indices), 256):
+      labels = self.labelled_split.read_labels(indices[start : start + 256])
       counts += np.bincount(labels, minlength=self.num_classes)
     return (counts / counts.sum()).astype(np.float32)
 
   def _split(self, split: str) -> Split:
-    splits = {'train': self.train_split, 'test': self.test_split}
+    splits = {'train': self.labelled_split, 'test': self.test_split}
     if split not in splits:
       raise ValueError(
         f'Unknown split {split!r}, expected one of {tuple(splits)}.'
@@ -211,6 +215,7 @@ def make_images(
   *,
   train_split: str,
   eval_split: str,
+  unlabelled_split: str | None,
   data_dir: str | os.PathLike | None,
   augmentation: str,
   padding: int | None,
@@ -230,6 +235,8 @@ def make_images(
       such as 'train[:90%]'; digits have 'train' only.
     eval_split: the same for the split that is called 'test' here; digits have
       'test' only.
+    unlabelled_split: examples to train on besides those of `train_split`, whose
+      labels are left alone; None for none.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR, or TFDS's default.
     augmentation: 'none'; 'shift' (a crop after black padding); 'shift_flip'
       (and a horizontal flip, half of the time); 'inception' (a random part of
@@ -252,14 +259,7 @@ def make_images(
     ValueError: if there is no such set, split or augmentation, if the set is
       not one of images and labels, or if arguments do not suit it.
   """
-  if name in SETS:
-    # Imported here: scikit-learn takes a second that others need not wait.
-    opened = importlib.import_module(SETS[name])
-    shape, num_classes, splits = opened.open_set(train_split, eval_split)
-  else:
-    shape, num_classes, splits = _open_tfds(
-      name, data_dir, train_split, eval_split
-    )
+  shape, num_classes, splits = _open(name, data_dir, train_split, eval_split)
   augment, fit, size = augmentation_lib.make_views(
     augmentation, padding, image_size, shape[:2]
   )
@@ -279,17 +279,60 @@ def make_images(
       f'mean and std need one number per channel: {name!r} has {channels} '
       f'channel(s), got {len(mean)} and {len(std)} numbers.'
     )
+  keep = _in_memory if cache else lambda split: split
+  labelled = train = keep(splits[0])
+  if unlabelled_split is not None:
+    _, _, (others, _) = _open(name, data_dir, unlabelled_split, eval_split)
+    train = _and_unlabelled(labelled, keep(others))
   return ImageSet(
     image_shape=(*size, channels),
     num_classes=num_classes,
-    train_split=_in_memory(splits[0]) if cache else splits[0],
-    test_split=_in_memory(splits[1]) if cache else splits[1],
+    train_split=train,
+    labelled_split=labelled,
+    test_split=keep(splits[1]),
     augment=augment,
     fit=fit,
     mean=np.asarray(mean, np.float32),
     std=np.asarray(std, np.float32),
     read_options=grain.ReadOptions(num_threads, prefetch_batches),
   )
+
+
+def _open(name, data_dir, train_split, eval_split):
+  """The stored shape, the number of classes, and the two splits of a set."""
+  if name in SETS:
+    # Imported here: scikit-learn takes a second that others need not wait.
+    opened = importlib.import_module(SETS[name])
+    return opened.open_set(train_split, eval_split)
+  return _open_tfds(name, data_dir, train_split, eval_split)
+
+
+def _and_unlabelled(labelled: Split, others: Split) -> Split:
+  """The examples of one split, and those of another without their labels."""
+  first = labelled.num_examples
+
+  def read_labels(indices):
+    labels = np.full(len(indices), UNLABELLED, np.int32)
+    known = indices < first
+    labels[known] = labelled.read_labels(indices[known])
+    return labels
+
+  def read(indices):
+    images: list[np.ndarray | None] = [None] * len(indices)
+    labels = np.full(len(indices), UNLABELLED, np.int32)
+    known = np.flatnonzero(indices < first)
+    unknown = np.flatnonzero(indices >= first)
+    if len(known):
+      found, labels[known] = labelled.read(indices[known])
+      for place, image in zip(known, found, strict=True):
+        images[place] = image
+    if len(unknown):
+      found, _ = others.read(indices[unknown] - first)
+      for place, image in zip(unknown, found, strict=True):
+        images[place] = image
+    return images, labels
+
+  return Split(first + others.num_examples, read, read_labels)
 
 
 def _in_memory(split: Split) -> Split:

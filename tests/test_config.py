@@ -11,6 +11,7 @@ from experiments import run
 from experiments.errors import UserError
 
 NAMES = [
+  'cifar100_offline',
   'failed_peer',
   'imagenet_codistill',
   'imagenet_diversity',
@@ -19,6 +20,8 @@ NAMES = [
   'imagenet_label_smoothing',
   'imagenet_staleness',
   'imagenet_sync',
+  'imagenet_two_phase',
+  'teacher_fit',
 ]
 SMOKE = '--config=imagenet_codistill:smoke'
 

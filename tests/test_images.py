@@ -20,6 +20,7 @@ def make(name, **changes):
   arguments = {
     'train_split': 'train',
     'eval_split': 'test',
+    'unlabelled_split': None,
     'data_dir': None,
     'augmentation': 'none',
     'padding': 1,

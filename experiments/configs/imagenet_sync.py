@@ -47,6 +47,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.data_dir = config_dict.placeholder(str)
   config.data.train_split = 'train'
   config.data.eval_split = 'validation'
+  # Images to learn from besides, whose labels are left alone: ψ and no φ.
+  config.data.unlabelled_split = config_dict.placeholder(str)
   config.data.image_shape = (224, 224, 3)
   config.data.num_classes = 1_000
   config.data.augmentation = 'inception'
