@@ -144,6 +144,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(f'what is {rest[1]!r}? flags begin with --')
   if name is not None:
     config_lib.check_elements(base, _CONFIG.value)
+    config_lib.follow_name(_CONFIG.value, keys)
     # For the default workdir and the provenance.
     rest.append(name)
   return rest

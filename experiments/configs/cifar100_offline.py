@@ -21,6 +21,7 @@ teaching its like: about two minutes on a CPU core.
 
 from ml_collections import ConfigDict, config_dict
 
+from data import image_sets
 from experiments.configs import imagenet_sync
 
 VARIANTS = imagenet_sync.VARIANTS
@@ -52,13 +53,9 @@ def _cifar100(config: ConfigDict) -> None:
   config.eval_batch_size = 1_000
   config.checkpoint_interval_steps = 15_625
   config.data.name = 'cifar100'
-  config.data.eval_split = 'test'
-  config.data.image_shape = (32, 32, 3)
-  config.data.num_classes = 100
+  config.data.update(image_sets.facts_of('cifar100'))
   config.data.augmentation = 'shift_flip'
   config.data.padding = 4
-  config.data.mean = (0.507, 0.487, 0.441)
-  config.data.std = (0.267, 0.256, 0.276)
   config.data.cache = True
   config.model.dtype = 'float32'
   config.model.resnet.depth = 32
