@@ -1,33 +1,47 @@
 """What becomes of stored images on their way to a model.
 
-A view takes a sequence of uint8 images of shape [height, width, channels] and
-returns uint8 [images, height, width, channels]: at random for training, always
-the same for evaluation. What chance does to an image depends on its row in the
-batch, not on which other rows are asked for: hosts may share a batch.
+A view takes a sequence of images, uint8 [height, width, channels] or `Encoded`,
+and returns uint8 [images, height, width, channels], and which of them it could
+not decode and left black: at random for training, always the same for
+evaluation. What chance does to an image depends on its row in the batch, not on
+which other rows are asked for: hosts and processes may share a batch.
+
+'inception' is what Goyal et al. (2017, §5.1) do to ImageNet, whose recipe the
+paper follows: a random part and aspect ratio, a flip, and each colour
+normalised, which the model does itself (`codistill.models.with_pixels`). The
+colour jitter and the lighting noise of the code that they point to are not in
+their text, and not here.
 """
+
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 
+from data.decoding import CorruptImageError, Encoded
 
-def make_views(augmentation, padding, image_size, stored_size):
-  """The training view, the evaluation view and the size of both.
+Image = np.ndarray | Encoded
+
+
+def make_views(augmentation, padding, image_size, stored_shape):
+  """The training view, the evaluation view and the shape of both.
 
   Args:
     augmentation: 'none', 'shift', 'shift_flip' or 'inception', as
       `data.images.make_images` says.
     padding: pixels on each side, for 'shift' and 'shift_flip'.
     image_size: height and width, for 'inception'.
-    stored_size: height and width of the stored images; None where they vary.
+    stored_shape: height, width and channels of the stored images; height and
+      width None where they vary.
 
   Returns:
     (images, generator, rows, batch size) → views of the batch's rows that the
-    images are, images → views, and (height, width).
+    images are, and the places of those that are left black; images → the same
+    for evaluation; and (height, width, channels).
 
   Raises:
     ValueError: for an unknown augmentation, or one that lacks its argument.
   """
-  as_they_are = np.stack
 
   def ask(value, argument):
     if value is None or value < 0:
@@ -36,31 +50,82 @@ def make_views(augmentation, padding, image_size, stored_size):
       )
     return value
 
+  def as_they_are(images):
+    return whole_images(images, stored_shape)
+
   if augmentation == 'none':
     return (
-      lambda images, rng, rows, batch_size: np.stack(images),
+      lambda images, rng, rows, batch_size: as_they_are(images),
       as_they_are,
-      stored_size,
+      stored_shape,
     )
   if augmentation in ('shift', 'shift_flip'):
     pad, flip = ask(padding, 'padding'), augmentation == 'shift_flip'
-    return (
-      lambda images, rng, rows, batch_size: shift(
-        np.stack(images), rng, rows, batch_size, pad, flip
-      ),
-      as_they_are,
-      stored_size,
-    )
+
+    def shift_each(images, rng, rows, batch_size):
+      whole, black = as_they_are(images)
+      return shift(whole, rng, rows, batch_size, pad, flip), black
+
+    return shift_each, as_they_are, stored_shape
   if augmentation == 'inception':
     size = ask(image_size, 'image_size')
-    return (
-      lambda images, rng, rows, batch_size: crop_each(images, rng, rows, size),
-      lambda images: np.stack([centre_crop(image, size) for image in images]),
-      (size, size),
-    )
+    shape = (size, size, stored_shape[-1])
+
+    def crop_each(images, rng, rows, batch_size):
+      del batch_size
+      seed = rng.integers(2**63)  # Of each row, a generator of its own.
+      return view_each(
+        lambda image, row: random_resized_crop(
+          image, np.random.default_rng((seed, row)), size
+        ),
+        images,
+        rows.tolist(),
+        shape,
+      )
+
+    def centre_each(images):
+      return view_each(
+        lambda image, _: centre_crop(image, size),
+        images,
+        range(len(images)),
+        shape,
+      )
+
+    return crop_each, centre_each, shape
   raise ValueError(
     f'Unknown augmentation {augmentation!r}, expected one of '
     "('none', 'shift', 'shift_flip', 'inception')."
+  )
+
+
+def view_each(
+  function: Callable[[Image, int], np.ndarray],
+  images: Sequence[Image],
+  rows: Sequence[int],
+  shape: tuple[int, int, int],
+) -> tuple[np.ndarray, list[int]]:
+  """function(image, row) of each image, and the places of the corrupt ones."""
+  views, black = np.zeros((len(images), *shape), np.uint8), []
+  for place, (image, row) in enumerate(zip(images, rows, strict=True)):
+    try:
+      view = function(image, row)
+      if view.shape != shape:
+        raise CorruptImageError(f'of shape {view.shape}, not {shape}')
+      views[place] = view
+    except CorruptImageError:
+      black.append(place)
+  return views, black
+
+
+def whole_images(images, shape):
+  """Images of one size as they are stored, as `view_each`."""
+  if isinstance(images, np.ndarray):
+    return images, []
+  return view_each(
+    lambda image, _: image.whole if isinstance(image, Encoded) else image,
+    images,
+    range(len(images)),
+    shape,
   )
 
 
@@ -81,17 +146,6 @@ def shift(images, rng, rows, batch_size, padding, flip):
   return padded[example, lines[:, :, None], columns[:, None, :]]
 
 
-def crop_each(images, rng, rows, size):
-  """`random_resized_crop` of each image, with a generator for each row."""
-  seed = rng.integers(2**63)
-  return np.stack(
-    [
-      random_resized_crop(image, np.random.default_rng((seed, row)), size)
-      for image, row in zip(images, rows.tolist(), strict=True)
-    ]
-  )
-
-
 def random_resized_crop(image, rng, size):
   """Resizes a random part of an image to a square; flips half.
 
@@ -99,37 +153,57 @@ def random_resized_crop(image, rng, size):
   uniform on a logarithmic scale (Szegedy et al. 2015). Where ten draws do not
   fit into the image, its centre square serves.
   """
-  height, width, _ = image.shape
+  height, width = _size_of(image)
   for _ in range(10):
     area = rng.uniform(0.08, 1) * height * width
     aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     rows = round(np.sqrt(area / aspect))
     columns = round(np.sqrt(area * aspect))
     if 0 < rows <= height and 0 < columns <= width:
-      top = rng.integers(height - rows + 1)
-      left = rng.integers(width - columns + 1)
+      top = int(rng.integers(height - rows + 1))
+      left = int(rng.integers(width - columns + 1))
       break
   else:
     rows = columns = min(height, width)
     top, left = (height - rows) // 2, (width - columns) // 2
-  part = resize(image[top : top + rows, left : left + columns], size, size)
-  return part[:, ::-1] if rng.random() < 0.5 else part
+  part = resize(_part(image, top, left, rows, columns, size), size, size)
+  if rng.random() < 0.5:
+    # A reversed view takes NumPy twenty times as long to copy.
+    part = cv2.flip(part, 1).reshape(part.shape)
+  return part
 
 
 def centre_crop(image, size):
-  """Resizes the shorter side to size · 256/224, and cuts out the centre."""
-  height, width, _ = image.shape
-  scale = size * 256 / 224 / min(height, width)
-  image = resize(image, round(height * scale), round(width * scale))
-  top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-  return image[top : top + size, left : left + size]
+  """The centre square of 224/256 of the shorter side, resized.
+
+  That is what resizing the shorter side to size · 256/224 and cutting out the
+  centre comes to, with fewer pixels to resize.
+  """
+  height, width = _size_of(image)
+  side = max(1, round(min(height, width) * 224 / 256))
+  top, left = (height - side) // 2, (width - side) // 2
+  return resize(_part(image, top, left, side, side, size), size, size)
 
 
 def resize(image, height, width):
   """Resizes an image without leaving out any of its pixels."""
-  # OpenCV's linear filter skips pixels when it shrinks; the area filter counts
-  # them all.
-  shrinks = height * width < image.shape[0] * image.shape[1]
-  filter_ = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+  # OpenCV's linear filter looks at two pixels by two: when it shrinks to less
+  # than a half it skips some. The area filter counts them all, at eight times
+  # the cost.
+  shrinks = max(image.shape[0] / height, image.shape[1] / width)
+  filter_ = cv2.INTER_AREA if shrinks > 2 else cv2.INTER_LINEAR
   resized = cv2.resize(image, (width, height), interpolation=filter_)
   return resized.reshape(height, width, image.shape[2])
+
+
+def _size_of(image: Image) -> tuple[int, int]:
+  return image.size if isinstance(image, Encoded) else image.shape[:2]
+
+
+def _part(
+  image: Image, top: int, left: int, rows: int, columns: int, at_least: int
+) -> np.ndarray:
+  """A part of an image, perhaps smaller, but not than `at_least`."""
+  if isinstance(image, Encoded):
+    return image.part(top, left, rows, columns, at_least)
+  return image[top : top + rows, left : left + columns]

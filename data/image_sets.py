@@ -21,6 +21,9 @@ def _facts(shape, num_classes, mean, std, eval_split='test') -> Facts:
   }
 
 
+_IMAGENET = _facts(
+  None, 1_000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'validation'
+)
 # By the name of `data.images.make_images`. Sets whose images vary in size have
 # no shape of their own.
 FACTS: Mapping[str, Facts] = {
@@ -33,9 +36,8 @@ FACTS: Mapping[str, Facts] = {
   'cifar100': _facts(
     (32, 32, 3), 100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)
   ),
-  'imagenet2012': _facts(
-    None, 1_000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'validation'
-  ),
+  'imagenet2012': _IMAGENET,
+  'imagenet_sample': _IMAGENET,
 }
 
 

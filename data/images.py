@@ -4,31 +4,48 @@ Reading needs no TensorFlow and no network: a TFDS set must have been prepared
 in ArrayRecord form, once, by `python -m scripts.prepare_images NAME`.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import importlib
+import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import cv2
 import grain
 import numpy as np
 from jaxtyping import Float
 
 from data import augmentation as augmentation_lib
+from data import grain_workers
 from data import partition as partition_lib
+from data.decoding import Encoded
 
 # The label of an example that has none, or whose label is left alone.
 UNLABELLED = -1
 # Sets that are not TFDS's, by name: modules with a function
 # `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
-SETS = {'digits': 'data.digits'}
+SETS = {
+  'digits': 'data.digits',
+  'imagenet_sample': 'data.imagenet_sample',
+}
+# Rows of a batch that are read at a time: what threads and processes share out.
+_PIECE = 128
+# How many examples may be corrupt for each that is wanted.
+_MOST_CORRUPT = 10
+Batch = dict[str, Any]
 
 
 class NotPreparedError(FileNotFoundError):
   """A TFDS set is not in the folder looked in; the message says what to run."""
+
+
+class BadDataError(ValueError):
+  """An example that nothing can be made of; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +54,16 @@ class Split:
 
   Attributes:
     num_examples: how many there are.
-    read: from indices to as many images (uint8 [height, width, channels],
-      sizes may differ) and labels (int32 [len(indices)]).
+    read: from indices to as many images (uint8 [height, width, channels] or
+      `Encoded`, sizes may differ) and labels (int32 [len(indices)]).
     read_labels: from indices to labels, without decoding an image.
+    name: from an index to what to call that example.
   """
 
   num_examples: int
   read: Callable[[np.ndarray], tuple[Sequence[np.ndarray], np.ndarray]]
   read_labels: Callable[[np.ndarray], np.ndarray]
+  name: Callable[[int], str] = 'example {}'.format
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,11 +76,17 @@ class ImageSet:
     train_split: the examples to train on, those without a label last.
     labelled_split: of these the ones with a label.
     test_split: the examples to evaluate on.
-    augment: from images of a batch to uint8 [batch, *image_shape], at random.
+    augment: from images of a batch to uint8 [batch, *image_shape], at random,
+      and the places of those that cannot be decoded.
     fit: the same without chance, for evaluation.
-    mean: per channel, subtracted from pixels scaled to [0, 1].
-    std: per channel, divides the result.
-    read_options: Grain's threads, and batches read ahead.
+    num_workers: processes that read and augment, per iterator; 0 for none.
+    num_threads: that do so in each process; 0 for none.
+    prefetch_batches: batches read ahead, per iterator.
+
+  A batch is uint8: whoever takes it scales pixels and normalises, on a device.
+  An image that cannot be decoded is replaced by the member's next example in
+  training, and is black in evaluation, where each counts; both are named in the
+  batch, as `corrupt`. A label out of range ends the stream.
   """
 
   image_shape: tuple[int, int, int]
@@ -71,9 +96,9 @@ class ImageSet:
   test_split: Split = dataclasses.field(repr=False)
   augment: Callable[..., np.ndarray] = dataclasses.field(repr=False)
   fit: Callable[..., np.ndarray] = dataclasses.field(repr=False)
-  mean: Float[np.ndarray, ' channels'] = dataclasses.field(repr=False)
-  std: Float[np.ndarray, ' channels'] = dataclasses.field(repr=False)
-  read_options: grain.ReadOptions = dataclasses.field(repr=False)
+  num_workers: int
+  num_threads: int
+  prefetch_batches: int
 
   @property
   def num_train(self) -> int:
@@ -94,7 +119,7 @@ class ImageSet:
     batch_size: int,
     start: int = 0,
     rows: np.ndarray | None = None,
-  ) -> Iterator[dict[str, np.ndarray]]:
+  ) -> Iterator[Batch]:
     """Endless augmented batches of a member's examples.
 
     Batch t is a pure function of the arguments and t, so a stream resumes from
@@ -115,11 +140,14 @@ class ImageSet:
         that hosts can share a batch.
 
     Returns:
-      Batches {'inputs': float32 [rows, *image_shape], normalised,
-      'labels': int32 [rows], `UNLABELLED` where there is none}.
+      Batches {'inputs': uint8 [rows, *image_shape], 'labels': int32 [rows],
+      `UNLABELLED` where there is none}; and, if there were any, 'corrupt': the
+      names of the examples that others stand in for.
 
     Raises:
       ValueError: for arguments out of range, or an empty shard.
+      BadDataError: from the iterator, for a label out of range, or hardly any
+        image that can be decoded.
     """
     if start < 0:
       raise ValueError(f'start must not be negative, got {start}.')
@@ -128,27 +156,28 @@ class ImageSet:
     )
 
     wanted = np.arange(batch_size) if rows is None else rows
-
-    def load(indices, rng):
-      images, labels = self.train_split.read(indices[wanted])
-      inputs = self._normalise(self.augment(images, rng, wanted, batch_size))
-      return {'inputs': inputs, 'labels': labels}
-
-    # Batches of indices, not of examples: ArrayRecord reads many records at a
-    # time at a quarter of the cost of one by one.
-    batches = (
+    pieces = _pieces_of(wanted)
+    order = (
       grain.MapDataset.range(self.num_train)[shard]
       .seed(seed)
       .shuffle()
       .repeat(reseed_each_epoch=True)
-      .batch(batch_size)
-      .random_map(load)
     )
-    return iter(batches[start:].to_iter_dataset(self.read_options))
+    # The generator of batch t, whatever is in it.
+    chance = order.batch(1).random_map(lambda _, rng: rng.bit_generator.state)
+
+    def load(number):
+      batch, piece = divmod(number, len(pieces))
+      rows, first = pieces[piece], batch * batch_size
+      indices = np.array([order[first + row] for row in rows.tolist()], int)
+      return self._draw(indices, shard, rows, batch_size, chance[batch])
+
+    numbers = grain.MapDataset.range(start * len(pieces), 2**62)
+    return self._batches(numbers.map(load), len(pieces))
 
   def eval(
     self, split: str, *, batch_size: int, rows: np.ndarray | None = None
-  ) -> Iterator[dict[str, np.ndarray]]:
+  ) -> Iterator[Batch]:
     """Every example of a split exactly once, in a fixed order, not augmented.
 
     Args:
@@ -157,33 +186,39 @@ class ImageSet:
       rows: those of each batch that are wanted here, ascending; None for all.
 
     Returns:
-      Batches {'inputs': float32 [rows, *image_shape], normalised,
-      'labels': int32 [rows], 'mask': float32 [rows], 1 for an example and 0
-      for padding}.
+      Batches {'inputs': uint8 [rows, *image_shape], 'labels': int32 [rows],
+      'mask': float32 [rows], 1 for an example and 0 for padding}; and, if
+      there were any, 'corrupt': the names of the examples that are black.
 
     Raises:
       ValueError: for another split.
+      BadDataError: from the iterator, for a label out of range.
     """
     examples = self._split(split)
-
     wanted = np.arange(batch_size) if rows is None else rows
+    pieces = _pieces_of(wanted)
 
-    def load(indices):
-      batch = {
-        'inputs': np.zeros((len(wanted), *self.image_shape), np.float32),
-        'labels': np.zeros(len(wanted), np.int32),
-        'mask': np.zeros(len(wanted), np.float32),
+    def load(number):
+      batch, piece = divmod(number, len(pieces))
+      indices = batch * batch_size + pieces[piece]
+      there = indices[indices < examples.num_examples]
+      found = {
+        'inputs': np.zeros((len(indices), *self.image_shape), np.uint8),
+        'labels': np.zeros(len(indices), np.int32),
+        'mask': np.zeros(len(indices), np.float32),
+        'corrupt': [],
       }
-      there = wanted[wanted < len(indices)]
       if len(there):
-        images, labels = examples.read(indices[there])
-        batch['inputs'][: len(there)] = self._normalise(self.fit(images))
-        batch['labels'][: len(there)] = labels
-        batch['mask'][: len(there)] = 1
-      return batch
+        images, labels = self._read(examples, there)
+        found['inputs'][: len(there)], black = self.fit(images)
+        found['labels'][: len(there)] = labels
+        found['mask'][: len(there)] = 1
+        found['corrupt'] = [examples.name(i) for i in there[black].tolist()]
+      return found
 
-    batches = grain.MapDataset.range(examples.num_examples).batch(batch_size)
-    return iter(batches.map(load).to_iter_dataset(self.read_options))
+    num_batches = math.ceil(examples.num_examples / batch_size)
+    numbers = grain.MapDataset.range(num_batches * len(pieces))
+    return self._batches(numbers.map(load), len(pieces))
 
   def label_distribution(self) -> Float[np.ndarray, ' num_classes']:
     """The share of each class in the labelled training examples, float32.
@@ -192,9 +227,12 @@ class ImageSet:
     as long as the disk takes for ImageNet.
     """
     counts = np.zeros(self.num_classes, np.int64)
-    indices = np.arange(self.labelled_split.num_examples)
+    labelled = self.labelled_split
+    indices = np.arange(labelled.num_examples)
     for start in range(0, len(indices), 256):
-      labels = self.labelled_split.read_labels(indices[start : start + 256])
+      some = indices[start : start + 256]
+      labels = labelled.read_labels(some)
+      self._check_labels(labelled, some, labels)
       counts += np.bincount(labels, minlength=self.num_classes)
     return (counts / counts.sum()).astype(np.float32)
 
@@ -206,8 +244,95 @@ class ImageSet:
       )
     return splits[split]
 
-  def _normalise(self, images: np.ndarray) -> np.ndarray:
-    return (images / np.float32(255) - self.mean) / self.std
+  def _draw(
+    self,
+    indices: np.ndarray,
+    shard: slice,
+    rows: np.ndarray,
+    batch_size: int,
+    chance: dict[str, Any],
+  ) -> Batch:
+    """Augmented examples; the next of the shard for those that are corrupt."""
+    rng = np.random.Generator(np.random.Philox())
+
+    def view(places):
+      # What a row gets is the same in every attempt.
+      rng.bit_generator.state = chance
+      images, labels = self._read(self.train_split, indices[places])
+      inputs, black = self.augment(images, rng, rows[places], batch_size)
+      return inputs, labels, places[black]
+
+    inputs, labels, places = view(np.arange(len(rows)))
+    corrupt = []
+    while len(places):
+      corrupt += [self.train_split.name(i) for i in indices[places].tolist()]
+      if len(corrupt) > _MOST_CORRUPT * len(rows):
+        raise BadDataError(
+          f'hardly an example can be decoded, {corrupt[-1]} neither; prepare '
+          'the set again'
+        )
+      following = indices[places] + (shard.step or 1)
+      indices[places] = np.where(
+        following < self.num_train, following, shard.start or 0
+      )
+      again = places
+      inputs[again], labels[again], places = view(again)
+    return {'inputs': inputs, 'labels': labels, 'corrupt': corrupt}
+
+  def _read(self, split: Split, indices: np.ndarray) -> tuple[Any, np.ndarray]:
+    """`split.read`, with labels in range."""
+    images, labels = split.read(indices)
+    self._check_labels(split, indices, labels)
+    return images, labels
+
+  def _check_labels(self, split, indices, labels):
+    wrong = (labels < 0) | (labels >= self.num_classes)
+    if split is self.train_split:
+      wrong &= indices < self.labelled_split.num_examples
+    wrong = np.flatnonzero(wrong)
+    if len(wrong):
+      first = wrong[0]
+      raise BadDataError(
+        f'{split.name(int(indices[first]))} has label {labels[first]}, and '
+        f'there are {self.num_classes} classes, numbered from 0; choose a '
+        'split that has labels, or prepare the set again'
+      )
+
+  def _batches(
+    self, pieces: grain.MapDataset, num_pieces: int
+  ) -> Iterator[Batch]:
+    """Reads pieces ahead, and puts those of a batch together."""
+    ahead = self.prefetch_batches * num_pieces
+    if not self.num_workers:
+      options = grain.ReadOptions(
+        self.num_threads, max(ahead, self.num_threads)
+      )
+      stream = pieces.to_iter_dataset(options)
+    else:
+      grain_workers.prepare()
+      # Each of them takes every num_workers-th piece, and the order stays.
+      options = grain.ReadOptions(self.num_threads, self.num_threads)
+      stream = pieces.to_iter_dataset(options).mp_prefetch(
+        grain.MultiprocessingOptions(
+          self.num_workers, max(1, math.ceil(ahead / self.num_workers))
+        ),
+        worker_init_fn=grain_workers.begin,
+      )
+    with contextlib.closing(iter(stream)) as found:
+      while parts := list(itertools.islice(found, num_pieces)):
+        corrupt = [name for part in parts for name in part.pop('corrupt')]
+        batch = {
+          key: np.concatenate([part[key] for part in parts])
+          if num_pieces > 1
+          else parts[0][key]
+          for key in parts[0]
+        }
+        yield batch | ({'corrupt': corrupt} if corrupt else {})
+
+
+def _pieces_of(rows: np.ndarray) -> list[np.ndarray]:
+  """Rows of a batch, some at a time."""
+  return np.array_split(rows, max(1, math.ceil(len(rows) / _PIECE)))
 
 
 def make_images(
@@ -220,9 +345,8 @@ def make_images(
   augmentation: str,
   padding: int | None,
   image_size: int | None,
-  mean: Sequence[float],
-  std: Sequence[float],
   cache: bool,
+  num_workers: int,
   num_threads: int,
   prefetch_batches: int,
 ) -> ImageSet:
@@ -230,7 +354,8 @@ def make_images(
 
   Args:
     name: 'digits' (scikit-learn's 8 × 8 digits, 1437 to train on and 360 to
-      test) or a TFDS set: 'cifar10', 'imagenet2012', 'svhn_cropped:3.1.0', ….
+      test), 'imagenet_sample' (160 made-up JPEGs) or a TFDS set: 'cifar10',
+      'imagenet2012', 'svhn_cropped:3.1.0', ….
     train_split: TFDS's name of the split to train on, 'train' or a part of it
       such as 'train[:90%]'; digits have 'train' only.
     eval_split: the same for the split that is called 'test' here; digits have
@@ -245,14 +370,14 @@ def make_images(
     image_size: height and width for 'inception', which evaluates on the centre
       crop after resizing the shorter side to 256/224 of it; else unused, and
       images keep their size.
-    mean: per channel, of pixels scaled to [0, 1].
-    std: per channel.
     cache: decode each split once and hold it in memory, as uint8; for sets of
       one image size that fit (digits always are).
-    num_threads: that read and augment batches, per iterator; 0 for none, best
+    num_workers: processes that read and augment, per iterator; 0 for none, as
+      it must be with `cache`.
+    num_threads: that do so in each process, or in this one; 0 for none, best
       for digits.
-    prefetch_batches: batches read ahead, per iterator; at least `num_threads`
-      to keep all of them busy.
+    prefetch_batches: batches read ahead, per iterator; together at least one
+      piece of 128 images a thread.
 
   Raises:
     NotPreparedError: if the set is not in the folder, or not as ArrayRecord.
@@ -260,10 +385,10 @@ def make_images(
       not one of images and labels, or if arguments do not suit it.
   """
   shape, num_classes, splits = _open(name, data_dir, train_split, eval_split)
-  augment, fit, size = augmentation_lib.make_views(
-    augmentation, padding, image_size, shape[:2]
+  augment, fit, viewed = augmentation_lib.make_views(
+    augmentation, padding, image_size, tuple(shape)
   )
-  if None in size:
+  if None in viewed:
     raise ValueError(
       f"Images of {name!r} vary in size: augmentation 'inception' makes them "
       f'alike, {augmentation!r} does not.'
@@ -273,28 +398,30 @@ def make_images(
       f'Images of {name!r} vary in size and cannot be held in one array: set '
       'data.cache to False.'
     )
-  channels = shape[-1]
-  if not len(mean) == len(std) == channels:
+  if cache and num_workers:
     raise ValueError(
-      f'mean and std need one number per channel: {name!r} has {channels} '
-      f'channel(s), got {len(mean)} and {len(std)} numbers.'
+      'What data.cache holds is in this process: set data.num_workers to 0, or '
+      'data.cache to False.'
     )
-  keep = _in_memory if cache else lambda split: split
+
+  def keep(split):
+    return _in_memory(split, shape) if cache else split
+
   labelled = train = keep(splits[0])
   if unlabelled_split is not None:
     _, _, (others, _) = _open(name, data_dir, unlabelled_split, eval_split)
     train = _and_unlabelled(labelled, keep(others))
   return ImageSet(
-    image_shape=(*size, channels),
+    image_shape=viewed,
     num_classes=num_classes,
     train_split=train,
     labelled_split=labelled,
     test_split=keep(splits[1]),
     augment=augment,
     fit=fit,
-    mean=np.asarray(mean, np.float32),
-    std=np.asarray(std, np.float32),
-    read_options=grain.ReadOptions(num_threads, prefetch_batches),
+    num_workers=num_workers,
+    num_threads=num_threads,
+    prefetch_batches=prefetch_batches,
   )
 
 
@@ -304,7 +431,7 @@ def _open(name, data_dir, train_split, eval_split):
     # Imported here: scikit-learn takes a second that others need not wait.
     opened = importlib.import_module(SETS[name])
     return opened.open_set(train_split, eval_split)
-  return _open_tfds(name, data_dir, train_split, eval_split)
+  return open_tfds(name, data_dir, train_split, eval_split)
 
 
 def _and_unlabelled(labelled: Split, others: Split) -> Split:
@@ -318,7 +445,7 @@ def _and_unlabelled(labelled: Split, others: Split) -> Split:
     return labels
 
   def read(indices):
-    images: list[np.ndarray | None] = [None] * len(indices)
+    images: list[Any] = [None] * len(indices)
     labels = np.full(len(indices), UNLABELLED, np.int32)
     known = np.flatnonzero(indices < first)
     unknown = np.flatnonzero(indices >= first)
@@ -332,35 +459,60 @@ def _and_unlabelled(labelled: Split, others: Split) -> Split:
         images[place] = image
     return images, labels
 
-  return Split(first + others.num_examples, read, read_labels)
+  def name(index):
+    own = index < first
+    return labelled.name(index) if own else others.name(index - first)
+
+  return Split(first + others.num_examples, read, read_labels, name)
 
 
-def _in_memory(split: Split) -> Split:
+def _in_memory(split: Split, shape: tuple[int, int, int]) -> Split:
   """The same examples, decoded once, when the first of them is asked for."""
   lock = threading.Lock()
 
   @functools.cache
   def everything():
     images, labels = split.read(np.arange(split.num_examples))
-    return np.stack(images), labels
+    return *augmentation_lib.whole_images(images, shape), labels
 
   def read(indices):
     with lock:  # Grain's threads would each decode all of it.
-      images, labels = everything()
-    return images[indices], labels[indices]
+      images, black, labels = everything()
+    found = images[indices]
+    corrupt = np.isin(indices, black)
+    if corrupt.any():
+      nothing = Encoded(b'', shape[-1])
+      found = [
+        nothing if gone else image
+        for image, gone in zip(found, corrupt, strict=True)
+      ]
+    return found, labels[indices]
 
-  return Split(split.num_examples, read, split.read_labels)
+  return dataclasses.replace(split, read=read)
 
 
-# TFDS: from a name to the stored shape (None where it varies), the number of
-# classes, and the two splits.
+def open_tfds(name, data_dir, train_split, eval_split):
+  """Opens a set of TFDS that has been prepared.
 
+  Args:
+    name: of the set, as for `make_images`.
+    data_dir: likewise.
+    train_split: likewise.
+    eval_split: likewise.
 
-def _open_tfds(name, data_dir, train_split, eval_split):
+  Returns:
+    The stored shape (None where it varies), the number of classes, and the two
+    splits.
+
+  Raises:
+    NotPreparedError: if it is not there, or not as ArrayRecord.
+    ValueError: if there is no such set or split, or not one of images.
+  """
   builder = _find_builder(name, data_dir)
   shape, num_classes, keys = _describe(builder)
 
   def make_split(split):
+    _check_split(builder, name, split)
     # Left encoded: labels are then cheap, and OpenCV takes half as long
     # without TFDS around it.
     source = builder.as_data_source(
@@ -370,17 +522,54 @@ def _open_tfds(name, data_dir, train_split, eval_split):
     )
 
     def read_encoded(indices):
-      examples = source.__getitems__(indices.tolist())
+      try:
+        examples = source.__getitems__(indices.tolist())
+      except RuntimeError as error:  # ArrayRecord's, of whatever happened.
+        raise BadDataError(
+          f'{name} {split} cannot be read in {builder.data_dir} '
+          f'({_one_line(error)}); prepare it again'
+        ) from error
       images, labels = ([ex[key] for ex in examples] for key in keys)
       return images, np.array(labels, np.int32)
 
     def read(indices):
       images, labels = read_encoded(indices)
-      return [_decode(image, shape[-1]) for image in images], labels
+      return [Encoded(image, shape[-1]) for image in images], labels
 
-    return Split(len(source), read, lambda indices: read_encoded(indices)[1])
+    def name_of(index):
+      file_name = source[index].get('file_name', b'').decode()
+      return f'{name} {split}[{index}]' + (file_name and f' ({file_name})')
+
+    return Split(
+      len(source), read, lambda indices: read_encoded(indices)[1], name_of
+    )
 
   return shape, num_classes, (make_split(train_split), make_split(eval_split))
+
+
+def _check_split(builder, name, split):
+  """Refuses a split that is not there, or not all of it."""
+  splits = builder.info.splits
+  try:
+    parts = splits[split].file_instructions
+  # KeyError for a name, ValueError for what is no part of one.
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f'{name} in {builder.data_dir} has the splits {" and ".join(splits)}, no '
+      f'{split!r} ({_one_line(error)})'
+    ) from error
+  there = {path.name for path in builder.data_path.iterdir()}
+  for part in parts:
+    file = os.path.basename(part.filename)
+    if file not in there:
+      raise NotPreparedError(
+        f'{file} is not there, in {builder.data_dir}: bring it back, or remove '
+        f'that folder and prepare {name} again.'
+      )
+
+
+def _one_line(error):
+  return ' '.join(str(error).split())[:300]
 
 
 def _tfds():
@@ -443,15 +632,3 @@ def _describe(builder):
       f'images of 1 or 3 channels and one label each, got {features}'
     )
   return image.shape, label.num_classes, keys
-
-
-def _decode(encoded: bytes, channels: int) -> np.ndarray:
-  """Decodes a PNG or JPEG to uint8 [height, width, channels], RGB."""
-  # TensorFlow ignores the camera's orientation flag, and so did the authors.
-  color = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-  image = cv2.imdecode(
-    np.frombuffer(encoded, np.uint8), color | cv2.IMREAD_IGNORE_ORIENTATION
-  )
-  if image is None:
-    raise ValueError('A stored image is neither PNG nor JPEG, or damaged.')
-  return image.reshape(*image.shape[:2], channels)

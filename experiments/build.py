@@ -23,7 +23,7 @@ from codistill import exchange as exchange_lib
 from codistill.algorithm import Exchange, Member, Peer
 from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.evaluate import Evaluate, make_evaluate
-from codistill.models import MODELS, Model
+from codistill.models import MODELS, Model, with_pixels
 from codistill.rules import Rules
 from codistill.train_step import (
   JittedUpdates,
@@ -34,7 +34,7 @@ from codistill.train_step import (
 )
 from data.criteo import SHAPE as CLICK_SHAPE
 from data.criteo import make_clicks
-from data.images import NotPreparedError, make_images
+from data.images import BadDataError, NotPreparedError, make_images
 from data.text import make_text
 from experiments.errors import UserError, user_errors
 from experiments.faults import KINDS as FAULTS
@@ -136,6 +136,11 @@ class Experiment:
   store_predictions: bool
   predictions_interval_steps: int
   checkpoint_interval_steps: int
+  # Names of corrupt examples that nobody has asked for yet, by member, or
+  # 'eval'.
+  _corrupt: dict[int | str, list[str]] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
 
   def init(self, member: int) -> TrainState:
     """A member's state before its first update, on the host's default device.
@@ -180,7 +185,9 @@ class Experiment:
       for worker in range(workers)
     ]
     return (
-      sharding.split_batch(next(streams[step % workers]), self.mesh)
+      sharding.split_batch(
+        self._next(streams[step % workers], member), self.mesh
+      )
       for step in itertools.count(start)
     )
 
@@ -201,14 +208,34 @@ class Experiment:
       member.state.memory, self.config.num_async_workers, 0
     )
 
-  def eval_batches(self) -> Iterator[dict[str, Any]]:
-    """The held-out examples, each once; this process's rows of each batch."""
+  def eval_batches(self, split: str = 'test') -> Iterator[dict[str, Any]]:
+    """Examples of a split, each once; this process's rows of each batch."""
     batch_size = self.config.eval_batch_size
-    return self.dataset.eval(
-      'test',
+    batches = self.dataset.eval(
+      split,
       batch_size=batch_size,
       rows=sharding.local_rows(batch_size, self.mesh),
     )
+    while batch := self._next(batches, 'eval'):
+      yield batch
+
+  def take_corrupt(self, stream: int | str) -> list[str]:
+    """Names of examples that could not be decoded, since last asked.
+
+    Args:
+      stream: number of a member, or 'eval'.
+    """
+    return self._corrupt.pop(stream, [])
+
+  def _next(
+    self, batches: Iterator[dict[str, Any]], stream: int | str
+  ) -> dict[str, Any] | None:
+    """The next batch without the names of what is corrupt in it."""
+    with user_errors(BadDataError):
+      batch = next(batches, None)
+    if batch and 'corrupt' in batch:
+      self._corrupt.setdefault(stream, []).extend(batch.pop('corrupt'))
+    return batch
 
 
 def build(
@@ -349,9 +376,8 @@ def _make_images(data: ConfigDict) -> Dataset:
       augmentation=data.augmentation,
       padding=data.padding,
       image_size=data.image_shape[0],
-      mean=data.mean,
-      std=data.std,
       cache=data.cache,
+      num_workers=data.num_workers,
       num_threads=data.num_threads,
       prefetch_batches=data.prefetch_batches,
     )
@@ -503,7 +529,7 @@ def _make_model(config: ConfigDict) -> Model:
       own['table_sizes'] = data.table_sizes
     case _:
       shape, num_classes = tuple(data.image_shape), data.num_classes
-  return MODELS[config.model.name](
+  model = MODELS[config.model.name](
     input_shape=shape,
     num_classes=num_classes,
     dtype=config.model.dtype,
@@ -511,6 +537,14 @@ def _make_model(config: ConfigDict) -> Model:
     **own,
     **_arguments(config.model),
   )
+  if data.kind != 'images':
+    return model
+  if not len(data.mean) == len(data.std) == shape[-1]:
+    raise UserError(
+      f'data.mean and data.std need one number per channel: images have '
+      f'{shape[-1]}, got {len(data.mean)} and {len(data.std)} numbers'
+    )
+  return with_pixels(model, mean=data.mean, std=data.std)
 
 
 def _arguments(section: ConfigDict) -> dict[str, Any]:

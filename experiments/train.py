@@ -15,6 +15,7 @@ from codistill.checkpoint import Checkpoints
 from codistill.record import Record
 from codistill.waiter import PeerTimeoutError, WaitInterruptedError
 from experiments.build import Experiment
+from experiments.errors import UserError
 from experiments.progress import RunProgress
 from experiments.workdir import Workdir
 
@@ -48,11 +49,12 @@ class Trainer:
     self._seconds_before = 0.0
     self._began = time.monotonic()
     self._last_row_at: dict[int, float] = {}
-    self._late: tuple[Report, Account] | None = None
+    self._late: tuple[Report, Account, list[str]] | None = None
     self.start_step = 0
     self.members = (
       self._restore() if workdir.resumes else None
     ) or experiment.start()
+    self._saved_step = self.start_step
     if workdir.resumes:
       self._record.keep_rows(
         lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
@@ -83,6 +85,7 @@ class Trainer:
     Raises:
       PeerTimeoutError: if a synchronous member has waited too long for a peer;
         there is a checkpoint from just before.
+      UserError: if the data cannot be gone on with; likewise.
     """
     experiment = self._experiment
     experiment.exchange.should_stop = should_stop
@@ -99,7 +102,7 @@ class Trainer:
     while True:
       try:
         report = next(reports, None)
-      except (PeerTimeoutError, WaitInterruptedError) as error:
+      except (PeerTimeoutError, WaitInterruptedError, UserError) as error:
         # In the middle of a round members' states do not belong together.
         if whole and step > self.start_step:
           self._save(step, progress)
@@ -110,7 +113,8 @@ class Trainer:
         break
       self._catch_up(progress)
       account = experiment.exchange.account(report.member.index)
-      self._late = (report, account)
+      corrupt = experiment.take_corrupt(report.member.index)
+      self._late = (report, account, corrupt)
       step, whole = report.step, report.ends_round
       experiment.fault.strike(report.member, step)
       if not report.ends_round or step == experiment.num_steps:
@@ -151,7 +155,7 @@ class Trainer:
     """Writes the row of the late report."""
     if self._late is None:
       return
-    (report, account), self._late = self._late, None
+    (report, account, corrupt), self._late = self._late, None
     member, step = report.member, report.step
     if not member.active:
       # It was dispatched before its last loss was known. Without a row, so
@@ -185,8 +189,14 @@ class Trainer:
         if before is None
         else round(self._experiment.examples_per_step / (seconds - before), 1)
       ),
+      **({'corrupt': corrupt} if corrupt else {}),
     }
     self._write(row)
+    for name in corrupt:
+      progress.say(
+        f'step {step:,}  member {member.index}: {name} cannot be decoded; the '
+        'next of its examples stands in'
+      )
     progress.trained(row)
     for event in account.events:
       self._write_event(member.index, step, event, progress)
@@ -259,6 +269,11 @@ class Trainer:
         # One program for all evaluations, whether they are stored or not.
         writer.write if experiment.store_predictions else None,
       )
+      corrupt = experiment.take_corrupt('eval')
+      for name in corrupt:
+        progress.say(
+          f'step {step:,}  {name} cannot be decoded; it counts as black'
+        )
       if result.num_examples != expected:
         raise RuntimeError(
           f'evaluation counted {result.num_examples} of {expected} examples'
@@ -291,6 +306,7 @@ class Trainer:
         **score._asdict(),
         disagreement=result.disagreement if who == 'ensemble' else None,
         **({'memory_gap': gaps[who]} if who in gaps else {}),
+        **({'corrupt': corrupt} if corrupt else {}),
       )
       for who, score in scores
     ]
@@ -326,6 +342,9 @@ class Trainer:
 
   def _save(self, step: int, progress: RunProgress) -> None:
     self._catch_up(progress)
+    if step == self._saved_step:
+      return
+    self._saved_step = step
     self._checkpoints.save(
       step,
       {member.index: member.state for member in self.members},

@@ -1,24 +1,27 @@
 """What an update of a config costs: FLOPs, bytes, memory of each device.
 
-  python -m scripts.cost CONFIG[:VARIANT] [--devices 1 8 64] [--teachers=1]
-    [--json=FILE]
+  python -m scripts.cost CONFIG[:VARIANT] [--devices 1 8 64]
+    [--microbatches 64 8 1] [--teachers=1] [--json=FILE]
+    [--config.any.key=value …]
 
 Compiles both updates for so many devices, with shapes in place of numbers: it
 needs no data, allocates nothing and computes nothing. FLOPs are counted in what
 is to be compiled (`scripts/flops.py`), bytes are those of shapes, memory is by
 the compiler's analysis, and holds for the backend that it compiled for: here,
 where there is no accelerator, the CPU, of which JAX shows as many as it is
-asked for.
+asked for. An update's batch may be computed in parts, as many as
+--microbatches says for each number of devices.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +35,7 @@ from codistill import asynchronous, precision
 from experiments import config as configs
 from experiments.build import Experiment, build
 from experiments.errors import UserError
+from experiments.processes import given_keys
 from scripts import flops
 from scripts.benchmark.measure import machine
 
@@ -87,10 +91,16 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
     **changes: dotted keys of the config, and what to set them to.
 
   Raises:
-    UserError: if there is no such config or are not so many devices.
+    UserError: if there is no such config or key, the value is of another type,
+      or there are not so many devices.
   """
   config = configs.load(name)
-  config.update_from_flattened_dict({'num_devices': num_devices, **changes})
+  changes = {'num_devices': num_devices, **changes}
+  configs.check_keys(config, changes)
+  try:
+    config.update_from_flattened_dict(changes)
+  except TypeError as error:
+    raise UserError(str(error)) from error
   if config.codistill.exchange == 'checkpoints':
     config.codistill.exchange = 'memory'  # No folder is wanted.
   data = config.data
@@ -119,7 +129,7 @@ def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
   if config.data.kind == 'text':
     inputs = labels = labels.update(shape=(size, config.data.sequence_length))
   else:
-    inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
   return Arguments(
     state,
     {'inputs': inputs, 'labels': labels},
@@ -168,28 +178,36 @@ def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
 
 
 def describe(
-  name: str, devices: Sequence[int], teachers: int
+  name: str,
+  microbatches: Mapping[int, int],
+  teachers: int,
+  changes: Mapping[str, Any],
 ) -> dict[str, Any]:
   """All that is known without running it.
 
   Args:
     name: of the config and variant.
-    devices: for how many to compile, one after the other.
+    microbatches: by number of devices, for each of which it is compiled.
     teachers: of the codistilling update.
+    changes: dotted keys of the config, and what to set them to.
 
   Returns:
     What `--json` writes.
 
   Raises:
-    UserError: if there is no such config, or are not so many devices.
+    UserError: as `make_experiment`, or if microbatches do not divide a batch.
   """
-  experiments = {number: make_experiment(name, number) for number in devices}
-  one = experiments[devices[0]]
+  experiments = {
+    number: make_experiment(name, number, num_microbatches=parts, **changes)
+    for number, parts in microbatches.items()
+  }
+  one = next(iter(experiments.values()))
   updates = {'burn-in': 0, 'codistilling': teachers}
   state = abstract_arguments(one, 0).state
   variables = state.variables
   return {
     'config': name,
+    'changes': dict(changes),
     'teachers': teachers,
     'unit': one.unit.removesuffix('s'),
     'examples_per_step': one.examples_per_step,
@@ -210,7 +228,8 @@ def describe(
     },
     'backend': jax.default_backend(),
     'memory': [
-      {'devices': size, 'update': update} | update_memory(experiment, number)
+      {'devices': size, 'microbatches': microbatches[size], 'update': update}
+      | update_memory(experiment, number)
       for size, experiment in experiments.items()
       for update, number in updates.items()
     ],
@@ -229,12 +248,14 @@ def tables(found: dict[str, Any]) -> list[Table]:
     work.add_row(update, *(f'{number / 1e6:,.4g}' for number in each))
   memory = Table(box=box.SIMPLE_HEAD)
   memory.add_column(f'compiled for {found["backend"]}: devices')
+  memory.add_column('microbatches', justify='right')
   memory.add_column('update')
   for column in ('arguments', 'while it runs', 'in all'):
     memory.add_column(f'{column} (GB)', justify='right')
   for line in found['memory']:
     memory.add_row(
       f'{line["devices"]}',
+      f'{line["microbatches"]}',
       line['update'],
       *(
         f'{line[key] / 1e9:,.4g}'
@@ -242,6 +263,16 @@ def tables(found: dict[str, Any]) -> list[Table]:
       ),
     )
   return [work, memory]
+
+
+def _literal(text: str) -> Any:
+  """A number, a truth or a tuple as flags have them, or else the text."""
+  if text.lower() in ('true', 'false'):
+    return text.lower() == 'true'
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -255,17 +286,31 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--devices', metavar='K', type=int, nargs='+', default=[1]
   )
+  parser.add_argument(
+    '--microbatches', metavar='M', type=int, nargs='+', default=[1]
+  )
   parser.add_argument('--teachers', metavar='N', type=int, default=1)
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
-  arguments = parser.parse_args(argv)
-  if min(arguments.devices) < 1 or arguments.teachers < 1:
-    parser.error('--devices and --teachers must be at least 1')
+  arguments, extra = parser.parse_known_args(argv)
+  numbers = [*arguments.devices, *arguments.microbatches, arguments.teachers]
+  if min(numbers) < 1:
+    parser.error('--devices, --microbatches and --teachers must be at least 1')
+  parts = arguments.microbatches
+  if len(parts) == 1:
+    parts *= len(arguments.devices)
+  if len(parts) != len(arguments.devices):
+    parser.error(
+      'give --microbatches as many numbers as --devices, or one for all'
+    )
   # Too late where devices are in use already: then there are those.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', max(arguments.devices))
   try:
     found = describe(
-      arguments.config, sorted(set(arguments.devices)), arguments.teachers
+      arguments.config,
+      dict(sorted(zip(arguments.devices, parts, strict=True))),
+      arguments.teachers,
+      {key: _literal(value) for key, value in given_keys(extra).items()},
     )
     for table in tables(found):
       Console().print(table)

@@ -46,9 +46,7 @@ def evaluate(
   """Scores members exactly on 'train' or 'test' of an experiment."""
   return experiment.evaluate(
     [one.variables for one in stored.values()],
-    experiment.dataset.eval(
-      split, batch_size=experiment.config.eval_batch_size
-    ),
+    experiment.eval_batches(split),
   )
 
 
@@ -144,6 +142,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   for why in missing.values():
     say(f'{why}; left out')
   result = evaluate(experiment, stored, arguments.split if own else 'test')
+  for name in experiment.take_corrupt('eval'):
+    say(f'{name} cannot be decoded; it counts as black')
   steps = {member: one.step for member, one in stored.items()}
   title = (
     f'{label_of(some_run(runs))}: {result.num_examples:,} examples of '

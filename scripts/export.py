@@ -5,7 +5,7 @@
 Of the member's newest checkpoint, in a DIR that must be empty or not there:
 
   variables/    parameters and batch statistics, an Orbax checkpoint
-  predict.bin   (variables, inputs [batch, …]) → probabilities, by jax.export,
+  predict.bin   (variables, images [batch, …]) → probabilities, by jax.export,
                 for any batch size, on CPU, CUDA and TPU
   config.json   the run's config, the member, its step, the commit
   README.md     how to load it, without this project
@@ -69,11 +69,12 @@ from orbax.checkpoint import v1 as ocp
 
 exported = jax.export.deserialize(pathlib.Path('predict.bin').read_bytes())
 variables = ocp.load(pathlib.Path('variables').absolute())
-probabilities = jax.jit(exported.call)(variables, inputs)
+probabilities = jax.jit(exported.call)(variables, images)
 ```
 
-- `inputs`: float32 [batch, {shape}], pixels scaled to [0, 1], less the mean
-  {mean}, divided by {std}, per channel; any batch size.
+- `images`: uint8 [batch, {shape}], pixels as they are stored; any batch size.
+  They are normalised inside, by a mean of {mean} and a deviation of {std} of
+  pixels scaled to [0, 1].
 - `probabilities`: float32 [batch, {num_classes}].
 - Runs on: {platforms}.
 - `config.json`: the config that it was trained with, and by which code.
@@ -103,7 +104,7 @@ def export_predict(
     input_shape: of one example.
 
   Returns:
-    (variables, inputs [batch, *input_shape] float32) → probabilities
+    (variables, inputs [batch, *input_shape] uint8) → probabilities
     [batch, classes], with a symbolic batch.
   """
 
@@ -119,7 +120,7 @@ def export_predict(
     jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables
     ),
-    jax.ShapeDtypeStruct((batch, *input_shape), 'float32'),
+    jax.ShapeDtypeStruct((batch, *input_shape), 'uint8'),
   )
 
   def lower(platforms: Sequence[str]) -> jax.export.Exported:

@@ -5,6 +5,9 @@
 downloads the set and writes it as ArrayRecord files under DIR, $TFDS_DATA_DIR
 or ~/tensorflow_datasets. This takes TensorFlow, which nothing else here needs:
 give it an environment of its own, from scripts/requirements-prepare.txt.
+
+ImageNet (`imagenet2012`) cannot be downloaded by a program: without its two
+files this says what they are and where they belong.
 """
 
 import argparse
@@ -23,6 +26,16 @@ ENVIRONMENT = (
   '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt && '
   '.venv-prepare/bin/python -m scripts.prepare_images {arguments}'
 )
+
+
+# Sets whose files a person has to fetch, and who gives them.
+MANUAL = {
+  'imagenet2012': (
+    ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'),
+    'https://image-net.org/download-images',
+    'about 300 GB of disk while it runs, half of that afterwards',
+  )
+}
 
 
 class PreparationError(Exception):
@@ -74,6 +87,9 @@ def prepare(name: str, data_dir: str | None) -> str:
         'another folder with --data_dir.'
       )
     return f'{name} is already prepared in {builder.data_dir}.'
+  # Before TensorFlow is asked for, which is much to install for nothing; and
+  # because TFDS goes on with one of the files, and leaves out a split.
+  _check_manual(builder.name, pathlib.Path(builder.data_dir))
   if importlib.util.find_spec('tensorflow') is None:
     raise lacks('TensorFlow')
   try:
@@ -85,6 +101,23 @@ def prepare(name: str, data_dir: str | None) -> str:
       f'{name} could not be prepared ({type(error).__name__}): {error}'
     ) from error
   return f'{name} is prepared in {builder.data_dir}.'
+
+
+def _check_manual(name: str, data_dir: pathlib.Path) -> None:
+  """Refuses a set whose files somebody must fetch, and nobody has."""
+  if name not in MANUAL:
+    return
+  files, address, space = MANUAL[name]
+  # TFDS looks beside the sets: DIR/downloads/manual, for DIR/name/version.
+  folder = data_dir.parent.parent / 'downloads' / 'manual'
+  missing = [file for file in files if not (folder / file).exists()]
+  if missing:
+    raise PreparationError(
+      f'{name} cannot be downloaded by a program, and {" and ".join(missing)} '
+      f'{"is" if len(missing) == 1 else "are"} not in {folder}: register at '
+      f'{address}, agree to the terms, download {" and ".join(files)} into '
+      f'that folder, and run this again ({space}).'
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> str | None:

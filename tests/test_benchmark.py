@@ -12,6 +12,7 @@ from scripts import prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import (
   clicks,
+  images,
   loss,
   lstm,
   measure,
@@ -134,6 +135,32 @@ def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
   )
   assert own < theirs / 2
   assert len(found['time, its own (ms)']) == 2
+
+
+def test_images_are_read_by_stage_and_by_pipeline(
+  monkeypatch, tmp_path, capsys
+):
+  for name, value in {
+    'SIZE': (20, 30),
+    'LARGE': (80, 90),
+    'IMAGE_SIZE': 8,
+    'NUM_IMAGES': 2,
+    'NUM_LARGE': 1,
+    'BATCH_SIZE': 4,
+    'REST_SECONDS': 0.01,
+    # Processes take seconds to start.
+    'WORKERS': (0,),
+  }.items():
+    monkeypatch.setattr(images, name, value)
+  monkeypatch.setattr(images, '_tf_batches', lambda files: None)
+  found = run('images', tmp_path)
+  [size] = found.pop('file (kB)')
+  assert 0.2 < size < 5
+  assert all(len(values) == 2 and min(values) > 0 for values in found.values())
+  assert {'read', 'decode', 'augment', 'pipeline, 0 workers'} <= {
+    name.removesuffix(' (images/s a core)') for name in found
+  }
+  assert 'TensorFlow is not installed' in capsys.readouterr().out
 
 
 def test_an_update_is_timed_beside_a_product(monkeypatch, tmp_path):

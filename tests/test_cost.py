@@ -77,7 +77,58 @@ def test_as_many_devices_do_not_exist(capsys):
   assert 'num_devices is 9, but there are 8 devices here' in said
 
 
-@pytest.mark.parametrize('argument', ['--devices=0', '--teachers=0'])
+def test_microbatches_take_less_memory_and_are_written_down(tmp_path):
+  path = tmp_path / 'cost.json'
+  needed = {}
+  for parts in ('1', '4'):
+    assert not cost.main(
+      [
+        'imagenet_codistill:smoke',
+        f'--microbatches={parts}',
+        '--config.model.resnet.batch_norm_group_size=4',
+        '--config.model.resnet.remat=true',
+        f'--json={path}',
+      ]
+    )
+    found = json.loads(path.read_text())['cost']
+    assert found['changes'] == {
+      'model.resnet.batch_norm_group_size': 4,
+      'model.resnet.remat': True,
+    }
+    for line in found['memory']:
+      assert line['microbatches'] == int(parts)
+      needed[parts, line['update']] = line['while_it_runs']
+  for update in ('burn-in', 'codistilling'):
+    assert needed['4', update] < needed['1', update]
+
+
+@pytest.mark.parametrize(
+  ('argument', 'words'),
+  [
+    ('--config.batch_sizes=8', 'did you mean batch_size'),
+    ('--config.batch_size=many', 'batch_size'),
+    ('--batch_size=8', "what is '--batch_size=8'?"),
+    ('--microbatches=3', 'num_microbatches is 3'),
+  ],
+)
+def test_a_key_that_cannot_be_is_one_sentence(argument, words, capsys):
+  assert cost.main(['imagenet_codistill:smoke', argument]) == 1
+  said = capsys.readouterr().err
+  assert words in said
+  assert said.count('\n') == 1
+
+
+def test_microbatches_for_some_numbers_of_devices_are_refused(capsys):
+  with pytest.raises(SystemExit, match='2'):
+    cost.main(
+      ['lm_codistill:smoke', '--devices=1', *['--microbatches', '1', '2']]
+    )
+  assert 'as many numbers as --devices' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'argument', ['--devices=0', '--teachers=0', '--microbatches=0']
+)
 def test_less_than_one_is_refused(argument, capsys):
   with pytest.raises(SystemExit, match='2'):
     cost.main(['lm_codistill:smoke', argument])

@@ -54,16 +54,17 @@ def test_the_lines_of_its_readme_predict_as_the_project_does(
   readme = (exported / 'README.md').read_text(encoding='utf-8')
   [lines] = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
   assert len(lines.strip().splitlines()) <= 8
-  before = 'import sys, numpy\ninputs = numpy.load(sys.argv[1])\n'
+  before = 'import sys, numpy\nimages = numpy.load(sys.argv[1])\n'
   after = """
-single = jax.jit(exported.call)(variables, inputs[:1])
+single = jax.jit(exported.call)(variables, images[:1])
 numpy.savez(sys.argv[2], all=probabilities, single=single)
 ours = {'codistill', 'data', 'experiments', 'scripts', 'flax'}
 assert not ours & {name.split('.')[0] for name in sys.modules}
 """
   paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
   elsewhere = [path for path in paths if path and pathlib.Path(path) != ROOT]
-  inputs = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype('float32')
+  rng = np.random.default_rng(0)
+  inputs = rng.integers(256, size=(5, 16, 16, 3)).astype('uint8')
   np.save(tmp_path / 'inputs.npy', inputs)
   files = [str(tmp_path / 'inputs.npy'), str(tmp_path / 'outputs.npz')]
   done = subprocess.run(
@@ -91,7 +92,7 @@ def test_it_is_lowered_for_every_platform_and_any_batch(exported):
   assert predict.platforms == ('cpu', 'cuda', 'tpu')
   assert predict.nr_devices == 1
   [outputs] = predict.out_avals
-  assert str(outputs.shape) == '(batch, 10)'
+  assert str(outputs.shape) == '(batch, 1000)'
 
 
 def test_it_says_what_it_is(pair, exported):
@@ -103,7 +104,7 @@ def test_it_says_what_it_is(pair, exported):
   assert about['commit'] == run['commit'][:12]
   readme = (exported / 'README.md').read_text(encoding='utf-8')
   assert 'Member 1 of imagenet_codistill:smoke, after 10 updates' in readme
-  assert '[batch, 8, 8, 1]' in readme
+  assert 'uint8 [batch, 16, 16, 3]' in readme
   assert str(tuple(run['config']['data']['mean'])) in readme
 
 
@@ -131,7 +132,7 @@ def test_what_only_some_platforms_can_do_is_for_those():
   twice.def_abstract_eval(lambda x: x)
 
   def predict(variables, inputs, memory):
-    features = twice.bind(inputs)
+    features = twice.bind(inputs.astype('float32'))
     return Prediction(features, Head(**variables)), memory
 
   def unused(*arguments):

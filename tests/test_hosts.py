@@ -27,7 +27,7 @@ SHORT = (
   '--config.codistill.synchronous=True',
   '--config.codistill.wait_timeout_s=200',
   '--config.eval_interval_steps=5',
-  '--config.eval_batch_size=360',
+  '--config.eval_batch_size=32',
 )
 
 
@@ -144,7 +144,7 @@ def test_a_killed_process_of_a_member_stops_that_member_alone(tmp_path):
     '--config.model.name=dnn',
     '--config.model.dnn.hidden=(8,)',
     '--config.eval_interval_steps=200',
-    '--config.eval_batch_size=360',
+    '--config.eval_batch_size=32',
     '--config.checkpoint_interval_steps=20',
     '--config.codistill.reload_interval_steps=5',
     '--config.codistill.lease_timeout_s=10',

@@ -1,5 +1,7 @@
 """The networks behind the seam: sizes, statistics, precision, first weights."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,14 @@ from networks import (
 )
 
 from codistill import losses, optim, sharding
-from codistill.models import MODELS, lstm, make_resnet, transformer
+from codistill.models import (
+  MODELS,
+  Model,
+  lstm,
+  make_resnet,
+  transformer,
+  with_pixels,
+)
 
 BATCH = 4
 
@@ -184,6 +193,16 @@ def test_predict_changes_nothing_and_forward_returns_new_statistics(
       lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), memory, same
     )
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), zero)
+
+
+@pytest.mark.parametrize('make', [make_small_resnet, make_small_wide_resnet])
+def test_what_is_no_number_is_seen_in_what_is_predicted(make):
+  """XLA's maximum makes it 0 on CPUs; in networks as large as these."""
+  model = make(input_shape=(16, 16, 3))
+  prediction, _ = jax.jit(model.predict)(
+    model.init(jax.random.key(0)), jnp.full((16, 16, 16, 3), jnp.nan), ()
+  )
+  assert np.isnan(prediction.logits).all()
 
 
 @every_model
@@ -653,3 +672,40 @@ def test_weight_decay_leaves_out_batch_norm_and_nothing_else():
     names = jax.tree_util.keystr(path)
     assert mark == ('norm' not in names.lower())
   assert {mark for _, mark in marks} == {True, False}
+
+
+# Pixels.
+
+
+def test_pixels_are_normalised_in_every_function_that_takes_them():
+  def seen(variables, inputs, *rest):
+    return inputs, rest
+
+  functions = [field.name for field in dataclasses.fields(Model)]
+  assert {'init', 'memory', 'predict', 'forward'} <= set(functions)
+  model = with_pixels(
+    Model(**dict.fromkeys(functions, seen)),
+    mean=(0.1, 0.2, 0.3),
+    std=(0.5, 0.25, 2.0),
+  )
+  pixels = np.random.default_rng(0).integers(256, size=(5, 4, 4, 3))
+  pixels = pixels.astype(np.uint8)
+  expected = (pixels / 255 - (0.1, 0.2, 0.3)) / (0.5, 0.25, 2.0)
+  for name in functions:
+    function = getattr(model, name)
+    if name in ('init', 'memory'):
+      assert function is seen
+      continue
+    inputs, rest = jax.jit(function)({}, pixels, 1, 2)
+    assert rest == (1, 2)
+    assert inputs.dtype == jnp.float32
+    np.testing.assert_allclose(inputs, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pixels_need_a_mean_and_a_deviation_of_each_channel():
+  model = Model(*[lambda *inputs: inputs] * 4)
+  with pytest.raises(ValueError, match='got 1 and 2 numbers'):
+    with_pixels(model, mean=(0.5,), std=(0.5, 0.5))
+  grey = with_pixels(model, mean=(0.5,), std=(0.5,))
+  with pytest.raises(ValueError, match='have 1 numbers, images 3 channels'):
+    grey.predict({}, np.zeros((2, 4, 4, 3), np.uint8), ())

@@ -124,6 +124,39 @@ def test_preparing_asks_for_array_record(monkeypatch, tmp_path, capsys):
   assert f'fashion_mnist is prepared in {tmp_path}' in capsys.readouterr().out
 
 
+def test_imagenet_says_what_to_fetch_and_where_to_put_it(
+  monkeypatch, tmp_path, capsys
+):
+  pretend(monkeypatch, tensorflow=False)
+  manual = tmp_path / 'downloads' / 'manual'
+
+  def message():
+    return prepare_images.main(['imagenet2012', f'--data_dir={tmp_path}'])
+
+  train, validation = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
+  said = message()
+  assert f'{train} and {validation} are not in {manual}' in said
+  assert 'https://image-net.org/download-images' in said
+  assert '\n' not in said
+  manual.mkdir(parents=True)
+  (manual / train).write_text('')
+  assert f'{validation} is not in {manual}' in message()
+  # And then TFDS does the rest, from where it looks itself.
+  (manual / validation).write_text('')
+  assert 'needs TensorFlow, which is not installed' in message()
+  pretend(monkeypatch, tensorflow=True)
+  folders = []
+
+  def note(builder, **options):
+    del options
+    folders.append(builder.data_dir)
+
+  replace_download(monkeypatch, note)
+  assert message() is None
+  assert folders == [str(tmp_path / 'imagenet2012' / '5.1.0')]
+  assert 'imagenet2012 is prepared in' in capsys.readouterr().out
+
+
 def test_a_failed_download_is_one_sentence(monkeypatch, tmp_path):
   def fail(builder, **options):
     raise ConnectionError('no route to host')

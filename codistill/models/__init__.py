@@ -3,7 +3,13 @@
 from codistill.models.click_dnn import make_click_dnn
 from codistill.models.dnn import make_dnn
 from codistill.models.lstm import make_lstm
-from codistill.models.model import Head, Model, Prediction, make_feedforward
+from codistill.models.model import (
+  Head,
+  Model,
+  Prediction,
+  make_feedforward,
+  with_pixels,
+)
 from codistill.models.resnet import make_resnet
 from codistill.models.transformer import make_transformer
 from codistill.models.wide_resnet import make_wide_resnet
@@ -29,4 +35,5 @@ __all__ = [
   'make_resnet',
   'make_transformer',
   'make_wide_resnet',
+  'with_pixels',
 ]

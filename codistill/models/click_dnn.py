@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from codistill.models.model import Head, Model, Prediction, make_feedforward
+from codistill.models.relu import relu
 
 Inputs = dict[str, Array]
 
@@ -66,7 +67,7 @@ class ClickDNN(nn.Module):
       dtype=self.dtype,
     )
     for width in self.hidden:
-      features = nn.relu(
+      features = relu(
         nn.Dense(
           width,
           dtype=self.dtype,

@@ -15,6 +15,7 @@ from codistill.models.model import (
   Prediction,
   make_feedforward,
 )
+from codistill.models.relu import relu
 
 
 class DNN(nn.Module):
@@ -30,7 +31,7 @@ class DNN(nn.Module):
     """Prediction for inputs of shape [batch, …]."""
     features = inputs.reshape(len(inputs), -1).astype(self.dtype)
     for width in self.hidden:
-      features = nn.relu(
+      features = relu(
         nn.Dense(
           width,
           dtype=self.dtype,

@@ -16,6 +16,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 PyTree = Any
@@ -102,6 +103,50 @@ class Model:
       [prediction for prediction, _ in results],
       tuple(memory for _, memory in results),
     )
+
+
+def with_pixels(
+  model: Model, *, mean: Sequence[float], std: Sequence[float]
+) -> Model:
+  """The same network on images as they are stored, uint8 or [0, 255].
+
+  A batch goes to the device at a quarter of the bytes, and is normalised there.
+
+  Args:
+    model: whose inputs are float32 [batch, height, width, channels].
+    mean: per channel, subtracted from pixels scaled to [0, 1].
+    std: per channel, divides the result.
+
+  Raises:
+    ValueError: if there are not as many of one as of the other.
+  """
+  if len(mean) != len(std):
+    raise ValueError(
+      'mean and std need one number per channel each, got '
+      f'{len(mean)} and {len(std)} numbers'
+    )
+  shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+  def normalise(pixels: jax.typing.ArrayLike) -> Array:
+    if pixels.shape[-1] != len(shift):
+      raise ValueError(
+        f'mean and std have {len(shift)} numbers, images {pixels.shape[-1]} '
+        'channels'
+      )
+    return (jnp.asarray(pixels, jnp.float32) / 255 - shift) / scale
+
+  def on_pixels(function):
+    return lambda variables, inputs, *rest: function(
+      variables, normalise(inputs), *rest
+    )
+
+  # Whatever takes inputs, so that none is forgotten.
+  functions = {
+    field.name: on_pixels(getattr(model, field.name))
+    for field in dataclasses.fields(model)
+    if field.name not in ('init', 'memory') and getattr(model, field.name)
+  }
+  return dataclasses.replace(model, **functions)
 
 
 class LinearHead(nn.Module):

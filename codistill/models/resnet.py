@@ -29,6 +29,7 @@ from codistill.models.model import (
   Prediction,
   make_feedforward,
 )
+from codistill.models.relu import relu
 
 # He et al. (2015): normal with variance 2 / fan-out.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -60,12 +61,12 @@ class _Block(nn.Module):
       )
       zero = nn.initializers.zeros
       y = self.norm(scale_init=zero)(y) if i == last else self.norm()(y)
-      y = nn.relu(y) if i < last else y
+      y = relu(y) if i < last else y
     if residual.shape != y.shape:
       stride = (self.stride, self.stride)
       residual = self.conv(self.widths[-1], (1, 1), stride, name='shortcut')(x)
       residual = self.norm(name='shortcut_norm')(residual)
-    return nn.relu(residual + y)
+    return relu(residual + y)
 
 
 class ResNet(nn.Module):
@@ -117,12 +118,10 @@ class ResNet(nn.Module):
     number = itertools.count()
     x = inputs.astype(self.dtype)
     if self.small_images:
-      x = nn.relu(
-        norm(name='stem_norm')(conv(self.width, (3, 3), name='stem')(x))
-      )
+      x = relu(norm(name='stem_norm')(conv(self.width, (3, 3), name='stem')(x)))
     else:
       x = conv(self.width, (7, 7), (2, 2), padding=3, name='stem')(x)
-      x = nn.relu(norm(name='stem_norm')(x))
+      x = relu(norm(name='stem_norm')(x))
       x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     for stage, num_blocks in enumerate(self.stage_sizes):
       width = self.width * 2**stage

@@ -23,6 +23,7 @@ from codistill.models.model import (
   Prediction,
   make_feedforward,
 )
+from codistill.models.relu import relu
 
 # He et al. (2015): normal with variance 2 / fan-out.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -40,12 +41,12 @@ class _Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     stride = (self.stride, self.stride)
-    y = nn.relu(self.norm()(x))
+    y = relu(self.norm()(x))
     # A projection sees what the block sees; an identity what came before.
     if x.shape[-1] != self.width:
       x = self.conv(self.width, (1, 1), stride, name='shortcut')(y)
     y = self.conv(self.width, (3, 3), stride, padding=1)(y)
-    y = nn.relu(self.norm()(y))
+    y = relu(self.norm()(y))
     return x + self.conv(self.width, (3, 3), padding=1)(y)
 
 
@@ -83,7 +84,7 @@ class WideResNet(nn.Module):
       for block in range(self.blocks):
         stride = 2 if stage > 0 and block == 0 else 1
         x = _Block(width, stride, conv, norm)(x)
-    features = nn.relu(norm(name='last_norm')(x)).mean((1, 2))
+    features = relu(norm(name='last_norm')(x)).mean((1, 2))
     head = LinearHead(
       self.num_classes,
       self.param_dtype,

@@ -34,6 +34,8 @@ def get_config(variant: str = '') -> ConfigDict:
     _cifar100(config)
   if variant == 'reduced':
     _fashion_mnist(config)
+  if variant == 'laptop':
+    config.num_steps = 400
   if variant == 'smoke':
     config.two_phase.model = 'wide_resnet'
     config.model.wide_resnet.depth = 10
@@ -57,6 +59,7 @@ def _cifar100(config: ConfigDict) -> None:
   config.data.augmentation = 'shift_flip'
   config.data.padding = 4
   config.data.cache = True
+  config.data.num_workers = 0
   config.model.dtype = 'float32'
   config.model.resnet.depth = 32
   config.model.resnet.width = 16

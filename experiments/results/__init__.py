@@ -32,6 +32,7 @@ MACHINE_KEYS = (
   'data.cache',
   'data.data_dir',
   'data.num_threads',
+  'data.num_workers',
   'data.prefetch_batches',
   'eval_batch_size',
   'num_devices',

@@ -4,6 +4,7 @@ r"""What training costs, measured on this machine.
 
 clicks: how fast a click log is prepared, and read in shuffled batches;
 exchange: weights through a folder: stall of the loop, bytes, seconds;
+images: read, decoded, augmented, batched: images a second a core;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
 publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
@@ -29,6 +30,7 @@ from rich.console import Console
 from scripts.benchmark import (
   clicks,
   exchange,
+  images,
   loss,
   lstm,
   publication,
@@ -41,6 +43,7 @@ from scripts.benchmark.measure import Measure, machine, table
 PARTS = {
   'clicks': clicks,
   'exchange': exchange,
+  'images': images,
   'loss': loss,
   'lstm': lstm,
   'publication': publication,

@@ -1,0 +1,173 @@
+"""A few made-up JPEGs exactly as ImageNet is stored: nothing to download.
+
+What reads `imagenet2012` reads these, too: files, features and keys are those
+that TFDS writes. One training image is grey and one a PNG, as in ImageNet. The
+labels say nothing of the images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data import images
+
+NAME, VERSION = 'imagenet2012', '5.1.0'
+NUM_CLASSES = 1_000
+_SPLITS = {'train': 128, 'validation': 32}
+# Changes when what is written does.
+_KEY = 'imagenet-sample'
+Example = Mapping[str, Any]
+
+
+def open_set(train_split, eval_split):
+  """Opens 128 images to train on and 32 to validate on, of 1,000 classes.
+
+  Args:
+    train_split: 'train', or a part of it as TFDS writes it.
+    eval_split: 'validation', likewise.
+
+  Returns:
+    The shape of an image, the number of classes, and the two splits.
+
+  Raises:
+    ValueError: for other splits, or if the images cannot be written.
+  """
+  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  folder = pathlib.Path(base).expanduser() / 'codistill' / _KEY
+  if not folder.exists():
+    try:
+      _make(folder)
+    except OSError as error:
+      raise ValueError(
+        f'The sample of images cannot be written to {folder.parent} '
+        f'({error.strerror}): set XDG_CACHE_HOME to a folder where it can.'
+      ) from error
+  return images.open_tfds(NAME, folder, train_split, eval_split)
+
+
+def write(folder: str | os.PathLike, splits: Mapping[str, Iterable[Example]]):
+  """Writes examples as TFDS writes ImageNet, without TensorFlow.
+
+  Args:
+    folder: what is to be `data_dir`.
+    splits: by name, examples {'image': bytes, 'label': int, 'file_name': str}.
+  """
+  # Only here: who reads needs neither at once.
+  import tensorflow_datasets as tfds
+  from array_record.python import array_record_module
+
+  path = pathlib.Path(folder, NAME, VERSION)
+  path.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(
+    {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+      'file_name': tfds.features.Text(),
+    }
+  )
+  features.save_config(path)
+  described = []
+  for split, examples in splits.items():
+    file = path / f'{NAME}-{split}.array_record-00000-of-00001'
+    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+    count = 0
+    for example in examples:
+      writer.write(features.serialize_example(example))
+      count += 1
+    writer.close()
+    described.append(
+      {
+        'name': split,
+        'shardLengths': [str(count)],
+        'numBytes': str(file.stat().st_size),
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+      }
+    )
+  keys = [{'featureKey': 'image'}, {'featureKey': 'label'}]
+  info = {
+    'name': NAME,
+    'version': VERSION,
+    'fileFormat': 'array_record',
+    'splits': described,
+    'supervisedKeys': {'tuple': {'items': keys}},
+  }
+  (path / 'dataset_info.json').write_text(json.dumps(info))
+
+
+def photograph(rng, height: int, width: int) -> np.ndarray:
+  """Pixels with the spectrum of photographs, 1/f, and edges.
+
+  Args:
+    rng: NumPy's generator.
+    height: in pixels.
+    width: in pixels.
+
+  Returns:
+    uint8 [height, width, 3]. As a JPEG of quality 90 it has about as many bytes
+    as ImageNet's images of that size.
+  """
+  frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+  frequency[0, 0] = 1 / max(height, width)
+
+  def field(power, scale):
+    noise = rng.normal(size=(2, *frequency.shape))
+    values = np.fft.irfft2(
+      (noise[0] + 1j * noise[1]) / frequency**power, s=(height, width)
+    )
+    return scale * (values - values.mean()) / values.std()
+
+  grey = 120 + field(1, 55)
+  for _ in range(12):
+    shape = np.zeros((height, width), np.uint8)
+    centre = [int(rng.integers(side)) for side in (width, height)]
+    axes = [int(rng.uniform(0.02, 0.25) * width) + 1 for _ in range(2)]
+    cv2.ellipse(shape, centre, axes, rng.uniform(0, 180), 0, 360, 1, -1)
+    grey = np.where(shape, 0.6 * grey + rng.uniform(0, 100), grey)
+  colour = np.stack([grey + field(1.3, 16) for _ in range(3)], -1)
+  return colour.clip(0, 255).astype(np.uint8)
+
+
+def encode(pixels: np.ndarray, extension: str = '.jpg') -> bytes:
+  """A file of RGB or grey pixels, as JPEG of quality 90."""
+  quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if extension == '.jpg' else []
+  return cv2.imencode(extension, pixels[..., ::-1], quality)[1].tobytes()
+
+
+def _make(folder: pathlib.Path) -> None:
+  """Writes the sample, unless another process does so first."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  work = tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent)
+  try:
+    write(work, {name: _examples(name, num) for name, num in _SPLITS.items()})
+    try:
+      os.rename(work, folder)
+    except OSError:
+      if not folder.exists():
+        raise
+  finally:
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _examples(split, count):
+  rng = np.random.default_rng(sum(split.encode()))
+  for number in range(count):
+    height, width = (int(side) for side in rng.integers(32, 96, size=2))
+    pixels = photograph(rng, height, width)
+    image = encode(pixels)
+    if split == 'train':
+      image = {
+        1: encode(pixels[..., :1]),
+        2: encode(pixels, '.png'),
+      }.get(number, image)
+    label = int(rng.integers(NUM_CLASSES))
+    name = f'{split}_{number}.JPEG'
+    yield {'image': image, 'label': label, 'file_name': name}

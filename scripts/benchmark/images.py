@@ -1,0 +1,195 @@
+"""How fast images reach a model: stored, decoded, augmented, batched.
+
+Made-up photographs of ImageNet's usual size (500 × 375, quality 90, about 110
+kB), in imagenet2012's own form, to 224 pixels: images a second that one core
+would do, by the processor time of all processes at it. First by stage, each
+alone; then the pipeline as training runs it, with 0, 1 and 2 worker processes,
+in turn a few batches of each. And large photographs (2,000 × 1,500), which JPEG
+scales down itself. If TensorFlow is installed, the same augmentation in
+tf.data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psutil
+
+from data import augmentation, imagenet_sample
+from data.decoding import Encoded
+from data.images import ImageSet, make_images
+from scripts.benchmark.measure import Measure, Measures
+
+TITLE = 'images, 500 × 375 → 224 × 224'
+ROUNDS = 'rounds of each stage and each pipeline'
+SIZE, LARGE = (375, 500), (1_500, 2_000)
+IMAGE_SIZE = 224
+NUM_IMAGES, NUM_LARGE, COPIES = 64, 4, 16
+BATCH_SIZE = 128
+NUM_BATCHES = 4
+REST_SECONDS = 1.0
+WORKERS = (0, 1, 2)
+RATE = 'images/s a core'
+
+
+def measure(rounds: int) -> Iterator[list[Measure]]:
+  """Times stages and pipelines in turn.
+
+  Args:
+    rounds: of each; one more goes before and is not counted.
+
+  Yields:
+    After each round all that has been measured.
+  """
+  rng = np.random.default_rng(0)
+  files = _photographs(rng, NUM_IMAGES, *SIZE)
+  large = _photographs(rng, NUM_LARGE, *LARGE)
+  found = Measures()
+  found.note('file', 'kB', sum(map(len, files)) / len(files) / 1e3)
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    examples = [
+      {'image': data, 'label': number, 'file_name': str(number)}
+      for number, data in enumerate(files)
+    ]
+    # Grain takes longer to shuffle a few than many.
+    splits = {'train': COPIES * examples, 'validation': examples[:1]}
+    imagenet_sample.write(folder, splits)
+    pipelines = {}
+    for num_workers in WORKERS:
+      image_set = _open(folder, num_workers)
+      batches = image_set.train(
+        member=0, members=1, partition='shared', seed=0, batch_size=BATCH_SIZE
+      )
+      pipelines[num_workers] = stack.enter_context(contextlib.closing(batches))
+    stages = _stages(_open(folder, 0), files, large)
+    tf_batches = _tf_batches(files)
+    for number in range(rounds + 1):
+      rates = {}
+      for name, (stage, count) in stages.items():
+        began = time.process_time()
+        stage()
+        rates[name] = count / (time.process_time() - began)
+      for num_workers, batches in pipelines.items():
+        rates[f'pipeline, {num_workers} workers'] = _pull(batches)
+      if tf_batches is not None:
+        rates['tf.data'] = _pull(tf_batches)
+      if number:
+        for name, rate in rates.items():
+          found.note(name, RATE, rate)
+        yield found.all()
+  if tf_batches is None:
+    print('TensorFlow is not installed here: nothing of tf.data beside it.')
+
+
+def _photographs(rng, count: int, height: int, width: int) -> list[bytes]:
+  return [
+    imagenet_sample.encode(imagenet_sample.photograph(rng, height, width))
+    for _ in range(count)
+  ]
+
+
+def _open(folder: str, num_workers: int) -> ImageSet:
+  return make_images(
+    imagenet_sample.NAME,
+    train_split='train',
+    eval_split='validation',
+    unlabelled_split=None,
+    data_dir=folder,
+    augmentation='inception',
+    padding=None,
+    image_size=IMAGE_SIZE,
+    cache=False,
+    num_workers=num_workers,
+    num_threads=1,
+    prefetch_batches=1,
+  )
+
+
+def _stages(
+  image_set: ImageSet, files: list[bytes], large: list[bytes]
+) -> dict[str, tuple[Callable[[], object], int]]:
+  """What each stage does, alone, and with how many images."""
+  encoded = [Encoded(data, 3) for data in files]
+  decoded = [image.whole for image in encoded]
+
+  def crop(images):
+    rng = np.random.default_rng(0)
+    for image in images:
+      augmentation.random_resized_crop(image, rng, IMAGE_SIZE)
+
+  def decode(files):
+    for data in files:
+      # A new one each time: it keeps what it has decoded.
+      _ = Encoded(data, 3).whole
+
+  everything = np.arange(len(files))
+  return {
+    'read': (lambda: image_set.train_split.read(everything), len(files)),
+    'decode': (lambda: decode(files), len(files)),
+    'augment': (lambda: crop(decoded), len(files)),
+    'decode and augment': (
+      lambda: crop([Encoded(data, 3) for data in files]),
+      len(files),
+    ),
+    'large: decode': (lambda: decode(large), len(large)),
+    'large: decode in part and augment': (
+      lambda: crop([Encoded(data, 3) for data in large]),
+      len(large),
+    ),
+  }
+
+
+def _pull(batches: Iterator[dict[str, np.ndarray]]) -> float:
+  """Images a second of processor time."""
+  # From rest to rest: what others have read ahead is not counted, and what
+  # these read ahead is, once.
+  spent = _rest()
+  for _ in range(NUM_BATCHES):
+    next(batches)
+  return NUM_BATCHES * BATCH_SIZE / (_rest() - spent)
+
+
+def _rest() -> float:
+  """Waits until nothing is read ahead; returns the processor time so far."""
+  before, now = -1.0, _processor_seconds()
+  while now - before > 0.01:
+    time.sleep(REST_SECONDS)
+    before, now = now, _processor_seconds()
+  return now
+
+
+def _processor_seconds() -> float:
+  this = psutil.Process()
+  times = [one.cpu_times() for one in (this, *this.children(recursive=True))]
+  return sum(each.user + each.system for each in times)
+
+
+def _tf_batches(files: list[bytes]) -> Iterator[dict[str, np.ndarray]] | None:
+  """The same augmentation in tf.data, from files in memory."""
+  if importlib.util.find_spec('tensorflow') is None:
+    return None
+  import tensorflow as tf
+
+  def augment(data):
+    window, size, _ = tf.image.sample_distorted_bounding_box(
+      tf.io.extract_jpeg_shape(data),
+      tf.zeros([1, 0, 4]),
+      aspect_ratio_range=(3 / 4, 4 / 3),
+      area_range=(0.08, 1.0),
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.concat([window[:2], size[:2]], 0)
+    image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+    image = tf.image.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
+    return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
+
+  images = tf.data.Dataset.from_tensor_slices(files).repeat()
+  batches = images.map(augment, num_parallel_calls=1).batch(BATCH_SIZE)
+  return batches.as_numpy_iterator()
