@@ -12,8 +12,8 @@ So the sweep changes the transfer set. The teachers learn from a half of the
 training images (`two_phase.train_split`); the student from the same half, as is
 usual; from the other half, which no teacher has seen, with its labels; from
 that half by ψ alone; or from the first half and, without labels, the other one
-(`data.unlabelled_split`). Nobody learns from the images that all are evaluated
-on.
+(`data.unlabelled_split`). Beside them the student without a teacher. Nobody
+learns from the images that all are evaluated on.
 
   python -m experiments.sweep --config=imagenet_two_phase:reduced --seeds=3
 
@@ -42,13 +42,17 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """The same data, held-out data, the same without labels, and both."""
+  """The same data, held-out data, that without labels, both; no teacher."""
   _, unseen = _halves(variant)
   return [
     {},
     {'data.train_split': unseen},
     {'data.train_split': unseen, 'codistill.task_weight': 0.0},
     {'data.unlabelled_split': unseen},
+    {
+      'codistill.exchange': 'none',
+      'codistill.burn_in_steps': get_config(variant).num_steps,
+    },
   ]
 
 

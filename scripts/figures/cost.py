@@ -24,6 +24,7 @@ from scripts.figures.arms import (
   LOSS,
   Arm,
   Curve,
+  Metric,
   Rows,
   crossing,
   mean_curve,
@@ -248,16 +249,27 @@ def draw_curves(
   rows: Rows,
   arms: Sequence[Arm],
   unit: Callable[[Result, float], float],
+  metric: Metric = LOSS,
+  early: float = _EARLY,
 ) -> None:
-  """Means over seeds, over something that a run's steps make."""
+  """Means over seeds, over something that a run's steps make.
+
+  Args:
+    axes: to draw on.
+    rows: of all configs.
+    arms: a curve each.
+    unit: from a run and a step to what is on the horizontal axis.
+    metric: on the vertical one.
+    early: share of the steps from which on all is in sight.
+  """
   late = []
   for arm in arms:
-    runs = LOSS.whole(arm.runs(rows), arm.who)
-    points = curve(arm, rows)
+    runs = metric.whole(arm.runs(rows), arm.who)
+    points = curve(arm, rows, metric)
     if not points:
       continue
     x, y = zip(*points, strict=True)
-    late += [b for a, b in points if a > _EARLY * x[-1]]
+    late += [b for a, b in points if a > early * x[-1]]
     axes.plot(
       [unit(runs[0], step) for step in x],
       y,
@@ -266,9 +278,10 @@ def draw_curves(
       label=f'{arm.label} ({seeds_text(len(runs))})',
     )
   if late:
-    axes.set_ylim(min(late) - 0.02, max(late) + 0.02)
+    margin = 0.02 * metric.scale
+    axes.set_ylim(min(late) - margin, max(late) + margin)
     axes.legend()
-  axes.set_ylabel(LOSS.label)
+  axes.set_ylabel(metric.label)
 
 
 def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
@@ -278,10 +291,10 @@ def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
   axes.set_xlabel('forward passes of a token, all members and teachers (M)')
 
 
-def curve(arm: Arm, rows: Rows) -> Curve:
+def curve(arm: Arm, rows: Rows, metric: Metric = LOSS) -> Curve:
   """(step, mean over seeds) of an arm's runs that got to their end."""
-  runs = LOSS.whole(arm.runs(rows), arm.who)
+  runs = metric.whole(arm.runs(rows), arm.who)
   if not runs:
     return []
-  x, mean, _, _ = mean_curve([LOSS.curve(run, arm.who) for run in runs])
+  x, mean, _, _ = mean_curve([metric.curve(run, arm.who) for run in runs])
   return list(zip(x, mean, strict=True))
