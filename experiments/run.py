@@ -223,6 +223,9 @@ def _first_phase(config: ConfigDict) -> ConfigDict:
   first.codistill.members = config.two_phase.members
   first.codistill.burn_in_steps = config.two_phase.num_steps
   first.codistill.exchange = 'none'
+  # Not in the first phase, which is then the same for students that differ in
+  # these.
+  first.codistill.task_weight = first.codistill.distill_weight = 1.0
   if config.two_phase.model is not None:
     first.model.name = config.two_phase.model
   split = config.two_phase.train_split
