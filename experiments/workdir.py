@@ -126,7 +126,7 @@ def open_workdir(
       what is there, or nobody knows who did.
   """
   if re.search(r'\[.*\]', str(path)):
-    # Orbax looks for what it has written with a pattern that has the path in it.
+    # Orbax looks for what it wrote with a pattern that the path is a part of.
     raise UserError(
       f'no checkpoint in {path} could be read again, because of its brackets; '
       'choose another --workdir'

@@ -1,5 +1,7 @@
 """Distillation in two phases on images: transfer sets, and teachers' ages."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -109,6 +111,21 @@ def test_a_first_phase_is_collected_with_its_student(student, tmp_path):
   [result] = results.read(path)
   assert result.point['data.unlabelled_split'] == UNSEEN
   assert result.run['teachers'] == fit_of(workdir / 'ensemble')
+
+
+def test_students_of_other_data_have_the_same_first_phase(student, tmp_path):
+  workdir, _ = student
+  shutil.copytree(workdir / 'ensemble', tmp_path / 'ensemble')
+  outcome = run_command(
+    tmp_path,
+    *SHORT,
+    f'--config.data.train_split={UNSEEN}',
+    '--config.codistill.task_weight=0.0',
+    config='imagenet_two_phase:smoke',
+  )
+  assert outcome.status == 0
+  rows = (folder / 'ensemble' / 'rows.jsonl' for folder in (workdir, tmp_path))
+  assert len({path.read_text() for path in rows}) == 1
 
 
 def test_rows_that_are_gone_tell_nothing_of_a_fit(student, tmp_path):

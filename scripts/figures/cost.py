@@ -53,11 +53,11 @@ def trained_on(run: Result, step: float) -> float:
   """
   config = run.run['config']
   own = config['batch_size'] * config['data'].get('sequence_length', 1)
-  phase = config['two_phase']
-  return own * (
-    config['codistill']['members'] * step
-    + phase['members'] * phase['num_steps'] * has_first_phase(run)
-  )
+  first = 0
+  if has_first_phase(run):
+    phase = config['two_phase']
+    first = phase['members'] * phase['num_steps']
+  return own * (config['codistill']['members'] * step + first)
 
 
 def forward_passes(run: Result, step: float) -> float:
@@ -65,10 +65,13 @@ def forward_passes(run: Result, step: float) -> float:
   config = run.run['config']
   own = config['batch_size'] * config['data'].get('sequence_length', 1)
   codistill = config['codistill']
-  teachers = {
-    'none': 0,
-    'frozen': config['two_phase']['members'],
-  }.get(codistill['exchange'], codistill['members'] - 1)
+  match codistill['exchange']:
+    case 'none':
+      teachers = 0
+    case 'frozen':
+      teachers = config['two_phase']['members']
+    case _:
+      teachers = codistill['members'] - 1
   taught = max(0, step - codistill['burn_in_steps'])
   return _UPDATE * trained_on(run, step) + own * (
     codistill['members'] * teachers * taught
@@ -77,8 +80,9 @@ def forward_passes(run: Result, step: float) -> float:
 
 def total_steps(run: Result, step: float) -> float:
   """Updates one after another: a first phase's come before."""
-  first = run.run['config']['two_phase']['num_steps'] * has_first_phase(run)
-  return first + step
+  if not has_first_phase(run):
+    return step
+  return run.run['config']['two_phase']['num_steps'] + step
 
 
 def seconds(run: Result, step: float) -> float:

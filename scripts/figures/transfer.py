@@ -25,6 +25,7 @@ from scripts.figures.figure import (
 )
 
 _ARMS = (STUDENT_ALONE, *TRANSFER)
+# Of the steps: from there on all is in sight.
 _LATE = 0.5
 
 
@@ -62,7 +63,8 @@ class Transfer(Figure):
       fontsize=7.5,
     )
     axes.set(xlim=(-0.5, len(TRANSFER) - 0.5), ylabel=TOP_1.label)
-    axes.legend()
+    if TOP_1.ends(STUDENT_ALONE.runs(rows), STUDENT_ALONE.who):
+      axes.legend()
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line a transfer set."""
