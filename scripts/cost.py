@@ -177,6 +177,46 @@ def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
   return needed | {'in_all': sum(needed.values()) + results}
 
 
+def kept_bytes(experiment: Experiment) -> int:
+  """What a device keeps of a microbatch for the gradient, by shapes alone.
+
+  Activations, and the weights that the gradient needs, of the network up to its
+  last linear layer. A compiler may keep less, zeros for example. That for CPUs
+  keeps what was to be computed again (`remat`), which its analysis thus does
+  not show.
+
+  Args:
+    experiment: whose.
+  """
+  arguments = abstract_arguments(experiment, 0)
+  parts = experiment.config.num_microbatches * experiment.mesh.size
+  state, inputs = arguments.state, arguments.batch['inputs']
+
+  def shrink(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return leaf.update(shape=(leaf.shape[0] // parts, *leaf.shape[1:]))
+
+  def kept(variables, inputs, memory, key):
+    params = variables['params']
+    others = {name: variables[name] for name in variables if name != 'params'}
+
+    def features(params):
+      prediction, *_ = experiment.model.forward(
+        {'params': params, **others}, inputs, memory, key
+      )
+      return prediction.features
+
+    return jax.vjp(features, params)[1]
+
+  return precision.num_bytes(
+    jax.eval_shape(
+      kept,
+      state.variables,
+      *jax.tree.map(shrink, (inputs, state.memory)),
+      state.key,
+    )
+  )
+
+
 def describe(
   name: str,
   microbatches: Mapping[int, int],
@@ -230,6 +270,7 @@ def describe(
     'memory': [
       {'devices': size, 'microbatches': microbatches[size], 'update': update}
       | update_memory(experiment, number)
+      | {'kept_for_gradient': kept_bytes(experiment)}
       for size, experiment in experiments.items()
       for update, number in updates.items()
     ],
@@ -250,7 +291,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
   memory.add_column(f'compiled for {found["backend"]}: devices')
   memory.add_column('microbatches', justify='right')
   memory.add_column('update')
-  for column in ('arguments', 'while it runs', 'in all'):
+  for column in ('arguments', 'while it runs', 'in all', 'kept, by shapes'):
     memory.add_column(f'{column} (GB)', justify='right')
   for line in found['memory']:
     memory.add_row(
@@ -259,7 +300,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
       line['update'],
       *(
         f'{line[key] / 1e9:,.4g}'
-        for key in ('arguments', 'while_it_runs', 'in_all')
+        for key in ('arguments', 'while_it_runs', 'in_all', 'kept_for_gradient')
       ),
     )
   return [work, memory]

@@ -5,7 +5,8 @@ on that `lm_codistill` says. FLOPs, bytes and memory were counted and compiled
 by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64 --json=FILE`, and
 are in experiments/results/cost_lm_codistill.json; rates are assumed, or given.
 What the updates of a small one reach here is of `python -m scripts.benchmark
-step`. `python -m scripts.scaling` prints the tables. No jax.
+step`. `python -m scripts.scaling` prints the tables. The memory of the paper's
+ResNet-50 is there, too, of `scripts.cost imagenet_codistill`. No jax.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ TOKENS_PER_STEP = 16_384 * 32
 # Between two publications.
 INTERVAL_STEPS = 50
 PUBLICATIONS_KEPT, CHECKPOINTS_KEPT = 3, 2
+# What is called `imagenet_codistill` of `scripts.cost`, by its file's ending.
+_IMAGE_COSTS = ('', '_remat', '_64')
 # Of `prepare_text`: uint16.
 _TOKEN_BYTES = 2
 # Pieces, embedding, units, layers.
@@ -273,6 +276,42 @@ def memory_table() -> str:
   return markdown.table(header, lines)
 
 
+def image_memory_table() -> str:
+  """Bytes of each device for the paper's ResNet-50."""
+  header = [
+    'devices of a member',
+    'microbatches',
+    'images at a time, a device',
+    'blocks computed again',
+    'burn-in: in all (GB)',
+    'codistilling: in all (GB)',
+    'of which kept for the gradient, by shapes, at most (GB)',
+    'compiled for',
+  ]
+  lines = []
+  for name in _IMAGE_COSTS:
+    cost = _read(f'cost_imagenet_codistill{name}.json')['cost']
+    backend = cost['backend'].upper()
+    found = {(line['devices'], line['update']): line for line in cost['memory']}
+    for devices in dict.fromkeys(number for number, _ in found):
+      both = [found[devices, update] for update in ('burn-in', 'codistilling')]
+      parts = both[0]['microbatches']
+      images = cost['examples_per_step'] // devices // parts
+      again = cost['changes'].get('model.resnet.remat', False)
+      lines.append(
+        [
+          f'{devices}',
+          f'{parts}',
+          f'{images}',
+          'yes' if again else 'no',
+          *(markdown.number(line['in_all'] / 1e9) for line in both),
+          markdown.number(both[0]['kept_for_gradient'] / 1e9),
+          f'{backend}: an estimate' if backend == 'CPU' else backend,
+        ]
+      )
+  return markdown.table(header, lines)
+
+
 def storage() -> dict[str, tuple[float, str]]:
   """Bytes of each thing, and what they are."""
   sizes = cost()['bytes']
@@ -318,4 +357,5 @@ def tables(share: float, rates: Mapping[str, float]) -> dict[str, str]:
     'plan-hours': hours_table(share, rates),
     'plan-memory': memory_table(),
     'plan-storage': storage_table(),
+    'plan-image-memory': image_memory_table(),
   }

@@ -77,6 +77,29 @@ def test_as_many_devices_do_not_exist(capsys):
   assert 'num_devices is 9, but there are 8 devices here' in said
 
 
+def test_kept_for_the_gradient_by_hand():
+  def kept(config, devices=1, **changes):
+    return cost.kept_bytes(cost.make_experiment(config, devices, **changes))
+
+  # A product of two needs the other factor: of each layer its inputs, and its
+  # weights where there is a layer before; where the rectifier was open, and
+  # the zeros for where it was not.
+  dnn = 'imagenet_codistill:smoke'
+  changes = {'model.name': 'dnn', 'model.dnn.hidden': (10, 20)}
+  pixels, batch = 16 * 16 * 3, 16
+  bytes_of_weights = 4 * 10 * 20
+  an_example = 4 * (pixels + 10) + (1 + 4) * (10 + 20)
+  assert kept(dnn, **changes) == bytes_of_weights + batch * an_example
+  for parts in ({'devices': 2}, {'num_microbatches': 2}):
+    found = kept(dnn, **parts, **changes)
+    assert found == bytes_of_weights + batch // 2 * an_example
+  # Blocks that are computed again keep what goes into them.
+  remat = {'model.resnet.remat': True}
+  assert kept(dnn, **remat) < 0.6 * kept(dnn)
+  # Another kind of inputs, and a memory.
+  assert kept('lm_codistill:smoke') > kept('lm_codistill:smoke', devices=8) > 0
+
+
 def test_microbatches_take_less_memory_and_are_written_down(tmp_path):
   path = tmp_path / 'cost.json'
   needed = {}
