@@ -29,10 +29,7 @@ from data.decoding import Encoded
 UNLABELLED = -1
 # Sets that are not TFDS's, by name: modules with a function
 # `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
-SETS = {
-  'digits': 'data.digits',
-  'imagenet_sample': 'data.imagenet_sample',
-}
+SETS = {'digits': 'data.digits', 'imagenet_sample': 'data.imagenet_sample'}
 # Rows of a batch that are read at a time: what threads and processes share out.
 _PIECE = 128
 # How many examples may be corrupt for each that is wanted.
