@@ -7,8 +7,8 @@ devices and equal updates. A budget of S steps at batch B buys one network at B
 for S steps (`imagenet_sync`), one at 2B for S/2 with twice the rate, or two at
 B for S/2 each: all have seen as many images, and all have computed as many
 gradients; codistillation computes its teachers besides. Every schedule is
-`imagenet_sync`'s of 90 epochs, shortened, and ψ comes on at the same share of
-it as in `imagenet_codistill`.
+`imagenet_sync`'s of 90 epochs, shortened; ψ comes on at the same share of it as
+in `imagenet_codistill`, and peers are reloaded as many times.
 
 Members draw from all of the data, and, as the paper has it on text, from
 disjoint halves. Because ψ regularises, too, weight decay drops by ten when ψ
@@ -35,6 +35,8 @@ def get_config(variant: str = '') -> ConfigDict:
   """`imagenet_codistill` on the same data, for half of the 90 epochs."""
   config = imagenet_codistill.get_config(variant)
   config.codistill.burn_in_steps //= 2
+  # ψ comes on with peers of just then, and not of before the rate dropped.
+  config.codistill.reload_interval_steps //= 2
   config.diversity.partition = 'same'
   return imagenet_sync.halve(config)
 
