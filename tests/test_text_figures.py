@@ -49,6 +49,8 @@ def rows(tmp_path_factory):
     ('lm_regime', {'data.max_train_tokens': 1_000, **APART}, 1, 2, 1.2),
     ('lm_regime', {'data.max_document_tokens': 9}, 1, 2, 0.6),
     ('lm_regime', {'data.max_document_tokens': 9, **APART}, 1, 2, 0.7),
+    ('lm_regime', {'schedule.constant.rate': 0.5}, 1, 2, 0.88),
+    ('lm_regime', {'schedule.constant.rate': 0.5, **APART}, 1, 2, 0.98),
     ('lm_regime', {'codistill.distill_weight': 2.0}, 1, 2, 0.95),
     ('lm_regime', {'codistill.burn_in_steps': 20}, 1, 2, 0.97),
     ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
@@ -196,6 +198,7 @@ def test_where_codistillation_gains(rows):
     'whole documents',
     '16 lanes a batch',
     '1,000 tokens of text',
+    'learning rate 0.5',
     'ψ weighs 2',
     'burn-in of 20 steps',
   ]
@@ -209,6 +212,7 @@ def test_where_codistillation_gains(rows):
   )
   assert found['16 lanes a batch'][gains] == (f'+{0.05 * 4 / 50:.4f} ± {0:.4f}')
   assert found['1,000 tokens of text'][gains] == f'+{0.3 * 4 / 50:.4f}'
+  assert found['learning rate 0.5'][gains] == f'+{0.1 * 4 / 50:.4f}'
   assert found['ψ weighs 2'][gains] == f'+{0.05 * 4 / 50:.4f}'
   assert found['16 lanes a batch']['the ensemble gains'] == (
     f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
@@ -218,7 +222,7 @@ def test_where_codistillation_gains(rows):
   assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
   # Dots, one a seed, condition by condition.
   dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
-  assert [len(line.get_xdata()) for line in dots] == [1, 1, 2, 1, 1, 1]
+  assert [len(line.get_xdata()) for line in dots] == [1, 1, 2, 1, 1, 1, 1]
   plt.close()
 
 

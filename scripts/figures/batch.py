@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.results import Result
 from scripts import markdown
@@ -83,10 +84,13 @@ class Batch(Figure):
       lanes = runs[0].run['config']['batch_size']
       own = (lanes, at) if (size, factor) == (1, 1) else own
       axes.plot(lanes, at, 'o', color=_COLORS.get(size, GRAY))
+      # Equal steps at two rates are one dot.
+      right = factor == max(each for one, each in points if one == size)
       axes.annotate(
         f'{_rate(runs):g}',
         (lanes, at),
-        xytext=(6, -3),
+        xytext=(6 if right else -6, -3),
+        horizontalalignment='left' if right else 'right',
         textcoords='offset points',
         fontsize=7.5,
       )
@@ -104,9 +108,10 @@ class Batch(Figure):
       {runs[0].run['config']['batch_size'] for runs in points.values()}
     )
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter('{x:g}')
-    axes.yaxis.set_minor_formatter('{x:g}')
-    axes.tick_params(axis='both', which='minor', labelsize=7)
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line a batch and rate."""

@@ -129,7 +129,7 @@ def _pair(rows: Rows, point: Mapping[str, Any]) -> Pair:
   return one_a_seed(together), one_a_seed(apart)
 
 
-def _values(rows: Rows, key: str) -> list[int]:
+def _values(rows: Rows, key: str) -> list[float]:
   points = (run.point for run in rows.get(_CONFIG, ()))
   return sorted({point[key] for point in points if key in point})
 
@@ -166,6 +166,7 @@ def _conditions(rows: Rows) -> dict[str, Pair]:
     (_BATCH, '{:,} lanes a batch'),
     (_TEXT, '{:,} tokens of text'),
     (_STEPS, '{:,} steps'),
+    ('schedule.constant.rate', 'learning rate {:g}'),
   ):
     for value in _values(rows, key):
       pair = _pair(rows, {key: value})
