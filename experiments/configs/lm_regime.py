@@ -6,7 +6,8 @@
 that never meet, the first of whom is synchronous SGD and both of whom are the
 ensemble: whole documents, of which a batch's lanes come through few; twice and
 four times the batch, where gradients are less noisy; a tenth of the text and a
-thirtieth, read again and again; four times the steps; twice the learning rate.
+thirtieth, read again and again; four times the steps; twice and four
+times the learning rate.
 Then ψ at half and at twice its weight, and a burn-in twice as long.
 """
 
@@ -42,7 +43,10 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     *({'batch_size': factor * config.batch_size} for factor in (2, 4)),
     *({'data.max_train_tokens': tokens // share} for share in (10, 30)),
     {'num_steps': 4 * config.num_steps},
-    {'schedule.constant.rate': 2 * config.schedule.constant.rate},
+    *(
+      {'schedule.constant.rate': factor * config.schedule.constant.rate}
+      for factor in (2, 4)
+    ),
   ]
   return [
     *(

@@ -63,6 +63,14 @@ class Metric:
       if row['kind'] == 'final' and row['member'] == who and self.key in row
     ]
 
+  def mean_curve(self, runs: Sequence[Result], who: int | str) -> Curve:
+    """(step, mean over runs) of those in which a member got to the end."""
+    runs = self.whole(runs, who)
+    if not runs:
+      return []
+    steps, mean, _, _ = mean_curve([self.curve(run, who) for run in runs])
+    return list(zip(steps, mean, strict=True))
+
   def bests(self, runs: Sequence[Result], who: int | str) -> list[float]:
     """A member's best value on the way, in each run that got to its end."""
     return [

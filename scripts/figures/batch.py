@@ -12,7 +12,6 @@ from scripts.figures.arms import (
   LOSS,
   Rows,
   crossing,
-  mean_curve,
   one_a_seed,
 )
 from scripts.figures.figure import (
@@ -155,18 +154,14 @@ def _lanes(points: Points, size: float) -> int:
 
 
 def _level(points: Points) -> float | None:
-  runs = points.get((1, 1))
-  if not runs:
-    return None
-  _, mean, _, _ = mean_curve([LOSS.curve(run, 0) for run in runs])
-  return min(mean)
+  own = LOSS.mean_curve(points.get((1, 1), ()), 0)
+  return min((y for _, y in own), default=None)
 
 
 def _steps(runs: list[Result], level: float | None) -> float | None:
   if level is None:
     return None
-  x, mean, _, _ = mean_curve([LOSS.curve(run, 0) for run in runs])
-  return crossing(list(zip(x, mean, strict=True)), level, min)
+  return crossing(LOSS.mean_curve(runs, 0), level, min)
 
 
 def _points(rows: Rows) -> Points:

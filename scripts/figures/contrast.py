@@ -14,7 +14,6 @@ from scripts.figures.arms import (
   LM_SYNC,
   LOSS,
   Rows,
-  mean_curve,
   one_a_seed,
   seeds_text,
 )
@@ -69,14 +68,13 @@ class Contrast(Figure):
     for kind, points in _points(rows).items():
       color, _, line = _LOOKS[kind]
       delay, runs = max(points.items())
-      x, mean, _, _ = mean_curve([LOSS.curve(run, 0) for run in runs])
-      axes.plot(x, mean, line, color=color, label=f'{kind}, {delay} updates')
+      mean = zip(*LOSS.mean_curve(runs, 0), strict=True)
+      axes.plot(*mean, line, color=color, label=f'{kind}, {delay} updates')
     for arm in (LM_SYNC, LM_CODISTILL):
-      curves = [LOSS.curve(run, 0) for run in LOSS.whole(arm.runs(rows), 0)]
-      if curves:
-        x, mean, _, _ = mean_curve(curves)
+      if mean := LOSS.mean_curve(arm.runs(rows), 0):
         style = {'color': arm.color, 'linewidth': 0.8, 'label': arm.label}
-        axes.plot(x, mean, '-.' if arm is LM_CODISTILL else '-', **style)
+        line = '-.' if arm is LM_CODISTILL else '-'
+        axes.plot(*zip(*mean, strict=True), line, **style)
     axes.set(xlabel='step (updates)', ylabel=LOSS.label)
     if axes.lines:
       # What does not learn at all would flatten the rest.
@@ -108,13 +106,14 @@ class Contrast(Figure):
       )
     for arm in (LM_SYNC, LM_NO_PEERS):
       draw_reference(axes, arm, LOSS, rows)
-    axes.set_xscale('symlog', linthresh=1)
-    axes.xaxis.set_major_formatter('{x:g}')
+    delays = sorted({d for points in _points(rows).values() for d in points})
     axes.set(
+      xscale='log',
       xlabel='delay (updates)',
       ylabel=f'{LOSS.label}, at the end',
-      xlim=(0.7, None),
     )
+    axes.set_xticks(delays, [f'{delay:,}' for delay in delays])
+    axes.minorticks_off()
     axes.legend()
 
   def table(self, rows: Rows, variant: str) -> str:

@@ -27,7 +27,6 @@ from scripts.figures.arms import (
   Metric,
   Rows,
   crossing,
-  mean_curve,
   seeds_text,
 )
 from scripts.figures.figure import (
@@ -296,9 +295,5 @@ def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
 
 
 def curve(arm: Arm, rows: Rows, metric: Metric = LOSS) -> Curve:
-  """(step, mean over seeds) of an arm's runs that got to their end."""
-  runs = metric.whole(arm.runs(rows), arm.who)
-  if not runs:
-    return []
-  x, mean, _, _ = mean_curve([metric.curve(run, arm.who) for run in runs])
-  return list(zip(x, mean, strict=True))
+  """(step, mean over seeds) of an arm."""
+  return metric.mean_curve(arm.runs(rows), arm.who)

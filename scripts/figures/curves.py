@@ -187,14 +187,9 @@ class Curves(Figure):
     return [(x, y) for x, y in arm.paper_curve(self.paper) if x <= last]
 
   def _our_curve(self, arm: Arm, rows: Rows) -> Curve:
-    runs = self._runs(arm, rows)
-    if not runs:
-      return []
-    x, mean, _, _ = mean_curve(
-      [self.metric.curve(run, arm.who) for run in runs]
-    )
     unit = self._unit(arm)
-    return [(step * unit, y) for step, y in zip(x, mean, strict=True)]
+    mean = self.metric.mean_curve(self._runs(arm, rows), arm.who)
+    return [(step * unit, y) for step, y in mean]
 
 
 class BesideCurves(Figure):
