@@ -28,14 +28,19 @@ _ALONE = Arm(
   config=_CONFIG,
   point={'codistill.exchange': 'none', 'codistill.burn_in_steps': ANY},
 )
-_TRAIN, _HELD_OUT, _STUDENT = '#E69F00', '#0072B2', '#D55E00'
+# What of a teacher, if not its student; colour; label.
+_WHO = (
+  ('train', '#E69F00', 'teacher, on its training set'),
+  ('held_out', '#0072B2', 'teacher'),
+  ('', '#D55E00', 'student'),
+)
 
 
 class TeacherFit(Figure):
   """How well the teacher knows its training set, and what its student gains."""
 
   configs = (_CONFIG,)
-  titles = ('the teacher, :{variant}', 'its students, :{variant}')
+  titles = ('ours, :{variant}, top-1', 'ours, :{variant}, cross-entropy')
 
   def __init__(self, title: str):
     """Takes the picture's title; the paper has two numbers in words."""
@@ -46,25 +51,12 @@ class TeacherFit(Figure):
     return bool(_by_age(rows))
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
-    """On what it has learnt from, and on what it has not."""
-    ages = _by_age(rows)
-    for what, color, label in (
-      ('train', _TRAIN, 'its training set, while training'),
-      ('held_out', _HELD_OUT, 'held out'),
-    ):
-      _draw(
-        axes, {a: _of(runs, what, TOP_1) for a, runs in ages.items()}, color
-      )
-      axes.plot([], [], 'o-', color=color, label=label)
-    _finish(axes, ages, 'top-1 accuracy (%)')
+    """Accuracies, the teacher's on what it has learnt from among them."""
+    _draw_all(axes, rows, TOP_1, _WHO)
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """Students, and one without a teacher as a line across."""
-    ages = _by_age(rows)
-    draw_reference(axes, _ALONE, TOP_1, rows)
-    _draw(axes, {a: TOP_1.ends(runs, 0) for a, runs in ages.items()}, _STUDENT)
-    axes.plot([], [], 'o-', color=_STUDENT, label='student')
-    _finish(axes, ages, TOP_1.label)
+    """Cross-entropies on held-out images."""
+    _draw_all(axes, rows, LOSS, _WHO[1:])
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line an age, the youngest first; and the student alone."""
@@ -108,7 +100,7 @@ def _by_age(rows: Rows) -> dict[int, list[Result]]:
   """Students that got to their end, by their teachers' steps, ascending."""
   found: dict[int, list[Result]] = {}
   for run in TOP_1.whole(rows.get(_CONFIG, ()), 0):
-    if run.point.keys() <= {_AGE}:
+    if run.point.keys() <= {_AGE} and 'teachers' in run.run:
       found.setdefault(run.run['config']['two_phase']['num_steps'], []).append(
         run
       )
@@ -124,21 +116,24 @@ def _of(runs: Sequence[Result], what: str, metric: Metric) -> list[float]:
   ]
 
 
-def _draw(axes: Axes, values: dict[int, list[float]], color: str) -> None:
-  """A dot a seed, and a line through the means."""
-  for age, some in values.items():
-    axes.plot([age] * len(some), some, 'o', color=color, markersize=4)
-  known = {age: some for age, some in values.items() if some}
-  axes.plot(
-    known.keys(),
-    [statistics.fmean(some) for some in known.values()],
-    color=color,
-  )
-
-
-def _finish(axes: Axes, ages: dict[int, list[Result]], label: str) -> None:
+def _draw_all(
+  axes: Axes, rows: Rows, metric: Metric, who: Sequence[tuple[str, str, str]]
+) -> None:
+  """A dot a seed and a line through the means; the student alone across."""
+  ages = _by_age(rows)
+  draw_reference(axes, _ALONE, metric, rows)
+  for what, color, label in who:
+    found = {
+      age: _of(runs, what, metric) if what else metric.ends(runs, 0)
+      for age, runs in ages.items()
+    }
+    for age, some in found.items():
+      axes.plot([age] * len(some), some, 'o', color=color, markersize=4)
+    means = [statistics.fmean(some) for some in found.values()]
+    axes.plot(ages.keys(), means, color=color, label=label)
   axes.set_xscale('log')
   axes.set_xticks(list(ages), [f'{age:,}' for age in ages])
   axes.minorticks_off()
-  axes.set(xlabel='teacher’s age (steps)', ylabel=label)
-  axes.legend()
+  axes.set(xlabel='teacher’s age (steps)', ylabel=metric.label)
+  if ages:
+    axes.legend()
