@@ -324,19 +324,21 @@ EQUAL_ONE = _of(
 # Of imagenet_two_phase: from what its student learns, and the student alone.
 _STUDENT = Arm('', '', config='imagenet_two_phase')
 _UNSEEN = {'data.train_split': ANY}
-STUDENT_ALONE = _of(_STUDENT, label='no teacher', color='#000000', point=_APART)
+STUDENT_ALONE = _of(
+  _STUDENT, label='no teacher', color='#000000', line='--', point=_APART
+)
 TRANSFER = (
   _of(_STUDENT, label='the teachers’ images', color='#CC79A7'),
   _of(_STUDENT, label='other images', color='#D55E00', point=_UNSEEN),
   _of(
     _STUDENT,
-    label='other images, without labels',
+    label='other images, unlabelled',
     color='#E69F00',
     point={**_UNSEEN, 'codistill.task_weight': 0.0},
   ),
   _of(
     _STUDENT,
-    label='the teachers’, and others without labels',
+    label='both, the others unlabelled',
     color='#0072B2',
     point={'data.unlabelled_split': ANY},
   ),

@@ -111,6 +111,8 @@ def _draw(axes: Axes, rows: Rows, unit) -> None:
     TOP_1,
     early=_LATE,
   )
+  low, high = axes.get_ylim()
+  axes.set_ylim(low, high + 0.2 * (high - low))  # For the legend.
 
 
 def _spent(run: Result, arm: Arm) -> list[str]:

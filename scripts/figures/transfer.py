@@ -49,6 +49,8 @@ class Transfer(Figure):
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """A student's steps come after its teachers'."""
     draw_curves(axes, rows, (SYNC, *_ARMS), total_steps, TOP_1, early=_LATE)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.25 * (high - low))  # For the legend.
     axes.set_xlabel('steps, the teachers’ before')
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
