@@ -7,7 +7,7 @@ TABLES := --into=README.md --into=docs/reproduction.md
 # Compiled programs are kept between runs and tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: run test figures chaos lint venv clean
+.PHONY: run test figures benchmark chaos lint venv clean
 
 # Two networks codistil on handwritten digits, next to the baseline.
 run: $(VENV)/installed
@@ -24,6 +24,13 @@ figures: $(VENV)/installed
 	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
 	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
+	$(BIN)/python -m scripts.benchmark.report --into=docs/performance.md
+
+# What training costs on this machine, small shapes: under ten minutes on two
+# idle cores. Without names `scripts.benchmark` measures more.
+benchmark: $(VENV)/installed
+	$(BIN)/python -m scripts.benchmark step model input exchange memory scale \
+	  start --rounds=2
 
 # Faults done to real runs, and what came of each: five to ten minutes.
 chaos: $(VENV)/installed

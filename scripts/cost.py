@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codistill import asynchronous, precision
+from data.criteo import SHAPE as CLICK_SHAPE
 from experiments import config as configs
 from experiments.build import Experiment, build
 from experiments.errors import UserError
@@ -104,10 +105,14 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
   if config.codistill.exchange == 'checkpoints':
     config.codistill.exchange = 'memory'  # No folder is wanted.
   data = config.data
-  text = data.kind == 'text'
-  return build(
-    config, None, NoExamples(data.vocab_size if text else data.num_classes)
-  )
+  match data.kind:
+    case 'text':
+      num_classes = data.vocab_size
+    case 'clicks':
+      num_classes = 2
+    case _:
+      num_classes = data.num_classes
+  return build(config, None, NoExamples(num_classes))
 
 
 def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
@@ -126,10 +131,18 @@ def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
     )
   )
   labels = jax.ShapeDtypeStruct((size,), jnp.int32)
-  if config.data.kind == 'text':
-    inputs = labels = labels.update(shape=(size, config.data.sequence_length))
-  else:
-    inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
+  match config.data.kind:
+    case 'text':
+      inputs = labels = labels.update(shape=(size, config.data.sequence_length))
+    case 'clicks':
+      inputs = {
+        name: jax.ShapeDtypeStruct(
+          (size, *shape), jnp.int32 if name == 'categories' else jnp.float32
+        )
+        for name, shape in CLICK_SHAPE.items()
+      }
+    case _:
+      inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
   return Arguments(
     state,
     {'inputs': inputs, 'labels': labels},

@@ -17,7 +17,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 def number(value: float) -> str:
   """Three digits, without an exponent."""
-  digits = max(0, 2 - math.floor(math.log10(value))) if value else 0
+  digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
   return f'{value:,.{digits}f}'
 
 

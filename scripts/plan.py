@@ -5,7 +5,7 @@ on that `lm_codistill` says. FLOPs, bytes and memory were counted and compiled
 by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64 --json=FILE`, and
 are in experiments/results/cost_lm_codistill.json; rates are assumed, or given.
 What the updates of a small one reach here is of `python -m scripts.benchmark
-step`. `python -m scripts.scaling` prints the tables. The memory of the paper's
+model`. `python -m scripts.scaling` prints the tables. The memory of the paper's
 ResNet-50 is there, too, of `scripts.cost imagenet_codistill`. No jax.
 """
 
@@ -107,8 +107,8 @@ def cost() -> dict[str, Any]:
 
 @functools.cache
 def benchmark() -> dict[str, list[float]]:
-  """What `scripts.benchmark step` measured, by name and unit."""
-  return _read('benchmark_step.json')['step']
+  """What `scripts.benchmark model` measured, by name and unit."""
+  return _read('benchmark.json')['model']['values']
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def flops_table() -> str:
 def measured_table() -> str:
   """What the benchmark's network reaches where it was measured."""
   found = benchmark()
-  product = statistics.median(found['a product of 1,024² (GFLOP/s)'])
+  product = statistics.median(found['a product of 1,024², float32 (GFLOP/s)'])
   header = [
     'an update',
     'tokens a second',
@@ -191,8 +191,8 @@ def measured_table() -> str:
   ]
   lines = []
   for update in ('burn-in', 'codistilling'):
-    rates = found[f'{update}: rate (tokens/s)']
-    shares = found[f'{update}: share of the product’s rate (%)']
+    rates = found[f'LSTM, {update}: rate (tokens/s)']
+    shares = found[f'LSTM, {update}: share of the product’s rate (%)']
     lines.append(
       [
         update,

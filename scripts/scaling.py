@@ -6,7 +6,7 @@
 
 Arithmetic, and where it says so the sizes and seconds that
 `python -m scripts.benchmark publication` measured, from
-experiments/results/benchmark_publication.json; and what the paper's
+experiments/results/benchmark.json; and what the paper's
 language-model run costs (`scripts/plan.py`) at a share of the devices' peak, or
 at rates that were measured: tokens a second of codistilling updates, the sum of
 both members' `examples_per_second` in a run's rows. Prints Markdown, or puts it
@@ -28,8 +28,7 @@ from collections.abc import Mapping, Sequence
 from scripts import markdown, plan
 
 _MEASURED = (
-  pathlib.Path(__file__).parent.parent
-  / 'experiments/results/benchmark_publication.json'
+  pathlib.Path(__file__).parent.parent / 'experiments/results/benchmark.json'
 )
 # Millions of parameters, and what has about so many.
 _NETWORKS = {
@@ -124,7 +123,8 @@ def most_members(
 
 @functools.cache
 def _benchmark() -> dict[str, list[float]]:
-  return json.loads(_MEASURED.read_text(encoding='utf-8'))['publication']
+  found = json.loads(_MEASURED.read_text(encoding='utf-8'))
+  return found['publication']['values']
 
 
 def measured(size: int, precision: str, quantity: str) -> float:

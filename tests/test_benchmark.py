@@ -1,6 +1,10 @@
-"""The benchmark's parts run, count what they say, and write JSON; no times."""
+"""The benchmark's parts run, count what they say, and write JSON; no times.
+
+Most of what it costs is the two processes of `start`, and compiling.
+"""
 
 import json
+import math
 import types
 
 import pytest
@@ -8,18 +12,36 @@ from networks import make_small_dnn
 
 from codistill import losses
 from data import workers
-from scripts import prepare_criteo
+from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import (
   clicks,
+  exchange,
   images,
+  job,
   loss,
   lstm,
   measure,
+  memory,
+  model,
   publication,
+  report,
+  scale,
+  start,
   step,
+  teacher,
   text,
+  waiting,
 )
+from scripts.benchmark import networks as measured
+from scripts.benchmark.measure import Limit, Measure, ResNet
+from scripts.benchmark.networks import Network
+
+TINY = {
+  'LSTM': Network('lm_codistill:smoke'),
+  'DNN': Network('criteo_codistill:smoke'),
+}
+SMALL = ResNet(batch_size=4, image_shape=(8, 8, 1), num_classes=10)
 
 
 @pytest.fixture
@@ -29,39 +51,170 @@ def small(monkeypatch):
     return make_small_dnn(input_shape=input_shape, num_classes=num_classes)
 
   monkeypatch.setattr(measure, 'make_resnet', make_small)
-  for name, value in {
-    'SHAPE': (8, 8, 1),
-    'CLASSES': 10,
-    'BATCH_SIZE': 4,
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+  monkeypatch.setattr(measure, 'TIMED_SECONDS', 0.0)
+
+  def run_part(name, shapes, rounds=2):
+    monkeypatch.setattr(benchmark.PARTS[name], 'SMALL', shapes)
+    path = tmp_path / 'found.json'
+    line = [name, f'--rounds={rounds}', f'--json={path}']
+    assert benchmark.main(line) == 0
+    found = json.loads(path.read_text())[name]
+    assert found['machine']['jax']
+    assert not found['full']
+    values = [value for each in found['values'].values() for value in each]
+    assert values
+    assert all(map(math.isfinite, values))
+    assert found['limits'].keys() <= found['values'].keys()
+    return found['values']
+
+  def limits(name):
+    return json.loads((tmp_path / 'found.json').read_text())[name]['limits']
+
+  run_part.limits = limits
+  return run_part
+
+
+def test_updates_are_timed_beside_their_flops(run, monkeypatch):
+  monkeypatch.setattr(step, 'MEMBERS', (2, 4))
+  found = run('step', TINY)
+  for name in TINY:
+    assert len(found[f'{name}, burn-in: time (ms)']) == 2
+    flops = []
+    for members in (2, 4):
+      beside = f'{name}, {members} members'
+      assert min(found[f'{beside}: time (% of burn-in)']) > 0
+      flops += found[f'{beside}: FLOPs (% of burn-in)']
+    # Each teacher is the same forward pass.
+    two, four = flops
+    assert 100 < two < 150
+    assert four - 100 == pytest.approx(3 * (two - 100))
+  # No embedding of tokens is a product: a forward pass is a third.
+  [two] = found['LSTM, 2 members: FLOPs (% of burn-in)']
+  assert two == pytest.approx(400 / 3)
+
+
+def test_updates_are_timed_beside_a_product(run):
+  found = run('model', model.Shapes(TINY, 8))
+  assert len(found['a product of 8², float32 (GFLOP/s)']) == 2
+  for name, unit in (('LSTM', 'tokens'), ('DNN', 'examples')):
+    for kind in ('burn-in', 'codistilling'):
+      update = f'{name}, {kind}'
+      assert min(found[f'{update}: rate ({unit}/s)']) > 0
+      assert min(found[f'{update}: share of the product’s rate (%)']) > 0
+
+
+def test_two_members_need_more_memory_than_one(run):
+  found = run('memory', memory.Shapes(TINY, 16), rounds=1)
+  for name in ('LSTM, plain loss', 'LSTM, chunks of 16 tokens', 'DNN'):
+    [one], [two] = (
+      found[f'{name}: {number} (MB)']
+      for number in ('one member', 'two members')
+    )
+    assert one < two
+
+
+def test_training_waits_for_a_part_of_a_step(run):
+  jpegs = Network('imagenet_codistill:smoke', {'data.name': 'imagenet2012'})
+  networks = TINY | {'ResNet': jpegs}
+  found = run('waiting', waiting.Shapes(networks, 2, 1, (2, 20, 30)))
+  for name in networks:
+    assert len(found[f'{name}: a step (ms)']) == 2
+    assert all(0 < w < 100 for w in found[f'{name}: waiting (% of a step)'])
+
+
+def test_what_grows_is_beside_the_first_case(run, monkeypatch):
+  def made_up(one):
+    """Of each case what one would hope for; slow to start from much text."""
+    members = one.changes['codistill.members']
+    tokens = one.changes['data.max_test_tokens'] / 500
+    return {
+      # The other's forward pass is a third of an update.
+      'step': members * (1 + (members - 1) / 3),
+      'evaluation': members * tokens,
+      'start': one.changes['data.max_train_tokens'] / 4_000,
+      'memory': 1e6 * one.devices,
+    }
+
+  monkeypatch.setattr(job, 'start', made_up)
+  shapes = scale.Shapes(TINY['LSTM'], (1, 2), 4_000, 500, 1)
+  found = run('scale', shapes)
+  assert found['one member: memory (MB)'] == [1, 1]
+  for case, shares in {
+    '2 members': (800 / 3, 200, 100, 100),
+    '2 devices': (100, 100, 100, 200),
+    'validation set × 10': (100, 1_000, 100, 100),
+    'corpus × 10': (100, 100, 1_000, 100),
   }.items():
-    monkeypatch.setattr(measure, name, value)
-  monkeypatch.setattr(publication, 'SIZES', {1: (8, 4)})
+    quantities = ('a step', 'evaluation', 'start to first step', 'memory')
+    for quantity, share in zip(quantities, shares, strict=True):
+      values = found[f'{case}: {quantity} (% of the first)']
+      assert values == pytest.approx([share, share])
+  limits = run.limits('scale')
+  assert limits['2 members: a step (% of the first)'] == [
+    '≤',
+    pytest.approx(1.1 * 800 / 3),
+  ]
+  assert limits['corpus × 10: memory (% of the first)'] == [
+    '≤',
+    pytest.approx(110),
+  ]
 
 
-def run(part, tmp_path):
-  path = tmp_path / 'found.json'
-  assert benchmark.main([part, '--rounds=2', f'--json={path}']) == 0
-  found = json.loads(path.read_text())
-  assert found['machine']['jax']
-  return found[part]
+def test_a_job_trains_and_evaluates():
+  # In this process: devices are those that it has. Long lanes, because a
+  # document has thousands of tokens.
+  changes = {
+    'codistill.members': 2,
+    'codistill.exchange': 'memory',
+    'data.sequence_length': 128,
+    'data.max_test_tokens': 500,
+  }
+  found = job.run(job.Job('lm_codistill:smoke', changes, 2, 1))
+  assert {'start', 'step', 'evaluation'} <= found.keys()
+  assert min(found.values()) > 0
 
 
-def test_an_update_is_timed_with_each_teacher(small, tmp_path):
-  found = run('teacher', tmp_path)
+def test_a_job_is_a_process_of_its_own(monkeypatch):
+  one = job.Job('lm_codistill:smoke', {'codistill.members': 1}, 2, 1)
+
+  def run_here(line, **_):
+    assert line[1:3] == ['-m', 'scripts.benchmark.job']
+    found = json.loads(line[3])
+    assert job.Job(**found) == one
+    return types.SimpleNamespace(stdout=json.dumps(found))
+
+  monkeypatch.setattr(job.subprocess, 'run', run_here)
+  assert job.start(one)['devices'] == 2
+
+
+def test_a_run_is_started_fresh_and_with_its_programs(run):
+  name = 'lm_codistill:smoke'
+  found = run('start', (name,), rounds=1)
+  assert found.keys() == {f'{name}, fresh (s)', f'{name}, compiled before (s)'}
+
+
+def test_an_update_is_timed_with_each_teacher(small, run):
+  found = run('teacher', SMALL)
   for name in ('float32', 'bfloat16', 'int8'):
     assert len(found[f'time, teacher in {name} (ms)']) == 2
     [memory] = found[f'memory, teacher in {name} (MB)']
     assert memory > found['memory, without a teacher (MB)'][0]
 
 
-def test_an_interval_with_an_exchange_is_told_from_one_without(small, tmp_path):
-  found = run('exchange', tmp_path)
-  assert len(found['interval without exchange (s)']) == 2
-  assert all(seconds > 0 for seconds in found['to load (s)'])
+def test_an_interval_with_an_exchange_is_told_from_one_without(small, run):
+  found = run('exchange', exchange.Shapes({1: SMALL, 2: SMALL}, {1: 3, 2: 4}))
+  for size in (1, 2):
+    assert len(found[f'{size} M: interval without exchange (s)']) == 2
+    assert min(found[f'{size} M: to load (s)']) > 0
+    assert min(found[f'{size} M: stall (% of the interval)']) > 0
 
 
-def test_a_publication_weighs_what_its_precision_says(small, tmp_path):
-  found = run('publication', tmp_path)
+def test_a_publication_weighs_what_its_precision_says(run):
+  found = run('publication', {1: (8, 4)})
   full, half, quarter = (
     found[f'1 M, {name}: bytes (MB)'][0]
     for name in ('float32', 'bfloat16', 'int8')
@@ -72,16 +225,16 @@ def test_a_publication_weighs_what_its_precision_says(small, tmp_path):
 
 
 def test_a_loss_in_chunks_takes_at_most_a_quarter_of_the_memory(
-  monkeypatch, tmp_path
+  run, monkeypatch
 ):
-  sizes = loss.Sizes(lanes=32, tokens=16, words=3_000, embedding=8, hidden=32)
-  monkeypatch.setattr(loss, 'SIZES', sizes)
-  monkeypatch.setattr(loss, 'CHUNKS', (32,))
+  sizes = loss.Sizes(
+    lanes=32, tokens=16, words=3_000, embedding=8, hidden=32, chunks=(32,)
+  )
   psi = 'cross_entropy'
   monkeypatch.setattr(
     losses, 'DISTILL_LOSSES', {psi: losses.soft_cross_entropy}
   )
-  found = run('loss', tmp_path)
+  found = run('loss', sizes)
   for what in ('the loss', 'an update'):
     [plain], [chunked] = (
       found[f'memory of {what}, {psi}, {kind} (MB)']
@@ -93,26 +246,14 @@ def test_a_loss_in_chunks_takes_at_most_a_quarter_of_the_memory(
   assert len(found['time, chunks of 32, beside plain (%)']) == 2
 
 
-def test_without_rounds_it_is_refused(capsys):
-  with pytest.raises(SystemExit, match='2'):
-    benchmark.main(['teacher', '--rounds=0'])
-  assert '--rounds must be at least 1' in capsys.readouterr().err
-
-
-def test_lanes_are_read_as_often_as_it_was_told(monkeypatch, tmp_path):
+def test_lanes_are_read_as_often_as_it_was_told(run, monkeypatch):
   monkeypatch.setattr(text, '_SECONDS', 0.01)
-  monkeypatch.setattr(text, 'SIZES', ((4, 32),))
-  found = run('text', tmp_path)
-  assert found
+  found = run('text', ((4, 32),))
   assert all(len(values) == 2 and min(values) > 0 for values in found.values())
 
 
-def test_clicks_are_prepared_and_read_as_often_as_it_was_told(
-  monkeypatch, tmp_path
-):
+def test_clicks_are_prepared_and_read_as_often_as_it_was_told(run, monkeypatch):
   monkeypatch.setattr(clicks, '_SECONDS', 0.01)
-  monkeypatch.setattr(clicks, 'ROWS', 1_000)
-  monkeypatch.setattr(clicks, 'BATCH_SIZES', (16,))
   # In this process.
   monkeypatch.setattr(workers, 'processes', workers.threads)
   monkeypatch.setattr(
@@ -122,14 +263,13 @@ def test_clicks_are_prepared_and_read_as_often_as_it_was_told(
       run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
     ),
   )
-  found = run('clicks', tmp_path)
+  found = run('clicks', clicks.Shapes(1_000, (16,)))
   assert len(found) == 5
   assert all(len(values) == 2 and min(values) > 0 for values in found.values())
 
 
-def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
-  monkeypatch.setattr(lstm, 'UNITS', 16)
-  found = run('lstm', tmp_path)
+def test_the_recurrence_keeps_less_than_jax_would(run):
+  found = run('lstm', lstm.Shapes(16, 32, 32))
   own, theirs = (
     found[f'memory, {kind} (MB)'][0] for kind in ('its own', 'JAX’s')
   )
@@ -137,23 +277,21 @@ def test_the_recurrence_keeps_less_than_jax_would(monkeypatch, tmp_path):
   assert len(found['time, its own (ms)']) == 2
 
 
-def test_images_are_read_by_stage_and_by_pipeline(
-  monkeypatch, tmp_path, capsys
-):
-  for name, value in {
-    'SIZE': (20, 30),
-    'LARGE': (80, 90),
-    'IMAGE_SIZE': 8,
-    'NUM_IMAGES': 2,
-    'NUM_LARGE': 1,
-    'BATCH_SIZE': 4,
-    'REST_SECONDS': 0.01,
+def test_images_are_read_by_stage_and_by_pipeline(run, monkeypatch, capsys):
+  monkeypatch.setattr(images, 'REST_SECONDS', 0.01)
+  monkeypatch.setattr(images, '_tf_batches', lambda files, shapes: None)
+  shapes = images.Shapes(
+    size=(20, 30),
+    large=(80, 90),
+    image_size=8,
+    num_images=2,
+    num_large=1,
+    batch_size=4,
+    num_batches=4,
     # Processes take seconds to start.
-    'WORKERS': (0,),
-  }.items():
-    monkeypatch.setattr(images, name, value)
-  monkeypatch.setattr(images, '_tf_batches', lambda files: None)
-  found = run('images', tmp_path)
+    workers=(0,),
+  )
+  found = run('images', shapes)
   [size] = found.pop('file (kB)')
   assert 0.2 < size < 5
   assert all(len(values) == 2 and min(values) > 0 for values in found.values())
@@ -163,14 +301,116 @@ def test_images_are_read_by_stage_and_by_pipeline(
   assert 'TensorFlow is not installed' in capsys.readouterr().out
 
 
-def test_an_update_is_timed_beside_a_product(monkeypatch, tmp_path):
-  monkeypatch.setattr(step, 'CONFIG', 'lm_codistill:smoke')
-  monkeypatch.setattr(step, 'CHANGES', {})
-  monkeypatch.setattr(step, 'SIZE', 8)
-  found = run('step', tmp_path)
-  assert len(found['a product of 8² (GFLOP/s)']) == 2
-  for kind in ('burn-in', 'codistilling'):
-    assert all(rate > 0 for rate in found[f'{kind}: rate (tokens/s)'])
-    assert all(s > 0 for s in found[f'{kind}: share of the product’s rate (%)'])
-  [ratio] = found['codistilling beside burn-in, FLOPs (%)']
-  assert ratio == pytest.approx(400 / 3)
+def made_up(monkeypatch):
+  """Parts that measure nothing; returns what was asked of them."""
+  asked = []
+
+  def make_part(name):
+    def measure_nothing(rounds, shapes):
+      asked.append((name, rounds, shapes))
+      yield [
+        Measure('low', 's', [1.0, 3.0, 2.0], Limit('≤', 1.6)),
+        Measure('high', 'M/s', [4.0], Limit('≥', 3)),
+        Measure('free', '%', [5.0]),
+      ]
+
+    return types.SimpleNamespace(
+      TITLE='nothing',
+      ROUNDS='rounds',
+      SMALL='small',
+      FULL='full',
+      measure=measure_nothing,
+    )
+
+  parts = {name: make_part(name) for name in benchmark.PARTS}
+  monkeypatch.setattr(benchmark, 'PARTS', parts)
+  return asked
+
+
+def test_without_a_name_all_parts_are_measured_and_nothing_is_written(
+  monkeypatch, tmp_path, capsys
+):
+  asked = made_up(monkeypatch)
+  monkeypatch.chdir(tmp_path)
+  assert benchmark.main(['--rounds=1']) == 0
+  assert asked == [(name, 1, 'small') for name in benchmark.PARTS]
+  assert list(tmp_path.iterdir()) == []
+  shown = capsys.readouterr().out
+  assert '≤ 1.60' in shown
+  assert '25.0 % above' in shown
+
+
+def test_several_parts_are_kept_beside_those_of_before(monkeypatch, tmp_path):
+  asked = made_up(monkeypatch)
+  path = tmp_path / 'found.json'
+  line = ['--rounds=3', f'--json={path}']
+  assert benchmark.main(['scale', *line]) == 0
+  assert benchmark.main(['input', 'step', 'text', '--full', *line]) == 0
+  inputs = ['images', 'text', 'clicks', 'waiting']
+  assert [name for name, *_ in asked] == ['scale', *inputs, 'step']
+  found = json.loads(path.read_text())
+  assert found.keys() == {'scale', *inputs, 'step'}
+  assert found['step']['full']
+  assert not found['scale']['full']
+  document = tmp_path / 'document.md'
+  document.write_text(
+    'a\n<!-- table benchmark-step -->\nold\n<!-- end -->\nb\n'
+  )
+  assert report.main([f'--json={path}', f'--into={document}']) == 0
+  text = document.read_text()
+  assert 'old' not in text
+  assert '| low | 2.00 | 1.00 | 3.00 | ≤ 1.60 | 25.0 % above | s |' in text
+  assert '| high | 4.00 | 4.00 | 4.00 | ≥ 3.00 | met | M/s |' in text
+  assert '| free | 5.00 | 5.00 | 5.00 |  |  | % |' in text
+
+
+def test_what_cannot_be_added_to_is_refused_before_measuring(
+  monkeypatch, tmp_path, capsys
+):
+  asked = made_up(monkeypatch)
+  path = tmp_path / 'found.json'
+  path.write_text('{"step": 1}')
+  assert benchmark.main(['step', f'--json={path}']) == 1
+  assert 'name another file' in capsys.readouterr().err
+  assert benchmark.main(['step', f'--json={tmp_path}/no/found.json']) == 1
+  assert 'is no folder' in capsys.readouterr().err
+  assert asked == []
+  assert report.main([f'--json={path}']) == 2
+
+
+@pytest.mark.parametrize(
+  ('argument', 'words'),
+  [
+    ('--rounds=0', '--rounds must be at least 1'),
+    ('stepp', 'WHAT can be step'),
+  ],
+)
+def test_what_makes_no_sense_is_refused(argument, words, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    benchmark.main(['teacher', argument])
+  assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('shapes', ['SMALL', 'FULL'])
+def test_the_networks_are_configs_whose_keys_exist(shapes):
+  for name, network in getattr(measured, shapes).items():
+    experiment = network.build()
+    arguments = cost.abstract_arguments(experiment, 3)
+    assert len(arguments.batch['labels']) == experiment.batch_size
+    assert len(arguments.peers) == 3
+    kind = experiment.config.data.kind
+    assert kind == {'LSTM': 'text', 'DNN': 'clicks'}.get(name, 'images')
+
+
+def test_every_part_says_what_is_small_and_what_is_full():
+  for part in benchmark.PARTS.values():
+    assert part.SMALL
+    assert part.FULL
+    assert part.TITLE
+  assert {step, start, teacher, publication} <= set(benchmark.PARTS.values())
+
+
+def test_the_documents_tables_are_those_of_the_committed_results():
+  document = measure.ROOT / 'docs/performance.md'
+  text = document.read_text(encoding='utf-8')
+  assert markdown.insert(text, report.tables(report.RESULTS)) == text

@@ -2,13 +2,18 @@
 
 import json
 
+import jax
 import pytest
 
 from experiments import build
 from experiments import config as configs
 from scripts import cost, flops
 
-SMALL = ('lm_codistill:smoke', 'imagenet_codistill:smoke')
+SMALL = (
+  'lm_codistill:smoke',
+  'imagenet_codistill:smoke',
+  'criteo_codistill:smoke',
+)
 
 
 def test_memory_is_that_of_a_device_and_written_down(tmp_path):
@@ -66,9 +71,11 @@ def test_a_batch_has_the_shapes_of_the_data(name):
   batch = next(batches)
   batches.close()
   shapes = cost.abstract_arguments(cost.make_experiment(name, 1), 0).batch
-  assert {key: (x.shape[1:], x.dtype) for key, x in batch.items()} == {
-    key: (x.shape[1:], x.dtype) for key, x in shapes.items()
-  }
+
+  def of_an_example(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape[1:], leaf.dtype), tree)
+
+  assert of_an_example(batch) == of_an_example(shapes)
 
 
 def test_as_many_devices_do_not_exist(capsys):

@@ -420,10 +420,9 @@ def test_the_benchmark_reads_every_size(prepared, monkeypatch):
   from scripts.benchmark import text as part
 
   monkeypatch.setattr(part, 'NAME', str(prepared.corpus.folder))
-  monkeypatch.setattr(part, 'SIZES', ((4, 8), (2, 64)))
   monkeypatch.setattr(part, '_SECONDS', 0.01)
-  [_, measures] = part.measure(2)
-  found = {name: values for name, _, values in measures}
+  [_, measures] = part.measure(2, ((4, 8), (2, 64)))
+  found = {one.name: one.values for one in measures}
   for size in ('4 × 8', '2 × 64'):
     for name in ('first batch', 'rate', 'rate of CPU'):
       assert len(found[f'{size}: {name}']) == 2

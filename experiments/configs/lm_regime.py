@@ -6,9 +6,9 @@
 that never meet, the first of whom is synchronous SGD and both of whom are the
 ensemble: whole documents, of which a batch's lanes come through few; twice and
 four times the batch, where gradients are less noisy; a tenth of the text and a
-thirtieth, read again and again; four times the steps; twice and four
-times the learning rate.
-Then ψ at half and at twice its weight, and a burn-in twice as long.
+thirtieth, read again and again; four times the steps; twice and four times the
+learning rate. Then ψ at half and at twice its weight, and a burn-in twice as
+long.
 """
 
 from typing import Any

@@ -1,25 +1,33 @@
-r"""What training costs, measured on this machine.
+r"""What training costs, measured on this machine, and where it stands.
 
-  python -m scripts.benchmark WHAT [--rounds=5] [--json=FILE]
+  python -m scripts.benchmark [WHAT …] [--full] [--rounds=5] [--json=FILE]
 
-clicks: how fast a click log is prepared, and read in shuffled batches;
+step: both updates of four networks with one to three teachers: time, FLOPs;
+model: examples or tokens a second, FLOP/s, and their share of what can be had;
+input: images, text, clicks and waiting;
+  images: read, decoded, augmented, batched: images a second a core;
+  text: how fast lanes of tokens are read;
+  clicks: how fast a click log is prepared, and read in shuffled batches;
+  waiting: the share of a step's time that training waits for them;
 exchange: weights through a folder: stall of the loop, bytes, seconds;
-images: read, decoded, augmented, batched: images a second a core;
+publication: its bytes, files and seconds, by size and precision;
+memory: of one member and of two, with the loss plain and in chunks;
 loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
+scale: what grows with members, devices, the validation set, the corpus;
+start: from the command to the first step, compiled before and not;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
-publication: its bytes, files and seconds, at 1, 25 and 100 million numbers;
-step: tokens a second of both updates, and their share of what can be had;
-teacher: an update's time and memory by precision of the teacher;
-text: how fast lanes of tokens are read.
+teacher: an update's time and memory by precision of the teacher.
 
-Whatever is compared is measured in turn, so that what else this machine does
-meets all alike. Prints medians, with the least and the greatest.
+Without WHAT all of it. Shapes are small unless --full. Whatever is compared is
+measured in turn, so that what else this machine does meets all alike; what
+compiles and warms up goes before and is not counted. Prints medians, with the
+least and the greatest, and limits; writes nothing but FILE, each part when it
+is done, in place of what FILE had of that part.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -27,62 +35,106 @@ from collections.abc import Sequence
 from absl import logging
 from rich.console import Console
 
+from experiments.errors import UserError
 from scripts.benchmark import (
   clicks,
   exchange,
   images,
   loss,
   lstm,
+  memory,
+  model,
   publication,
+  report,
+  scale,
+  start,
   step,
   teacher,
   text,
+  waiting,
 )
-from scripts.benchmark.measure import Measure, machine, table
+from scripts.benchmark.measure import Measure, machine
 
 PARTS = {
-  'clicks': clicks,
-  'exchange': exchange,
-  'images': images,
-  'loss': loss,
-  'lstm': lstm,
-  'publication': publication,
   'step': step,
-  'teacher': teacher,
+  'model': model,
+  'images': images,
   'text': text,
+  'clicks': clicks,
+  'waiting': waiting,
+  'exchange': exchange,
+  'publication': publication,
+  'memory': memory,
+  'loss': loss,
+  'scale': scale,
+  'start': start,
+  'lstm': lstm,
+  'teacher': teacher,
 }
+_GROUPS = {'input': ('images', 'text', 'clicks', 'waiting')}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command."""
+  """Runs the command; errors that a user can cause end in one sentence."""
   parser = argparse.ArgumentParser(
     prog='scripts.benchmark',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('what', choices=PARTS)
+  # Not `choices`, which refuse that there is none.
+  parser.add_argument('what', nargs='*', metavar='WHAT')
+  parser.add_argument('--full', action='store_true')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
   arguments = parser.parse_args(argv)
   if arguments.rounds < 1:
     parser.error('--rounds must be at least 1')
-  part = PARTS[arguments.what]
-  logging.set_verbosity(logging.FATAL)
-  console = Console()
-  console.print('compiling, and a round to warm up …')
-  measures: list[Measure] = []
-  for number, so_far in enumerate(part.measure(arguments.rounds), start=1):
-    measures = so_far
-    if number <= arguments.rounds:
-      console.print(f'{number} of {arguments.rounds} {part.ROUNDS}')
-  console.print(table(part.TITLE, measures))
-  if arguments.json:
-    numbers = {f'{name} ({unit})': values for name, unit, values in measures}
-    found = {'machine': machine(), arguments.what: numbers}
-    arguments.json.write_text(
-      json.dumps(found, indent=2) + '\n', encoding='utf-8'
+  known = [*PARTS, *_GROUPS]
+  if unknown := set(arguments.what) - set(known):
+    parser.error(
+      f'there is no {", ".join(sorted(unknown))}; WHAT can be '
+      f'{", ".join(known)}'
     )
+  names = [
+    name for what in arguments.what for name in _GROUPS.get(what, (what,))
+  ]
+  logging.set_verbosity(logging.FATAL)
+  # Before FILE, which may be a file of the project, is changed.
+  where = machine()
+  try:
+    if arguments.json:
+      # Before minutes of measuring.
+      _check(arguments.json)
+    for name in dict.fromkeys(names or PARTS):
+      measures = _measure(name, arguments.rounds, arguments.full)
+      if arguments.json:
+        report.add(arguments.json, name, measures, arguments.full, where)
+  except (UserError, OSError, ValueError) as error:
+    print(f'scripts.benchmark: {error}', file=sys.stderr)
+    return 1
   return 0
+
+
+def _measure(name: str, rounds: int, full: bool) -> list[Measure]:
+  """One part, shown while it goes on and at its end."""
+  part, console = PARTS[name], Console()
+  console.print(f'{name}: compiling and warming up …')
+  measures: list[Measure] = []
+  shapes = part.FULL if full else part.SMALL
+  for number, so_far in enumerate(part.measure(rounds, shapes), start=1):
+    measures = so_far
+    if number <= rounds:
+      console.print(f'{name}: {number} of {rounds} {part.ROUNDS}')
+  console.print(report.table(f'{name}: {part.TITLE}', measures))
+  return measures
+
+
+def _check(path: pathlib.Path) -> None:
+  """Refuses a file that cannot be added to."""
+  if path.exists():
+    report.read(path)
+  elif not path.parent.is_dir():
+    raise UserError(f'{path.parent} is no folder; make it, or name another')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from data import criteo
 from scripts.benchmark.measure import ROOT, Measure, Measures
@@ -23,17 +24,27 @@ from scripts.prepare_criteo import write_synthetic
 
 TITLE = 'click logs'
 ROUNDS = 'rounds: prepared once, read for a second in each size'
-ROWS = 1_000_000
 WORKERS = 2
-BATCH_SIZES = (1_024, 16_384)
 _SECONDS = 1.0
 
 
-def measure(rounds: int) -> Iterator[list[Measure]]:
+class Shapes(NamedTuple):
+  """Rows of the log, and of each batch."""
+
+  rows: int
+  batch_sizes: tuple[int, ...]
+
+
+SMALL = Shapes(rows=200_000, batch_sizes=(1_024, 16_384))
+FULL = Shapes(rows=1_000_000, batch_sizes=(1_024, 16_384))
+
+
+def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Prepares and reads in turn.
 
   Args:
     rounds: of each; one more of reading goes before and is not counted.
+    shapes: of the log.
 
   Yields:
     After each round all that has been measured.
@@ -41,20 +52,22 @@ def measure(rounds: int) -> Iterator[list[Measure]]:
   found = Measures()
   with tempfile.TemporaryDirectory() as folder:
     log = pathlib.Path(folder) / 'log.txt'
-    write_synthetic(ROWS, criteo.HELD_OUT_FRACTION, log)
+    write_synthetic(shapes.rows, criteo.HELD_OUT_FRACTION, log)
     for number in range(rounds):
       output = pathlib.Path(folder) / f'prepared-{number}'
       seconds, cpu = _prepare(log, output)
-      found.note('prepared: rate', 'k rows/s', ROWS / seconds / 1e3)
-      found.note('prepared: rate of CPU', 'k rows/s', ROWS / cpu / 1e3)
-      for batch_size in BATCH_SIZES:
+      found.note('prepared: rate', 'k rows/s', shapes.rows / seconds / 1e3)
+      found.note(
+        'prepared: rate of CPU', 'k rows/s a core', shapes.rows / cpu / 1e3
+      )
+      for batch_size in shapes.batch_sizes:
         if not number:
           _read(output, batch_size)
         first, rows, seconds, cpu = _read(output, batch_size)
         name = f'read in batches of {batch_size:,}'
         found.note(f'{name}: first', 'ms', first * 1e3)
         found.note(f'{name}: rate', 'M rows/s', rows / seconds / 1e6)
-        found.note(f'{name}: rate of CPU', 'M rows/s', rows / cpu / 1e6)
+        found.note(f'{name}: rate of CPU', 'M rows/s a core', rows / cpu / 1e6)
       yield found.all()
 
 

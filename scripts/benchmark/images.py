@@ -16,6 +16,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -27,48 +28,80 @@ from scripts.benchmark.measure import Measure, Measures
 
 TITLE = 'images, 500 × 375 → 224 × 224'
 ROUNDS = 'rounds of each stage and each pipeline'
-SIZE, LARGE = (375, 500), (1_500, 2_000)
-IMAGE_SIZE = 224
-NUM_IMAGES, NUM_LARGE, COPIES = 64, 4, 16
-BATCH_SIZE = 128
-NUM_BATCHES = 4
+COPIES = 16
 REST_SECONDS = 1.0
-WORKERS = (0, 1, 2)
 RATE = 'images/s a core'
 
 
-def measure(rounds: int) -> Iterator[list[Measure]]:
+class Shapes(NamedTuple):
+  """Of images and batches.
+
+  Attributes:
+    size: height and width of a photograph.
+    large: of a large one.
+    image_size: what they are cut to.
+    num_images: of the first kind.
+    num_large: of the second.
+    batch_size: images.
+    num_batches: in a round of a pipeline.
+    workers: how many processes, of each pipeline.
+  """
+
+  size: tuple[int, int]
+  large: tuple[int, int]
+  image_size: int
+  num_images: int
+  num_large: int
+  batch_size: int
+  num_batches: int
+  workers: tuple[int, ...]
+
+
+FULL = Shapes(
+  size=(375, 500),
+  large=(1_500, 2_000),
+  image_size=224,
+  num_images=64,
+  num_large=4,
+  batch_size=128,
+  num_batches=4,
+  workers=(0, 1, 2),
+)
+SMALL = FULL._replace(num_images=32, num_large=2, batch_size=64)
+
+
+def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Times stages and pipelines in turn.
 
   Args:
     rounds: of each; one more goes before and is not counted.
+    shapes: of images and batches.
 
   Yields:
     After each round all that has been measured.
   """
   rng = np.random.default_rng(0)
-  files = _photographs(rng, NUM_IMAGES, *SIZE)
-  large = _photographs(rng, NUM_LARGE, *LARGE)
+  files = photographs(rng, shapes.num_images, *shapes.size)
+  large = photographs(rng, shapes.num_large, *shapes.large)
   found = Measures()
   found.note('file', 'kB', sum(map(len, files)) / len(files) / 1e3)
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    examples = [
-      {'image': data, 'label': number, 'file_name': str(number)}
-      for number, data in enumerate(files)
-    ]
-    # Grain takes longer to shuffle a few than many.
-    splits = {'train': COPIES * examples, 'validation': examples[:1]}
-    imagenet_sample.write(folder, splits)
+    write(folder, files)
     pipelines = {}
-    for num_workers in WORKERS:
-      image_set = _open(folder, num_workers)
+    for num_workers in shapes.workers:
+      image_set = _open(folder, num_workers, shapes.image_size)
       batches = image_set.train(
-        member=0, members=1, partition='shared', seed=0, batch_size=BATCH_SIZE
+        member=0,
+        members=1,
+        partition='shared',
+        seed=0,
+        batch_size=shapes.batch_size,
       )
       pipelines[num_workers] = stack.enter_context(contextlib.closing(batches))
-    stages = _stages(_open(folder, 0), files, large)
-    tf_batches = _tf_batches(files)
+    size = shapes.image_size
+    stages = _stages(_open(folder, 0, size), files, large, size)
+    tf_batches = _tf_batches(files, shapes)
     for number in range(rounds + 1):
       rates = {}
       for name, (stage, count) in stages.items():
@@ -76,9 +109,9 @@ def measure(rounds: int) -> Iterator[list[Measure]]:
         stage()
         rates[name] = count / (time.process_time() - began)
       for num_workers, batches in pipelines.items():
-        rates[f'pipeline, {num_workers} workers'] = _pull(batches)
+        rates[f'pipeline, {num_workers} workers'] = _pull(batches, shapes)
       if tf_batches is not None:
-        rates['tf.data'] = _pull(tf_batches)
+        rates['tf.data'] = _pull(tf_batches, shapes)
       if number:
         for name, rate in rates.items():
           found.note(name, RATE, rate)
@@ -87,14 +120,28 @@ def measure(rounds: int) -> Iterator[list[Measure]]:
     print('TensorFlow is not installed here: nothing of tf.data beside it.')
 
 
-def _photographs(rng, count: int, height: int, width: int) -> list[bytes]:
+def photographs(
+  rng: np.random.Generator, count: int, height: int, width: int
+) -> list[bytes]:
+  """Made-up ones, as JPEGs."""
   return [
     imagenet_sample.encode(imagenet_sample.photograph(rng, height, width))
     for _ in range(count)
   ]
 
 
-def _open(folder: str, num_workers: int) -> ImageSet:
+def write(folder: str, files: list[bytes]) -> None:
+  """Stores them in imagenet2012's form, each many times to train on."""
+  examples = [
+    {'image': data, 'label': number, 'file_name': str(number)}
+    for number, data in enumerate(files)
+  ]
+  # Grain takes longer to shuffle a few than many.
+  splits = {'train': COPIES * examples, 'validation': examples[:1]}
+  imagenet_sample.write(folder, splits)
+
+
+def _open(folder: str, num_workers: int, image_size: int) -> ImageSet:
   return make_images(
     imagenet_sample.NAME,
     train_split='train',
@@ -103,7 +150,7 @@ def _open(folder: str, num_workers: int) -> ImageSet:
     data_dir=folder,
     augmentation='inception',
     padding=None,
-    image_size=IMAGE_SIZE,
+    image_size=image_size,
     cache=False,
     num_workers=num_workers,
     num_threads=1,
@@ -112,7 +159,7 @@ def _open(folder: str, num_workers: int) -> ImageSet:
 
 
 def _stages(
-  image_set: ImageSet, files: list[bytes], large: list[bytes]
+  image_set: ImageSet, files: list[bytes], large: list[bytes], image_size: int
 ) -> dict[str, tuple[Callable[[], object], int]]:
   """What each stage does, alone, and with how many images."""
   encoded = [Encoded(data, 3) for data in files]
@@ -121,7 +168,7 @@ def _stages(
   def crop(images):
     rng = np.random.default_rng(0)
     for image in images:
-      augmentation.random_resized_crop(image, rng, IMAGE_SIZE)
+      augmentation.random_resized_crop(image, rng, image_size)
 
   def decode(files):
     for data in files:
@@ -145,14 +192,15 @@ def _stages(
   }
 
 
-def _pull(batches: Iterator[dict[str, np.ndarray]]) -> float:
+def _pull(batches: Iterator[dict[str, np.ndarray]], shapes: Shapes) -> float:
   """Images a second of processor time."""
   # From rest to rest: what others have read ahead is not counted, and what
   # these read ahead is, once.
   spent = _rest()
-  for _ in range(NUM_BATCHES):
+  for _ in range(shapes.num_batches):
     next(batches)
-  return NUM_BATCHES * BATCH_SIZE / (_rest() - spent)
+  num_images = shapes.num_batches * shapes.batch_size
+  return num_images / (_rest() - spent)
 
 
 def _rest() -> float:
@@ -170,7 +218,9 @@ def _processor_seconds() -> float:
   return sum(each.user + each.system for each in times)
 
 
-def _tf_batches(files: list[bytes]) -> Iterator[dict[str, np.ndarray]] | None:
+def _tf_batches(
+  files: list[bytes], shapes: Shapes
+) -> Iterator[dict[str, np.ndarray]] | None:
   """The same augmentation in tf.data, from files in memory."""
   if importlib.util.find_spec('tensorflow') is None:
     return None
@@ -187,9 +237,9 @@ def _tf_batches(files: list[bytes]) -> Iterator[dict[str, np.ndarray]] | None:
     )
     window = tf.concat([window[:2], size[:2]], 0)
     image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
-    image = tf.image.resize(image, (IMAGE_SIZE, IMAGE_SIZE))
+    image = tf.image.resize(image, (shapes.image_size, shapes.image_size))
     return tf.cast(tf.image.random_flip_left_right(image), tf.uint8)
 
   images = tf.data.Dataset.from_tensor_slices(files).repeat()
-  batches = images.map(augment, num_parallel_calls=1).batch(BATCH_SIZE)
+  batches = images.map(augment, num_parallel_calls=1).batch(shapes.batch_size)
   return batches.as_numpy_iterator()

@@ -1,9 +1,10 @@
 """What φ and ψ over a vocabulary take, plain and a chunk at a time.
 
-128 lanes × 32 tokens, 24,006 words, features of 1,024 numbers, one peer: the
-loss with its gradient, features and heads given, and a whole update of the
-paper's LSTM with Adam, which is compiled and not run. By memory is meant the
-most that is needed while it runs, by the compiler's analysis.
+One peer; in full 128 lanes × 32 tokens, 24,006 words, features of 1,024
+numbers: the loss with its gradient, features and heads given, and a whole
+update of the LSTM with Adam, which is compiled and not run. By memory is meant
+the most that is needed while it runs, by the compiler's analysis; limit: a
+quarter of the plain loss's.
 """
 
 from __future__ import annotations
@@ -24,50 +25,75 @@ from codistill.train_step import (
   make_objective,
   make_updates,
 )
-from scripts.benchmark.measure import Measure, Measures
+from scripts.benchmark.measure import Limit, Measure, Measures
 
 PyTree = Any
-TITLE = 'Loss and gradient, 4,096 tokens × 24,006 words'
+TITLE = 'loss and gradient'
 ROUNDS = 'rounds of a loss of each kind'
 
 
 class Sizes(NamedTuple):
-  """Of a batch and a network."""
+  """Of a batch and a network, and of chunks in tokens."""
 
   lanes: int
   tokens: int
   words: int
   embedding: int
   hidden: int
+  chunks: tuple[int, ...]
 
 
-SIZES = Sizes(lanes=128, tokens=32, words=24_006, embedding=256, hidden=1_024)
-CHUNKS = (512, 256, 128)
+SMALL = Sizes(
+  lanes=32,
+  tokens=32,
+  words=6_000,
+  embedding=64,
+  hidden=256,
+  chunks=(128, 64, 32),
+)
+FULL = Sizes(
+  lanes=128,
+  tokens=32,
+  words=24_006,
+  embedding=256,
+  hidden=1_024,
+  chunks=(512, 256, 128),
+)
+# Of the plain loss's memory.
+_AIM = 0.25
 
 
-def measure(rounds: int) -> Iterator[list[Measure]]:
+def measure(rounds: int, shapes: Sizes) -> Iterator[list[Measure]]:
   """Times losses in turn.
 
   Args:
     rounds: of each kind; one more goes before and is not counted.
+    shapes: of a batch and a network.
 
   Yields:
     After each round all that has been measured.
   """
   found = Measures()
-  arguments = _example(SIZES)
+  arguments = _example(shapes)
   compiled = {}
   for name in losses.DISTILL_LOSSES:
-    for chunk in (None, *CHUNKS):
+    plain = {}
+    for chunk in (None, *shapes.chunks):
       loss = make_loss(name, chunk).lower(*arguments).compile()
-      update = lower_update(SIZES, name, chunk).compile()
+      update = lower_update(shapes, name, chunk).compile()
       for what, program in (('the loss', loss), ('an update', update)):
         analysis = program.memory_analysis()
         if analysis is not None:
+          needed = analysis.temp_size_in_bytes / 1e6
+          plain.setdefault(what, needed)
           found.note(
             f'memory of {what}, {name}, {_kind(chunk)}',
             'MB',
-            analysis.temp_size_in_bytes / 1e6,
+            needed,
+            # Of an update, what is no logits is left.
+            Limit('≤', _AIM * plain[what])
+            if chunk and what == 'the loss'
+            else None,
           )
       if name == 'cross_entropy':
         compiled[_kind(chunk)] = loss

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +18,38 @@ from scripts.benchmark.measure import Measure, Measures
 
 TITLE = 'Gradient of an LSTM layer, 1,024 units × 32 lanes × 32 tokens'
 ROUNDS = 'rounds of a gradient of each kind'
-UNITS, LANES, TOKENS = 1_024, 32, 32
 
 
-def measure(rounds: int) -> Iterator[list[Measure]]:
+class Shapes(NamedTuple):
+  """Of a layer and its batch."""
+
+  units: int
+  lanes: int
+  tokens: int
+
+
+SMALL = FULL = Shapes(units=1_024, lanes=32, tokens=32)
+
+
+def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Times gradients in turn.
 
   Args:
     rounds: of each kind; one more goes before, compiles and is not counted.
+    shapes: of the layer.
 
   Yields:
     After each round all that has been measured.
   """
+  units, lanes, tokens = shapes
   keys = jax.random.split(jax.random.key(0), 2)
-  kernel = jax.random.normal(keys[0], (UNITS, 4 * UNITS)) / UNITS**0.5
-  projected = jax.random.normal(keys[1], (TOKENS, LANES, 4 * UNITS))
+  kernel = jax.random.normal(keys[0], (units, 4 * units)) / units**0.5
+  projected = jax.random.normal(keys[1], (tokens, lanes, 4 * units))
   norms = [
     {'scale': jnp.ones(size), 'bias': jnp.zeros(size)}
-    for size in (4 * UNITS, UNITS)
+    for size in (4 * units, units)
   ]
-  carry = (jnp.zeros((LANES, UNITS)), jnp.zeros((LANES, UNITS)))
+  carry = (jnp.zeros((lanes, units)), jnp.zeros((lanes, units)))
 
   def gradient_of(recur):
     def loss(kernel, norms, projected):

@@ -1,19 +1,18 @@
-"""What every part of the benchmark shares: numbers, a network, the machine."""
+"""What every part of the benchmark shares: numbers, clocks, a network."""
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import platform
-import statistics
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from rich import box
-from rich.table import Table
 
 from codistill import losses, optim, record, sharding
 from codistill.models import Model, make_resnet
@@ -25,17 +24,29 @@ from codistill.train_step import (
 )
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-BATCH_SIZE = 16
-SHAPE, CLASSES = (16, 16, 3), 1_000
-DEPTH, WIDTH = 18, 64
+# How long a time is, at least, that is taken by the clock.
+TIMED_SECONDS = 0.5
+Kind = TypeVar('Kind', bound=Hashable)
+
+
+class Limit(NamedTuple):
+  """What a number is to keep to: '≤' or '≥', and of what."""
+
+  sign: str
+  value: float
+
+  def is_met(self, value: float) -> bool:
+    """Whether a number keeps to it."""
+    return value <= self.value if self.sign == '≤' else value >= self.value
 
 
 class Measure(NamedTuple):
-  """A number that was measured several times."""
+  """A number that was measured several times, and its limit if it has one."""
 
   name: str
   unit: str
   values: list[float]
+  limit: Limit | None = None
 
 
 class Measures:
@@ -45,17 +56,61 @@ class Measures:
     """None yet."""
     self._found: dict[str, Measure] = {}
 
-  def note(self, name: str, unit: str, value: float) -> None:
+  def note(
+    self, name: str, unit: str, value: float, limit: Limit | None = None
+  ) -> None:
     """Adds a value to those of this name."""
-    self._found.setdefault(name, Measure(name, unit, [])).values.append(value)
+    new = Measure(name, unit, [], limit)
+    self._found.setdefault(name, new).values.append(value)
 
   def all(self) -> list[Measure]:
     """What there is so far."""
     return list(self._found.values())
 
 
+def seconds(function: Callable[[], object], times: int) -> float:
+  """How long so many calls take, until the last one's result is there."""
+  began = time.perf_counter()
+  results = [function() for _ in range(times)]
+  jax.block_until_ready(results[-1])
+  return time.perf_counter() - began
+
+
+def in_turn(
+  functions: Mapping[Kind, Callable[[], object]], rounds: int
+) -> Iterator[dict[Kind, float]]:
+  """Seconds of a call of each function, round by round.
+
+  Each is first called apart, to compile, and once more, to see how many calls
+  make up half a second.
+
+  Args:
+    functions: by name.
+    rounds: of all functions, one after the other.
+  """
+  times = {}
+  for kind, function in functions.items():
+    seconds(function, 1)
+    times[kind] = math.ceil(TIMED_SECONDS / seconds(function, 1)) or 1
+  for _ in range(rounds):
+    yield {
+      kind: seconds(function, times[kind]) / times[kind]
+      for kind, function in functions.items()
+    }
+
+
+class ResNet(NamedTuple):
+  """A ResNet, and the random images that it learns."""
+
+  depth: int = 18
+  width: int = 64
+  batch_size: int = 16
+  image_shape: tuple[int, int, int] = (16, 16, 3)
+  num_classes: int = 1_000
+
+
 class Subject(NamedTuple):
-  """A ResNet-18 of 11.7 million numbers that learns random images.
+  """A ResNet that learns random images.
 
   Attributes:
     mesh: of one device.
@@ -72,14 +127,14 @@ class Subject(NamedTuple):
   batch: dict[str, Any]
 
 
-def make_subject() -> Subject:
+def make_subject(shapes: ResNet) -> Subject:
   """Compiles nothing yet."""
   mesh = sharding.make_mesh(1)
   model = make_resnet(
-    input_shape=SHAPE,
-    num_classes=CLASSES,
-    depth=DEPTH,
-    width=WIDTH,
+    input_shape=shapes.image_shape,
+    num_classes=shapes.num_classes,
+    depth=shapes.depth,
+    width=shapes.width,
     batch_norm_momentum=0.9,
     batch_norm_group_size=None,
     teacher_batch_norm='running',
@@ -117,7 +172,7 @@ def make_subject() -> Subject:
     init_state(
       model,
       optimizer,
-      batch_size=BATCH_SIZE,
+      batch_size=shapes.batch_size,
       init_key=key,
       noise_key=key,
       num_async_workers=1,
@@ -127,8 +182,12 @@ def make_subject() -> Subject:
   rng = np.random.default_rng(0)
   batch = sharding.split_batch(
     {
-      'inputs': rng.normal(size=(BATCH_SIZE, *SHAPE)).astype(np.float32),
-      'labels': rng.integers(CLASSES, size=BATCH_SIZE).astype(np.int32),
+      'inputs': rng.standard_normal(
+        (shapes.batch_size, *shapes.image_shape), np.float32
+      ),
+      'labels': rng.integers(
+        shapes.num_classes, size=shapes.batch_size, dtype=np.int32
+      ),
     },
     mesh,
   )
@@ -144,16 +203,3 @@ def machine() -> dict[str, Any]:
     **record.code_version(ROOT),
     **record.package_versions(('jax', 'orbax-checkpoint')),
   }
-
-
-def table(title: str, measures: Sequence[Measure]) -> Table:
-  """A line a number: median, least, greatest."""
-  shown = Table(box=box.SIMPLE_HEAD)
-  shown.add_column(title)
-  for column in ('median', 'least', 'greatest'):
-    shown.add_column(column, justify='right')
-  shown.add_column('unit')
-  for name, unit, values in measures:
-    numbers = (statistics.median(values), min(values), max(values))
-    shown.add_row(name, *(f'{number:,.3g}' for number in numbers), unit)
-  return shown

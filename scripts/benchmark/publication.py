@@ -11,7 +11,7 @@ import functools
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -25,20 +25,23 @@ from scripts.benchmark.measure import Measure, Measures
 TITLE = 'a publication'
 ROUNDS = 'rounds of a publication of each kind'
 # Millions of numbers: depth and width of a ResNet that has them.
-SIZES = {1: (18, 18), 25: (50, 64), 100: (50, 131)}
+SMALL = FULL = {1: (18, 18), 25: (50, 64), 100: (50, 131)}
 
 
-def measure(rounds: int) -> Iterator[list[Measure]]:
+def measure(
+  rounds: int, shapes: Mapping[int, tuple[int, int]]
+) -> Iterator[list[Measure]]:
   """Writes and loads publications in turn.
 
   Args:
     rounds: of each kind; one more goes before and is not counted.
+    shapes: depth and width by millions of numbers.
 
   Yields:
     After each round all that has been measured.
   """
   found = Measures()
-  networks = {size: _variables(*shape) for size, shape in SIZES.items()}
+  networks = {size: _variables(*shape) for size, shape in shapes.items()}
   with tempfile.TemporaryDirectory() as name:
     folder = epath.Path(name)
     for number in range(rounds + 1):

@@ -16,24 +16,26 @@ import jax.numpy as jnp
 
 from codistill import precision
 from codistill.algorithm import Peer
-from scripts.benchmark.measure import Measure, Measures, make_subject
+from scripts.benchmark.measure import Measure, Measures, ResNet, make_subject
 
 TITLE = 'ResNet-18, an update'
 ROUNDS = 'rounds of ten updates of each kind'
+SMALL = FULL = ResNet()
 _UPDATES = 10
 _ALONE = 'without a teacher'
 
 
-def measure(rounds: int) -> Iterator[list[Measure]]:
+def measure(rounds: int, shapes: ResNet) -> Iterator[list[Measure]]:
   """Times updates in turn.
 
   Args:
     rounds: of each kind; one more goes before, compiles and is not counted.
+    shapes: of the network.
 
   Yields:
     After each round all that has been measured.
   """
-  _, _, updates, state, batch = make_subject()
+  _, _, updates, state, batch = make_subject(shapes)
   copies = {
     name: jax.jit(functools.partial(precision.encode, precision=name))(
       # Each update donates the state.

@@ -24,7 +24,7 @@ _ORDER = ('float32', 'bfloat16', 'int8')
 _COLORS = ('#000000', '#0072B2', '#D55E00')
 _BENCHMARK = (
   pathlib.Path(__file__).parent.parent.parent
-  / 'experiments/results/benchmark_teacher.json'
+  / 'experiments/results/benchmark.json'
 )
 # What is shown: the names that the benchmark gives it.
 _COSTS = {
@@ -130,7 +130,8 @@ class TeacherPrecision(Figure):
 
 def _measured(name: str) -> list[float]:
   """Values of the benchmark; twice where there is one, for quartiles."""
-  found = json.loads(_BENCHMARK.read_text(encoding='utf-8'))['teacher'][name]
+  measured = json.loads(_BENCHMARK.read_text(encoding='utf-8'))
+  found = measured['teacher']['values'][name]
   return found * 2 if len(found) == 1 else found
 
 

@@ -1,0 +1,128 @@
+"""The networks of the paper, and updates of them on made-up examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from codistill import precision, sharding
+from codistill.algorithm import Peer
+from codistill.train_step import place_state
+from experiments.build import Experiment
+from scripts import cost
+
+
+class Network(NamedTuple):
+  """A config, and what is changed in it."""
+
+  config: str
+  changes: Mapping[str, Any] = {}
+
+  def build(self, **changes: Any) -> Experiment:
+    """An experiment without data, on one device."""
+    return cost.make_experiment(self.config, 1, **{**self.changes, **changes})
+
+
+SMALL = {
+  # A quarter of the paper's widths and vocabulary.
+  'LSTM': Network(
+    'lm_codistill',
+    {
+      'batch_size': 64,
+      'data.vocab_size': 6_000,
+      'model.dtype': 'float32',
+      'model.lstm.embedding_size': 64,
+      'model.lstm.hidden_size': 256,
+    },
+  ),
+  'ResNet-50': Network(
+    'imagenet_codistill',
+    {
+      'batch_size': 16,
+      'codistill.teacher_precision': 'float32',
+      'data.image_shape': (64, 64, 3),
+      'model.dtype': 'float32',
+      'model.resnet.batch_norm_group_size': 16,
+    },
+  ),
+  'small ResNet': Network('imagenet_codistill:reduced'),
+  'DNN': Network('criteo_codistill:reduced'),
+}
+# What one device has of the paper's: a worker's lanes, four workers' images.
+FULL = {
+  'LSTM': Network('lm_codistill', {'batch_size': 128}),
+  'ResNet-50': Network('imagenet_codistill', {'batch_size': 128}),
+  'small ResNet': Network('imagenet_codistill:reduced'),
+  'DNN': Network('criteo_codistill'),
+}
+
+
+def make_updates(
+  experiment: Experiment, teachers: Iterable[int]
+) -> dict[int, Callable[[], Any]]:
+  """Updates of a member, each a function of nothing: its state goes on in here.
+
+  Args:
+    experiment: whose.
+    teachers: how many, for each update; 0 for the burn-in update.
+
+  Returns:
+    By the number of teachers, functions that return an update's metrics.
+  """
+  teachers = list(teachers)
+  batch = sharding.split_batch(_make_examples(experiment), experiment.mesh)
+  state = place_state(experiment.init(0), experiment.mesh)
+  # Every teacher has weights of its own, though the same: they are read.
+  peers = [
+    Peer(
+      number,
+      0,
+      precision.encode(
+        jax.tree.map(jnp.copy, state.variables), experiment.teacher_precision
+      ),
+    )
+    for number in range(1, 1 + max(teachers))
+  ]
+
+  def make_update(number: int) -> Callable[[], Any]:
+    def update():
+      nonlocal state
+      if number:
+        state, metrics = experiment.updates.codistill(
+          state, batch, tuple(peers[:number])
+        )
+      else:
+        state, metrics = experiment.updates.burn_in(state, batch)
+      return metrics
+
+    return update
+
+  return {number: make_update(number) for number in teachers}
+
+
+def _make_examples(experiment: Experiment) -> dict[str, Any]:
+  """A batch of random ones, on the host."""
+  rng = np.random.default_rng(0)
+  shapes = cost.abstract_arguments(experiment, 0).batch
+  # Categories of clicks are below the least table's size.
+  data = experiment.config.data
+  limit = {
+    'images': 256,
+    'text': data.get('vocab_size'),
+    'clicks': min(data.get('table_sizes', [0])),
+  }[data.kind]
+
+  def fill(shape: jax.ShapeDtypeStruct, below: int) -> np.ndarray:
+    if jnp.issubdtype(shape.dtype, jnp.floating):
+      return rng.standard_normal(shape.shape, shape.dtype)
+    return rng.integers(below, size=shape.shape, dtype=shape.dtype)
+
+  classes = {'clicks': 2, 'text': limit}.get(data.kind, data.get('num_classes'))
+  return {
+    'inputs': jax.tree.map(lambda shape: fill(shape, limit), shapes['inputs']),
+    'labels': fill(shapes['labels'], classes),
+  }

@@ -1,0 +1,109 @@
+"""How long training waits for its input: the share of a step's time.
+
+Algorithm 1's own loop (`codistill.algorithm`) over real pipelines: JPEGs that a
+process for each member decodes, lanes of the built-in corpus, the synthetic
+click log. Waiting is the time in `next(batches)`, with which each step begins,
+until a batch is there and on its way to the device: at most so long does the
+device have nothing to do, which may still be at the step before. Limit: 1 %.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import config as configs
+from experiments.build import Experiment, build
+from scripts.benchmark import images, networks
+from scripts.benchmark.loop import Loop
+from scripts.benchmark.measure import Limit, Measure, Measures
+from scripts.benchmark.networks import Network
+
+TITLE = 'waiting for input'
+ROUNDS = 'rounds of some steps of each kind'
+_AIM = Limit('≤', 1)
+
+
+class Shapes(NamedTuple):
+  """Of a round.
+
+  Attributes:
+    networks: by name, with data; those of images get a folder of JPEGs.
+    steps: in a round, each of all members.
+    skipped: steps before them, in which pipelines fill up.
+    photographs: how many, their height and width.
+  """
+
+  networks: Mapping[str, Network]
+  steps: int
+  skipped: int
+  photographs: tuple[int, int, int]
+
+
+_JPEGS = {'data.num_workers': 1}
+_RESNET = networks.SMALL['ResNet-50']
+SMALL = Shapes(
+  {
+    'images': _RESNET._replace(changes={**_RESNET.changes, **_JPEGS}),
+    'text': Network('lm_codistill:laptop'),
+    'clicks': Network('criteo_codistill:laptop'),
+  },
+  steps=5,
+  skipped=2,
+  photographs=(32, *images.FULL.size),
+)
+FULL = SMALL._replace(
+  networks={
+    'images': networks.FULL['ResNet-50'],
+    'text': Network('lm_codistill:reduced'),
+    'clicks': Network('criteo_codistill:reduced'),
+  },
+  steps=50,
+  photographs=(64, *images.FULL.size),
+)
+
+
+def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
+  """Trains on each kind of data in turn.
+
+  Args:
+    rounds: of some steps of each kind; one more goes before, compiles and is
+      not counted.
+    shapes: of a round.
+
+  Yields:
+    After each round all that has been measured.
+  """
+  found = Measures()
+  with tempfile.TemporaryDirectory() as folder:
+    images.write(
+      folder,
+      images.photographs(np.random.default_rng(0), *shapes.photographs),
+    )
+    loops = {
+      name: Loop(_build(network, folder))
+      for name, network in shapes.networks.items()
+    }
+    for loop in loops.values():
+      loop.take(shapes.skipped)
+    for _ in range(rounds):
+      for name, loop in loops.items():
+        loop.take(shapes.skipped)
+        seconds, waited = loop.take(shapes.steps)
+        found.note(f'{name}: a step', 'ms', 1e3 * seconds / shapes.steps)
+        share = 100 * waited / seconds
+        found.note(f'{name}: waiting', '% of a step', share, _AIM)
+      yield found.all()
+
+
+def _build(network: Network, folder: str) -> Experiment:
+  """An experiment with data, JPEGs from a folder; ψ is on at once."""
+  config = configs.load(network.config)
+  changes = {'num_devices': 1, 'codistill.burn_in_steps': 0}
+  if config.data.kind == 'images':
+    changes['data.data_dir'] = folder
+  config.update_from_flattened_dict({**network.changes, **changes})
+  return build(config, None)
