@@ -70,3 +70,16 @@ def average_of_peers(logits: Sequence[Logits]) -> Probabilities:
   """
   total = sum(jax.nn.softmax(one) for one in logits)
   return jax.lax.stop_gradient(total / len(logits))
+
+
+def labelled_cross_entropy(
+  labels: Int[Array, '*batch'], logits: Logits
+) -> PerExample:
+  """φ of examples some of which have no label, a negative one: 0 for those.
+
+  So the mean over a batch is over all of it, and what such an example has of
+  φ + ψ is ψ (Hinton et al. 2015, §2: a transfer set may be unlabelled).
+  """
+  known = labels >= 0
+  losses = task_cross_entropy(jnp.where(known, labels, 0), logits)
+  return jnp.where(known, losses, 0)

@@ -1,5 +1,7 @@
 """Handwritten digits that come with scikit-learn: nothing to prepare."""
 
+import types
+
 import numpy as np
 from sklearn import datasets, model_selection
 
@@ -10,7 +12,7 @@ def open_set(train_split, eval_split):
   """Opens the 8 × 8 digits: 1437 to train on, 360 to test, stratified.
 
   Args:
-    train_split: 'train'.
+    train_split: 'train', or a part of it as TFDS writes it, 'train[:50%]'.
     eval_split: 'test'.
 
   Returns:
@@ -19,17 +21,18 @@ def open_set(train_split, eval_split):
   Raises:
     ValueError: for other splits.
   """
-  if (train_split, eval_split) != ('train', 'test'):
+  if train_split.partition('[')[0] != 'train' or eval_split != 'test':
     raise ValueError(
-      "digits have the splits 'train' and 'test', got "
+      "digits have the splits 'train', or parts of it, and 'test', got "
       f'{train_split!r} and {eval_split!r}.'
     )
   digits = datasets.load_digits()
   images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = digits.target.astype(np.int32)
-  parts = model_selection.train_test_split(
+  train, test = model_selection.train_test_split(
     np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
   )
+  parts = (train[_part(train_split, len(train))], test)
 
   def make_split(part):
     return Split(
@@ -39,3 +42,18 @@ def open_set(train_split, eval_split):
     )
 
   return (8, 8, 1), 10, tuple(make_split(part) for part in parts)
+
+
+def _part(split, size):
+  """'train[:50%]' → which examples of `size`; ValueError if none."""
+  if split == 'train':
+    return slice(None)
+  # Half a second that others need not wait.
+  import tensorflow_datasets as tfds
+
+  whole = {'train': types.SimpleNamespace(num_examples=size)}
+  try:
+    [part] = tfds.core.ReadInstruction.from_spec(split).to_absolute(whole)
+  except (AssertionError, ValueError) as error:
+    raise ValueError(f'There is no part {split!r} of digits.') from error
+  return slice(part.from_, part.to)

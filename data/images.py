@@ -25,12 +25,11 @@ from data import grain_workers
 from data import partition as partition_lib
 from data.decoding import Encoded
 
+# The label of an example that has none, or whose label is left alone.
+UNLABELLED = -1
 # Sets that are not TFDS's, by name: modules with a function
 # `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
-SETS = {
-  'digits': 'data.digits',
-  'imagenet_sample': 'data.imagenet_sample',
-}
+SETS = {'digits': 'data.digits', 'imagenet_sample': 'data.imagenet_sample'}
 # Rows of a batch that are read at a time: what threads and processes share out.
 _PIECE = 128
 # How many examples may be corrupt for each that is wanted.
@@ -71,7 +70,8 @@ class ImageSet:
   Attributes:
     image_shape: height, width and channels of what the model receives.
     num_classes: labels are in [0, num_classes).
-    train_split: the examples to train on.
+    train_split: the examples to train on, those without a label last.
+    labelled_split: of these the ones with a label.
     test_split: the examples to evaluate on.
     augment: from images of a batch to uint8 [batch, *image_shape], at random,
       and the places of those that cannot be decoded.
@@ -89,6 +89,7 @@ class ImageSet:
   image_shape: tuple[int, int, int]
   num_classes: int
   train_split: Split = dataclasses.field(repr=False)
+  labelled_split: Split = dataclasses.field(repr=False)
   test_split: Split = dataclasses.field(repr=False)
   augment: Callable[..., np.ndarray] = dataclasses.field(repr=False)
   fit: Callable[..., np.ndarray] = dataclasses.field(repr=False)
@@ -98,7 +99,7 @@ class ImageSet:
 
   @property
   def num_train(self) -> int:
-    """Number of training examples, of all members together."""
+    """Number of training examples, of all members together, labelled or not."""
     return self.train_split.num_examples
 
   def num_examples(self, split: str) -> int:
@@ -136,9 +137,9 @@ class ImageSet:
         that hosts can share a batch.
 
     Returns:
-      Batches {'inputs': uint8 [rows, *image_shape], 'labels': int32 [rows]};
-      and, if there were any, 'corrupt': the names of the examples that others
-      stand in for.
+      Batches {'inputs': uint8 [rows, *image_shape], 'labels': int32 [rows],
+      `UNLABELLED` where there is none}; and, if there were any, 'corrupt': the
+      names of the examples that others stand in for.
 
     Raises:
       ValueError: for arguments out of range, or an empty shard.
@@ -217,22 +218,23 @@ class ImageSet:
     return self._batches(numbers.map(load), len(pieces))
 
   def label_distribution(self) -> Float[np.ndarray, ' num_classes']:
-    """The training split's share of each class, float32, summing to one.
+    """The share of each class in the labelled training examples, float32.
 
-    Decodes no image, but reads every record: seconds for CIFAR, as long as the
-    disk takes for ImageNet.
+    It sums to one. Decodes no image, but reads every record: seconds for CIFAR,
+    as long as the disk takes for ImageNet.
     """
     counts = np.zeros(self.num_classes, np.int64)
-    indices = np.arange(self.num_train)
-    for start in range(0, self.num_train, 256):
+    labelled = self.labelled_split
+    indices = np.arange(labelled.num_examples)
+    for start in range(0, len(indices), 256):
       some = indices[start : start + 256]
-      labels = self.train_split.read_labels(some)
-      self._check_labels(self.train_split, some, labels)
+      labels = labelled.read_labels(some)
+      self._check_labels(labelled, some, labels)
       counts += np.bincount(labels, minlength=self.num_classes)
     return (counts / counts.sum()).astype(np.float32)
 
   def _split(self, split: str) -> Split:
-    splits = {'train': self.train_split, 'test': self.test_split}
+    splits = {'train': self.labelled_split, 'test': self.test_split}
     if split not in splits:
       raise ValueError(
         f'Unknown split {split!r}, expected one of {tuple(splits)}.'
@@ -281,7 +283,10 @@ class ImageSet:
     return images, labels
 
   def _check_labels(self, split, indices, labels):
-    wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+    wrong = (labels < 0) | (labels >= self.num_classes)
+    if split is self.train_split:
+      wrong &= indices < self.labelled_split.num_examples
+    wrong = np.flatnonzero(wrong)
     if len(wrong):
       first = wrong[0]
       raise BadDataError(
@@ -332,6 +337,7 @@ def make_images(
   *,
   train_split: str,
   eval_split: str,
+  unlabelled_split: str | None,
   data_dir: str | os.PathLike | None,
   augmentation: str,
   padding: int | None,
@@ -351,6 +357,8 @@ def make_images(
       such as 'train[:90%]'; digits have 'train' only.
     eval_split: the same for the split that is called 'test' here; digits have
       'test' only.
+    unlabelled_split: examples to train on besides those of `train_split`, whose
+      labels are left alone; None for none.
     data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR, or TFDS's default.
     augmentation: 'none'; 'shift' (a crop after black padding); 'shift_flip'
       (and a horizontal flip, half of the time); 'inception' (a random part of
@@ -373,14 +381,7 @@ def make_images(
     ValueError: if there is no such set, split or augmentation, if the set is
       not one of images and labels, or if arguments do not suit it.
   """
-  if name in SETS:
-    # Imported here: scikit-learn takes a second that others need not wait.
-    opened = importlib.import_module(SETS[name])
-    shape, num_classes, splits = opened.open_set(train_split, eval_split)
-  else:
-    shape, num_classes, splits = open_tfds(
-      name, data_dir, train_split, eval_split
-    )
+  shape, num_classes, splits = _open(name, data_dir, train_split, eval_split)
   augment, fit, viewed = augmentation_lib.make_views(
     augmentation, padding, image_size, tuple(shape)
   )
@@ -399,17 +400,67 @@ def make_images(
       'What data.cache holds is in this process: set data.num_workers to 0, or '
       'data.cache to False.'
     )
+
+  def keep(split):
+    return _in_memory(split, shape) if cache else split
+
+  labelled = train = keep(splits[0])
+  if unlabelled_split is not None:
+    _, _, (others, _) = _open(name, data_dir, unlabelled_split, eval_split)
+    train = _and_unlabelled(labelled, keep(others))
   return ImageSet(
     image_shape=viewed,
     num_classes=num_classes,
-    train_split=_in_memory(splits[0], shape) if cache else splits[0],
-    test_split=_in_memory(splits[1], shape) if cache else splits[1],
+    train_split=train,
+    labelled_split=labelled,
+    test_split=keep(splits[1]),
     augment=augment,
     fit=fit,
     num_workers=num_workers,
     num_threads=num_threads,
     prefetch_batches=prefetch_batches,
   )
+
+
+def _open(name, data_dir, train_split, eval_split):
+  """The stored shape, the number of classes, and the two splits of a set."""
+  if name in SETS:
+    # Imported here: scikit-learn takes a second that others need not wait.
+    opened = importlib.import_module(SETS[name])
+    return opened.open_set(train_split, eval_split)
+  return open_tfds(name, data_dir, train_split, eval_split)
+
+
+def _and_unlabelled(labelled: Split, others: Split) -> Split:
+  """The examples of one split, and those of another without their labels."""
+  first = labelled.num_examples
+
+  def read_labels(indices):
+    labels = np.full(len(indices), UNLABELLED, np.int32)
+    known = indices < first
+    labels[known] = labelled.read_labels(indices[known])
+    return labels
+
+  def read(indices):
+    images: list[Any] = [None] * len(indices)
+    labels = np.full(len(indices), UNLABELLED, np.int32)
+    known = np.flatnonzero(indices < first)
+    unknown = np.flatnonzero(indices >= first)
+    if len(known):
+      found, labels[known] = labelled.read(indices[known])
+      for place, image in zip(known, found, strict=True):
+        images[place] = image
+    if len(unknown):
+      found, _ = others.read(indices[unknown] - first)
+      for place, image in zip(unknown, found, strict=True):
+        images[place] = image
+    return images, labels
+
+  def name(index):
+    own = index < first
+    return labelled.name(index) if own else others.name(index - first)
+
+  return Split(first + others.num_examples, read, read_labels, name)
 
 
 def _in_memory(split: Split, shape: tuple[int, int, int]) -> Split:

@@ -289,6 +289,7 @@ def build(
       max_age_steps=codistill.max_age_steps,
       max_task_loss_ratio=codistill.max_task_loss_ratio,
     )
+  unlabelled = config.data.get('unlabelled_split')
   dataset = dataset or make_dataset(config)
   with user_errors(ValueError):
     # Refuses parts that are too small, before anything is written.
@@ -317,7 +318,9 @@ def build(
     optimizer,
     mesh,
     teacher=teacher or model,
-    task_loss=losses.task_cross_entropy,
+    task_loss=losses.task_cross_entropy
+    if unlabelled is None
+    else losses.labelled_cross_entropy,
     distill_loss=losses.DISTILL_LOSSES[codistill.distill_loss],
     task_weight=codistill.task_weight,
     distill_weight=codistill.distill_weight,
@@ -368,6 +371,7 @@ def _make_images(data: ConfigDict) -> Dataset:
       data.name,
       train_split=data.train_split,
       eval_split=data.eval_split,
+      unlabelled_split=data.unlabelled_split,
       data_dir=data.data_dir,
       augmentation=data.augmentation,
       padding=data.padding,
@@ -624,6 +628,14 @@ def _check(config: ConfigDict, member: int | None) -> None:
     raise UserError(
       f'codistill.teacher {codistill.teacher} stands in for the peers; set '
       'codistill.exchange to none'
+    )
+  unlabelled = config.data.get('unlabelled_split')
+  if (
+    unlabelled and codistill.exchange == 'none' and codistill.teacher == 'peers'
+  ):
+    raise UserError(
+      f'data.unlabelled_split is {unlabelled!r}, and nobody teaches what is in '
+      'it; set codistill.exchange, or leave it out'
     )
   fault = config.fault
   if fault.kind != 'none' and not (

@@ -10,11 +10,12 @@ import ast
 import difflib
 import importlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from data import image_sets
 from experiments.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
@@ -76,9 +77,36 @@ def points(name_and_variant: str) -> list[dict[str, Any]]:
   return module.sweep(variant) if hasattr(module, 'sweep') else [{}]
 
 
+def follow_name(config: ConfigDict, given: Collection[str]) -> None:
+  """Sets what follows from the set of images that has been named.
+
+  Args:
+    config: with `data.name` as it was given.
+    given: keys that were, dotted; these stay, and without `data.name` all do.
+  """
+  if 'data.name' in given:
+    following = _following(config).items()
+    config.update_from_flattened_dict(
+      {key: value for key, value in following if key not in given}
+    )
+
+
+def _following(config: ConfigDict) -> dict[str, Any]:
+  """Dotted keys that `data.name` says the values of."""
+  if config.data.kind != 'images':
+    return {}
+  facts = image_sets.facts_of(config.data.name)
+  return {f'data.{key}': value for key, value in facts.items()}
+
+
 def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
-  """What a config has otherwise than its base: dotted keys with values."""
+  """What a config has otherwise than its base: dotted keys with values.
+
+  Of another set of images that is its name, and not what follows from it.
+  """
   before = dict(_leaves(base))
+  if before.get('data.name') != config.data.get('name'):
+    before |= _following(config)
   return {
     key: value
     for key, value in _leaves(config)

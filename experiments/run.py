@@ -44,13 +44,16 @@ from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.progress import RunProgress
-from experiments.stored import load_teachers
+from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
 from experiments.tensorboard import TensorBoard
 from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Added to the seed of a first phase: with a teacher's own a student would start
+# from that teacher's initial weights, and read in its order.
+TEACHERS_SEED = 1_000_000
 # Others of this member say why it ended.
 LOST_OTHERS = 3
 PACKAGES = (
@@ -141,6 +144,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(f'what is {rest[1]!r}? flags begin with --')
   if name is not None:
     config_lib.check_elements(base, _CONFIG.value)
+    config_lib.follow_name(_CONFIG.value, keys)
     # For the default workdir and the provenance.
     rest.append(name)
   return rest
@@ -194,14 +198,14 @@ def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
     )
     if status:
       return status
-  taught = {}
+  taught, known = {}, {}
   if config.codistill.exchange == 'frozen':
-    teachers, teacher = load_teachers(
-      pathlib.Path(frozen).expanduser().absolute(), config.data
-    )
+    frozen = pathlib.Path(frozen).expanduser().absolute()
+    teachers, teacher = load_teachers(frozen, config.data)
     taught = {'teachers': teachers, 'teacher': teacher}
+    known = {'teachers': fit_of(frozen)}
   return _train(
-    name, variant, label, config, path, member, console, stop, taught
+    name, variant, label, config, path, member, console, stop, taught, known
   )
 
 
@@ -214,12 +218,25 @@ def _first_phase(config: ConfigDict) -> ConfigDict:
       'ensemble is to train first with --config.two_phase.num_steps=N'
     )
   first = config.copy_and_resolve_references()
+  first.seed += TEACHERS_SEED
   first.num_steps = config.two_phase.num_steps
   first.codistill.members = config.two_phase.members
   first.codistill.burn_in_steps = config.two_phase.num_steps
   first.codistill.exchange = 'none'
+  # Not in the first phase, which is then the same for students that differ in
+  # these.
+  first.codistill.task_weight = first.codistill.distill_weight = 1.0
   if config.two_phase.model is not None:
     first.model.name = config.two_phase.model
+  split = config.two_phase.train_split
+  if 'train_split' in first.data:
+    first.data.train_split = split or first.data.train_split
+    first.data.unlabelled_split = None
+  elif split is not None:
+    raise UserError(
+      f'two_phase.train_split is {split!r}, and only images have splits to '
+      'choose from; leave it out'
+    )
   return first
 
 
@@ -233,8 +250,12 @@ def _train(
   console: Console,
   stop: list[int],
   taught: Mapping[str, Any] | None = None,
+  known: Mapping[str, Any] | None = None,
 ) -> int:
-  """One run in one workdir, from its beginning or its last checkpoint."""
+  """One run in one workdir, from its beginning or its last checkpoint.
+
+  With `taught` to build it from, and `known` for its provenance.
+  """
   workdir = _open(path, _provenance(name, variant, config, member), member)
   if not hosts.is_first():
     console = Console(quiet=True)
@@ -249,17 +270,19 @@ def _train(
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
     )
-    known = {
+    facts = {
       name: getattr(experiment.dataset, name, None)
       for name in ('fingerprint', 'best_log_loss')
     }
-    if any(known.values()):
-      found = {name: it for name, it in known.items() if it is not None}
+    if any(facts.values()):
+      found = {name: it for name, it in facts.items() if it is not None}
       workdir.write_run(data=found)
-    if known['best_log_loss'] is not None:
+    if known:
+      workdir.write_run(**known)
+    if facts['best_log_loss'] is not None:
       console.print(
         'A synthetic log: in the mean no model can do better than '
-        f'{known["best_log_loss"]:.4f} nats on all of its held-out rows.'
+        f'{facts["best_log_loss"]:.4f} nats on all of its held-out rows.'
       )
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import statistics
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from codistill.models import Model
+from codistill.record import Record, read_rows
 from experiments import config as config_lib
 from experiments.build import Experiment, build
 from experiments.errors import UserError
@@ -62,6 +64,9 @@ def rebuild(
   # No lease, no thread, no folder; and no label counted for a teacher.
   config.codistill.exchange = 'none'
   config.codistill.teacher = 'peers'
+  # Nobody who looks learns from them.
+  if 'unlabelled_split' in config.data:
+    config.data.unlabelled_split = None
   if eval_split is not None:
     if 'eval_split' not in config.data:
       raise UserError(
@@ -181,3 +186,47 @@ def load_teachers(
     Peer(member, one.step, one.variables) for member, one in found.items()
   )
   return peers, experiment.model
+
+
+# Batches of training whose mean tells how well a network fits what it learns
+# from: a measure that costs nothing.
+_LAST_BATCHES = 20
+
+
+def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """How well a finished run's members know what they have learnt from.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    Its number of steps, and {'task_loss', 'accuracy'} of `train`, the last 20
+    batches of each member while it trained on them, and of `held_out`, all that
+    it was evaluated on at the end: means over the members. None if its rows are
+    gone.
+  """
+  rows = []
+  for process in read_runs(workdir):
+    path = Record(workdir, '' if process is None else f'-{process}').rows_path
+    if not path.exists():
+      return None
+    rows += read_rows(path)
+  last = max(row['step'] for row in rows)
+
+  def mean(kind, first):
+    return {
+      key: statistics.fmean(
+        row[key]
+        for row in rows
+        if row['kind'] == kind
+        and row['member'] != 'ensemble'
+        and row['step'] >= first
+      )
+      for key in ('task_loss', 'accuracy')
+    }
+
+  return {
+    'num_steps': last,
+    'train': mean('train', last + 1 - _LAST_BATCHES),
+    'held_out': mean('final', last),
+  }

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -124,6 +125,12 @@ def open_workdir(
     UserError: if it cannot be written, or if another config or commit made
       what is there, or nobody knows who did.
   """
+  if re.search(r'\[.*\]', str(path)):
+    # Orbax looks for what it wrote with a pattern that the path is a part of.
+    raise UserError(
+      f'no checkpoint in {path} could be read again, because of its brackets; '
+      'choose another --workdir'
+    )
   new = _workdir(Record, path, run, member)
   record = new.record
   try:

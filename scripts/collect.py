@@ -60,7 +60,8 @@ _KEPT = (
 def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
   """The runs in and below a folder, each as the records of its processes.
 
-  A run of a sweep that failed before it began has none.
+  A run of a sweep that failed before it began has none. The first of two phases
+  is part of the run that it lies in, whose provenance says how it ended.
 
   Raises:
     ValueError: if there is none.
@@ -85,7 +86,11 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
       f'{folder} holds no run; make one with python -m experiments.run '
       f'--config=NAME --workdir={folder}'
     )
-  return {parent: list(found[parent].values()) for parent in sorted(found)}
+  return {
+    parent: list(found[parent].values())
+    for parent in sorted(found)
+    if not (parent.name == 'ensemble' and found.get(parent.parent))
+  }
 
 
 def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
@@ -183,6 +188,7 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
         for run in runs
         for member, at in run.get('diverged', {}).items()
       },
+      **({'teachers': first['teachers']} if first.get('teachers') else {}),
       **_summary(rows),
     },
     tuple(

@@ -53,7 +53,7 @@ NO_PROGRAM = {
     'delay_steps',
     'immediate',
   ),
-  'two_phase': ('members', 'num_steps'),
+  'two_phase': ('members', 'num_steps', 'train_split'),
   'data': ('max_test_tokens',),
 }
 _alike = {}

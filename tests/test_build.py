@@ -59,8 +59,10 @@ def abstract_batch(config, size):
 
 
 # At the paper's scale: examples an update, parameters (those of the click DNN:
-# 26 tables of 100,000 × 16; 442 → 2560 → 1024 → 256 → 1), features.
+# 26 tables of 100,000 × 16; 442 → 2560 → 1024 → 256 → 1; those of a ResNet-32,
+# 464,154 for ten classes, and of its projections and more classes), features.
 SIZES = {
+  'cifar100': (64, 464_154 + 2_752 + 90 * 65, (64,)),
   'images': (16_384, 25_557_032, (2_048,)),
   'text': (16_384, 44_403_654, (32, 1_024)),
   'clicks': (
@@ -89,7 +91,9 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   experiment = build_cheaply(config, None, dataset=stand_in(config))
   state = jax.eval_shape(functools.partial(experiment.init, 0))
   batch = abstract_batch(config, config.batch_size)
-  examples, parameters, features = SIZES[config.data.kind]
+  examples, parameters, features = SIZES[
+    'cifar100' if config.data.name == 'cifar100' else config.data.kind
+  ]
   assert config.batch_size * config.num_async_workers == examples
   variables = state.variables
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))

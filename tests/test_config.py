@@ -11,13 +11,17 @@ from experiments import run
 from experiments.errors import UserError
 
 NAMES = [
+  'cifar100_offline',
   'failed_peer',
   'imagenet_codistill',
   'imagenet_diversity',
   'imagenet_ensemble',
+  'imagenet_equal_compute',
   'imagenet_label_smoothing',
   'imagenet_staleness',
   'imagenet_sync',
+  'imagenet_two_phase',
+  'teacher_fit',
 ]
 SMOKE = '--config=imagenet_codistill:smoke'
 
@@ -154,6 +158,39 @@ def test_overrides_reach_what_follows_from_them(parse):
   parse('--config=imagenet_sync:smoke', '--config.num_steps=5')
   assert config().codistill.burn_in_steps == 5
   assert config().schedule.warmup_cosine.num_steps == 5
+
+
+def test_what_is_known_of_a_set_of_images_follows_from_its_name(parse):
+  parse('--config=imagenet_codistill:reduced', '--config.data.name=cifar10')
+  data = config().data
+  assert (data.image_shape, data.num_classes) == ((32, 32, 3), 10)
+  assert len(data.mean) == len(data.std) == 3
+  assert (data.train_split, data.eval_split) == ('train[:15000]', 'test')
+  # So results of it are told apart by the one key.
+  base = config_lib.load('imagenet_codistill:reduced')
+  assert config_lib.overrides(base, config()) == {'data.name': 'cifar10'}
+
+
+def test_what_is_given_stays_whatever_is_known_of_the_set(parse):
+  given = {'data.eval_split': 'train[9:]', 'data.std': (0.5, 0.5, 0.5)}
+  parse(
+    '--config=imagenet_sync:reduced',
+    '--config.data.name=cifar100:3.0.2',
+    *(f'--config.{key}={value}' for key, value in given.items()),
+  )
+  base = config_lib.load('imagenet_sync:reduced')
+  assert config().data.num_classes == 100
+  assert config_lib.overrides(base, config()) == {
+    'data.name': 'cifar100:3.0.2',
+    **given,
+  }
+
+
+def test_a_set_that_is_not_known_or_named_changes_nothing(parse):
+  base = config_lib.load('imagenet_sync:reduced')
+  parse('--config=imagenet_sync:reduced', '--config.data.name=kmnist')
+  assert config_lib.overrides(base, config()) == {'data.name': 'kmnist'}
+  assert config().data.mean == base.data.mean
 
 
 def test_an_override_of_none_has_its_type(parse):

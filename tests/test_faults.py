@@ -88,6 +88,14 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path, capfd):
   assert '--workdir' in sentence
 
 
+def test_a_workdir_whose_checkpoints_nobody_could_read_is_refused(
+  tmp_path, capfd
+):
+  assert run_command(tmp_path / 'train[:50%]' / 'run').status == 2
+  assert 'because of its brackets; choose' in error_sentence(capfd)
+  assert not any(tmp_path.iterdir())
+
+
 def test_the_process_ends_with_one_line_and_status_2(tmp_path):
   process = start_process(line_of(tmp_path, '--config.codistill.membrs=2'))
   out, err = process.communicate(timeout=100)

@@ -14,8 +14,11 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from commands import rows_of, run_command
 
-from data import augmentation, decoding, imagenet_sample, images
+from codistill.record import read_run
+from data import augmentation, decoding, image_sets, imagenet_sample, images
+from experiments import results
 
 MEMBER = {'member': 0, 'members': 1, 'partition': 'shared', 'seed': 3}
 
@@ -24,6 +27,7 @@ def make(name, **changes):
   arguments = {
     'train_split': 'train',
     'eval_split': 'test',
+    'unlabelled_split': None,
     'data_dir': None,
     'augmentation': 'none',
     'padding': 1,
@@ -434,6 +438,74 @@ def test_label_distribution_is_the_training_splits(digits):
 def test_digits_have_no_other_splits():
   with pytest.raises(ValueError, match="digits have the splits 'train'"):
     make('digits', eval_split='validation')
+  for split in ('train[:5%', 'train[9000:9001]'):
+    with pytest.raises(ValueError, match=r"no part 'train\["):
+      make('digits', train_split=split)
+
+
+def test_parts_of_digits_are_all_of_them_and_do_not_meet(digits):
+  halves = [
+    make('digits', train_split=split)
+    for split in ('train[:50%]', 'train[50%:]')
+  ]
+  read = [
+    half.train_split.read(np.arange(half.num_train))[0] for half in halves
+  ]
+  whole, _ = digits.train_split.read(np.arange(digits.num_train))
+  np.testing.assert_array_equal(np.concatenate(read), whole)
+
+
+def test_what_is_known_of_the_digits_is_true_of_them(digits):
+  facts = image_sets.facts_of('digits')
+  assert facts['image_shape'] == digits.image_shape
+  assert facts['num_classes'] == digits.num_classes
+  pixels, _ = digits.train_split.read(np.arange(digits.num_train))
+  # To the three digits that are quoted.
+  assert facts['mean'] == pytest.approx([(pixels / 255).mean()], abs=1e-3)
+  assert facts['std'] == pytest.approx([(pixels / 255).std()], abs=1e-3)
+
+
+@pytest.mark.parametrize('cache', [False, True])
+def test_unlabelled_examples_come_besides_and_without_their_labels(
+  cache, cifar
+):
+  folder, pixels = cifar
+  images_ = make(
+    'cifar10',
+    data_dir=folder,
+    train_split='train[:9]',
+    unlabelled_split='train[9:20]',
+    cache=cache,
+  )
+  assert images_.num_train == 20
+  found, labels = images_.train_split.read(np.array([3, 19, 9, 0]))
+  found, _ = images_.fit(found)
+  np.testing.assert_array_equal(found, pixels[[3, 19, 9, 0]])
+  assert labels.tolist() == [3, images.UNLABELLED, images.UNLABELLED, 0]
+  [batch] = take(images_.train(**MEMBER, batch_size=20), 1)
+  assert sorted(batch['labels']) == [images.UNLABELLED] * 11 + [*range(9)]
+  # Nothing else knows of them.
+  assert images_.num_examples('train') == 9
+  np.testing.assert_allclose(
+    images_.label_distribution(), np.append(np.ones(9), 0) / 9, rtol=1e-6
+  )
+
+
+def test_members_share_out_unlabelled_examples_too(cifar):
+  folder, _ = cifar
+  images_ = make(
+    'cifar10',
+    data_dir=folder,
+    train_split='train[:8]',
+    unlabelled_split='train[8:16]',
+  )
+  for member in range(2):
+    stream = images_.train(
+      **MEMBER | {'member': member, 'members': 2, 'partition': 'disjoint'},
+      batch_size=8,
+    )
+    [batch] = take(stream, 1)
+    assert (batch['labels'] == images.UNLABELLED).sum() == 4
 
 
 # Augmentation.
@@ -582,6 +654,25 @@ def test_a_tfds_set_reads_back_what_was_written(cifar):
   )
 
 
+def test_a_config_is_one_key_away_from_cifar10(cifar, tmp_path):
+  folder, _ = cifar
+  outcome = run_command(
+    tmp_path,
+    '--config.data.name=cifar10',
+    f'--config.data.data_dir={folder}',
+    '--config.num_steps=2',
+    '--config.codistill.burn_in_steps=1',
+    '--config.codistill.reload_interval_steps=1',
+  )
+  assert outcome.status == 0
+  assert outcome.experiment.dataset.image_shape == (32, 32, 3)
+  run = read_run(tmp_path / 'run.json')
+  given = {'data.name', 'num_steps', 'codistill.burn_in_steps'}
+  assert given < set(results.point_of(run['overrides']))
+  assert not {'data.mean', 'data.image_shape'} & set(run['overrides'])
+  assert {row['member'] for row in rows_of(tmp_path)} == {0, 1, 'ensemble'}
+
+
 def test_label_distribution_decodes_no_image(cifar, monkeypatch):
   def refuse(*_):
     raise AssertionError('an image was decoded')
@@ -700,7 +791,8 @@ def test_reading_needs_no_tensorflow_and_writes_nothing(cifar):
     "assert 'tensorflow_datasets' not in sys.modules\n"
     "assert 'sklearn' not in sys.modules\n"
     "cifar10 = images.make_images('cifar10', train_split='train', "
-    "eval_split='test', data_dir=None, augmentation='shift_flip', padding=4, "
+    "eval_split='test', unlabelled_split=None, data_dir=None, "
+    "augmentation='shift_flip', padding=4, "
     'image_size=None, cache=False, num_workers=0, '
     'num_threads=1, prefetch_batches=1)\n'
     "next(cifar10.train(member=0, members=1, partition='shared', seed=0, "
@@ -921,6 +1013,30 @@ def test_a_set_of_rubbish_ends_in_a_sentence(tmp_path):
     next(rubbish.train(**MEMBER, batch_size=2))
 
 
+def test_only_who_needs_labels_misses_them(tmp_path):
+  stored = [encode(red_and_blue(40, 40), '.jpg')] * 4
+  folder = write_imagenet(tmp_path, stored, [3, 5, -1, -1])
+  parts = {'train_split': 'train[:2]', 'unlabelled_split': 'train[2:]'}
+  some = make_imagenet(folder, **parts)
+  batch = next(some.train(**MEMBER, batch_size=4))
+  assert sorted(batch['labels']) == [-1, -1, 3, 5]
+  parts = {'train_split': 'train[1:3]', 'unlabelled_split': 'train[3:]'}
+  wrong = make_imagenet(folder, **parts)
+  with pytest.raises(images.BadDataError, match=r'\(2.JPEG\) has label -1'):
+    next(wrong.train(**MEMBER, batch_size=3))
+
+
+def test_a_corrupt_example_without_a_label_is_named_by_its_place(tmp_path):
+  stored = [encode(red_and_blue(40, 40), '.jpg')] * 2 + [b'rubbish']
+  some = make_imagenet(
+    write_imagenet(tmp_path, stored),
+    train_split='train[:1]',
+    unlabelled_split='train[1:]',
+  )
+  batch = next(some.train(**MEMBER, batch_size=3))
+  assert ['(2.JPEG)' in name for name in batch['corrupt']] == [True]
+
+
 def test_a_label_out_of_range_is_named(tmp_path):
   stored = [encode(red_and_blue(40, 40), '.jpg')] * 3
   # As in ImageNet's split `test`; and of a class too many.
@@ -1013,8 +1129,9 @@ images._PIECE = 4
 def make(data_dir):
   return images.make_images(
     'imagenet2012', train_split='train', eval_split='validation',
-    data_dir=data_dir, augmentation='inception', padding=None, image_size=16,
-    cache=False, num_workers=2, num_threads=1, prefetch_batches=2,
+    unlabelled_split=None, data_dir=data_dir, augmentation='inception',
+    padding=None, image_size=16, cache=False, num_workers=2, num_threads=1,
+    prefetch_batches=2,
   )
 
 

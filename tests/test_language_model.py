@@ -140,7 +140,7 @@ def test_teachers_of_another_architecture(tmp_path):
   assert kinds(rows_of(student), 'train')[0]['distill_loss'] > 0
   # What the student descends is what that network says.
   [peer] = outcome.experiment.exchange.freshest(0, 1)
-  assert peer.variables['params']['Dense_0']['kernel'].shape == (64, 5)
+  assert peer.variables['params']['Dense_0']['kernel'].shape == (768, 5)
 
 
 def test_teachers_of_other_data_are_one_sentence(two_phases, tmp_path, capfd):

@@ -104,3 +104,16 @@ def test_no_gradient_flows_into_a_teacher():
     ).sum()
   )(LOGITS + 1)
   np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
+
+
+def test_what_has_no_label_has_no_task_loss():
+  labels = jnp.array([1, -1])
+  loss = losses.labelled_cross_entropy(labels, LOGITS)
+  np.testing.assert_allclose(
+    loss, [losses.task_cross_entropy(labels[:1], LOGITS[:1])[0], 0]
+  )
+  gradient = jax.grad(lambda z: losses.labelled_cross_entropy(labels, z).sum())(
+    LOGITS
+  )
+  assert np.abs(gradient[0]).max() > 0.1
+  np.testing.assert_array_equal(gradient[1], np.zeros(2))

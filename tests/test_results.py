@@ -96,6 +96,9 @@ def test_names_of_points():
   assert results.point_name({}) == 'base'
   point = {'codistill.reload_interval_steps': 10, 'model.dnn.hidden': (2, 3)}
   assert results.point_name(point) == 'reload_interval_steps=10,hidden=(2,3)'
+  # They are folders, and Orbax reads nothing below brackets.
+  point = {'data.train_split': 'train[:50%]'}
+  assert results.point_name(point) == 'train_split=train(:50%)'
 
 
 def test_numbers_in_names_are_in_their_order():

@@ -108,8 +108,10 @@ def get_base() -> ConfigDict:
   config.two_phase = ConfigDict()
   config.two_phase.members = 2
   config.two_phase.num_steps = 0
-  # Their network, a model.name; None: the student's.
+  # Their network, a model.name, and the split of images that they learn from;
+  # None: the student's.
   config.two_phase.model = config_dict.placeholder(str)
+  config.two_phase.train_split = config_dict.placeholder(str)
 
   # Where members differ: each own or same. Partition own: disjoint parts of
   # the data; same: all draw from all of it.

@@ -25,6 +25,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from data import image_sets
 from experiments.configs import base
 
 VARIANTS = ('', 'reduced', 'laptop', 'smoke')
@@ -42,18 +43,19 @@ def get_config(variant: str = '') -> ConfigDict:
   config.checkpoint_interval_steps = 500
 
   config.data.kind = 'images'
+  # What is known of it follows, here and with --config.data.name: evaluation
+  # split, shape, classes, mean and deviation, unless they are given, too.
   config.data.name = 'imagenet2012'
+  config.data.update(image_sets.facts_of('imagenet2012'))
   # None: TFDS_DATA_DIR, or where TFDS keeps its data.
   config.data.data_dir = config_dict.placeholder(str)
   config.data.train_split = 'train'
-  config.data.eval_split = 'validation'
+  # Images to learn from besides, whose labels are left alone: ψ and no φ.
+  config.data.unlabelled_split = config_dict.placeholder(str)
   config.data.image_shape = (224, 224, 3)
-  config.data.num_classes = 1_000
   config.data.augmentation = 'inception'
   # Pixels that shift and shift_flip pad each side with.
   config.data.padding = 0
-  config.data.mean = (0.485, 0.456, 0.406)
-  config.data.std = (0.229, 0.224, 0.225)
   # Decode each split once and hold it: for small sets.
   config.data.cache = False
   # Processes that read, for each member here, and threads in each; 128 images
@@ -141,6 +143,20 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   ]
 
 
+def halve(config: ConfigDict) -> ConfigDict:
+  """The same config for half of the 90 epochs, its schedule in proportion.
+
+  Of the steps alone: what else is counted in them is the caller's.
+  """
+  # At the paper's scale num_steps goes on after the schedule's 7,038.
+  config.num_steps = min(config.num_steps, 7_038) // 2
+  schedule = config.schedule[config.schedule.name]
+  schedule.warmup_steps //= 2
+  if 'drop_at_steps' in schedule:
+    schedule.drop_at_steps = tuple(step // 2 for step in schedule.drop_at_steps)
+  return config
+
+
 def _fashion_mnist(config: ConfigDict) -> None:
   """Images of 28×28 pixels, a ResNet-18 of 8 channels, Goyal's drops.
 
@@ -155,13 +171,9 @@ def _fashion_mnist(config: ConfigDict) -> None:
   config.eval_batch_size = 1_000
   config.checkpoint_interval_steps = 200
   config.data.name = 'fashion_mnist'
+  config.data.update(image_sets.facts_of('fashion_mnist'))
   config.data.train_split = 'train[:15000]'
-  config.data.eval_split = 'test'
-  config.data.image_shape = (28, 28, 1)
-  config.data.num_classes = 10
   config.data.augmentation = 'none'
-  config.data.mean = (0.286,)
-  config.data.std = (0.353,)
   config.data.cache = True
   config.data.num_workers = 0
   config.model.dtype = 'float32'
@@ -181,13 +193,9 @@ def _digits(config: ConfigDict) -> None:
   config.eval_batch_size = 360
   config.checkpoint_interval_steps = 200
   config.data.name = 'digits'
-  config.data.eval_split = 'test'
-  config.data.image_shape = (8, 8, 1)
-  config.data.num_classes = 10
+  config.data.update(image_sets.facts_of('digits'))
   config.data.augmentation = 'shift'
   config.data.padding = 1
-  config.data.mean = (0.305,)
-  config.data.std = (0.376,)
   config.data.num_workers = 0
   config.data.num_threads = 0
   config.data.prefetch_batches = 0
@@ -213,12 +221,9 @@ def _smoke(config: ConfigDict) -> None:
   config.eval_interval_steps = 4
   config.checkpoint_interval_steps = 4
   config.data.name = 'imagenet_sample'
-  config.data.eval_split = 'validation'
+  config.data.update(image_sets.facts_of('imagenet_sample'))
   config.eval_batch_size = 32
   config.data.image_shape = (16, 16, 3)
-  config.data.num_classes = 1_000
   config.data.augmentation = 'inception'
-  config.data.mean = (0.485, 0.456, 0.406)
-  config.data.std = (0.229, 0.224, 0.225)
   config.model.resnet.width = 4
   config.schedule.warmup_cosine.warmup_steps = 2

@@ -83,8 +83,9 @@ def point_of(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def point_name(point: Mapping[str, Any]) -> str:
   """{'codistill.delay_steps': 20} → 'delay_steps=20'; {} → 'base'."""
   parts = (f'{key.rpartition(".")[2]}={value}' for key, value in point.items())
-  # It is the name of a folder, too.
-  return re.sub(r'[/\s]', '', ','.join(parts)) or 'base'
+  # It is the name of a folder, too, and Orbax cannot read one with brackets.
+  name = ','.join(parts).translate(str.maketrans('[]', '()'))
+  return re.sub(r'[/\s]', '', name) or 'base'
 
 
 def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def _open(folder: str, num_workers: int, image_size: int) -> ImageSet:
     imagenet_sample.NAME,
     train_split='train',
     eval_split='validation',
+    unlabelled_split=None,
     data_dir=folder,
     augmentation='inception',
     padding=None,

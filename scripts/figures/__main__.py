@@ -44,10 +44,13 @@ from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
 from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import GRAY, Figure, hours_table
+from scripts.figures.half_the_steps import HalfTheSteps
 from scripts.figures.regime import Regime
 from scripts.figures.staleness import Staleness
+from scripts.figures.teacher_fit import TeacherFit
 from scripts.figures.teacher_precision import TeacherPrecision
 from scripts.figures.topology import Topology
+from scripts.figures.transfer import Transfer
 from scripts.figures.two_phase import TwoPhase
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
@@ -180,6 +183,11 @@ FIGURES: Mapping[str, Figure] = {
   'diversity': Diversity(
     'What the members share, ours on images', _FIGURE_2B, (LOSS, TOP_1)
   ),
+  'half_the_steps': HalfTheSteps(
+    'One budget: one network, or two for half of the steps'
+  ),
+  'transfer': Transfer('A student of a frozen pair, by what it learns from'),
+  'teacher_fit': TeacherFit('When does a teacher stop to help?'),
   'failed_peer': FailedPeer('What if one model collapses? One of three fails'),
   'topology': Topology('Who should learn from whom?'),
   'teacher_precision': TeacherPrecision('How precise must a teacher be?'),

@@ -123,6 +123,20 @@ TOP_1 = Metric(
 )
 
 
+class _Anything:
+  """Equal to whatever it is compared with."""
+
+  def __eq__(self, other: object) -> bool:
+    return True
+
+  def __hash__(self) -> int:
+    return 0
+
+
+# In an arm's point: what follows from the variant.
+ANY = _Anything()
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
   """One curve.
@@ -270,6 +284,64 @@ HALF_OF_THE_DATA = Arm(
   '--',
   config='imagenet_staleness',
   point={'codistill.exchange': 'none'},
+)
+
+# Of imagenet_equal_compute, but for the first: all of the steps of one network,
+# or half of the steps of two.
+EQUAL_SYNC = _of(SYNC, label='one, all of the steps', paper=None)
+_HALF = Arm('', '', config='imagenet_equal_compute')
+_APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': ANY}
+EQUAL_DOUBLE = _of(
+  _HALF,
+  label='one with twice the batch',
+  color=_DOUBLE.color,
+  point={**_APART, 'codistill.members': 1},
+  batch=2.0,
+)
+EQUAL_SAME = _of(_HALF, label='two codistil, same data', color=_SAME.color)
+EQUAL_LESS_DECAY = _of(
+  EQUAL_SAME,
+  label='the same, less weight decay',
+  line=':',
+  point={'optimizer.sgd.weight_decay_drop_at_steps': ANY},
+)
+EQUAL_OWN = _of(
+  _HALF,
+  label='two codistil, half of the data each',
+  color=_CODISTILL.color,
+  point={'diversity.partition': 'own'},
+)
+EQUAL_ENSEMBLE = _of(
+  _HALF,
+  label='two that never meet, averaged',
+  color=_ENSEMBLE.color,
+  point=_APART,
+  who='ensemble',
+)
+EQUAL_ONE = _of(
+  EQUAL_ENSEMBLE, label='one of these', color='#000000', line='--', who=0
+)
+# Of imagenet_two_phase: from what its student learns, and the student alone.
+_STUDENT = Arm('', '', config='imagenet_two_phase')
+_UNSEEN = {'data.train_split': ANY}
+STUDENT_ALONE = _of(
+  _STUDENT, label='no teacher', color='#000000', line='--', point=_APART
+)
+TRANSFER = (
+  _of(_STUDENT, label='the teachers’ images', color='#CC79A7'),
+  _of(_STUDENT, label='other images', color='#D55E00', point=_UNSEEN),
+  _of(
+    _STUDENT,
+    label='other images, unlabelled',
+    color='#E69F00',
+    point={**_UNSEEN, 'codistill.task_weight': 0.0},
+  ),
+  _of(
+    _STUDENT,
+    label='both, the others unlabelled',
+    color='#0072B2',
+    point={'data.unlabelled_split': ANY},
+  ),
 )
 
 LM_SYNC = _of(

@@ -24,6 +24,7 @@ from scripts.figures.arms import (
   LOSS,
   Arm,
   Curve,
+  Metric,
   Rows,
   crossing,
   seeds_text,
@@ -51,11 +52,11 @@ def trained_on(run: Result, step: float) -> float:
   """
   config = run.run['config']
   own = config['batch_size'] * config['data'].get('sequence_length', 1)
-  phase = config['two_phase']
-  return own * (
-    config['codistill']['members'] * step
-    + phase['members'] * phase['num_steps'] * has_first_phase(run)
-  )
+  first = 0
+  if has_first_phase(run):
+    phase = config['two_phase']
+    first = phase['members'] * phase['num_steps']
+  return own * (config['codistill']['members'] * step + first)
 
 
 def forward_passes(run: Result, step: float) -> float:
@@ -63,10 +64,13 @@ def forward_passes(run: Result, step: float) -> float:
   config = run.run['config']
   own = config['batch_size'] * config['data'].get('sequence_length', 1)
   codistill = config['codistill']
-  teachers = {
-    'none': 0,
-    'frozen': config['two_phase']['members'],
-  }.get(codistill['exchange'], codistill['members'] - 1)
+  match codistill['exchange']:
+    case 'none':
+      teachers = 0
+    case 'frozen':
+      teachers = config['two_phase']['members']
+    case _:
+      teachers = codistill['members'] - 1
   taught = max(0, step - codistill['burn_in_steps'])
   return _UPDATE * trained_on(run, step) + own * (
     codistill['members'] * teachers * taught
@@ -75,8 +79,9 @@ def forward_passes(run: Result, step: float) -> float:
 
 def total_steps(run: Result, step: float) -> float:
   """Updates one after another: a first phase's come before."""
-  first = run.run['config']['two_phase']['num_steps'] * has_first_phase(run)
-  return first + step
+  if not has_first_phase(run):
+    return step
+  return run.run['config']['two_phase']['num_steps'] + step
 
 
 def seconds(run: Result, step: float) -> float:
@@ -247,16 +252,27 @@ def draw_curves(
   rows: Rows,
   arms: Sequence[Arm],
   unit: Callable[[Result, float], float],
+  metric: Metric = LOSS,
+  early: float = _EARLY,
 ) -> None:
-  """Means over seeds, over something that a run's steps make."""
+  """Means over seeds, over something that a run's steps make.
+
+  Args:
+    axes: to draw on.
+    rows: of all configs.
+    arms: a curve each.
+    unit: from a run and a step to what is on the horizontal axis.
+    metric: on the vertical one.
+    early: share of the steps from which on all is in sight.
+  """
   late = []
   for arm in arms:
-    runs = LOSS.whole(arm.runs(rows), arm.who)
-    points = curve(arm, rows)
+    runs = metric.whole(arm.runs(rows), arm.who)
+    points = curve(arm, rows, metric)
     if not points:
       continue
     x, y = zip(*points, strict=True)
-    late += [b for a, b in points if a > _EARLY * x[-1]]
+    late += [b for a, b in points if a > early * x[-1]]
     axes.plot(
       [unit(runs[0], step) for step in x],
       y,
@@ -265,9 +281,10 @@ def draw_curves(
       label=f'{arm.label} ({seeds_text(len(runs))})',
     )
   if late:
-    axes.set_ylim(min(late) - 0.02, max(late) + 0.02)
+    margin = 0.02 * metric.scale
+    axes.set_ylim(min(late) - margin, max(late) + margin)
     axes.legend()
-  axes.set_ylabel(LOSS.label)
+  axes.set_ylabel(metric.label)
 
 
 def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
@@ -277,6 +294,6 @@ def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
   axes.set_xlabel('forward passes of a token, all members and teachers (M)')
 
 
-def curve(arm: Arm, rows: Rows) -> Curve:
+def curve(arm: Arm, rows: Rows, metric: Metric = LOSS) -> Curve:
   """(step, mean over seeds) of an arm."""
-  return LOSS.mean_curve(arm.runs(rows), arm.who)
+  return metric.mean_curve(arm.runs(rows), arm.who)

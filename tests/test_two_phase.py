@@ -1,0 +1,234 @@
+"""Distillation in two phases on images: transfer sets, and teachers' ages."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from commands import (
+  assert_bit_for_bit,
+  error_sentence,
+  rows_of,
+  run_command,
+)
+
+from codistill.record import read_rows, read_run
+from data.images import UNLABELLED
+from experiments import config as config_lib
+from experiments import results
+from experiments.stored import fit_of
+from scripts import collect
+
+SHORT = (
+  '--config.num_steps=4',
+  '--config.two_phase.num_steps=4',
+  '--config.eval_interval_steps=2',
+)
+UNSEEN = 'train[50%:]'
+
+
+def kinds(rows, kind):
+  return [row for row in rows if row['kind'] == kind]
+
+
+@pytest.fixture(scope='module')
+def student(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('student')
+  outcome = run_command(
+    workdir,
+    *SHORT,
+    f'--config.data.unlabelled_split={UNSEEN}',
+    config='imagenet_two_phase:smoke',
+  )
+  assert outcome.status == 0
+  return workdir, outcome
+
+
+def test_teachers_learn_from_their_own_split_and_from_labels(student):
+  workdir, outcome = student
+  data = read_run(workdir / 'ensemble' / 'run.json')['config']['data']
+  assert data['train_split'] == 'train[:50%]'
+  assert data['unlabelled_split'] is None
+  dataset = outcome.experiment.dataset
+  assert dataset.num_train > dataset.num_examples('train')
+
+
+def test_a_student_is_nobody_s_twin(student):
+  workdir, outcome = student
+  config = outcome.experiment.config
+  seed = read_run(workdir / 'ensemble' / 'run.json')['seed']
+  assert seed != config.seed
+  first = outcome.experiment.init(0).variables['params']
+  with config.unlocked():
+    own, config.seed = config.seed, seed
+    twins = [outcome.experiment.init(m).variables['params'] for m in (0, 1)]
+    config.seed = own
+  for twin in twins:
+    assert any(
+      (np.asarray(one) != np.asarray(other)).any()
+      for one, other in zip(
+        jax.tree.leaves(first), jax.tree.leaves(twin), strict=True
+      )
+    )
+
+
+def test_examples_without_a_label_are_learnt_from_by_their_teachers(student):
+  workdir, outcome = student
+  batch = next(outcome.experiment.batches(0, 0))
+  labels = np.asarray(batch['labels'])
+  assert (labels == UNLABELLED).any()
+  assert (labels != UNLABELLED).any()
+  first = kinds(rows_of(workdir), 'train')[0]
+  # At the start all classes are as likely; φ is 0 for the others.
+  known = (labels != UNLABELLED).mean()
+  classes = outcome.experiment.config.data.num_classes
+  assert first['task_loss'] == pytest.approx(known * np.log(classes), rel=0.05)
+  assert first['distill_loss'] == pytest.approx(np.log(classes), rel=0.05)
+
+
+def test_a_run_says_how_well_its_teachers_know_what_they_learnt(student):
+  workdir, _ = student
+  fit = read_run(workdir / 'run.json')['teachers']
+  assert fit == fit_of(workdir / 'ensemble')
+  assert fit['num_steps'] == 4
+  rows = read_rows(workdir / 'ensemble' / 'rows.jsonl')
+  finals = {row['member']: row for row in kinds(rows, 'final')}
+  assert fit['held_out']['accuracy'] == pytest.approx(
+    (finals[0]['accuracy'] + finals[1]['accuracy']) / 2
+  )
+  losses = [row['task_loss'] for row in kinds(rows, 'train')]
+  assert len(losses) == 8  # Fewer than 20 of each member: all of them.
+  assert fit['train']['task_loss'] == pytest.approx(np.mean(losses))
+
+
+def test_a_first_phase_is_collected_with_its_student(student, tmp_path):
+  workdir, _ = student
+  written, refused = collect.collect(
+    [workdir], tmp_path, allow=('dirty', 'no-commit'), replace=False
+  )
+  assert (list(written.values()), refused) == ([1], [])
+  [path] = written
+  [result] = results.read(path)
+  assert result.point['data.unlabelled_split'] == UNSEEN
+  assert result.run['teachers'] == fit_of(workdir / 'ensemble')
+
+
+def test_students_of_other_data_have_the_same_first_phase(student, tmp_path):
+  workdir, _ = student
+  shutil.copytree(workdir / 'ensemble', tmp_path / 'ensemble')
+  outcome = run_command(
+    tmp_path,
+    *SHORT,
+    f'--config.data.train_split={UNSEEN}',
+    '--config.codistill.task_weight=0.0',
+    config='imagenet_two_phase:smoke',
+  )
+  assert outcome.status == 0
+  rows = (folder / 'ensemble' / 'rows.jsonl' for folder in (workdir, tmp_path))
+  assert len({path.read_text() for path in rows}) == 1
+
+
+def test_rows_that_are_gone_tell_nothing_of_a_fit(student, tmp_path):
+  workdir, _ = student
+  (tmp_path / 'run.json').write_text(
+    (workdir / 'ensemble' / 'run.json').read_text()
+  )
+  assert fit_of(tmp_path) is None
+
+
+def test_a_younger_teacher_is_the_same_teacher_earlier(tmp_path):
+  arguments = (
+    '--config.checkpoint_interval_steps=2',
+    '--config.eval_interval_steps=2',
+    '--config.two_phase.members=1',
+  )
+  young, old = (
+    run_command(
+      tmp_path / str(age),
+      *arguments,
+      f'--config.two_phase.num_steps={age}',
+      config='teacher_fit:smoke',
+    )
+    for age in (2, 4)
+  )
+  assert young.status == old.status == 0
+  rows = [
+    [
+      row
+      for row in kinds(rows_of(tmp_path / str(age) / 'ensemble'), 'train')
+      if row['step'] <= 2
+    ]
+    for age in (2, 4)
+  ]
+  assert rows[0] == rows[1]
+  assert len(rows[0]) == 2
+  # And the students differ, because the teachers do.
+  with pytest.raises(AssertionError):
+    assert_bit_for_bit(young, old)
+
+
+def test_the_ages_of_a_teacher_end_with_its_whole_training():
+  for variant in ('', ':reduced', ':laptop'):
+    config = config_lib.load(f'teacher_fit{variant}')
+    base, *ages, alone = config_lib.points(f'teacher_fit{variant}')
+    assert base == {}
+    assert config.two_phase.num_steps == config.num_steps
+    steps = [age['two_phase.num_steps'] for age in ages]
+    assert steps == sorted(steps, reverse=True)
+    assert 0 < steps[-1] <= steps[0] == config.num_steps // 2
+    assert alone['codistill.burn_in_steps'] == config.num_steps
+
+
+def test_the_paper_s_pair_are_the_networks_it_names():
+  config = config_lib.load('cifar100_offline')
+  wide = config.model.wide_resnet
+  assert config.two_phase.model == 'wide_resnet'
+  assert (wide.depth, wide.widening) == (28, 10)
+  assert (config.model.name, config.model.resnet.depth) == ('resnet', 32)
+
+
+def test_half_of_the_steps_are_half_of_the_whole_schedule():
+  for variant in ('', ':reduced', ':laptop'):
+    whole = config_lib.load(f'imagenet_codistill{variant}')
+    half = config_lib.load(f'imagenet_equal_compute{variant}')
+    # At the paper's scale the window of Figure 3 is longer than the schedule.
+    steps = whole.num_steps if variant else 7_038
+    assert half.num_steps == steps // 2
+    assert half.codistill.burn_in_steps == whole.codistill.burn_in_steps // 2
+    *_, twice = config_lib.points(f'imagenet_equal_compute{variant}')
+    assert twice['batch_size'] == 2 * half.batch_size
+    assert twice['codistill.burn_in_steps'] == half.num_steps
+    if half.schedule.name == 'warmup_piecewise':
+      drops = half.schedule.warmup_piecewise.drop_at_steps
+      theirs = whole.schedule.warmup_piecewise.drop_at_steps
+      assert drops == tuple(step // 2 for step in theirs)
+    else:
+      assert half.schedule.warmup_cosine.num_steps == half.num_steps
+
+
+@pytest.mark.parametrize(
+  ('config', 'argument', 'said'),
+  [
+    (
+      'imagenet_sync:smoke',
+      f'--config.data.unlabelled_split={UNSEEN}',
+      'nobody teaches',
+    ),
+    (
+      'lm_two_phase:smoke',
+      '--config.two_phase.train_split=train',
+      'only images have splits',
+    ),
+    (
+      'imagenet_two_phase:smoke',
+      '--config.two_phase.train_split=train[:2',
+      "'train[:2'",
+    ),
+  ],
+)
+def test_what_makes_no_sense_is_one_sentence(
+  config, argument, said, tmp_path, capfd
+):
+  status = run_command(tmp_path / 'run', argument, config=config).status
+  assert status == 2
+  assert said in error_sentence(capfd)

@@ -1,0 +1,166 @@
+"""Figures on images: one budget, transfer sets, a teacher's ages."""
+
+import functools
+
+import matplotlib.pyplot as plt
+import pytest
+from collected import cells, make_run
+
+from experiments import results
+from scripts import collect
+from scripts.figures import __main__ as figures
+
+APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+DOUBLE = {'batch_size': 16, 'schedule.warmup_cosine.peak_rate': 0.2}
+FROZEN = {'codistill.exchange': 'frozen', 'codistill.burn_in_steps': 0}
+UNSEEN = {'data.train_split': 'train[50%:]'}
+TOP_1 = 'top-1 (%)'
+GAIN = 'better than the baseline, seed for seed: top-1 (%)'
+# Experiment, point, seeds, members, and 1 − accuracy at the end.
+RUNS = (
+  ('imagenet_sync', {}, 3, 1, 0.10),
+  ('imagenet_equal_compute', {}, 2, 2, 0.20),
+  (
+    'imagenet_equal_compute',
+    {'optimizer.sgd.weight_decay_drop_at_steps': [10]},
+    1,
+    2,
+    0.15,
+  ),
+  ('imagenet_equal_compute', {'diversity.partition': 'own'}, 1, 2, 0.30),
+  ('imagenet_equal_compute', APART, 1, 2, 0.24),
+  (
+    'imagenet_equal_compute',
+    {**APART, **DOUBLE, 'codistill.members': 1},
+    1,
+    1,
+    0.40,
+  ),
+  ('imagenet_two_phase', {}, 1, 1, 0.35),
+  ('imagenet_two_phase', UNSEEN, 1, 1, 0.25),
+  ('imagenet_two_phase', {**UNSEEN, 'codistill.task_weight': 0.0}, 1, 1, 0.28),
+  ('imagenet_two_phase', {'data.unlabelled_split': 'train[50%:]'}, 1, 1, 0.22),
+  ('imagenet_two_phase', APART, 1, 1, 0.30),
+  ('teacher_fit', {}, 2, 1, 0.35),
+  ('teacher_fit', {'two_phase.num_steps': 10}, 1, 1, 0.25),
+  ('teacher_fit', APART, 1, 1, 0.30),
+)
+
+
+def loss(step, who, *, end):
+  return end * (2 - step / 40) * (0.5 if who == 'ensemble' else 1 + 0.1 * who)
+
+
+def teachers(age):
+  """The older, the better on what it has learnt from and the worse on other."""
+  return {
+    'num_steps': age,
+    'train': {'accuracy': 0.5 + age / 80, 'task_loss': 1 - age / 40},
+    'held_out': {'accuracy': 0.9 - age / 400, 'task_loss': 1 + age / 40},
+  }
+
+
+@pytest.fixture(scope='module')
+def rows(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('variants')
+  for experiment, point, seeds, members, end in RUNS:
+    taught = 'codistill.exchange' not in point and experiment in (
+      'imagenet_two_phase',
+      'teacher_fit',
+    )
+    named = {}
+    if taught:
+      named = FROZEN | {'two_phase.num_steps': 40}
+    for seed in range(seeds):
+      name = f'{experiment}-{results.point_name(point)}-{seed}'
+      age = point.get('two_phase.num_steps', 40)
+      inside = {
+        key: value
+        for key, value in (named | point).items()
+        if not key.startswith('optimizer')
+      }
+      make_run(
+        folder / 'runs' / name,
+        experiment,
+        seed,
+        inside,
+        members=members,
+        loss=functools.partial(loss, end=end + 0.01 * seed),
+        overrides=point | ({'seed': seed} if seed else {}),
+        **({'teachers': teachers(age)} if taught else {}),
+      )
+  out = folder / 'results'
+  collect.collect([folder / 'runs'], out, allow=(), replace=False)
+  return results.read_folder(out, 'laptop')
+
+
+def table(name, rows):
+  return cells(figures.FIGURES[name].table(rows, 'laptop'))
+
+
+def test_each_way_to_spend_a_budget_has_its_own_runs(rows):
+  found = table('half_the_steps', rows)
+  assert {label: line['runs'] for label, line in found.items()} == {
+    'one, all of the steps': '3',
+    'one with twice the batch': '1',
+    'two codistil, same data': '2',
+    'the same, less weight decay': '1',
+    'two codistil, half of the data each': '1',
+    'two that never meet, averaged': '1',
+    'one of these': '1',
+  }
+  assert found['one with twice the batch'][TOP_1] == '60.00'
+  assert found['the same, less weight decay'][TOP_1] == '85.00'
+  # Seeds 0 and 1 are at 80 and 79, the baseline's at 90 and 89.
+  assert found['two codistil, same data'][GAIN] == '−10.00 ± 0.00'
+  # Member 1 is at 1.1 times the error of member 0.
+  both = 'mean of both members: top-1 (%)'
+  assert found['two codistil, half of the data each'][both] == '68.50'
+  assert found['one with twice the batch'][both] == '–'
+
+
+def test_one_of_two_that_never_meet_is_an_ensemble_s_half(rows):
+  found = table('half_the_steps', rows)
+  pair, one = found['two that never meet, averaged'], found['one of these']
+  assert (pair['networks served'], one['networks served']) == ('2', '1')
+  assert (pair[TOP_1], one[TOP_1]) == ('88.00', '76.00')
+
+
+def test_students_are_measured_against_one_without_a_teacher(rows):
+  found = table('transfer', rows)
+  assert found['no teacher'][GAIN] == '–'
+  assert found['no teacher']['all steps'] == '40'
+  gains = [line[GAIN] for label, line in found.items() if label != 'no teacher']
+  assert gains == ['−5.00', '+5.00', '+2.00', '+8.00']
+  assert found['other images']['all steps'] == '80'
+  assert (
+    found['other images']['its teachers, mean of two: top-1 (%)'] == '80.00'
+  )
+
+
+def test_a_teacher_s_ages_come_in_order_with_what_it_knew_then(rows):
+  found = table('teacher_fit', rows)
+  assert list(found) == ['10', '40', '–']
+  assert [line['runs'] for line in found.values()] == ['1', '2', '1']
+  knew = 'teacher, its training set: top-1 (%)'
+  assert [line[knew] for line in found.values()] == [
+    '62.50',
+    '100.00 ± 0.00',
+    '–',
+  ]
+  assert found['10'][GAIN] == '+5.00'
+  assert found['40'][GAIN] == '−5.00'
+  assert found['–']['student: top-1 (%)'] == '70.00'
+
+
+@pytest.mark.parametrize('name', ['half_the_steps', 'transfer', 'teacher_fit'])
+def test_both_panels_show_what_there_is(name, rows):
+  figure = figures.FIGURES[name]
+  assert figure.has_rows(rows)
+  _, (left, right) = plt.subplots(1, 2)
+  figure.draw_left(left, rows)
+  figure.draw_ours(right, rows)
+  for axes in (left, right):
+    assert len(axes.get_lines()) >= 2
+    assert axes.get_xlabel() or axes.get_xticklabels()
+  plt.close('all')
