@@ -153,7 +153,7 @@ def _draw(
   axes.set(
     xlabel='better than a network alone, seed for seed (nats)',
     ylabel='what is different',
-    ylim=(len(conditions) - 0.5, -0.5),
+    ylim=(max(len(conditions), 1) - 0.5, -0.5),
   )
 
 
