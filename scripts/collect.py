@@ -177,6 +177,8 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
       'kind': 'run',
       'id': id_,
       **{key: first[key] for key in _KEPT},
+      # What is known of it, such as the best that can be reached.
+      'data': first.get('data', {}),
       'overrides': overrides,
       'config': config,
       'marked': marked,

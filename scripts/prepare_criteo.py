@@ -270,8 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
       optimum(manifest['synthetic']), soft_wrap=True, highlight=False
     )
   console.print(
-    f'{output} is prepared; train on it with --config.data.name=prepared '
-    f'--config.data.data_dir={output}',
+    f'{output} is prepared; train on it with --config=criteo_dnn '
+    f'--config.data.path={output}',
     highlight=False,
     soft_wrap=True,
   )

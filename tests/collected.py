@@ -37,7 +37,7 @@ def make_config(**changes):
     *sections, last = key.split('.')
     section = config
     for name in sections:
-      section = section[name]
+      section = section.setdefault(name, {})
     section[last] = value
   return config
 

@@ -8,6 +8,7 @@ import functools
 from codistill import optim
 from codistill.models import (
   make_click_dnn,
+  make_click_regression,
   make_dnn,
   make_lstm,
   make_resnet,
@@ -56,17 +57,22 @@ make_small_dnn = functools.cache(
 )
 
 
+CLICKS = {
+  'input_shape': {'integers': (2,), 'missing': (2,), 'categories': (3,)},
+  'num_classes': 2,
+  'table_sizes': (5, 6, 7),
+  'dtype': 'float32',
+  'param_dtype': 'float32',
+}
+
+
 def make_small_click_dnn(**changes):
-  arguments = {
-    'input_shape': {'integers': (2,), 'missing': (2,), 'categories': (3,)},
-    'num_classes': 2,
-    'table_sizes': (5, 6, 7),
-    'embedding_size': 4,
-    'hidden': (8,),
-    'dtype': 'float32',
-    'param_dtype': 'float32',
-  }
+  arguments = {**CLICKS, 'embedding_size': 4, 'hidden': (8,)}
   return make_click_dnn(**arguments | changes)
+
+
+def make_small_click_regression(**changes):
+  return make_click_regression(**CLICKS | changes)
 
 
 TOKENS, VOCABULARY = 6, 11

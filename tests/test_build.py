@@ -342,7 +342,10 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.reload_interval_steps': 0}, 'must be at least 1, not 0'),
     ({'codistill.delay_steps': -1}, 'delay_steps must not be negative'),
     ({'diversity.order': 'other'}, "order is 'other'; it can be own, same"),
-    ({'model.name': 'vit'}, "'vit'; it can be click_dnn, dnn, lstm, resnet"),
+    (
+      {'model.name': 'vit'},
+      "'vit'; it can be click_dnn, click_regression, dnn",
+    ),
     ({'model.resnet.depth': 9}, 'no ResNet of depth 9'),
     ({'model.dtype': 'float8'}, "dtype is 'float8'; it can be float32"),
     ({'optimizer.name': 'lamb'}, "no optimizer 'lamb'"),

@@ -253,13 +253,16 @@ def test_diversity_has_all_eight_combinations(rows):
 
 
 # Churn: make_retrains' seeds 0, 1, 2 predict 0.1 apart, at first 0.2.
+CHURN = 'ours: churn (of the first line’s)'
+LATE_CHURN = 'ours: churn, mean over the second half of the steps'
 
 
 @pytest.fixture(scope='module', params=['criteo', 'images'])
 def retrains(request, tmp_path_factory):
-  """The three models of Table 1: in one config's sweep, or a config each."""
+  """The models of Table 1: in one config's sweep, or a config each."""
   folder = tmp_path_factory.mktemp('retrains')
   alone = {'codistill.exchange': 'none'}
+  known = {'data': {'best_log_loss': 0.0125}}
   for config, members, point in (
     ('imagenet_sync', 1, {}),
     ('imagenet_ensemble', 2, alone),
@@ -267,10 +270,19 @@ def retrains(request, tmp_path_factory):
   ):
     if request.param == 'criteo':
       point = {**point, 'codistill.members': members}
-      make_retrains(folder / config, 'criteo_table1', members, point=point)
+      make_retrains(
+        folder / config, 'criteo_table1', members, point=point, **known
+      )
     else:
       # A config's own keys are no point of it.
       make_retrains(folder / config, config, members, overrides={}, point=point)
+  if request.param == 'criteo':
+    make_retrains(
+      folder / 'regression',
+      'criteo_table1',
+      point={'model.name': 'click_regression'},
+      **known,
+    )
   out = folder / 'results'
   collect.collect([folder], out, allow=(), replace=False)
   names = {
@@ -286,17 +298,73 @@ def test_churn_of_three_models_stands_beside_the_papers(retrains):
     figure = figures.FIGURES[name]
     assert figure.has_rows(rows)
     table = cells(figure.table(rows, 'laptop'))
-    assert list(table) == [
+    names = [
       network,
       f'ensemble of two {network}s',
       f'two-way codistilled {network}',
     ]
+    if scatter:
+      if name == scatter:
+        names.append('two-way codistilled DNN, the other copy')
+      names.append('hashed logistic regression')
+      best = table.pop('best that can be reached (the truth itself)')
+      assert best['ours: log loss (nats)'] == '0.0125'
+      assert best[CHURN] == '–'
+      regression = table['hashed logistic regression']
+      assert regression['paper: validation log loss (nats)'] == '–'
+    assert list(table) == names
     for line in table.values():
-      assert line['ours: churn'] == '0.1333 ± 0.0500'
+      for column in (CHURN, LATE_CHURN):
+        share = '' if line is table[network] else ' (100 %)'
+        assert line[column] == f'0.1333 ± 0.0500{share}'
       assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
       assert line['ours: AUC'] == '0.7500 ± 0.0000'
       assert line['ours: log loss (nats)'] == '0.0250 ± 0.0000'
       assert line['our runs'] == '3'
+
+
+def test_choices_stand_beside_the_arms_of_table_1(tmp_path):
+  arm = {'codistill.members': 2, 'codistill.exchange': 'memory'}
+  make_retrains(tmp_path / 'arm', 'criteo_table1', 2, point=arm)
+  points = [
+    {'diversity.partition': 'own'},
+    {'codistill.burn_in_steps': 0},
+    {'codistill.reload_interval_steps': 200},
+    {'codistill.reload_interval_steps': 1},
+    {'codistill.reload_interval_steps': 1, 'codistill.delay_steps': 7},
+  ]
+  for number, point in enumerate(points):
+    make_retrains(
+      tmp_path / str(number), 'criteo_choices', 2, overrides=point, point=point
+    )
+  out = tmp_path / 'results'
+  collect.collect([tmp_path], out, allow=(), replace=False)
+  rows, figure = results.read_folder(out, 'laptop'), figures.FIGURES['choices']
+  assert figure.has_rows(rows)
+  table = cells(figure.table(rows, 'laptop'))
+  names = [
+    'codistilled, reload interval 1',
+    'codistilled, reload interval 200',
+    'codistilled, ψ from step 0 on',
+    'codistilled, disjoint halves of the rows',
+  ]
+  assert list(table) == [
+    'DNN',
+    'ensemble of two DNNs',
+    'two-way codistilled DNN',
+    *names,
+  ]
+  for name in ('two-way codistilled DNN', *names):
+    # There is no DNN to be beside.
+    assert table[name][CHURN] == '0.1333 ± 0.0500'
+    assert table[name]['our runs'] == '3'
+  _, axes = plt.subplots()
+  figure.draw_ours(axes, rows)
+  said = [text.get_text() for text in axes.get_legend().get_texts()]
+  assert said[1:] == [f'{name} (3 seeds)' for name in names]
+  plt.close()
+  del rows['criteo_choices']
+  assert not figure.has_rows(rows)
 
 
 def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
@@ -308,6 +376,8 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
   for label in labels:
     assert list(lines[label].get_xdata()) == [20, 40]
     assert lines[label].get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
+  # ψ is switched on at step 10.
+  assert any(list(line.get_xdata()) == [10, 10] for line in axes.get_lines())
   plt.close()
   _, axes = plt.subplots()
   figures.FIGURES[steps].draw_left(axes, rows)
@@ -322,11 +392,15 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
     assert point.get_label() == f'{network} (3 seeds)'
     [at] = point[0].get_xydata()
     assert at == pytest.approx([0.4 / 3, 0.025])
+    said = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert 'hashed logistic regression (3 seeds)' in said
+    note = axes.get_legend().get_title().get_text()
+    assert note == 'best that can be reached: 0.0125 nats'
     plt.close()
 
 
 def test_without_churn_it_says_what_makes_it(rows):
-  for name in ('table1', 'churn', 'churn_images'):
+  for name in ('table1', 'churn', 'churn_images', 'choices'):
     assert not figures.FIGURES[name].has_rows(rows)
     assert 'No stored predictions yet' in figures.FIGURES[name].how('laptop')
   how = figures.FIGURES['churn_images'].how('laptop')

@@ -74,6 +74,23 @@ def test_cross_entropy_and_kl_have_the_same_gradient():
   assert np.abs(ours).max() > 0.1
 
 
+def test_of_a_click_it_is_the_binary_cross_entropy():
+  # Logits of a click DNN, 0 and z; a peer that gives a click 0.7.
+  q, z = 0.7, jnp.array([-1.5, 0.0, 2.0])
+
+  def loss(z):
+    logits = jnp.stack([jnp.zeros_like(z), z], axis=-1)
+    targets = jnp.broadcast_to(jnp.array([1 - q, q]), logits.shape)
+    return losses.soft_cross_entropy(targets, logits)
+
+  p = 1 / (1 + np.exp(-np.asarray(z)))
+  np.testing.assert_allclose(
+    loss(z), -q * np.log(p) - (1 - q) * np.log(1 - p), rtol=1e-5
+  )
+  gradient = jax.grad(lambda z: loss(z).sum())(z)
+  np.testing.assert_allclose(gradient, p - q, rtol=1e-5)
+
+
 def test_peers_are_averaged_as_predictions_not_as_logits():
   sure, unsure = jnp.array([[100.0, 0.0]]), jnp.array([[0.0, 0.0]])
   teacher = losses.average_of_peers([sure, unsure])

@@ -10,6 +10,7 @@ from networks import (
   TOKENS,
   VOCABULARY,
   make_small_click_dnn,
+  make_small_click_regression,
   make_small_dnn,
   make_small_lstm,
   make_small_resnet,
@@ -50,6 +51,7 @@ def clicks(batch=BATCH):
 SMALL = {
   'resnet': (make_small_resnet, images),
   'click_dnn': (make_small_click_dnn, clicks),
+  'click_regression': (make_small_click_regression, clicks),
   'dnn': (make_small_dnn, images),
   'lstm': (make_small_lstm, tokens),
   'transformer': (make_small_transformer, tokens),
@@ -57,6 +59,12 @@ SMALL = {
 }
 every_model = pytest.mark.parametrize(
   ('make', 'inputs'), SMALL.values(), ids=SMALL.keys()
+)
+# All but one whose weights begin at 0, and whose head has a constant.
+every_network = pytest.mark.parametrize(
+  ('make', 'inputs'),
+  [SMALL[name] for name in SMALL if name != 'click_regression'],
+  ids=[name for name in SMALL if name != 'click_regression'],
 )
 
 
@@ -134,6 +142,29 @@ def test_the_click_network_by_hand():
     make_small_click_dnn(table_sizes=(5, 6))
 
 
+def test_the_click_regression_by_hand():
+  model = make_small_click_regression()
+  variables = model.init(jax.random.key(0))
+  for leaf in jax.tree.leaves(variables):
+    np.testing.assert_array_equal(leaf, 0)
+  assert count(variables) == 18 + 2 + 2 + 1
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda leaf: rng.standard_normal(leaf.shape, np.float32),
+    variables['params'],
+  )
+  inputs = clicks(3)
+  prediction, _ = model.predict({'params': params}, inputs, ())
+  rows = np.asarray(inputs['categories']) + np.array([0, 5, 11])
+  numbers = np.concatenate([inputs['integers'], inputs['missing']], axis=1)
+  odds = params['categories'][rows, 0].sum(1) + params['bias']
+  odds += (numbers @ params['kernel'])[:, 0]
+  np.testing.assert_array_equal(prediction.logits[:, 0], 0)
+  np.testing.assert_allclose(prediction.logits[:, 1], odds, rtol=1e-5)
+  with pytest.raises(ValueError, match='one of 2 classes, of 3 categorical'):
+    make_small_click_regression(num_classes=3)
+
+
 def test_cifar_network_has_the_published_number_of_parameters():
   # He et al. (2016), table 6: 0.27 M for depth 20; the projections of the two
   # wider stages, with their norms, come on top of it.
@@ -205,7 +236,7 @@ def test_what_is_no_number_is_seen_in_what_is_predicted(make):
   assert np.isnan(prediction.logits).all()
 
 
-@every_model
+@every_network
 def test_the_head_apart_from_the_features_gives_the_logits(make, inputs):
   model = make()
   variables = model.init(jax.random.key(0))
@@ -244,7 +275,7 @@ def test_no_device_gathers_the_examples_of_the_others(make, inputs):
   assert 'all-gather' not in compiled
 
 
-@every_model
+@every_network
 def test_bf16_computes_in_bf16_and_keeps_float32_parameters(make, inputs):
   model = make(dtype='bfloat16')
   variables, zero = model.init(jax.random.key(0)), model.memory(BATCH)
@@ -291,7 +322,7 @@ def test_a_gradient_in_bf16_is_near_that_in_float32(make):
     assert np.abs(one - other).max() < 0.1 * np.abs(other).max()
 
 
-@every_model
+@every_network
 def test_different_keys_give_different_weights_and_equal_keys_equal_ones(
   make, inputs
 ):

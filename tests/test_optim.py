@@ -117,6 +117,23 @@ def test_other_optimizers_go_downhill(name, arguments):
   assert steps_of(optimizer, [1.0] * 3)[-1] < 2.0
 
 
+def test_adagrad_begins_as_sgd_and_slows_down_by_hand():
+  gradients = (0.01, 3.0, -1.0)
+  weight, accumulator, expected = 2.0, 0.1, []
+  for gradient in gradients:
+    accumulator += gradient**2
+    weight -= 0.5 * gradient / np.sqrt(accumulator)
+    expected.append(weight)
+  optimizer = optim.make_optimizer(
+    'adagrad', 'constant', {'rate': 0.5}, **ADAGRAD
+  )
+  found = steps_of(optimizer, gradients)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # While a gradient is small beside the start, the rate is that over its root.
+  sgd_rate = 0.5 / np.sqrt(0.1)
+  assert 2.0 - found[0] == pytest.approx(sgd_rate * 0.01, rel=1e-3)
+
+
 def test_adam_sees_no_more_of_a_gradient_than_its_norm_may_be():
   optimizer = optim.make_optimizer(
     'adam', 'constant', {'rate': 0.1}, **{**ADAM, 'eps': 1.0, 'clip_norm': 2.0}

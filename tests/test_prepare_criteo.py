@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import psutil
@@ -279,7 +280,7 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
     some_are_rare |= 0 < rare[:180].sum() < 100
   assert some_are_rare
   printed = capsys.readouterr().out
-  for phase in ('reading: ', 'counting: ', 'writing: ', 'data.data_dir='):
+  for phase in ('reading: ', 'counting: ', 'writing: ', 'data.path='):
     assert phase in printed
 
 
@@ -307,6 +308,25 @@ def test_how_the_log_comes_makes_no_difference(
   )
   np.testing.assert_array_equal(one, two)
   assert first['fingerprint'] == second['fingerprint']
+
+
+def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
+  monkeypatch.setattr(click_log, 'CHUNK_BYTES', 50_000)
+  monkeypatch.setattr(click_rows, 'BLOCK_ROWS', 500)
+  monkeypatch.setattr(click_rows, '_COUNTED_ROWS', 500)
+  peaks = []
+  for times in (8, 8, 32, 32):
+    log = tmp_path / 'train.txt'
+    log.write_bytes((b'\n'.join(LINES) + b'\n') * times)
+    tracemalloc.start()
+    try:
+      done = prepare(tmp_path / f'{len(peaks)}', '--input', log)
+      peaks.append(tracemalloc.get_traced_memory()[1])
+    finally:
+      tracemalloc.stop()
+    assert done is None
+  # The lesser of two: now and then the interpreter enlarges a table of its own.
+  assert min(peaks[2:]) < 1.2 * min(peaks[:2])
 
 
 def test_malformed_lines_are_counted_and_too_many_refused(tmp_path):

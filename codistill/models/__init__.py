@@ -1,6 +1,7 @@
 """Networks behind the `Model` seam; the only place that imports flax.linen."""
 
 from codistill.models.click_dnn import make_click_dnn
+from codistill.models.click_regression import make_click_regression
 from codistill.models.dnn import make_dnn
 from codistill.models.lstm import make_lstm
 from codistill.models.model import (
@@ -16,6 +17,7 @@ from codistill.models.wide_resnet import make_wide_resnet
 
 MODELS = {
   'click_dnn': make_click_dnn,
+  'click_regression': make_click_regression,
   'dnn': make_dnn,
   'lstm': make_lstm,
   'resnet': make_resnet,
@@ -29,6 +31,7 @@ __all__ = [
   'Model',
   'Prediction',
   'make_click_dnn',
+  'make_click_regression',
   'make_dnn',
   'make_feedforward',
   'make_lstm',

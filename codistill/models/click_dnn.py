@@ -17,12 +17,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from codistill.models.model import Head, Model, Prediction, make_feedforward
 from codistill.models.relu import relu
 
 Inputs = dict[str, Array]
+INPUT_DTYPES = {
+  'integers': jnp.float32,
+  'missing': jnp.float32,
+  'categories': jnp.int32,
+}
 
 
 class ClickDNN(nn.Module):
@@ -44,19 +50,13 @@ class ClickDNN(nn.Module):
   def __call__(self, inputs: Inputs, train: bool) -> Prediction:
     """Prediction of `integers`, `missing` and `categories`, [batch, fields]."""
     del train
-    # All tables as one: one gather, and one scatter for the gradient.
-    first, last = 0, sum(self.table_sizes)
-    starts = [first, *itertools.accumulate(self.table_sizes[:-1])]
     table = self.param(
       'embeddings',
       nn.initializers.normal(self.embedding_size**-0.5),
-      (last, self.embedding_size),
+      (sum(self.table_sizes), self.embedding_size),
       self.param_dtype,
     )
-    # Weights may come as arrays of the host.
-    embedded = jnp.asarray(table)[
-      inputs['categories'] + jnp.array(starts, jnp.int32)
-    ]
+    embedded = look_up(table, inputs['categories'], self.table_sizes)
     features = jnp.concatenate(
       [
         inputs['integers'],
@@ -77,6 +77,24 @@ class ClickDNN(nn.Module):
       )
     head = _LogisticHead(self.param_dtype, name='head')
     return Prediction(features, head(features))
+
+
+def look_up(
+  table: Float[Array | np.ndarray, 'rows size'],
+  categories: Int[Array, 'batch fields'],
+  table_sizes: Sequence[int],
+) -> Float[Array, 'batch fields size']:
+  """Each category's row of its field's table.
+
+  Args:
+    table: all tables as one, one below the other: one gather, and one scatter
+      for the gradient.
+    categories: rows of the fields' own tables.
+    table_sizes: how many rows each has.
+  """
+  starts = [0, *itertools.accumulate(table_sizes[:-1])]
+  # Weights may come as arrays of the host.
+  return jnp.asarray(table)[categories + jnp.array(starts, jnp.int32)]
 
 
 class _LogisticHead(nn.Module):
@@ -127,12 +145,7 @@ def make_click_dnn(
   Raises:
     ValueError: if there are not two classes, or not a table for each field.
   """
-  fields = input_shape['categories'][0]
-  if num_classes != 2 or len(table_sizes) != fields:
-    raise ValueError(
-      f'a click is one of 2 classes, of {fields} categorical fields; not of '
-      f'{num_classes} and {len(table_sizes)}'
-    )
+  check_clicks(input_shape, num_classes, table_sizes)
   module = ClickDNN(
     tuple(table_sizes),
     embedding_size,
@@ -140,9 +153,18 @@ def make_click_dnn(
     jnp.dtype(dtype),
     jnp.dtype(param_dtype),
   )
-  dtypes = {
-    'integers': jnp.float32,
-    'missing': jnp.float32,
-    'categories': jnp.int32,
-  }
-  return make_feedforward(module, input_shape, dtypes)
+  return make_feedforward(module, input_shape, INPUT_DTYPES)
+
+
+def check_clicks(
+  input_shape: dict[str, tuple[int, ...]],
+  num_classes: int,
+  table_sizes: Sequence[int],
+) -> None:
+  """Raises ValueError unless there are two classes, and a table a field."""
+  fields = input_shape['categories'][0]
+  if num_classes != 2 or len(table_sizes) != fields:
+    raise ValueError(
+      f'a click is one of 2 classes, of {fields} categorical fields; not of '
+      f'{num_classes} and {len(table_sizes)}'
+    )

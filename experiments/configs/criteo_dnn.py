@@ -53,6 +53,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.click_dnn = ConfigDict()
   config.model.click_dnn.embedding_size = 16
   config.model.click_dnn.hidden = (2_560, 1_024, 256)
+  # A hashed logistic regression, of the same features. Nothing is to be set.
+  config.model.click_regression = ConfigDict()
 
   config.optimizer.name = 'adagrad'
   config.optimizer.adagrad = ConfigDict()
@@ -81,6 +83,8 @@ def _synthetic(config: ConfigDict) -> None:
   config.num_steps = 10_020
   config.batch_size = 512
   config.eval_interval_steps = 1_002
+  # Ten times a run, 0.4 MB of each predictor: 160 MB for all of Table 1.
+  config.predictions_interval_steps = 1_002
   config.eval_batch_size = 8_192
   config.checkpoint_interval_steps = 1_000
   config.data.name = 'synthetic'
@@ -95,6 +99,7 @@ def _minutes(config: ConfigDict) -> None:
   """A tenth of the rows."""
   config.num_steps = 1_000
   config.eval_interval_steps = 100
+  config.predictions_interval_steps = 100
   config.checkpoint_interval_steps = 500
   config.data.synthetic_rows = 200_000
   config.data.table_sizes = (1_000,) * _NUM_FIELDS
@@ -106,6 +111,7 @@ def _smoke(config: ConfigDict) -> None:
   config.num_steps = 8
   config.batch_size = 16
   config.eval_interval_steps = 4
+  config.predictions_interval_steps = 4
   config.eval_batch_size = 64
   config.checkpoint_interval_steps = 4
   config.data.synthetic_rows = 2_000

@@ -30,7 +30,14 @@ from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
 from scripts.figures.batch import Batch
-from scripts.figures.churn import Churn, ChurnOverSteps
+from scripts.figures.churn import (
+  MODELS,
+  OTHER_COPY,
+  REGRESSION,
+  Choices,
+  Churn,
+  ChurnOverSteps,
+)
 from scripts.figures.contrast import Contrast
 from scripts.figures.cost import Cost, EqualCompute
 from scripts.figures.curves import Curves
@@ -153,7 +160,10 @@ FIGURES: Mapping[str, Figure] = {
   ),
   'equal_compute': EqualCompute('Two networks’ worth of computing'),
   'table1': Churn(
-    'Table 1: Criteo, and ours on a synthetic log', ('criteo_table1',), 'DNN'
+    'Table 1: Criteo, and ours on a synthetic log',
+    ('criteo_table1',),
+    'DNN',
+    (*MODELS, OTHER_COPY, REGRESSION),
   ),
   'controls': Curves(
     'The arms of Figures 2a and 2b, ours on images',
@@ -182,7 +192,15 @@ FIGURES: Mapping[str, Figure] = {
   'topology': Topology('Who should learn from whom?'),
   'teacher_precision': TeacherPrecision('How precise must a teacher be?'),
   'churn': ChurnOverSteps(
-    'Log loss and churn on the way: Criteo', ('criteo_table1',), 'DNN'
+    'Log loss and churn on the way: a synthetic click log',
+    ('criteo_table1',),
+    'DNN',
+    (*MODELS, REGRESSION),
+  ),
+  'choices': Choices(
+    'What the paper leaves out: reload interval, burn-in, partition',
+    ('criteo_table1', 'criteo_choices'),
+    'DNN',
   ),
   'churn_images': ChurnOverSteps(
     'Log loss and churn on the way: images',
