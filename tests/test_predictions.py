@@ -19,7 +19,7 @@ from codistill import predictions
 from codistill.churn import score
 from codistill.predictions import SilentWriter, Writer
 from codistill.record import read_rows
-from data.digits import open_set
+from data.imagenet_sample import open_set
 from experiments import config as config_lib
 
 EVERY = '--config.predictions_interval_steps=4'
@@ -144,11 +144,12 @@ def test_the_end_of_a_run_is_stored_as_it_was_scored(pair):
     for row in read_rows(pair.workdir / 'rows.jsonl')
     if row['kind'] == 'final'
   }
-  _, _, (_, test) = open_set('train', 'test')
+  _, num_classes, (_, test) = open_set('train', 'validation')
   for (_, who), one in found.items():
     p, right = one.open()
-    assert p.shape == (360, 10)
-    np.testing.assert_array_equal(right, test.read_labels(np.arange(360)))
+    assert p.shape == (test.num_examples, num_classes)
+    labels = test.read_labels(np.arange(test.num_examples))
+    np.testing.assert_array_equal(right, labels)
     np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-5)
     mine = score(p, right)
     assert mine.log_loss == pytest.approx(final[who]['task_loss'], rel=1e-5)
