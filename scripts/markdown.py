@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -40,3 +41,22 @@ def insert(text: str, tables: Mapping[str, str]) -> str:
       raise ValueError(f'the marker of table {name} has no {end}')
     pieces += [f'<!-- table {name} -->\n', tables.get(name, old), end, after]
   return ''.join(pieces)
+
+
+def insert_into(path: pathlib.Path, tables: Mapping[str, str]) -> None:
+  """`insert`, in a file.
+
+  Raises:
+    OSError: if it cannot be read or written.
+    ValueError: as `insert`.
+  """
+  text = path.read_text(encoding='utf-8')
+  path.write_text(insert(text, tables), encoding='utf-8')
+
+
+def show(tables: Mapping[str, str], into: pathlib.Path | None) -> None:
+  """Prints tables, or puts them into a file; same errors as `insert_into`."""
+  if into is None:
+    print('\n'.join(f'{name}\n\n{text}' for name, text in tables.items()))
+  else:
+    insert_into(into, tables)

@@ -378,11 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dict(arguments.tokens_per_second),
   )
   try:
-    if arguments.into is None:
-      print('\n'.join(f'{name}\n\n{text}' for name, text in found.items()))
-    else:
-      text = arguments.into.read_text(encoding='utf-8')
-      arguments.into.write_text(markdown.insert(text, found), encoding='utf-8')
+    markdown.show(found, arguments.into)
   except (OSError, ValueError) as error:
     print(f'scripts.scaling: {error}', file=sys.stderr)
     return 2

@@ -3,6 +3,7 @@
 Most of what it costs is the two processes of `start`, and compiling.
 """
 
+import itertools
 import json
 import math
 import types
@@ -19,6 +20,7 @@ from scripts.benchmark import (
   exchange,
   images,
   job,
+  loop,
   loss,
   lstm,
   measure,
@@ -123,7 +125,31 @@ def test_training_waits_for_a_part_of_a_step(run):
   found = run('waiting', waiting.Shapes(networks, 2, 1, (2, 20, 30)))
   for name in networks:
     assert len(found[f'{name}: a step (ms)']) == 2
-    assert all(0 < w < 100 for w in found[f'{name}: waiting (% of a step)'])
+    assert all(0 <= w < 100 for w in found[f'{name}: waiting (% of a step)'])
+
+
+def test_a_device_waits_only_for_what_comes_too_late(monkeypatch):
+  now, busy = [0.0], iter([False, True, False])
+
+  def slow():
+    for number in range(3):
+      now[0] += 10.0**number
+      yield number
+
+  monkeypatch.setattr(loop.time, 'perf_counter', lambda: now[0])
+  batches = loop._Timed(slow(), lambda: not next(busy))
+  assert list(itertools.islice(batches, 3)) == [0, 1, 2]
+  # While the second came there was still something to compute.
+  assert batches.seconds == 101
+
+
+def test_both_ways_of_updating_members_are_the_same(run):
+  found = run('together', TINY)
+  for name in TINY:
+    for kind in ('burn-in', 'codistilling'):
+      assert min(found[f'{name}, {kind}: together (% of one by one)']) > 0
+      [apart] = found[f'{name}, {kind}: losses apart (nats)']
+      assert apart < 1e-5
 
 
 def test_what_grows_is_beside_the_first_case(run, monkeypatch):

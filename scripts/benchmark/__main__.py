@@ -16,7 +16,8 @@ loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
 scale: what grows with members, devices, the validation set, the corpus;
 start: from the command to the first step, compiled before and not;
 lstm: the gradient of a layer's recurrence, its own and JAX's;
-teacher: an update's time and memory by precision of the teacher.
+teacher: an update's time and memory by precision of the teacher;
+together: members one by one, and advanced by one program for all.
 
 Without WHAT all of it. Shapes are small unless --full. Whatever is compared is
 measured in turn, so that what else this machine does meets all alike; what
@@ -51,6 +52,7 @@ from scripts.benchmark import (
   step,
   teacher,
   text,
+  together,
   waiting,
 )
 from scripts.benchmark.measure import Measure, machine
@@ -70,6 +72,7 @@ PARTS = {
   'start': start,
   'lstm': lstm,
   'teacher': teacher,
+  'together': together,
 }
 _GROUPS = {'input': ('images', 'text', 'clicks', 'waiting')}
 

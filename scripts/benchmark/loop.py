@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,11 +14,22 @@ from codistill import algorithm
 from experiments.build import Experiment
 
 
-class _Timed:
-  """Batches, and how long they were waited for."""
+class _Device:
+  """What was last dispatched."""
 
-  def __init__(self, batches: Iterator[Any]):
+  newest: jax.Array | None = None
+
+  def is_idle(self) -> bool:
+    """Whether all of it is done; False before there is anything."""
+    return self.newest is not None and self.newest.is_ready()
+
+
+class _Timed:
+  """Batches, and how long the device may have waited for them."""
+
+  def __init__(self, batches: Iterator[Any], is_idle: Callable[[], bool]):
     self._batches = batches
+    self._is_idle = is_idle
     self.seconds = 0.0
 
   def __iter__(self) -> _Timed:
@@ -27,7 +38,8 @@ class _Timed:
   def __next__(self) -> Any:
     began = time.perf_counter()
     batch = next(self._batches)
-    self.seconds += time.perf_counter() - began
+    if self._is_idle():
+      self.seconds += time.perf_counter() - began
     return batch
 
 
@@ -41,7 +53,11 @@ class Loop:
   def __init__(self, experiment: Experiment):
     """Places the members; compiles nothing yet."""
     self.members = experiment.start()
-    self._timed = [_Timed(member.batches) for member in self.members]
+    # Not `self`: it would live on in a circle, and its workers with it.
+    self._device = _Device()
+    self._timed = [
+      _Timed(member.batches, self._device.is_idle) for member in self.members
+    ]
     for member, batches in zip(self.members, self._timed, strict=True):
       member.batches = batches
     self._reports = algorithm.codistill(
@@ -53,12 +69,23 @@ class Loop:
     )
 
   def take(self, steps: int) -> tuple[float, float]:
-    """Seconds of so many steps of all members, and those of `next(batches)`."""
+    """Trains.
+
+    Args:
+      steps: of all members.
+
+    Returns:
+      Seconds, and of these how many the device may have waited for input: those
+      of each `next(batches)` at whose end nothing was left to compute. Before
+      the first of these steps there is nothing, and it does not count.
+    """
+    self._device.newest = None
     waited, began, late = self._waited(), time.perf_counter(), None
     for report in itertools.islice(self._reports, steps * len(self.members)):
       if late is not None:
         jax.device_get(late.metrics)
       late = report
+      self._device.newest = report.metrics['task_loss']
     jax.block_until_ready([member.state for member in self.members])
     return time.perf_counter() - began, self._waited() - waited
 

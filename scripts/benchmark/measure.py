@@ -76,6 +76,11 @@ def seconds(function: Callable[[], object], times: int) -> float:
   return time.perf_counter() - began
 
 
+def enough(one: float) -> int:
+  """How many times something takes `TIMED_SECONDS`, from seconds of one."""
+  return math.ceil(TIMED_SECONDS / one) or 1
+
+
 def in_turn(
   functions: Mapping[Kind, Callable[[], object]], rounds: int
 ) -> Iterator[dict[Kind, float]]:
@@ -91,7 +96,7 @@ def in_turn(
   times = {}
   for kind, function in functions.items():
     seconds(function, 1)
-    times[kind] = math.ceil(TIMED_SECONDS / seconds(function, 1)) or 1
+    times[kind] = enough(seconds(function, 1))
   for _ in range(rounds):
     yield {
       kind: seconds(function, times[kind]) / times[kind]

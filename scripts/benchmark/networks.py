@@ -74,7 +74,7 @@ def make_updates(
     By the number of teachers, functions that return an update's metrics.
   """
   teachers = list(teachers)
-  batch = sharding.split_batch(_make_examples(experiment), experiment.mesh)
+  batch = sharding.split_batch(make_examples(experiment), experiment.mesh)
   state = place_state(experiment.init(0), experiment.mesh)
   # Every teacher has weights of its own, though the same: they are read.
   peers = [
@@ -104,7 +104,7 @@ def make_updates(
   return {number: make_update(number) for number in teachers}
 
 
-def _make_examples(experiment: Experiment) -> dict[str, Any]:
+def make_examples(experiment: Experiment) -> dict[str, Any]:
   """A batch of random ones, on the host."""
   rng = np.random.default_rng(0)
   shapes = cost.abstract_arguments(experiment, 0).batch

@@ -161,12 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--into', type=pathlib.Path, metavar='FILE')
   arguments = parser.parse_args(argv)
   try:
-    found = tables(arguments.json)
-    if arguments.into is None:
-      print('\n'.join(f'{name}\n\n{text}' for name, text in found.items()))
-    else:
-      text = arguments.into.read_text(encoding='utf-8')
-      arguments.into.write_text(markdown.insert(text, found), encoding='utf-8')
+    markdown.show(tables(arguments.json), arguments.into)
   except (OSError, ValueError) as error:
     print(f'scripts.benchmark.report: {error}', file=sys.stderr)
     return 2

@@ -274,8 +274,7 @@ def _make(arguments: argparse.Namespace) -> None:
   tables[hours.stem] = hours_table(rows, arguments.variant)
   hours.write_text(tables[hours.stem], encoding='utf-8')
   for path in arguments.into:
-    text = path.read_text(encoding='utf-8')
-    path.write_text(markdown.insert(text, tables), encoding='utf-8')
+    markdown.insert_into(path, tables)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
