@@ -30,7 +30,7 @@ figures: $(VENV)/installed
 # idle cores. Without names `scripts.benchmark` measures more.
 benchmark: $(VENV)/installed
 	$(BIN)/python -m scripts.benchmark step model input exchange memory scale \
-	  start --rounds=2
+	  --rounds=2
 
 # Faults done to real runs, and what came of each: five to ten minutes.
 chaos: $(VENV)/installed

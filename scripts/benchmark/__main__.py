@@ -29,10 +29,13 @@ is done, in place of what FILE had of that part.
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 
+import jax
 from absl import logging
 from rich.console import Console
 
@@ -102,13 +105,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     name for what in arguments.what for name in _GROUPS.get(what, (what,))
   ]
   logging.set_verbosity(logging.FATAL)
+  with tempfile.TemporaryDirectory() as programs:
+    # What one part or process has compiled no other need compile.
+    if jax.config.jax_compilation_cache_dir is None:
+      os.environ['JAX_COMPILATION_CACHE_DIR'] = programs
+      jax.config.update('jax_compilation_cache_dir', programs)
+    return _measure_all(dict.fromkeys(names or PARTS), arguments)
+
+
+def _measure_all(names: Iterable[str], arguments: argparse.Namespace) -> int:
+  """Parts one after another; the command's status."""
   # Before FILE, which may be a file of the project, is changed.
   where = machine()
   try:
     if arguments.json:
       # Before minutes of measuring.
       _check(arguments.json)
-    for name in dict.fromkeys(names or PARTS):
+    for name in names:
       measures = _measure(name, arguments.rounds, arguments.full)
       if arguments.json:
         report.add(arguments.json, name, measures, arguments.full, where)

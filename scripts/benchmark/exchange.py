@@ -50,7 +50,7 @@ _NETWORKS = {
   for size, (depth, width) in publishing.FULL.items()
 }
 # Fewer of what takes long; a stall is what it is.
-SMALL = Shapes(_NETWORKS, {1: 50, 25: 10, 100: 10})
+SMALL = Shapes(_NETWORKS, {1: 50, 25: 10, 100: 5})
 FULL = Shapes(_NETWORKS, dict.fromkeys(_NETWORKS, 50))
 
 

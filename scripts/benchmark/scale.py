@@ -6,8 +6,8 @@ one member on one to eight devices, of CPUs virtual ones, which share the same
 cores; ten times the held-out tokens, and ten times the training tokens. Each
 number is beside that of the first case. Limits: a member's time grows as its
 FLOPs do, counted by `scripts/flops.py`, and evaluation with its tokens; all
-else stays, 10 % being left to chance. Programs that an earlier round compiled
-are kept if JAX_COMPILATION_CACHE_DIR says where.
+else stays, 10 % being left to chance. What takes a second to compile an earlier
+round has compiled.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Shapes(NamedTuple):
 
 
 SMALL = Shapes(
-  Network('lm_codistill:laptop'), (1, 2, 4, 8), 4_000_000, 50_000, steps=10
+  Network('lm_codistill:laptop'), (1, 2, 8), 4_000_000, 50_000, steps=5
 )
 FULL = Shapes(
   Network('lm_codistill:reduced'), (1, 2, 4, 8), 4_000_000, 100_000, steps=50

@@ -2,9 +2,10 @@
 
 Algorithm 1's own loop (`codistill.algorithm`) over real pipelines: JPEGs that a
 process for each member decodes, lanes of the built-in corpus, the synthetic
-click log. Waiting is the time in `next(batches)`, with which each update begins,
-until a batch is there and on its way to the device, if the update before had
-ended by then: at most so long did the device have nothing to do. Limit: 1 %.
+click log. Waiting is the time in `next(batches)`, which each update begins
+with, until a batch is there and on its way to the device, if the update before
+had ended by then: at most so long did the device have nothing to do. Limit:
+1 %.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SMALL = Shapes(
     'text': Network('lm_codistill:laptop'),
     'clicks': Network('criteo_codistill:laptop'),
   },
-  steps=5,
+  steps=3,
   skipped=2,
   photographs=(32, *images.FULL.size),
 )
