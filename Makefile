@@ -24,7 +24,8 @@ figures: $(VENV)/installed
 	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
 	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
-	$(BIN)/python -m scripts.benchmark.report --into=docs/performance.md
+	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \
+	  docs/scaling.md docs/criteo.md
 
 # What training costs on this machine, small shapes: under ten minutes on two
 # idle cores. Without names `scripts.benchmark` measures more.

@@ -16,7 +16,7 @@ import pathlib
 import platform
 import subprocess
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -152,8 +152,14 @@ def config_hash(config: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_version(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def code_version(
+  directory: str | os.PathLike[str], besides: Sequence[str] = ()
+) -> dict[str, Any]:
   """The commit that a folder's code is at, and whether it was edited since.
+
+  Args:
+    directory: of a git checkout.
+    besides: paths in it that are no code, such as results.
 
   Returns:
     {'commit': …, 'dirty': …}; both None outside a git checkout.
@@ -171,7 +177,15 @@ def code_version(directory: str | os.PathLike[str]) -> dict[str, Any]:
   try:
     return {
       'commit': git('rev-parse', 'HEAD'),
-      'dirty': bool(git('status', '--porcelain')),
+      'dirty': bool(
+        git(
+          'status',
+          '--porcelain',
+          '--',
+          '.',
+          *(f':(exclude){path}' for path in besides),
+        )
+      ),
     }
   except (OSError, subprocess.CalledProcessError):
     return {'commit': None, 'dirty': None}

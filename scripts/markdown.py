@@ -54,9 +54,9 @@ def insert_into(path: pathlib.Path, tables: Mapping[str, str]) -> None:
   path.write_text(insert(text, tables), encoding='utf-8')
 
 
-def show(tables: Mapping[str, str], into: pathlib.Path | None) -> None:
-  """Prints tables, or puts them into a file; same errors as `insert_into`."""
-  if into is None:
+def show(tables: Mapping[str, str], into: Sequence[pathlib.Path]) -> None:
+  """Prints tables, or puts them into files; same errors as `insert_into`."""
+  if not into:
     print('\n'.join(f'{name}\n\n{text}' for name, text in tables.items()))
-  else:
-    insert_into(into, tables)
+  for path in into:
+    insert_into(path, tables)

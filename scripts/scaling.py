@@ -365,7 +365,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     metavar='PLAN=RATE',
     help=f'measured; plans are {", ".join(plan.PLANS)}',
   )
-  parser.add_argument('--into', type=pathlib.Path, metavar='FILE')
+  parser.add_argument(
+    '--into', type=pathlib.Path, nargs='+', metavar='FILE', default=[]
+  )
   arguments = parser.parse_args(argv)
   if arguments.step_seconds <= 0 or arguments.reload_interval_steps < 1:
     parser.error('a step takes some time, and an interval a step at least')

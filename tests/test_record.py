@@ -288,8 +288,10 @@ def test_code_version_without_git_is_nothing(checkout, monkeypatch):
 
 
 def test_a_new_file_makes_a_checkout_dirty(checkout):
-  (checkout / 'more.py').write_text('1')
+  (checkout / 'more').mkdir()
+  (checkout / 'more' / 'new.py').write_text('1')
   assert record.code_version(checkout)['dirty'] is True
+  assert record.code_version(checkout, besides=('more',))['dirty'] is False
 
 
 def test_package_versions_names_python_and_what_is_asked():

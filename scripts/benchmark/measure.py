@@ -205,6 +205,7 @@ def machine() -> dict[str, Any]:
     'cpu': platform.processor() or platform.machine(),
     'cores': os.cpu_count(),
     'device': jax.devices()[0].device_kind,
-    **record.code_version(ROOT),
+    # Other parts' numbers may be there already.
+    **record.code_version(ROOT, besides=('experiments/results',)),
     **record.package_versions(('jax', 'orbax-checkpoint')),
   }

@@ -158,7 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--json', type=pathlib.Path, metavar='FILE', default=RESULTS
   )
-  parser.add_argument('--into', type=pathlib.Path, metavar='FILE')
+  parser.add_argument(
+    '--into', type=pathlib.Path, nargs='+', metavar='FILE', default=[]
+  )
   arguments = parser.parse_args(argv)
   try:
     markdown.show(tables(arguments.json), arguments.into)
