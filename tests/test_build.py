@@ -131,13 +131,15 @@ def test_one_codistilling_update_of_resnet_50_for_real():
   config = config_lib.load('imagenet_codistill')
   config.batch_size = config.eval_batch_size = 2
   config.model.resnet.batch_norm_group_size = 2
+  # The network does not know its images' size.
+  config.data.image_shape = (64, 64, 3)
   config.num_devices = 1
   experiment = build(config, None, stand_in(config))
   state, peer = experiment.init(0), experiment.init(1)
   before = np.array(state.variables['params']['head']['kernel'])
   rng = np.random.default_rng(0)
   batch = {
-    'inputs': rng.integers(256, size=(2, 224, 224, 3)).astype(np.uint8),
+    'inputs': rng.integers(256, size=(2, 64, 64, 3)).astype(np.uint8),
     'labels': np.array([3, 999], np.int32),
   }
   state, metrics = experiment.updates.codistill(
