@@ -506,15 +506,13 @@ def test_the_users_own_style_changes_nothing(folder, tmp_path):
 
 def test_redrawn_it_is_the_same_byte_for_byte(folder, tmp_path):
   arguments = ('--variant=laptop', f'--results={folder}')
-  assert run_figures('all', *arguments, f'--out={tmp_path / "one"}') == 0
-  made = [path.name for path in (tmp_path / 'one').iterdir()]
-  assert len(made) == 3 * len(figures.FIGURES) + 1
   # Those that are drawn alike are one kind.
   kinds = {type(figure): name for name, figure in figures.FIGURES.items()}
-  again = list(kinds.values())
-  assert run_figures(*again, *arguments, f'--out={tmp_path / "two"}') == 0
+  for side in ('one', 'two'):
+    out = f'--out={tmp_path / side}'
+    assert run_figures(*kinds.values(), *arguments, out) == 0
   files = {path.name for path in (tmp_path / 'two').iterdir()}
-  assert 3 * len(again) < len(files) < len(made)
+  assert len(files) > 3 * len(kinds)
   for name in files:
     one, two = (
       (tmp_path / side / name).read_bytes() for side in ('one', 'two')
