@@ -268,10 +268,13 @@ def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
 
   def replace(trainer):
     path = tmp_path / 'exchange' / '0' / 'lease.json'
-    path.write_text(
-      json.dumps(json.loads(path.read_text()) | {'nonce': 'x', 'pid': 7})
-    )
-    trainer._experiment.exchange._publisher._leases[0].beat()
+    lease = trainer._experiment.exchange._publisher._leases[0]
+    taken = json.loads(path.read_text()) | {'nonce': 'x', 'pid': 7}
+    for _ in range(9):  # A beat that is under way writes over it.
+      path.write_text(json.dumps(taken))
+      lease.beat()
+      if lease._lost:
+        break
 
   with on_row(replace, step=5, kind='train'):
     assert run_command(tmp_path, *ALONE).status == 1
