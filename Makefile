@@ -27,11 +27,10 @@ figures: $(VENV)/installed
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \
 	  docs/scaling.md docs/criteo.md
 
-# What training costs on this machine, small shapes: under ten minutes on two
-# idle cores. Without names `scripts.benchmark` measures more.
+# What training costs on this machine, small shapes: eight minutes on two idle
+# cores. Without names `scripts.benchmark` measures more, in half an hour.
 benchmark: $(VENV)/installed
-	$(BIN)/python -m scripts.benchmark step model input exchange memory scale \
-	  --rounds=2
+	$(BIN)/python -m scripts.benchmark step model input exchange memory --rounds=2
 
 # Faults done to real runs, and what came of each: five to ten minutes.
 chaos: $(VENV)/installed
