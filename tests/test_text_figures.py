@@ -41,12 +41,20 @@ def rows(tmp_path_factory):
     ('lm_sync', {'batch_size': 4}, 1, 1, 1.2),
     ('lm_sync', {'schedule.constant.rate': 0.25}, 1, 1, 1.1),
     ('lm_codistill', {}, 3, 2, 0.9),
+    ('lm_same_data', {}, 2, 2, 0.8),
     ('lm_ensemble', {'codistill.exchange': 'none'}, 1, 2, 1.0),
     ('lm_two_phase', {**two_phase, 'two_phase.num_steps': 20}, 1, 1, 0.9),
     ('lm_regime', {'batch_size': 16}, 2, 2, 0.75),
     ('lm_regime', {'batch_size': 16, **APART}, 2, 2, 0.8),
     ('lm_regime', {'data.max_train_tokens': 1_000}, 1, 2, 0.9),
     ('lm_regime', {'data.max_train_tokens': 1_000, **APART}, 1, 2, 1.2),
+    (
+      'lm_regime',
+      {'data.max_train_tokens': 1_000, 'diversity.partition': 'same'},
+      1,
+      2,
+      0.7,
+    ),
     ('lm_regime', {'data.max_document_tokens': 9}, 1, 2, 0.6),
     ('lm_regime', {'data.max_document_tokens': 9, **APART}, 1, 2, 0.7),
     ('lm_regime', {'schedule.constant.rate': 0.5}, 1, 2, 0.88),
@@ -65,7 +73,7 @@ def rows(tmp_path_factory):
     ),
   ):
     # What the named config has is no point of it.
-    named = experiment in ('lm_ensemble', 'lm_two_phase')
+    named = experiment in ('lm_ensemble', 'lm_same_data', 'lm_two_phase')
     for seed in range(seeds):
       name = '-'.join((experiment, *map(str, point.values()), str(seed)))
       make_run(
@@ -195,9 +203,11 @@ def test_where_codistillation_gains(rows):
   found = table('regime', rows)
   assert list(found) == [
     'nothing',
+    'the same data for both',
     'whole documents',
     '16 lanes a batch',
     '1,000 tokens of text',
+    '1,000 tokens of text, the same for both',
     'learning rate 0.5',
     'ψ weighs 2',
     'burn-in of 20 steps',
@@ -212,6 +222,11 @@ def test_where_codistillation_gains(rows):
   )
   assert found['16 lanes a batch'][gains] == (f'+{0.05 * 4 / 50:.4f} ± {0:.4f}')
   assert found['1,000 tokens of text'][gains] == f'+{0.3 * 4 / 50:.4f}'
+  assert found['the same data for both'][gains] == f'+{0.2 * 4 / 50:.4f}'
+  # Against the two that never meet on as much text.
+  assert found['1,000 tokens of text, the same for both'][gains] == (
+    f'+{0.5 * 4 / 50:.4f}'
+  )
   assert found['learning rate 0.5'][gains] == f'+{0.1 * 4 / 50:.4f}'
   assert found['ψ weighs 2'][gains] == f'+{0.05 * 4 / 50:.4f}'
   assert found['16 lanes a batch']['the ensemble gains'] == (
@@ -222,7 +237,7 @@ def test_where_codistillation_gains(rows):
   assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
   # Dots, one a seed, condition by condition.
   dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
-  assert [len(line.get_xdata()) for line in dots] == [1, 1, 2, 1, 1, 1, 1]
+  assert [len(line.get_xdata()) for line in dots] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
   plt.close()
 
 

@@ -7,8 +7,8 @@ that never meet, the first of whom is synchronous SGD and both of whom are the
 ensemble: whole documents, of which a batch's lanes come through few; twice and
 four times the batch, where gradients are less noisy; a tenth of the text and a
 thirtieth, read again and again; four times the steps; twice and four times the
-learning rate. Then ψ at half and at twice its weight, and a burn-in twice as
-long.
+learning rate. Then the thirtieth with both members on all of it, ψ at half and
+at twice its weight, and a burn-in twice as long.
 """
 
 from typing import Any
@@ -54,6 +54,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
       for point in together
       for other in ({}, _until(point, apart))
     ),
+    {'data.max_train_tokens': tokens // 30, 'diversity.partition': 'same'},
     *({'codistill.distill_weight': weight} for weight in (0.5, 2.0)),
     {'codistill.burn_in_steps': 2 * config.codistill.burn_in_steps},
   ]

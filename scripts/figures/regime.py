@@ -13,7 +13,9 @@ from scripts import markdown
 from scripts.figures.arms import (
   LM_CODISTILL,
   LM_ENSEMBLE,
+  LM_SAME,
   LOSS,
+  Arm,
   Rows,
   one_a_seed,
 )
@@ -28,11 +30,8 @@ from scripts.figures.figure import (
 _CONFIG = 'lm_regime'
 _BATCH, _TEXT = 'batch_size', 'data.max_train_tokens'
 _CUT, _STEPS = 'data.max_document_tokens', 'num_steps'
-_APART = {
-  'codistill.exchange',
-  'codistill.burn_in_steps',
-  'diversity.partition',
-}
+_PARTITION = 'diversity.partition'
+_APART = {'codistill.exchange', 'codistill.burn_in_steps', _PARTITION}
 # Two that codistil, two that never meet; either may be without runs.
 Pair = tuple[list[Result], list[Result]]
 
@@ -42,7 +41,7 @@ class Regime(Figure):
 
   configs = (_CONFIG,)
   titles = (
-    'ours, :{variant}, codistilled on partitioned data',
+    'ours, :{variant}, codistilled',
     'ours, :{variant}, ensemble of two',
   )
 
@@ -83,7 +82,7 @@ class Regime(Figure):
     header = [
       'what is different',
       f'alone: {LOSS.short}',
-      f'codistilled, partitioned: {LOSS.short}',
+      f'codistilled: {LOSS.short}',
       f'ensemble of two: {LOSS.short}',
       'codistillation gains',
       'the same, mean of both members',
@@ -111,9 +110,9 @@ def _ensemble(pair: Pair) -> list[float]:
   return LOSS.gains(apart, 'ensemble', apart, 0)
 
 
-def _base(rows: Rows) -> Pair:
+def _base(rows: Rows, arm: Arm = LM_CODISTILL) -> Pair:
   """The config's own condition, which other experiments have runs of."""
-  together, apart = LM_CODISTILL.runs(rows), LM_ENSEMBLE.runs(rows)
+  together, apart = arm.runs(rows), LM_ENSEMBLE.runs(rows)
   return LOSS.whole(together, 0), LOSS.whole(apart, 0)
 
 
@@ -121,12 +120,16 @@ def _pair(rows: Rows, point: Mapping[str, Any]) -> Pair:
   """Finished runs of a condition: with its point, and apart with its point."""
   together, apart = [], []
   for run in LOSS.whole(rows.get(_CONFIG, ()), 0):
-    rest = {key: run.point[key] for key in run.point if key not in _APART}
     if run.point == point:
       together.append(run)
-    elif rest == point and set(run.point) >= _APART:
+    elif set(run.point) >= _APART and _rest(run.point) == _rest(point):
       apart.append(run)
   return one_a_seed(together), one_a_seed(apart)
+
+
+def _rest(point: Mapping[str, Any]) -> dict[str, Any]:
+  """What two that never meet have in common with two that do."""
+  return {key: point[key] for key in point if key not in _APART}
 
 
 def _values(rows: Rows, key: str) -> list[float]:
@@ -160,7 +163,10 @@ def _draw(
 def _conditions(rows: Rows) -> dict[str, Pair]:
   """All of them by name, the config's own first."""
   base = _base(rows)
-  found = {'nothing': base} if all(base) else {}
+  found = {
+    'nothing': base,
+    'the same data for both': _base(rows, LM_SAME),
+  }
   for key, name in (
     (_CUT, 'whole documents'),
     (_BATCH, '{:,} lanes a batch'),
@@ -169,9 +175,12 @@ def _conditions(rows: Rows) -> dict[str, Pair]:
     ('schedule.constant.rate', 'learning rate {:g}'),
   ):
     for value in _values(rows, key):
-      pair = _pair(rows, {key: value})
-      if all(pair):
-        found[name.format(value)] = pair
+      point, shown = {key: value}, name.format(value)
+      found[shown] = _pair(rows, point)
+      found[f'{shown}, the same for both'] = _pair(
+        rows, {**point, _PARTITION: 'same'}
+      )
+  found = {name: pair for name, pair in found.items() if all(pair)}
   for key, name in (
     ('codistill.distill_weight', 'ψ weighs {:g}'),
     ('codistill.burn_in_steps', 'burn-in of {:g} steps'),
