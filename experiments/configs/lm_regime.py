@@ -7,8 +7,9 @@ that never meet, the first of whom is synchronous SGD and both of whom are the
 ensemble: whole documents, of which a batch's lanes come through few; twice and
 four times the batch, where gradients are less noisy; a tenth of the text and a
 thirtieth, read again and again; four times the steps; twice and four times the
-learning rate. Then the thirtieth with both members on all of it, ψ at half and
-at twice its weight, and a burn-in twice as long.
+learning rate. Then ψ at half and at twice its weight, and a burn-in twice as
+long. Less text also with both members on all of it; and the thirtieth under the
+paper's controls: is a peer more than label smoothing where a network over-fits?
 """
 
 from typing import Any
@@ -54,9 +55,28 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
       for point in together
       for other in ({}, _until(point, apart))
     ),
-    {'data.max_train_tokens': tokens // 30, 'diversity.partition': 'same'},
     *({'codistill.distill_weight': weight} for weight in (0.5, 2.0)),
     {'codistill.burn_in_steps': 2 * config.codistill.burn_in_steps},
+    *(
+      {'data.max_train_tokens': tokens // share, 'diversity.partition': 'same'}
+      for share in (10, 30)
+    ),
+    *(
+      {
+        **apart,
+        'data.max_train_tokens': tokens // 30,
+        'codistill.members': 1,
+        'codistill.burn_in_steps': 0,
+        'codistill.teacher': teacher,
+        'codistill.task_weight': 1 - weight,
+        'codistill.distill_weight': weight,
+      }
+      for teacher, weight in (
+        ('uniform', 0.01),
+        ('uniform', 0.1),
+        ('unigram', 0.1),
+      )
+    ),
   ]
 
 

@@ -142,6 +142,13 @@ FIGURES: Mapping[str, Figure] = {
   'fig4': _FIGURE_4,
   'batch': Batch('Where twice the batch stops to pay: synchronous SGD on text'),
   'regime': Regime('From where on does codistillation gain?'),
+  'over_fitting': _text(
+    'The arms of Figures 2a and 2b where one network over-fits',
+    paper=('fig2a', 'fig2b'),
+    arms=arms.OVER_FITTING,
+    baseline=arms.OVER_FITTING[0],
+    paper_steps=_WINDOW,
+  ),
   'two_phase': TwoPhase('Two phases, all steps counted'),
   'staleness_contrast': Contrast('Stale gradients and stale predictions'),
   'cost': Cost(

@@ -411,6 +411,42 @@ LM_TWO_PHASE = Arm(
   'student of a frozen ensemble', '#0072B2', config='lm_two_phase'
 )
 
+# Those of Figures 2a and 2b where a network over-fits: of lm_regime, on a
+# thirtieth of what two members at :laptop read in a single pass.
+_LITTLE_TEXT = {'data.max_train_tokens': 136_533}
+_ALL_OF_IT = {**_LITTLE_TEXT, 'diversity.partition': 'same'}
+_ALONE = _of(LM_SYNC, config='lm_regime', point={**_ALL_OF_IT, **_APART})
+_SMOOTHED = {
+  **_ALONE.point,
+  'codistill.members': 1,
+  'codistill.task_weight': ANY,
+}
+OVER_FITTING = (
+  _ALONE,
+  *(
+    _of(
+      _ALONE,
+      label=f'label smoothing, {teacher}, {weight}',
+      color=arm.color,
+      line=line,
+      paper=arm.paper if line == arm.line else None,
+      point={
+        **_SMOOTHED,
+        'codistill.teacher': teacher,
+        'codistill.distill_weight': weight,
+      },
+    )
+    for arm, teacher, weight, line in (
+      (LM_UNIFORM, 'uniform', 0.01, LM_UNIFORM.line),
+      (LM_UNIFORM, 'uniform', 0.1, ':'),
+      (LM_UNIGRAM, 'unigram', 0.1, LM_UNIGRAM.line),
+    )
+  ),
+  _of(LM_CODISTILL, config='lm_regime', point=_LITTLE_TEXT),
+  _of(LM_SAME, config='lm_regime', point=_ALL_OF_IT),
+  _of(LM_ENSEMBLE, config='lm_regime', point=_ALONE.point),
+)
+
 # The comparisons of Figures 2a and 2b with our runs on images.
 CONTROLS = (
   _of(SYNC, paper=LM_SYNC.paper),
