@@ -58,8 +58,9 @@ class Regime(Figure):
     _draw(axes, rows, _codistilled, LM_CODISTILL.color)
 
   def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """What an ensemble gains."""
+    """What an ensemble gains; its lines are named at the left."""
     _draw(axes, rows, _ensemble, LM_ENSEMBLE.color)
+    axes.set_yticklabels([])
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line a condition."""
@@ -154,8 +155,7 @@ def _draw(
   axes.axvline(0, color=GRAY, linewidth=0.8)
   axes.set_yticks(range(len(conditions)), list(conditions))
   axes.set(
-    xlabel='better than a network alone, seed for seed (nats)',
-    ylabel='what is different',
+    xlabel='better than one alone, seed for seed (nats)',
     ylim=(max(len(conditions), 1) - 0.5, -0.5),
   )
 
