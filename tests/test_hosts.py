@@ -146,7 +146,7 @@ def test_a_killed_process_of_a_member_stops_that_member_alone(tmp_path):
     '--config.eval_interval_steps=200',
     '--config.eval_batch_size=32',
     '--config.checkpoint_interval_steps=20',
-    '--config.codistill.reload_interval_steps=5',
+    '--config.codistill.reload_interval_steps=20',
     '--config.codistill.lease_timeout_s=10',
   )
   several = start(tmp_path, 0, 2, 2, *arguments)

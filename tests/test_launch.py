@@ -908,6 +908,8 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(
     '--config.num_steps=600',
     '--config.eval_interval_steps=600',
     '--config.checkpoint_interval_steps=100',
+    # Rarely: publications take longer than these steps.
+    '--config.codistill.reload_interval_steps=20',
   )
   with start_process(line) as process:
     until(lambda: None not in holders(workdir), process)

@@ -267,6 +267,7 @@ def test_the_arms_of_figure_2_where_one_network_over_fits(rows):
     'label smoothing, uniform, 0.01': '–',
     'label smoothing, uniform, 0.1': f'+{0.1 * 4 / 50:.4f}',
     'label smoothing, unigram, 0.1': '–',
+    'label smoothing, unigram, 0.5': '–',
     'codistilled, partitioned data': f'+{0.3 * 4 / 50:.4f}',
     'codistilled, same data': f'+{0.5 * 4 / 50:.4f}',
     'ensemble of two': f'+{0.12 * 4 / 50:.4f}',

@@ -75,6 +75,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
         ('uniform', 0.01),
         ('uniform', 0.1),
         ('unigram', 0.1),
+        ('unigram', 0.5),
       )
     ),
   ]

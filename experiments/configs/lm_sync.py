@@ -13,7 +13,7 @@ with this code. Not the paper's: Adam at 0.001, clipped, where the paper names
 
 Python sources in 512 pieces, a network of 2 × 64 units: six minutes of a core.
 The sweep: batches of a quarter to twice the baseline's, at one to three rates
-each (Figure 1).
+each (Figure 1); at `:laptop` to 16 times.
 
   python -m experiments.run --config=lm_sync:laptop
 
@@ -93,13 +93,17 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """A quarter of the baseline's batch to twice it; rates that follow it."""
+  """A quarter of the baseline's batch to twice it; rates that follow it.
+
+  And at `:laptop`, where there is text enough for it, up to 16 times.
+  """
   config = get_config(variant)
   batch, rate = config.batch_size, config.schedule.constant.rate
   pairs = [
     *((1, 1), (1 / 2, 1), (2, 1)),
     *((1, 1 / 2), (1, 2), (1 / 2, 1 / 2), (2, 2)),
     *((1 / 4, 1), (1 / 4, 1 / 2)),
+    *(((4, 2), (8, 2), (16, 2)) if variant == 'laptop' else ()),
   ]
   return [
     ({} if size == 1 else {'batch_size': int(size * batch)})

@@ -440,6 +440,7 @@ OVER_FITTING = (
       (LM_UNIFORM, 'uniform', 0.01, LM_UNIFORM.line),
       (LM_UNIFORM, 'uniform', 0.1, ':'),
       (LM_UNIGRAM, 'unigram', 0.1, LM_UNIGRAM.line),
+      (LM_UNIGRAM, 'unigram', 0.5, '-.'),
     )
   ),
   _of(LM_CODISTILL, config='lm_regime', point=_LITTLE_TEXT),

@@ -29,6 +29,8 @@ _COLORS = {
   1: '#000000',
   2: '#0072B2',
   4: '#CC79A7',
+  8: '#D55E00',
+  16: '#56B4E9',
 }
 # Runs by the size of the batch and the learning rate, over the config's own.
 Points = dict[tuple[float, float], list[Result]]
@@ -93,10 +95,6 @@ class Batch(Figure):
         textcoords='offset points',
         fontsize=7.5,
       )
-    if own:
-      lanes = [own[0] / 4, own[0] * 4]
-      ideal = [own[0] * own[1] / each for each in lanes]
-      axes.plot(lanes, ideal, '--', color=GRAY, linewidth=0.8)
     axes.set(
       xscale='log',
       yscale='log',
@@ -106,6 +104,9 @@ class Batch(Figure):
     sizes = sorted(
       {runs[0].run['config']['batch_size'] for runs in points.values()}
     )
+    if own:
+      ideal = [own[0] * own[1] / each for each in sizes]
+      axes.plot(sizes, ideal, '--', color=GRAY, linewidth=0.8)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

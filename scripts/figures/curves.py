@@ -30,6 +30,9 @@ from scripts.figures.figure import (
 
 # Of the steps: what is drawn from there on is in sight from bottom to top.
 _EARLY = 0.25
+# Where a legend of more arms than this would cover them.
+_FEW_ARMS = 7
+_BELOW = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.14), 'ncols': 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Curves(Figure):
       ylabel=self.metric.label,
       ylim=(min(late) - margin, max(late) + margin),
     )
-    axes.legend()
+    axes.legend(**(_BELOW if len(self.arms) > _FEW_ARMS else {}))
 
   def table(self, rows: Rows, variant: str) -> str:
     """Where arms end, and when they get to the baseline's best value."""
