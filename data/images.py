@@ -351,7 +351,7 @@ def make_images(
 
   Args:
     name: 'digits' (scikit-learn's 8 × 8 digits, 1437 to train on and 360 to
-      test), 'imagenet_sample' (160 made-up JPEGs) or a TFDS set: 'cifar10',
+      test), 'imagenet_sample' (544 made-up JPEGs) or a TFDS set: 'cifar10',
       'imagenet2012', 'svhn_cropped:3.1.0', ….
     train_split: TFDS's name of the split to train on, 'train' or a part of it
       such as 'train[:90%]'; digits have 'train' only.

@@ -881,7 +881,7 @@ def test_the_sample_has_the_form_of_imagenet(tmp_path, monkeypatch):
   }
   sample = make('imagenet_sample', **arguments)
   assert (sample.image_shape, sample.num_classes) == ((16, 16, 3), 1000)
-  assert (sample.num_train, sample.num_examples('test')) == (128, 32)
+  assert (sample.num_train, sample.num_examples('test')) == (512, 32)
   # Kept, and found by the name of the real one.
   [folder] = (tmp_path / 'codistill').iterdir()
   real = make('imagenet2012', data_dir=folder, **arguments)
