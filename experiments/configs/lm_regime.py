@@ -4,8 +4,8 @@
 
 `lm_codistill` and, beside it for all that changes what is read, two members
 that never meet, the first of whom is synchronous SGD and both of whom are the
-ensemble: whole documents, of which a batch's lanes come through few; twice and
-four times the batch, where gradients are less noisy; a tenth of the text and a
+ensemble: whole documents, of which a batch's lanes come through few; two to
+eight times the batch, where gradients are less noisy; a tenth of the text and a
 thirtieth, read again and again; four times the steps; twice and four times the
 learning rate. Then ψ at half and at twice its weight, and a burn-in twice as
 long. Less text also with both members on all of it; and the thirtieth under the
@@ -41,7 +41,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   together = [
     # No document is as long.
     {'data.max_document_tokens': 10_000_000},
-    *({'batch_size': factor * config.batch_size} for factor in (2, 4)),
+    *({'batch_size': factor * config.batch_size} for factor in (2, 4, 8)),
     *({'data.max_train_tokens': tokens // share} for share in (10, 30)),
     {'num_steps': 4 * config.num_steps},
     *(
