@@ -620,6 +620,23 @@ def test_published_tables_are_those_of_the_rows(redrawn, path):
   assert markdown.insert(text, tables) == text, 'make figures'
 
 
+def test_memories_of_committed_runs_are_those_of_evaluation():
+  paths = sorted(results.FOLDER.glob('lm_*.jsonl'))
+  paths += sorted(results.FOLDER.glob('staleness_contrast-*.jsonl'))
+  gaps = {False: [], True: []}
+  for result in (one for path in paths for one in results.read(path)):
+    config = result.run['config']
+    # Gradients of long ago ruin a run, as they are meant to.
+    gaps[config['num_async_workers'] > 1] += [
+      abs(row['memory_gap'])
+      for row in result.rows
+      if row.get('memory_gap') is not None
+    ]
+  assert len(gaps[False]) > 1_000
+  assert max(gaps[False]) < 0.05
+  assert max(gaps[True]) < 0.06
+
+
 def test_committed_rows_say_what_made_them():
   paths = sorted(results.FOLDER.glob('*.jsonl'))
   assert paths
