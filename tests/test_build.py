@@ -318,7 +318,7 @@ def test_seeds_change_weights_and_batches():
     ({'codistill.members': 0}, 'codistill.members is 0; it must be at least 1'),
     ({'codistill.burn_in_steps': -1}, 'burn_in_steps is -1; it must be'),
     ({'num_steps': 0}, 'num_steps is 0'),
-    ({'codistill.members': 129}, 'too few for 129 disjoint'),
+    ({'codistill.members': 513}, 'too few for 513 disjoint'),
     (
       {'codistill.teacher': 'uniform'},
       'stands in for the peers; set codistill.exchange to none',

@@ -166,7 +166,7 @@ def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
 
 def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
-  assert found['num_examples'] == 128
+  assert found['num_examples'] == 512
   assert found['split'] == 'train'
   assert scores(found['members']) != scores(numbers_of(apart)['members'])
 
