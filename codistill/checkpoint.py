@@ -16,8 +16,9 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from codistill import precision, publication, sharding
+from codistill import precision, sharding
 from codistill.algorithm import Publications
+from codistill.exchange.folder import publication
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any

@@ -5,7 +5,7 @@ is compared with one copy of another pair, never the two that learnt together.
 A model that predicts nothing churns not at all, so that churn is shown beside
 log loss and accuracy or AUC (Bhojanapalli et al. 2021).
 
-NumPy alone. Predictions are those of `codistill.predictions`: of two classes
+NumPy alone. Predictions are those of `experiments.predictions`: of two classes
 the probability of class 1, else a row of all classes; they may be mapped from
 files of any size.
 """

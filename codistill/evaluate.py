@@ -236,7 +236,7 @@ def make_evaluate(
 
 
 def _compact(probs: jax.Array) -> jax.Array:
-  """As `codistill.predictions` stores it: of two classes p of class 1."""
+  """As `experiments.predictions` stores it: of two classes p of class 1."""
   probs = probs.astype(jnp.float32)
   return probs[..., 1] if probs.shape[-1] == 2 else probs
 

@@ -18,13 +18,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from codistill import asynchronous, losses, optim, record, sharding, topology
-from codistill import exchange as exchange_lib
+from codistill import asynchronous, losses, optim, sharding
 from codistill.algorithm import Exchange, Member, Peer
-from codistill.checkpoint_exchange import CheckpointExchange
 from codistill.evaluate import Evaluate, make_evaluate
+from codistill.exchange import memory as exchange_lib
+from codistill.exchange import topology
+from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.rules import Rules
 from codistill.models import MODELS, Model, with_pixels
-from codistill.rules import Rules
 from codistill.train_step import (
   JittedUpdates,
   TrainState,
@@ -32,10 +33,11 @@ from codistill.train_step import (
   make_updates,
   place_state,
 )
-from data.criteo import SHAPE as CLICK_SHAPE
-from data.criteo import make_clicks
-from data.images import BadDataError, NotPreparedError, make_images
-from data.text import make_text
+from data.clicks.dataset import SHAPE as CLICK_SHAPE
+from data.clicks.dataset import make_clicks
+from data.images.dataset import BadDataError, NotPreparedError, make_images
+from data.text.dataset import make_text
+from experiments import record
 from experiments.errors import UserError, user_errors
 from experiments.faults import KINDS as FAULTS
 from experiments.faults import Fault
@@ -56,7 +58,7 @@ _PARTITIONS = {'own': 'disjoint', 'same': 'shared'}
 
 
 class Dataset(Protocol):
-  """Examples: images, text or clicks (`data.images.ImageSet` says how)."""
+  """Images, text or clicks; `data.images.dataset.ImageSet` says how."""
 
   num_train: int
 

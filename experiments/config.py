@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data import image_sets
+from data.images import sets as image_sets
 from experiments.errors import UserError
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'

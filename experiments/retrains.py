@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from codistill import churn, predictions
+from codistill import churn
+from experiments import predictions
 
 Row = dict[str, Any]
 

@@ -36,11 +36,16 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 
-from codistill import hosts, record
+from codistill import hosts
 from codistill.algorithm import Exchange
-from codistill.lease import Lease, LeaseHeldError, LeaseLostError
-from codistill.waiter import PeerTimeoutError
+from codistill.exchange.folder.lease import (
+  Lease,
+  LeaseHeldError,
+  LeaseLostError,
+)
+from codistill.exchange.folder.waiter import PeerTimeoutError
 from experiments import config as config_lib
+from experiments import record
 from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.progress import RunProgress

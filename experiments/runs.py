@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from codistill.record import read_run
 from experiments.errors import UserError
+from experiments.record import read_run
 
 Run = dict[str, Any]
 

@@ -13,10 +13,10 @@ import jax
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from codistill.models import Model
-from codistill.record import Record, read_rows
 from experiments import config as config_lib
 from experiments.build import Experiment, build
 from experiments.errors import UserError
+from experiments.record import Record, read_rows
 from experiments.runs import (
   Run,
   commit_of,

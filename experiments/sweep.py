@@ -41,7 +41,6 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from codistill.record import code_version, read_run
 from experiments import config as config_lib
 from experiments import results
 from experiments.errors import UserError
@@ -53,6 +52,7 @@ from experiments.processes import (
   start,
   stop_signals,
 )
+from experiments.record import code_version, read_run
 from experiments.slurm import submit
 from experiments.workdir import is_running
 

@@ -9,14 +9,18 @@ from typing import Any
 
 import jax
 
-from codistill import algorithm, hosts, predictions
+from codistill import algorithm, hosts
 from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
-from codistill.record import Record
-from codistill.waiter import PeerTimeoutError, WaitInterruptedError
+from codistill.exchange.folder.waiter import (
+  PeerTimeoutError,
+  WaitInterruptedError,
+)
+from experiments import predictions
 from experiments.build import Experiment
 from experiments.errors import UserError
 from experiments.progress import RunProgress
+from experiments.record import Record
 from experiments.workdir import Workdir
 
 Row = dict[str, Any]

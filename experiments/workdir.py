@@ -17,10 +17,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from codistill import predictions
-from codistill.lease import Lease, LeaseHeldError, is_held, read_lease
-from codistill.record import Record, SilentRecord, read_run
+from codistill.exchange.folder.lease import (
+  Lease,
+  LeaseHeldError,
+  is_held,
+  read_lease,
+)
+from experiments import predictions
 from experiments.errors import UserError
+from experiments.record import Record, SilentRecord, read_run
 
 Run = dict[str, Any]
 

@@ -29,11 +29,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from codistill import predictions
 from codistill.churn import Score, score
-from codistill.predictions import Who
-from experiments import results, retrains
+from experiments import predictions, results, retrains
 from experiments.errors import UserError
+from experiments.predictions import Who
 from experiments.retrains import Row
 from experiments.runs import label_of, read_runs, some_run
 from experiments.summary import spread

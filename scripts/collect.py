@@ -33,11 +33,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codistill import predictions
 from codistill.churn import area_under_curve
-from codistill.predictions import Who
-from codistill.record import SCHEMA_VERSION, Record, read_rows, read_run
-from experiments import results, retrains
+from experiments import predictions, results, retrains
+from experiments.predictions import Who
+from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
 
 ALLOWABLE = ('unfinished', 'dirty', 'no-commit', 'two-commits')

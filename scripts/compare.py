@@ -20,7 +20,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from rich.console import Console
 
-from codistill.record import read_rows, read_run
+from experiments.record import read_rows, read_run
 from experiments.summary import results_table
 
 # Okabe & Ito (2008): told apart by colour-blind readers, too.

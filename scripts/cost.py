@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codistill import asynchronous, precision
-from data.criteo import SHAPE as CLICK_SHAPE
+from data.clicks.dataset import SHAPE as CLICK_SHAPE
 from experiments import config as configs
 from experiments.build import Experiment, build
 from experiments.errors import UserError

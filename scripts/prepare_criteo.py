@@ -31,15 +31,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data import (
-  click_log,
-  click_preparation,
-  criteo,
-  resumable,
-  synthetic_clicks,
-  workers,
-)
-from data.documents import InputError
+from data.clicks import dataset as criteo
+from data.clicks import log as click_log
+from data.clicks import preparation as click_preparation
+from data.clicks import synthetic as synthetic_clicks
+from data.preparing import resumable, workers
+from data.text.documents import InputError
 from scripts import preparing
 
 

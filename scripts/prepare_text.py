@@ -19,10 +19,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data import corpus as corpus_lib
-from data import documents as documents_lib
-from data import preparation
-from data import tokenizer as tokenizer_lib
+from data.text import corpus as corpus_lib
+from data.text import documents as documents_lib
+from data.text import preparation
+from data.text import tokenizer as tokenizer_lib
 from scripts import preparing
 
 

@@ -33,9 +33,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from codistill.lease import is_held, read_lease
-from codistill.record import Record
+from codistill.exchange.folder.lease import is_held, read_lease
 from experiments.errors import UserError
+from experiments.record import Record
 from experiments.runs import Run, label_of, members_of, read_runs, some_run
 from experiments.summary import number
 

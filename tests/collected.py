@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from codistill.predictions import Writer
-from codistill.record import SCHEMA_VERSION, Record, config_hash
+from experiments.predictions import Writer
+from experiments.record import SCHEMA_VERSION, Record, config_hash
 from scripts import collect
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'

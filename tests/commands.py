@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from codistill.record import read_rows
 from experiments import run
 from experiments.build import build
+from experiments.record import read_rows
 from experiments.train import Trainer
 
 ROOT = pathlib.Path(__file__).parent.parent

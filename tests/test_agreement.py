@@ -7,9 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from codistill import agreement, hosts
-from codistill.agreement import Agreement, Proposal
-from codistill.exchange import Copy
+from codistill import hosts
+from codistill.exchange.folder import agreement
+from codistill.exchange.folder.agreement import Agreement, Proposal
+from codistill.exchange.memory import Copy
 
 PROCESSES = 3
 MEMBERS = 3

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from networks import sgd
 
-from codistill import losses, sharding, topology
+from codistill import losses, sharding
 from codistill.algorithm import Member, codistill
-from codistill.exchange import FrozenExchange, InMemoryExchange
+from codistill.exchange import topology
+from codistill.exchange.memory import FrozenExchange, InMemoryExchange
+from codistill.exchange.rules import ANY_PEER
 from codistill.models import make_dnn
-from codistill.rules import ANY_PEER
 from codistill.train_step import init_state, make_updates
 
 MEMBERS, CLASSES, FEATURES, BATCH = 3, 4, 5, 8

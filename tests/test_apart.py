@@ -19,10 +19,10 @@ from commands import (
   stop_after,
 )
 
-from codistill import publication
-from codistill.lease import Lease
-from codistill.record import read_rows, read_run
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.lease import Lease
 from experiments.build import build
+from experiments.record import read_rows, read_run
 
 FOLDER = (
   '--config.codistill.exchange=checkpoints',

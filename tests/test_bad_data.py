@@ -5,7 +5,7 @@ import json
 import numpy as np
 from commands import rows_of, run_command
 
-from data import imagenet_sample
+from data.images import imagenet_sample
 
 SYNC = 'imagenet_sync:smoke'
 

@@ -12,7 +12,7 @@ import pytest
 from networks import make_small_dnn
 
 from codistill import losses
-from data import workers
+from data.preparing import workers
 from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import (

@@ -10,7 +10,7 @@ import pytest
 from commands import build_cheaply
 
 from codistill.algorithm import Peer, codistill
-from codistill.exchange import FrozenExchange, InMemoryExchange
+from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.models import resnet
 from experiments import config as config_lib
 from experiments.build import build

@@ -6,8 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from data import builtin_corpus, cache, text
-from data.builtin_corpus import BuiltinCorpusError
+from data.preparing import cache
+from data.text import builtin as builtin_corpus
+from data.text import dataset as text
+from data.text.builtin import BuiltinCorpusError
 
 ROOT = pathlib.Path(__file__).parents[1]
 

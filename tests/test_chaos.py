@@ -12,8 +12,8 @@ import psutil
 import pytest
 from etils import epath
 
-from codistill import publication
-from codistill.record import Record
+from codistill.exchange.folder import publication
+from experiments.record import Record
 from scripts.chaos import __main__ as command
 from scripts.chaos import (
   exchanges,

@@ -13,12 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codistill import publication, sharding, topology
-from codistill.checkpoint_exchange import CheckpointExchange
-from codistill.lease import LeaseHeldError, LeaseLostError
-from codistill.publication import Notes
-from codistill.rules import Rules
-from codistill.waiter import PeerTimeoutError, WaitInterruptedError
+from codistill import sharding
+from codistill.exchange import topology
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.folder.lease import LeaseHeldError, LeaseLostError
+from codistill.exchange.folder.publication import Notes
+from codistill.exchange.folder.waiter import (
+  PeerTimeoutError,
+  WaitInterruptedError,
+)
+from codistill.exchange.rules import Rules
 
 LONG = 60.0  # Seconds; nothing takes that long unless it is broken.
 

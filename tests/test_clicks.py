@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from commands import rows_of, run_command
 
-from codistill import predictions
-from codistill.record import read_run
 from experiments import config as config_lib
+from experiments import predictions
+from experiments.record import read_run
 from scripts import prepare_criteo
 
 

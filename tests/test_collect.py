@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from collected import COMMIT, LABELS, make_retrains, make_run, store
 
-from codistill.record import SCHEMA_VERSION
 from experiments import results
+from experiments.record import SCHEMA_VERSION
 from scripts import collect
 
 

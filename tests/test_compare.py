@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from codistill.record import Record
+from experiments.record import Record
 from scripts import compare
 
 ROOT = pathlib.Path(__file__).parent.parent

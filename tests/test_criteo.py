@@ -6,14 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from data import (
-  click_log,
-  click_preparation,
-  click_rows,
-  criteo,
-  synthetic_clicks,
-)
-from data.click_log import MISSING
+from data.clicks import dataset as criteo
+from data.clicks import log as click_log
+from data.clicks import preparation as click_preparation
+from data.clicks import rows as click_rows
+from data.clicks import synthetic as synthetic_clicks
+from data.clicks.log import MISSING
 from data.permutation import permute
 
 ROWS = 1_400

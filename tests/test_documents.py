@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from data import documents as documents_lib
-from data.documents import InputError, Reading
+from data.text import documents as documents_lib
+from data.text.documents import InputError, Reading
 
 WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 

@@ -10,8 +10,8 @@ import pytest
 from commands import contents, on_row, run_command
 
 from codistill import checkpoint
-from codistill.lease import Lease
-from codistill.record import read_rows, read_run
+from codistill.exchange.folder.lease import Lease
+from experiments.record import read_rows, read_run
 from scripts import evaluate
 
 

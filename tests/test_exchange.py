@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codistill import precision, topology
+from codistill import precision
 from codistill.algorithm import Exchange, Peer
-from codistill.checkpoint_exchange import CheckpointExchange
-from codistill.exchange import FrozenExchange, InMemoryExchange
+from codistill.exchange import topology
+from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.memory import FrozenExchange, InMemoryExchange
+from codistill.exchange.rules import ANY_PEER
 from codistill.precision import FULL
-from codistill.rules import ANY_PEER
 
 # Of the draws of random neighbours; all members draw both others soon, and
 # once one of them for long.

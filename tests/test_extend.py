@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from codistill.record import read_rows
+from experiments.record import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / 'docs/extend.md').read_text(encoding='utf-8')

@@ -25,10 +25,10 @@ from commands import (
   untimed,
 )
 
-from codistill import record
 from codistill.checkpoint import Checkpoints
-from codistill.record import read_run
+from experiments import record
 from experiments.build import Experiment
+from experiments.record import read_run
 
 # Bad input.
 

@@ -12,12 +12,12 @@ import pytest
 from absl.testing import flagsaver
 from commands import ROOT, line_of, rows_of, run_command
 
-from codistill import hosts, predictions
+from codistill import hosts
 from codistill.checkpoint import read_newest
-from codistill.record import read_rows, read_run
 from experiments import config as config_lib
-from experiments import run
+from experiments import predictions, run
 from experiments.build import build
+from experiments.record import read_rows, read_run
 from experiments.run import LOST_OTHERS
 
 SHORT = (

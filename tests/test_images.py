@@ -16,9 +16,11 @@ import psutil
 import pytest
 from commands import rows_of, run_command
 
-from codistill.record import read_run
-from data import augmentation, decoding, image_sets, imagenet_sample, images
+from data.images import augmentation, decoding, imagenet_sample
+from data.images import dataset as images
+from data.images import sets as image_sets
 from experiments import results
+from experiments.record import read_run
 
 MEMBER = {'member': 0, 'members': 1, 'partition': 'shared', 'seed': 3}
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from codistill.journal import Journal
+from codistill.exchange.folder.journal import Journal
 
 
 def test_events_are_those_of_a_member_since_it_was_last_asked_for():

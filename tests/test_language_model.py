@@ -15,9 +15,9 @@ from commands import (
   stop_after,
 )
 
-from codistill.record import read_run
 from experiments import config as config_lib
 from experiments.build import build
+from experiments.record import read_run
 from experiments.stored import load_teachers
 from scripts import evaluate, export
 

@@ -15,11 +15,11 @@ import pytest
 from commands import ROOT, start_process
 from rich.console import Console
 
-from codistill.lease import Lease, read_lease
-from codistill.record import read_run
+from codistill.exchange.folder.lease import Lease, read_lease
 from experiments import run
 from experiments.errors import UserError
 from experiments.processes import last_words
+from experiments.record import read_run
 from scripts import status
 from scripts.launch import __main__ as launch
 from scripts.launch import devices, local, member

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from codistill import lease as lease_module
-from codistill.lease import (
+from codistill.exchange.folder import lease as lease_module
+from codistill.exchange.folder.lease import (
   _KINDS,
   Lease,
   LeaseHeldError,

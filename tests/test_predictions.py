@@ -15,12 +15,12 @@ from commands import (
   stop_after,
 )
 
-from codistill import predictions
 from codistill.churn import score
-from codistill.predictions import SilentWriter, Writer
-from codistill.record import read_rows
-from data.imagenet_sample import open_set
+from data.images.imagenet_sample import open_set
 from experiments import config as config_lib
+from experiments import predictions
+from experiments.predictions import SilentWriter, Writer
+from experiments.record import read_rows
 
 EVERY = '--config.predictions_interval_steps=4'
 

@@ -18,15 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
-from data import (
-  click_log,
-  click_rows,
-  criteo,
-  resumable,
-  synthetic_clicks,
-  workers,
-)
-from data.click_log import MISSING
+from data.clicks import dataset as criteo
+from data.clicks import log as click_log
+from data.clicks import rows as click_rows
+from data.clicks import synthetic as synthetic_clicks
+from data.clicks.log import MISSING
+from data.preparing import resumable, workers
 from scripts import prepare_criteo
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -22,9 +22,11 @@ from test_documents import (
   write_tfds,
 )
 
-from data import corpus as corpus_lib
-from data import documents as documents_lib
-from data import preparation, resumable, text, workers
+from data.preparing import resumable, workers
+from data.text import corpus as corpus_lib
+from data.text import dataset as text
+from data.text import documents as documents_lib
+from data.text import preparation
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from codistill.record import FIELDS
 from experiments import progress as progress_lib
 from experiments.progress import RunProgress
+from experiments.record import FIELDS
 
 
 @pytest.fixture

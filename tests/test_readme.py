@@ -64,26 +64,15 @@ def test_the_output_that_is_shown_is_a_real_table():
   assert re.search(r'ensemble +600', shown)
 
 
-def test_every_file_in_the_plan_exists_and_every_module_is_in_it():
+def test_the_plan_has_every_folder_once_and_no_other():
   plan = README.split('## Where things live')[1].split('```')[1]
-  folder, listed = '', set()
-  for name, indent in (
-    (line.split()[0], line.startswith('  '))
-    for line in plan.splitlines()
-    if line.strip()
-  ):
-    if not indent:
-      folder = name
-    listed.add(folder + name if indent else name)
-  for path in listed:
-    assert (ROOT / path).exists(), path
-  modules = {
-    f'{path.parent.name}/{path.name}'
-    for package in ('codistill', 'data')
-    for path in (ROOT / package).glob('*.py')
-    if path.stem != '__init__'
+  named = [line.split()[0] for line in plan.splitlines() if line.strip()]
+  packages = {
+    f'{path.parent.relative_to(ROOT).as_posix()}/'
+    for package in ('codistill', 'data', 'experiments', 'scripts')
+    for path in (ROOT / package).rglob('__init__.py')
   }
-  assert modules <= listed
+  assert sorted(named) == sorted({*packages, 'docs/', 'tests/'})
 
 
 def test_make_has_the_commands_that_are_promised():

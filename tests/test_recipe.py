@@ -10,9 +10,9 @@ from networks import make_small_resnet, sgd
 
 from codistill import losses, optim, sharding
 from codistill.algorithm import Member, codistill
-from codistill.exchange import InMemoryExchange
-from codistill.rules import ANY_PEER
-from codistill.topology import make_topology
+from codistill.exchange.memory import InMemoryExchange
+from codistill.exchange.rules import ANY_PEER
+from codistill.exchange.topology import make_topology
 from codistill.train_step import init_state, make_updates
 from experiments import config as config_lib
 from experiments.build import build

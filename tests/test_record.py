@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
-from codistill import record
-from codistill.record import FIELDS, Record, read_rows, read_run
+from experiments import record
+from experiments.record import FIELDS, Record, read_rows, read_run
 
 ROWS = [
   {'step': 1, 'member': 0, 'kind': 'train', 'task_loss': 0.1, 'peers': [1, 2]},

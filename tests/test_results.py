@@ -5,8 +5,8 @@ import json
 import pytest
 from collected import make_run
 
-from codistill.record import SCHEMA_VERSION
 from experiments import results
+from experiments.record import SCHEMA_VERSION
 from scripts import collect
 
 

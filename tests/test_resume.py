@@ -20,9 +20,9 @@ from commands import (
   stop_after,
 )
 
-from codistill import record
-from codistill.lease import Lease
-from codistill.record import read_rows, read_run
+from codistill.exchange.folder.lease import Lease
+from experiments import record
+from experiments.record import read_rows, read_run
 
 
 @pytest.mark.parametrize('members', ['pair', 'triple'])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codistill.rules import ANY_PEER, Rules, TaskLosses
+from codistill.exchange.rules import ANY_PEER, Rules, TaskLosses
 
 
 def test_by_default_any_peer_may_teach():

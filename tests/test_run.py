@@ -20,8 +20,8 @@ from commands import (
 )
 from tensorboardX.proto.event_pb2 import Event
 
-from codistill import record
-from codistill.record import read_rows, read_run
+from experiments import record
+from experiments.record import read_rows, read_run
 
 
 def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):

@@ -14,8 +14,8 @@ import tracemalloc
 import pytest
 from commands import run_command
 
-from codistill.lease import Lease
-from codistill.record import Record, read_rows
+from codistill.exchange.folder.lease import Lease
+from experiments.record import Record, read_rows
 from scripts import status
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -16,10 +16,10 @@ import pytest
 from commands import ROOT, start_process
 from rich.console import Console
 
-from codistill.record import read_rows, read_run
 from experiments import processes, sweep
 from experiments import slurm as slurm_lib
 from experiments.errors import UserError
+from experiments.record import read_rows, read_run
 
 STALENESS = 'imagenet_staleness:smoke'
 

@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from data import corpus as corpus_lib
-from data import text
+from data.text import corpus as corpus_lib
+from data.text import dataset as text
 
 T = 5
 END = 1

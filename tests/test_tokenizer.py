@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from data import tokenizer as tokenizer_lib
-from data.tokenizer import Tokenizer, VocabularyError, train_tokenizer
+from data.text import tokenizer as tokenizer_lib
+from data.text.tokenizer import Tokenizer, VocabularyError, train_tokenizer
 
 WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 WORDS += ['ate', 'all', 'of', 'his', 'hat']

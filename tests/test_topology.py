@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from codistill.topology import TOPOLOGIES, make_topology
+from codistill.exchange.topology import TOPOLOGIES, make_topology
 
 
 def graph(name, members, reload=0, **how):

@@ -19,12 +19,13 @@ from networks import (
   sgd,
 )
 
-from codistill import losses, sharding, topology
+from codistill import losses, sharding
 from codistill.algorithm import Member, Peer, codistill
-from codistill.exchange import InMemoryExchange
+from codistill.exchange import topology
+from codistill.exchange.memory import InMemoryExchange
+from codistill.exchange.rules import ANY_PEER
 from codistill.models import Model, Prediction
 from codistill.models.model import LinearHead
-from codistill.rules import ANY_PEER
 from codistill.train_step import (
   init_state,
   make_objective,

@@ -12,10 +12,10 @@ from commands import (
   run_command,
 )
 
-from codistill.record import read_rows, read_run
-from data.images import UNLABELLED
+from data.images.dataset import UNLABELLED
 from experiments import config as config_lib
 from experiments import results
+from experiments.record import read_rows, read_run
 from experiments.stored import fit_of
 from scripts import collect
 

@@ -21,7 +21,7 @@ teaching its like: about two minutes on a CPU core.
 
 from ml_collections import ConfigDict, config_dict
 
-from data import image_sets
+from data.images import sets as image_sets
 from experiments.configs import imagenet_sync
 
 VARIANTS = imagenet_sync.VARIANTS

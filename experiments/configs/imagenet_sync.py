@@ -25,7 +25,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from data import image_sets
+from data.images import sets as image_sets
 from experiments.configs import base
 
 VARIANTS = ('', 'reduced', 'laptop', 'smoke')

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from codistill.record import SCHEMA_VERSION, read_rows
+from experiments.record import SCHEMA_VERSION, read_rows
 
 FOLDER = pathlib.Path(__file__).parent
 # What no number depends on, but for rounding: not part of a point, and no

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data import criteo
+from data.clicks import dataset as criteo
 from scripts.benchmark.measure import ROOT, Limit, Measure, Measures
 from scripts.prepare_criteo import write_synthetic
 

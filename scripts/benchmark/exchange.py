@@ -18,9 +18,11 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from codistill import precision, publication, topology
-from codistill.checkpoint_exchange import CheckpointExchange
-from codistill.publication import Notes
+from codistill import precision
+from codistill.exchange import topology
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.folder.publication import Notes
 from codistill.train_step import Metrics, TrainState
 from scripts.benchmark import publication as publishing
 from scripts.benchmark.measure import (

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 
-from data import augmentation, imagenet_sample
-from data.decoding import Encoded
-from data.images import ImageSet, make_images
+from data.images import augmentation, imagenet_sample
+from data.images.dataset import ImageSet, make_images
+from data.images.decoding import Encoded
 from scripts.benchmark.measure import Measure, Measures
 
 TITLE = 'images, 500 × 375 → 224 × 224'

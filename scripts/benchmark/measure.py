@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from codistill import losses, optim, record, sharding
+from codistill import losses, optim, sharding
 from codistill.models import Model, make_resnet
 from codistill.train_step import (
   JittedUpdates,
@@ -22,6 +22,7 @@ from codistill.train_step import (
   init_state,
   make_updates,
 )
+from experiments import record
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 # How long a time is, at least, that is taken by the clock.

@@ -17,9 +17,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision, publication
+from codistill import precision
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.publication import Notes
 from codistill.models import make_resnet
-from codistill.publication import Notes
 from scripts.benchmark.measure import Measure, Measures
 
 TITLE = 'a publication'

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-from data.text import make_text
+from data.text.dataset import make_text
 from scripts.benchmark.measure import Limit, Measure, Measures
 
 TITLE = 'lanes of text'

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from codistill import precision, publication, topology
-from codistill.checkpoint_exchange import CheckpointExchange
-from codistill.publication import Notes
+from codistill import precision
+from codistill.exchange import topology
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.folder.publication import Notes
 from scripts.chaos.outcome import expect, until
 from scripts.chaos.runs import World
 

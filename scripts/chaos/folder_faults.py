@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from codistill import publication
+from codistill.exchange.folder import publication
 from scripts.chaos.exchanges import files_of
 from scripts.chaos.outcome import FailedError, Result, until
 from scripts.chaos.runs import World

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from codistill import publication
+from codistill.exchange.folder import publication
 from scripts.chaos.exchanges import Reader, files_of, make_exchange, weights
 from scripts.chaos.outcome import LONG_S, Result, expect, until
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from codistill.record import read_rows, read_run
+from experiments.record import read_rows, read_run
 from scripts.chaos.outcome import expect, until
 from scripts.status import last_rows
 

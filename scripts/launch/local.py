@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
 
-from codistill.lease import is_held, read_lease
+from codistill.exchange.folder.lease import is_held, read_lease
 from experiments.errors import UserError
 from experiments.processes import say
 from experiments.summary import number

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from codistill.record import read_run
 from experiments.processes import last_words, start
+from experiments.record import read_run
 
 # For the others of a member to end, when one of its processes has died.
 _GRACE_S = 10.0

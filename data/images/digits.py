@@ -5,7 +5,7 @@ import types
 import numpy as np
 from sklearn import datasets, model_selection
 
-from data.images import Split
+from data.images.dataset import Split
 
 
 def open_set(train_split, eval_split):

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision, publication
-from codistill.exchange import Copy, all_finite
-from codistill.journal import Journal
-from codistill.lease import read_lease
-from codistill.publication import Notes, UnreadableError
-from codistill.topology import Topology
+from codistill import precision
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.journal import Journal
+from codistill.exchange.folder.lease import read_lease
+from codistill.exchange.folder.publication import Notes, UnreadableError
+from codistill.exchange.memory import Copy, all_finite
+from codistill.exchange.topology import Topology
 
 PyTree = Any
 # Seconds: the most between two attempts at what cannot be read.
@@ -64,7 +65,7 @@ class Reader:
       config_hash: publications with another one are not read.
       pause_s: half of the pause before what failed is tried again; > 0.
       journal: told what happens.
-      call: calls a function of `codistill.publication` that saves or loads.
+      call: calls a function of `publication` that saves or loads.
     """
     self.folder = folder
     self._topology = topology

@@ -1,8 +1,9 @@
 """Click logs as batches: the Criteo challenge's, and a synthetic one.
 
-Rows lie on the disk as `data.click_preparation` wrote them, 160 bytes each, and
-are mapped into memory. Nothing else is: the order of an epoch is computed, not
-stored, and where a stream is follows from its seed and the number of the batch.
+Rows lie on the disk as `data.clicks.preparation` wrote them, 160 bytes each,
+and are mapped into memory. Nothing else is: the order of an epoch is computed,
+not stored, and where a stream is follows from its seed and the number of the
+batch.
 """
 
 from __future__ import annotations
@@ -22,15 +23,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32, Int64, Integer
 
-from data import cache, click_preparation, click_rows, resumable, workers
 from data import partition as partition_lib
-from data.click_log import (
-  MISSING,
-  NUM_CATEGORIES,
-  NUM_FIELDS,
-  NUM_INTEGERS,
-)
+from data.clicks import preparation as click_preparation
+from data.clicks import rows as click_rows
+from data.clicks.log import MISSING, NUM_CATEGORIES, NUM_FIELDS, NUM_INTEGERS
 from data.permutation import permute
+from data.preparing import cache, resumable, workers
 
 Batch = dict[str, Any]
 
@@ -57,7 +55,7 @@ class ClickSet:
 
   Attributes:
     rows: all of them in the order of time, those to train on first; int32
-      words, see `data.click_rows`.
+      words, see `data.clicks.rows`.
     manifest: what is known of them.
     table_sizes: for each categorical field, how many rows a table of it has.
     max_test_rows: only so many held-out rows are evaluated on, the first; None
@@ -239,7 +237,7 @@ def place_in_tables(
   """Rows of the fields' tables: the first two are for what is not a hash.
 
   Args:
-    hashes: of `data.click_rows`, uint32.
+    hashes: of `data.clicks.rows`, uint32.
     table_sizes: of each field's table, at least 3.
   """
   first = click_rows.FIRST_HASH

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, Integer, UInt16
 
-from data import builtin_corpus
-from data import corpus as corpus_lib
 from data import partition as partition_lib
-from data import tokenizer as tokenizer_lib
+from data.text import builtin as builtin_corpus
+from data.text import corpus as corpus_lib
+from data.text import tokenizer as tokenizer_lib
 
 Batch = dict[str, np.ndarray]
 

@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from data import cache
-from data import corpus as corpus_lib
-from data import tokenizer as tokenizer_lib
+from data.preparing import cache
+from data.text import corpus as corpus_lib
+from data.text import tokenizer as tokenizer_lib
 
 # Of each package the version, and a hash of its documents: what `digests`
-# returns. `python -m data.builtin_corpus` prints both.
+# returns. `python -m data.text.builtin` prints both.
 PACKAGES = {
   'absl-py': (
     '2.5.1',
@@ -187,7 +187,7 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
 
 
 def _make(model: bytes, folder: pathlib.Path) -> None:
-  from data import preparation
+  from data.text import preparation
 
   partial = corpus_lib.partial_of(folder)
   texts = documents()

@@ -1,6 +1,7 @@
 """The freshest finished copies of peers, taken up in the background.
 
-Of a member of several processes all take up what `codistill.agreement` says.
+Of a member of several processes all take up what
+`codistill.exchange.folder.agreement` says.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from codistill import hosts
-from codistill.agreement import Agreement
-from codistill.exchange import Copy, reload_number
-from codistill.publication import brief
-from codistill.publisher import CLOSE_S
-from codistill.reader import Reader
-from codistill.topology import Teachers, Topology
+from codistill.exchange.folder.agreement import Agreement
+from codistill.exchange.folder.publication import brief
+from codistill.exchange.folder.publisher import CLOSE_S
+from codistill.exchange.folder.reader import Reader
+from codistill.exchange.memory import Copy, reload_number
+from codistill.exchange.topology import Teachers, Topology
 
 # Meetings of a member's processes in a reload interval: a copy is proposed at
 # one and teaches from the next or a later one on.

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data import images
+from data.images import dataset as images
 
 NAME, VERSION = 'imagenet2012', '5.1.0'
 NUM_CLASSES = 1_000

@@ -22,10 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from data import click_log, click_rows, resumable, synthetic_clicks, workers
-from data.click_log import NUM_CATEGORIES
-from data.documents import Input
-from data.resumable import PreparationError
+from data.clicks import log as click_log
+from data.clicks import rows as click_rows
+from data.clicks import synthetic as synthetic_clicks
+from data.clicks.log import NUM_CATEGORIES
+from data.preparing import resumable, workers
+from data.preparing.resumable import PreparationError
+from data.text.documents import Input
 
 _PACKAGES = ('numpy', 'pyarrow')
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from data.decoding import CorruptImageError, Encoded
+from data.images.decoding import CorruptImageError, Encoded
 
 Image = np.ndarray | Encoded
 
@@ -28,7 +28,7 @@ def make_views(augmentation, padding, image_size, stored_shape):
 
   Args:
     augmentation: 'none', 'shift', 'shift_flip' or 'inception', as
-      `data.images.make_images` says.
+      `data.images.dataset.make_images` says.
     padding: pixels on each side, for 'shift' and 'shift_flip'.
     image_size: height and width, for 'inception'.
     stored_shape: height, width and channels of the stored images; height and

@@ -24,8 +24,8 @@ def _facts(shape, num_classes, mean, std, eval_split='test') -> Facts:
 _IMAGENET = _facts(
   None, 1_000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'validation'
 )
-# By the name of `data.images.make_images`. Sets whose images vary in size have
-# no shape of their own.
+# By the name of `data.images.dataset.make_images`. Sets whose images vary in
+# size have no shape of their own.
 FACTS: Mapping[str, Facts] = {
   'digits': _facts((8, 8, 1), 10, (0.305,), (0.376,)),
   'mnist': _facts((28, 28, 1), 10, (0.131,), (0.308,)),

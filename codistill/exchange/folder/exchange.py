@@ -23,7 +23,12 @@ from etils import epath
 
 from codistill import hosts
 from codistill.algorithm import Account, Exchange, Peer, Publications
-from codistill.exchange import (
+from codistill.exchange.folder.follower import Follower
+from codistill.exchange.folder.journal import Journal
+from codistill.exchange.folder.publisher import CLOSE_S, Publisher
+from codistill.exchange.folder.reader import Reader
+from codistill.exchange.folder.waiter import PeerTimeoutError, Waiter
+from codistill.exchange.memory import (
   Copy,
   check_cadence,
   check_precisions,
@@ -31,14 +36,9 @@ from codistill.exchange import (
   from_publications,
   to_publications,
 )
-from codistill.follower import Follower
-from codistill.journal import Journal
+from codistill.exchange.rules import ANY_PEER, Rules, TaskLosses
+from codistill.exchange.topology import Topology
 from codistill.precision import FULL
-from codistill.publisher import CLOSE_S, Publisher
-from codistill.reader import Reader
-from codistill.rules import ANY_PEER, Rules, TaskLosses
-from codistill.topology import Topology
-from codistill.waiter import PeerTimeoutError, Waiter
 
 PyTree = Any
 # Seconds: the least between two looks at the neighbours' folders.

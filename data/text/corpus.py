@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Integer, UInt16, UInt64
 
-from data import resumable
-from data import tokenizer as tokenizer_lib
-from data.resumable import MANIFEST, partial_of
+from data.preparing import resumable
+from data.preparing.resumable import MANIFEST, partial_of
+from data.text import tokenizer as tokenizer_lib
 
 FORMAT = 'codistill-text/1'
 SPLITS = ('train', 'test')

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision, publication
-from codistill.exchange import Copy, make_copy
-from codistill.journal import Journal
-from codistill.lease import Lease, LeaseLostError, read_lease
-from codistill.publication import Notes, UnreadableError, brief
-from codistill.rules import MeanLoss
+from codistill import precision
+from codistill.exchange.folder import publication
+from codistill.exchange.folder.journal import Journal
+from codistill.exchange.folder.lease import Lease, LeaseLostError, read_lease
+from codistill.exchange.folder.publication import Notes, UnreadableError, brief
+from codistill.exchange.memory import Copy, make_copy
+from codistill.exchange.rules import MeanLoss
 
 PyTree = Any
 # Seconds: between two looks at whether to stop waiting for the disk, and for
@@ -81,7 +82,7 @@ class Publisher:
       lease_timeout_s: seconds after which a job without a sign of life is
         taken for dead.
       journal: told what happens.
-      call: calls a function of `codistill.publication` that saves or loads.
+      call: calls a function of `publication` that saves or loads.
       should_stop: asked while the train loop is kept.
 
     Raises:

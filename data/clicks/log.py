@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt32
 
-from data.documents import Input, InputError, decompress, file_input
+from data.text.documents import Input, InputError, decompress, file_input
 
 NUM_INTEGERS = 13
 NUM_CATEGORIES = 26

@@ -130,7 +130,7 @@ def find_inputs(
       format that `reading` says.
   """
   if reading.format == 'builtin':
-    from data import builtin_corpus
+    from data.text import builtin as builtin_corpus
 
     count = len(builtin_corpus.documents())
     return [Input('builtin', 'builtin', count, builtin_corpus.FINGERPRINT)]
@@ -665,7 +665,7 @@ def _tfds_records(chunk, reading):
 
 def _builtin_records(chunk, reading):
   del reading
-  from data import builtin_corpus
+  from data.text import builtin as builtin_corpus
 
   return iter(builtin_corpus.documents()[slice(*chunk.rows)])
 

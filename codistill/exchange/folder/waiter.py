@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from codistill import hosts
-from codistill.exchange import Copy, reload_number
-from codistill.reader import Reader
-from codistill.topology import Teachers, Topology
+from codistill.exchange.folder.reader import Reader
+from codistill.exchange.memory import Copy, reload_number
+from codistill.exchange.topology import Teachers, Topology
 
 # Seconds between two looks at what a member waits for.
 _LOOK_S = 0.02

@@ -1,6 +1,6 @@
 """A synthetic click log with a known truth: no user ever clicked here.
 
-It has the shape of the Display Advertising Challenge's log (`data.click_log`):
+It has the shape of the Display Advertising Challenge's log (`data.clicks.log`):
 heavy-tailed integers, skewed categories of very different numbers, missing
 values, a quarter of clicks. Whether an impression is clicked is drawn from
 
@@ -21,7 +21,7 @@ import functools
 import numpy as np
 from jaxtyping import Float
 
-from data.click_log import MISSING, NUM_CATEGORIES, NUM_INTEGERS, Rows
+from data.clicks.log import MISSING, NUM_CATEGORIES, NUM_INTEGERS, Rows
 
 # Another log, if any of what follows changes.
 VERSION = 1

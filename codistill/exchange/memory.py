@@ -1,7 +1,7 @@
 """How members see each other's weights, and how stale those are (§2.1).
 
 The protocol and its rule of visibility are `codistill.algorithm.Exchange`;
-members of several processes meet in `codistill.checkpoint_exchange`.
+members of several processes meet in `codistill.exchange.folder`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from codistill import precision
 from codistill.algorithm import Account, Exchange, Peer, Publications
+from codistill.exchange.rules import MeanLoss, Rules, TaskLosses
+from codistill.exchange.topology import Topology
 from codistill.precision import FULL
-from codistill.rules import MeanLoss, Rules, TaskLosses
-from codistill.topology import Topology
 
 PyTree = Any
 

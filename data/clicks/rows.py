@@ -16,14 +16,16 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt32
 
-from data import click_log, resumable, synthetic_clicks
-from data.click_log import (
+from data.clicks import log as click_log
+from data.clicks import synthetic as synthetic_clicks
+from data.clicks.log import (
   NUM_CATEGORIES,
   NUM_FIELDS,
   NUM_INTEGERS,
   BadLine,
   Rows,
 )
+from data.preparing import resumable
 
 # Of categories: what stands instead of a hash.
 MISSING_CATEGORY, RARE_CATEGORY = 0, 1

@@ -20,16 +20,16 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
-from data import augmentation as augmentation_lib
-from data import grain_workers
 from data import partition as partition_lib
-from data.decoding import Encoded
+from data.images import augmentation as augmentation_lib
+from data.images import grain_workers
+from data.images.decoding import Encoded
 
 # The label of an example that has none, or whose label is left alone.
 UNLABELLED = -1
-# Sets that are not TFDS's, by name: modules with a function
+# Sets that are not TFDS's: modules beside this one with a function
 # `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
-SETS = {'digits': 'data.digits', 'imagenet_sample': 'data.imagenet_sample'}
+SETS = ['digits', 'imagenet_sample']
 # Rows of a batch that are read at a time: what threads and processes share out.
 _PIECE = 128
 # How many examples may be corrupt for each that is wanted.
@@ -426,7 +426,7 @@ def _open(name, data_dir, train_split, eval_split):
   """The stored shape, the number of classes, and the two splits of a set."""
   if name in SETS:
     # Imported here: scikit-learn takes a second that others need not wait.
-    opened = importlib.import_module(SETS[name])
+    opened = importlib.import_module(f'data.images.{name}')
     return opened.open_set(train_split, eval_split)
   return open_tfds(name, data_dir, train_split, eval_split)
 

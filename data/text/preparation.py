@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from data import corpus as corpus_lib
-from data import documents as documents_lib
 from data import partition as partition_lib
-from data import resumable, workers
-from data import tokenizer as tokenizer_lib
-from data.documents import Chunk, Input, Reading
-from data.resumable import PreparationError
+from data.preparing import resumable, workers
+from data.preparing.resumable import PreparationError
+from data.text import corpus as corpus_lib
+from data.text import documents as documents_lib
+from data.text import tokenizer as tokenizer_lib
+from data.text.documents import Chunk, Input, Reading
 
 # The tokenizer learns from the documents with the smallest hashes among so many
 # times as many as it takes; and from so many characters, of one document and in
@@ -43,7 +43,7 @@ class Settings:
   Attributes:
     reading: how files become documents.
     vocab_size: number of pieces.
-    oov: 'bytes' or 'unk', see `data.tokenizer`.
+    oov: 'bytes' or 'unk', see `data.text.tokenizer`.
     character_coverage: of the vocabulary.
     train_from: how many documents the tokenizer learns from, at most.
     structure: what is marked: 'none', 'paragraphs' or 'sentences'.

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
-from data.resumable import PreparationError
+from data.preparing.resumable import PreparationError
 
 
 @runtime_checkable

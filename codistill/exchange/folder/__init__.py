@@ -1,0 +1,1 @@
+"""The exchange through a folder: members that are jobs of their own."""

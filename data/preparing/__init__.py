@@ -1,0 +1,1 @@
+"""What every preparation of data needs, whatever its kind."""
