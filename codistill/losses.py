@@ -1,4 +1,4 @@
-"""φ, ψ and the teachers of Algorithm 1.
+"""φ, ψ and the teachers of Algorithm 1, and the objective made of them.
 
 φ(label, prediction) and ψ(aggregated label, prediction) return one loss an
 example; the train step takes the mean over examples. ψ sums over classes.
@@ -6,12 +6,16 @@ example; the train step takes the mean over examples. ψ sums over classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
+
+from codistill.models import Model
 
 Logits = Float[Array, '*batch classes']
 Probabilities = Float[Array, '*batch classes']
@@ -83,3 +87,71 @@ def labelled_cross_entropy(
   known = labels >= 0
   losses = task_cross_entropy(jnp.where(known, labels, 0), logits)
   return jnp.where(known, losses, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+  """What a member descends: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
+
+  Attributes:
+    task_loss: φ(labels, logits) → [*batch].
+    distill_loss: ψ(targets, logits) → [*batch].
+    task_weight: w₁, once ψ is on; during burn-in φ is undiminished.
+    distill_weight: w₂.
+    teacher: the peers' F; None if it is the members' own, as it is but for
+      frozen peers of another architecture.
+    constant_targets: a distribution over classes that replaces the peers in
+      ψ's first argument (the label-smoothing controls, §3.2), or None.
+    memory_reset_probability: with which each lane's carry, the member's and its
+      teachers' alike, is zeroed before a batch. The lanes are drawn from the
+      state's key and step.
+    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
+      None or 0 for all of its part of the batch.
+  """
+
+  task_loss: Callable[[Array, Array], Array]
+  distill_loss: Callable[[Array, Array], Array]
+  task_weight: float
+  distill_weight: float
+  teacher: Model | None
+  constant_targets: ArrayLike | None
+  memory_reset_probability: float
+  loss_chunk_tokens: int | None
+
+  @property
+  def needs_peers(self) -> bool:
+    """Whether peers are the teachers, rather than a constant distribution."""
+    return self.constant_targets is None
+
+  def distillation(
+    self, logits: Logits, teachers: Sequence[Logits]
+  ) -> PerExample:
+    """ψ of a student's logits, with the teacher that this objective has."""
+    if self.constant_targets is None:
+      targets = average_of_peers(teachers)
+    else:
+      targets = jnp.asarray(self.constant_targets, logits.dtype)
+      targets = jnp.broadcast_to(targets, logits.shape)
+    return self.distill_loss(targets, logits)
+
+  def weigh(self, means: dict[str, Array]) -> Array:
+    """w₁·φ + w₂·ψ of their means; φ alone where ψ was not computed."""
+    if 'distill_loss' not in means:
+      return means['task_loss']
+    return (
+      self.task_weight * means['task_loss']
+      + self.distill_weight * means['distill_loss']
+    )
+
+
+# As the paper has it (§2): both losses with weight one, peers the teachers.
+ALGORITHM_1 = Objective(
+  task_loss=task_cross_entropy,
+  distill_loss=soft_cross_entropy,
+  task_weight=1.0,
+  distill_weight=1.0,
+  teacher=None,
+  constant_targets=None,
+  memory_reset_probability=0.0,
+  loss_chunk_tokens=None,
+)

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from codistill import asynchronous, chunked, losses, precision, sharding
+from codistill import asynchronous, chunked, precision, sharding
 from codistill.algorithm import Peer
+from codistill.losses import Objective
 from codistill.models import Model, Prediction
 
 PyTree = Any
@@ -118,75 +118,46 @@ def place_state(state: TrainState, mesh: Mesh) -> TrainState:
   return jax.device_put(state, state_sharding(mesh))
 
 
-Objective = Callable[..., tuple[Float[Array, ''], tuple[Any, ...]]]
-
-
 def make_objective(
-  model: Model,
-  *,
-  teacher: Model,
-  task_loss: Callable[[Array, Array], Array],
-  distill_loss: Callable[[Array, Array], Array],
-  task_weight: float,
-  distill_weight: float,
-  constant_targets: ArrayLike | None,
-  memory_reset_probability: float,
-  loss_chunk_tokens: int | None,
-  mesh: Mesh,
-) -> Objective:
-  """What a member descends: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
+  model: Model, objective: Objective, mesh: Mesh
+) -> Callable[..., tuple[Float[Array, ''], tuple[Any, ...]]]:
+  """The function of a member's parameters that an update descends.
 
   Args:
     model: F.
-    teacher: the peers' F: the same, but for frozen ones of another
-      architecture.
-    task_loss: φ(labels, logits) → [*batch].
-    distill_loss: ψ(targets, logits) → [*batch].
-    task_weight: w₁; 1 in Algorithm 1.
-    distill_weight: w₂; 1 in Algorithm 1.
-    constant_targets: a distribution over classes that replaces the peers in
-      ψ's first argument (the label-smoothing controls, §3.2), or None.
-    memory_reset_probability: with which each lane's carry, the member's and
-      its teachers' alike, is zeroed before a batch; 0 in the paper.
-    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
-      None or 0 for all of its part of the batch.
+    objective: which losses, teachers and weights.
     mesh: the devices; used if the loss is chunked.
 
   Returns:
-    objective(params, state, batch, peers, peer_memories, distill) → (value,
+    descended(params, state, batch, peers, peer_memories, distill) → (value,
     (metrics, new non-parameter variables, memory, peer memories)). `peers` are
     their variables, in any precision; no gradient flows into them. Without
     `distill` it is φ alone, undiminished. Labels are [batch] or [batch, time].
   """
+  teacher = objective.teacher or model
 
-  def teach(logits, teachers):
-    if constant_targets is not None:
-      targets = jnp.asarray(constant_targets, logits.dtype)
-      return jnp.broadcast_to(targets, logits.shape)
-    return losses.average_of_peers([one.logits for one in teachers])
-
-  def mean(measure, weigh, *predictions_and_labels):
-    if loss_chunk_tokens:
+  def mean(measure, *predictions_and_labels):
+    if objective.loss_chunk_tokens:
       return chunked.mean_in_chunks(
         measure,
-        weigh,
+        objective.weigh,
         *predictions_and_labels,
-        chunk_tokens=loss_chunk_tokens,
+        chunk_tokens=objective.loss_chunk_tokens,
         mesh=mesh,
       )
     values = measure(*predictions_and_labels)
     metrics = {name: value.mean() for name, value in values.items()}
-    return weigh(metrics), metrics
+    return objective.weigh(metrics), metrics
 
-  def objective(params, state, batch, peers, peer_memories, distill):
+  def descended(params, state, batch, peers, peer_memories, distill):
     variables = {**state.variables, 'params': params}
     inputs, labels = batch['inputs'], batch['labels']
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     memory = state.memory
-    if memory_reset_probability:
+    if objective.memory_reset_probability:
       lanes = jax.random.bernoulli(
         jax.random.fold_in(key, _RESETS),
-        memory_reset_probability,
+        objective.memory_reset_probability,
         (len(labels),),
       )
       memory = _reset(model, memory, lanes)
@@ -195,7 +166,7 @@ def make_objective(
       )
     student, updated, memory = model.forward(variables, inputs, memory, key)
     teachers: list[Prediction] = []
-    if distill and constant_targets is None:
+    if distill and objective.needs_peers:
       like = variables
       if teacher is not model:
         like = jax.eval_shape(teacher.init, key)
@@ -209,25 +180,19 @@ def make_objective(
       logits = student.logits
       hits = logits.argmax(-1) == labels
       values = {
-        'task_loss': task_loss(labels, logits),
+        'task_loss': objective.task_loss(labels, logits),
         'accuracy': hits.astype(jnp.float32),
       }
       if distill:
-        values['distill_loss'] = distill_loss(teach(logits, teachers), logits)
+        values['distill_loss'] = objective.distillation(
+          logits, [one.logits for one in teachers]
+        )
       return values
 
-    def weigh(means):
-      if not distill:
-        return means['task_loss']
-      return (
-        task_weight * means['task_loss']
-        + distill_weight * means['distill_loss']
-      )
-
-    value, metrics = mean(measure, weigh, student, teachers, labels)
+    value, metrics = mean(measure, student, teachers, labels)
     return value, (metrics, updated, memory, peer_memories)
 
-  return objective
+  return descended
 
 
 def _reset(model: Model, memory: PyTree, lanes: Bool[Array, ' batch']):
@@ -296,15 +261,8 @@ def make_updates(
   model: Model,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
+  objective: Objective,
   *,
-  teacher: Model,
-  task_loss: Callable[[Array, Array], Array],
-  distill_loss: Callable[[Array, Array], Array],
-  task_weight: float,
-  distill_weight: float,
-  constant_targets: ArrayLike | None,
-  memory_reset_probability: float,
-  loss_chunk_tokens: int | None,
   num_async_workers: int,
   num_microbatches: int,
 ) -> JittedUpdates:
@@ -314,16 +272,7 @@ def make_updates(
     model: F.
     optimizer: η and its kin.
     mesh: the member's devices; each batch is split over them.
-    teacher: the peers' F: `model`, but for frozen ones of another architecture.
-    task_loss: φ(labels, logits) → [*batch].
-    distill_loss: ψ(targets, logits) → [*batch].
-    task_weight: weight of φ once ψ is on.
-    distill_weight: weight of ψ.
-    constant_targets: replaces the peers in ψ's first argument, or None.
-    memory_reset_probability: with which a lane's carry is zeroed before a
-      batch. The lanes are drawn from the state's key and step.
-    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
-      None or 0 for all.
+    objective: φ, ψ and their weights.
     num_async_workers: W of asynchronous SGD: each update is one worker's, which
       has lanes of its own, and its gradient is W − 1 updates old
       (`codistill.asynchronous`); 1 for synchronous SGD.
@@ -336,64 +285,12 @@ def make_updates(
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
     when distilling, distill_loss; losses in nats, before weighting.
   """
-  objective = make_objective(
-    model,
-    teacher=teacher,
-    task_loss=task_loss,
-    distill_loss=distill_loss,
-    task_weight=task_weight,
-    distill_weight=distill_weight,
-    constant_targets=constant_targets,
-    memory_reset_probability=memory_reset_probability,
-    loss_chunk_tokens=loss_chunk_tokens,
-    mesh=mesh,
+  teacher = objective.teacher or model
+  gradient = _make_gradient(
+    make_objective(model, objective, mesh), num_microbatches, mesh
   )
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
   place = state_sharding(mesh)
-
-  def gradient_at(params, state, batch, peers, carries, distill):
-    memory, *peer_memories = carries
-    gradients, (metrics, updated, memory, peer_memories) = jax.grad(
-      objective, has_aux=True
-    )(
-      params,
-      dataclasses.replace(state, memory=memory),
-      batch,
-      peers,
-      tuple(peer_memories),
-      distill,
-    )
-    return (gradients, metrics, updated), (memory, *peer_memories)
-
-  def gradient(params, state, batch, peers, carries, distill):
-    if num_microbatches == 1:
-      found, carries = gradient_at(
-        params, state, batch, peers, carries, distill
-      )
-      return *found, carries
-
-    def of_part(number, batch, carries):
-      # Each part has noise of its own.
-      key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
-      own = dataclasses.replace(state, key=jax.random.key_data(key))
-      return gradient_at(params, own, batch, peers, carries, distill)
-
-    def add(total, part):
-      found, carries = of_part(*part)
-      return jax.tree.map(jnp.add, total, found), carries
-
-    parts = (
-      jnp.arange(num_microbatches),
-      *sharding.to_microbatches((batch, carries), num_microbatches, mesh),
-    )
-    first = jax.tree.map(lambda leaf: leaf[0], parts)
-    zeros = jax.tree.map(
-      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-      jax.eval_shape(lambda part: of_part(*part)[0], first),
-    )
-    total, carries = jax.lax.scan(add, zeros, parts)
-    mean = jax.tree.map(lambda leaf: leaf / num_microbatches, total)
-    return *mean, sharding.from_microbatches(carries, mesh)
 
   @functools.partial(
     jax.jit,
@@ -441,5 +338,63 @@ def make_updates(
   return JittedUpdates(
     descend,
     zero_memory=jax.jit(zero_memory, static_argnums=0, out_shardings=part),
-    needs_peers=constant_targets is None,
+    needs_peers=objective.needs_peers,
   )
+
+
+def _make_gradient(
+  descended: Callable[..., Any], num_microbatches: int, mesh: Mesh
+) -> Callable[..., tuple[PyTree, Metrics, PyTree, tuple[PyTree, ...]]]:
+  """∇ of what `make_objective` returned, a part of the batch at a time.
+
+  Returns:
+    gradient(params, state, batch, peers, carries, distill) → (gradients,
+    metrics, new non-parameter variables, carries). `carries` are the member's
+    memory and those of its peers.
+  """
+
+  def gradient_at(params, state, batch, peers, carries, distill):
+    memory, *peer_memories = carries
+    gradients, (metrics, updated, memory, peer_memories) = jax.grad(
+      descended, has_aux=True
+    )(
+      params,
+      dataclasses.replace(state, memory=memory),
+      batch,
+      peers,
+      tuple(peer_memories),
+      distill,
+    )
+    return (gradients, metrics, updated), (memory, *peer_memories)
+
+  def gradient(params, state, batch, peers, carries, distill):
+    if num_microbatches == 1:
+      found, carries = gradient_at(
+        params, state, batch, peers, carries, distill
+      )
+      return *found, carries
+
+    def of_part(number, batch, carries):
+      # Each part has noise of its own.
+      key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
+      own = dataclasses.replace(state, key=jax.random.key_data(key))
+      return gradient_at(params, own, batch, peers, carries, distill)
+
+    def add(total, part):
+      found, carries = of_part(*part)
+      return jax.tree.map(jnp.add, total, found), carries
+
+    parts = (
+      jnp.arange(num_microbatches),
+      *sharding.to_microbatches((batch, carries), num_microbatches, mesh),
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], parts)
+    zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+      jax.eval_shape(lambda part: of_part(*part)[0], first),
+    )
+    total, carries = jax.lax.scan(add, zeros, parts)
+    mean = jax.tree.map(lambda leaf: leaf / num_microbatches, total)
+    return *mean, sharding.from_microbatches(carries, mesh)
+
+  return gradient

@@ -10,13 +10,14 @@ import ast
 import difflib
 import importlib
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from data.images import sets as image_sets
-from experiments.errors import UserError
+from experiments.errors import UserError, check_least
+from experiments.results import MACHINE_KEYS
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
 
@@ -63,6 +64,27 @@ def load(name_and_variant: str) -> ConfigDict:
   return module.get_config(variant)
 
 
+def load_changed(
+  name_and_variant: str, changes: Mapping[str, Any]
+) -> ConfigDict:
+  """The config of that name, changed.
+
+  Args:
+    name_and_variant: of the config; errors as `split_name`.
+    changes: dotted keys, and what to set them to.
+
+  Raises:
+    UserError: besides, if there is no such key, or a value is of another type.
+  """
+  config = load(name_and_variant)
+  check_keys(config, changes)
+  try:
+    config.update_from_flattened_dict(changes)
+  except TypeError as error:
+    raise UserError(str(error)) from error
+  return config
+
+
 def points(name_and_variant: str) -> list[dict[str, Any]]:
   """The points of an experiment's `sweep()`; one without a change if none.
 
@@ -93,10 +115,10 @@ def follow_name(config: ConfigDict, given: Collection[str]) -> None:
 
 def _following(config: ConfigDict) -> dict[str, Any]:
   """Dotted keys that `data.name` says the values of."""
-  if config.data.kind != 'images':
-    return {}
   facts = image_sets.facts_of(config.data.name)
-  return {f'data.{key}': value for key, value in facts.items()}
+  return {
+    f'data.{key}': value for key, value in facts.items() if key in config.data
+  }
 
 
 def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
@@ -186,3 +208,64 @@ def _leaves(config: ConfigDict) -> Iterable[tuple[str, Any]]:
 def _nearest(word: str, words: Iterable[str]) -> str:
   near = difflib.get_close_matches(word, sorted(words), cutoff=0.5)
   return f'; did you mean {" or ".join(near)}?' if near else ''
+
+
+# What a member does by itself, so that its peers may do otherwise.
+_OWN_KEYS = (
+  'codistill.max_age_steps',
+  'codistill.max_task_loss_ratio',
+  'codistill.poll_interval_s',
+  'codistill.publish_precision',
+  'codistill.teacher_precision',
+  'data.eval_split',
+  'eval_interval_steps',
+)
+
+
+def in_common(config: ConfigDict) -> dict[str, Any]:
+  """What members that exchange weights must have in common, as plain values."""
+  plain = config.copy_and_resolve_references()
+  free = {*MACHINE_KEYS, *_OWN_KEYS}
+  if config.codistill.synchronous:
+    # What publishers keep follows from it.
+    free.remove('checkpoint_interval_steps')
+  with plain.unlocked():
+    for key in sorted(free):
+      section, _, name = key.rpartition('.')
+      holder = plain[section] if section else plain
+      if name in holder:
+        del holder[name]
+  return plain.to_dict()
+
+
+def check_numbers(config: ConfigDict) -> None:
+  """Refuses counts of steps, members and examples with a `UserError`."""
+  check_least(
+    {
+      'seed': (config.seed, 0),
+      'batch_size': (config.batch_size, 1),
+      'eval_batch_size': (config.eval_batch_size, 1),
+      'codistill.members': (config.codistill.members, 1),
+      'codistill.burn_in_steps': (config.codistill.burn_in_steps, 0),
+      'num_steps': (config.num_steps, 1),
+      'num_async_workers': (config.num_async_workers, 1),
+      'num_microbatches': (config.num_microbatches, 1),
+      'two_phase.members': (config.two_phase.members, 1),
+      'two_phase.num_steps': (config.two_phase.num_steps, 0),
+      'eval_interval_steps': (config.eval_interval_steps, 1),
+      'predictions_interval_steps': (config.predictions_interval_steps, 0),
+      'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
+    }
+  )
+  often = config.predictions_interval_steps
+  if often % config.eval_interval_steps:
+    raise UserError(
+      f'predictions_interval_steps is {often}; it must be a multiple of '
+      f'eval_interval_steps, {config.eval_interval_steps}: predictions are '
+      'those of an evaluation'
+    )
+  if often and not config.store_predictions:
+    raise UserError(
+      f'predictions_interval_steps is {often}, and store_predictions False; '
+      'set that to True, or the interval to 0'
+    )

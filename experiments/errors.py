@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -27,3 +28,16 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     yield
   except kinds as error:
     raise UserError(str(error)) from error
+
+
+def check_choice(key: str, value: Any, allowed: Collection[str]) -> None:
+  """Refuses a value that is not one of those allowed with a `UserError`."""
+  if value not in allowed:
+    raise UserError(f'{key} is {value!r}; it can be {", ".join(allowed)}')
+
+
+def check_least(values: Mapping[str, tuple[float, float]]) -> None:
+  """Refuses, by key, a value that is below its minimum with a `UserError`."""
+  for key, (value, minimum) in values.items():
+    if value < minimum:
+      raise UserError(f'{key} is {value}; it must be at least {minimum}')

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from codistill.algorithm import Member
+from experiments.errors import UserError, check_choice
 
 PyTree = Any
 KINDS = ('none', 'rate', 'noise')
@@ -38,6 +39,18 @@ class Fault:
   step: int
   rate_factor: float
   seed: int
+
+  def check(self, num_members: int, num_steps: int) -> None:
+    """Refuses a fault that is nobody's, never or unknown with a `UserError`."""
+    check_choice('fault.kind', self.kind, KINDS)
+    if self.kind != 'none' and not (
+      0 <= self.member < num_members and 1 <= self.step < num_steps
+    ):
+      raise UserError(
+        f'fault.member {self.member} after fault.step {self.step} is nobody or '
+        f'never: there are {num_members} members, numbered from 0, and '
+        f'{num_steps} steps'
+      )
 
   def prepare(
     self, optimizer: optax.GradientTransformation

@@ -14,8 +14,9 @@ from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from codistill.models import Model
 from experiments import config as config_lib
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.errors import UserError
+from experiments.experiment import Experiment
 from experiments.record import Record, read_rows
 from experiments.runs import (
   Run,
@@ -25,6 +26,7 @@ from experiments.runs import (
   read_runs,
   some_run,
 )
+from experiments.tasks import make_task
 
 PyTree = Any
 
@@ -40,14 +42,14 @@ def rebuild(
   runs: Mapping[int | None, Run],
   *,
   eval_split: str | None = None,
-  dataset: Any = None,
+  with_data: bool = True,
 ) -> Experiment:
   """The experiment of a run, to look at and not to train.
 
   Args:
     runs: the provenance of its processes.
     eval_split: to evaluate on, instead of the config's.
-    dataset: instead of the one that the config names.
+    with_data: whether examples are wanted, and so have to be here.
 
   Returns:
     The experiment, without an exchange, on as many of the run's number of
@@ -79,7 +81,8 @@ def rebuild(
     for devices in range(1, min(here, config.num_devices or here) + 1)
     if math.gcd(config.batch_size, config.eval_batch_size) % devices == 0
   )
-  return build(config, None, dataset=dataset)
+  task = make_task(config.data)
+  return build(config, None, None if with_data else task.without_examples())
 
 
 def load_members(
@@ -146,10 +149,6 @@ def load_members(
   return dict(sorted(found.items())), missing
 
 
-# What teachers and students must agree on, as far as their data has it.
-_EXAMPLES = ('kind', 'image_shape', 'num_classes', 'vocab_size', 'table_sizes')
-
-
 def load_teachers(
   workdir: pathlib.Path, data: Mapping[str, Any]
 ) -> tuple[tuple[Peer, ...], Model]:
@@ -171,8 +170,9 @@ def load_teachers(
         'let its command go on first'
       )
   experiment = rebuild(runs)
-  for key in _EXAMPLES:
-    theirs, ours = experiment.config.data.get(key), data.get(key)
+  task = make_task(data)
+  for key in ('kind', *task.must_agree):
+    theirs, ours = getattr(experiment.task, key, None), getattr(task, key)
     if theirs != ours:
       raise UserError(
         f'{workdir} has learnt from data whose {key} is {theirs}, and here '

@@ -17,8 +17,8 @@ from codistill.exchange.folder.waiter import (
   WaitInterruptedError,
 )
 from experiments import predictions
-from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.experiment import Experiment
 from experiments.progress import RunProgress
 from experiments.record import Record
 from experiments.workdir import Workdir

@@ -21,52 +21,25 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from codistill import asynchronous, precision
-from data.clicks.dataset import SHAPE as CLICK_SHAPE
 from experiments import config as configs
-from experiments.build import Experiment, build
+from experiments.build import build
 from experiments.errors import UserError
+from experiments.experiment import Experiment
 from experiments.processes import given_keys
+from experiments.tasks import make_task
 from scripts import flops
 from scripts.benchmark.measure import machine
 
 PyTree = Any
-
-
-class NoExamples:
-  """A data set for who only needs to know how many classes there are."""
-
-  num_train = 0
-
-  def __init__(self, num_classes: int):
-    """Of so many equally frequent labels."""
-    self._num_classes = num_classes
-
-  def train(self, **_) -> Iterator[dict[str, np.ndarray]]:
-    """No batch."""
-    return iter(())
-
-  def eval(self, split: str, **_) -> Iterator[dict[str, np.ndarray]]:
-    """No batch."""
-    return iter(())
-
-  def num_examples(self, split: str) -> int:
-    """None."""
-    return 0
-
-  def label_distribution(self) -> np.ndarray:
-    """All labels alike."""
-    return np.full(self._num_classes, 1 / self._num_classes, np.float32)
 
 
 class Arguments(NamedTuple):
@@ -92,27 +65,12 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
     **changes: dotted keys of the config, and what to set them to.
 
   Raises:
-    UserError: if there is no such config or key, the value is of another type,
-      or there are not so many devices.
+    UserError: as `configs.load_changed`, or if there are not so many devices.
   """
-  config = configs.load(name)
-  changes = {'num_devices': num_devices, **changes}
-  configs.check_keys(config, changes)
-  try:
-    config.update_from_flattened_dict(changes)
-  except TypeError as error:
-    raise UserError(str(error)) from error
+  config = configs.load_changed(name, {'num_devices': num_devices, **changes})
   if config.codistill.exchange == 'checkpoints':
     config.codistill.exchange = 'memory'  # No folder is wanted.
-  data = config.data
-  match data.kind:
-    case 'text':
-      num_classes = data.vocab_size
-    case 'clicks':
-      num_classes = 2
-    case _:
-      num_classes = data.num_classes
-  return build(config, None, NoExamples(num_classes))
+  return build(config, None, make_task(config.data).without_examples())
 
 
 def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
@@ -122,30 +80,17 @@ def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
     experiment: whose.
     teachers: of the codistilling update; 0 for the burn-in update.
   """
-  config, size = experiment.config, experiment.batch_size
+  size = experiment.batch_size
   state = jax.eval_shape(lambda: experiment.init(0))
   peer = precision.abstract(state.variables, experiment.teacher_precision)
   memory = jax.eval_shape(
     lambda: asynchronous.stack_carries(
-      experiment.model.memory(size), config.num_async_workers
+      experiment.model.memory(size), experiment.num_async_workers
     )
   )
-  labels = jax.ShapeDtypeStruct((size,), jnp.int32)
-  match config.data.kind:
-    case 'text':
-      inputs = labels = labels.update(shape=(size, config.data.sequence_length))
-    case 'clicks':
-      inputs = {
-        name: jax.ShapeDtypeStruct(
-          (size, *shape), jnp.int32 if name == 'categories' else jnp.float32
-        )
-        for name, shape in CLICK_SHAPE.items()
-      }
-    case _:
-      inputs = jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
   return Arguments(
     state,
-    {'inputs': inputs, 'labels': labels},
+    experiment.task.abstract_batch(size),
     (peer,) * teachers,
     (memory,) * teachers,
   )
@@ -202,7 +147,7 @@ def kept_bytes(experiment: Experiment) -> int:
     experiment: whose.
   """
   arguments = abstract_arguments(experiment, 0)
-  parts = experiment.config.num_microbatches * experiment.mesh.size
+  parts = experiment.num_microbatches * experiment.mesh.size
   state, inputs = arguments.state, arguments.batch['inputs']
 
   def shrink(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

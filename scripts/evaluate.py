@@ -30,8 +30,8 @@ from rich.table import Table
 from rich.text import Text
 
 from codistill.evaluate import Evaluation, Score
-from experiments.build import Experiment
 from experiments.errors import UserError
+from experiments.experiment import Experiment
 from experiments.runs import label_of, members_of, read_runs, some_run
 from experiments.stored import Stored, load_members, rebuild
 from experiments.summary import number, percent

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -39,7 +38,6 @@ from experiments.runs import (
   Run,
   commit_of,
   label_of,
-  members_of,
   read_runs,
   some_run,
 )
@@ -79,18 +77,6 @@ probabilities = jax.jit(exported.call)(variables, images)
 - Runs on: {platforms}.
 - `config.json`: the config that it was trained with, and by which code.
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoExamples:
-  """Stands for the data, which who exports may not have."""
-
-  num_train: int
-
-  def train(self, **arguments: Any) -> Iterator[Any]:
-    """None, and nothing to refuse."""
-    del arguments
-    return iter(())
 
 
 def export_predict(
@@ -235,14 +221,14 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
       f'{workdir} is a language model, whose memory whoever serves it would '
       'have to carry; only image classifiers are exported'
     )
-  experiment = rebuild(runs, dataset=_NoExamples(len(members_of(runs))))
+  experiment = rebuild(runs, with_data=False)
   stored, missing = load_members(workdir, runs, experiment, [member])
   if missing:
     raise UserError(f'nothing to export: {missing[member]}')
   exported = export_predict(
     experiment.model,
     stored[member].variables,
-    experiment.config.data.image_shape,
+    experiment.task.input_shape,
   )
   with appearing(out) as folder:
     write_export(

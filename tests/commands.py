@@ -80,9 +80,13 @@ def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):
   """`python -m experiments.run` in this process.
 
   Returns:
-    Exit status, and the trainer and the experiment if it came to them.
+    Exit status; config, trainer and experiment if it came to them.
   """
-  outcome = types.SimpleNamespace(trainer=None, experiment=None)
+  outcome = types.SimpleNamespace(config=None, trainer=None, experiment=None)
+
+  def build_and_keep(config, *arguments, **keywords):
+    outcome.config = config
+    return builder(config, *arguments, **keywords)
 
   class Kept(Trainer):
     def __init__(self, experiment, workdir):
@@ -91,7 +95,7 @@ def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):
 
   with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
     patch.setattr(sys, 'argv', line_of(workdir, *arguments, config=config)[2:])
-    patch.setattr(run, 'build', builder)
+    patch.setattr(run, 'build', build_and_keep)
     patch.setattr(run, 'Trainer', Kept)
     outcome.status = run.main(run.parse_flags(sys.argv))
   return outcome

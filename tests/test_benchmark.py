@@ -426,7 +426,7 @@ def test_the_networks_are_configs_whose_keys_exist(shapes):
     arguments = cost.abstract_arguments(experiment, 3)
     assert len(arguments.batch['labels']) == experiment.batch_size
     assert len(arguments.peers) == 3
-    kind = experiment.config.data.kind
+    kind = experiment.task.kind
     assert kind == {'LSTM': 'text', 'DNN': 'clicks'}.get(name, 'images')
 
 

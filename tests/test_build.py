@@ -1,10 +1,8 @@
 """Every config builds; at the paper's scale in the abstract, once for real."""
 
 import functools
-import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import build_cheaply
@@ -15,48 +13,9 @@ from codistill.models import resnet
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError
+from experiments.tasks import make_task
 
 every_config = pytest.mark.parametrize('name', config_lib.names())
-
-
-def stand_in(config):
-  """A data set's description, for sets that are not on this machine."""
-  classes = {
-    'images': config.data.get('num_classes'),
-    'text': config.data.get('vocab_size'),
-    'clicks': 2,
-  }[config.data.kind]
-  return types.SimpleNamespace(
-    image_shape=config.data.get('image_shape'),
-    num_classes=classes,
-    num_train=1_281_167,
-    train=lambda **arguments: iter(()),
-    label_distribution=lambda: np.full(classes, 1 / classes, np.float32),
-  )
-
-
-def abstract_batch(config, size):
-  if config.data.kind == 'text':
-    tokens = jax.ShapeDtypeStruct((size, 32), jnp.int32)
-    return {'inputs': tokens, 'labels': tokens}
-  inputs = (
-    {
-      name: jax.ShapeDtypeStruct(
-        (size, number), jnp.int32 if name == 'categories' else jnp.float32
-      )
-      for name, number in (
-        ('integers', 13),
-        ('missing', 13),
-        ('categories', 26),
-      )
-    }
-    if config.data.kind == 'clicks'
-    else jax.ShapeDtypeStruct((size, *config.data.image_shape), jnp.uint8)
-  )
-  return {
-    'inputs': inputs,
-    'labels': jax.ShapeDtypeStruct((size,), jnp.int32),
-  }
 
 
 # At the paper's scale: examples an update, parameters (those of the click DNN:
@@ -89,11 +48,12 @@ def smoke(name='imagenet_codistill', **changes):
 def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   config = config_lib.load(name)
   # Configs with the same network trace it once.
-  experiment = build_cheaply(config, None, dataset=stand_in(config))
+  task = make_task(config.data)
+  experiment = build_cheaply(config, None, dataset=task.without_examples())
   state = jax.eval_shape(functools.partial(experiment.init, 0))
-  batch = abstract_batch(config, config.batch_size)
+  batch = task.abstract_batch(config.batch_size)
   examples, parameters, features = SIZES[
-    'cifar100' if config.data.name == 'cifar100' else config.data.kind
+    'cifar100' if config.data.name == 'cifar100' else task.kind
   ]
   assert config.batch_size * config.num_async_workers == examples
   variables = state.variables
@@ -122,7 +82,7 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   prediction, _ = jax.eval_shape(
     experiment.model.predict,
     variables,
-    abstract_batch(config, config.eval_batch_size)['inputs'],
+    task.abstract_batch(config.eval_batch_size)['inputs'],
     jax.eval_shape(lambda: experiment.model.memory(config.eval_batch_size)),
   )
   assert prediction.features.shape == (config.eval_batch_size, *features)
@@ -139,7 +99,8 @@ def test_one_codistilling_update_of_resnet_50s_blocks_for_real(monkeypatch):
   # The network does not know its images' size.
   config.data.image_shape = (64, 64, 3)
   config.num_devices = 1
-  experiment = build(config, None, stand_in(config))
+  task = make_task(config.data)
+  experiment = build(config, None, task.without_examples())
   state, peer = experiment.init(0), experiment.init(1)
   before = np.array(state.variables['params']['head']['kernel'])
   rng = np.random.default_rng(0)
@@ -169,11 +130,23 @@ def test_small_variants_build_with_their_data(name, variant):
     'text': (config.data.get('sequence_length'),),
     'images': {'laptop': (8, 8, 1), 'smoke': (16, 16, 3)}[variant],
     'clicks': (26,),
-  }[config.data.kind]
+  }[experiment.task.kind]
   inputs = batch['inputs']
-  if config.data.kind == 'clicks':
+  if experiment.task.kind == 'clicks':
     inputs = inputs['categories']
   assert inputs.shape == (config.batch_size, *shape)
+  # What stands in for examples in a benchmark looks as they do.
+  for made in (
+    experiment.task.abstract_batch(config.batch_size),
+    experiment.task.made_up_batch(config.batch_size, seed=0),
+  ):
+    jax.tree.map(
+      lambda one, other: np.testing.assert_equal(
+        (one.shape, one.dtype), (other.shape, other.dtype)
+      ),
+      made,
+      batch,
+    )
   assert len(experiment.members) == config.codistill.members
 
 

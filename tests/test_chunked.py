@@ -1,5 +1,6 @@
 """The chunked loss: values and gradients of the plain one, and no big array."""
 
+import dataclasses
 import math
 
 import jax
@@ -59,20 +60,18 @@ def batch_of(shape, words=WORDS, seed=5):
 
 def valued(mesh, chunk, peers=2, **changes):
   """(params, peers, batch) → value, metrics."""
-  objective = make_objective(
+  descended = make_objective(
     MODEL,
-    **{
-      'teacher': MODEL,
-      'task_loss': losses.task_cross_entropy,
-      'distill_loss': losses.soft_cross_entropy,
-      'task_weight': 0.7,
-      'distill_weight': 1.3,
-      'constant_targets': None,
-      'memory_reset_probability': 0.0,
-      'loss_chunk_tokens': chunk,
-      'mesh': mesh,
-      **changes,
-    },
+    dataclasses.replace(
+      losses.ALGORITHM_1,
+      **{
+        'task_weight': 0.7,
+        'distill_weight': 1.3,
+        'loss_chunk_tokens': chunk,
+        **changes,
+      },
+    ),
+    mesh,
   )
   distill = peers > 0 or changes.get('constant_targets') is not None
   key = jax.random.key_data(jax.random.key(0))
@@ -80,7 +79,7 @@ def valued(mesh, chunk, peers=2, **changes):
   def value(params, peers, batch):
     state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key, ())
     memories = ((),) * len(peers)
-    value, (metrics, *_) = objective(
+    value, (metrics, *_) = descended(
       params, state, batch, peers, memories, distill
     )
     return value, metrics

@@ -5,8 +5,8 @@ import json
 import jax
 import pytest
 
-from experiments import build
 from experiments import config as configs
+from experiments.tasks import make_task
 from scripts import cost, flops
 
 SMALL = (
@@ -65,8 +65,10 @@ def test_a_teacher_adds_its_forward_pass(name):
 @pytest.mark.parametrize('name', SMALL)
 def test_a_batch_has_the_shapes_of_the_data(name):
   config = configs.load(name)
-  batches = build.make_dataset(config).train(
-    member=0, members=2, partition='disjoint', seed=0, batch_size=16
+  batches = (
+    make_task(config.data)
+    .make_dataset()
+    .train(member=0, members=2, partition='disjoint', seed=0, batch_size=16)
   )
   batch = next(batches)
   batches.close()

@@ -241,8 +241,8 @@ def test_the_config_is_the_runs_and_not_todays(pair):
   del stored['data']['padding']
   experiment = evaluate.rebuild(runs)
   assert experiment.num_steps == 10
-  assert experiment.config.data.padding == 1
-  assert isinstance(experiment.config.data.image_shape, tuple)
+  assert experiment.task.padding == 1
+  assert isinstance(experiment.task.image_shape, tuple)
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_is_not_believed(

@@ -19,7 +19,7 @@ from jax.interpreters import mlir
 
 from codistill.models import Model, Prediction
 from codistill.models.model import Head
-from experiments import build as build_lib
+from experiments.tasks import images
 from scripts import export
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def test_a_member_of_a_process_of_its_own_needs_no_data(
   tmp_path, capsys, monkeypatch
 ):
   assert run_command(tmp_path / 'run', '--member=0').status == 0
-  monkeypatch.setattr(build_lib, 'make_dataset', None)
+  monkeypatch.setattr(images.Kind, 'make_dataset', None)
   capsys.readouterr()
   out = tmp_path / 'out'
   out.mkdir()  # Empty is as good as not there.

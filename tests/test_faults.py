@@ -27,7 +27,7 @@ from commands import (
 
 from codistill.checkpoint import Checkpoints
 from experiments import record
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from experiments.record import read_run
 
 # Bad input.

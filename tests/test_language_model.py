@@ -111,9 +111,7 @@ def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
     assert row['peer_ages'] == [row['step'] - 1 - 6] * 2
     assert row['distill_loss'] > 0
   assert kinds(second, 'train')[0]['step'] == 1
-  teachers, _ = load_teachers(
-    workdir / 'ensemble', outcome.experiment.config.data
-  )
+  teachers, _ = load_teachers(workdir / 'ensemble', outcome.config.data)
   shown = outcome.experiment.exchange.freshest(0, 1)
   for one, other in zip(teachers, shown, strict=True):
     jax.tree.map(np.testing.assert_array_equal, one, other)

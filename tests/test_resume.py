@@ -95,7 +95,7 @@ def test_the_states_that_are_compared_depend_on_the_past(pair):
     and (leaf != leaves[path.replace('[6]', '[9]')]).any()
   ]
   assert [path for path in differ if 'batch_stats' in path]
-  assert pair.whole.experiment.config.data.augmentation != 'none'
+  assert pair.whole.config.data.augmentation != 'none'
 
 
 def test_rows_after_the_restored_step_are_dropped(pair, tmp_path):

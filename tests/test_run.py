@@ -88,7 +88,7 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
 
 def test_provenance_says_what_made_the_rows(pair):
   found = read_run(pair.workdir / 'run.json')
-  config = pair.whole.experiment.config.to_dict()
+  config = pair.whole.config.to_dict()
   assert found['config'] == json.loads(json.dumps(config))
   assert found['config_hash'] == record.config_hash(found['config'])
   assert found['config']['codistill']['delay_steps'] == 2

@@ -34,15 +34,6 @@ from codistill.train_step import (
 )
 
 BATCH = 16
-LOSSES = {
-  'task_loss': losses.task_cross_entropy,
-  'distill_loss': losses.soft_cross_entropy,
-  'task_weight': 1.0,
-  'distill_weight': 1.0,
-  'constant_targets': None,
-  'memory_reset_probability': 0.0,
-  'loss_chunk_tokens': None,
-}
 
 
 def state_of(model, member=0, optimizer=None):
@@ -64,18 +55,14 @@ def batch_of(step, member=0, size=BATCH):
   }
 
 
-def updates_of(model, mesh=None, optimizer=None, **changes):
+def updates_of(model, mesh=None, optimizer=None, num_microbatches=1, **changes):
   return make_updates(
     model,
     optimizer or sgd(),
     mesh or sharding.make_mesh(1),
-    **{
-      **LOSSES,
-      'teacher': model,
-      'num_async_workers': 1,
-      'num_microbatches': 1,
-      **changes,
-    },
+    dataclasses.replace(losses.ALGORITHM_1, **changes),
+    num_async_workers=1,
+    num_microbatches=num_microbatches,
   )
 
 
@@ -100,10 +87,8 @@ def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
   state, peer = state_of(model), state_of(model, 1).variables
 
   def value(params, peer):
-    objective = make_objective(
-      model, teacher=model, **LOSSES, mesh=sharding.make_mesh(1)
-    )
-    return objective(params, state, batch_of(0), (peer,), ((),), True)[0]
+    descended = make_objective(model, losses.ALGORITHM_1, sharding.make_mesh(1))
+    return descended(params, state, batch_of(0), (peer,), ((),), True)[0]
 
   params = state.variables['params']
   mine, theirs = jax.jit(jax.grad(value, argnums=(0, 1)))(params, peer)
@@ -414,9 +399,8 @@ def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
   model = make_small_lstm()
   objective = make_objective(
     model,
-    teacher=model,
-    **{**LOSSES, 'memory_reset_probability': 0.4},
-    mesh=sharding.make_mesh(1),
+    dataclasses.replace(losses.ALGORITHM_1, memory_reset_probability=0.4),
+    sharding.make_mesh(1),
   )
   rng = np.random.default_rng(0)
   carried = jax.tree.map(

@@ -55,7 +55,7 @@ def test_teachers_learn_from_their_own_split_and_from_labels(student):
 
 def test_a_student_is_nobody_s_twin(student):
   workdir, outcome = student
-  config = outcome.experiment.config
+  config = outcome.config
   seed = read_run(workdir / 'ensemble' / 'run.json')['seed']
   assert seed != config.seed
   first = outcome.experiment.init(0).variables['params']
@@ -81,7 +81,7 @@ def test_examples_without_a_label_are_learnt_from_by_their_teachers(student):
   first = kinds(rows_of(workdir), 'train')[0]
   # At the start all classes are as likely; φ is 0 for the others.
   known = (labels != UNLABELLED).mean()
-  classes = outcome.experiment.config.data.num_classes
+  classes = outcome.config.data.num_classes
   assert first['task_loss'] == pytest.approx(known * np.log(classes), rel=0.05)
   assert first['distill_loss'] == pytest.approx(np.log(classes), rel=0.05)
 

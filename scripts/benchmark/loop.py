@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from codistill import algorithm
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 
 
 class _Device:

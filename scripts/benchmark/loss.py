@@ -9,6 +9,7 @@ quarter of the plain loss's.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -135,18 +136,17 @@ def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
     return predict(variables, inputs, memory)[0], {}, memory
 
   model = Model(lambda key: {}, predict, forward, lambda batch_size: ())
-  objective = make_objective(
+  descended = make_objective(
     model,
-    teacher=model,
-    **_losses(name, chunk_tokens),
-    mesh=sharding.make_mesh(1),
+    _objective(name, chunk_tokens),
+    sharding.make_mesh(1),
   )
 
   def loss(params, peer, batch):
     key = jax.random.key_data(jax.random.key(0))
     state = TrainState(jnp.int32(0), {'params': params}, (), (), {}, key, ())
     teacher = {'params': peer}
-    value, (metrics, *_) = objective(
+    value, (metrics, *_) = descended(
       params, state, batch, (teacher,), ((),), True
     )
     return value, metrics
@@ -186,8 +186,7 @@ def lower_update(
     model,
     optimizer,
     sharding.make_mesh(1),
-    teacher=model,
-    **_losses(name, chunk_tokens),
+    _objective(name, chunk_tokens),
     num_async_workers=1,
     num_microbatches=1,
   )
@@ -212,16 +211,12 @@ def lower_update(
   )
 
 
-def _losses(name: str, chunk_tokens: int | None) -> dict[str, Any]:
-  return {
-    'task_loss': losses.task_cross_entropy,
-    'distill_loss': losses.DISTILL_LOSSES[name],
-    'task_weight': 1.0,
-    'distill_weight': 1.0,
-    'constant_targets': None,
-    'memory_reset_probability': 0.0,
-    'loss_chunk_tokens': chunk_tokens,
-  }
+def _objective(name: str, chunk_tokens: int | None) -> losses.Objective:
+  return dataclasses.replace(
+    losses.ALGORITHM_1,
+    distill_loss=losses.DISTILL_LOSSES[name],
+    loss_chunk_tokens=chunk_tokens,
+  )
 
 
 def _example(sizes: Sizes) -> tuple[PyTree, PyTree, PyTree]:

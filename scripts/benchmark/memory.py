@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from codistill import precision
-from experiments.build import Experiment
+from experiments.experiment import Experiment
 from scripts import cost
 from scripts.benchmark import networks
 from scripts.benchmark.measure import Limit, Measure, Measures
@@ -48,7 +48,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   for name, network in shapes.networks.items():
     experiment = network.build()
     kinds = {'': {}}
-    if experiment.config.data.kind == 'text':
+    if experiment.unit == 'tokens':
       chunks = shapes.chunk_tokens
       kinds = {
         ', plain loss': {_CHUNKS: 0},

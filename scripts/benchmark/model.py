@@ -49,7 +49,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """
   found, size = Measures(), shapes.size
   experiments = {name: one.build() for name, one in shapes.networks.items()}
-  dtypes = {name: one.config.model.dtype for name, one in experiments.items()}
+  dtypes = {name: one.dtype for name, one in shapes.networks.items()}
   functions = {}
   for dtype in dict.fromkeys(dtypes.values()):
     matrix = jnp.ones((size, size), dtype)

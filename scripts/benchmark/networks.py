@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from codistill import precision, sharding
 from codistill.algorithm import Peer
 from codistill.train_step import place_state
-from experiments.build import Experiment
+from experiments import config as configs
+from experiments.experiment import Experiment
 from scripts import cost
 
 
@@ -21,6 +21,11 @@ class Network(NamedTuple):
 
   config: str
   changes: Mapping[str, Any] = {}
+
+  @property
+  def dtype(self) -> str:
+    """What it computes in."""
+    return configs.load_changed(self.config, self.changes).model.dtype
 
   def build(self, **changes: Any) -> Experiment:
     """An experiment without data, on one device."""
@@ -74,7 +79,10 @@ def make_updates(
     By the number of teachers, functions that return an update's metrics.
   """
   teachers = list(teachers)
-  batch = sharding.split_batch(make_examples(experiment), experiment.mesh)
+  batch = sharding.split_batch(
+    experiment.task.made_up_batch(experiment.batch_size, seed=0),
+    experiment.mesh,
+  )
   state = place_state(experiment.init(0), experiment.mesh)
   # Every teacher has weights of its own, though the same: they are read.
   peers = [
@@ -102,27 +110,3 @@ def make_updates(
     return update
 
   return {number: make_update(number) for number in teachers}
-
-
-def make_examples(experiment: Experiment) -> dict[str, Any]:
-  """A batch of random ones, on the host."""
-  rng = np.random.default_rng(0)
-  shapes = cost.abstract_arguments(experiment, 0).batch
-  # Categories of clicks are below the least table's size.
-  data = experiment.config.data
-  limit = {
-    'images': 256,
-    'text': data.get('vocab_size'),
-    'clicks': min(data.get('table_sizes', [0])),
-  }[data.kind]
-
-  def fill(shape: jax.ShapeDtypeStruct, below: int) -> np.ndarray:
-    if jnp.issubdtype(shape.dtype, jnp.floating):
-      return rng.standard_normal(shape.shape, shape.dtype)
-    return rng.integers(below, size=shape.shape, dtype=shape.dtype)
-
-  classes = {'clicks': 2, 'text': limit}.get(data.kind, data.get('num_classes'))
-  return {
-    'inputs': jax.tree.map(lambda shape: fill(shape, limit), shapes['inputs']),
-    'labels': fill(shapes['labels'], classes),
-  }

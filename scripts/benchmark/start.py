@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from experiments import config as configs
-from experiments.build import make_dataset
+from experiments.tasks import make_task
 from scripts.benchmark.measure import ROOT, Measure, Measures
 
 TITLE = 'from the command to the first step'
@@ -38,7 +38,7 @@ def measure(rounds: int, shapes: Sequence[str]) -> Iterator[list[Measure]]:
   """
   found = Measures()
   for config in shapes:
-    make_dataset(configs.load(config))
+    make_task(configs.load(config).data).make_dataset()
   for _ in range(rounds):
     for config in shapes:
       with tempfile.TemporaryDirectory() as folder:

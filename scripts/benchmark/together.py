@@ -82,7 +82,9 @@ def _both_ways(network: Network, distill: bool) -> dict[str, Callable[[], Any]]:
   """Updates of all members, which return their losses [members]."""
   experiment = network.build()
   mesh = experiment.mesh
-  batch = sharding.split_batch(networks.make_examples(experiment), mesh)
+  batch = sharding.split_batch(
+    experiment.task.made_up_batch(experiment.batch_size, seed=0), mesh
+  )
   members = range(MEMBERS)
   descend = experiment.updates.descend
 

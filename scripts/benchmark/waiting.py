@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import config as configs
-from experiments.build import Experiment, build
+from experiments.build import build
+from experiments.experiment import Experiment
 from scripts.benchmark import images, networks
 from scripts.benchmark.loop import Loop
 from scripts.benchmark.measure import Limit, Measure, Measures, enough
@@ -85,7 +86,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
       images.photographs(np.random.default_rng(0), *shapes.photographs),
     )
     loops = {
-      name: Loop(_build(network, folder))
+      name: Loop(_build(network, folder if name == 'images' else None))
       for name, network in shapes.networks.items()
     }
     steps = {}
@@ -103,11 +104,10 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
       yield found.all()
 
 
-def _build(network: Network, folder: str) -> Experiment:
-  """An experiment with data, JPEGs from a folder; ψ is on at once."""
-  config = configs.load(network.config)
+def _build(network: Network, folder: str | None) -> Experiment:
+  """An experiment with data, JPEGs from a folder if any; ψ is on at once."""
   changes = {'num_devices': 1, 'codistill.burn_in_steps': 0}
-  if config.data.kind == 'images':
+  if folder is not None:
     changes['data.data_dir'] = folder
-  config.update_from_flattened_dict({**network.changes, **changes})
+  config = configs.load_changed(network.config, {**network.changes, **changes})
   return build(config, None)

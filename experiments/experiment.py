@@ -1,0 +1,217 @@
+"""An experiment: all that a run is made of, and how its members begin."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from codistill import asynchronous, sharding
+from codistill.algorithm import Exchange, Member
+from codistill.evaluate import Evaluate
+from codistill.models import Model
+from codistill.train_step import (
+  JittedUpdates,
+  TrainState,
+  init_state,
+  place_state,
+)
+from experiments.errors import check_choice, user_errors
+from experiments.faults import Fault
+from experiments.tasks import Dataset, Task
+
+# Diversity.partition in the words of `data.partition`.
+PARTITIONS = {'own': 'disjoint', 'same': 'shared'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Diversity:
+  """Where members differ, each `own` or `same`.
+
+  Attributes:
+    initialization: their first weights.
+    order: of their examples, and their noise.
+    partition: disjoint parts of the data, or all from all of it.
+  """
+
+  initialization: str
+  order: str
+  partition: str
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      check_choice(f'diversity.{field.name}', value, PARTITIONS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """All that a run is made of, wired and still without state.
+
+  Attributes:
+    task: the kind of data.
+    seed: of weights, noise and the order of the data.
+    diversity: what members do not share.
+    num_members: N, of all processes.
+    members: numbers of the members that this process trains.
+    mesh: their devices.
+    model: F.
+    optimizer: of every member.
+    updates: burn-in and codistilling.
+    teacher_precision: what the exchange holds peers in.
+    exchange: between the members.
+    evaluate: exact evaluation.
+    fault: what is to go wrong on purpose.
+    dataset: the examples.
+    burn_in_steps: n_burn_in.
+    num_steps: updates of each member.
+    batch_size: global, a member; images, or lanes of text.
+    eval_batch_size: likewise.
+    num_async_workers: W of asynchronous SGD.
+    num_microbatches: parts that a batch is computed in.
+    eval_interval_steps: between two evaluations.
+    store_predictions: whether those of the last evaluation are kept.
+    predictions_interval_steps: between others of which they are; 0 for none.
+    checkpoint_interval_steps: between two checkpoints.
+  """
+
+  task: Task
+  seed: int
+  diversity: Diversity
+  num_members: int
+  members: tuple[int, ...]
+  mesh: Mesh
+  model: Model
+  optimizer: optax.GradientTransformation
+  updates: JittedUpdates
+  teacher_precision: str
+  exchange: Exchange
+  evaluate: Evaluate
+  fault: Fault
+  dataset: Dataset
+  burn_in_steps: int
+  num_steps: int
+  batch_size: int
+  eval_batch_size: int
+  num_async_workers: int
+  num_microbatches: int
+  eval_interval_steps: int
+  store_predictions: bool
+  predictions_interval_steps: int
+  checkpoint_interval_steps: int
+  # Names of corrupt examples that nobody has asked for yet, by member, or
+  # 'eval'.
+  _corrupt: dict[int | str, list[str]] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+
+  @property
+  def unit(self) -> str:
+    """What examples are counted in."""
+    return self.task.unit
+
+  @property
+  def examples_per_step(self) -> int:
+    """Of a member, in units: images, or tokens."""
+    return self.batch_size * self.task.units_per_row
+
+  def init(self, member: int) -> TrainState:
+    """A member's state before its first update, on the host's default device.
+
+    The sources of diversity are here and in `batches`: what is not a member's
+    own comes from the number 0.
+    """
+    root = jax.random.key(self.seed)
+    weights, noise = (jax.random.fold_in(root, purpose) for purpose in (0, 1))
+    return init_state(
+      self.model,
+      self.optimizer,
+      batch_size=self.batch_size,
+      init_key=jax.random.fold_in(
+        weights, _own(member, self.diversity.initialization)
+      ),
+      noise_key=jax.random.fold_in(noise, _own(member, self.diversity.order)),
+      num_async_workers=self.num_async_workers,
+    )
+
+  def batches(self, member: int, start: int) -> Iterator[dict[str, Any]]:
+    """A member's stream of batches on its mesh, from batch `start` on."""
+    # The order of the data has a seed of its own, apart from the weights'.
+    [seed] = np.random.SeedSequence(
+      (self.seed, _own(member, self.diversity.order))
+    ).generate_state(1)
+    rows = sharding.local_rows(self.batch_size, self.mesh)
+    workers = self.num_async_workers
+    streams = [
+      self.dataset.train(
+        member=member,
+        members=self.num_members,
+        partition=PARTITIONS[self.diversity.partition],
+        seed=int(seed),
+        # Each worker has a batch of its own in one of all of them.
+        batch_size=workers * self.batch_size,
+        start=(start + workers - 1 - worker) // workers,
+        rows=worker * self.batch_size + rows,
+      )
+      for worker in range(workers)
+    ]
+    return (
+      sharding.split_batch(
+        self._next(streams[step % workers], member), self.mesh
+      )
+      for step in itertools.count(start)
+    )
+
+  def start(self) -> list[Member]:
+    """The members before their first update, on the mesh."""
+    return [
+      Member(
+        member,
+        place_state(self.init(member), self.mesh),
+        self.batches(member, start=0),
+      )
+      for member in self.members
+    ]
+
+  def carried(self, member: Member) -> Any:
+    """The memory that training has left a member with; of its first worker."""
+    return asynchronous.carry_of(member.state.memory, self.num_async_workers, 0)
+
+  def eval_batches(self, split: str = 'test') -> Iterator[dict[str, Any]]:
+    """Examples of a split, each once; this process's rows of each batch."""
+    batch_size = self.eval_batch_size
+    batches = self.dataset.eval(
+      split,
+      batch_size=batch_size,
+      rows=sharding.local_rows(batch_size, self.mesh),
+    )
+    while batch := self._next(batches, 'eval'):
+      yield batch
+
+  def take_corrupt(self, stream: int | str) -> list[str]:
+    """Names of examples that could not be decoded, since last asked.
+
+    Args:
+      stream: number of a member, or 'eval'.
+    """
+    return self._corrupt.pop(stream, [])
+
+  def _next(
+    self, batches: Iterator[dict[str, Any]], stream: int | str
+  ) -> dict[str, Any] | None:
+    """The next batch without the names of what is corrupt in it."""
+    with user_errors(*self.task.bad_data):
+      batch = next(batches, None)
+    if batch and 'corrupt' in batch:
+      self._corrupt.setdefault(stream, []).extend(batch.pop('corrupt'))
+    return batch
+
+
+def _own(member: int, source: str) -> int:
+  return member if source == 'own' else 0

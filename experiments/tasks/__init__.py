@@ -1,0 +1,176 @@
+"""What depends on the kind of data: a module a kind, behind one class.
+
+`make_task` is the only place that looks a kind up. Another kind is a module
+here, with a class `Kind`, and its name in KINDS (docs/extend.md adds one).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from codistill import losses
+from codistill.models import Model
+from experiments.errors import check_choice
+
+PyTree = Any
+KINDS = ['images', 'text', 'clicks']
+
+
+class Dataset(Protocol):
+  """Examples; `data.images.dataset.ImageSet` says what each method does."""
+
+  num_train: int
+
+  def train(
+    self,
+    *,
+    member: int,
+    members: int,
+    partition: str,
+    seed: int,
+    batch_size: int,
+    start: int = 0,
+    rows: np.ndarray | None = None,
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches, batch t a pure function of the arguments and t."""
+    ...
+
+  def eval(
+    self, split: str, *, batch_size: int, rows: np.ndarray | None = None
+  ) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, with a mask."""
+    ...
+
+  def num_examples(self, split: str) -> int:
+    """How many `eval` counts."""
+    ...
+
+  def label_distribution(self) -> np.ndarray:
+    """The training split's share of each label."""
+    ...
+
+
+class Task(abc.ABC):
+  """A kind of data; a subclass has the keys of a config's section as fields.
+
+  Attributes:
+    kind: its name.
+    unit: what is counted in it.
+    must_agree: keys that teachers and students have in common.
+    bad_data: what a data set raises if an example cannot be used; the message
+      is for the user.
+    num_classes: how many there are to predict.
+    input_shape: of one example, without the batch; a tree if inputs are one.
+  """
+
+  kind: ClassVar[str]
+  unit: ClassVar[str] = 'examples'
+  must_agree: ClassVar[tuple[str, ...]]
+  bad_data: ClassVar[tuple[type[Exception], ...]] = ()
+  num_classes: int
+  input_shape: PyTree
+
+  @abc.abstractmethod
+  def make_dataset(self) -> Dataset:
+    """The examples that the keys name.
+
+    Raises:
+      UserError: if they are not prepared, or not what the keys say they are.
+    """
+
+  def make_model(self, make: Callable[..., Model], **arguments: Any) -> Model:
+    """A network for these examples.
+
+    Args:
+      make: of `codistill.models.MODELS`.
+      **arguments: its own; the shape and the classes come from here.
+    """
+    return make(
+      input_shape=self.input_shape, num_classes=self.num_classes, **arguments
+    )
+
+  @abc.abstractmethod
+  def abstract_batch(self, batch_size: int) -> dict[str, PyTree]:
+    """Shapes and types of the `inputs` and `labels` of a batch."""
+
+  @property
+  def input_limit(self) -> int:
+    """Integers among the inputs are from 0 to below this."""
+    return self.num_classes
+
+  @property
+  def units_per_row(self) -> int:
+    """How many units a row of a batch has."""
+    return 1
+
+  @property
+  def task_loss(self) -> Callable[[Array, Array], Array]:
+    """φ(labels, logits) → [*batch]."""
+    return losses.task_cross_entropy
+
+  def made_up_batch(self, batch_size: int, seed: int) -> dict[str, PyTree]:
+    """A batch of random numbers on the host, for benchmarks."""
+    rng, shapes = np.random.default_rng(seed), self.abstract_batch(batch_size)
+
+    def fill(shape: jax.ShapeDtypeStruct, below: int) -> np.ndarray:
+      if jnp.issubdtype(shape.dtype, jnp.floating):
+        return rng.standard_normal(shape.shape, shape.dtype)
+      return rng.integers(below, size=shape.shape, dtype=shape.dtype)
+
+    inputs = jax.tree.map(
+      lambda shape: fill(shape, self.input_limit), shapes['inputs']
+    )
+    return {
+      'inputs': inputs,
+      'labels': fill(shapes['labels'], self.num_classes),
+    }
+
+  def without_examples(self) -> Dataset:
+    """A data set that has none, where only shapes and classes are needed."""
+    return NoExamples(self.num_classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoExamples:
+  """A data set without examples, of so many equally frequent labels."""
+
+  num_classes: int
+  num_train: int = 0
+
+  def train(self, **_: Any) -> Iterator[dict[str, np.ndarray]]:
+    """No batch."""
+    return iter(())
+
+  def eval(self, split: str, **_: Any) -> Iterator[dict[str, np.ndarray]]:
+    """No batch."""
+    return iter(())
+
+  def num_examples(self, split: str) -> int:
+    """None."""
+    return 0
+
+  def label_distribution(self) -> np.ndarray:
+    """All labels alike."""
+    return np.full(self.num_classes, 1 / self.num_classes, np.float32)
+
+
+def make_task(data: Mapping[str, Any]) -> Task:
+  """The kind of data that a config's section `data` is about.
+
+  Raises:
+    UserError: for a kind that there is not, or keys that it cannot have.
+  """
+  keys = dict(data.items())
+  kind = keys.pop('kind')
+  check_choice('data.kind', kind, KINDS)
+  # Imported here: what another kind is read with takes a second.
+  return importlib.import_module(f'experiments.tasks.{kind}').Kind(**keys)
