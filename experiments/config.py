@@ -115,7 +115,7 @@ def follow_name(config: ConfigDict, given: Collection[str]) -> None:
 
 def _following(config: ConfigDict) -> dict[str, Any]:
   """Dotted keys that `data.name` says the values of."""
-  facts = image_sets.facts_of(config.data.name)
+  facts = image_sets.facts_of(config.data.get('name', ''))
   return {
     f'data.{key}': value for key, value in facts.items() if key in config.data
   }
