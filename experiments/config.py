@@ -20,6 +20,9 @@ from experiments.errors import UserError, check_least
 from experiments.results import MACHINE_KEYS
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
+# Added to the seed of a first phase: with a teacher's own a student would start
+# from that teacher's initial weights, and read in its order.
+_TEACHERS_SEED = 1_000_000
 
 
 def names() -> list[str]:
@@ -119,6 +122,44 @@ def _following(config: ConfigDict) -> dict[str, Any]:
   return {
     f'data.{key}': value for key, value in facts.items() if key in config.data
   }
+
+
+def first_phase(config: ConfigDict) -> ConfigDict:
+  """The config of the ensemble that a second phase learns from (§3.4.1).
+
+  Args:
+    config: of the second phase.
+
+  Raises:
+    UserError: if it says nothing of a first phase, or what its data has not.
+  """
+  if not config.two_phase.num_steps:
+    raise UserError(
+      'codistill.exchange is frozen: say whom to learn from with '
+      '--config.codistill.frozen_dir=WORKDIR of a finished run, or how long an '
+      'ensemble is to train first with --config.two_phase.num_steps=N'
+    )
+  first = config.copy_and_resolve_references()
+  first.seed += _TEACHERS_SEED
+  first.num_steps = config.two_phase.num_steps
+  first.codistill.members = config.two_phase.members
+  first.codistill.burn_in_steps = config.two_phase.num_steps
+  first.codistill.exchange = 'none'
+  # Not in the first phase, which is then the same for students that differ in
+  # these.
+  first.codistill.task_weight = first.codistill.distill_weight = 1.0
+  if config.two_phase.model is not None:
+    first.model.name = config.two_phase.model
+  split = config.two_phase.train_split
+  if 'train_split' in first.data:
+    first.data.train_split = split or first.data.train_split
+    first.data.unlabelled_split = None
+  elif split is not None:
+    raise UserError(
+      f'two_phase.train_split is {split!r}, and only images have splits to '
+      'choose from; leave it out'
+    )
+  return first
 
 
 def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:

@@ -19,8 +19,8 @@ ended first, 128 + n stopped by signal n.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
-import errno
 import logging as python_logging
 import os
 import pathlib
@@ -28,26 +28,30 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import app, logging
+from absl.flags import FLAGS, adopt_module_key_flags
 from rich.console import Console
 
 from codistill import hosts
-from codistill.algorithm import Exchange
-from codistill.exchange.folder.lease import (
-  Lease,
-  LeaseHeldError,
-  LeaseLostError,
-)
+from codistill.algorithm import Exchange, Peer
+from codistill.exchange.folder.lease import Lease, LeaseHeldError
 from codistill.exchange.folder.waiter import PeerTimeoutError
+from codistill.models import Model
 from experiments import config as config_lib
-from experiments import record
-from experiments.build import build
+from experiments import flags, record
+from experiments.build import Dataset, build
+from experiments.ending import (
+  REFUSED,
+  complain,
+  ending_of,
+  is_disk_full,
+  stop_on_signals,
+)
 from experiments.errors import UserError, user_errors
+from experiments.flags import Request, World, make_request, parse_flags
 from experiments.progress import RunProgress
 from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
@@ -56,11 +60,6 @@ from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Added to the seed of a first phase: with a teacher's own a student would start
-# from that teacher's initial weights, and read in its order.
-TEACHERS_SEED = 1_000_000
-# Others of this member say why it ended.
-LOST_OTHERS = 3
 PACKAGES = (
   'flax',
   'grain',
@@ -75,193 +74,81 @@ PACKAGES = (
   'tensorflow-datasets',
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='NAME[:variant]; --list shows what there is.'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where the run lies; runs/<name>-<variant> by default.'
-)
-_MEMBER = flags.DEFINE_string(
-  'member', 'all', 'Which member this process trains: all, or its number.'
-)
-_LIST = flags.DEFINE_bool('list', False, 'List the configs.')
-_OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'Begin anew, whatever the workdir holds.'
-)
-_ALLOW_CODE_CHANGE = flags.DEFINE_bool(
-  'allow_code_change', False, 'Resume a run that another commit made.'
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'One of several processes: a world of jax.distributed.'
-)
-_COORDINATOR_ADDRESS = flags.DEFINE_string(
-  'coordinator_address', None, 'HOST:PORT of process 0; implies --distributed.'
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes there are of this member.'
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of them this is, from 0.'
-)
-_TENSORBOARD = flags.DEFINE_bool(
-  'tensorboard', False, 'Write TensorBoard event files, too.'
-)
+# So that --help shows them as this command's.
+adopt_module_key_flags(flags)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Flags of absl with configs by name; what they cannot be is a `UserError`.
+class Teachers(NamedTuple):
+  """Whom members of a run learn from besides each other (§3.4.1).
 
-  Args:
-    argv: the command.
-
-  Returns:
-    What is left of it after the flags.
-
-  Raises:
-    UserError: unknown config, variant, key or flag, or a value of a wrong type.
+  Attributes:
+    peers: members of a finished run.
+    model: their network; None if there are none.
+    fit: how well they know what they learnt from, as `fit_of`.
   """
-  argv = [_dashes(argument) for argument in argv]
-  name, keys = None, []
-  for position, argument in enumerate(argv):
-    flag, equals, value = argument.partition('=')
-    if flag == '--config':
-      if not equals:
-        if position + 1 == len(argv):
-          raise UserError('--config needs a name; --list shows what there is')
-        value = argv[position + 1]
-      config_lib.split_name(value)
-      path, colon, variant = value.partition(':')
-      path = f'{config_lib.CONFIGS / path}.py{colon}{variant}'
-      name = value
-      argv[position + (not equals)] = f'--config={path}' if equals else path
-    elif flag.startswith('--config.'):
-      keys.append(flag.removeprefix('--config.'))
-  if keys and name is None:
-    raise UserError('--config.… changes a config: name it with --config=NAME')
-  if name is not None:
-    base = config_lib.load(name)
-    config_lib.check_keys(base, keys)
-  try:
-    rest = flags.FLAGS(argv)
-  except flags.Error as error:
-    raise UserError(str(error).partition('\n')[0]) from error
-  if len(rest) > 1:
-    raise UserError(f'what is {rest[1]!r}? flags begin with --')
-  if name is not None:
-    config_lib.check_elements(base, _CONFIG.value)
-    config_lib.follow_name(_CONFIG.value, keys)
-    # For the default workdir and the provenance.
-    rest.append(name)
-  return rest
+
+  peers: tuple[Peer, ...] = ()
+  model: Model | None = None
+  fit: record.Row | None = None
 
 
-def _dashes(argument: str) -> str:
-  """Flags of absl have underscores; people type --allow-code-change."""
-  flag, equals, value = argument.partition('=')
-  if not flag.startswith('--') or flag.startswith('--config.'):
-    return argument
-  return f'{flag.replace("-", "_").replace("__", "--", 1)}{equals}{value}'
-
-
-def run(name_and_variant: str, console: Console, stop: list[int]) -> int:
-  """Does what the flags say.
+def run(request: Request, console: Console, stop: list[int]) -> int:
+  """Does what the command asks for.
 
   Args:
-    name_and_variant: of the config.
+    request: the run.
     console: where to say things.
     stop: gets the number of a signal when it is time to stop.
 
   Returns:
     The exit status.
   """
-  name, variant = config_lib.split_name(name_and_variant)
-  label = f'{name}:{variant}' if variant else name
-  config = _CONFIG.value
-  member = _parse_member(_MEMBER.value)
-  default = '-'.join(filter(None, (name, variant)))
-  if member is not None:
-    label += f' member {member}'
-    default += '-members'
-    if config.codistill.exchange == 'memory':
-      # Alone in a process, it meets its peers in a folder.
-      config.codistill.exchange = 'checkpoints'
-  path = pathlib.Path(_WORKDIR.value or ROOT / 'runs' / default)
-  path = path.expanduser().absolute()  # Orbax takes no other.
-  _join_processes(config.codistill)
-  frozen = config.codistill.frozen_dir
-  if config.codistill.exchange == 'frozen' and frozen is None:
-    frozen = path / 'ensemble'
-    status = _train(
-      name,
-      variant,
-      f'{label}, the ensemble',
-      _first_phase(config),
-      frozen,
-      None,
-      console,
-      stop,
+  codistill = request.config.codistill
+  if request.world is not None:
+    _join(
+      request.world,
+      start_timeout_s=codistill.wait_timeout_s,
+      heartbeat_timeout_s=codistill.lease_timeout_s,
     )
+  if codistill.exchange != 'frozen':
+    return _train(request, Teachers(), console, stop)
+  frozen = codistill.frozen_dir
+  if frozen is None:
+    frozen = request.workdir / 'ensemble'
+    ensemble = dataclasses.replace(
+      request,
+      label=f'{request.label}, the ensemble',
+      config=config_lib.first_phase(request.config),
+      workdir=frozen,
+      member=None,
+    )
+    status = _train(ensemble, Teachers(), console, stop)
     if status:
       return status
-  taught, known = {}, {}
-  if config.codistill.exchange == 'frozen':
-    frozen = pathlib.Path(frozen).expanduser().absolute()
-    teachers, teacher = load_teachers(frozen, config.data)
-    taught = {'teachers': teachers, 'teacher': teacher}
-    known = {'teachers': fit_of(frozen)}
-  return _train(
-    name, variant, label, config, path, member, console, stop, taught, known
-  )
+  frozen = pathlib.Path(frozen).expanduser().absolute()
+  peers, model = load_teachers(frozen, request.config.data)
+  teachers = Teachers(peers, model, fit_of(frozen))
+  return _train(request, teachers, console, stop)
 
 
-def _first_phase(config: ConfigDict) -> ConfigDict:
-  """The config of the ensemble that the second phase learns from."""
-  if not config.two_phase.num_steps:
+def _join(world: World, **timeouts: float) -> None:
+  """Forms one world with this member's other processes."""
+  try:
+    hosts.start(*dataclasses.astuple(world), **timeouts)
+  except (RuntimeError, ValueError) as error:
+    reason = ' '.join(str(error).split())[:200]
     raise UserError(
-      'codistill.exchange is frozen: say whom to learn from with '
-      '--config.codistill.frozen_dir=WORKDIR of a finished run, or how long an '
-      'ensemble is to train first with --config.two_phase.num_steps=N'
-    )
-  first = config.copy_and_resolve_references()
-  first.seed += TEACHERS_SEED
-  first.num_steps = config.two_phase.num_steps
-  first.codistill.members = config.two_phase.members
-  first.codistill.burn_in_steps = config.two_phase.num_steps
-  first.codistill.exchange = 'none'
-  # Not in the first phase, which is then the same for students that differ in
-  # these.
-  first.codistill.task_weight = first.codistill.distill_weight = 1.0
-  if config.two_phase.model is not None:
-    first.model.name = config.two_phase.model
-  split = config.two_phase.train_split
-  if 'train_split' in first.data:
-    first.data.train_split = split or first.data.train_split
-    first.data.unlabelled_split = None
-  elif split is not None:
-    raise UserError(
-      f'two_phase.train_split is {split!r}, and only images have splits to '
-      'choose from; leave it out'
-    )
-  return first
+      f'this member’s processes did not find each other ({reason}); see that '
+      'all of them run and reach process 0, and that its port is free'
+    ) from error
 
 
 def _train(
-  name: str,
-  variant: str,
-  label: str,
-  config: ConfigDict,
-  path: pathlib.Path,
-  member: int | None,
-  console: Console,
-  stop: list[int],
-  taught: Mapping[str, Any] | None = None,
-  known: Mapping[str, Any] | None = None,
+  request: Request, teachers: Teachers, console: Console, stop: list[int]
 ) -> int:
-  """One run in one workdir, from its beginning or its last checkpoint.
-
-  With `taught` to build it from, and `known` for its provenance.
-  """
-  workdir = _open(path, _provenance(name, variant, config, member), member)
+  """One run in one workdir, from its beginning or its last checkpoint."""
+  label = request.label
+  workdir = _open(request)
   if not hosts.is_first():
     console = Console(quiet=True)
   if workdir.finished:
@@ -269,30 +156,23 @@ def _train(
     return _conclude(label, workdir, console)
   # Everything that can be refused is refused before the first file is written.
   experiment = build(
-    config, member, exchange_folder=path / 'exchange', **(taught or {})
+    request.config,
+    request.member,
+    exchange_folder=request.workdir / 'exchange',
+    teachers=teachers.peers,
+    teacher=teachers.model,
   )
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
     )
-    facts = {
-      name: getattr(experiment.dataset, name, None)
-      for name in ('fingerprint', 'best_log_loss')
-    }
-    if any(facts.values()):
-      found = {name: it for name, it in facts.items() if it is not None}
-      workdir.write_run(data=found)
-    if known:
-      workdir.write_run(**known)
-    if facts['best_log_loss'] is not None:
-      console.print(
-        'A synthetic log: in the mean no model can do better than '
-        f'{facts["best_log_loss"]:.4f} nats on all of its held-out rows.'
-      )
+    _describe_data(experiment.dataset, workdir, console)
+    if teachers.peers:
+      workdir.write_run(teachers=teachers.fit)
     trainer = stack.enter_context(
       contextlib.closing(Trainer(experiment, workdir))
     )
-    if _TENSORBOARD.value and hosts.is_first():
+    if request.tensorboard and hosts.is_first():
       tensorboard = TensorBoard(workdir.tensorboard, trainer.start_step)
       trainer.observers.append(stack.enter_context(tensorboard).write)
     if trainer.start_step:
@@ -327,45 +207,18 @@ def _train(
   return _conclude(label, workdir, console)
 
 
-def _join_processes(codistill: ConfigDict) -> None:
-  """Forms one world with this member's other processes, if there are any."""
-  explicit = {
-    '--coordinator-address': _COORDINATOR_ADDRESS.value,
-    '--num-processes': _NUM_PROCESSES.value,
-    '--process-id': _PROCESS_ID.value,
-  }
-  missing = [flag for flag, value in explicit.items() if value is None]
-  if len(missing) == len(explicit) and not _DISTRIBUTED.value:
-    return
-  if missing and len(missing) < len(explicit):
-    raise UserError(
-      f'{" and ".join(missing)} is missing: the three go together; or use '
-      '--distributed alone, where Slurm and others tell them'
-    )
-  try:
-    hosts.start(
-      *explicit.values(),
-      start_timeout_s=codistill.wait_timeout_s,
-      heartbeat_timeout_s=codistill.lease_timeout_s,
-    )
-  except (RuntimeError, ValueError) as error:
-    reason = ' '.join(str(error).split())[:200]
-    raise UserError(
-      f'this member’s processes did not find each other ({reason}); see that '
-      'all of them run and reach process 0, and that its port is free'
-    ) from error
-
-
-def _open(path: pathlib.Path, run: record.Row, member: int | None) -> Workdir:
+def _open(request: Request) -> Workdir:
   """The workdir: opened by the first process, for all of a member."""
+  path, member = request.workdir, request.member
+  run = _provenance(request)
 
   def open_() -> Workdir:
     return open_workdir(
       path,
       run,
       member=member,
-      overwrite=_OVERWRITE.value,
-      allow_code_change=_ALLOW_CODE_CHANGE.value,
+      overwrite=request.overwrite,
+      allow_code_change=request.allow_code_change,
     )
 
   workdir = hosts.first_then_others(
@@ -384,7 +237,7 @@ def _begin(
     with user_errors(LeaseHeldError):
       stack.enter_context(exchange)
   except OSError as error:
-    if _disk_full(error):
+    if is_disk_full(error):
       raise
     raise UserError(
       f'cannot write to the exchange folder ({error}); make it writable, or '
@@ -394,6 +247,24 @@ def _begin(
   if not workdir.resumes:
     exchange.forget()
   return lease
+
+
+def _describe_data(
+  dataset: Dataset, workdir: Workdir, console: Console
+) -> None:
+  """Records which data it is, of a kind whose name alone does not say."""
+  facts = {
+    name: getattr(dataset, name, None)
+    for name in ('fingerprint', 'best_log_loss')
+  }
+  found = {name: fact for name, fact in facts.items() if fact is not None}
+  if found:
+    workdir.write_run(data=found)
+  if 'best_log_loss' in found:
+    console.print(
+      'A synthetic log: in the mean no model can do better than '
+      f'{found["best_log_loss"]:.4f} nats on all of its held-out rows.'
+    )
 
 
 def _conclude(label: str, workdir: Workdir, console: Console) -> int:
@@ -416,7 +287,7 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
     markup=False,  # Brackets in a path are brackets.
   )
   for member, at in diverged.items():
-    _complain(
+    complain(
       f'member {member} diverged at step {at["step"]} '
       f'({_losses(at)}); try a lower learning rate'
     )
@@ -437,25 +308,16 @@ def _shown(path: pathlib.Path) -> pathlib.Path:
   return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _parse_member(text: str) -> int | None:
-  if text == 'all':
-    return None
-  try:
-    return int(text)
-  except ValueError as error:
-    raise UserError(
-      f'--member is all or the number of a member, not {text!r}'
-    ) from error
-
-
-def _provenance(name, variant, config, member):
+def _provenance(request: Request) -> record.Row:
+  """What makes the rows, before the first of them."""
+  name, variant, config = request.name, request.variant, request.config
   plain = config.to_dict()
   devices = jax.devices()
   return {
     'schema': record.SCHEMA_VERSION,
     'experiment': name,
     'variant': variant,
-    'member': member,
+    'member': request.member,
     'status': 'running',
     'seed': config.seed,
     'config': plain,
@@ -479,54 +341,11 @@ def _provenance(name, variant, config, member):
   }
 
 
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[list[int]]:
-  """Yields a list that gets the first signal to stop; a second one kills.
-
-  SIGUSR2 is what submitit has Slurm send before it takes a job away.
-  """
-  received: list[int] = []
-
-  def receive(number, frame):
-    del frame
-    received.append(number)
-    for other in before:
-      signal.signal(other, signal.SIG_DFL)
-    # Not through a console or file object, which may be in the middle of a
-    # write at this moment.
-    os.write(2, 'Stopping after this step, with a checkpoint …\n'.encode())
-
-  before = {
-    number: signal.signal(number, receive)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-  }
-  try:
-    yield received
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-
-
-def _complain(sentence: str) -> None:
-  print(f'experiments.run: {sentence}', file=sys.stderr)
-
-
-def _disk_full(error: BaseException | None) -> bool:
-  """Whether a full disk is behind an error, however wrapped."""
-  while error is not None:
-    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
-      return True
-    if os.strerror(errno.ENOSPC) in str(error):
-      return True
-    error = error.__cause__ or error.__context__
-  return False
-
-
 def main(argv: list[str]) -> int:
   """Runs the command; errors that a user can cause end in one sentence."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
-  if not flags.FLAGS['verbosity'].present:
+  if not FLAGS['verbosity'].present:
     # Orbax tells a lot, and tells what it raises once more from each thread
     # and each of its tasks.
     logging.set_verbosity(logging.FATAL)
@@ -534,46 +353,24 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings(
       'ignore', 'coroutine .* was never awaited', RuntimeWarning
     )
-  if _LIST.value:
+  if flags.LIST.value:
     print(config_lib.listing())
     return 0
   try:
     if len(argv) < 2:
       raise UserError('--config=NAME is missing; --list shows what there is')
-    with _stop_on_signals() as stop:
-      status = run(argv[1], Console(), stop)
+    with stop_on_signals() as stop:
+      status = run(make_request(argv[1]), Console(), stop)
     hosts.leave()
     return status
-  except UserError as error:
-    _complain(str(error))
-    hosts.leave()
-    return 2
-  except hosts.OtherProcessError as error:
-    _complain(f'process 0 of this member cannot go on: {error}')
-    hosts.leave()
-    return 2
-  except LeaseLostError as error:
-    _complain(str(error))
-    return 1
-  except PeerTimeoutError as error:
-    _complain(f'{error}; the same command goes on from the last checkpoint')
-    return 1
   except Exception as error:
-    reason = hosts.lost(error)
-    if reason:
-      _complain(
-        f'another process of this member has ended, and its log says why; '
-        f'process {jax.process_index()} ends, too ({reason}); the same '
-        'commands go on from the last checkpoint'
-      )
-      return LOST_OTHERS
-    if not _disk_full(error):
+    ending = ending_of(error)
+    if ending is None:
       raise
-    _complain(
-      'the disk is full; free some space and run the same command again: it '
-      'goes on from its last checkpoint'
-    )
-    return 1
+    complain(ending.sentence)
+    if ending.status == REFUSED:
+      hosts.leave()  # The others are refused, too.
+    return ending.status
 
 
 def _main_of_process(argv: list[str]) -> int:
@@ -609,8 +406,8 @@ def _parse_or_exit(argv: list[str]) -> list[str]:
   try:
     return parse_flags(argv)
   except UserError as error:
-    _complain(str(error))
-    sys.exit(2)
+    complain(str(error))
+    sys.exit(REFUSED)
 
 
 if __name__ == '__main__':

@@ -17,8 +17,8 @@ from codistill.checkpoint import read_newest
 from experiments import config as config_lib
 from experiments import predictions, run
 from experiments.build import build
+from experiments.ending import LOST_OTHERS
 from experiments.record import read_rows, read_run
-from experiments.run import LOST_OTHERS
 
 SHORT = (
   '--config.num_steps=5',

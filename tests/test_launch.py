@@ -16,7 +16,7 @@ from commands import ROOT, start_process
 from rich.console import Console
 
 from codistill.exchange.folder.lease import Lease, read_lease
-from experiments import run
+from experiments.ending import LOST_OTHERS
 from experiments.errors import UserError
 from experiments.processes import last_words
 from experiments.record import read_run
@@ -432,7 +432,7 @@ def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('first', [-signal.SIGKILL, 1])
-@pytest.mark.parametrize('then', [run.LOST_OTHERS, -signal.SIGABRT])
+@pytest.mark.parametrize('then', [LOST_OTHERS, -signal.SIGABRT])
 def test_who_only_lost_the_others_does_not_say_why(first, then):
   assert member._rank(first) < member._rank(then)
   assert member._rank(2) < member._rank(143) < member._rank(first)

@@ -1,0 +1,208 @@
+"""The command line of `experiments.run`: flags, and the run they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import config as config_lib
+from experiments.errors import UserError
+
+_RUNS = pathlib.Path(__file__).parent.parent / 'runs'
+
+LIST = flags.DEFINE_bool('list', False, 'List the configs.')
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='NAME[:variant]; --list shows what there is.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where the run lies; runs/<name>-<variant> by default.'
+)
+_MEMBER = flags.DEFINE_string(
+  'member', 'all', 'Which member this process trains: all, or its number.'
+)
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'Begin anew, whatever the workdir holds.'
+)
+_ALLOW_CODE_CHANGE = flags.DEFINE_bool(
+  'allow_code_change', False, 'Resume a run that another commit made.'
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  'distributed', False, 'One of several processes: a world of jax.distributed.'
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0; implies --distributed.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are of this member.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of them this is, from 0.'
+)
+_TENSORBOARD = flags.DEFINE_bool(
+  'tensorboard', False, 'Write TensorBoard event files, too.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """The processes of a member; all None if the cluster knows them.
+
+  Attributes:
+    coordinator_address: 'host:port' of process 0.
+    num_processes: how many there are.
+    process_id: which of them this is.
+  """
+
+  coordinator_address: str | None
+  num_processes: int | None
+  process_id: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A run as the command asks for it.
+
+  Attributes:
+    name: of the config.
+    variant: of the config; '' is the paper's scale.
+    label: what the console calls the run.
+    config: with the keys that the command changes.
+    workdir: where the run lies; absolute.
+    member: the one member that this process trains, or None for all.
+    world: the processes of this member, or None if this is the only one.
+    overwrite: do not go on with what the workdir holds.
+    allow_code_change: go on although another commit made the run.
+    tensorboard: write event files, too.
+  """
+
+  name: str
+  variant: str
+  label: str
+  config: ConfigDict
+  workdir: pathlib.Path
+  member: int | None
+  world: World | None
+  overwrite: bool
+  allow_code_change: bool
+  tensorboard: bool
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Flags of absl with configs by name; what they cannot be is a `UserError`.
+
+  Args:
+    argv: the command.
+
+  Returns:
+    What is left of it after the flags.
+
+  Raises:
+    UserError: unknown config, variant, key or flag, or a value of a wrong type.
+  """
+  argv = [_dashes(argument) for argument in argv]
+  name, keys = None, []
+  for position, argument in enumerate(argv):
+    flag, equals, value = argument.partition('=')
+    if flag == '--config':
+      if not equals:
+        if position + 1 == len(argv):
+          raise UserError('--config needs a name; --list shows what there is')
+        value = argv[position + 1]
+      config_lib.split_name(value)
+      path, colon, variant = value.partition(':')
+      path = f'{config_lib.CONFIGS / path}.py{colon}{variant}'
+      name = value
+      argv[position + (not equals)] = f'--config={path}' if equals else path
+    elif flag.startswith('--config.'):
+      keys.append(flag.removeprefix('--config.'))
+  if keys and name is None:
+    raise UserError('--config.… changes a config: name it with --config=NAME')
+  if name is not None:
+    base = config_lib.load(name)
+    config_lib.check_keys(base, keys)
+  try:
+    rest = flags.FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error).partition('\n')[0]) from error
+  if len(rest) > 1:
+    raise UserError(f'what is {rest[1]!r}? flags begin with --')
+  if name is not None:
+    config_lib.check_elements(base, _CONFIG.value)
+    config_lib.follow_name(_CONFIG.value, keys)
+    # For the default workdir and the provenance.
+    rest.append(name)
+  return rest
+
+
+def make_request(name_and_variant: str) -> Request:
+  """The run that parsed flags ask for.
+
+  Args:
+    name_and_variant: of the config.
+
+  Raises:
+    UserError: if flags do not fit together.
+  """
+  name, variant = config_lib.split_name(name_and_variant)
+  label = f'{name}:{variant}' if variant else name
+  default = '-'.join(filter(None, (name, variant)))
+  config = _CONFIG.value
+  member = _parse_member(_MEMBER.value)
+  if member is not None:
+    label += f' member {member}'
+    default += '-members'
+    if config.codistill.exchange == 'memory':
+      # Alone in a process, it meets its peers in a folder.
+      config.codistill.exchange = 'checkpoints'
+  workdir = pathlib.Path(_WORKDIR.value or _RUNS / default)
+  return Request(
+    name=name,
+    variant=variant,
+    label=label,
+    config=config,
+    workdir=workdir.expanduser().absolute(),  # Orbax takes no other.
+    member=member,
+    world=_world(),
+    overwrite=_OVERWRITE.value,
+    allow_code_change=_ALLOW_CODE_CHANGE.value,
+    tensorboard=_TENSORBOARD.value,
+  )
+
+
+def _dashes(argument: str) -> str:
+  """Flags of absl have underscores; people type --allow-code-change."""
+  flag, equals, value = argument.partition('=')
+  if not flag.startswith('--') or flag.startswith('--config.'):
+    return argument
+  return f'{flag.replace("-", "_").replace("__", "--", 1)}{equals}{value}'
+
+
+def _parse_member(text: str) -> int | None:
+  if text == 'all':
+    return None
+  try:
+    return int(text)
+  except ValueError as error:
+    raise UserError(
+      f'--member is all or the number of a member, not {text!r}'
+    ) from error
+
+
+def _world() -> World | None:
+  explicit = {
+    '--coordinator-address': _COORDINATOR_ADDRESS.value,
+    '--num-processes': _NUM_PROCESSES.value,
+    '--process-id': _PROCESS_ID.value,
+  }
+  missing = [flag for flag, value in explicit.items() if value is None]
+  if len(missing) == len(explicit) and not _DISTRIBUTED.value:
+    return None
+  if missing and len(missing) < len(explicit):
+    raise UserError(
+      f'{" and ".join(missing)} is missing: the three go together; or use '
+      '--distributed alone, where Slurm and others tell them'
+    )
+  return World(*explicit.values())
