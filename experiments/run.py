@@ -42,7 +42,7 @@ from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.models import Model
 from experiments import config as config_lib
 from experiments import flags, record
-from experiments.build import Dataset, build
+from experiments.build import build
 from experiments.ending import (
   REFUSED,
   complain,
@@ -55,6 +55,7 @@ from experiments.flags import Request, World, make_request, parse_flags
 from experiments.progress import RunProgress
 from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
+from experiments.tasks import Dataset
 from experiments.tensorboard import TensorBoard
 from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir

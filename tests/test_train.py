@@ -1,85 +1,79 @@
-"""Metrics are fetched one report late."""
+"""What consumes the reports: late metrics, the same rows again, TensorBoard."""
 
 import dataclasses
+import functools
+import itertools
+import struct
+import sys
+import types
 
 import numpy as np
-from commands import build_cheaply, run_command
+import pytest
+from commands import assert_bit_for_bit, build_cheaply, rows_of, run_command
+from tensorboardX.proto.event_pb2 import Event
 
 
 class Watched:
-  """A metric on the device: to ask it for its value, however, is taped."""
+  """A metric on the device: what asks for its value is taped."""
 
   def __init__(self, value, ask):
-    self._value, self._ask = value, ask
+    self.value, self._ask = value, ask
 
   def __array__(self, dtype=None, copy=None):
-    self._ask()
-    return np.asarray(self._value, dtype)
+    return np.asarray(self.block_until_ready().value, dtype)
 
   def __float__(self):
     return float(self.__array__())
-
-  def __bool__(self):
-    return bool(self.__array__())
-
-  def item(self):
-    return self.__array__().item()
 
   def block_until_ready(self):
     self._ask()
     return self
 
 
-def test_metrics_are_fetched_one_report_late(tmp_path):
-  tape = []
+@pytest.fixture(scope='module')
+def watched(pair, tmp_path_factory):
+  """`pair` once more, with a tape of updates and of who asks for metrics."""
+  tape, numbers = [], itertools.count()
 
-  class WatchedUpdates:
-    """The updates, and a tape of what is asked of them and of their metrics."""
-
-    def __init__(self, updates):
-      self._updates = updates
-
-    def burn_in(self, state, batch):
-      return self._watch(self._updates.burn_in(state, batch))
-
-    def codistill(self, state, batch, peers):
-      return self._watch(self._updates.codistill(state, batch, peers))
-
-    def _watch(self, result):
-      state, metrics = result
-      number = sum(event == 'dispatch' for event, _ in tape)
+  def watch(update):
+    def updated(*arguments):
+      state, metrics = update(*arguments)
+      number = next(numbers)
       tape.append(('dispatch', number))
-
-      def ask():
-        tape.append(('fetch', number))
-
+      ask = functools.partial(tape.append, ('fetch', number))
       return state, {name: Watched(v, ask) for name, v in metrics.items()}
+
+    return updated
 
   def build_watched(config, member, **keywords):
     experiment = build_cheaply(config, member, **keywords)
-    exchange = experiment.exchange
-    offer = exchange.offer
+    updates, offer = experiment.updates, experiment.exchange.offer
 
     def offer_to_device(member, step, variables, task_loss=None):
       # A program that takes the loss does not fetch it.
-      offer(member, step, variables, getattr(task_loss, '_value', None))
+      offer(member, step, variables, getattr(task_loss, 'value', None))
 
-    exchange.offer = offer_to_device
+    experiment.exchange.offer = offer_to_device
     return dataclasses.replace(
-      experiment, updates=WatchedUpdates(experiment.updates)
+      experiment,
+      updates=types.SimpleNamespace(
+        burn_in=watch(updates.burn_in), codistill=watch(updates.codistill)
+      ),
     )
 
+  workdir = tmp_path_factory.mktemp('watched')
   outcome = run_command(
-    tmp_path,
-    '--config.num_steps=10',
-    '--config.eval_interval_steps=4',
+    workdir,
+    *pair.arguments,
     '--config.checkpoint_interval_steps=6',
+    '--tensorboard',
     builder=build_watched,
   )
   assert outcome.status == 0
-  fetched = [
-    event for position, event in enumerate(tape) if event not in tape[:position]
-  ]
+  return workdir, outcome, tape
+
+
+def test_metrics_are_fetched_one_report_late(watched):
   # Two reports a step; before evaluations at 4 and 8, the checkpoint at 6 and
   # the end at 10 there is nothing to wait for.
   caught_up = {2 * step - 1 for step in (4, 6, 8, 10)}
@@ -90,4 +84,47 @@ def test_metrics_are_fetched_one_report_late(tmp_path):
       expected.append(('fetch', number - 1))
     if number in caught_up:
       expected.append(('fetch', number))
-  assert fetched == expected
+  assert list(dict.fromkeys(watched[2])) == expected
+
+
+def test_the_same_config_twice_gives_identical_rows(watched, pair):
+  workdir, outcome, _ = watched
+  assert rows_of(workdir) == pair.rows
+  assert_bit_for_bit(outcome, pair.whole)
+
+
+def events_of(folder):
+  """The events of its only file, by the framing of TFRecord."""
+  [path] = folder.iterdir()
+  data, events = path.read_bytes(), []
+  while data:
+    (length,) = struct.unpack('<Q', data[:8])
+    events.append(Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  return events
+
+
+def test_tensorboard_shows_the_rows_without_tensorflow(watched, pair, tmp_path):
+  resumed = pair.stopped_copy(tmp_path)
+  assert run_command(resumed, *pair.arguments, '--tensorboard').status == 0
+  for workdir, start in ((watched[0], 0), (resumed, 5)):
+    for who, name in ((0, 'member-0'), (1, 'member-1'), ('ensemble',) * 2):
+      events = events_of(workdir / 'tensorboard' / name)
+      # TensorBoard hides what an earlier process wrote from there on.
+      starts = [event.step for event in events if event.HasField('session_log')]
+      assert starts == [start + 1]
+      found = [
+        (value.tag, event.step, value.simple_value)
+        for event in events
+        for value in event.summary.value
+      ]
+      losses = [f for f in found if f[0].endswith('/task_loss')]
+      assert losses == [
+        (f'{row["kind"]}/task_loss', row['step'], np.float32(row['task_loss']))
+        for row in pair.rows
+        if row['member'] == who and row['step'] > start
+      ]
+      tags = {tag for tag, _, _ in found}
+      assert ('train/distill_loss' in tags) == (who != 'ensemble')
+      assert ('eval/disagreement' in tags) == (who == 'ensemble')
+  assert 'tensorflow' not in sys.modules
