@@ -16,9 +16,8 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from codistill import precision, sharding
+from codistill import precision, sharding, step_folders
 from codistill.algorithm import Publications
-from codistill.exchange.folder import publication
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any
@@ -79,7 +78,7 @@ class Checkpoints:
       'admitted': {str(m): sorted(s.peer_memories) for m, s in states.items()},
       'published': {str(m): sorted(p) for m, p in variables.items()},
     }
-    with publication.one_save_at_a_time():
+    with step_folders.one_save_at_a_time():
       self._checkpointer.save_checkpointables(
         step,
         _by_name(states, variables),
@@ -144,7 +143,7 @@ def read_newest(
       does not fit.
   """
   directory = epath.Path(directory)
-  while steps := publication.steps(directory):
+  while steps := step_folders.finished(directory):
     newest = max(steps)
     try:
       restored = _load(
@@ -171,14 +170,14 @@ def save_variables(path: epath.PathLike, variables: PyTree) -> None:
     path: of a folder that is not there yet, absolute.
     variables: of one member.
   """
-  with publication.one_save_at_a_time():
+  with step_folders.one_save_at_a_time():
     # Arrays of the host: those of a device would want just this one back.
     ocp.save(epath.Path(path), jax.device_get(variables))
 
 
 def _kept(directory: epath.Path) -> list[int]:
   """The steps that the process at work there will not remove next."""
-  return sorted(publication.steps(directory))[-_KEPT:]
+  return sorted(step_folders.finished(directory))[-_KEPT:]
 
 
 def _load(

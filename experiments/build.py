@@ -23,6 +23,7 @@ from codistill.evaluate import make_evaluate
 from codistill.exchange import memory as exchange_lib
 from codistill.exchange import topology
 from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.folder.settings import Settings
 from codistill.exchange.rules import Rules
 from codistill.models import MODELS, Model
 from codistill.train_step import make_updates
@@ -263,31 +264,25 @@ def _make_exchange(
         publish_precision=codistill.publish_precision,
         teacher_precision=codistill.teacher_precision,
       )
-  keep = codistill.keep_publications
+  names = (field.name for field in dataclasses.fields(Settings))
+  settings = Settings(**{name: codistill[name] for name in names})
   if codistill.synchronous:
     # A member that has lost the steps since its last checkpoint may ask for
     # what a teacher published then, who in a ring may be ahead by an interval
     # for every member between.
     ahead = codistill.reload_interval_steps + codistill.delay_steps
     steps = config.checkpoint_interval_steps + codistill.members * ahead
-    keep = max(keep, 4 + math.ceil(steps / codistill.reload_interval_steps))
+    least = 4 + math.ceil(steps / codistill.reload_interval_steps)
+    keep = max(settings.keep_publications, least)
+    settings = dataclasses.replace(settings, keep_publications=keep)
   return CheckpointExchange(
     codistill.exchange_dir or folder,
     graph,
+    settings,
     members=members,
     like=_abstract_variables(model, mesh),
-    reload_interval_steps=codistill.reload_interval_steps,
-    delay_steps=codistill.delay_steps,
     rules=rules,
-    synchronous=codistill.synchronous,
-    publish_precision=codistill.publish_precision,
-    teacher_precision=codistill.teacher_precision,
     config_hash=record.config_hash(config_lib.in_common(config)),
-    keep_publications=keep,
-    keep_s=codistill.keep_s,
-    poll_interval_s=codistill.poll_interval_s,
-    wait_timeout_s=codistill.wait_timeout_s,
-    lease_timeout_s=codistill.lease_timeout_s,
   )
 
 

@@ -3,12 +3,12 @@
 import itertools
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from codistill import hosts
-from codistill.exchange.folder import agreement
 from codistill.exchange.folder.agreement import Agreement, Proposal
 from codistill.exchange.memory import Copy
 
@@ -37,39 +37,43 @@ class Processes:
     return told
 
   def meet(self, reloads=(0,) * PROCESSES):
-    """What comes of a meeting, once for each process."""
-    outcomes = [None] * PROCESSES
+    """What comes of a meeting: the same for all processes, or it fails."""
 
     def go(process):
       self._at.process = process
-      outcomes[process] = self.all[process].meet(reloads[process])
-
-    threads = [
-      threading.Thread(target=go, args=(process,))
-      for process in range(PROCESSES)
-    ]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
-    return outcomes
-
-  def agreed(self, reloads=(0,) * PROCESSES):
-    """By peer incarnation and step: the same for all, or it fails."""
-    outcomes = self.meet(reloads)
-    shown = [
-      (
-        {
-          peer: (copy.incarnation, step)
+      outcome = self.all[process].meet(reloads[process])
+      # The copy of each process, and not one that was sent.
+      for step, copy in outcome.agreed.values():
+        assert copy.variables == {'step': step, 'process': process}
+      return outcome._replace(
+        agreed={
+          peer: Proposal(copy.incarnation, step)
           for peer, (step, copy) in outcome.agreed.items()
-        },
-        outcome.failed,
-        outcome.reload,
+        }
       )
-      for outcome in outcomes
-    ]
-    assert shown == shown[:1] * PROCESSES
-    return shown[0][0]
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+      outcomes = list(pool.map(go, range(PROCESSES)))
+    assert outcomes == outcomes[:1] * PROCESSES
+    return outcomes[0]
+
+  def load(self, process, proposal, peer=PEER):
+    """As a thread that reads does, once it has what it was to load."""
+    incarnation, step = proposal
+    variables = {'step': step, 'process': self.all.index(process)}
+    process.loaded(peer, step, Copy(variables, True, 0.5, incarnation))
+
+  def propose(self, proposal, peer=PEER):
+    """The first has loaded something, and the others have been told."""
+    self.load(self.first, proposal, peer)
+    assert peer not in self.meet().agreed
+
+  def follow(self, proposal, peer=PEER):
+    """The others load what they are told to."""
+    for process in self.others:
+      assert process.wanted(peer) == proposal
+      self.load(process, proposal, peer)
+      assert process.wanted(peer) is None
 
 
 @pytest.fixture
@@ -77,143 +81,101 @@ def processes(monkeypatch):
   return Processes(monkeypatch)
 
 
-def copy_of(step, incarnation=1):
-  return Copy({'step': step}, True, 0.5, incarnation)
-
-
-def load(process, proposal, peer=PEER):
-  """As a thread that reads does, once it has what it was to load."""
-  process.loaded(peer, proposal.step, copy_of(*reversed(proposal)))
+FIRST, SECOND = Proposal(1, 10), Proposal(1, 20)
 
 
 def test_what_the_first_has_teaches_when_all_have_it(processes):
-  for process in processes.all:
-    assert process.is_free(PEER)
-    assert process.wanted(PEER) is None
-  load(processes.first, Proposal(1, 10))
+  def all_are_free():
+    return all(
+      process.is_free(PEER) and process.wanted(PEER) is None
+      for process in processes.all
+    )
+
+  assert all_are_free()
+  processes.propose(FIRST)
   assert not processes.first.is_free(PEER)
-  assert processes.agreed() == {}
-  for process in processes.others:
-    assert process.wanted(PEER) == Proposal(1, 10)
-    load(process, Proposal(1, 10))
-    assert process.wanted(PEER) is None
-  # The copy of this process, and not one that was sent.
-  outcomes = processes.meet()
-  for process, outcome in zip(processes.all, outcomes, strict=True):
-    step, copy = outcome.agreed[PEER]
-    assert (step, copy.variables) == (10, {'step': 10})
-    assert process.is_free(PEER)
-    assert process.wanted(PEER) is None
-  # And once.
-  assert processes.agreed() == {}
+  processes.follow(FIRST)
+  assert processes.meet().agreed == {PEER: FIRST}
+  assert all_are_free()
+  # Once; and the draw of neighbours is that of the first.
+  assert processes.meet(reloads=(4, 3, 9)) == ({}, (), 4)
 
 
 def test_a_slow_process_delays_all_and_splits_none(processes):
-  load(processes.first, Proposal(1, 10))
-  processes.agreed()
+  processes.propose(FIRST)
   quick, slow = processes.others
-  load(quick, Proposal(1, 10))
+  processes.load(quick, FIRST)
   for _ in range(3):
-    assert processes.agreed() == {}
-    assert slow.wanted(PEER) == Proposal(1, 10)
+    assert processes.meet().agreed == {}
+    assert slow.wanted(PEER) == FIRST
     assert quick.wanted(PEER) is None
     assert not processes.first.is_free(PEER)
-  load(slow, Proposal(1, 10))
-  assert processes.agreed() == {PEER: (1, 10)}
+  processes.load(slow, FIRST)
+  assert processes.meet().agreed == {PEER: FIRST}
 
 
 def test_one_that_cannot_load_it_drops_it_everywhere(processes):
-  load(processes.first, Proposal(1, 10))
-  processes.agreed()
+  processes.propose(FIRST)
   able, unable = processes.others
-  load(able, Proposal(1, 10))
+  processes.load(able, FIRST)
   unable.failed(PEER)
-  outcomes = processes.meet()
-  assert [outcome.failed for outcome in outcomes] == [(PEER,)] * PROCESSES
-  assert all(not outcome.agreed for outcome in outcomes)
+  assert processes.meet()[:2] == ({}, (PEER,))
   # Nobody holds on to it, and the first looks for another.
   for process in processes.all:
     assert process.is_free(PEER)
     assert process.wanted(PEER) is None
-  assert [outcome.failed for outcome in processes.meet()] == [()] * PROCESSES
-  load(processes.first, Proposal(1, 20))
-  processes.agreed()
-  for process in processes.others:
-    load(process, Proposal(1, 20))
-  assert processes.agreed() == {PEER: (1, 20)}
+  assert processes.meet().failed == ()
+  processes.propose(SECOND)
+  processes.follow(SECOND)
+  assert processes.meet().agreed == {PEER: SECOND}
 
 
 def test_a_failure_counts_against_what_was_proposed_alone(processes):
   # One from before the first has proposed anything.
   processes.others[0].failed(PEER)
-  load(processes.first, Proposal(1, 10))
-  outcomes = processes.meet()
-  assert outcomes[0].failed == (PEER,)
-  load(processes.first, Proposal(1, 20))
-  assert [outcome.failed for outcome in processes.meet()] == [()] * PROCESSES
+  processes.load(processes.first, FIRST)
+  assert processes.meet().failed == (PEER,)
+  processes.load(processes.first, SECOND)
+  assert processes.meet().failed == ()
   # One that could be loaded after all.
   processes.others[0].failed(PEER)
-  for process in processes.others:
-    load(process, Proposal(1, 20))
-  assert processes.agreed() == {PEER: (1, 20)}
+  processes.follow(SECOND)
+  assert processes.meet().agreed == {PEER: SECOND}
 
 
-def test_another_publication_meanwhile_is_not_mixed_with_it(processes):
+@pytest.mark.parametrize(
+  ('newer', 'older'), [(SECOND, FIRST), (Proposal(2, 10), FIRST)]
+)
+def test_another_publication_or_life_is_not_mixed_with_it(
+  processes, newer, older
+):
   """The first process takes a newer one up while the others load."""
-  load(processes.first, Proposal(1, 10))
-  processes.agreed()
-  load(processes.first, Proposal(1, 20))
-  for process in processes.others:
-    load(process, Proposal(1, 10))
-  assert processes.agreed() == {}
-  for process in processes.others:
-    assert process.wanted(PEER) == Proposal(1, 20)
-    load(process, Proposal(1, 20))
-  outcomes = processes.meet()
-  for outcome in outcomes:
-    assert outcome.agreed[PEER][1].variables == {'step': 20}
-
-
-def test_the_same_step_of_another_life_is_another_publication(processes):
-  load(processes.first, Proposal(2, 10))
-  processes.agreed()
-  for process in processes.others:
-    load(process, Proposal(1, 10))
-  assert processes.agreed() == {}
-  for process in processes.others:
-    assert process.wanted(PEER) == Proposal(2, 10)
-    load(process, Proposal(2, 10))
-  assert processes.agreed() == {PEER: (2, 10)}
+  processes.propose(older)
+  processes.load(processes.first, newer)
+  processes.follow(older)
+  assert processes.meet().agreed == {}
+  processes.follow(newer)
+  assert processes.meet().agreed == {PEER: newer}
 
 
 def test_peers_are_agreed_on_one_by_one(processes):
-  for peer, step in ((0, 5), (2, 7)):
-    load(processes.first, Proposal(1, step), peer)
-  processes.agreed()
-  for process in processes.others:
-    load(process, Proposal(1, 7), 2)
-  assert processes.agreed() == {2: (1, 7)}
-  for process in processes.others:
-    assert process.wanted(0) == Proposal(1, 5)
+  processes.propose(FIRST, 0)
+  processes.propose(SECOND, 2)
+  processes.follow(SECOND, 2)
+  assert processes.meet().agreed == {2: SECOND}
+  assert processes.others[0].wanted(0) == FIRST
   processes.others[0].failed(0)
-  outcomes = processes.meet()
-  assert [outcome.failed for outcome in outcomes] == [(0,)] * PROCESSES
-
-
-def test_the_draw_of_neighbours_is_that_of_the_first(processes):
-  outcomes = processes.meet(reloads=(4, 3, 9))
-  assert [outcome.reload for outcome in outcomes] == [4] * PROCESSES
+  assert processes.meet().failed == (0,)
 
 
 def test_alone_it_agrees_with_itself_at_once():
-  one = Agreement(MEMBERS)
-  load(one, Proposal(1, 10))
-  outcome = one.meet(2)
-  assert (outcome.agreed[PEER][0], outcome.reload) == (10, 2)
-  assert agreement.Outcome({}, (), 3) == one.meet(3)
+  one, copy = Agreement(MEMBERS), Copy({}, True, 0.5, 1)
+  one.loaded(PEER, 10, copy)
+  assert one.meet(2) == ({PEER: (10, copy)}, (), 2)
+  assert one.meet(3) == ({}, (), 3)
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', range(3))
 def test_whoever_is_slow_or_fails_they_stay_the_same(processes, seed):
   """Random delays and failures: the same copies, in order, and progress."""
   rng = random.Random(seed)
@@ -221,14 +183,14 @@ def test_whoever_is_slow_or_fails_they_stay_the_same(processes, seed):
   taught = []
   for _ in range(60):
     if processes.first.is_free(PEER) and rng.random() < 0.7:
-      load(processes.first, Proposal(1, next(steps)))
+      processes.load(processes.first, Proposal(1, next(steps)))
     for process in processes.others:
       wanted = process.wanted(PEER)
       if wanted and rng.random() < 0.5:
         if rng.random() < 0.2:
           process.failed(PEER)
         else:
-          load(process, wanted)
-    taught += [step for _, step in processes.agreed().values()]
+          processes.load(process, wanted)
+    taught += [step for _, step in processes.meet().agreed.values()]
   assert taught == sorted(set(taught))
   assert len(taught) > 5

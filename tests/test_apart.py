@@ -1,8 +1,9 @@
 """Members in one process or in many, through memory or a folder: one run."""
 
 import json
-import re
+import shutil
 import signal
+import threading
 import time
 
 import jax
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 from commands import (
   assert_bit_for_bit,
+  build_cheaply,
   contents,
   error_sentence,
   line_of,
+  on_row,
   rows_of,
   run_command,
   start_process,
   stop_after,
 )
+from etils import epath
 
-from codistill.exchange.folder import publication
+from codistill import step_folders
+from codistill.checkpoint import read_newest
 from codistill.exchange.folder.lease import Lease
-from experiments.build import build
 from experiments.record import read_rows, read_run
 
 FOLDER = (
@@ -33,119 +37,93 @@ FOLDER = (
 APART = (*FOLDER[1:], '--config.checkpoint_interval_steps=4')
 
 
-@pytest.mark.parametrize('members', ['pair', 'triple'])
+@pytest.fixture(scope='module')
+def in_folder(pair, tmp_path_factory):
+  """`pair` through a folder, undisturbed."""
+  folder = tmp_path_factory.mktemp('folder')
+  outcome = run_command(folder, *pair.arguments, *FOLDER)
+  outcome.rows = rows_of(folder)
+  return outcome
+
+
 def test_one_process_sees_the_same_in_memory_and_in_a_folder(
-  tmp_path, request, members
+  pair, triple, in_folder, tmp_path
 ):
-  reference = request.getfixturevalue(members)
-  outcome = run_command(tmp_path, *reference.arguments, *FOLDER)
-  assert outcome.status == 0
-  assert rows_of(tmp_path) == reference.rows
-  assert_same_states(outcome.trainer.members, reference.whole.trainer.members)
+  outcome = run_command(tmp_path, *triple.arguments, *FOLDER)
+  for found, rows, reference in (
+    (in_folder, in_folder.rows, pair),
+    (outcome, rows_of(tmp_path), triple),
+  ):
+    assert found.status == 0
+    assert rows == reference.rows
+    assert_same_states(
+      [member.state for member in found.trainer.members],
+      [member.state for member in reference.whole.trainer.members],
+    )
 
 
-def assert_same_states(members, others):
-  for one, other in zip(members, others, strict=True):
-    jax.tree.map(np.testing.assert_array_equal, one.state, other.state)
+def assert_same_states(states, others):
+  jax.tree.map(np.testing.assert_array_equal, states, others)
 
 
-@pytest.mark.parametrize('stop', [4, 7])
-def test_a_run_through_a_folder_resumes_bit_for_bit(pair, tmp_path, stop):
-  with stop_after(stop):
+def test_a_run_through_a_folder_resumes_bit_for_bit(pair, in_folder, tmp_path):
+  with stop_after(7):
     status = run_command(tmp_path, *pair.arguments, *FOLDER).status
   assert status == 128 + signal.SIGTERM
   outcome = run_command(tmp_path, *pair.arguments, *FOLDER)
-  assert (outcome.status, outcome.trainer.start_step) == (0, stop)
+  assert (outcome.status, outcome.trainer.start_step) == (0, 7)
   assert rows_of(tmp_path) == pair.rows
-  again = run_command(tmp_path / 'again', *pair.arguments, *FOLDER)
-  assert_bit_for_bit(outcome, again)
+  assert_bit_for_bit(outcome, in_folder)
 
 
-def test_three_processes_are_one_run_though_one_is_killed(triple, tmp_path):
+def test_two_processes_are_one_run_though_one_is_killed(pair, tmp_path):
   """Bit for bit: rows, and the members' states at the end."""
-  lines = [
-    line_of(tmp_path, *triple.arguments, *APART, f'--member={member}')
-    for member in range(3)
-  ]
-  processes = [start_process(line) for line in lines]
-  # It has a checkpoint of step 4, and has published step 6.
-  wait_for(
-    lambda: (
-      (tmp_path / 'exchange/1/6').exists() and number_of_rows(tmp_path, 1) >= 7
-    ),
-    processes,
-  )
-  processes[1].kill()
-  processes[1].communicate()
-  processes[1] = start_process(lines[1])
-  for process in processes:
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-  together = triple.rows
-  for member in range(3):
-    rows = rows_of(tmp_path, f'rows-{member}.jsonl')
-    # Of an evaluation, a process knows its own member alone.
-    assert rows == [row for row in together if row['member'] == member]
-    state = stored_state(tmp_path, member)
-    assert_same_states(
-      [state], [m for m in triple.whole.trainer.members if m.index == member]
-    )
-  assert incarnation(tmp_path, 1) == 2
-  assert read_run(tmp_path / 'run-1.json')['resumed']
-  assert read_run(tmp_path / 'run-1.json')['status'] == 'done'
+  line = line_of(tmp_path, *pair.arguments, *APART, '--member=1')
+  lives = [start_process(line)]
 
+  def kill_and_start_again():
+    # It has a checkpoint of step 4, and has published step 6.
+    rows = tmp_path / 'rows-1.jsonl'
+    while not (
+      (tmp_path / 'exchange/1/6').exists()
+      and rows.read_bytes().count(b'\n') >= 7
+    ):
+      if lives[0].poll() is not None:
+        return
+      time.sleep(0.005)
+    lives[0].kill()
+    lives[0].communicate()
+    lives.append(start_process(line))
 
-def wait_for(condition, processes):
-  deadline = time.monotonic() + 200
-  while not condition():
-    for process in processes:
-      if process.poll() not in (None, 0):
-        raise AssertionError(process.communicate()[1])
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-
-
-def number_of_rows(workdir, member):
-  path = workdir / f'rows-{member}.jsonl'
-  return path.read_bytes().count(b'\n') if path.exists() else 0
-
-
-def stored_state(workdir, member):
-  """The trainer's member, as its process left it."""
-  outcome = run_command(workdir, *stored_arguments(workdir, member))
+  thread = threading.Thread(target=kill_and_start_again)
+  thread.start()
+  outcome = run_command(tmp_path, *pair.arguments, *APART, '--member=0')
   assert outcome.status == 0
-  # A finished run is shown, not trained: read what it stored.
-  from codistill.checkpoint import Checkpoints
-
-  run = read_run(workdir / f'run-{member}.json')
-  config = load_config(run)
-  experiment = build(config, member, exchange_folder=workdir / 'exchange')
-  checkpoints = Checkpoints(workdir / f'checkpoints-{member}')
-  restored = checkpoints.restore(
+  thread.join()
+  assert len(lives) == 2, lives[0].communicate()[1]
+  _, err = lives[1].communicate(timeout=200)
+  assert lives[1].returncode == 0, err
+  experiment = outcome.experiment
+  restored = read_newest(
+    tmp_path / 'checkpoints-1',
     jax.eval_shape(lambda: experiment.init(0)),
     experiment.mesh,
     experiment.teacher_precision,
   )
-  checkpoints.close()
-  from codistill.algorithm import Member
-
-  return Member(member, restored.states[member], iter(()))
-
-
-def stored_arguments(workdir, member):
-  argv = read_run(workdir / f'run-{member}.json')['argv']
-  return [a for a in argv[1:] if not re.match('--(config|workdir)=', a)]
-
-
-def load_config(run):
-  from ml_collections import ConfigDict
-
-  return ConfigDict(run['config'])
-
-
-def incarnation(workdir, member):
-  path = workdir / 'exchange' / str(member) / 'lease.json'
-  return json.loads(path.read_text())['incarnation']
+  assert_same_states(
+    [outcome.trainer.members[0].state, restored.states[1]],
+    [member.state for member in pair.whole.trainer.members],
+  )
+  for member in range(2):
+    # Of an evaluation, a process knows its own member alone.
+    assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
+      row for row in pair.rows if row['member'] == member
+    ]
+  lease = tmp_path / 'exchange' / '1' / 'lease.json'
+  assert json.loads(lease.read_text())['incarnation'] == 2
+  run = read_run(tmp_path / 'run-1.json')
+  assert run['resumed']
+  assert run['status'] == 'done'
 
 
 # Without synchrony.
@@ -153,13 +131,25 @@ def incarnation(workdir, member):
 ALONE = ('--member=0', '--config.num_steps=10')
 
 
-def test_a_member_alone_goes_on_without_peers(tmp_path):
-  assert run_command(tmp_path, *ALONE).status == 0
-  train = [
-    row
-    for row in read_rows(tmp_path / 'rows-0.jsonl')
-    if row['kind'] == 'train'
-  ]
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The workdir of a member that never had a peer."""
+  workdir = tmp_path_factory.mktemp('alone')
+  assert run_command(workdir, *ALONE).status == 0
+  return workdir
+
+
+def rows_by_kind(workdir, member, kind):
+  rows = read_rows(workdir / f'rows-{member}.jsonl')
+  return [row for row in rows if row['kind'] == kind]
+
+
+def published(workdir):
+  return max(step_folders.finished(epath.Path(workdir) / 'exchange' / '0'))
+
+
+def test_a_member_alone_goes_on_without_peers(alone):
+  train = rows_by_kind(alone, 0, 'train')
   assert [row['step'] for row in train] == list(range(1, 11))
   for row in train:
     assert row['num_peers'] == 0
@@ -168,66 +158,53 @@ def test_a_member_alone_goes_on_without_peers(tmp_path):
     assert row['left_out'] == ({'1': 'absent'} if row['step'] > 3 else {})
     assert row['stall_seconds'] >= 0
     assert row['failed_loads'] == 0
-  events = {
-    row['event']: row
-    for row in read_rows(tmp_path / 'rows-0.jsonl')
-    if row['kind'] == 'exchange'
-  }
+  events = {row['event']: row for row in rows_by_kind(alone, 0, 'exchange')}
   assert events['publish']['bytes'] > 1000
   assert events['publish']['took_seconds'] > 0
-  assert read_run(tmp_path / 'run-0.json')['overrides'][
-    'codistill.exchange'
-  ] == ('checkpoints')
+  overrides = read_run(alone / 'run-0.json')['overrides']
+  assert overrides['codistill.exchange'] == 'checkpoints'
 
 
-def test_a_member_that_comes_later_learns_from_what_is_there(tmp_path):
-  assert run_command(tmp_path, *ALONE).status == 0
-  seen = {}
-
-  class Patient:
-    """Waits in its first step, so that the reader has time to look."""
-
-    def __init__(self, exchange):
-      self._exchange = exchange
-
-    def __call__(self, member, step):
-      deadline = time.monotonic() + 60
-      peers = self._exchange.__class__.freshest(self._exchange, member, step)
-      while not peers and time.monotonic() < deadline:
-        time.sleep(0.02)
-        peers = self._exchange.__class__.freshest(self._exchange, member, step)
-      seen[step] = peers
-      return peers
+def test_a_member_that_comes_later_learns_from_what_is_there(alone, tmp_path):
+  workdir = shutil.copytree(alone, tmp_path / 'alone')
 
   def build_patient(config, member, **keywords):
-    from commands import build_cheaply
-
+    """Waits in its first step, so that the reader has time to look."""
     experiment = build_cheaply(config, member, **keywords)
-    experiment.exchange.freshest = Patient(experiment.exchange)
+    real = experiment.exchange.freshest
+
+    def freshest(member, step):
+      deadline = time.monotonic() + 60
+      while not (peers := real(member, step)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+      return peers
+
+    experiment.exchange.freshest = freshest
     return experiment
 
-  outcome = run_command(
-    tmp_path, '--member=1', '--config.num_steps=10', builder=build_patient
-  )
+  arguments = ('--member=1', '--config.num_steps=10')
+  outcome = run_command(workdir, *arguments, builder=build_patient)
   assert outcome.status == 0
-  train = {
-    row['step']: row
-    for row in read_rows(tmp_path / 'rows-1.jsonl')
-    if row['kind'] == 'train'
-  }
-  for step in range(4, 11):
-    assert train[step]['peers'] == [0]
+  for row in rows_by_kind(workdir, 1, 'train')[3:]:
+    assert row['peers'] == [0]
     # Ahead: it has been at the end for long.
-    assert train[step]['peer_ages'] == [step - 1 - 10]
-    assert train[step]['distill_loss'] > 0
-  events = [
+    assert row['peer_ages'] == [row['step'] - 1 - 10]
+    assert row['distill_loss'] > 0
+  [load] = [
     row
-    for row in read_rows(tmp_path / 'rows-1.jsonl')
-    if row['kind'] == 'exchange' and row['event'] == 'load'
+    for row in rows_by_kind(workdir, 1, 'exchange')
+    if row['event'] == 'load'
   ]
-  assert [row['publication'] for row in events] == [10]
-  assert events[0]['peer'] == 0
-  assert events[0]['bytes'] > 1000
+  assert (load['publication'], load['peer']) == (10, 0)
+  assert load['bytes'] > 1000
+
+
+def test_overwrite_forgets_what_was_published(alone, tmp_path):
+  workdir = shutil.copytree(alone, tmp_path / 'alone')
+  assert published(workdir) == 10
+  arguments = ('--member=0', '--config.num_steps=4', '--overwrite')
+  assert run_command(workdir, *arguments).status == 0
+  assert published(workdir) == 4
 
 
 def test_members_apart_do_not_meet_a_run_of_all(pair, tmp_path, capfd):
@@ -250,7 +227,7 @@ def test_a_second_job_for_a_member_is_refused(tmp_path, capfd):
   assert 'another process is at work on member 0' in error_sentence(capfd)
   lease.release()
   assert run_command(tmp_path / 'b', *ALONE, elsewhere).status == 0
-  assert publication.steps(publication.epath.Path(tmp_path) / 'exchange' / '0')
+  assert published(tmp_path) == 10
 
 
 def test_an_exchange_that_cannot_be_written_is_one_sentence(tmp_path, capfd):
@@ -264,8 +241,6 @@ def test_an_exchange_that_cannot_be_written_is_one_sentence(tmp_path, capfd):
 
 
 def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
-  from commands import on_row
-
   def replace(trainer):
     path = tmp_path / 'exchange' / '0' / 'lease.json'
     lease = trainer._experiment.exchange._publisher._leases[0]
@@ -295,12 +270,3 @@ def test_a_peer_that_never_comes_ends_in_a_sentence_and_a_checkpoint(
   assert 'the same command goes on' in sentence
   assert list((tmp_path / 'checkpoints-0').glob('*3*'))
   assert read_run(tmp_path / 'run-0.json')['status'] == 'interrupted'
-
-
-def test_overwrite_forgets_what_was_published(tmp_path):
-  assert run_command(tmp_path, *ALONE).status == 0
-  mine = publication.epath.Path(tmp_path) / 'exchange' / '0'
-  assert max(publication.steps(mine)) == 10
-  arguments = ('--member=0', '--config.num_steps=4', '--overwrite')
-  assert run_command(tmp_path, *arguments).status == 0
-  assert max(publication.steps(mine)) == 4

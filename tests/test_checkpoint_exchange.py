@@ -4,6 +4,7 @@ What synchronous members see is in the table of tests/test_exchange.py, and
 that whole runs agree in tests/test_apart.py.
 """
 
+import dataclasses
 import json
 import threading
 import time
@@ -12,79 +13,104 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from codistill import sharding
+from codistill import sharding, step_folders
 from codistill.exchange import topology
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.lease import LeaseHeldError, LeaseLostError
 from codistill.exchange.folder.publication import Notes
+from codistill.exchange.folder.settings import Settings
 from codistill.exchange.folder.waiter import (
   PeerTimeoutError,
   WaitInterruptedError,
 )
-from codistill.exchange.rules import Rules
+from codistill.exchange.rules import ANY_PEER, Rules
 
 LONG = 60.0  # Seconds; nothing takes that long unless it is broken.
+SETTINGS = Settings(reload_interval_steps=1, poll_interval_s=0.02, keep_s=0.0)
 
 
 def variables(member, step):
   return {
-    'params': {'w': jnp.full((4, 2), 100.0 * member + step)},
-    'batch_stats': {'mean': jnp.full((2,), float(step))},
+    'params': {'w': np.full((4, 2), 100 * member + step, np.float32)},
+    'batch_stats': {'mean': np.full(2, step, np.float32)},
   }
 
 
-@pytest.fixture
-def make(tmp_path):
-  """Exchanges of one member each in one folder; closed at the end."""
-  made = []
+def offer(exchange, member, step, loss=None, tree=None):
+  """As a train loop does: arrays of the device."""
+  tree = variables(member, step) if tree is None else tree
+  loss = None if loss is None else jnp.float32(loss)
+  exchange.offer(member, step, jax.tree.map(jnp.asarray, tree), loss)
 
-  def make(member, members=2, like=None, graph='all', **keywords):
+
+class Meeting:
+  """Exchanges of one member each in one folder, and members elsewhere."""
+
+  def __init__(self, folder):
+    self.folder, self._made = epath.Path(folder), []
+
+  def make(
+    self, member, members=2, like=None, graph='all', rules=ANY_PEER, **settings
+  ):
     exchange = CheckpointExchange(
-      tmp_path / 'exchange',
+      self.folder,
       topology.make_topology(graph, members),
+      dataclasses.replace(SETTINGS, **settings),
       members=(member,),
-      like=variables(0, 0) if like is None else like,
-      **{
-        'reload_interval_steps': 1,
-        'poll_interval_s': 0.02,
-        'keep_s': 0.0,
-        'config_hash': 'ours',
-        **keywords,
-      },
+      like=jax.tree.map(jnp.asarray, variables(0, 0)) if like is None else like,
+      rules=rules,
+      config_hash='ours',
     )
-    made.append(exchange.__enter__())
+    self._made.append(exchange.__enter__())
     return exchange
 
-  yield make
-  for exchange in made:
-    exchange.__exit__()
+  def publish(self, step, member=1, tree=None, **notes):
+    """As a member elsewhere does."""
+    publication.write(
+      self.of(member),
+      variables(member, step) if tree is None else tree,
+      Notes(
+        **{
+          'member': member,
+          'step': step,
+          'incarnation': 1,
+          'wall_time': time.time(),
+          'task_loss': None,
+          'config_hash': 'ours',
+          'precision': 'float32',
+          'num_bytes': 40,
+          **notes,
+        }
+      ),
+    )
+
+  def of(self, member=1):
+    return self.folder / str(member)
+
+  def steps(self, member=1):
+    return sorted(step_folders.finished(self.of(member)))
+
+  def take_over(self, exchange, member, **changes):
+    """Has another job write the lease; the exchange has looked by then."""
+    lease = exchange._publisher._leases[member]
+    lease.beat()  # So that it writes no more by itself.
+    said = json.loads(lease.path.read_text())
+    lease.path.write_text(json.dumps(said | {'nonce': 'x', **changes}))
+    return lease
+
+  def close(self):
+    for exchange in self._made:
+      exchange.__exit__()
 
 
-def folder(tmp_path, member=1):
-  return publication.epath.Path(tmp_path) / 'exchange' / str(member)
-
-
-def publish(tmp_path, step, member=1, tree=None, **notes):
-  """As a member elsewhere does."""
-  publication.write(
-    folder(tmp_path, member),
-    variables(member, step) if tree is None else tree,
-    Notes(
-      **{
-        'member': member,
-        'step': step,
-        'incarnation': 1,
-        'wall_time': time.time(),
-        'task_loss': None,
-        'config_hash': 'ours',
-        'precision': 'float32',
-        'num_bytes': 40,
-        **notes,
-      }
-    ),
-  )
+@pytest.fixture
+def meeting(tmp_path):
+  meeting = Meeting(tmp_path / 'exchange')
+  yield meeting
+  meeting.close()
 
 
 def until(condition, what='it'):
@@ -95,19 +121,23 @@ def until(condition, what='it'):
   return result
 
 
-def sees(exchange, *steps, member=0, at=1):
-  """Waits until just these copies teach, one of each peer."""
+def seen_by(exchange, at=1):
+  return [peer.step for peer in exchange.freshest(0, at)]
 
-  def now():
-    return [peer.step for peer in exchange.freshest(member, at)]
 
-  until(lambda: now() == list(steps), f'seeing {steps}')
-  for peer in exchange.freshest(member, at):
+def sees(exchange, *steps, at=1):
+  """Waits until just these copies teach member 0, one of each peer."""
+  until(lambda: seen_by(exchange, at) == list(steps), f'seeing {steps}')
+  for peer in exchange.freshest(0, at):
     jax.tree.map(
       np.testing.assert_array_equal,
       peer.variables,
       variables(peer.member, peer.step),
     )
+
+
+def left_out(exchange):
+  return exchange.account(0).left_out
 
 
 def events(exchange, member=0):
@@ -117,62 +147,79 @@ def events(exchange, member=0):
   return kept
 
 
-def kinds(exchange, member=0):
-  return [event['event'] for event in events(exchange, member)]
+def happened(exchange, event, member=0, times=1):
+  """Waits until it has."""
+
+  def now():
+    kinds = [one['event'] for one in events(exchange, member)]
+    return kinds.count(event) >= times
+
+  until(now, event)
 
 
-def test_nobody_there_is_no_peer(make):
-  exchange = make(0, members=3)
+def messages(exchange, member=0):
+  found = events(exchange, member)
+  return [event['message'] for event in found if 'message' in event]
+
+
+def no_disk(*arguments):
+  raise OSError('no more disk')
+
+
+def test_nobody_there_is_no_peer(meeting):
+  exchange = meeting.make(0, members=3)
   assert exchange.freshest(0, 5) == ()
   account = exchange.account(0)
   assert account.left_out == {1: 'absent', 2: 'absent'}
   assert account.failed_loads == 0
 
 
-def test_the_freshest_finished_copy_teaches_whatever_its_step(make):
-  reader, writer = make(0), make(1)
-  writer.offer(1, 0, variables(1, 0))
+def test_the_freshest_finished_copy_teaches_whatever_its_step(meeting):
+  reader, writer = meeting.make(0), meeting.make(1)
+  offer(writer, 1, 0)
   sees(reader, 0)
   for step in (1, 2, 3):
-    writer.offer(1, step, variables(1, step), jnp.float32(step))
+    offer(writer, 1, step, step)
   # Ahead of its student, by two steps.
-  sees(reader, 3, at=1)
-  assert reader.account(0).left_out == {}
+  sees(reader, 3)
+  assert left_out(reader) == {}
 
 
-def test_a_graph_that_is_redrawn_is_followed(make, tmp_path):
+def test_a_graph_that_is_redrawn_is_followed(meeting):
   for member in (1, 2):
-    publish(tmp_path, 7, member=member)
+    meeting.publish(7, member=member)
   graph = topology.make_topology('random', 3)
   drawn = [graph.teachers(0, reload) for reload in range(6)]
   assert set(drawn) == {(1,), (2,)}
-  reader = make(0, members=3, graph='random', reload_interval_steps=10)
+  reader = meeting.make(0, members=3, graph='random', reload_interval_steps=10)
 
-  def taught_by(teachers, step):
-    peers = [peer.member for peer in reader.freshest(0, step)]
-    return peers == list(teachers)
+  def held():
+    copies = reader.publications().variables
+    return [member for member, steps in copies.items() if steps]
 
   for reload, teachers in enumerate(drawn):
+    step = 10 * reload + 1
     # The old ones teach until the new ones are there: never none.
     if reload:
-      assert reader.freshest(0, 10 * reload + 1)
-    until(lambda t=teachers, r=reload: taught_by(t, 10 * r + 1), 'new teachers')
+      assert reader.freshest(0, step)
     # And those who teach no more need no memory.
-    until(lambda t=teachers: set(held(reader)) == set(t), 'old ones to go')
+    until(
+      lambda step=step, teachers=teachers: (
+        [peer.member for peer in reader.freshest(0, step)]
+        == held()
+        == list(teachers)
+      ),
+      f'{teachers} to teach',
+    )
 
 
-def held(exchange):
-  copies = exchange.publications().variables
-  return [member for member, steps in copies.items() if steps]
-
-
-def test_only_every_kth_step_is_published(make, tmp_path):
-  writer = make(1, reload_interval_steps=4, keep_publications=9)
+def test_only_every_kth_step_is_published(meeting):
+  writer = meeting.make(1, reload_interval_steps=4, keep_publications=9)
   for step in range(10):
-    writer.offer(1, step, variables(1, step), jnp.float32(step))
+    offer(writer, 1, step, step)
     assert writer._publisher.flush(LONG)
-  assert sorted(publication.steps(folder(tmp_path))) == [0, 4, 8]
-  notes = publication.read_notes(folder(tmp_path) / '8')
+  assert meeting.steps() == [0, 4, 8]
+  notes = publication.read_notes(meeting.of() / '8')
   assert notes._replace(wall_time=0.0) == Notes(
     member=1,
     step=8,
@@ -186,329 +233,257 @@ def test_only_every_kth_step_is_published(make, tmp_path):
   assert abs(notes.wall_time - time.time()) < 2 * LONG
 
 
-def test_a_peer_is_left_out_while_it_is_too_old(make):
-  reader = make(0, rules=Rules(max_age_steps=5))
-  writer = make(1)
-  writer.offer(1, 2, variables(1, 2))
+def test_a_peer_is_left_out_while_it_is_too_old_or_far_worse(meeting):
+  rules = Rules(max_age_steps=5, max_task_loss_ratio=2.0)
+  reader, writer = meeting.make(0, rules=rules), meeting.make(1)
+  # Its own loss is not known before it publishes.
+  offer(writer, 1, 2, 9.0)
   sees(reader, 2, at=8)
-  assert reader.freshest(0, 9) == ()
-  assert reader.account(0).left_out == {1: 'old'}
-  writer.offer(1, 4, variables(1, 4))
+  assert seen_by(reader, 9) == []
+  assert left_out(reader) == {1: 'old'}
+  offer(reader, 0, 1, 3.0)
+  assert seen_by(reader, 8) == []
+  assert left_out(reader) == {1: 'worse'}
+  offer(writer, 1, 4, 5.9)
   sees(reader, 4, at=9)
 
 
-def test_a_peer_is_left_out_while_it_is_far_worse(make):
-  reader = make(0, rules=Rules(max_task_loss_ratio=2.0))
-  writer = make(1)
-  # Its own loss is not known before it publishes.
-  writer.offer(1, 1, variables(1, 1), jnp.float32(9.0))
-  sees(reader, 1)
-  reader.offer(0, 1, variables(0, 1), jnp.float32(3.0))
-  assert reader.freshest(0, 2) == ()
-  assert reader.account(0).left_out == {1: 'worse'}
-  writer.offer(1, 2, variables(1, 2), jnp.float32(5.9))
-  sees(reader, 2)
-
-
-def test_what_is_not_finite_is_not_published(make, tmp_path):
-  writer = make(1)
-  writer.offer(1, 0, variables(1, 0))
+def test_what_is_not_finite_is_not_published(meeting):
+  writer = meeting.make(1)
+  offer(writer, 1, 0)
+  assert writer._publisher.flush(LONG)
   broken = variables(1, 1)
-  broken['params']['w'] = broken['params']['w'].at[2, 1].set(jnp.nan)
-  writer.offer(1, 1, broken)
-  until(lambda: 'refuse' in kinds(writer, 1))
-  writer.offer(1, 2, variables(1, 2), jnp.float32(jnp.inf))
-  until(lambda: kinds(writer, 1).count('refuse') == 2)
-  assert sorted(publication.steps(folder(tmp_path))) == [0]
-  said = [event['message'] for event in events(writer, 1) if 'message' in event]
-  assert said == [
+  broken['params']['w'][2, 1] = np.nan
+  offer(writer, 1, 1, tree=broken)
+  happened(writer, 'refuse', 1)
+  offer(writer, 1, 2, np.inf)
+  happened(writer, 'refuse', 1, times=2)
+  assert meeting.steps() == [0]
+  assert messages(writer, 1) == [
     'member 1 is not finite at step 1 and publishes nothing'
   ]  # Once.
 
 
-def test_what_is_not_finite_on_disk_is_not_taken(make, tmp_path):
-  publish(tmp_path, 3)
-  reader = make(0)
-  sees(reader, 3)
-  tree = variables(1, 4)
-  tree['batch_stats']['mean'] *= jnp.nan
-  publish(tmp_path, 4, tree=tree)
-  until(lambda: reader.account(0).failed_loads)
-  sees(reader, 3)
-
-
-def other_shape(tmp_path):
-  publish(tmp_path, 9, tree={'params': {'w': jnp.zeros((3, 2))}})
-
-
-def other_names(tmp_path):
-  tree = variables(1, 9)
+def other_names(step):
+  tree = variables(1, step)
   tree['params']['v'] = tree['params'].pop('w')
-  publish(tmp_path, 9, tree=tree)
+  return tree
 
 
-def other_config(tmp_path):
-  publish(tmp_path, 9, config_hash='theirs')
-
-
-def no_notes(tmp_path):
-  publication.ocp.save(folder(tmp_path) / '9', variables(1, 9))
-
-
-def nothing_in_it(tmp_path):
-  (folder(tmp_path) / '9').mkdir(parents=True)
-
-
-@pytest.mark.parametrize(
-  'spoil', [other_shape, other_names, other_config, no_notes, nothing_in_it]
+# What a member may find in the folder of another, and what it says then.
+SPOILT = (
+  ('other shapes', lambda m, s: m.publish(s, tree={'w': np.zeros((3, 2))})),
+  ('other shapes', lambda m, s: m.publish(s, tree=other_names(s))),
+  ('of another config', lambda m, s: m.publish(s, config_hash='theirs')),
+  ('not finite', lambda m, s: m.publish(s, tree=variables(np.nan, s))),
+  ('cannot be read', lambda m, s: (m.of() / str(s)).mkdir()),
+  (
+    'cannot be read',
+    lambda m, s: publication.ocp.save(m.of() / str(s), variables(1, s)),
+  ),
 )
-def test_what_is_not_for_us_leaves_the_old_copy(make, tmp_path, spoil):
-  publish(tmp_path, 3)
-  reader = make(0)
-  sees(reader, 3)
-  spoil(tmp_path)
-  until(lambda: kinds(reader).count('failed load') >= 2)
-  sees(reader, 3)
-  said = [e['message'] for e in events(reader) if 'message' in e]
-  assert len(said) == 1
-  # The next good one is taken all the same.
-  publish(tmp_path, 10)
-  sees(reader, 10)
 
 
-def test_a_failure_is_said_once_and_counted(make, tmp_path):
-  nothing_in_it(tmp_path)
-  reader = make(0)
-  until(lambda: kinds(reader).count('failed load') >= 3)
-  said = [e['message'] for e in events(reader) if 'message' in e]
-  assert len(said) == 1
-  assert '/1/9 cannot be read' in said[0]
-  assert reader.account(0).failed_loads >= 3
+def test_what_is_not_for_us_leaves_the_old_copy(meeting):
+  meeting.publish(0)
+  reader = meeting.make(0)
+  for number, (said, spoil) in enumerate(SPOILT):
+    good, bad = 2 * number, 2 * number + 1
+    # The next good one is taken all the same.
+    sees(reader, good)
+    failed = reader.account(0).failed_loads
+    spoil(meeting, bad)
+    until(
+      lambda failed=failed: reader.account(0).failed_loads >= failed + 2, said
+    )
+    assert f'/1/{bad} ' in reader._reader.why(1)
+    assert said in reader._reader.why(1)
+    sees(reader, good)
+    publication.remove(meeting.of() / str(bad))
+    meeting.publish(bad + 1)
+  sees(reader, 2 * len(SPOILT))
 
 
-def test_attempts_become_rarer(make, tmp_path):
-  nothing_in_it(tmp_path)
-  reader = make(0)
-  until(lambda: reader.account(0).failed_loads >= 4)
+def test_a_failure_is_said_once_and_attempts_become_rarer(meeting):
+  (meeting.of() / '9').mkdir(parents=True)
+  reader = meeting.make(0)
+  happened(reader, 'failed load', times=4)
+  [said] = messages(reader)
+  assert '/1/9 cannot be read' in said
+  assert reader.account(0).failed_loads >= 4
   [(_, pause)] = reader._reader._patience.values()
   assert pause >= 8 * 0.02
 
 
-def test_a_copy_that_is_pruned_under_the_reader_is_no_loss(
-  make, tmp_path, monkeypatch
+@pytest.mark.parametrize('change', ['pruned', 'replaced'])
+def test_a_copy_that_goes_under_the_reader_is_no_loss(
+  meeting, monkeypatch, change
 ):
-  publish(tmp_path, 3)
-  reader = make(0)
+  meeting.publish(3)
+  reader = meeting.make(0)
   sees(reader, 3)
-  real, pruned = publication.load, threading.Event()
-
-  def load(path, *arguments):
-    if path.name == '4':
-      publication.remove(path)
-      pruned.set()
-    return real(path, *arguments)
-
-  monkeypatch.setattr(publication, 'load', load)
-  publish(tmp_path, 4)
-  assert pruned.wait(LONG)
-  until(lambda: reader.account(0).failed_loads)
-  sees(reader, 3)
-  publish(tmp_path, 5)
-  sees(reader, 5)
-
-
-def test_a_copy_that_is_replaced_under_the_reader_is_read_again(
-  make, tmp_path, monkeypatch
-):
   real, times = publication.ocp.load, []
 
   def load(path, abstract):
-    result = real(path, abstract)
-    if not times:
+    if path.name == '4' and not times:
       times.append(path)
-      publish(tmp_path, 4, incarnation=2)
-    return result
+      if change == 'pruned':
+        publication.remove(path)
+      else:
+        result = real(path, abstract)
+        meeting.publish(4, incarnation=2)
+        return result
+    return real(path, abstract)
 
   monkeypatch.setattr(publication.ocp, 'load', load)
-  publish(tmp_path, 4, tree=variables(9, 9))
-  reader = make(0)
-  sees(reader, 4)
-  assert reader.account(0).failed_loads == 1
+  meeting.publish(4, tree=variables(9, 9))
+  if change == 'replaced':
+    sees(reader, 4)  # It is read again.
+  until(lambda: reader.account(0).failed_loads == 1)
+  if change == 'pruned':
+    sees(reader, 3)
+    meeting.publish(5)
+    sees(reader, 5)
 
 
 # A member that comes back.
 
 
-def test_the_newest_life_counts_not_the_highest_step(make, tmp_path):
+def test_the_newest_life_counts_not_the_highest_step(meeting):
   for step in (10, 20, 30):
-    publish(tmp_path, step)
-  reader = make(0)
+    meeting.publish(step)
+  reader = meeting.make(0)
   sees(reader, 30)
   # It resumed at 15; its lease was lost with its disk, but not this folder.
-  writer = make(1, keep_publications=3)
-  writer.offer(1, 20, variables(7, 7))
-  until(lambda: 'publish' in kinds(writer, 1))
-  assert publication.read_notes(folder(tmp_path) / '20').incarnation == 2
-  until(lambda: reader.freshest(0, 1)[0].step == 20)
-  np.testing.assert_array_equal(
-    reader.freshest(0, 1)[0].variables['params']['w'], 707.0
-  )
-  writer.offer(1, 30, variables(1, 30))
-  sees(reader, 30)
-  writer.offer(1, 40, variables(1, 40))
-  sees(reader, 40)
+  writer = meeting.make(1, keep_publications=3)
+  offer(writer, 1, 20, tree=variables(7, 7))
+  happened(writer, 'publish', 1)
+  assert publication.read_notes(meeting.of() / '20').incarnation == 2
+  until(lambda: seen_by(reader) == [20])
+  [peer] = reader.freshest(0, 1)
+  np.testing.assert_array_equal(peer.variables['params']['w'], 707.0)
+  for step in (30, 40):
+    offer(writer, 1, step)
+    sees(reader, step)
   # What the first life left behind goes first.
-  until(lambda: sorted(publication.steps(folder(tmp_path))) == [20, 30, 40])
+  until(lambda: meeting.steps() == [20, 30, 40])
 
 
-def test_a_folder_that_came_back_empty_begins_anew(make, tmp_path):
-  publish(tmp_path, 30, incarnation=5)
-  reader = make(0)
+def test_a_folder_that_came_back_empty_begins_anew(meeting):
+  meeting.publish(30, incarnation=5)
+  reader = meeting.make(0)
   sees(reader, 30)
-  folder(tmp_path).rmtree()
-  publish(tmp_path, 2, incarnation=1)
+  meeting.of().rmtree()
+  meeting.publish(2, incarnation=1)
   # Without a lease it is nobody's new life.
   time.sleep(0.2)
   sees(reader, 30)
-  folder(tmp_path).rmtree()
-  writer = make(1)
-  writer.offer(1, 2, variables(1, 2))
+  meeting.of().rmtree()
+  offer(meeting.make(1), 1, 2)
   sees(reader, 2)
 
 
-def test_an_older_life_does_not_come_back_when_the_newer_loses_all(
-  make, tmp_path
-):
+def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):
   """As when it is killed while it replaces its only publication."""
-  publish(tmp_path, 30)
-  writer = make(1)
-  writer.offer(1, 20, variables(1, 20))
-  reader = make(0)
+  meeting.publish(30)
+  offer(meeting.make(1), 1, 20)
+  reader = meeting.make(0)
   sees(reader, 20)
-  publication.remove(folder(tmp_path) / '20')
+  publication.remove(meeting.of() / '20')
   time.sleep(0.2)
   sees(reader, 20)
-
-
-def test_whoever_was_suspended_does_not_undo_what_its_successor_did(
-  make, tmp_path
-):
-  old = make(1)
-  old.offer(1, 5, variables(1, 5))
-  until(lambda: 'publish' in kinds(old, 1))
-  old._publisher._leases[1].beat()  # So that it writes no more by itself.
-  path = folder(tmp_path) / 'lease.json'
-  path.write_text(
-    json.dumps(json.loads(path.read_text()) | {'nonce': 'x', 'incarnation': 2})
-  )
-  publish(tmp_path, 7, incarnation=2)
-  # Its last beat was before that.
-  old.offer(1, 6, variables(1, 6))
-  until(lambda: 'failed publish' in kinds(old, 1))
-  assert sorted(publication.steps(folder(tmp_path))) == [5, 7]
-
-
-def test_what_a_kill_left_half_written_is_cleared(make, tmp_path):
-  for name in ('9.orbax-checkpoint-tmp', '.8.removed'):
-    (folder(tmp_path) / name / 'state').mkdir(parents=True)
-  publish(tmp_path, 7)
-  make(1)
-  assert {path.name for path in folder(tmp_path).iterdir()} == {
-    *('7', 'lease.json', '.lease.json.lock')
-  }
-
-
-def test_a_relative_folder_is_meant_from_here(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  exchange = CheckpointExchange(
-    'exchange',
-    topology.make_topology('all', 2),
-    members=(1,),
-    like=variables(0, 0),
-    reload_interval_steps=1,
-  )
-  with exchange:
-    exchange.offer(1, 7, variables(1, 7))
-  assert sorted(publication.steps(folder(tmp_path))) == [7]
-
-
-def test_a_damaged_newest_does_not_bring_back_an_older_one(make, tmp_path):
-  publish(tmp_path, 10)
-  publish(tmp_path, 20)
-  reader = make(0)
-  sees(reader, 20)
-  publication.remove(folder(tmp_path) / '20')
-  nothing_in_it(tmp_path)
+  # Nor does one of the same life when the newest is damaged.
+  meeting.publish(10, incarnation=2)
+  (meeting.of() / '20').mkdir()
   until(lambda: reader.account(0).failed_loads)
   sees(reader, 20)
 
 
-def test_a_resumed_member_has_its_peers_at_once(make, tmp_path):
-  publish(tmp_path, 3, task_loss=0.25)
-  first = make(0)
+def test_whoever_was_suspended_does_not_undo_what_its_successor_did(meeting):
+  old = meeting.make(1)
+  offer(old, 1, 5)
+  happened(old, 'publish', 1)
+  meeting.take_over(old, 1, incarnation=2)
+  meeting.publish(7, incarnation=2)
+  # Its last beat was before that.
+  offer(old, 1, 6)
+  happened(old, 'failed publish', 1)
+  assert meeting.steps() == [5, 7]
+
+
+def test_whoever_has_been_replaced_stops(meeting):
+  exchange = meeting.make(0)
+  with pytest.raises(LeaseHeldError, match='member 0 in'):
+    meeting.make(0)
+  meeting.take_over(exchange, 0).beat()
+  with pytest.raises(LeaseLostError, match='taken over member 0'):
+    offer(exchange, 0, 1)
+  with pytest.raises(LeaseLostError, match='taken over member 0'):
+    exchange.freshest(0, 1)
+
+
+def test_a_relative_folder_is_meant_from_here_and_closed_in_order(
+  meeting, monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  meeting.folder = 'exchange'
+  writer = meeting.make(1)
+  offer(writer, 1, 7)
+  # What was offered is there at the end, and the next job need not wait.
+  writer.__exit__()
+  meeting.folder = epath.Path(tmp_path / 'exchange')
+  assert meeting.steps() == [7]
+  # What a kill leaves half written is cleared.
+  for name in ('9.orbax-checkpoint-tmp', '.8.removed'):
+    (meeting.of() / name / 'state').mkdir(parents=True)
+  meeting.make(1)
+  assert {path.name for path in meeting.of().iterdir()} == {
+    *('7', 'lease.json', '.lease.json.lock')
+  }
+
+
+def test_a_resumed_member_has_its_peers_at_once(meeting):
+  meeting.publish(3, task_loss=0.25)
+  first = meeting.make(0)
   sees(first, 3)
   publications = first.publications()
   first.__exit__()
-  folder(tmp_path).rmtree()
-  second = make(0, rules=Rules(max_task_loss_ratio=2.0))
+  meeting.of().rmtree()
+  second = meeting.make(0, rules=Rules(max_task_loss_ratio=2.0))
   assert second.freshest(0, 1) == ()
   second.restore(publications)
   sees(second, 3)
   # With what it is judged by.
-  second.offer(0, 1, variables(0, 1), jnp.float32(0.1))
+  offer(second, 0, 1, 0.1)
   assert second.freshest(0, 2) == ()
-  assert second.account(0).left_out == {1: 'worse'}
-
-
-def test_what_has_been_read_since_is_not_undone_by_a_resume(make, tmp_path):
-  publish(tmp_path, 3)
-  first = make(0)
-  sees(first, 3)
-  publications = first.publications()
-  first.__exit__()
-  publish(tmp_path, 5)
-  second = make(0, poll_interval_s=LONG)  # It looks once.
-  sees(second, 5)
-  second.restore(publications)
-  assert [peer.step for peer in second.freshest(0, 1)] == [5]
-
-
-def test_one_job_a_member(make):
-  first = make(0)
-  with pytest.raises(LeaseHeldError, match='member 0 in'):
-    make(0)
-  first.__exit__()
-  make(0)
-
-
-def test_whoever_has_been_replaced_stops(make, tmp_path):
-  exchange = make(0)
-  path = folder(tmp_path, 0) / 'lease.json'
-  path.write_text(json.dumps(json.loads(path.read_text()) | {'nonce': 'x'}))
-  exchange._publisher._leases[0].beat()
-  with pytest.raises(LeaseLostError, match='taken over member 0'):
-    exchange.offer(0, 1, variables(0, 1))
-  with pytest.raises(LeaseLostError, match='taken over member 0'):
-    exchange.freshest(0, 1)
+  assert left_out(second) == {1: 'worse'}
+  second.__exit__()
+  # What has been read since is not undone.
+  meeting.publish(5)
+  third = meeting.make(0, poll_interval_s=LONG)  # It looks once.
+  sees(third, 5)
+  third.restore(publications)
+  assert seen_by(third) == [5]
 
 
 # The folder.
 
 
-def test_the_newest_few_stay_and_the_young(make, tmp_path):
-  writer = make(1, keep_publications=2)
-  patient = make(0, keep_publications=2, keep_s=1000.0)
-  for step in range(5):
+def test_the_newest_few_stay_and_the_young(meeting):
+  writer = meeting.make(1, keep_publications=2)
+  patient = meeting.make(0, keep_publications=2, keep_s=1000.0)
+  for step in range(4):
     for member, exchange in ((1, writer), (0, patient)):
-      exchange.offer(member, step, variables(member, step))
+      offer(exchange, member, step)
       assert exchange._publisher.flush(LONG)
-  assert sorted(publication.steps(folder(tmp_path, 1))) == [3, 4]
-  assert sorted(publication.steps(folder(tmp_path, 0))) == [0, 1, 2, 3, 4]
+  assert meeting.steps(1) == [2, 3]
+  assert meeting.steps(0) == [0, 1, 2, 3]
+  # An earlier run is forgotten by its own member only.
+  patient.forget()
+  assert (meeting.steps(0), meeting.steps(1)) == ([], [2, 3])
 
 
-def test_a_slow_disk_skips_publications_and_keeps_nobody(
-  make, tmp_path, monkeypatch
-):
+def test_a_slow_disk_skips_publications_and_keeps_nobody(meeting, monkeypatch):
   real, go, writing = publication.write, threading.Event(), threading.Event()
 
   def write(*arguments):
@@ -517,59 +492,41 @@ def test_a_slow_disk_skips_publications_and_keeps_nobody(
     real(*arguments)
 
   monkeypatch.setattr(publication, 'write', write)
-  writer = make(1)
-  writer.offer(1, 0, variables(1, 0))
+  writer = meeting.make(1)
+  offer(writer, 1, 0)
   assert writing.wait(LONG)
   for step in range(1, 8):
-    writer.offer(1, step, variables(1, step))
+    offer(writer, 1, step)
   assert len(writer._publisher._offers) == 1  # Nothing grows.
   go.set()
-  until(lambda: kinds(writer, 1).count('publish') == 2)
-  assert kinds(writer, 1).count('skip') == 6
-  assert sorted(publication.steps(folder(tmp_path))) == [0, 7]
+  happened(writer, 'publish', 1, times=2)
+  kinds = [event['event'] for event in events(writer, 1)]
+  assert kinds.count('skip') == 6
+  assert meeting.steps() == [0, 7]
 
 
-def test_a_folder_that_cannot_be_written_stops_nobody(
-  make, tmp_path, monkeypatch
-):
-  def write(*arguments):
-    raise OSError('no more disk')
-
+def test_a_folder_that_cannot_be_written_stops_nobody(meeting, monkeypatch):
+  writer = meeting.make(1)
   with monkeypatch.context() as patch:
-    patch.setattr(publication, 'write', write)
-    writer = make(1)
-    writer.offer(1, 0, variables(1, 0))
-    until(lambda: 'failed publish' in kinds(writer, 1))
-    [said] = [e['message'] for e in events(writer, 1) if 'message' in e]
-    assert said == 'member 1 cannot publish: OSError no more disk'
-  assert writer._publisher.flush(LONG)
-  writer.offer(1, 1, variables(1, 1))
-  until(lambda: 'publish' in kinds(writer, 1))
+    patch.setattr(publication, 'write', no_disk)
+    offer(writer, 1, 0)
+    happened(writer, 'failed publish', 1)
+    assert messages(writer, 1) == [
+      'member 1 cannot publish: OSError no more disk'
+    ]
+    assert writer._publisher.flush(LONG)
+  offer(writer, 1, 1)
+  happened(writer, 'publish', 1)
 
 
-def test_what_was_offered_is_published_before_the_end(make, tmp_path):
-  writer = make(1)
-  writer.offer(1, 7, variables(1, 7))
-  writer.__exit__()
-  assert sorted(publication.steps(folder(tmp_path))) == [7]
-
-
-def test_an_earlier_run_is_forgotten_by_its_own_member_only(make, tmp_path):
-  publish(tmp_path, 500)
-  publish(tmp_path, 500, member=0)
-  make(0).forget()
-  assert publication.steps(folder(tmp_path, 0)) == {}
-  assert list(publication.steps(folder(tmp_path, 1))) == [500]
-
-
-def test_copies_come_in_this_process_s_sharding(make, tmp_path):
-  publish(tmp_path, 3)
+def test_copies_come_in_this_process_s_sharding(meeting):
+  meeting.publish(3)
   place = sharding.replicated(sharding.make_mesh(8))
   like = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     variables(0, 0),
   )
-  reader = make(0, like=like)
+  reader = meeting.make(0, like=like)
   sees(reader, 3)
   for leaf in jax.tree.leaves(reader.freshest(0, 1)[0].variables):
     assert leaf.sharding == place
@@ -578,117 +535,92 @@ def test_copies_come_in_this_process_s_sharding(make, tmp_path):
 # Synchronous members.
 
 
-def test_a_synchronous_member_waits_no_longer_than_it_was_told(make):
-  exchange = make(0, synchronous=True, wait_timeout_s=0.1)
+def test_a_synchronous_member_waits_no_longer_than_it_was_told(meeting):
+  exchange = meeting.make(0, synchronous=True, wait_timeout_s=0.1)
   with pytest.raises(PeerTimeoutError) as caught:
     exchange.freshest(0, 1)
   assert 'member 1 has not published step 0' in str(caught.value)
   assert 'codistill.wait_timeout_s' in str(caught.value)
-
-
-def test_a_synchronous_member_says_why_it_waited_in_vain(make, tmp_path):
-  publish(tmp_path, 0, config_hash='theirs')
-  exchange = make(0, synchronous=True, wait_timeout_s=0.1)
+  # And says why it waited in vain.
+  meeting.publish(0, config_hash='theirs')
   with pytest.raises(PeerTimeoutError, match='/1/0 is of another config'):
+    exchange.freshest(0, 1)
+  exchange.should_stop = lambda: True
+  with pytest.raises(WaitInterruptedError):
     exchange.freshest(0, 1)
 
 
 def test_a_synchronous_member_without_a_disk_makes_no_checkpoint(
-  make, monkeypatch
+  meeting, monkeypatch
 ):
-  def write(*arguments):
-    raise OSError('no more disk')
-
-  monkeypatch.setattr(publication, 'write', write)
-  exchange = make(0, synchronous=True, wait_timeout_s=0.1)
-  exchange.offer(0, 0, variables(0, 0))
-  with pytest.raises(PeerTimeoutError) as caught:
+  monkeypatch.setattr(publication, 'write', no_disk)
+  exchange = meeting.make(0, synchronous=True, wait_timeout_s=0.1)
+  offer(exchange, 0, 0)
+  with pytest.raises(PeerTimeoutError, match='could not publish to'):
     exchange.publications()
-  assert 'could not publish to' in str(caught.value)
   # Nor later: it would not offer that step again.
   assert exchange._publisher.flush(LONG)
   with pytest.raises(PeerTimeoutError, match='no more disk'):
     exchange.publications()
 
 
-def test_a_refusal_is_remembered_in_the_next_life(make):
-  keywords = {'synchronous': True, 'wait_timeout_s': LONG}
-  writer = make(1, **keywords)
-  for step, loss in ((0, None), (1, 1.0), (2, jnp.nan)):
-    loss = None if loss is None else jnp.float32(loss)
-    writer.offer(1, step, variables(1, step), loss)
+def test_a_synchronous_member_does_not_wait_for_what_was_refused(meeting):
+  settings = {'synchronous': True, 'wait_timeout_s': LONG}
+  reader, writer = meeting.make(0, **settings), meeting.make(1, **settings)
+  for step, loss in ((0, None), (1, 1.0), (2, np.nan), (3, 1.0), (4, np.nan)):
+    offer(writer, 1, step, loss)
+  for at, step in ((2, 1), (3, 1), (4, 3)):
+    assert seen_by(reader, at) == [step]
+  # What was refused is remembered in its next life.
   writer.__exit__()
-  make(1, **keywords)
-  reader = make(0, **keywords)
-  assert [peer.step for peer in reader.freshest(0, 3)] == [1]
+  writer = meeting.make(1, **settings)
+  assert seen_by(reader, 5) == [3]
+  writer.withdraw(1)
+  assert seen_by(reader, 9) == [3]
+  # What an earlier life published is not written again.
+  notes = publication.read_notes(meeting.of() / '3')
+  offer(writer, 1, 3)
+  happened(writer, 'publish', 1)
+  assert publication.read_notes(meeting.of() / '3') == notes
 
 
 def test_a_member_that_has_withdrawn_holds_nobody_s_copies(tmp_path):
   exchange = CheckpointExchange(
     tmp_path / 'exchange',
     topology.make_topology('all', 3),
+    Settings(reload_interval_steps=1, synchronous=True),
     members=range(3),
-    like=variables(0, 0),
-    reload_interval_steps=1,
-    synchronous=True,
+    like=jax.tree.map(jnp.asarray, variables(0, 0)),
   )
   with exchange:
-    for step in range(8):
-      active = range(3) if step < 3 else range(2)
+    for step in range(5):
+      active = range(3) if step < 2 else range(2)
       for member in active:
-        exchange.offer(member, step, variables(member, step))
+        offer(exchange, member, step)
       for member in active:
         exchange.freshest(member, step + 1)
-      if step == 2:
+      if step == 1:
         exchange.withdraw(2)
     held = exchange.publications().variables
     assert {m: len(steps) for m, steps in held.items()} == {0: 1, 1: 1, 2: 1}
     assert len(exchange._reader._notes) <= 6
 
 
-def test_a_synchronous_member_can_be_told_to_stop(make):
-  exchange = make(0, synchronous=True)
-  exchange.should_stop = lambda: True
-  with pytest.raises(WaitInterruptedError):
-    exchange.freshest(0, 1)
-
-
-def test_a_synchronous_member_does_not_wait_for_what_was_refused(make):
-  keywords = {'synchronous': True, 'wait_timeout_s': LONG}
-  reader, writer = make(0, **keywords), make(1, **keywords)
-  for step, loss in ((0, None), (1, 1.0), (2, jnp.nan), (3, 1.0)):
-    loss = None if loss is None else jnp.float32(loss)
-    writer.offer(1, step, variables(1, step), loss)
-  assert [peer.step for peer in reader.freshest(0, 2)] == [1]
-  assert [peer.step for peer in reader.freshest(0, 3)] == [1]
-  assert [peer.step for peer in reader.freshest(0, 4)] == [3]
-  writer.withdraw(1)
-  assert [peer.step for peer in reader.freshest(0, 9)] == [3]
-
-
-def test_a_synchronous_member_that_repeats_itself_writes_nothing(
-  make, tmp_path
-):
-  publish(tmp_path, 5)
-  before = publication.steps(folder(tmp_path))
-  notes = publication.read_notes(folder(tmp_path) / '5')
-  writer = make(1, synchronous=True)
-  writer.offer(1, 5, variables(1, 5))
-  until(lambda: 'publish' in kinds(writer, 1))
-  assert publication.steps(folder(tmp_path)) == before
-  assert publication.read_notes(folder(tmp_path) / '5') == notes
-
-
 @pytest.mark.parametrize(
   ('keywords', 'said'),
   [
     ({'delay_steps': 1}, 'set synchronous, or delay_steps to 0'),
+    ({'delay_steps': -1}, 'delay_steps must not be negative'),
     ({'reload_interval_steps': 0}, 'must be at least 1'),
+    ({'publish_precision': 'int4'}, 'publish_precision'),
+    ({'teacher_precision': 'int4'}, 'teacher_precision'),
     ({'keep_publications': 1}, 'keep_publications is 1'),
+    ({'keep_s': -1.0}, 'keep_s must not be negative'),
     ({'poll_interval_s': -1.0}, 'poll_interval_s must not be negative'),
+    ({'wait_timeout_s': -1.0}, 'wait_timeout_s must not be negative'),
     ({'lease_timeout_s': 0.0}, 'lease_timeout_s must be positive'),
   ],
 )
-def test_numbers_out_of_range_are_refused(make, keywords, said):
+def test_numbers_out_of_range_are_refused(keywords, said):
   with pytest.raises(ValueError, match=said):
-    make(0, **keywords)
+    dataclasses.replace(SETTINGS, **keywords)

@@ -13,6 +13,7 @@ from codistill import precision
 from codistill.algorithm import Exchange, Peer
 from codistill.exchange import topology
 from codistill.exchange.folder.exchange import CheckpointExchange
+from codistill.exchange.folder.settings import Settings
 from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.exchange.rules import ANY_PEER
 from codistill.precision import FULL
@@ -22,24 +23,31 @@ from codistill.precision import FULL
 SEED = 4
 
 
-def variables(member, step):
+@functools.cache
+def numbers(member, step):
   """Weights that tell whose they are and when they were."""
   whose = np.float32(100 * member + step)
   thirds = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
   return {
     'params': {
-      'b': jnp.asarray(np.full(4, whose)),
+      'b': np.full(4, whose),
       # Whatever it is rounded to, some of it changes, and no scale is alike.
-      'w': jnp.asarray((whose + thirds) * np.float32([1, 10, 100, 1000])),
+      'w': (whose + thirds) * np.float32([1, 10, 100, 1000]),
     },
-    'batch_stats': {'mean': jnp.asarray(np.full(2, np.float32(step)))},
+    'batch_stats': {'mean': np.full(2, np.float32(step))},
   }
+
+
+def variables(member, step):
+  return jax.tree.map(jnp.asarray, numbers(member, step))
 
 
 @functools.cache
 def rounded(member, step, published, held):
   """What a member offered, rounded as `codistill.precision` rounds it."""
-  offered = variables(member, step)
+  offered = numbers(member, step)
+  if (published, held) == (FULL, FULL):
+    return offered
   return jax.device_get(
     precision.convert(
       precision.encode(offered, published), offered, published, held
@@ -57,22 +65,25 @@ def assert_is_publication(exchange, peer):
   jax.tree.map(same, jax.device_get(peer.variables), expected)
 
 
+def make_graph(name, members=3):
+  return topology.make_topology(name, members, num_random=1, seed=SEED)
+
+
 def in_memory(
   members=3,
   interval=1,
   delay=0,
   immediate=False,
   graph='all',
-  rules=ANY_PEER,
   precisions=(FULL, FULL),
   before=None,
 ):
   exchange = InMemoryExchange(
-    topology.make_topology(graph, members, num_random=1, seed=SEED),
+    make_graph(graph, members),
     reload_interval_steps=interval,
     delay_steps=delay,
     immediate=immediate,
-    rules=rules,
+    rules=ANY_PEER,
     publish_precision=precisions[0],
     teacher_precision=precisions[1],
   )
@@ -85,7 +96,6 @@ def in_folder(
   interval=1,
   delay=0,
   graph='all',
-  rules=ANY_PEER,
   precisions=(FULL, FULL),
   before=None,
 ):
@@ -97,18 +107,19 @@ def in_folder(
     before.__exit__()
   exchange = CheckpointExchange(
     folder,
-    topology.make_topology(graph, members, num_random=1, seed=SEED),
+    make_graph(graph, members),
+    Settings(
+      reload_interval_steps=interval,
+      delay_steps=delay,
+      publish_precision=precisions[0],
+      teacher_precision=precisions[1],
+      synchronous=True,
+      keep_publications=delay // interval + 4,
+      keep_s=0.0,
+      wait_timeout_s=5.0,
+    ),
     members=range(members),
     like=variables(0, 0),
-    reload_interval_steps=interval,
-    delay_steps=delay,
-    rules=rules,
-    publish_precision=precisions[0],
-    teacher_precision=precisions[1],
-    synchronous=True,
-    keep_publications=delay // interval + 4,
-    keep_s=0.0,
-    wait_timeout_s=5.0,
   )
   exchange.folder, exchange.precisions = folder, precisions
   OPEN.append(exchange.__enter__())
@@ -127,96 +138,121 @@ def close():
     shutil.rmtree(exchange.folder, ignore_errors=True)
 
 
-def frozen(members=3, before=None):
+def frozen(before=None):
   exchange = FrozenExchange(
-    tuple(Peer(m, 7, variables(m, 7)) for m in range(10, 10 + members - 1))
+    tuple(Peer(m, 7, variables(m, 7)) for m in (10, 11))
   )
   exchange.precisions = (FULL, FULL)
   return exchange
 
 
-# Every exchange, in every way that its visibility can be set: (make it, k, d).
+# Every exchange, in ways that its visibility can be set: (make it, settings).
 KINDS = {
-  'memory': (in_memory, 1, 0),
-  'memory, k=3': (functools.partial(in_memory, interval=3), 3, 0),
-  'memory, d=2': (functools.partial(in_memory, delay=2), 1, 2),
-  'memory, k=3, d=2': (
-    functools.partial(in_memory, interval=3, delay=2),
-    3,
-    2,
-  ),
-  'memory, ring': (functools.partial(in_memory, graph='ring'), 1, 0),
+  'memory': (in_memory, {}),
+  'memory, k=3, d=2': (in_memory, {'interval': 3, 'delay': 2}),
+  'memory, ring': (in_memory, {'graph': 'ring'}),
   'memory, random, k=3, d=1': (
-    functools.partial(in_memory, interval=3, delay=1, graph='random'),
-    3,
-    1,
+    in_memory,
+    {'interval': 3, 'delay': 1, 'graph': 'random'},
   ),
   'memory, k=3, int8': (
-    functools.partial(in_memory, interval=3, precisions=('int8', 'int8')),
-    3,
-    0,
+    in_memory,
+    {'interval': 3, 'precisions': ('int8', 'int8')},
   ),
   # A tenth of a second a publication: fewer of them.
   'folder, k=5, bfloat16 held in int8': (
-    functools.partial(in_folder, interval=5, precisions=('bfloat16', 'int8')),
-    5,
-    0,
+    in_folder,
+    {'interval': 5, 'precisions': ('bfloat16', 'int8')},
   ),
   'folder, random, k=4, d=2': (
-    functools.partial(in_folder, interval=4, delay=2, graph='random'),
-    4,
-    2,
+    in_folder,
+    {'interval': 4, 'delay': 2, 'graph': 'random'},
   ),
-  'frozen': (frozen, None, None),
+  'frozen': (frozen, {}),
 }
 every_exchange = pytest.mark.parametrize(
-  ('make', 'interval', 'delay'), KINDS.values(), ids=KINDS.keys()
+  ('make', 'how'), KINDS.values(), ids=KINDS.keys()
 )
-ORDERS = ([0, 1, 2], [2, 1, 0], [1, 2, 0])
+NUM_STEPS = 12
 
 
-def play(exchange, num_steps, order=(0, 1, 2), start=0):
+def play(exchange, steps, order=(0, 1, 2), each_step=lambda step: None):
   """Lets three members take turns; what each saw, by (member, step)."""
-  if start == 0:
+  if steps[0] == 1:
     for member in range(3):
       exchange.offer(member, 0, variables(member, 0))
   seen = {}
-  for step in range(start + 1, num_steps + 1):
+  for step in steps:
     for member in order:
       peers = exchange.freshest(member, step)
       seen[member, step] = [(peer.member, peer.step) for peer in peers]
       for peer in peers:
         assert_is_publication(exchange, peer)
       exchange.offer(member, step, variables(member, step), jnp.float32(1))
+    each_step(step)
+  return seen
+
+
+def expected(interval=1, delay=0, graph='all', precisions=None):
+  """What is published at s is seen from s + 1 + delay on, and of whom."""
+  teachers = make_graph(graph).teachers
+  seen = {}
+  for member in range(3):
+    for step in range(1, NUM_STEPS + 1):
+      visible = step - 1 - delay
+      at = visible - visible % interval
+      seen[member, step] = [
+        (peer, at)
+        for peer in teachers(member, max(0, visible) // interval)
+        if visible >= 0
+      ]
   return seen
 
 
 @every_exchange
-def test_is_an_exchange(make, interval, delay):
-  assert isinstance(make(), Exchange)
+def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, how):
+  """Whatever the order of members, and again after a resume at any step."""
+  interval, delay = how.get('interval', 1), how.get('delay', 0)
+  in_a_folder = make is in_folder
+  exchange, stored = make(**how), {}
+  assert isinstance(exchange, Exchange)
+
+  def store(step):
+    if not in_a_folder or step == NUM_STEPS - 3:
+      stored[step] = exchange.publications()
+
+  steps = range(1, NUM_STEPS + 1)
+  seen = play(exchange, steps, each_step=store)
+  if make is frozen:
+    assert all(peers == [(10, 7), (11, 7)] for peers in seen.values())
+  else:
+    assert seen == expected(**how)
+  if how.get('graph') == 'random':  # More than one draw, or it shows nothing.
+    members = [[p for p, _ in seen[0, step]] for step in steps[interval:]]
+    assert [1] in members
+    assert [2] in members
+  for copies in exchange.publications().variables.values():
+    # Those held back by the delay, the newest visible, and the one before it
+    # for a member whose turn is still to come in this round.
+    assert len(copies) <= delay // interval + 2
+  for order in ([2, 1, 0],) if in_a_folder else ([2, 1, 0], [1, 2, 0]):
+    assert play(make(**how), steps, order) == seen
+  for stop, publications in stored.items():
+    rest = range(stop + 1, min(stop + interval + 1, NUM_STEPS) + 1)
+    if not rest:
+      continue
+    after = make(**how, before=exchange)
+    after.restore(publications)
+    for key, peers in play(after, rest).items():
+      assert peers == seen[key]
 
 
-@every_exchange
-def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(
-  make, interval, delay
-):
-  for (member, step), peers in play(make(), 10).items():
-    assert member not in [peer for peer, _ in peers]
-    for _, at in peers:
-      if interval is None:
-        assert at == 7
-      else:
-        visible = step - 1 - delay
-        assert at == visible - visible % interval
-
-
-@every_exchange
-def test_nothing_is_seen_before_it_is_visible(make, interval, delay):
-  if interval is None:
-    pytest.skip('frozen peers are there from the start')
-  exchange = make()
-  if isinstance(exchange, CheckpointExchange):
-    pytest.skip('waits for them')
+@pytest.mark.parametrize(
+  'how', [how for make, how in KINDS.values() if make is in_memory]
+)
+def test_nothing_is_seen_before_it_is_visible(how):
+  exchange = in_memory(**how)
+  interval, delay = how.get('interval', 1), how.get('delay', 0)
   for member in range(3):
     exchange.offer(member, interval, variables(member, interval))
   for step in range(1, interval + delay + 1):
@@ -225,91 +261,42 @@ def test_nothing_is_seen_before_it_is_visible(make, interval, delay):
 
 
 @every_exchange
-def test_the_order_of_members_does_not_matter(make, interval, delay):
-  runs = [play(make(), 10, order) for order in ORDERS]
-  assert runs[0] == runs[1] == runs[2]
-
-
-@every_exchange
-def test_what_is_seen_survives_the_donation_of_what_was_offered(
-  make, interval, delay
-):
+def test_what_is_seen_survives_the_donation_of_what_was_offered(make, how):
   train = jax.jit(
     lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree),
     donate_argnums=0,
   )
-  exchange = make()
-  for step in range(13):
+  exchange = make(**how)
+  for step in range(7):
     for member in range(3):
       offered = variables(member, step)
       exchange.offer(member, step, offered)
       train(offered)
       assert offered['params']['w'].is_deleted()
-  seen = exchange.freshest(0, 13)
+  seen = exchange.freshest(0, 7)
   assert seen
   for peer in seen:
     assert_is_publication(exchange, peer)
 
 
-@every_exchange
-def test_resumes_at_every_step_with_the_same_stale_peers(make, interval, delay):
-  whole = play(make(), 10)
-  for stop in range(1, 10) if interval in (1, 3) else (4, 5):
-    before = make()
-    play(before, stop)
-    publications = before.publications()
-    after = make(before=before)
-    after.restore(publications)
-    rest = play(after, 10, start=stop)
-    assert rest == {key: whole[key] for key in whole if key[1] > stop}
-
-
-@every_exchange
-def test_holds_no_more_copies_than_may_still_be_asked_for(
-  make, interval, delay
-):
-  exchange = make()
-  play(exchange, 30)
-  for steps in exchange.publications().variables.values():
-    # Those held back by the delay, the newest visible, and the one before it
-    # for a member whose turn is still to come in this round.
-    assert len(steps) <= delay // interval + 2
-
-
-def test_random_neighbours_are_those_that_the_graph_draws_at_each_reload():
-  interval, delay = 3, 1
-  graph = topology.make_topology('random', 3, num_random=1, seed=SEED)
-  keywords = {'interval': interval, 'delay': delay, 'graph': 'random'}
-  runs = [play(make(**keywords), 14) for make in (in_memory, in_folder)]
-  assert runs[0] == runs[1]
-  for member in range(3):
-    drawn = [graph.teachers(member, reload) for reload in range(5)]
-    # Updates 1 to 4 see nothing newer than step 0, 5 to 7 that of step 3, ….
-    reloads = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
-    for step, reload in enumerate(reloads, start=1):
-      peers = tuple(peer for peer, _ in runs[0][member, step])
-      # The first update asks for what was published a step before the start.
-      assert peers == (() if step == 1 else drawn[reload])
-    assert len(set(drawn)) > 1
-
-
 @pytest.mark.parametrize('make', [in_memory, in_folder])
-@pytest.mark.parametrize('held', ['bfloat16', 'int8'])
-@pytest.mark.parametrize('published', ['bfloat16', 'int8'])
+@pytest.mark.parametrize(
+  'precisions', [('bfloat16', 'int8'), ('int8', 'bfloat16')]
+)
 def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
-  make, published, held
+  make, precisions
 ):
-  before = make(members=2, precisions=(published, held))
+  before = make(members=2, precisions=precisions)
   for member in range(2):
     before.offer(member, 0, variables(member, 0))
   [seen] = before.freshest(0, 1)
   assert_is_publication(before, seen)
   full = precision.decode(seen.variables, variables(1, 0))['params']
-  assert (full['w'] != variables(1, 0)['params']['w']).any()
-  np.testing.assert_array_equal(full['b'], variables(1, 0)['params']['b'])
+  assert (full['w'] != numbers(1, 0)['params']['w']).any()
+  np.testing.assert_array_equal(full['b'], numbers(1, 0)['params']['b'])
   publications = before.publications()
-  after = make(members=2, precisions=(published, held), before=before)
-  if isinstance(after, CheckpointExchange):
+  after = make(members=2, precisions=precisions, before=before)
+  if make is in_folder:
     # From the checkpoint, not from there.
     shutil.rmtree(f'{after.folder}/1')
   after.restore(publications)
@@ -332,13 +319,9 @@ def test_weights_that_are_not_finite_are_never_seen():
   # A member that recovers is heard again.
   exchange.offer(1, 51, variables(1, 51))
   assert [peer.step for peer in exchange.freshest(0, 52)] == [51]
-
-
-def test_weights_whose_loss_is_not_finite_are_never_seen():
-  exchange = in_memory(members=2)
-  exchange.offer(1, 1, variables(1, 1), jnp.float32(0.5))
-  exchange.offer(1, 2, variables(1, 2), jnp.float32(jnp.inf))
-  assert [peer.step for peer in exchange.freshest(0, 3)] == [1]
+  # Nor if only its loss is not.
+  exchange.offer(1, 53, variables(1, 53), jnp.float32(jnp.inf))
+  assert [peer.step for peer in exchange.freshest(0, 54)] == [51]
 
 
 def test_a_member_that_was_never_finite_is_left_out():
@@ -346,25 +329,19 @@ def test_a_member_that_was_never_finite_is_left_out():
   exchange.offer(1, 0, variables(1, jnp.inf))
   exchange.offer(2, 0, variables(2, 0))
   assert [peer.member for peer in exchange.freshest(0, 1)] == [2]
+  # One that stops grows old, and the other does not.
+  exchange.offer(1, 1, variables(1, 1))
+  for step in range(1, 6):
+    exchange.offer(2, step, variables(2, step))
+  seen = [(peer.member, peer.step) for peer in exchange.freshest(0, 6)]
+  assert seen == [(1, 1), (2, 5)]
 
 
 def test_immediate_shows_what_a_member_did_earlier_in_the_same_round():
-  seen = play(in_memory(immediate=True), 3)
+  seen = play(in_memory(immediate=True), range(1, 4))
   assert seen[0, 2] == [(1, 1), (2, 1)]
   assert seen[1, 2] == [(0, 2), (2, 1)]
   assert seen[2, 2] == [(0, 2), (1, 2)]
-
-
-def test_ages_differ_between_a_member_that_stopped_and_one_that_goes_on():
-  exchange = in_memory(members=3)
-  for step in range(6):
-    exchange.offer(2, step, variables(2, step))
-    if step < 3:
-      exchange.offer(1, step, variables(1, step))
-  assert [(p.member, p.step) for p in exchange.freshest(0, 6)] == [
-    (1, 2),
-    (2, 5),
-  ]
 
 
 def test_intervals_and_delays_out_of_range_are_refused():

@@ -14,51 +14,47 @@ from commands import ROOT, line_of, rows_of, run_command
 
 from codistill import hosts
 from codistill.checkpoint import read_newest
-from experiments import config as config_lib
 from experiments import predictions, run
-from experiments.build import build
 from experiments.ending import LOST_OTHERS
 from experiments.record import read_rows, read_run
 
+# Little to compile; tests/test_sharding.py has BatchNorm on many devices.
+ARGUMENTS = (
+  '--config.num_devices=4',
+  '--config.model.name=dnn',
+  '--config.model.dnn.hidden=(8,)',
+  '--config.eval_batch_size=32',
+)
 SHORT = (
+  *ARGUMENTS,
   '--config.num_steps=5',
   '--config.codistill.burn_in_steps=1',
   '--config.codistill.reload_interval_steps=2',
   '--config.codistill.synchronous=True',
   '--config.codistill.wait_timeout_s=200',
   '--config.eval_interval_steps=5',
-  '--config.eval_batch_size=32',
 )
 
 
-def start(workdir, member, processes, devices, *arguments):
-  """The processes of a member, with so many CPU devices each."""
-  world = ()
-  if processes > 1:
-    with socket.socket() as free:
-      free.bind(('127.0.0.1', 0))
-      address = f'127.0.0.1:{free.getsockname()[1]}'
-    world = (f'--coordinator-address={address}', f'--num-processes={processes}')
+def start(workdir, *arguments):
+  """Two processes that are member 0, with two CPU devices each."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
   return [
     subprocess.Popen(
       [
-        *line_of(workdir, f'--member={member}', *arguments),
-        f'--config.num_devices={processes * devices}',
-        *world,
-        *([f'--process-id={number}'] if world else []),
+        *line_of(workdir, '--member=0', *arguments),
+        *(f'--coordinator-address={address}', '--num-processes=2'),
+        f'--process-id={number}',
       ],
       cwd=ROOT,
-      env={
-        **os.environ,
-        # Alone, as many as this process has: what one of the two has compiled
-        # the other need not.
-        'JAX_NUM_CPU_DEVICES': str(devices if processes > 1 else 8),
-      },
+      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
     )
-    for number in range(processes)
+    for number in range(2)
   ]
 
 
@@ -84,26 +80,16 @@ def no_process_stays(monkeypatch):
       process.communicate()
 
 
-def stored(workdir, member):
-  """A member's state as its last checkpoint has it."""
-  config = config_lib.load('imagenet_codistill:smoke')
-  config.codistill.exchange = 'checkpoints'
-  experiment = build(config, member, exchange_folder=workdir / 'exchange')
-  restored = read_newest(
-    workdir / f'checkpoints-{member}',
-    jax.eval_shape(lambda: experiment.init(0)),
-    experiment.mesh,
-    experiment.teacher_precision,
-  )
-  return restored.step, restored.states[member]
-
-
 def test_two_hosts_a_member_train_as_one_does(tmp_path):
   """2 processes × 2 devices, and a peer of 1 × 4: as both in one process."""
   one, two = tmp_path / 'one', tmp_path / 'two'
-  together = run_command(one, *SHORT, '--config.num_devices=4')
+  processes = start(two, *SHORT)
+  together = run_command(one, *SHORT)
   assert together.status == 0
-  finish([*start(two, 0, 2, 2, *SHORT), *start(two, 1, 1, 4, *SHORT)])
+  # With the same programs, and so in this process.
+  assert run_command(two, *SHORT, '--member=1').status == 0
+  finish(processes)
+  experiment = together.experiment
   for member in together.trainer.members:
     ours = rows_of(two, f'rows-{member.index}.jsonl')
     theirs = [row for row in rows_of(one) if row['member'] == member.index]
@@ -127,54 +113,54 @@ def test_two_hosts_a_member_train_as_one_does(tmp_path):
     )
     np.testing.assert_array_equal(right, same)
     np.testing.assert_allclose(p, q, rtol=1e-3, atol=1e-5)
-    step, mine = stored(two, member.index)
-    assert step == 5
+    restored = read_newest(
+      two / f'checkpoints-{member.index}',
+      jax.eval_shape(lambda: experiment.init(0)),
+      experiment.mesh,
+      experiment.teacher_precision,
+    )
+    assert restored.step == 5
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5),
-      mine.variables,
+      restored.states[member.index].variables,
       member.state.variables,
     )
 
 
-def test_a_killed_process_of_a_member_stops_that_member_alone(tmp_path):
+def test_a_killed_process_of_a_member_stops_that_member(tmp_path):
   """It goes on from the checkpoint that all its processes wrote."""
   arguments = (
+    *ARGUMENTS,
     '--config.num_steps=200',
-    # Little to compile: the test above is of a network with BatchNorm.
-    '--config.model.name=dnn',
-    '--config.model.dnn.hidden=(8,)',
     '--config.eval_interval_steps=200',
-    '--config.eval_batch_size=32',
     '--config.checkpoint_interval_steps=20',
     '--config.codistill.reload_interval_steps=20',
     '--config.codistill.lease_timeout_s=10',
   )
-  several = start(tmp_path, 0, 2, 2, *arguments)
-  alone = start(tmp_path, 1, 1, 4, *arguments)
+  # The peer that is to teach both processes.
+  assert run_command(tmp_path, *arguments, '--member=1').status == 0
+  processes = start(tmp_path, *arguments)
   deadline = time.monotonic() + 200
   while not list((tmp_path / 'checkpoints-0').glob('[2-9]0')):
     assert time.monotonic() < deadline
-    for process in several:
+    for process in processes:
       assert process.poll() is None, process.communicate()[0]
     time.sleep(0.01)
-  several[1].send_signal(signal.SIGKILL)
-  several[1].communicate()
-  said, _ = several[0].communicate(timeout=60)  # Within bounds.
+  processes[1].kill()
+  processes[1].communicate()
+  said, _ = processes[0].communicate(timeout=60)  # Within bounds.
   # In a collective, or where JAX itself aborts it.
-  assert several[0].returncode in (LOST_OTHERS, -signal.SIGABRT), said
-  if several[0].returncode == LOST_OTHERS:
+  assert processes[0].returncode in (LOST_OTHERS, -signal.SIGABRT), said
+  if processes[0].returncode == LOST_OTHERS:
     assert 'another process of this member has ended' in said
     assert 'Traceback' not in said
-  finish(alone)
-  assert read_run(tmp_path / 'run-1.json')['status'] == 'done'
-  finish(start(tmp_path, 0, 2, 2, *arguments))
+  finish(start(tmp_path, *arguments))
   run = read_run(tmp_path / 'run-0.json')
   assert (run['status'], len(run['resumed'])) == ('done', 1)
   rows = read_rows(tmp_path / 'rows-0.jsonl')
-  steps = [row['step'] for row in rows if row['kind'] == 'train']
-  assert steps == list(range(1, 201))
-  # The peer was there, and taught both processes.
-  assert any(row['peers'] == [1] for row in rows if row['kind'] == 'train')
+  train = [row for row in rows if row['kind'] == 'train']
+  assert [row['step'] for row in train] == list(range(1, 201))
+  assert any(row['peers'] == [1] for row in train)
 
 
 def test_one_process_is_the_first_and_agrees_with_itself():

@@ -55,25 +55,19 @@ def until(condition):
   return result
 
 
-def make_old(path, seconds):
-  then = time.time() - seconds
-  os.utime(path, (then, then))
-
-
 def test_a_second_job_is_refused_while_the_first_lives(make):
-  make().acquire()
+  first = make()
+  assert first.acquire() == 1
   with pytest.raises(LeaseHeldError) as caught:
     make().acquire()
   assert 'another process is at work on member 1' in str(caught.value)
   assert f'pid {os.getpid()}' in str(caught.value)
   assert 'lease_timeout_s' in str(caught.value)
-
-
-def test_each_life_has_the_next_number(make):
-  for number in (1, 2, 3):
-    lease = make()
-    assert lease.acquire() == number
-    lease.release()
+  # Each life has the next number.
+  first.release()
+  second = make()
+  assert second.acquire() == 2
+  second.release()
   assert make().acquire(at_least=9) == 9
 
 
@@ -93,7 +87,7 @@ def test_what_is_returned_says_so_and_keeps_its_notes(make, path):
 
 HOLD = """
 import sys, time
-from codistill.lease import Lease
+from codistill.exchange.folder.lease import Lease
 Lease(sys.argv[1], timeout_s=1000.0, what='here').acquire()
 print('held', flush=True)
 time.sleep(100)
@@ -110,40 +104,45 @@ def test_a_process_that_was_killed_frees_it_at_once(make, path):
       make().acquire()
     process.kill()
     # Whoever started it may not have noticed yet: a zombie is dead, too.
-    deadline = time.monotonic() + 20
-    while held(path) and time.monotonic() < deadline:
-      time.sleep(0.01)
+    until(lambda: not held(path))
     assert make().acquire() == 2
 
 
-def test_a_number_that_another_process_has_got_since_is_not_the_holder(
-  make, path
-):
+ELSEWHERE = {'host': 'elsewhere', 'nonce': 'another'}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'seconds', 'lives'),
+  [
+    # Its number is that of a process which began at another time.
+    ({'process_started': 1.0}, 0, False),
+    ({'pid': 2**22}, 0, False),
+    # A process of this host that hangs.
+    ({}, 50, True),
+    ({}, 70, False),
+    (ELSEWHERE, 50, True),
+    (ELSEWHERE, 70, False),
+    # It promised fewer signs of life.
+    ({**ELSEWHERE, 'timeout_s': 600.0}, 100, True),
+    # Its clock is its own.
+    ({**ELSEWHERE, 'heartbeat': '1999-01-01T00:00:00+00:00'}, 0, True),
+    # Numbers of processes mean nothing in another container.
+    ({'pid_namespace': 'pid:[1]', 'pid': 2**22}, 0, True),
+  ],
+)
+def test_a_holder_is_dead_or_lives(make, path, changes, seconds, lives):
   make().acquire()
-  found = json.loads(path.read_text())
-  change(path, process_started=found['process_started'] - 100)
-  assert not held(path)
-  assert make().acquire() == 2
-
-
-@pytest.mark.parametrize('host', ['elsewhere', None])
-def test_without_a_sign_of_life_it_is_free_after_the_timeout(make, path, host):
-  """On another host; and here, where the process lives but hangs."""
-  make().acquire()
-  if host:
-    change(path, host=host, nonce='another')
-  make_old(path, 50)
-  with pytest.raises(LeaseHeldError):
-    make().acquire()
-  make_old(path, 70)
-  assert not held(path)
-  assert make().acquire() == 2
-
-
-def test_a_holder_elsewhere_is_not_judged_by_its_clock(make, path):
-  make().acquire()
-  change(path, host='elsewhere', heartbeat='1999-01-01T00:00:00+00:00')
-  assert held(path)
+  change(path, **changes)
+  then = time.time() - seconds
+  os.utime(path, (then, then))
+  for probe in (True, False):
+    timeout_s = 0.0 if 'timeout_s' in changes else 60.0
+    assert is_held(path, read_lease(path), timeout_s, probe=probe) == lives
+  if lives:
+    with pytest.raises(LeaseHeldError):
+      make().acquire()
+  else:
+    assert make().acquire() == 2
 
 
 def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
@@ -164,8 +163,7 @@ def test_whoever_was_replaced_does_not_take_it_back(make, path):
   """Even if its successor has come and gone."""
   first = make()
   first.acquire()
-  change(path, host='elsewhere')
-  make_old(path, 70)
+  change(path, held=False)
   second = make()
   assert second.acquire() == 2
   second.release()
@@ -173,24 +171,6 @@ def test_whoever_was_replaced_does_not_take_it_back(make, path):
   with pytest.raises(LeaseLostError):
     first.check()
   assert make().acquire() == 3
-
-
-def test_a_holder_that_promised_fewer_signs_of_life_is_given_its_time(
-  make, path
-):
-  make(timeout_s=600.0).acquire()
-  change(path, host='elsewhere')
-  make_old(path, 100)
-  with pytest.raises(LeaseHeldError):
-    make(timeout_s=60.0).acquire()
-
-
-def test_a_process_of_another_container_is_judged_by_its_signs_of_life(
-  make, path
-):
-  make().acquire()
-  change(path, pid_namespace='pid:[1]', pid=2**22)
-  assert held(path)
 
 
 def test_a_hanging_disk_does_not_keep_the_process(make, path, monkeypatch):
@@ -248,12 +228,9 @@ def test_garbage_holds_nothing(make, path, text):
   assert make().acquire() == 1
 
 
-def test_nobody_holds_what_is_not_there(path):
+def test_nobody_holds_what_is_not_there(make, path):
   assert read_lease(path) == {}
   assert not held(path)
   assert not path.parent.exists()
-
-
-def test_a_timeout_that_cannot_be_is_refused(make):
   with pytest.raises(ValueError, match='lease_timeout_s must be positive'):
     make(timeout_s=0.0)

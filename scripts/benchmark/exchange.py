@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from codistill import precision
+from codistill import precision, step_folders
 from codistill.exchange import topology
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.publication import Notes
+from codistill.exchange.folder.settings import Settings
 from codistill.train_step import Metrics, TrainState
 from scripts.benchmark import publication as publishing
 from scripts.benchmark.measure import (
@@ -95,10 +96,9 @@ class _Run(contextlib.ExitStack):
       CheckpointExchange(
         folder,
         topology.make_topology('all', 2),
+        Settings(reload_interval_steps=steps, keep_s=0.0),
         members=(0,),
         like=self._state.variables,
-        reload_interval_steps=steps,
-        keep_s=0.0,
       )
     )
 
@@ -152,7 +152,7 @@ def _publish_as_peer(
   folder: pathlib.Path, state: TrainState, step: int
 ) -> None:
   """Leaves a publication of member 1, outside of what is measured."""
-  for old in publication.steps(epath.Path(folder) / '1'):
+  for old in step_folders.finished(epath.Path(folder) / '1'):
     publication.remove(epath.Path(folder) / '1' / str(old))
   publication.write(
     epath.Path(folder) / '1',

@@ -19,6 +19,7 @@ from codistill.exchange import topology
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.publication import Notes
+from codistill.exchange.folder.settings import Settings
 from scripts.chaos.outcome import expect, until
 from scripts.chaos.runs import World
 
@@ -103,12 +104,14 @@ def make_exchange(folder: pathlib.Path, member: int) -> CheckpointExchange:
   return CheckpointExchange(
     folder,
     topology.make_topology('all', 2),
+    Settings(
+      reload_interval_steps=1,
+      poll_interval_s=0.02,
+      keep_s=1.0,
+      lease_timeout_s=4.0,
+    ),
     members=(member,),
     like=weights(0, 0),
-    reload_interval_steps=1,
-    poll_interval_s=0.02,
-    keep_s=1.0,
-    lease_timeout_s=4.0,
   )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from codistill.exchange.folder import publication
+from codistill import step_folders
 from scripts.chaos.exchanges import files_of
 from scripts.chaos.outcome import FailedError, Result, until
 from scripts.chaos.runs import World
@@ -143,7 +143,7 @@ def spoil(folder: pathlib.Path, chance: random.Random) -> None:
   for _ in range(5):
     name = chance.randbytes(4).hex()
     (folder / f'junk-{name}').write_bytes(chance.randbytes(1_000))
-  real = publication.steps(epath.Path(folder))
+  real = step_folders.finished(epath.Path(folder))
   if real:
     for path in files_of(folder / str(max(real))):
       # Pruned meanwhile, it is gone as well.

@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from codistill import step_folders
 from codistill.exchange.folder import publication
 from scripts.chaos.exchanges import Reader, files_of, make_exchange, weights
 from scripts.chaos.outcome import LONG_S, Result, expect, until
@@ -150,7 +151,7 @@ def slow_writer(folder: pathlib.Path, steps: int = 200) -> Result:
     go.set()
     member = epath.Path(folder) / '1'
     seconds = until(
-      lambda: {1, steps} <= publication.steps(member).keys(), 'the last one'
+      lambda: {1, steps} <= step_folders.finished(member).keys(), 'the last one'
     )
   expect(
     dict(events) == {'skip': steps - 2},

@@ -29,7 +29,7 @@ Row = dict[str, Any]
 # load=2 or write=2 for two seconds each time.
 _SLOW = """
 import runpy, sys, time
-from codistill import publication
+from codistill.exchange.folder import publication
 
 name, _, seconds = sys.argv.pop(1).partition('=')
 real = getattr(publication, name)

@@ -14,7 +14,7 @@ import threading
 from typing import NamedTuple
 
 from codistill import hosts
-from codistill.exchange.memory import Copy
+from codistill.exchange.copies import Copy
 
 _NOTHING = (-1, -1)
 

@@ -23,26 +23,22 @@ from etils import epath
 
 from codistill import hosts
 from codistill.algorithm import Account, Exchange, Peer, Publications
-from codistill.exchange.folder.follower import Follower
-from codistill.exchange.folder.journal import Journal
-from codistill.exchange.folder.publisher import CLOSE_S, Publisher
-from codistill.exchange.folder.reader import Reader
-from codistill.exchange.folder.waiter import PeerTimeoutError, Waiter
-from codistill.exchange.memory import (
+from codistill.exchange.copies import (
   Copy,
-  check_cadence,
-  check_precisions,
   choose_peers,
   from_publications,
   to_publications,
 )
+from codistill.exchange.folder.follower import Follower
+from codistill.exchange.folder.journal import Journal
+from codistill.exchange.folder.publisher import Publisher
+from codistill.exchange.folder.reader import Reader
+from codistill.exchange.folder.settings import CLOSE_S, Settings
+from codistill.exchange.folder.waiter import PeerTimeoutError, Waiter
 from codistill.exchange.rules import ANY_PEER, Rules, TaskLosses
 from codistill.exchange.topology import Topology
-from codistill.precision import FULL
 
 PyTree = Any
-# Seconds: the least between two looks at the neighbours' folders.
-_LEAST_POLL_S = 0.02
 
 
 class CheckpointExchange(Exchange):
@@ -57,21 +53,12 @@ class CheckpointExchange(Exchange):
     self,
     folder: epath.PathLike,
     topology: Topology,
+    settings: Settings,
     *,
     members: Iterable[int],
     like: PyTree,
-    reload_interval_steps: int,
-    delay_steps: int = 0,
     rules: Rules = ANY_PEER,
-    synchronous: bool = False,
-    publish_precision: str = FULL,
-    teacher_precision: str = FULL,
     config_hash: str = '',
-    keep_publications: int = 3,
-    keep_s: float = 30.0,
-    poll_interval_s: float = 0.5,
-    wait_timeout_s: float = 600.0,
-    lease_timeout_s: float = 60.0,
   ):
     """Reads and writes nothing yet.
 
@@ -80,73 +67,30 @@ class CheckpointExchange(Exchange):
         and etils go.
       topology: who learns from whom; redrawn, if it is, at a member's own
         reload intervals.
+      settings: how often, how closely and how patiently.
       members: those of this process.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
         shardings that peers are to be loaded into.
-      reload_interval_steps: k, updates between two publications, ≥ 1.
-      delay_steps: d ≥ 0, by how many more steps each publication is held back;
-        for synchronous members.
       rules: which peers may teach.
-      synchronous: wait for each other rather than take the freshest.
-      publish_precision: what this process publishes in.
-      teacher_precision: what it holds teachers in.
       config_hash: publications with another one are not read.
-      keep_publications: how many of the newest stay in the folder, ≥ 2.
-      keep_s: and for how many seconds after publication all do, so that slow
-        readers get to the end.
-      poll_interval_s: seconds between two looks at the neighbours' folders.
-      wait_timeout_s: seconds that a synchronous member waits for a peer.
-      lease_timeout_s: seconds after which a job without a sign of life is
-        taken for dead.
-
-    Raises:
-      ValueError: if a number is out of range, or a delay is asked of members
-        that have no common steps.
     """
-    check_cadence(reload_interval_steps, delay_steps)
-    check_precisions(publish_precision, teacher_precision)
-    if delay_steps and not synchronous:
-      raise ValueError(
-        'delay_steps counts steps that members have in common, and those of '
-        'several jobs have none; set synchronous, or delay_steps to 0'
-      )
-    if keep_publications < 2:
-      raise ValueError(
-        f'keep_publications is {keep_publications}; with less than 2 the one '
-        'that is being read goes'
-      )
-    for name, value in (
-      ('keep_s', keep_s),
-      ('poll_interval_s', poll_interval_s),
-      ('wait_timeout_s', wait_timeout_s),
-    ):
-      if value < 0:
-        raise ValueError(f'{name} must not be negative: {value}')
     folder = epath.Path(folder)
     if '://' not in folder.as_posix():
       folder = folder.resolve()  # Orbax takes no relative one.
     members = tuple(members)
-    poll_s = max(poll_interval_s, _LEAST_POLL_S)
     self._folder = folder
-    self._interval = reload_interval_steps
+    self._settings = settings
     self._rules = rules
-    self._synchronous = synchronous
-    self._wait_s = wait_timeout_s
     # Whoever has a world of several saves and loads beside it.
     self._beside = hosts.OwnWorld() if hosts.are_several() else None
-    call = _here if self._beside is None else self._beside.call
     self._journal = Journal(members)
     self._losses = TaskLosses()
+    call = _here if self._beside is None else self._beside.call
     self._publisher = Publisher(
       folder,
+      settings,
       members=members if hosts.is_first() else (),
-      synchronous=synchronous,
-      publish_precision=publish_precision,
       config_hash=config_hash,
-      keep_publications=keep_publications,
-      keep_s=keep_s,
-      wait_timeout_s=wait_timeout_s,
-      lease_timeout_s=lease_timeout_s,
       journal=self._journal,
       call=call,
       should_stop=lambda: self.should_stop(),
@@ -154,35 +98,25 @@ class CheckpointExchange(Exchange):
     self._reader = Reader(
       folder,
       topology,
+      settings,
       members=members,
       like=like,
-      teacher_precision=teacher_precision,
       config_hash=config_hash,
-      pause_s=poll_s,
       journal=self._journal,
       call=call,
     )
     # What members see of their peers.
     self._view: Follower | Waiter
-    if synchronous:
+    if settings.synchronous:
       self._view = Waiter(
         topology,
+        settings,
         self._reader,
-        reload_interval_steps=reload_interval_steps,
-        lag=delay_steps + 1,
-        wait_timeout_s=wait_timeout_s,
         check_leases=self._publisher.check_leases,
         should_stop=lambda: self.should_stop(),
       )
     else:
-      self._view = Follower(
-        topology,
-        self._reader,
-        members=members,
-        reload_interval_steps=reload_interval_steps,
-        lag=delay_steps + 1,
-        poll_interval_s=poll_s,
-      )
+      self._view = Follower(topology, settings, self._reader, members)
     self._last_step: dict[int, int] = {}
     self._left_out: dict[int, dict[int, str]] = {}
     self._stalls: dict[int, float] = {}
@@ -224,7 +158,7 @@ class CheckpointExchange(Exchange):
     self._publisher.check_leases()
     self._last_step[member] = step
     self._losses.add(member, task_loss)
-    if step % self._interval == 0:
+    if step % self._settings.reload_interval_steps == 0:
       self._publisher.offer(
         member, step, variables, self._losses.publish(member)
       )
@@ -279,8 +213,8 @@ class CheckpointExchange(Exchange):
     Raises:
       PeerTimeoutError: if they cannot be written in time.
     """
-    if self._synchronous:
-      patience = self._wait_s
+    if self._settings.synchronous:
+      patience = self._settings.wait_timeout_s
       if self.should_stop():
         patience = min(patience, CLOSE_S)
       landed = self._publisher.flush(patience)

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from codistill import hosts
+from codistill.exchange.copies import Copy, reload_number
 from codistill.exchange.folder.agreement import Agreement
 from codistill.exchange.folder.publication import brief
-from codistill.exchange.folder.publisher import CLOSE_S
 from codistill.exchange.folder.reader import Reader
-from codistill.exchange.memory import Copy, reload_number
+from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.topology import Teachers, Topology
 
 # Meetings of a member's processes in a reload interval: a copy is proposed at
@@ -28,35 +28,28 @@ class Follower:
   def __init__(
     self,
     topology: Topology,
+    settings: Settings,
     reader: Reader,
-    *,
     members: Iterable[int],
-    reload_interval_steps: int,
-    lag: int,
-    poll_interval_s: float,
   ):
     """Has no copy yet.
 
     Args:
       topology: who learns from whom; redrawn, if it is, at a member's own
         reload intervals.
+      settings: how often members publish, and how often to look.
       reader: reads publications; for this follower alone.
       members: those of this process.
-      reload_interval_steps: k, updates between two publications.
-      lag: how many steps after a publication it may teach.
-      poll_interval_s: seconds between two looks at the peers' folders.
     """
     self._topology = topology
+    self._settings = settings
     self._reader = reader
-    self._interval = reload_interval_steps
-    self._lag = lag
-    self._poll_s = poll_interval_s
     self._agreement = (
       Agreement(topology.members) if hosts.are_several() else None
     )
     self._chooses = hosts.is_first()
     self._met: set[int] = set()
-    self._meet_every = max(1, reload_interval_steps // _MEETINGS)
+    self._meet_every = max(1, settings.reload_interval_steps // _MEETINGS)
     self._closing = threading.Event()
     self._thread: threading.Thread | None = None
     # Shared with the thread, under this lock.
@@ -128,7 +121,9 @@ class Follower:
   def _note_reload(self, member: int, step: int) -> None:
     """Has the thread look for whom a member is to learn from next."""
     with self._lock:
-      self._reload[member] = reload_number(step, self._lag, self._interval)
+      self._reload[member] = reload_number(
+        step, self._settings.lag, self._settings.reload_interval_steps
+      )
 
   def _meet(self, member: int) -> None:
     """Takes up what all processes of this member have."""
@@ -161,7 +156,7 @@ class Follower:
           text = f'cannot look for member {peer}: {brief(error)}'
           self._reader.failed(peer, text)
       self._follow(reloads)
-      if self._closing.wait(self._poll_s):
+      if self._closing.wait(self._settings.poll_s):
         return
 
   def _follow(self, reloads: Mapping[int, int]) -> None:

@@ -80,8 +80,7 @@ class Lease:
     Raises:
       ValueError: if the timeout is not positive.
     """
-    if timeout_s <= 0:
-      raise ValueError(f'lease_timeout_s must be positive, not {timeout_s}')
+    check_timeout(timeout_s)
     self.path = epath.Path(path)
     self.incarnation = 0
     self.notes = dict(notes)
@@ -213,6 +212,12 @@ class Lease:
     new = self.path.with_name(f'.{self.path.name}.{self._content["nonce"]}')
     new.write_text(json.dumps(content, indent=2) + '\n')
     new.replace(self.path)
+
+
+def check_timeout(timeout_s: float) -> None:
+  """Refuses a timeout after which nobody could live with a ValueError."""
+  if timeout_s <= 0:
+    raise ValueError(f'lease_timeout_s must be positive, not {timeout_s}')
 
 
 def read_lease(path: epath.PathLike) -> dict[str, Any]:

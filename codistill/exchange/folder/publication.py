@@ -8,10 +8,7 @@ cannot rename, its own mark says so.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import zlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +17,9 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from codistill import precision as precision_lib
+from codistill import step_folders
 
 PyTree = Any
-# Orbax 0.12 tells what goes on in one process apart by a number that saves and
-# loads share ("the current operation"): beside a load, a save may begin to
-# write before its folder is there, or wait minutes for it. Folders that are
-# made first need no such number.
-_FOLDERS_FIRST = ocp.Context()
-_FOLDERS_FIRST.asynchronous.create_directories_asynchronously = False
-_SAVING = threading.Lock()
-# Seconds; a save to a disk that hangs is no danger to another.
-_SAVING_S = 60.0
 
 
 class Notes(NamedTuple):
@@ -77,20 +66,8 @@ def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
   path = folder / str(notes.step)
   remove(path)
   said = {**notes._asdict(), 'checksum': _checksum(variables)}
-  with one_save_at_a_time():
+  with step_folders.one_save_at_a_time():
     ocp.save(path, variables, custom_metadata=said)
-
-
-@contextlib.contextmanager
-def one_save_at_a_time() -> Iterator[None]:
-  """Keeps saves of this process apart, for at most a minute."""
-  taken = _SAVING.acquire(timeout=_SAVING_S)
-  try:
-    with ocp.Context(_FOLDERS_FIRST):
-      yield
-  finally:
-    if taken:
-      _SAVING.release()
 
 
 def remove(path: epath.Path) -> None:
@@ -109,32 +86,6 @@ def clear(folder: epath.Path) -> None:
   for path in folder.iterdir():
     if path.name.endswith(('.orbax-checkpoint-tmp', '.removed')):
       path.rmtree()
-
-
-def steps(folder: epath.Path) -> dict[int, int]:
-  """The finished publications of a member: steps, and when each was written.
-
-  Returns:
-    Seconds since 1970 by the file system's clock, by step; {} if there is no
-    such folder.
-
-  Raises:
-    OSError: if it cannot be listed.
-  """
-  try:
-    paths = list(folder.iterdir())
-  except (FileNotFoundError, NotADirectoryError):
-    return {}
-  found = {}
-  for path in paths:
-    if path.name.isdecimal():
-      try:
-        stat = path.stat()
-      except OSError:
-        continue  # Pruned since the folder was listed, or no publication.
-      if stat.is_directory:
-        found[int(path.name)] = int(stat.mtime)
-  return found
 
 
 def read_notes(path: epath.Path) -> Notes:

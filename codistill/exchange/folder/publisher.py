@@ -16,19 +16,18 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision
+from codistill import precision, step_folders
+from codistill.exchange.copies import Copy, make_copy
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
 from codistill.exchange.folder.lease import Lease, LeaseLostError, read_lease
 from codistill.exchange.folder.publication import Notes, UnreadableError, brief
-from codistill.exchange.memory import Copy, make_copy
+from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.rules import MeanLoss
 
 PyTree = Any
-# Seconds: between two looks at whether to stop waiting for the disk, and for
-# the last publications at the end.
+# Seconds between two looks at whether to stop waiting for the disk.
 _LOOK_S = 0.02
-CLOSE_S = 30.0
 # Refusals that a lease remembers for synchronous peers.
 _REFUSALS = 100
 
@@ -55,15 +54,10 @@ class Publisher:
   def __init__(
     self,
     folder: epath.Path,
+    settings: Settings,
     *,
     members: Iterable[int],
-    synchronous: bool,
-    publish_precision: str,
     config_hash: str,
-    keep_publications: int,
-    keep_s: float,
-    wait_timeout_s: float,
-    lease_timeout_s: float,
     journal: Journal,
     call: Callable[..., Any],
     should_stop: Callable[[], bool],
@@ -72,36 +66,25 @@ class Publisher:
 
     Args:
       folder: shared by all members.
+      settings: in which precision to publish, how long to try and to keep. A
+        synchronous member leaves out no publication, and rather keeps the
+        train loop.
       members: for whom to publish; without any, nothing is ever done.
-      synchronous: leave out no publication; keep the train loop rather.
-      publish_precision: what to publish in.
       config_hash: said in each publication.
-      keep_publications: how many of the newest stay in the folder.
-      keep_s: and for how many seconds after publication all do.
-      wait_timeout_s: how long a synchronous member's publications are tried.
-      lease_timeout_s: seconds after which a job without a sign of life is
-        taken for dead.
       journal: told what happens.
       call: calls a function of `publication` that saves or loads.
       should_stop: asked while the train loop is kept.
-
-    Raises:
-      ValueError: if the lease's timeout is not positive.
     """
     self._folder = folder
-    self._synchronous = synchronous
-    self._precision = publish_precision
+    self._settings = settings
     self._config_hash = config_hash
-    self._keep = keep_publications
-    self._keep_s = keep_s
-    self._wait_s = wait_timeout_s
     self._journal = journal
     self._call = call
     self._should_stop = should_stop
     self._leases = {
       member: Lease(
         self._folder_of(member) / 'lease.json',
-        timeout_s=lease_timeout_s,
+        timeout_s=settings.lease_timeout_s,
         what=f'member {member} in {folder}',
         step=None,
         refused=[],
@@ -191,8 +174,8 @@ class Publisher:
       # What this process has of it: no other takes part.
       jax.tree.map(_here, variables),
       task_loss,
-      self._precision,
-      self._precision,
+      self._settings.publish_precision,
+      self._settings.publish_precision,
     )
     copy.incarnation = self._leases[member].incarnation
     offer = _Offer(member, step, copy, began)
@@ -215,17 +198,17 @@ class Publisher:
     """Removes what these members published in an earlier run."""
     for member, lease in self._leases.items():
       folder = self._folder_of(member)
-      for step in publication.steps(folder):
+      for step in step_folders.finished(folder):
         publication.remove(folder / str(step))
       lease.note(refused=[])
 
   def _enqueue(self, offer: _Offer) -> None:
     with self._changed:
       mine = [one for one in self._offers if one.member == offer.member]
-      if self._synchronous and mine:
+      if self._settings.synchronous and mine:
         # Nothing may be left out, and no queue may grow for ever: it grows by
         # one a timeout. Whoever stops does so before the next update.
-        deadline = time.monotonic() + self._wait_s
+        deadline = time.monotonic() + self._settings.wait_timeout_s
         while (
           mine[-1] in self._offers
           and time.monotonic() < deadline
@@ -281,7 +264,9 @@ class Publisher:
         'publishes nothing',
       )
       return
-    until = time.monotonic() + (self._wait_s if self._synchronous else 0)
+    until = time.monotonic()
+    if self._settings.synchronous:
+      until += self._settings.wait_timeout_s
     while True:
       try:
         self._write(offer)
@@ -292,7 +277,7 @@ class Publisher:
           publication.clear(self._folder_of(member))  # Disks are finite.
         self._note_failure(offer, error)
         if self._closing.wait(1.0) or time.monotonic() > until:
-          if self._synchronous:
+          if self._settings.synchronous:
             self.gave_up[member, offer.step] = brief(error)
           return
     lease.note(step=offer.step)
@@ -324,10 +309,10 @@ class Publisher:
       wall_time=time.time(),
       task_loss=None if copy.task_loss is None else float(copy.task_loss),
       config_hash=self._config_hash,
-      precision=self._precision,
+      precision=self._settings.publish_precision,
       num_bytes=precision.num_bytes(copy.variables),
     )
-    if not (self._synchronous and self._is_published(folder, notes)):
+    if not (self._settings.synchronous and self._is_published(folder, notes)):
       self._call(
         publication.write, folder, jax.device_get(copy.variables), notes
       )
@@ -356,16 +341,16 @@ class Publisher:
     # What this life did not publish is older than all that it did, unless it
     # is synchronous and does the same again.
     ordered = sorted(
-      publication.steps(folder),
+      step_folders.finished(folder),
       key=lambda step: (
-        self._synchronous or (member, step) in self._published_at,
+        self._settings.synchronous or (member, step) in self._published_at,
         step,
       ),
     )
-    for step in ordered[: -self._keep]:
+    for step in ordered[: -self._settings.keep_publications]:
       # What was there before this life is as old as it at the least.
       born = self._published_at.get((member, step), self._began)
-      if now - born >= self._keep_s:
+      if now - born >= self._settings.keep_s:
         publication.remove(folder / str(step))
         self._published_at.pop((member, step), None)
 
@@ -373,7 +358,7 @@ class Publisher:
     """Of all that a member has published and not removed."""
     folder = self._folder_of(member)
     found = []
-    for step in publication.steps(folder):
+    for step in step_folders.finished(folder):
       with contextlib.suppress(UnreadableError):
         notes = self._call(publication.read_notes, folder / str(step))
         found.append(notes.incarnation)

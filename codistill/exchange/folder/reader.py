@@ -10,12 +10,13 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision
+from codistill import precision, step_folders
+from codistill.exchange.copies import Copy, all_finite
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
 from codistill.exchange.folder.lease import read_lease
 from codistill.exchange.folder.publication import Notes, UnreadableError
-from codistill.exchange.memory import Copy, all_finite
+from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Topology
 
 PyTree = Any
@@ -44,12 +45,11 @@ class Reader:
     self,
     folder: epath.Path,
     topology: Topology,
+    settings: Settings,
     *,
     members: Iterable[int],
     like: PyTree,
-    teacher_precision: str,
     config_hash: str,
-    pause_s: float,
     journal: Journal,
     call: Callable[..., Any],
   ):
@@ -58,12 +58,12 @@ class Reader:
     Args:
       folder: shared by all members.
       topology: who learns from whom.
+      settings: in which precision to hold teachers; what failed is tried again
+        after twice the pause between two looks, and more each time.
       members: those of this process.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
         shardings that peers are to be loaded into.
-      teacher_precision: what teachers are held in.
       config_hash: publications with another one are not read.
-      pause_s: half of the pause before what failed is tried again; > 0.
       journal: told what happens.
       call: calls a function of `publication` that saves or loads.
     """
@@ -80,9 +80,8 @@ class Reader:
     self._shapes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like
     )
-    self._teacher_precision = teacher_precision
+    self._settings = settings
     self._config_hash = config_hash
-    self._pause_s = pause_s
     self._journal = journal
     self._call = call
     self._notes: dict[_Key, Notes] = {}
@@ -102,7 +101,7 @@ class Reader:
     Raises:
       OSError: if they cannot be listed.
     """
-    return publication.steps(self.folder / str(peer))
+    return step_folders.finished(self.folder / str(peer))
 
   def lease(self, peer: int) -> dict[str, Any]:
     """What a peer's lease says; {} if there is none that can be read."""
@@ -210,7 +209,7 @@ class Reader:
       if not bool(all_finite(variables)):
         raise UnreadableError(f'{path} is not finite')
       held = precision.convert(
-        variables, self._like, notes.precision, self._teacher_precision
+        variables, self._like, notes.precision, self._settings.teacher_precision
       )
     return precision.place_like(held, self._like), notes
 
@@ -222,7 +221,7 @@ class Reader:
     """Counts a failed read, warns once a peer, and has patience with it."""
     peer, step, _ = key
     with self._lock:
-      pause = self._patience.get(key, (0.0, self._pause_s))[1]
+      pause = self._patience.get(key, (0.0, self._settings.poll_s))[1]
       pause = min(2 * pause, _MOST_PATIENCE_S)
       self._patience[key] = (time.monotonic() + pause, pause)
       self._failed_loads[peer] = self._failed_loads.get(peer, 0) + 1

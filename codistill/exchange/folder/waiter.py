@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from codistill import hosts
+from codistill.exchange.copies import Copy, reload_number
 from codistill.exchange.folder.reader import Reader
-from codistill.exchange.memory import Copy, reload_number
+from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Teachers, Topology
 
 # Seconds between two looks at what a member waits for.
@@ -34,11 +35,9 @@ class Waiter:
   def __init__(
     self,
     topology: Topology,
+    settings: Settings,
     reader: Reader,
     *,
-    reload_interval_steps: int,
-    lag: int,
-    wait_timeout_s: float,
     check_leases: Callable[[], None],
     should_stop: Callable[[], bool],
   ):
@@ -46,19 +45,17 @@ class Waiter:
 
     Args:
       topology: who learns from whom.
+      settings: how often members publish, and how long to wait for a peer.
       reader: reads publications; for this waiter alone.
-      reload_interval_steps: k, updates between two publications.
-      lag: how many steps after a publication it may teach.
-      wait_timeout_s: how long to wait for a peer.
       check_leases: called again and again meanwhile, so that whoever has been
         replaced waits no longer.
       should_stop: asked as often.
     """
     self._topology = topology
     self._reader = reader
-    self._interval = reload_interval_steps
-    self._lag = lag
-    self._wait_s = wait_timeout_s
+    self._interval = settings.reload_interval_steps
+    self._lag = settings.lag
+    self._wait_s = settings.wait_timeout_s
     self._check_leases = check_leases
     self._should_stop = should_stop
     self._copies: dict[int, dict[int, Copy]] = {
