@@ -127,7 +127,7 @@ class Objective:
     self, logits: Logits, teachers: Sequence[Logits]
   ) -> PerExample:
     """ψ of a student's logits, with the teacher that this objective has."""
-    if self.constant_targets is None:
+    if self.needs_peers:
       targets = average_of_peers(teachers)
     else:
       targets = jnp.asarray(self.constant_targets, logits.dtype)

@@ -278,14 +278,13 @@ def make_updates(
       (`codistill.asynchronous`); 1 for synchronous SGD.
     num_microbatches: parts that a batch is computed in, one after another,
       their gradients added up: less memory. It divides each device's examples.
-      What the network takes over a batch, BatchNorm's statistics, is then taken
-      over a part, unless its groups are smaller.
+      BatchNorm's statistics are then those of a part, unless its groups are
+      smaller.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
     when distilling, distill_loss; losses in nats, before weighting.
   """
-  teacher = objective.teacher or model
   gradient = _make_gradient(
     make_objective(model, objective, mesh), num_microbatches, mesh
   )
@@ -302,18 +301,16 @@ def make_updates(
   def descend(state, batch, peers, peer_memories, distill):
     params, workers = state.variables['params'], num_async_workers
     seen, past = asynchronous.exchange_weights(state.past, params, state.step)
-    memory, *carries = (
-      asynchronous.carry_of(one, workers, state.step)
-      for one in (state.memory, *peer_memories)
+    memories = (state.memory, *peer_memories)
+    carries = tuple(
+      asynchronous.carry_of(one, workers, state.step) for one in memories
     )
-    gradients, metrics, updated, (memory, *carries) = gradient(
-      seen, state, batch, peers, (memory, *carries), distill
+    gradients, metrics, updated, carries = gradient(
+      seen, state, batch, peers, carries, distill
     )
     memory, *peer_memories = (
       asynchronous.put_carry(one, workers, state.step, carry)
-      for one, carry in zip(
-        (state.memory, *peer_memories), (memory, *carries), strict=True
-      )
+      for one, carry in zip(memories, carries, strict=True)
     )
     steps, opt_state = optimizer.update(gradients, state.opt_state, params)
     state = dataclasses.replace(
@@ -331,9 +328,8 @@ def make_updates(
     return state, metrics, tuple(peer_memories)
 
   def zero_memory(batch_size):
-    return asynchronous.stack_carries(
-      teacher.memory(batch_size), num_async_workers
-    )
+    carry = (objective.teacher or model).memory(batch_size)
+    return asynchronous.stack_carries(carry, num_async_workers)
 
   return JittedUpdates(
     descend,

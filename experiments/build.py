@@ -63,8 +63,7 @@ def build(
     config: as `experiments/configs` makes them.
     member: the one member that this process trains, or None for all.
     dataset: instead of the one that the config names.
-    exchange_folder: where members of several processes meet, unless the config
-      says.
+    exchange_folder: where members meet, unless the config says.
     teachers: whom members learn from, if `codistill.exchange` is frozen.
     teacher: their network, if it may be another one.
 
