@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+import grain  # noqa: F401 - defines flags, before any are saved
 import jax
 import numpy as np
 import pytest

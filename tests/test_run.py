@@ -4,6 +4,7 @@ import json
 
 import jax
 import pytest
+from absl.testing import flagsaver
 from commands import (
   CODISTILL,
   ROOT,
@@ -13,7 +14,8 @@ from commands import (
   strict_rows,
 )
 
-from experiments import record
+from experiments import flags, record, run
+from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 
 ABOUT_PEERS = ('num_peers', 'peers', 'peer_ages', 'peer_age')
@@ -142,10 +144,12 @@ def test_configs_run_to_their_end(
   assert read_run(workdir / 'run.json')['status'] == 'done'
   assert (workdir / 'checkpoints/4').is_dir()
   rows = rows_of(workdir)
-  finals = [row['member'] for row in rows if row['kind'] == 'final']
-  assert finals == [*range(members)] + ['ensemble'] * (members > 1)
   train = [row for row in rows if row['kind'] == 'train']
   assert len(train) == 4 * members
+  # Not evaluated twice, although it is time for that, too.
+  assert [(row['kind'], row['member']) for row in rows[len(train) :]] == [
+    ('final', who) for who in [*range(members)] + ['ensemble'] * (members > 1)
+  ]
   for row in train:
     assert row['num_peers'] == 0
     assert (row['distill_loss'] is not None) == taught
@@ -161,3 +165,16 @@ def test_configs_run_to_their_end(
   ]
   assert not (apart / 'run.json').exists()
   assert not (apart / 'rows.jsonl').exists()
+
+
+def test_what_is_not_given_follows():
+  with flagsaver.flagsaver():
+    argv = run.parse_flags(['run', f'--config={CODISTILL}', '--member=1'])
+    request = flags.make_request(argv[1])
+    assert request.workdir == ROOT / 'runs/imagenet_codistill-smoke-members'
+    assert (request.member, request.world) == (1, None)
+    # There is no memory that it shares with its peers.
+    assert request.config.codistill.exchange == 'checkpoints'
+    run.parse_flags([*argv[:1], f'--config={CODISTILL}', '--process-id=0'])
+    with pytest.raises(UserError, match='address and --num-processes is miss'):
+      flags.make_request(argv[1])
