@@ -31,12 +31,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.clicks import dataset as criteo
-from data.clicks import log as click_log
-from data.clicks import preparation as click_preparation
-from data.clicks import synthetic as synthetic_clicks
+from data.clicks import log, preparation, synthetic
+from data.clicks.dataset import HELD_OUT_FRACTION, MIN_COUNT, ClicksError
 from data.preparing import resumable, workers
-from data.text.documents import InputError
+from data.preparing.compressed import InputError
 from scripts import preparing
 
 
@@ -70,7 +68,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--min-count',
     type=int,
-    default=criteo.MIN_COUNT,
+    default=MIN_COUNT,
     metavar='N',
     help='categories that occur less often in their field, in the part to '
     'train on, are one (default: %(default)s)',
@@ -78,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--held-out-fraction',
     type=_fraction,
-    default=criteo.HELD_OUT_FRACTION,
+    default=HELD_OUT_FRACTION,
     metavar='F',
     help='share of the rows to evaluate on, the last ones (default: '
     '%(default)s)',
@@ -129,9 +127,7 @@ def _fraction(text: str) -> Fraction:
     ) from error
 
 
-def show(
-  display: preparing.Display, progress: click_preparation.Progress
-) -> None:
+def show(display: preparing.Display, progress: preparation.Progress) -> None:
   """Shows what a run has come to."""
   notes = []
   if progress.phase == 'reading' and progress.unit == 'bytes':
@@ -195,7 +191,7 @@ def write_synthetic(
   """
   # Elsewhere first: half a log looks like a whole one.
   new = path.with_name(f'{path.name}.new')
-  settings = click_preparation.Settings(
+  settings = preparation.Settings(
     min_count=1, held_out_fraction=held_out_fraction
   )
   first = settings.num_train(num_rows)
@@ -207,13 +203,13 @@ def write_synthetic(
       file = stack.enter_context(
         gzip.GzipFile('', 'wb', compresslevel=1, fileobj=raw, mtime=0)
       )
-    step = synthetic_clicks.CHUNK_ROWS
+    step = synthetic.CHUNK_ROWS
     for start in range(0, num_rows, step):
       end = min(start + step, num_rows)
-      rows, _ = synthetic_clicks.make_rows(start, end)
-      file.write(click_log.format_rows(rows))
+      rows, _ = synthetic.make_rows(start, end)
+      file.write(log.format_rows(rows))
       if end > first:
-        parts = click_preparation.score_truth(start, first, num_rows)
+        parts = preparation.score_truth(start, first, num_rows)
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
   os.replace(new, path)
   expected, scored = (one / (num_rows - first) for one in sums)
@@ -234,13 +230,13 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
       return None
     output = pathlib.Path(flags.output).expanduser()
     inputs = (
-      click_log.find_inputs(flags.input, preparing.find_files)
+      log.find_inputs(flags.input, preparing.find_files)
       if flags.input
-      else [click_preparation.synthetic_input(flags.synthetic_rows)]
+      else [preparation.synthetic_input(flags.synthetic_rows)]
     )
     with preparing.Display(console) as display:
-      manifest = click_preparation.prepare(
-        click_preparation.Settings(
+      manifest = preparation.prepare(
+        preparation.Settings(
           min_count=flags.min_count,
           held_out_fraction=flags.held_out_fraction,
         ),
@@ -251,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
         overwrite=flags.overwrite,
         report=functools.partial(show, display),
       )
-  except (resumable.PreparationError, InputError, criteo.ClicksError) as error:
+  except (resumable.PreparationError, InputError, ClicksError) as error:
     return str(error)
   except OSError as error:
     return f'{error}: put that right, and the same command goes on from here.'

@@ -13,16 +13,16 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data.text import corpus as corpus_lib
-from data.text import documents as documents_lib
-from data.text import preparation
-from data.text import tokenizer as tokenizer_lib
+from data.preparing.compressed import InputError
+from data.preparing.resumable import PreparationError
+from data.text import corpus, inputs, preparation, tokenizer
+from data.text.documents import languages
 from scripts import preparing
 
 
@@ -80,15 +80,34 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
       help += f' (default: {default})'
     parser.add_argument(name, help=help, **keywords)
 
+  _add_files(add)
+  _add_tokenizer(add)
+  _add_documents(add)
+  add(
+    '--workers',
+    'processes; the result does not depend on it (default: one a core)',
+    type=int,
+    metavar='N',
+  )
+  parser.add_argument(
+    '--overwrite', action='store_true', help='begin anew, and replace DIR'
+  )
+  flags = parser.parse_args(arguments)
+  if flags.format == 'builtin':
+    flags.input, flags.held_out = ['builtin'], []
+  if problem := _problem(flags):
+    parser.error(problem)
+  return flags
+
+
+def _add_files(add: Callable[..., None]) -> None:
   add(
     '--input',
     'files to train on, as patterns in quotes; of tfds NAME or NAME[SPLIT]',
     nargs='+',
     metavar='GLOB',
   )
-  add(
-    '--format', 'of all of them', required=True, choices=documents_lib.FORMATS
-  )
+  add('--format', 'of all of them', required=True, choices=inputs.FORMATS)
   add('--output', 'the folder to be made', required=True, metavar='DIR')
   add('--vocab-size', 'number of pieces', required=True, type=int, metavar='N')
   add(
@@ -105,6 +124,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default=0.01,
     metavar='F',
   )
+
+
+def _add_tokenizer(add: Callable[..., None]) -> None:
   add(
     '--train-from',
     'how many documents the tokenizer learns from, at most, and from 100 '
@@ -117,7 +139,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     '--oov',
     'characters outside the vocabulary: as bytes, or, and that loses them, as '
     'the unknown piece',
-    choices=tokenizer_lib.OOV,
+    choices=tokenizer.OOV,
     default='bytes',
   )
   add(
@@ -130,7 +152,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   add(
     '--structure',
     'what is marked besides the end of a document; builtin has none',
-    choices=tokenizer_lib.STRUCTURES,
+    choices=tokenizer.STRUCTURES,
     default='sentences',
   )
   add(
@@ -139,11 +161,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default='en',
     metavar='CODE',
   )
+
+
+def _add_documents(add: Callable[..., None]) -> None:
   add(
     '--document',
     'what one document is: a whole file of txt or record of others, or what '
     'stands between empty lines in it, or a line of it',
-    choices=documents_lib.DOCUMENTS,
+    choices=inputs.DOCUMENTS,
     default='whole',
   )
   add(
@@ -179,20 +204,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default=1,
     metavar='N',
   )
-  add(
-    '--workers',
-    'processes; the result does not depend on it (default: one a core)',
-    type=int,
-    metavar='N',
-  )
-  parser.add_argument(
-    '--overwrite', action='store_true', help='begin anew, and replace DIR'
-  )
-  flags = parser.parse_args(arguments)
-  if flags.format == 'builtin':
-    flags.input, flags.held_out = ['builtin'], []
-  elif not flags.input:
-    parser.error('--input is needed for all formats but builtin')
+
+
+def _problem(flags: argparse.Namespace) -> str | None:
+  """What is wrong with the flags, in a sentence."""
+  if not flags.input:
+    return '--input is needed for all formats but builtin'
   least = {
     '--train-from': (flags.train_from, 1),
     '--workers': (flags.workers, 1),
@@ -201,7 +218,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   }
   for name, (value, minimum) in least.items():
     if value is not None and value < minimum:
-      parser.error(f'{name} is {value}; it must be at least {minimum}')
+      return f'{name} is {value}; it must be at least {minimum}'
   shares = {
     '--held-out-fraction': flags.held_out_fraction,
     '--character-coverage': flags.character_coverage,
@@ -209,8 +226,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   }
   for name, value in shares.items():
     if not 0 <= value <= 1:
-      parser.error(f'{name} is {value}; it must be between 0 and 1')
-  return flags
+      return f'{name} is {value}; it must be between 0 and 1'
+  return None
 
 
 def settings_of(flags: argparse.Namespace) -> preparation.Settings:
@@ -221,14 +238,14 @@ def settings_of(flags: argparse.Namespace) -> preparation.Settings:
   """
   wet = flags.format == 'wet'
   language = flags.language or ('en' if wet else 'any')
-  if language != 'any' and language not in documents_lib.languages():
-    raise documents_lib.InputError(
+  if language != 'any' and language not in languages():
+    raise InputError(
       f'--language {language} is not known: use any, or one of '
-      f'{", ".join(documents_lib.languages())}.'
+      f'{", ".join(languages())}.'
     )
   words = flags.min_paragraph_words
   return preparation.Settings(
-    reading=documents_lib.Reading(
+    reading=inputs.Reading(
       format=flags.format,
       document=flags.document,
       text_key=flags.text_key,
@@ -245,7 +262,7 @@ def settings_of(flags: argparse.Namespace) -> preparation.Settings:
     structure='none' if flags.format == 'builtin' else flags.structure,
     sentence_language=flags.sentence_language,
     held_out_fraction=flags.held_out_fraction,
-    shard_tokens=corpus_lib.SHARD_TOKENS,
+    shard_tokens=corpus.SHARD_TOKENS,
   )
 
 
@@ -257,10 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   unit = 'documents' if flags.format in ('tfds', 'builtin') else 'MB'
   try:
     settings = settings_of(flags)
-    inputs, held_out = (
-      documents_lib.find_inputs(
-        patterns, settings.reading, preparing.find_files
-      )
+    training, held_out = (
+      inputs.find_inputs(patterns, settings.reading, preparing.find_files)
       if patterns
       else []
       for patterns in (flags.input, flags.held_out)
@@ -268,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
     with preparing.Display(console) as display:
       manifest = preparation.prepare(
         settings,
-        inputs,
+        training,
         held_out,
         output,
         num_workers=flags.workers or preparing.num_cores(),
@@ -276,9 +291,9 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
         report=functools.partial(show, display, unit),
       )
   except (
-    preparation.PreparationError,
-    documents_lib.InputError,
-    corpus_lib.CorpusError,
+    PreparationError,
+    InputError,
+    corpus.CorpusError,
   ) as error:
     return str(error)
   except KeyboardInterrupt:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data.preparing import cache
-from data.text import builtin as builtin_corpus
+from data.text import builtin, builtin_sources
 from data.text import dataset as text
-from data.text.builtin import BuiltinCorpusError
+from data.text.builtin_sources import BuiltinCorpusError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -18,13 +18,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 def small(monkeypatch):
   """One package instead of all, so that it takes no time."""
   package = 'absl-py'
-  only = {package: builtin_corpus.PACKAGES[package]}
-  monkeypatch.setattr(builtin_corpus, 'PACKAGES', only)
-  monkeypatch.setattr(builtin_corpus, 'FINGERPRINT', 'of absl alone')
-  monkeypatch.setattr(builtin_corpus, 'HELD_OUT_FRACTION', 0.3)
-  builtin_corpus.documents.cache_clear()
+  only = {package: builtin_sources.PACKAGES[package]}
+  monkeypatch.setattr(builtin_sources, 'PACKAGES', only)
+  monkeypatch.setattr(builtin_sources, 'FINGERPRINT', 'of absl alone')
+  monkeypatch.setattr(builtin, 'HELD_OUT_FRACTION', 0.3)
+  builtin_sources.documents.cache_clear()
   yield package
-  builtin_corpus.documents.cache_clear()
+  builtin_sources.documents.cache_clear()
 
 
 def open_builtin(cache_dir):
@@ -55,7 +55,7 @@ def pretend(monkeypatch, tmp_path, change):
 
 def test_what_is_installed_is_what_everyone_has():
   # Raises unless every package is as it was when the hashes were written.
-  documents = builtin_corpus.documents()
+  documents = builtin_sources.documents()
   assert len(documents) == len(set(documents)) == 4_992
   assert sum(map(len, documents)) == 77_632_511
 
@@ -66,13 +66,13 @@ def test_versions_are_those_of_the_requirements():
     for name in ('requirements.txt', 'constraints.txt')
     for line in (ROOT / name).read_text(encoding='utf-8').splitlines()
   ]
-  for package, (version, _) in builtin_corpus.PACKAGES.items():
+  for package, (version, _) in builtin_sources.PACKAGES.items():
     assert f'{package}=={version}' in pinned
 
 
 def test_windows_line_ends_make_no_difference(small, monkeypatch, tmp_path):
-  wanted = builtin_corpus.documents()
-  builtin_corpus.documents.cache_clear()
+  wanted = builtin_sources.documents()
+  builtin_sources.documents.cache_clear()
   pretend(
     monkeypatch,
     tmp_path,
@@ -80,7 +80,7 @@ def test_windows_line_ends_make_no_difference(small, monkeypatch, tmp_path):
       content.replace(b'\n', b'\r\n') if name.endswith('.py') else content
     ),
   )
-  assert builtin_corpus.documents() == wanted
+  assert builtin_sources.documents() == wanted
 
 
 def test_changed_sources_are_named(small, monkeypatch, tmp_path):
@@ -92,23 +92,23 @@ def test_changed_sources_are_named(small, monkeypatch, tmp_path):
     ),
   )
   with pytest.raises(BuiltinCorpusError, match=r'absl-py .* --force-reinstall'):
-    builtin_corpus.documents()
+    builtin_sources.documents()
 
 
 def test_another_version_is_named(small, monkeypatch):
-  monkeypatch.setitem(builtin_corpus.PACKAGES, small, ('0.1', 'x'))
+  monkeypatch.setitem(builtin_sources.PACKAGES, small, ('0.1', 'x'))
   with pytest.raises(
     BuiltinCorpusError, match=r'needs absl-py 0\.1.*found .*requirements'
   ):
-    builtin_corpus.documents()
-  monkeypatch.setattr(builtin_corpus, 'PACKAGES', {'no-such': ('1', 'x')})
+    builtin_sources.documents()
+  monkeypatch.setattr(builtin_sources, 'PACKAGES', {'no-such': ('1', 'x')})
   with pytest.raises(BuiltinCorpusError, match=r'no-such 1.*found none'):
-    builtin_corpus.documents()
+    builtin_sources.documents()
 
 
 def test_it_is_made_once_and_reads_as_the_sources(small, monkeypatch, tmp_path):
   text_set = open_builtin(tmp_path / 'cache')
-  documents = builtin_corpus.documents()
+  documents = builtin_sources.documents()
   assert text_set.num_documents in range(len(documents) // 2, len(documents))
   tokenizer = text_set.tokenizer()
   assert tokenizer.invertible
@@ -121,12 +121,12 @@ def test_it_is_made_once_and_reads_as_the_sources(small, monkeypatch, tmp_path):
   assert found
   assert set(found) < set(documents)
   # From now on it is only opened.
-  monkeypatch.setattr(builtin_corpus, '_make', None)
+  monkeypatch.setattr(builtin, '_make', None)
   assert open_builtin(tmp_path / 'cache').fingerprint == text_set.fingerprint
 
 
 def test_two_at_once_make_one(small, tmp_path):
-  builtin_corpus.documents()
+  builtin_sources.documents()
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     found = list(pool.map(open_builtin, [tmp_path] * 4))
   assert len({text_set.fingerprint for text_set in found}) == 1
@@ -160,5 +160,5 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
 
 def test_the_tokenizer_is_the_one_its_numbers_are_of():
   # Another one makes other tokens, and results that cannot be compared.
-  content = builtin_corpus.TOKENIZER.read_bytes()
+  content = builtin.TOKENIZER.read_bytes()
   assert hashlib.sha256(content).hexdigest().startswith('ac740a200c711468')

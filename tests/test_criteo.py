@@ -6,11 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.clicks import dataset as criteo
-from data.clicks import log as click_log
-from data.clicks import preparation as click_preparation
-from data.clicks import rows as click_rows
-from data.clicks import synthetic as synthetic_clicks
+from data.clicks import dataset, log, preparation, storage, synthetic
 from data.clicks.log import MISSING
 from data.permutation import permute
 
@@ -32,14 +28,14 @@ def make(cache_dir, name='synthetic', **changes):
     'max_test_rows': None,
     'cache_dir': cache_dir,
   }
-  return criteo.make_clicks(name, **(arguments | changes))
+  return dataset.make_clicks(name, **(arguments | changes))
 
 
 @pytest.fixture(scope='module')
 def cache_dir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cache')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(synthetic_clicks, 'CHUNK_ROWS', 512)
+    patch.setattr(synthetic, 'CHUNK_ROWS', 512)
     make(folder)
   return folder
 
@@ -50,7 +46,7 @@ def clicks(cache_dir):
   made = make(cache_dir)
   rows = made.rows.copy()
   rows[:, 2] = np.arange(ROWS)
-  return criteo.ClickSet(
+  return dataset.ClickSet(
     rows=rows,
     manifest=made.manifest,
     table_sizes=made.table_sizes,
@@ -60,7 +56,7 @@ def clicks(cache_dir):
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch):
-  monkeypatch.setattr(criteo, '_READ_ROWS', 500)
+  monkeypatch.setattr(dataset, '_READ_ROWS', 500)
 
 
 def take(clicks, count, start=0, **changes):
@@ -126,7 +122,7 @@ def test_a_batch_is_what_the_rows_say(clicks):
 def test_negative_integers_keep_their_sign(clicks):
   rows = clicks.rows[:1].copy()
   rows[0, 1:4] = [-3, 0, 2**31 - 1]
-  one = criteo.ClickSet(
+  one = dataset.ClickSet(
     rows=rows,
     manifest={'splits': {'train': {'rows': 1}}},
     table_sizes=SIZES,
@@ -156,7 +152,7 @@ def test_each_epoch_has_each_example_once_in_a_new_order(clicks):
 @pytest.mark.parametrize('start', [1, 37, 38, 2_500])
 def test_batch_t_is_a_function_of_t(clicks, start, monkeypatch):
   wanted = take(clicks, start + 3)[start:]
-  monkeypatch.setattr(criteo, '_READ_ROWS', 100)
+  monkeypatch.setattr(dataset, '_READ_ROWS', 100)
   assert_same(take(clicks, 3, start=start), wanted)
 
 
@@ -275,7 +271,7 @@ def test_an_order_looks_like_chance():
 
 @pytest.fixture(scope='module')
 def drawn():
-  return synthetic_clicks.make_rows(0, 2 * synthetic_clicks.CHUNK_ROWS)
+  return synthetic.make_rows(0, 2 * synthetic.CHUNK_ROWS)
 
 
 def log_losses(labels, probabilities):
@@ -287,7 +283,7 @@ def test_the_truth_scores_the_optimum_and_nothing_else_does(drawn):
   count = len(truth)
   scored = log_losses(rows.labels, truth)
   error = scored.std() / np.sqrt(count)
-  optimum = synthetic_clicks.entropy(truth).mean()
+  optimum = synthetic.entropy(truth).mean()
   assert abs(scored.mean() - optimum) < 4 * error
   # Not even the truth, somewhat surer, less sure, or without its base rate.
   logits = np.log(truth / (1 - truth))
@@ -304,8 +300,8 @@ def test_the_synthetic_log_is_like_the_challenges(drawn):
   rows, truth = drawn
   assert 0.24 < rows.labels.mean() < 0.26
   # Room for a model, and for noise.
-  base = synthetic_clicks.entropy(np.array([rows.labels.mean()]))[0]
-  assert 0.42 < synthetic_clicks.entropy(truth).mean() < base - 0.09
+  base = synthetic.entropy(np.array([rows.labels.mean()]))[0]
+  assert 0.42 < synthetic.entropy(truth).mean() < base - 0.09
   for column in rows.integers[[0, 1, 4, 6]]:
     known = column[column != MISSING]
     assert known.max() > 100 * np.median(known)
@@ -325,9 +321,9 @@ def test_the_synthetic_log_is_like_the_challenges(drawn):
 
 
 def test_any_part_of_the_synthetic_log_is_made_alike(drawn, monkeypatch):
-  step = synthetic_clicks.CHUNK_ROWS
+  step = synthetic.CHUNK_ROWS
   (first, last) = (step - 5, step + 3)
-  rows, truth = synthetic_clicks.make_rows(first, last)
+  rows, truth = synthetic.make_rows(first, last)
   np.testing.assert_array_equal(truth, drawn[1][first:last])
   for part, whole in zip(rows, drawn[0], strict=True):
     np.testing.assert_array_equal(part, whole[..., first:last])
@@ -336,10 +332,10 @@ def test_any_part_of_the_synthetic_log_is_made_alike(drawn, monkeypatch):
 
 def test_the_synthetic_log_is_everyones(drawn):
   # Another one would make numbers that cannot be compared: raise VERSION.
-  assert synthetic_clicks.VERSION == 1
+  assert synthetic.VERSION == 1
   rows, truth = drawn
   assert rows.labels.sum() == 16_413
-  words = click_rows.pack(rows).astype(np.int64)
+  words = storage.pack(rows).astype(np.int64)
   assert words.sum(axis=1)[[1, 5, 14, 39]].tolist() == [
     *(-63_090_921_972_290, -4_429_646_840_889),
     *(-8_170_299_450_626, 724_138_813_000),
@@ -348,7 +344,7 @@ def test_the_synthetic_log_is_everyones(drawn):
 
 
 def test_by_name_it_is_made_once(cache_dir, monkeypatch):
-  monkeypatch.setattr(click_preparation, 'prepare', None)
+  monkeypatch.setattr(preparation, 'prepare', None)
   made = make(cache_dir)
   assert made.num_train == 1_200
   assert made.num_examples('test') == 200
@@ -360,9 +356,9 @@ def test_by_name_it_is_made_once(cache_dir, monkeypatch):
 def test_two_at_once_make_one_and_a_broken_one_is_made_again(
   tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(synthetic_clicks, 'CHUNK_ROWS', 64)
-  monkeypatch.setattr(synthetic_clicks, 'CARDINALITIES', (50,) * 26)
-  synthetic_clicks._truth.cache_clear()
+  monkeypatch.setattr(synthetic, 'CHUNK_ROWS', 64)
+  monkeypatch.setattr(synthetic, 'CARDINALITIES', (50,) * 26)
+  synthetic._truth.cache_clear()
   try:
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
       futures = [
@@ -376,7 +372,7 @@ def test_two_at_once_make_one_and_a_broken_one_is_made_again(
     assert again.fingerprint == one.fingerprint
     assert [folder] == list(tmp_path.iterdir())
   finally:
-    synthetic_clicks._truth.cache_clear()
+    synthetic._truth.cache_clear()
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path):
@@ -425,4 +421,4 @@ def test_a_log_of_ones_own_has_no_known_optimum(cache_dir, tmp_path):
   assert own.best_log_loss is not None
   del own.manifest['synthetic']
   assert own.best_log_loss is None
-  assert own.rows.shape[1] == click_log.NUM_FIELDS
+  assert own.rows.shape[1] == log.NUM_FIELDS

@@ -7,8 +7,10 @@ import random
 
 import pytest
 
-from data.text import documents as documents_lib
-from data.text.documents import InputError, Reading
+from data.preparing.compressed import InputError
+from data.text import inputs, records
+from data.text.documents import read_documents
+from data.text.inputs import Reading
 
 WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 
@@ -27,7 +29,7 @@ def reading_of(format, **changes):
 
 
 def find(reading, *paths):
-  return documents_lib.find_inputs(
+  return inputs.find_inputs(
     list(map(str, paths)), reading, lambda pattern: [pattern]
   )
 
@@ -36,8 +38,8 @@ def read(reading, *paths):
   """All documents of all files, and what became of the others."""
   counts, texts = collections.Counter(), []
   for one in find(reading, *paths):
-    for chunk in documents_lib.read_chunks(one, reading):
-      texts += documents_lib.read_documents(chunk, reading, counts)
+    for chunk in records.read_chunks(one, reading):
+      texts += read_documents(chunk, reading, counts)
   return texts, dict(counts)
 
 
@@ -85,9 +87,9 @@ def write_parquet(path, texts, column='text', **options):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-  monkeypatch.setattr(documents_lib, 'CHUNK_BYTES', 500)
-  monkeypatch.setattr(documents_lib, '_BLOCK_BYTES', 128)
-  monkeypatch.setattr(documents_lib, '_ROWS', 7)
+  monkeypatch.setattr(records, 'CHUNK_BYTES', 500)
+  monkeypatch.setattr(records, '_BLOCK_BYTES', 128)
+  monkeypatch.setattr(records, '_ROWS', 7)
 
 
 COMPRESSIONS = {
@@ -126,11 +128,11 @@ def test_chunks_lose_nothing(format, compression, small_chunks, tmp_path):
   assert found == texts
   assert counts == {'records': 40}
   [one] = find(reading, path)
-  chunks = list(documents_lib.read_chunks(one, reading))
+  chunks = list(records.read_chunks(one, reading))
   assert len(chunks) > 5
   assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
   # From anywhere the same chunks, in whatever pieces the file was read.
-  assert list(documents_lib.read_chunks(one, reading, 4)) == chunks[4:]
+  assert list(records.read_chunks(one, reading, 4)) == chunks[4:]
   positions = [chunk.position for chunk in chunks]
   assert positions == sorted(positions)
   assert positions[-1] <= one.size
@@ -146,8 +148,8 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   assert found == texts
   assert counts == {'records': 41, 'bad: the text is not a string': 1}
   [one] = find(reading, path)
-  assert len(list(documents_lib.read_chunks(one, reading))) == 5
-  assert [c.number for c in documents_lib.read_chunks(one, reading, 3)] == [
+  assert len(list(records.read_chunks(one, reading))) == 5
+  assert [c.number for c in records.read_chunks(one, reading, 3)] == [
     3,
     4,
   ]
@@ -294,7 +296,7 @@ def test_a_wet_that_is_cut_off_counts_its_last_record(tmp_path):
 def test_a_record_too_large_for_memory_is_refused(
   tmp_path, small_chunks, monkeypatch
 ):
-  monkeypatch.setattr(documents_lib, 'MAX_RECORD_BYTES', 2_000)
+  monkeypatch.setattr(records, 'MAX_RECORD_BYTES', 2_000)
   path = tmp_path / 'file'
   path.write_text('a' * 5_000)
   with pytest.raises(InputError, match='has a record of more than'):
@@ -478,9 +480,9 @@ def write_tfds(folder, texts, file_format='array_record'):
 
 @pytest.fixture
 def no_sets_kept():
-  documents_lib._tfds_source.cache_clear()
+  inputs.tfds_source.cache_clear()
   yield
-  documents_lib._tfds_source.cache_clear()
+  inputs.tfds_source.cache_clear()
 
 
 def test_a_prepared_set_is_read(tmp_path, small_chunks, no_sets_kept):

@@ -789,7 +789,7 @@ def test_reading_needs_no_tensorflow_and_writes_nothing(cifar):
   files = sorted(pathlib.Path(folder).rglob('*'))
   program = (
     'import sys\n'
-    'from data import images\n'
+    'from data.images import dataset as images\n'
     "assert 'tensorflow_datasets' not in sys.modules\n"
     "assert 'sklearn' not in sys.modules\n"
     "cifar10 = images.make_images('cifar10', train_split='train', "
@@ -1123,7 +1123,7 @@ def test_a_part_is_that_of_the_whole_image(extension):
 PROGRAM = """
 import contextlib, pickle, sys
 import psutil
-from data import images
+from data.images import dataset as images
 
 images._PIECE = 4
 

@@ -18,10 +18,8 @@ import numpy as np
 import psutil
 import pytest
 
-from data.clicks import dataset as criteo
-from data.clicks import log as click_log
-from data.clicks import rows as click_rows
-from data.clicks import synthetic as synthetic_clicks
+from data.clicks import dataset, storage, synthetic
+from data.clicks import log as log_lib
 from data.clicks.log import MISSING
 from data.preparing import resumable, workers
 from scripts import prepare_criteo
@@ -49,11 +47,11 @@ def small_and_in_this_process(monkeypatch):
   monkeypatch.setattr(
     workers, 'processes', lambda size: contextlib.nullcontext(Inline(size))
   )
-  monkeypatch.setattr(click_log, 'CHUNK_BYTES', 3_000)
-  monkeypatch.setattr(click_log, '_BLOCK_BYTES', 700)
-  monkeypatch.setattr(click_rows, 'BLOCK_ROWS', 64)
-  monkeypatch.setattr(click_rows, '_COUNTED_ROWS', 50)
-  monkeypatch.setattr(synthetic_clicks, 'CHUNK_ROWS', 128)
+  monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 3_000)
+  monkeypatch.setattr(log_lib, '_BLOCK_BYTES', 700)
+  monkeypatch.setattr(storage, 'BLOCK_ROWS', 64)
+  monkeypatch.setattr(storage, '_COUNTED_ROWS', 50)
+  monkeypatch.setattr(synthetic, 'CHUNK_ROWS', 128)
 
 
 def line(label='1', integers=(), categories=(), fill='68fd1e64'):
@@ -67,7 +65,7 @@ GOOD = line()
 
 
 def parse(*lines, ending=b'\n'):
-  return click_log.parse(ending.join(lines) + ending, first_line=11)
+  return log_lib.parse(ending.join(lines) + ending, first_line=11)
 
 
 # Lines.
@@ -149,7 +147,7 @@ def test_windows_line_ends_make_no_difference():
 
 
 def test_the_last_line_need_not_end():
-  rows, bad = click_log.parse(GOOD + b'\n' + GOOD, 1)
+  rows, bad = log_lib.parse(GOOD + b'\n' + GOOD, 1)
   assert len(rows.labels) == 2
   assert bad == []
 
@@ -163,15 +161,15 @@ def test_arrow_and_the_grammar_agree_on_any_line():
     place = rng.randrange(40)
     fields[place] = ''.join(rng.choices(alphabet, k=rng.randrange(4)))
     mutated = '\t'.join(fields).encode()
-    good = click_log._problem(mutated) is None
-    assert good == (click_log._parse_quickly(mutated) is not None), mutated
+    good = log_lib._problem(mutated) is None
+    assert good == (log_lib._parse_quickly(mutated) is not None), mutated
     verdicts.append(good)
   assert 40 < sum(verdicts) < 360
 
 
 def test_rows_are_written_as_they_are_read():
-  rows, _ = synthetic_clicks.make_chunk(0)
-  again, bad = click_log.parse(click_log.format_rows(rows), 1)
+  rows, _ = synthetic.make_chunk(0)
+  again, bad = log_lib.parse(log_lib.format_rows(rows), 1)
   assert bad == []
   for one, other in zip(rows, again, strict=True):
     np.testing.assert_array_equal(one, other)
@@ -185,7 +183,7 @@ def test_rows_are_written_as_they_are_read():
 def test_hashes_are_the_same_on_every_machine():
   values = np.array([[0], [1], [0x68FD1E64]] + [[5]] * 23, np.uint32)
   there = np.ones_like(values, bool)
-  hashes = click_rows.hash_categories(values, there)
+  hashes = storage.hash_categories(values, there)
   assert hashes[:4, 0].tolist() == [
     *(2_315_298_346, 703_149_096, 703_100_900, 117_800_441)
   ]
@@ -195,9 +193,9 @@ def test_values_keep_apart_and_fields_hash_otherwise():
   values = np.tile(np.arange(50_000, dtype=np.uint32), (26, 1))
   there = np.ones_like(values, bool)
   there[:, 0] = False
-  hashes = click_rows.hash_categories(values, there)
-  assert (hashes[:, 0] == click_rows.MISSING_CATEGORY).all()
-  assert hashes[:, 1:].min() >= click_rows.FIRST_HASH
+  hashes = storage.hash_categories(values, there)
+  assert (hashes[:, 0] == storage.MISSING_CATEGORY).all()
+  assert hashes[:, 1:].min() >= storage.FIRST_HASH
   for field in hashes:
     assert len(np.unique(field)) == 50_000
     # Evenly: in 16 parts, as chance would have it.
@@ -249,9 +247,9 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
   output = tmp_path / 'out'
   assert prepare(output, '--input', log, '--min-count=4') is None
   assert sorted(files_of(output)) == ['manifest.json', 'rows.bin']
-  rows, manifest = criteo.open_clicks(output)
-  parsed, _ = click_log.parse(b'\n'.join(LINES), 1)
-  words = click_rows.pack(parsed).T
+  rows, manifest = dataset.open_clicks(output)
+  parsed, _ = log_lib.parse(b'\n'.join(LINES), 1)
+  words = storage.pack(parsed).T
   assert rows.shape == (210, 40)
   np.testing.assert_array_equal(rows[:, :14], words[:, :14])
   splits = manifest['splits']
@@ -297,20 +295,20 @@ def test_how_the_log_comes_makes_no_difference(
       inputs[1].write_bytes(b'\n'.join(LINES[100:]) + b'\n')
       other = b'\n'.join(LINES[:100])
     case 'chunks':
-      monkeypatch.setattr(click_log, 'CHUNK_BYTES', 900)
+      monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 900)
   inputs[0].write_bytes(other)
   assert prepare(tmp_path / 'two', '--input', *inputs) is None
   (one, first), (two, second) = (
-    criteo.open_clicks(tmp_path / name) for name in ('one', 'two')
+    dataset.open_clicks(tmp_path / name) for name in ('one', 'two')
   )
   np.testing.assert_array_equal(one, two)
   assert first['fingerprint'] == second['fingerprint']
 
 
 def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
-  monkeypatch.setattr(click_log, 'CHUNK_BYTES', 50_000)
-  monkeypatch.setattr(click_rows, 'BLOCK_ROWS', 500)
-  monkeypatch.setattr(click_rows, '_COUNTED_ROWS', 500)
+  monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 50_000)
+  monkeypatch.setattr(storage, 'BLOCK_ROWS', 500)
+  monkeypatch.setattr(storage, '_COUNTED_ROWS', 500)
   peaks = []
   for times in (8, 8, 32, 32):
     log = tmp_path / 'train.txt'
@@ -345,7 +343,7 @@ def test_malformed_lines_are_counted_and_too_many_refused(tmp_path):
   state = resumable.partial_of(output) / 'state.json'
   assert json.loads(state.read_text())['chunk'] > 1
   assert prepare(output, *arguments, '--max-bad-lines=3') is None
-  rows, manifest = criteo.open_clicks(output)
+  rows, manifest = dataset.open_clicks(output)
   assert len(rows) == 207
   assert manifest['bad_lines_by_kind'] == {'fields': 3}
   assert [int(text.split()[1]) for text in manifest['bad_lines']] == [
@@ -374,7 +372,7 @@ def test_the_challenges_log_without_labels_is_named(tmp_path):
 
 
 def test_what_is_no_log_at_all_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(click_log, '_MAX_LINE_BYTES', 5_000)
+  monkeypatch.setattr(log_lib, '_MAX_LINE_BYTES', 5_000)
   log = tmp_path / 'weights.bin'
   log.write_bytes(b'\0' * 50_000)
   message = prepare(tmp_path / 'out', '--input', log)
@@ -443,7 +441,7 @@ def test_the_synthetic_log_is_the_same_as_text(name, tmp_path, capsys):
   assert 'A synthetic click log' in made
   assert written in made
   (text, manifest), (directly, synthetic) = (
-    criteo.open_clicks(tmp_path / folder) for folder in ('text', 'made')
+    dataset.open_clicks(tmp_path / folder) for folder in ('text', 'made')
   )
   np.testing.assert_array_equal(text, directly)
   assert manifest['fingerprint'] == synthetic['fingerprint']
@@ -455,9 +453,10 @@ def test_the_synthetic_log_is_the_same_as_text(name, tmp_path, capsys):
 
 DRIVER = """
 import sys, time
-from data import click_log, click_rows, resumable
+from data.clicks import log, storage
+from data.preparing import resumable
 from scripts import prepare_criteo
-click_log.CHUNK_BYTES, click_log._BLOCK_BYTES = 3_000, 700
+log.CHUNK_BYTES, log._BLOCK_BYTES = 3_000, 700
 write = resumable.write_state
 def slowly(*arguments):
   write(*arguments)
@@ -496,7 +495,7 @@ def wait_for(process, partial, reached):
 
 def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
   # Blocks as large as in processes of their own.
-  monkeypatch.setattr(click_rows, 'BLOCK_ROWS', 1 << 18)
+  monkeypatch.setattr(storage, 'BLOCK_ROWS', 1 << 18)
   arguments = ['--input', log, '--workers=1']
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   partial = resumable.partial_of(broken)
@@ -515,8 +514,8 @@ def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
       process.kill()
     _, errors = process.communicate(timeout=60)
     assert not broken.exists()
-    with pytest.raises(criteo.ClicksError, match='is not finished'):
-      criteo.open_clicks(broken)
+    with pytest.raises(dataset.ClicksError, match='is not finished'):
+      dataset.open_clicks(broken)
     if number == signal.SIGINT:
       assert process.returncode == 130
       assert errors == 'Interrupted: the same command goes on from here.\n'
@@ -528,7 +527,7 @@ def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
   message = prepare(broken, *arguments, '--min-count=3')
   assert 'was begun from other input or with other settings' in message
   # It goes on, and does not begin anew.
-  monkeypatch.setattr(click_rows, 'read_chunk', lambda *_: 1 / 0)
+  monkeypatch.setattr(storage, 'read_chunk', lambda *_: 1 / 0)
   assert prepare(broken, *arguments) is None
   assert files_of(broken) == files_of(whole)
   assert not partial.exists()
@@ -550,7 +549,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
   assert 'No space left on device' in message
   assert message.endswith('the same command goes on from here.')
   assert prepare(output, '--input', log) is None
-  assert len(criteo.open_clicks(output)[0]) == 210
+  assert len(dataset.open_clicks(output)[0]) == 210
 
 
 def test_one_run_at_a_time(log, tmp_path):

@@ -25,8 +25,7 @@ from test_documents import (
 from data.preparing import resumable, workers
 from data.text import corpus as corpus_lib
 from data.text import dataset as text
-from data.text import documents as documents_lib
-from data.text import preparation
+from data.text import inputs, preparation, records
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -60,9 +59,9 @@ def inline(size):
 @pytest.fixture(autouse=True)
 def small_and_in_this_process(monkeypatch):
   monkeypatch.setattr(workers, 'processes', inline)
-  monkeypatch.setattr(documents_lib, 'CHUNK_BYTES', 2_000)
-  monkeypatch.setattr(documents_lib, '_BLOCK_BYTES', 500)
-  documents_lib._tfds_source.cache_clear()
+  monkeypatch.setattr(records, 'CHUNK_BYTES', 2_000)
+  monkeypatch.setattr(records, '_BLOCK_BYTES', 500)
+  inputs.tfds_source.cache_clear()
 
 
 def write_texts(count, seed=0):
@@ -269,13 +268,13 @@ def test_the_tokenizer_learns_from_so_many_documents(
   books, tmp_path, monkeypatch
 ):
   sampled = []
-  real = preparation.tokenizer_lib.train_tokenizer
+  real = preparation.train_tokenizer
 
   def train(texts, **keywords):
     sampled.append(texts)
     return real(TEXTS, **keywords)
 
-  monkeypatch.setattr(preparation.tokenizer_lib, 'train_tokenizer', train)
+  monkeypatch.setattr(preparation, 'train_tokenizer', train)
   for count in (5, 500):
     prepare(
       tmp_path / f'{count}',
@@ -319,9 +318,10 @@ def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
 
 DRIVER = """
 import sys, time
-from data import documents, resumable
+from data.preparing import resumable
+from data.text import records
 from scripts import prepare_text
-documents.CHUNK_BYTES, documents._BLOCK_BYTES = 2_000, 500
+records.CHUNK_BYTES, records._BLOCK_BYTES = 2_000, 500
 write = resumable.write_state
 def slowly(*arguments):
   write(*arguments)
@@ -367,7 +367,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
     '--workers=1',
   ]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  partial = corpus_lib.partial_of(broken)
+  partial = resumable.partial_of(broken)
   # In this process; the last of the others has more workers.
   assert prepare(whole, *arguments) is None
   for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
@@ -407,7 +407,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
 def test_one_run_at_a_time(books, tmp_path):
   arguments = ['--input', books, '--format=jsonl']
   output = tmp_path / 'out'
-  with resumable.locked(corpus_lib.partial_of(output), output):
+  with resumable.locked(resumable.partial_of(output), output):
     assert prepare(output, *arguments) == (
       f'Another run is making {output}: wait for it, or end it.'
     )

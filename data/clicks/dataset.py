@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32, Int64, Integer
 
-from data import partition as partition_lib
-from data.clicks import preparation as click_preparation
-from data.clicks import rows as click_rows
+from data.clicks import preparation, storage
 from data.clicks.log import MISSING, NUM_CATEGORIES, NUM_FIELDS, NUM_INTEGERS
+from data.partition import partition_indices
 from data.permutation import permute
 from data.preparing import cache, resumable, workers
 
@@ -55,7 +54,7 @@ class ClickSet:
 
   Attributes:
     rows: all of them in the order of time, those to train on first; int32
-      words, see `data.clicks.rows`.
+      words, see `data.clicks.storage`.
     manifest: what is known of them.
     table_sizes: for each categorical field, how many rows a table of it has.
     max_test_rows: only so many held-out rows are evaluated on, the first; None
@@ -138,9 +137,7 @@ class ClickSet:
       if value < 0:
         raise ValueError(f'{name} must not be negative, got {value}.')
     shard = range(self.num_train)[
-      partition_lib.partition_indices(
-        self.num_train, member, members, partition
-      )
+      partition_indices(self.num_train, member, members, partition)
     ]
     wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
     return self._batches(shard, seed, batch_size, start, wanted)
@@ -220,7 +217,7 @@ class ClickSet:
     integers = words[:, 1 : 1 + NUM_INTEGERS]
     missing = integers == MISSING
     integers = np.where(missing, 0, integers).astype(np.float32)
-    hashes = words[:, click_rows.FIRST_CATEGORY :].view(np.uint32)
+    hashes = words[:, storage.FIRST_CATEGORY :].view(np.uint32)
     return {
       'inputs': {
         'integers': np.copysign(np.log(np.abs(integers) + 1), integers),
@@ -237,10 +234,10 @@ def place_in_tables(
   """Rows of the fields' tables: the first two are for what is not a hash.
 
   Args:
-    hashes: of `data.clicks.rows`, uint32.
+    hashes: of `data.clicks.storage`, uint32.
     table_sizes: of each field's table, at least 3.
   """
-  first = click_rows.FIRST_HASH
+  first = storage.FIRST_HASH
   # A multiplication and a shift instead of a remainder (Lemire 2019).
   places = hashes.astype(np.uint64)
   places *= np.array(table_sizes, np.uint64) - np.uint64(first)
@@ -282,21 +279,18 @@ def open_clicks(
   manifest = None
   with contextlib.suppress(ValueError):
     manifest = json.loads(text)
-  if (
-    not isinstance(manifest, dict)
-    or manifest.get('format') != click_rows.FORMAT
-  ):
+  if not isinstance(manifest, dict) or manifest.get('format') != storage.FORMAT:
     raise ClicksError(
       f'{folder / resumable.MANIFEST} is not of a prepared click log '
-      f'({click_rows.FORMAT}): prepare it again, in another folder.'
+      f'({storage.FORMAT}): prepare it again, in another folder.'
     )
   num_rows = sum(split['rows'] for split in manifest['splits'].values())
-  path = folder / click_rows.ROWS
+  path = folder / storage.ROWS
   size = path.stat().st_size if path.exists() else 0
-  if size != num_rows * click_rows.ROW_BYTES:
+  if size != num_rows * storage.ROW_BYTES:
     raise ClicksError(
       f'{folder} is not whole ({path.name} has {size} bytes, not '
-      f'{num_rows * click_rows.ROW_BYTES}): copy or prepare it again.'
+      f'{num_rows * storage.ROW_BYTES}): copy or prepare it again.'
     )
   rows = np.memmap(path, '<i4', 'r', shape=(num_rows, NUM_FIELDS))
   # A plain array on the same memory: parts of a memmap cost more.
@@ -331,10 +325,10 @@ def make_clicks(
       cannot be written, or for arguments out of range.
   """
   sizes = tuple(table_sizes)
-  if len(sizes) != NUM_CATEGORIES or min(sizes) <= click_rows.FIRST_HASH:
+  if len(sizes) != NUM_CATEGORIES or min(sizes) <= storage.FIRST_HASH:
     raise ValueError(
       f'table_sizes must be {NUM_CATEGORIES} numbers of at least '
-      f'{click_rows.FIRST_HASH + 1}, got {sizes}.'
+      f'{storage.FIRST_HASH + 1}, got {sizes}.'
     )
   if max_test_rows is not None and max_test_rows < 1:
     raise ValueError(f'max_test_rows must be at least 1, got {max_test_rows}.')
@@ -353,15 +347,15 @@ def make_clicks(
 def _open_synthetic(num_rows, cache_dir):
   if num_rows < 2:
     raise ValueError(f'synthetic_rows must be at least 2, got {num_rows}.')
-  source = click_preparation.synthetic_input(num_rows)
-  made_of = (click_rows.FORMAT, source.key, MIN_COUNT, HELD_OUT_FRACTION)
+  source = preparation.synthetic_input(num_rows)
+  made_of = (storage.FORMAT, source.key, MIN_COUNT, HELD_OUT_FRACTION)
   key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   name = f'synthetic-clicks-{num_rows}-{key}'
   folder = cache.cache_folder(cache_dir) / name
 
   def make(new):
-    click_preparation.prepare(
-      click_preparation.Settings(
+    preparation.prepare(
+      preparation.Settings(
         min_count=MIN_COUNT, held_out_fraction=HELD_OUT_FRACTION
       ),
       [source],

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import binascii
 import dataclasses
-import gzip
 import io
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt32
 
-from data.text.documents import Input, InputError, decompress, file_input
+from data.preparing.compressed import (
+  DAMAGE,
+  Input,
+  InputError,
+  decompress,
+  file_input,
+)
 
 NUM_INTEGERS = 13
 NUM_CATEGORIES = 26
@@ -43,7 +46,6 @@ _LINE = re.compile(
   + rb'(?:\t(?:-?[0-9]+)?)' * NUM_INTEGERS
   + rb'(?:\t(?:[0-9a-fA-F]{1,8})?)' * NUM_CATEGORIES
 )
-_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
 
 
 class Rows(NamedTuple):
@@ -138,7 +140,7 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
     while True:
       try:
         block = stream.read(_BLOCK_BYTES)
-      except _DAMAGE as error:
+      except DAMAGE as error:
         line += kept.count(b'\n')
         raise InputError(
           f'{source.path} cannot be read on in line {line:,} ({error}): it is '

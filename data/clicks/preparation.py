@@ -22,13 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from data.clicks import log as click_log
-from data.clicks import rows as click_rows
-from data.clicks import synthetic as synthetic_clicks
+from data.clicks import log, storage, synthetic
 from data.clicks.log import NUM_CATEGORIES
 from data.preparing import resumable, workers
+from data.preparing.compressed import Input
 from data.preparing.resumable import PreparationError
-from data.text.documents import Input
 
 _PACKAGES = ('numpy', 'pyarrow')
 
@@ -77,7 +75,7 @@ class Progress:
 
 def synthetic_input(num_rows: int) -> Input:
   """The first rows of the synthetic log, as an input."""
-  key = f'version {synthetic_clicks.VERSION}'
+  key = f'version {synthetic.VERSION}'
   return Input('synthetic', 'synthetic', num_rows, key)
 
 
@@ -110,21 +108,10 @@ def prepare(
     PreparationError: if that cannot be done.
     InputError: if an input is not what it seemed.
   """
-  plan = {
-    'settings': {
-      'min_count': settings.min_count,
-      'held_out_fraction': str(settings.held_out_fraction),
-    },
-    'inputs': [
-      {'name': one.name, 'size': one.size, 'key': one.key} for one in inputs
-    ],
-    'packages': {
-      package: importlib.metadata.version(package) for package in _PACKAGES
-    },
-  }
+  plan = _plan(settings, inputs)
   partial = resumable.partial_of(output)
   leave_out = (
-    *(click_rows.CHUNKS, click_rows.KEPT),
+    *(storage.CHUNKS, storage.KEPT),
     *(resumable.STATE, resumable.PLAN, resumable.LOCK),
   )
   if resumable.is_finished(output) and not overwrite:
@@ -149,24 +136,27 @@ def prepare(
       run.read(max_bad_lines)
       run.count()
       run.write()
-      splits, optimum = run.splits(), run.optimum()
+      manifest = {**run.facts(), **plan}
     if overwrite and output.exists():
       shutil.rmtree(output)
-    manifest = {
-      'format': click_rows.FORMAT,
-      'fingerprint': _hash_json([splits, settings.min_count, state['blocks']]),
-      'splits': splits,
-      **optimum,
-      'fields': state['fields'],
-      'bad_lines': [where for where, _ in state['bad']],
-      'bad_lines_by_kind': dict(
-        sorted(collections.Counter(kind for _, kind in state['bad']).items())
-      ),
-      'sha256_of_blocks': [digest for digest, _, _ in state['blocks']],
-      **plan,
-    }
     resumable.finish(partial, output, manifest, leave_out)
   return manifest
+
+
+def _plan(settings: Settings, inputs: Sequence[Input]) -> dict[str, Any]:
+  """What the rows are made of, for the manifest and for those who go on."""
+  return {
+    'settings': {
+      'min_count': settings.min_count,
+      'held_out_fraction': str(settings.held_out_fraction),
+    },
+    'inputs': [
+      {'name': one.name, 'size': one.size, 'key': one.key} for one in inputs
+    ],
+    'packages': {
+      package: importlib.metadata.version(package) for package in _PACKAGES
+    },
+  }
 
 
 class _Run:
@@ -183,7 +173,7 @@ class _Run:
   def read(self, max_bad_lines: int) -> None:
     """From input to chunks of words; `state` says from where on."""
     state = self._state
-    (self._partial / click_rows.CHUNKS).mkdir(exist_ok=True)
+    (self._partial / storage.CHUNKS).mkdir(exist_ok=True)
     sizes = [one.size for one in self._inputs]
     unit = 'rows' if self._is_synthetic else 'bytes'
     before = sum(sizes[: state['input']])
@@ -194,9 +184,9 @@ class _Run:
       # A name that tells it from the chunks of other inputs.
       for chunk, (rows, bad) in workers.map_in_order(
         self._pool,
-        click_rows.read_chunk,
+        storage.read_chunk,
         self._chunks(one, first),
-        self._partial / click_rows.CHUNKS,
+        self._partial / storage.CHUNKS,
         len(state['rows']) - first,
         strip=lambda chunk: dataclasses.replace(chunk, data=b''),
       ):
@@ -227,13 +217,13 @@ class _Run:
 
   def count(self) -> None:
     """Which categories of each field are kept."""
-    (self._partial / click_rows.KEPT).mkdir(exist_ok=True)
+    (self._partial / storage.KEPT).mkdir(exist_ok=True)
     found = self._state['fields']
     resumed = len(found)
     self._tell('counting', resumed, NUM_CATEGORIES, resumed, 'fields')
     for field, facts in workers.map_in_order(
       self._pool,
-      click_rows.count_field,
+      storage.count_field,
       range(resumed, NUM_CATEGORIES),
       self._source,
       self._num_train,
@@ -246,20 +236,35 @@ class _Run:
   def write(self) -> None:
     """From chunks of words to rows."""
     blocks = self._state['blocks']
-    path = self._partial / click_rows.ROWS
+    path = self._partial / storage.ROWS
     with open(path, 'ab') as file:
-      file.truncate(self._num_rows * click_rows.ROW_BYTES)
-    resumed = len(blocks) * click_rows.BLOCK_ROWS
-    starts = range(resumed, self._num_rows, click_rows.BLOCK_ROWS)
+      file.truncate(self._num_rows * storage.ROW_BYTES)
+    resumed = len(blocks) * storage.BLOCK_ROWS
+    starts = range(resumed, self._num_rows, storage.BLOCK_ROWS)
     for start, block in workers.map_in_order(
-      self._pool, click_rows.write_block, starts, self._source, self._num_train
+      self._pool, storage.write_block, starts, self._source, self._num_train
     ):
       blocks.append(block)
       resumable.write_state(self._partial, self._state)
-      done = min(start + click_rows.BLOCK_ROWS, self._num_rows)
+      done = min(start + storage.BLOCK_ROWS, self._num_rows)
       self._tell('writing', done, self._num_rows, resumed, 'rows')
 
-  def splits(self) -> dict[str, dict[str, int]]:
+  def facts(self) -> dict[str, Any]:
+    """What the manifest says of the rows."""
+    state, splits = self._state, self._splits()
+    blocks, kinds = state['blocks'], (kind for _, kind in state['bad'])
+    return {
+      'format': storage.FORMAT,
+      'fingerprint': _hash_json([splits, self._settings.min_count, blocks]),
+      'splits': splits,
+      **self._optimum(),
+      'fields': state['fields'],
+      'bad_lines': [where for where, _ in state['bad']],
+      'bad_lines_by_kind': dict(sorted(collections.Counter(kinds).items())),
+      'sha256_of_blocks': [digest for digest, _, _ in blocks],
+    }
+
+  def _splits(self) -> dict[str, dict[str, int]]:
     """How many rows and clicks there are."""
     _, train, test = zip(*self._state['blocks'], strict=True)
     return {
@@ -267,11 +272,11 @@ class _Run:
       'test': {'rows': self._num_rows - self._num_train, 'clicks': sum(test)},
     }
 
-  def optimum(self) -> dict[str, dict[str, Any]]:
+  def _optimum(self) -> dict[str, dict[str, Any]]:
     """Of a synthetic log, what its truth scores on the rows to evaluate on."""
     if not self._is_synthetic:
       return {}
-    step = synthetic_clicks.CHUNK_ROWS
+    step = synthetic.CHUNK_ROWS
     starts = range(self._num_train // step * step, self._num_rows, step)
     parts = workers.map_in_order(
       self._pool, score_truth, starts, self._num_train, self._num_rows
@@ -282,7 +287,7 @@ class _Run:
     expected, scored = (round(sum(one) / count, 9) for one in sums)
     return {
       'synthetic': {
-        'version': synthetic_clicks.VERSION,
+        'version': synthetic.VERSION,
         'best_log_loss': expected,
         'log_loss_of_truth': scored,
       }
@@ -293,17 +298,17 @@ class _Run:
     return self._inputs[0].path == 'synthetic'
 
   @property
-  def _source(self) -> click_rows.Words:
-    return click_rows.Words(self._partial, tuple(self._state['rows']))
+  def _source(self) -> storage.Words:
+    return storage.Words(self._partial, tuple(self._state['rows']))
 
-  def _chunks(self, one: Input, first: int) -> Iterator[click_log.Chunk]:
+  def _chunks(self, one: Input, first: int) -> Iterator[log.Chunk]:
     if not self._is_synthetic:
-      yield from click_log.read_chunks(one, first)
+      yield from log.read_chunks(one, first)
       return
-    step = synthetic_clicks.CHUNK_ROWS
+    step = synthetic.CHUNK_ROWS
     for number in range(first, -(-one.size // step)):
       end = min((number + 1) * step, one.size)
-      yield click_log.Chunk(one, number, b'', number * step + 1, end)
+      yield log.Chunk(one, number, b'', number * step + 1, end)
 
   def _tell(self, phase, done, total, resumed, unit):
     rows, bad = sum(self._state['rows']), len(self._state['bad'])
@@ -316,7 +321,7 @@ def _too_many(bad: Sequence[tuple[str, str]], limit: int) -> PreparationError:
   return PreparationError(
     f'More than {limit} lines are malformed, that is {len(bad)} so far '
     f'({counts}). The first is {bad[0][0]}. If this is a log of '
-    f'{click_log.NUM_FIELDS} fields that are separated by tabs, allow for more '
+    f'{log.NUM_FIELDS} fields that are separated by tabs, allow for more '
     'with --max-bad-lines, and it goes on from here.'
   )
 
@@ -327,10 +332,10 @@ def _too_many(bad: Sequence[tuple[str, str]], limit: int) -> PreparationError:
 def score_truth(start: int, first: int, last: int) -> tuple[float, float]:
   """Of a chunk's rows from `first` to before `last`, sums of log losses."""
   begin = max(start, first)
-  end = min(start + synthetic_clicks.CHUNK_ROWS, last)
-  rows, p = synthetic_clicks.make_rows(begin, end)
+  end = min(start + synthetic.CHUNK_ROWS, last)
+  rows, p = synthetic.make_rows(begin, end)
   scored = -np.log(np.where(rows.labels == 1, p, 1 - p))
-  return float(synthetic_clicks.entropy(p).sum()), float(scored.sum())
+  return float(synthetic.entropy(p).sum()), float(scored.sum())
 
 
 def _hash_json(content: Any) -> str:

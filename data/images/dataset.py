@@ -6,61 +6,46 @@ in ArrayRecord form, once, by `python -m scripts.prepare_images NAME`.
 
 import contextlib
 import dataclasses
-import difflib
-import functools
-import importlib
 import itertools
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Float
 
-from data import partition as partition_lib
-from data.images import augmentation as augmentation_lib
-from data.images import grain_workers
-from data.images.decoding import Encoded
+from data.images import digits, grain_workers, imagenet_sample
+from data.images.augmentation import make_views
+from data.images.split import (
+  UNLABELLED,
+  BadDataError,
+  NotPreparedError,
+  Split,
+  and_unlabelled,
+  in_memory,
+)
+from data.images.tfds import open_tfds
+from data.partition import partition_indices
 
-# The label of an example that has none, or whose label is left alone.
-UNLABELLED = -1
-# Sets that are not TFDS's: modules beside this one with a function
-# `open_set(train_split, eval_split)` → shape of an image, classes, two splits.
-SETS = ['digits', 'imagenet_sample']
+# With what its streams and `make_images` raise.
+__all__ = [
+  'UNLABELLED',
+  'BadDataError',
+  'ImageSet',
+  'NotPreparedError',
+  'make_images',
+]
+
+# Sets that are not TFDS's, by functions (train split, eval split) → the shape
+# of an image, the number of classes, the two splits.
+SETS = {'digits': digits.open_set, 'imagenet_sample': imagenet_sample.open_set}
 # Rows of a batch that are read at a time: what threads and processes share out.
 _PIECE = 128
 # How many examples may be corrupt for each that is wanted.
 _MOST_CORRUPT = 10
 Batch = dict[str, Any]
-
-
-class NotPreparedError(FileNotFoundError):
-  """A TFDS set is not in the folder looked in; the message says what to run."""
-
-
-class BadDataError(ValueError):
-  """An example that nothing can be made of; the message names it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Random access to the examples of one split, as they are stored.
-
-  Attributes:
-    num_examples: how many there are.
-    read: from indices to as many images (uint8 [height, width, channels] or
-      `Encoded`, sizes may differ) and labels (int32 [len(indices)]).
-    read_labels: from indices to labels, without decoding an image.
-    name: from an index to what to call that example.
-  """
-
-  num_examples: int
-  read: Callable[[np.ndarray], tuple[Sequence[np.ndarray], np.ndarray]]
-  read_labels: Callable[[np.ndarray], np.ndarray]
-  name: Callable[[int], str] = 'example {}'.format
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,9 +133,7 @@ class ImageSet:
     """
     if start < 0:
       raise ValueError(f'start must not be negative, got {start}.')
-    shard = partition_lib.partition_indices(
-      self.num_train, member, members, partition
-    )
+    shard = partition_indices(self.num_train, member, members, partition)
 
     wanted = np.arange(batch_size) if rows is None else rows
     pieces = _pieces_of(wanted)
@@ -382,32 +365,18 @@ def make_images(
       not one of images and labels, or if arguments do not suit it.
   """
   shape, num_classes, splits = _open(name, data_dir, train_split, eval_split)
-  augment, fit, viewed = augmentation_lib.make_views(
+  augment, fit, viewed = make_views(
     augmentation, padding, image_size, tuple(shape)
   )
-  if None in viewed:
-    raise ValueError(
-      f"Images of {name!r} vary in size: augmentation 'inception' makes them "
-      f'alike, {augmentation!r} does not.'
-    )
-  if cache and None in shape[:2]:
-    raise ValueError(
-      f'Images of {name!r} vary in size and cannot be held in one array: set '
-      'data.cache to False.'
-    )
-  if cache and num_workers:
-    raise ValueError(
-      'What data.cache holds is in this process: set data.num_workers to 0, or '
-      'data.cache to False.'
-    )
+  _check(name, tuple(shape), augmentation, viewed, cache, num_workers)
 
   def keep(split):
-    return _in_memory(split, shape) if cache else split
+    return in_memory(split, shape) if cache else split
 
   labelled = train = keep(splits[0])
   if unlabelled_split is not None:
     _, _, (others, _) = _open(name, data_dir, unlabelled_split, eval_split)
-    train = _and_unlabelled(labelled, keep(others))
+    train = and_unlabelled(labelled, keep(others))
   return ImageSet(
     image_shape=viewed,
     num_classes=num_classes,
@@ -422,210 +391,27 @@ def make_images(
   )
 
 
+def _check(name, stored, augmentation, viewed, cache, num_workers):
+  """Refuses what does not go together."""
+  if None in viewed:
+    raise ValueError(
+      f"Images of {name!r} vary in size: augmentation 'inception' makes them "
+      f'alike, {augmentation!r} does not.'
+    )
+  if cache and None in stored:
+    raise ValueError(
+      f'Images of {name!r} vary in size and cannot be held in one array: set '
+      'data.cache to False.'
+    )
+  if cache and num_workers:
+    raise ValueError(
+      'What data.cache holds is in this process: set data.num_workers to 0, or '
+      'data.cache to False.'
+    )
+
+
 def _open(name, data_dir, train_split, eval_split):
   """The stored shape, the number of classes, and the two splits of a set."""
   if name in SETS:
-    # Imported here: scikit-learn takes a second that others need not wait.
-    opened = importlib.import_module(f'data.images.{name}')
-    return opened.open_set(train_split, eval_split)
-  return open_tfds(name, data_dir, train_split, eval_split)
-
-
-def _and_unlabelled(labelled: Split, others: Split) -> Split:
-  """The examples of one split, and those of another without their labels."""
-  first = labelled.num_examples
-
-  def read_labels(indices):
-    labels = np.full(len(indices), UNLABELLED, np.int32)
-    known = indices < first
-    labels[known] = labelled.read_labels(indices[known])
-    return labels
-
-  def read(indices):
-    images: list[Any] = [None] * len(indices)
-    labels = np.full(len(indices), UNLABELLED, np.int32)
-    known = np.flatnonzero(indices < first)
-    unknown = np.flatnonzero(indices >= first)
-    if len(known):
-      found, labels[known] = labelled.read(indices[known])
-      for place, image in zip(known, found, strict=True):
-        images[place] = image
-    if len(unknown):
-      found, _ = others.read(indices[unknown] - first)
-      for place, image in zip(unknown, found, strict=True):
-        images[place] = image
-    return images, labels
-
-  def name(index):
-    own = index < first
-    return labelled.name(index) if own else others.name(index - first)
-
-  return Split(first + others.num_examples, read, read_labels, name)
-
-
-def _in_memory(split: Split, shape: tuple[int, int, int]) -> Split:
-  """The same examples, decoded once, when the first of them is asked for."""
-  lock = threading.Lock()
-
-  @functools.cache
-  def everything():
-    images, labels = split.read(np.arange(split.num_examples))
-    return *augmentation_lib.whole_images(images, shape), labels
-
-  def read(indices):
-    with lock:  # Grain's threads would each decode all of it.
-      images, black, labels = everything()
-    found = images[indices]
-    corrupt = np.isin(indices, black)
-    if corrupt.any():
-      nothing = Encoded(b'', shape[-1])
-      found = [
-        nothing if gone else image
-        for image, gone in zip(found, corrupt, strict=True)
-      ]
-    return found, labels[indices]
-
-  return dataclasses.replace(split, read=read)
-
-
-def open_tfds(name, data_dir, train_split, eval_split):
-  """Opens a set of TFDS that has been prepared.
-
-  Args:
-    name: of the set, as for `make_images`.
-    data_dir: likewise.
-    train_split: likewise.
-    eval_split: likewise.
-
-  Returns:
-    The stored shape (None where it varies), the number of classes, and the two
-    splits.
-
-  Raises:
-    NotPreparedError: if it is not there, or not as ArrayRecord.
-    ValueError: if there is no such set or split, or not one of images.
-  """
-  builder = _find_builder(name, data_dir)
-  shape, num_classes, keys = _describe(builder)
-
-  def make_split(split):
-    _check_split(builder, name, split)
-    # Left encoded: labels are then cheap, and OpenCV takes half as long
-    # without TFDS around it.
-    source = builder.as_data_source(
-      split,
-      decoders={keys[0]: _tfds().decode.SkipDecoding()},
-      file_format='array_record',
-    )
-
-    def read_encoded(indices):
-      try:
-        examples = source.__getitems__(indices.tolist())
-      except RuntimeError as error:  # ArrayRecord's, of whatever happened.
-        raise BadDataError(
-          f'{name} {split} cannot be read in {builder.data_dir} '
-          f'({_one_line(error)}); prepare it again'
-        ) from error
-      images, labels = ([ex[key] for ex in examples] for key in keys)
-      return images, np.array(labels, np.int32)
-
-    def read(indices):
-      images, labels = read_encoded(indices)
-      return [Encoded(image, shape[-1]) for image in images], labels
-
-    def name_of(index):
-      file_name = source[index].get('file_name', b'').decode()
-      return f'{name} {split}[{index}]' + (file_name and f' ({file_name})')
-
-    return Split(
-      len(source), read, lambda indices: read_encoded(indices)[1], name_of
-    )
-
-  return shape, num_classes, (make_split(train_split), make_split(eval_split))
-
-
-def _check_split(builder, name, split):
-  """Refuses a split that is not there, or not all of it."""
-  splits = builder.info.splits
-  try:
-    parts = splits[split].file_instructions
-  # KeyError for a name, ValueError for what is no part of one.
-  except (KeyError, ValueError) as error:
-    raise ValueError(
-      f'{name} in {builder.data_dir} has the splits {" and ".join(splits)}, no '
-      f'{split!r} ({_one_line(error)})'
-    ) from error
-  there = {path.name for path in builder.data_path.iterdir()}
-  for part in parts:
-    file = os.path.basename(part.filename)
-    if file not in there:
-      raise NotPreparedError(
-        f'{file} is not there, in {builder.data_dir}: bring it back, or remove '
-        f'that folder and prepare {name} again.'
-      )
-
-
-def _one_line(error):
-  return ' '.join(str(error).split())[:300]
-
-
-def _tfds():
-  # Half a second, and not needed for digits.
-  import tensorflow_datasets
-
-  return tensorflow_datasets
-
-
-def _find_builder(name, data_dir):
-  """Finds a prepared set by name, or says what is missing."""
-  tfds = _tfds()
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  # AssertionError for a version that TFDS does not have.
-  except (ValueError, AssertionError):
-    known = [*SETS, *tfds.list_builders(with_community_datasets=False)]
-    near = difflib.get_close_matches(name, known)
-    hint = f': did you mean {" or ".join(near)}?' if near else '.'
-    raise ValueError(f'There is no image set called {name!r}{hint}') from None
-  except ImportError as error:
-    raise ValueError(
-      f'TFDS cannot open {name!r} without the package {error.name}.'
-    ) from error
-  if not builder.info.initialized:
-    raise NotPreparedError(
-      f'{name} is not prepared in {builder.data_dir}: run `python -m '
-      f'scripts.prepare_images {name}` once, or set TFDS_DATA_DIR to the '
-      'folder that holds it.'
-    )
-  formats = sorted(form.value for form in builder.info.available_file_formats())
-  if 'array_record' not in formats:
-    raise NotPreparedError(
-      f'{name} is prepared in {builder.data_dir} as {" and ".join(formats)}, '
-      'not as array_record: run `python -m scripts.prepare_images '
-      f'{name} --data_dir=DIR` with another folder, and set TFDS_DATA_DIR to '
-      'it.'
-    )
-  return builder
-
-
-def _describe(builder):
-  """Returns the image's shape, the number of classes, and their two keys."""
-  tfds, features = _tfds(), builder.info.features
-  # A few sets have a third key, which says more about the example.
-  keys = (builder.info.supervised_keys or ('image', 'label'))[:2]
-  # Some sets nest their keys, and those have no one image or label.
-  image, label = (
-    features[key] if isinstance(key, str) and key in features else None
-    for key in keys
-  )
-  if not (
-    isinstance(image, tfds.features.Image)
-    and isinstance(label, tfds.features.ClassLabel)
-    and image.np_dtype == np.uint8
-    and image.shape[-1] in (1, 3)
-  ):
-    raise ValueError(
-      f'{builder.name} is not an image classification set: expected 8-bit '
-      f'images of 1 or 3 channels and one label each, got {features}'
-    )
-  return image.shape, label.num_classes, keys
+    return SETS[name](train_split, eval_split)
+  return open_tfds(name, data_dir, train_split, eval_split, others=SETS)

@@ -3,9 +3,8 @@
 import types
 
 import numpy as np
-from sklearn import datasets, model_selection
 
-from data.images.dataset import Split
+from data.images.split import Split
 
 
 def open_set(train_split, eval_split):
@@ -26,6 +25,9 @@ def open_set(train_split, eval_split):
       "digits have the splits 'train', or parts of it, and 'test', got "
       f'{train_split!r} and {eval_split!r}.'
     )
+  # A second that others need not wait.
+  from sklearn import datasets, model_selection
+
   digits = datasets.load_digits()
   images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = digits.target.astype(np.int32)

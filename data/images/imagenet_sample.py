@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.images import dataset as images
+from data.images.tfds import open_tfds
 
 NAME, VERSION = 'imagenet2012', '5.1.0'
 NUM_CLASSES = 1_000
@@ -52,7 +52,7 @@ def open_set(train_split, eval_split):
         f'The sample of images cannot be written to {folder.parent} '
         f'({error.strerror}): set XDG_CACHE_HOME to a folder where it can.'
       ) from error
-  return images.open_tfds(NAME, folder, train_split, eval_split)
+  return open_tfds(NAME, folder, train_split, eval_split)
 
 
 def write(folder: str | os.PathLike, splits: Mapping[str, Iterable[Example]]):

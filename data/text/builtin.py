@@ -1,166 +1,25 @@
-"""The built-in corpus: Python sources that are installed anyway.
-
-A document is a `.py` file of a package that requirements.txt pins, so it is the
-same for everyone and needs no download. Files that differ between platforms or
-Python versions are left out, and so is what was there before, byte for byte.
-"""
+"""The built-in corpus: `data.text.builtin_sources` in tokens."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import os
 import pathlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from data.preparing import cache
-from data.text import corpus as corpus_lib
-from data.text import tokenizer as tokenizer_lib
+from data.preparing import cache, resumable
+from data.text import builtin_sources, corpus
+from data.text.builtin_sources import BuiltinCorpusError
+from data.text.tokenizer import Tokenizer
 
-# Of each package the version, and a hash of its documents: what `digests`
-# returns. `python -m data.text.builtin` prints both.
-PACKAGES = {
-  'absl-py': (
-    '2.5.1',
-    '06d5912f8e9b913be124ce73faa5e2cce2292217dbf585ea2cee885ae8371fb9',
-  ),
-  'etils': (
-    '1.15.0',
-    '11414aaf625bfe38f6719aa39851555ffaaaa59c3e5474a403c816d8f5f1f607',
-  ),
-  'flax': (
-    '0.12.8',
-    '42538105fcc4f171c72704cc2f42583e91ce5b1b6b50d07efad60b540ec71654',
-  ),
-  'grain': (
-    '0.2.18',
-    '110a8826dc7728f0503449e4de4a53d401dad38736b63a4b36b16aa326a91e07',
-  ),
-  'jax': (
-    '0.10.2',
-    '380016bca4e853e3ed3769da744ee5a25ce9fade1fcc359dea5c8cd8a8cc11cb',
-  ),
-  'matplotlib': (
-    '3.11.2',
-    '21315a8bcd8767fbd2b46548fe596a96af605f1a7a30dafc1f899aa3d9fc708f',
-  ),
-  'numpy': (
-    '2.4.6',
-    '96f288616ea3648fe6e371a4bfc711bebadc6868b7d2e258c6ba1ba1742a6156',
-  ),
-  'optax': (
-    '0.2.8',
-    '6bd7c7a39065a3bfa7325bfaefcb5717fdc6ea9e98a5f08b978a959acdfc02f6',
-  ),
-  'orbax-checkpoint': (
-    '0.12.8',
-    'be12be48acaa5f9f06863e2c754996255bde33fdd5f82e246590ae9f6724e9d7',
-  ),
-  'scikit-learn': (
-    '1.9.1',
-    '11186c7da80c1fa7fa8b2eda9dc6bbac7e98bb5baf88047038acb053ecba7189',
-  ),
-  'scipy': (
-    '1.17.1',
-    'a1f736890c0f11da5def21e068edf350f32210d6d8d34eef1735d96421471594',
-  ),
-  'tensorflow-datasets': (
-    '4.9.10',
-    '8d4ec9ebc45a7806089f000071951d28dc9b5f2ec629a9f3c9a8c4ed9f612759',
-  ),
-}
-FINGERPRINT = hashlib.sha256(
-  repr(sorted(PACKAGES.items())).encode()
-).hexdigest()
 TOKENIZER = pathlib.Path(__file__).with_name('builtin_tokenizer.model')
 HELD_OUT_FRACTION = 0.02
 
-# What installers or builds write: of the same version it may differ.
-_GENERATED = ('__config__.py', '_distributor_init.py')
-# Windows wheels of these load their libraries in the first lines.
-_PATCHED = ('numpy/__init__.py', 'scipy/__init__.py')
-# In wheels for Python 3.11 alone.
-_OLD = ('numpy/distutils/',)
 
-
-class BuiltinCorpusError(ValueError):
-  """It cannot be made; the message says what to do."""
-
-
-@functools.cache
-def documents() -> tuple[str, ...]:
-  """All documents, by package and path.
-
-  Raises:
-    BuiltinCorpusError: if a package is not there, or not as it was released.
-  """
-  found, seen = [], set()
-  for package, (version, digest) in PACKAGES.items():
-    texts = _read(package, version)
-    if _digest(texts) != digest:
-      raise BuiltinCorpusError(
-        f'The Python sources of {package} {version} are not those it was '
-        'released with, which the built-in corpus is made of: `pip install '
-        f'--force-reinstall --no-deps {package}=={version}`.'
-      )
-    for text in texts.values():
-      if text not in seen:
-        seen.add(text)
-        found.append(text)
-  return tuple(found)
-
-
-def _read(package: str, version: str) -> dict[str, str]:
-  """The sources of a package by their paths, in the paths' order."""
-  try:
-    distribution = importlib.metadata.distribution(package)
-  except importlib.metadata.PackageNotFoundError:
-    distribution = None
-  if distribution is None or distribution.version != version:
-    raise BuiltinCorpusError(
-      f'The built-in corpus needs {package} {version}, as requirements.txt '
-      f'pins it, and found {distribution.version if distribution else "none"}: '
-      '`pip install --requirement requirements.txt`.'
-    )
-  texts = {}
-  for path in sorted(distribution.files or (), key=str):
-    name = path.as_posix()
-    if (
-      path.suffix == '.py'
-      and path.name not in _GENERATED
-      and name not in _PATCHED
-      and not name.startswith((*_OLD, '..'))
-    ):
-      # With the line ends of everyone else.
-      content = pathlib.Path(path.locate()).read_bytes().replace(b'\r\n', b'\n')
-      texts[name] = content.decode('utf-8')
-  # Not `sorted` above: a path's parts and its text sort differently.
-  return {name: text for name, text in sorted(texts.items()) if text.strip()}
-
-
-def _digest(texts: dict[str, str]) -> str:
-  digest = hashlib.sha256()
-  for name, text in texts.items():
-    content = text.encode('utf-8')
-    digest.update(f'{name} {len(content)}\n'.encode() + content)
-  return digest.hexdigest()
-
-
-def digests() -> dict[str, tuple[str, str]]:
-  """What PACKAGES should say of what is installed."""
-  versions = {
-    package: importlib.metadata.version(package) for package in PACKAGES
-  }
-  return {
-    package: (version, _digest(_read(package, version)))
-    for package, version in versions.items()
-  }
-
-
-def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
+def open_builtin(cache_dir: str | os.PathLike | None) -> corpus.Corpus:
   """The built-in corpus in tokens, made on first use: some ten seconds.
 
   Args:
@@ -172,12 +31,14 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
       if it cannot be written.
   """
   model = TOKENIZER.read_bytes()
-  made_of = f'{FINGERPRINT} {HELD_OUT_FRACTION} '.encode() + model
+  made_of = (
+    f'{builtin_sources.FINGERPRINT} {HELD_OUT_FRACTION} '.encode() + model
+  )
   key = hashlib.sha256(made_of).hexdigest()[:16]
   folder = cache.cache_folder(cache_dir) / f'builtin-{key}'
   try:
     return cache.open_or_make(
-      folder, corpus_lib.open_corpus, lambda new: _make(model, new)
+      folder, corpus.open_corpus, lambda new: _make(model, new)
     )
   except OSError as error:
     raise BuiltinCorpusError(
@@ -187,30 +48,28 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus_lib.Corpus:
 
 
 def _make(model: bytes, folder: pathlib.Path) -> None:
-  from data.text import preparation
-
-  partial = corpus_lib.partial_of(folder)
-  texts = documents()
-  tokenizer = tokenizer_lib.Tokenizer(model)
+  partial = resumable.partial_of(folder)
+  texts = builtin_sources.documents()
+  tokenizer = Tokenizer(model)
   partial.mkdir()
-  (partial / corpus_lib.TOKENIZER).write_bytes(model)
+  (partial / corpus.TOKENIZER).write_bytes(model)
   # Threads: tokenising is not Python.
   with ThreadPoolExecutor(os.cpu_count()) as pool:
     encode = functools.partial(
       tokenizer.encode, structure='none', language='en'
     )
     tokens = list(pool.map(encode, texts))
-  hashes = np.array([*map(corpus_lib.hash_document, texts)], np.uint64)
-  test = preparation.is_held_out(hashes, HELD_OUT_FRACTION)
-  writer = corpus_lib.CorpusWriter(partial, {}, corpus_lib.SHARD_TOKENS)
+  hashes = np.array([*map(corpus.hash_document, texts)], np.uint64)
+  test = corpus.is_held_out(hashes, HELD_OUT_FRACTION)
+  writer = corpus.CorpusWriter(partial, {}, corpus.SHARD_TOKENS)
   for split, wanted in (('train', ~test), ('test', test)):
     chosen = np.flatnonzero(wanted)
-    joined, lengths = corpus_lib.join_documents([tokens[i] for i in chosen])
+    joined, lengths = corpus.join_documents([tokens[i] for i in chosen])
     writer.append(split, joined, hashes[chosen], lengths)
   state = writer.state()
   seals = {
-    name: corpus_lib.seal_file(partial / name, size)
-    for name, size in corpus_lib.files_to_seal(state, tokenizer.vocab_size)
+    name: corpus.seal_file(partial / name, size)
+    for name, size in corpus.files_to_seal(state, tokenizer.vocab_size)
   }
   facts = {
     'counts': {
@@ -219,10 +78,10 @@ def _make(model: bytes, folder: pathlib.Path) -> None:
     },
     'inputs': [
       {'name': f'{package} {version}', 'key': digest}
-      for package, (version, digest) in PACKAGES.items()
+      for package, (version, digest) in builtin_sources.PACKAGES.items()
     ],
   }
-  corpus_lib.finish(
+  corpus.finish(
     partial,
     folder,
     state,
@@ -232,9 +91,4 @@ def _make(model: bytes, folder: pathlib.Path) -> None:
     invertible=tokenizer.invertible,
   )
   # Nobody needs the text any more, and it is large.
-  documents.cache_clear()
-
-
-if __name__ == '__main__':
-  for package, pair in digests().items():
-    print(f'  {package!r}: {pair!r},')
+  builtin_sources.documents.cache_clear()

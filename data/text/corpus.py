@@ -22,11 +22,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Integer, UInt16, UInt64
+from jaxtyping import Bool, Int64, Integer, UInt16, UInt64
 
+from data.partition import mix
 from data.preparing import resumable
 from data.preparing.resumable import MANIFEST, partial_of
-from data.text import tokenizer as tokenizer_lib
+from data.text.tokenizer import SPECIAL_PIECES, Tokenizer
 
 FORMAT = 'codistill-text/1'
 SPLITS = ('train', 'test')
@@ -48,6 +49,13 @@ def hash_document(text: str) -> int:
   """64 bits of BLAKE2b of a document's UTF-8."""
   digest = hashlib.blake2b(text.encode('utf-8'), digest_size=8).digest()
   return int.from_bytes(digest, 'little')
+
+
+def is_held_out(
+  hashes: UInt64[np.ndarray, ' documents'], fraction: float
+) -> Bool[np.ndarray, ' documents']:
+  """Which documents are kept from training, by their hashes alone."""
+  return mix(hashes, 'held out') < fraction * 2.0**64
 
 
 def shard_name(number: int) -> str:
@@ -132,9 +140,9 @@ class Corpus:
     """Number of pieces."""
     return self.manifest['tokenizer']['vocab_size']
 
-  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+  def tokenizer(self) -> Tokenizer:
     """What made the tokens, and reads them."""
-    return tokenizer_lib.Tokenizer.from_file(self.folder / TOKENIZER)
+    return Tokenizer.from_file(self.folder / TOKENIZER)
 
 
 def open_corpus(folder: str | os.PathLike) -> Corpus:
@@ -373,7 +381,7 @@ def finish(
       'sha256': seals[TOKENIZER][0],
       'vocab_size': vocab_size,
       'invertible': invertible,
-      'special_pieces': list(tokenizer_lib.SPECIAL_PIECES),
+      'special_pieces': list(SPECIAL_PIECES),
     },
     'splits': splits,
   }

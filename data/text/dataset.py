@@ -18,10 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, Integer, UInt16
 
-from data import partition as partition_lib
-from data.text import builtin as builtin_corpus
-from data.text import corpus as corpus_lib
-from data.text import tokenizer as tokenizer_lib
+from data.partition import mix, partition_hashes
+from data.text.builtin import open_builtin
+from data.text.corpus import SPLITS, Corpus, Documents, open_corpus
+from data.text.tokenizer import END_OF_DOCUMENT, Tokenizer
 
 Batch = dict[str, np.ndarray]
 
@@ -50,7 +50,7 @@ class TextSet:
     max_test_tokens: only so many held-out tokens are evaluated on, likewise.
   """
 
-  corpus: corpus_lib.Corpus = dataclasses.field(repr=False)
+  corpus: Corpus = dataclasses.field(repr=False)
   sequence_length: int
   max_document_tokens: int | None
   max_train_tokens: int | None
@@ -80,7 +80,7 @@ class TextSet:
     """Number of tokens that `eval(split)` counts; same errors."""
     return self._in_order_of_hashes(split).num_tokens
 
-  def tokenizer(self) -> tokenizer_lib.Tokenizer:
+  def tokenizer(self) -> Tokenizer:
     """Between text and tokens."""
     return self.corpus.tokenizer()
 
@@ -134,9 +134,7 @@ class TextSet:
     there[self._documents('train')] = True
 
     def own(number):
-      part = partition_lib.partition_hashes(
-        documents.hashes, number, members, partition
-      )
+      part = partition_hashes(documents.hashes, number, members, partition)
       return part[there[part]]
 
     mine = own(member)
@@ -152,9 +150,7 @@ class TextSet:
     parts = _cut(documents, mine, self.max_document_tokens)
     # Two, where lanes are on their way from one pass to the next.
     order = functools.lru_cache(maxsize=2)(
-      lambda turn: parts.order(
-        partition_lib.mix(parts.hashes, 'order', seed, turn)
-      )
+      lambda turn: parts.order(mix(parts.hashes, 'order', seed, turn))
     )
     lanes = _Lanes(
       int(parts.lengths.sum()),
@@ -223,7 +219,7 @@ class TextSet:
   def _eval_batches(self, lanes, order, documents):
     length = self.sequence_length
     shape = (len(lanes.rows), length)
-    last = np.full(len(lanes.rows), tokenizer_lib.END_OF_DOCUMENT, np.int32)
+    last = np.full(len(lanes.rows), END_OF_DOCUMENT, np.int32)
     later = lanes.offsets > 0
     last[later] = order.read(
       documents, lanes.offsets[later] - 1, np.ones(later.sum(), np.int64)
@@ -255,9 +251,7 @@ class TextSet:
   @functools.cache  # noqa: B019 (a set lives as long as its process)
   def _in_order_of_hashes(self, split: str) -> _Order:
     if split not in self.corpus.splits:
-      raise ValueError(
-        f'Unknown split {split!r}, expected one of {corpus_lib.SPLITS}.'
-      )
+      raise ValueError(f'Unknown split {split!r}, expected one of {SPLITS}.')
     documents = self.corpus.splits[split]
     return _cut(documents, self._documents(split), None).order(None)
 
@@ -292,7 +286,7 @@ class _Order(NamedTuple):
 
   def read(
     self,
-    documents: corpus_lib.Documents,
+    documents: Documents,
     begins: Integer[np.ndarray, ' ranges'],
     lengths: Integer[np.ndarray, ' ranges'],
   ) -> UInt16[np.ndarray, ' tokens']:
@@ -335,7 +329,7 @@ class _Parts(NamedTuple):
 
 
 def _cut(
-  documents: corpus_lib.Documents, indices: np.ndarray, limit: int | None
+  documents: Documents, indices: np.ndarray, limit: int | None
 ) -> _Parts:
   """Some documents, in as few about equal parts of no more than `limit`."""
   starts, hashes = documents.starts[indices], documents.hashes[indices]
@@ -373,7 +367,7 @@ class _Lanes:
 
   def read(
     self,
-    documents: corpus_lib.Documents,
+    documents: Documents,
     order: Callable[[int], _Order],
     begin: int,
     length: int,
@@ -448,9 +442,9 @@ def make_text(
     if limit is not None and limit < 1:
       raise ValueError(f'{key} must be at least 1, got {limit}.')
   if name == 'builtin':
-    corpus = builtin_corpus.open_builtin(cache_dir)
+    corpus = open_builtin(cache_dir)
   else:
-    corpus = corpus_lib.open_corpus(os.path.expanduser(name))
+    corpus = open_corpus(os.path.expanduser(name))
   return TextSet(
     corpus=corpus,
     sequence_length=sequence_length,

@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from data import partition as partition_lib
+from data.partition import mix
 from data.preparing import resumable, workers
+from data.preparing.compressed import Input
 from data.preparing.resumable import PreparationError
-from data.text import corpus as corpus_lib
-from data.text import documents as documents_lib
-from data.text import tokenizer as tokenizer_lib
-from data.text.documents import Chunk, Input, Reading
+from data.text import corpus
+from data.text.documents import read_documents
+from data.text.inputs import Reading
+from data.text.records import Chunk, read_chunks
+from data.text.tokenizer import Tokenizer, VocabularyError, train_tokenizer
 
 # The tokenizer learns from the documents with the smallest hashes among so many
 # times as many as it takes; and from so many characters, of one document and in
@@ -100,7 +102,7 @@ def prepare(
 
   Args:
     settings: how.
-    inputs: of `documents.find_inputs`.
+    inputs: of `inputs.find_inputs`.
     held_out: to evaluate on; empty for a share of `inputs`.
     output: the folder to be made; it stands under another name until all of it
       is there.
@@ -118,7 +120,7 @@ def prepare(
   if held_out:
     settings = dataclasses.replace(settings, held_out_fraction=0.0)
   plain = _plain(settings, inputs, held_out)
-  partial = corpus_lib.partial_of(output)
+  partial = resumable.partial_of(output)
   if resumable.is_finished(output) and not overwrite:
     resumable.check_finished(output, plain, _manifest(output))
     return _manifest(output)
@@ -139,7 +141,7 @@ def prepare(
       seals = run.seal(state)
     if overwrite and output.exists():
       shutil.rmtree(output)
-    corpus_lib.finish(
+    corpus.finish(
       partial,
       output,
       state['written'],
@@ -166,9 +168,9 @@ class _Run:
     self._pool = pool
     self._report = report
 
-  def make_tokenizer(self) -> tokenizer_lib.Tokenizer:
+  def make_tokenizer(self) -> Tokenizer:
     """Trains it, unless an earlier run has."""
-    path = self._partial / corpus_lib.TOKENIZER
+    path = self._partial / corpus.TOKENIZER
     if not path.exists():
       texts = self._sample()
       characters = sum(map(len, texts))
@@ -179,7 +181,7 @@ class _Run:
       try:
         # In another process: it takes minutes and cannot be interrupted.
         model = self._pool.submit(
-          tokenizer_lib.train_tokenizer,
+          train_tokenizer,
           texts,
           vocab_size=settings.vocab_size,
           oov=settings.oov,
@@ -187,10 +189,10 @@ class _Run:
           structure=settings.structure,
           language=settings.sentence_language,
         ).result()
-      except tokenizer_lib.VocabularyError as error:
+      except VocabularyError as error:
         raise PreparationError(str(error)) from error
       resumable.write(path, model)
-    return tokenizer_lib.Tokenizer.from_file(path)
+    return Tokenizer.from_file(path)
 
   def _sample(self) -> list[str]:
     """Texts to train the tokenizer on."""
@@ -202,7 +204,7 @@ class _Run:
     before = 0
     counts: collections.Counter[str] = collections.Counter()
     for one in training:
-      chunks = documents_lib.read_chunks(one, settings.reading)
+      chunks = read_chunks(one, settings.reading)
       for chunk, (found, more) in self._map(_sample_chunk, chunks, settings):
         sample.add(found)
         counts.update(more)
@@ -218,23 +220,21 @@ class _Run:
       raise _nothing_left('train', counts)
     return sample.texts()
 
-  def tokenise(
-    self, state: dict[str, Any], tokenizer: tokenizer_lib.Tokenizer
-  ) -> None:
+  def tokenise(self, state: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Writes all documents; `state` says from where on, and goes along."""
     settings = self._settings
-    writer = corpus_lib.CorpusWriter(
+    writer = corpus.CorpusWriter(
       self._partial, state['written'], settings.shard_tokens
     )
     counts = collections.Counter(state['counts'])
     total = sum(one.size for one, _ in self._inputs)
-    path = str(self._partial / corpus_lib.TOKENIZER)
+    path = str(self._partial / corpus.TOKENIZER)
     before = sum(one.size for one, _ in self._inputs[: state['input']])
     resumed = None
     for number in range(state['input'], len(self._inputs)):
       one, split = self._inputs[number]
       first = state['chunk'] if number == state['input'] else 0
-      chunks = documents_lib.read_chunks(one, settings.reading, first)
+      chunks = read_chunks(one, settings.reading, first)
       for chunk, encoded in self._map(
         _encode_chunk, chunks, settings, split, path
       ):
@@ -263,20 +263,18 @@ class _Run:
         )
       before += one.size
     state |= {'counts': dict(counts), 'written': writer.state()}
-    for split in corpus_lib.SPLITS:
+    for split in corpus.SPLITS:
       if not state['written'][split]['documents']:
         raise _nothing_left(split, counts)
 
   def seal(self, state: dict[str, Any]) -> dict[str, Any]:
     """Reads back all that was written."""
-    files = corpus_lib.files_to_seal(
-      state['written'], self._settings.vocab_size
-    )
-    for split in corpus_lib.SPLITS:
-      (self._partial / split / corpus_lib.COUNTS).unlink(missing_ok=True)
+    files = corpus.files_to_seal(state['written'], self._settings.vocab_size)
+    for split in corpus.SPLITS:
+      (self._partial / split / corpus.COUNTS).unlink(missing_ok=True)
     sizes = {name: (self._partial / name).stat().st_size for name, _ in files}
     futures = {
-      name: self._pool.submit(corpus_lib.seal_file, self._partial / name, size)
+      name: self._pool.submit(corpus.seal_file, self._partial / name, size)
       for name, size in files
     }
     seals, done = {}, 0
@@ -325,8 +323,8 @@ def _encode_chunk(
   tokenizer = _open_tokenizer(tokenizer_path)
   counts: collections.Counter[str] = collections.Counter()
   hashes, tokens = [], []
-  for text in documents_lib.read_documents(chunk, settings.reading, counts):
-    hashes.append(corpus_lib.hash_document(text))
+  for text in read_documents(chunk, settings.reading, counts):
+    hashes.append(corpus.hash_document(text))
     tokens.append(
       tokenizer.encode(
         text,
@@ -338,25 +336,20 @@ def _encode_chunk(
   counts['documents'] += len(hashes)
   all_hashes = np.array(hashes, np.uint64)
   if split is None:
-    test = is_held_out(all_hashes, settings.held_out_fraction)
+    test = corpus.is_held_out(all_hashes, settings.held_out_fraction)
   else:
     test = np.full(len(hashes), split == 'test')
   splits = {}
   for name, wanted in (('train', ~test), ('test', test)):
     chosen = np.flatnonzero(wanted)
-    joined, lengths = corpus_lib.join_documents([tokens[i] for i in chosen])
+    joined, lengths = corpus.join_documents([tokens[i] for i in chosen])
     splits[name] = (joined, all_hashes[chosen], lengths)
   return _Encoded(splits, counts)
 
 
 @functools.lru_cache(maxsize=1)
-def _open_tokenizer(path: str) -> tokenizer_lib.Tokenizer:
-  return tokenizer_lib.Tokenizer.from_file(path)
-
-
-def is_held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-  """Which documents are kept from training, by their hashes alone."""
-  return partition_lib.mix(hashes, 'held out') < fraction * 2.0**64
+def _open_tokenizer(path: str) -> Tokenizer:
+  return Tokenizer.from_file(path)
 
 
 class _Sample:
@@ -403,14 +396,14 @@ def _sample_chunk(
 ) -> tuple[dict[int, str], collections.Counter[str]]:
   texts = {}
   counts: collections.Counter[str] = collections.Counter()
-  for text in documents_lib.read_documents(chunk, settings.reading, counts):
+  for text in read_documents(chunk, settings.reading, counts):
     counts['documents'] += 1
-    texts[corpus_lib.hash_document(text)] = text[:_SAMPLE_CHARACTERS]
+    texts[corpus.hash_document(text)] = text[:_SAMPLE_CHARACTERS]
   keys = np.array(list(texts), np.uint64)
-  test = is_held_out(keys, settings.held_out_fraction)
+  test = corpus.is_held_out(keys, settings.held_out_fraction)
   sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
   # Chosen anew, lest a hash that chooses what is held out chooses here too.
-  order = partition_lib.mix(keys, 'tokenizer')
+  order = mix(keys, 'tokenizer')
   sample.add(
     {
       int(place): texts[int(key)]
@@ -445,7 +438,7 @@ def _facts(one: Input) -> dict[str, Any]:
 
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any]:
-  return corpus_lib.open_corpus(folder).manifest
+  return corpus.open_corpus(folder).manifest
 
 
 def _tokens(written: dict[str, Any]) -> int:

@@ -124,22 +124,24 @@ def train_tokenizer(
       minloglevel=3,
     )
   except (RuntimeError, OSError) as error:
-    # Its messages name source lines; the two that users can cause have numbers.
-    text = str(error)
-    if found := re.search(r'a value <= (\d+)', text):
-      raise VocabularyError(
-        f'A vocabulary of {vocab_size} pieces is too large for this text, '
-        f'which has {found[1]} at most: set a smaller one, or give more text.'
-      ) from error
-    if 'smaller than required' in text:
-      raise VocabularyError(
-        f'A vocabulary of {vocab_size} pieces is too small for the characters '
-        'of this text: set a larger one, or a smaller character coverage.'
-      ) from error
-    raise VocabularyError(
-      f'No tokenizer could be trained on this text: {text}'
-    ) from error
+    raise VocabularyError(_explain(str(error), vocab_size)) from error
   return model.getvalue()
+
+
+def _explain(message: str, vocab_size: int) -> str:
+  """A sentence for what SentencePiece says, which names its source lines."""
+  # The two that users can cause.
+  if found := re.search(r'a value <= (\d+)', message):
+    return (
+      f'A vocabulary of {vocab_size} pieces is too large for this text, '
+      f'which has {found[1]} at most: set a smaller one, or give more text.'
+    )
+  if 'smaller than required' in message:
+    return (
+      f'A vocabulary of {vocab_size} pieces is too small for the characters '
+      'of this text: set a larger one, or a smaller character coverage.'
+    )
+  return f'No tokenizer could be trained on this text: {message}'
 
 
 class Tokenizer:

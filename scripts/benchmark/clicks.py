@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data.clicks import dataset as criteo
+from data.clicks.dataset import HELD_OUT_FRACTION, make_clicks
 from scripts.benchmark.measure import ROOT, Limit, Measure, Measures
 from scripts.prepare_criteo import write_synthetic
 
@@ -52,7 +52,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   found = Measures()
   with tempfile.TemporaryDirectory() as folder:
     log = pathlib.Path(folder) / 'log.txt'
-    write_synthetic(shapes.rows, criteo.HELD_OUT_FRACTION, log)
+    write_synthetic(shapes.rows, HELD_OUT_FRACTION, log)
     for number in range(rounds):
       output = pathlib.Path(folder) / f'prepared-{number}'
       seconds, cpu = _prepare(log, output)
@@ -93,7 +93,7 @@ def _read(
   folder: pathlib.Path, batch_size: int
 ) -> tuple[float, int, float, float]:
   """Seconds to the first batch; then rows, seconds, seconds of CPU."""
-  clicks = criteo.make_clicks(
+  clicks = make_clicks(
     str(folder),
     synthetic_rows=0,
     table_sizes=[100_000] * 26,

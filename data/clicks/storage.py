@@ -16,8 +16,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt32
 
-from data.clicks import log as click_log
-from data.clicks import synthetic as synthetic_clicks
+from data.clicks import log, synthetic
 from data.clicks.log import (
   NUM_CATEGORIES,
   NUM_FIELDS,
@@ -131,14 +130,14 @@ def _chunk_name(number: int) -> str:
 
 
 def read_chunk(
-  chunk: click_log.Chunk, folder: pathlib.Path, before: int
+  chunk: log.Chunk, folder: pathlib.Path, before: int
 ) -> tuple[int, list[BadLine]]:
   """Writes a chunk's words; how many rows, and what was left out."""
   if chunk.input.path == 'synthetic':
     first = chunk.first_line - 1
-    rows, bad = synthetic_clicks.make_rows(first, chunk.position)[0], []
+    rows, bad = synthetic.make_rows(first, chunk.position)[0], []
   else:
-    rows, bad = click_log.parse(chunk.data, chunk.first_line)
+    rows, bad = log.parse(chunk.data, chunk.first_line)
   words = pack(rows)
   path = folder / _chunk_name(before + chunk.number)
   resumable.write(path, words.astype('<i4').tobytes())

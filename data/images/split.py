@@ -1,0 +1,98 @@
+"""Splits of image sets: examples as they are stored, read by their numbers."""
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from data.images.augmentation import whole_images
+from data.images.decoding import Encoded
+
+# The label of an example that has none, or whose label is left alone.
+UNLABELLED = -1
+
+
+class NotPreparedError(FileNotFoundError):
+  """A TFDS set is not in the folder looked in; the message says what to run."""
+
+
+class BadDataError(ValueError):
+  """An example that nothing can be made of; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Random access to the examples of one split, as they are stored.
+
+  Attributes:
+    num_examples: how many there are.
+    read: from indices to as many images (uint8 [height, width, channels] or
+      `Encoded`, sizes may differ) and labels (int32 [len(indices)]).
+    read_labels: from indices to labels, without decoding an image.
+    name: from an index to what to call that example.
+  """
+
+  num_examples: int
+  read: Callable[[np.ndarray], tuple[Sequence[np.ndarray], np.ndarray]]
+  read_labels: Callable[[np.ndarray], np.ndarray]
+  name: Callable[[int], str] = 'example {}'.format
+
+
+def and_unlabelled(labelled: Split, others: Split) -> Split:
+  """The examples of one split, and those of another without their labels."""
+  first = labelled.num_examples
+
+  def read_labels(indices):
+    labels = np.full(len(indices), UNLABELLED, np.int32)
+    known = indices < first
+    labels[known] = labelled.read_labels(indices[known])
+    return labels
+
+  def read(indices):
+    images: list[Any] = [None] * len(indices)
+    labels = np.full(len(indices), UNLABELLED, np.int32)
+    known = np.flatnonzero(indices < first)
+    unknown = np.flatnonzero(indices >= first)
+    if len(known):
+      found, labels[known] = labelled.read(indices[known])
+      for place, image in zip(known, found, strict=True):
+        images[place] = image
+    if len(unknown):
+      found, _ = others.read(indices[unknown] - first)
+      for place, image in zip(unknown, found, strict=True):
+        images[place] = image
+    return images, labels
+
+  def name(index):
+    own = index < first
+    return labelled.name(index) if own else others.name(index - first)
+
+  return Split(first + others.num_examples, read, read_labels, name)
+
+
+def in_memory(split: Split, shape: tuple[int, int, int]) -> Split:
+  """The same examples, decoded once, when the first of them is asked for."""
+  lock = threading.Lock()
+
+  @functools.cache
+  def everything():
+    images, labels = split.read(np.arange(split.num_examples))
+    return *whole_images(images, shape), labels
+
+  def read(indices):
+    with lock:  # Grain's threads would each decode all of it.
+      images, black, labels = everything()
+    found = images[indices]
+    corrupt = np.isin(indices, black)
+    if corrupt.any():
+      nothing = Encoded(b'', shape[-1])
+      found = [
+        nothing if gone else image
+        for image, gone in zip(found, corrupt, strict=True)
+      ]
+    return found, labels[indices]
+
+  return dataclasses.replace(split, read=read)

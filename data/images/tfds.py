@@ -1,0 +1,157 @@
+"""Sets of TFDS that have been prepared, read through their ArrayRecord files.
+
+Reading needs no TensorFlow and no network: `python -m scripts.prepare_images
+NAME` does once what needs them.
+"""
+
+import difflib
+import os
+
+import numpy as np
+
+from data.images.decoding import Encoded
+from data.images.split import BadDataError, NotPreparedError, Split
+
+
+def open_tfds(name, data_dir, train_split, eval_split, others=()):
+  """Opens a set of TFDS that has been prepared.
+
+  Args:
+    name: of the set, as for `data.images.dataset.make_images`.
+    data_dir: likewise.
+    train_split: likewise.
+    eval_split: likewise.
+    others: names of sets that are not TFDS's, one of which may be meant.
+
+  Returns:
+    The stored shape (None where it varies), the number of classes, and the two
+    splits.
+
+  Raises:
+    NotPreparedError: if it is not there, or not as ArrayRecord.
+    ValueError: if there is no such set or split, or not one of images.
+  """
+  builder = _find_builder(name, data_dir, others)
+  shape, num_classes, keys = _describe(builder)
+
+  def make_split(split):
+    _check_split(builder, name, split)
+    # Left encoded: labels are then cheap, and OpenCV takes half as long
+    # without TFDS around it.
+    source = builder.as_data_source(
+      split,
+      decoders={keys[0]: _tfds().decode.SkipDecoding()},
+      file_format='array_record',
+    )
+
+    def read_encoded(indices):
+      try:
+        examples = source.__getitems__(indices.tolist())
+      except RuntimeError as error:  # ArrayRecord's, of whatever happened.
+        raise BadDataError(
+          f'{name} {split} cannot be read in {builder.data_dir} '
+          f'({_one_line(error)}); prepare it again'
+        ) from error
+      images, labels = ([ex[key] for ex in examples] for key in keys)
+      return images, np.array(labels, np.int32)
+
+    def read(indices):
+      images, labels = read_encoded(indices)
+      return [Encoded(image, shape[-1]) for image in images], labels
+
+    def name_of(index):
+      file_name = source[index].get('file_name', b'').decode()
+      return f'{name} {split}[{index}]' + (file_name and f' ({file_name})')
+
+    return Split(
+      len(source), read, lambda indices: read_encoded(indices)[1], name_of
+    )
+
+  return shape, num_classes, (make_split(train_split), make_split(eval_split))
+
+
+def _check_split(builder, name, split):
+  """Refuses a split that is not there, or not all of it."""
+  splits = builder.info.splits
+  try:
+    parts = splits[split].file_instructions
+  # KeyError for a name, ValueError for what is no part of one.
+  except (KeyError, ValueError) as error:
+    raise ValueError(
+      f'{name} in {builder.data_dir} has the splits {" and ".join(splits)}, no '
+      f'{split!r} ({_one_line(error)})'
+    ) from error
+  there = {path.name for path in builder.data_path.iterdir()}
+  for part in parts:
+    file = os.path.basename(part.filename)
+    if file not in there:
+      raise NotPreparedError(
+        f'{file} is not there, in {builder.data_dir}: bring it back, or remove '
+        f'that folder and prepare {name} again.'
+      )
+
+
+def _one_line(error):
+  return ' '.join(str(error).split())[:300]
+
+
+def _tfds():
+  # Half a second, and not needed for digits.
+  import tensorflow_datasets
+
+  return tensorflow_datasets
+
+
+def _find_builder(name, data_dir, others):
+  """Finds a prepared set by name, or says what is missing."""
+  tfds = _tfds()
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  # AssertionError for a version that TFDS does not have.
+  except (ValueError, AssertionError):
+    known = [*others, *tfds.list_builders(with_community_datasets=False)]
+    near = difflib.get_close_matches(name, known)
+    hint = f': did you mean {" or ".join(near)}?' if near else '.'
+    raise ValueError(f'There is no image set called {name!r}{hint}') from None
+  except ImportError as error:
+    raise ValueError(
+      f'TFDS cannot open {name!r} without the package {error.name}.'
+    ) from error
+  if not builder.info.initialized:
+    raise NotPreparedError(
+      f'{name} is not prepared in {builder.data_dir}: run `python -m '
+      f'scripts.prepare_images {name}` once, or set TFDS_DATA_DIR to the '
+      'folder that holds it.'
+    )
+  formats = sorted(form.value for form in builder.info.available_file_formats())
+  if 'array_record' not in formats:
+    raise NotPreparedError(
+      f'{name} is prepared in {builder.data_dir} as {" and ".join(formats)}, '
+      'not as array_record: run `python -m scripts.prepare_images '
+      f'{name} --data_dir=DIR` with another folder, and set TFDS_DATA_DIR to '
+      'it.'
+    )
+  return builder
+
+
+def _describe(builder):
+  """Returns the image's shape, the number of classes, and their two keys."""
+  tfds, features = _tfds(), builder.info.features
+  # A few sets have a third key, which says more about the example.
+  keys = (builder.info.supervised_keys or ('image', 'label'))[:2]
+  # Some sets nest their keys, and those have no one image or label.
+  image, label = (
+    features[key] if isinstance(key, str) and key in features else None
+    for key in keys
+  )
+  if not (
+    isinstance(image, tfds.features.Image)
+    and isinstance(label, tfds.features.ClassLabel)
+    and image.np_dtype == np.uint8
+    and image.shape[-1] in (1, 3)
+  ):
+    raise ValueError(
+      f'{builder.name} is not an image classification set: expected 8-bit '
+      f'images of 1 or 3 channels and one label each, got {features}'
+    )
+  return image.shape, label.num_classes, keys

@@ -1,0 +1,265 @@
+"""What text is read from: files and sets, each looked at before it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data.preparing.compressed import (
+  DAMAGE,
+  Input,
+  InputError,
+  decompress,
+  file_input,
+)
+from data.text import builtin_sources, warc
+
+FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
+# What one document is: a whole file or record, or a part of it.
+DOCUMENTS = ('whole', 'blank-line', 'line')
+_HEAD_BYTES = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+  """How files become documents.
+
+  Attributes:
+    format: one of FORMATS.
+    document: one of DOCUMENTS.
+    text_key: the field or column of jsonl, parquet and tfds with the text.
+    data_dir: where TFDS sets lie; None for TFDS's own default.
+    language: documents in another are left out; None for any. ISO 639-1.
+    min_language_probability: how sure the language has to be.
+    min_paragraph_words: shorter paragraphs are left out of their document; 0
+      for none.
+    min_paragraphs: documents that have fewer left are left out.
+  """
+
+  format: str
+  document: str
+  text_key: str
+  data_dir: str | None
+  language: str | None
+  min_language_probability: float
+  min_paragraph_words: int
+  min_paragraphs: int
+
+
+def find_inputs(
+  patterns: Sequence[str], reading: Reading, glob: Callable[[str], list[str]]
+) -> list[Input]:
+  """All inputs that patterns name, each once, in the order of their keys.
+
+  Args:
+    patterns: of files; of TFDS, `NAME` or `NAME[SPLIT]`.
+    reading: how they are to be read.
+    glob: from a pattern to paths.
+
+  Raises:
+    InputError: if a pattern names nothing, or something that is not in the
+      format that `reading` says.
+  """
+  if reading.format == 'builtin':
+    count = len(builtin_sources.documents())
+    return [Input('builtin', 'builtin', count, builtin_sources.FINGERPRINT)]
+  if reading.format == 'tfds':
+    found = [
+      _tfds_input(pattern, reading) for pattern in dict.fromkeys(patterns)
+    ]
+  else:
+    paths = {}
+    for pattern in patterns:
+      matches = [path for path in glob(pattern) if os.path.isfile(path)]
+      if not matches:
+        raise InputError(
+          f'There is no file {pattern}: check --input, and quote wildcards.'
+        )
+      paths |= {os.path.realpath(path): path for path in matches}
+    found = []
+    for path in paths.values():
+      check_format(path, reading)
+      found.append(file_input(path))
+  return sorted(found, key=lambda one: (one.key, one.name))
+
+
+# What a file is.
+
+
+def check_format(path: str, reading: Reading) -> None:
+  """Looks at the start of a file.
+
+  Raises:
+    InputError: if it is not in the format that `reading` says.
+  """
+
+  def refuse(why):
+    return InputError(
+      f'{path} is not {reading.format}: {why}; choose another --format, or '
+      'leave the file out.'
+    )
+
+  try:
+    if reading.format == 'parquet':
+      _check_parquet(path, reading, refuse)
+      return
+    with open(path, 'rb') as raw, decompress(raw) as stream:
+      head, whole = b'', False
+      try:
+        while len(head) < _HEAD_BYTES and not whole:
+          block = stream.read(4_096)
+          head, whole = head + block, not block
+      except DAMAGE as error:
+        # If it is damaged further on, what comes before is of use.
+        if not head:
+          raise refuse(f'it cannot be decompressed ({error})') from error
+  except PermissionError as error:
+    raise InputError(f'{path} cannot be read: {error.strerror}.') from error
+  if not head:
+    # Nothing is a file of any format.
+    return
+  if head.startswith(b'PAR1'):
+    raise refuse('it is Parquet')
+  if reading.format != 'wet' and warc.RECORD.match(head):
+    raise refuse('it is WARC or WET')
+  match reading.format:
+    case 'txt':
+      try:
+        text = head.decode('utf-8')
+      except UnicodeDecodeError as error:
+        # A character may be cut in two at the end.
+        if error.start < len(head) - 3:
+          raise refuse(f'byte {error.start} is not UTF-8') from error
+        text = ''
+      if '\0' in text:
+        raise refuse('it has bytes of zero, as no text has')
+    case 'jsonl':
+      _check_jsonl(head, whole, reading, refuse)
+    case 'wet':
+      types = warc.types(head)
+      if not types:
+        raise refuse('it does not start with a WARC record')
+      if not set(types) & {'conversion', 'warcinfo', 'metadata'}:
+        raise refuse(f'its records are of type {types[0]}, not conversion')
+      if 'response' in types:
+        raise refuse(
+          'it is a WARC of whole pages, where a WET has their plain text'
+        )
+
+
+def _check_jsonl(head, whole, reading, refuse):
+  lines = [line for line in head.split(b'\n') if line.strip()]
+  # The last one may be cut.
+  if not whole:
+    lines = lines[:-1]
+  why = None
+  for line in lines[:50]:
+    try:
+      record = json.loads(line)
+    except ValueError:
+      why = why or 'its first line is not JSON'
+      continue
+    if isinstance(record, dict) and isinstance(
+      record.get(reading.text_key), str
+    ):
+      return
+    if isinstance(record, dict):
+      keys = ', '.join(record) or 'nothing'
+      raise refuse(
+        f'its records have no text under {reading.text_key!r}, but {keys}; '
+        'name what holds it with --text-key'
+      )
+    why = why or 'its first line is not a JSON object'
+  if why:
+    raise refuse(why)
+
+
+def _check_parquet(path, reading, refuse):
+  import pyarrow
+  from pyarrow import parquet
+
+  try:
+    schema = parquet.read_schema(path)
+  except (pyarrow.ArrowInvalid, OSError) as error:
+    raise refuse('its end does not say so') from error
+  names = schema.names
+  if reading.text_key not in names:
+    raise InputError(
+      f'{path} has no column {reading.text_key!r}, but '
+      f'{", ".join(names) or "none"}: name the one that holds the text with '
+      '--text-key.'
+    )
+  kind = schema.field(reading.text_key).type
+  if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+    raise InputError(
+      f'The column {reading.text_key!r} of {path} holds {kind}, not strings: '
+      'name the one that holds the text with --text-key.'
+    )
+
+
+# Sets of TFDS.
+
+
+def _tfds_input(pattern: str, reading: Reading) -> Input:
+  name = pattern if pattern.endswith(']') else f'{pattern}[train]'
+  full_name, split, examples = tfds_source(name, reading)
+  key = f'{full_name}[{split}] {len(examples)}'
+  return Input(
+    name,
+    name,
+    len(examples),
+    hashlib.blake2b(key.encode(), digest_size=16).hexdigest(),
+  )
+
+
+@functools.cache
+def tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
+  """Full name of a set, its split, and the examples of `NAME[SPLIT]`."""
+  import tensorflow_datasets as tfds
+
+  dataset, _, split = name.removesuffix(']').partition('[')
+  prepare = (
+    f'run `python -m scripts.prepare_images {dataset}` once (it prepares sets '
+    'of text as well), or set --data-dir to the folder that holds it.'
+  )
+  try:
+    builder = tfds.builder(dataset, data_dir=reading.data_dir)
+  # AssertionError for a version that TFDS does not have.
+  except (ValueError, AssertionError) as error:
+    raise InputError(f'TFDS has no set called {dataset!r}.') from error
+  except ImportError as error:
+    raise InputError(
+      f'TFDS cannot open {dataset!r} without the package {error.name}.'
+    ) from error
+  if not builder.info.initialized:
+    raise InputError(
+      f'{dataset} is not prepared in {builder.data_dir}: {prepare}'
+    )
+  formats = {form.value for form in builder.info.available_file_formats()}
+  if 'array_record' not in formats:
+    raise InputError(
+      f'{dataset} is prepared in {builder.data_dir} as '
+      f'{" and ".join(sorted(formats))}, not as array_record: with another '
+      f'--data_dir, {prepare}'
+    )
+  features = builder.info.features
+  if reading.text_key not in features or not isinstance(
+    features[reading.text_key], tfds.features.Text
+  ):
+    raise InputError(
+      f'{dataset} has no text under {reading.text_key!r}, but '
+      f'{", ".join(features)}: name the one that holds it with '
+      '--text-key.'
+    )
+  try:
+    examples = builder.as_data_source(split, file_format='array_record')
+  except (ValueError, KeyError, AssertionError) as error:
+    raise InputError(
+      f'{dataset} has no split {split!r}, but {", ".join(builder.info.splits)}.'
+    ) from error
+  return builder.info.full_name, split, examples

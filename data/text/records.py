@@ -1,0 +1,256 @@
+"""Records out of inputs: lines, paragraphs, whole files, rows, web pages.
+
+Files are read in chunks of a few megabytes that are cut between records, so
+that any number of processes can work on one file and nothing larger than a
+chunk is in memory. Chunks depend on the files alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+
+from data.preparing.compressed import DAMAGE, Input, InputError, decompress
+from data.text import builtin_sources, warc
+from data.text.inputs import Reading, tfds_source
+
+# Of bytes that are not compressed: a second or so of work.
+CHUNK_BYTES = 4 << 20
+MAX_RECORD_BYTES = 1 << 28
+_BLOCK_BYTES = 1 << 20
+# Records, of formats that are not read as bytes.
+_ROWS = 500
+_BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+(?=[ \t\r]*\S)')
+_EMPTY_ENDS = re.compile(rb'\A(?:[ \t\r]*\n)+|(?:\n[ \t\r]*)+\Z')
+
+
+class BadRecordError(ValueError):
+  """A record is left out; the message is the reason, a few words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Some records of one input.
+
+  Attributes:
+    input: which.
+    number: of the chunk within its input.
+    data: the records' bytes; empty for formats read by `rows`.
+    rows: for parquet the row group, for sets the first record and the one past
+      the last.
+    position: how much of `input.size` had been read at its end.
+    damaged: the file could not be read on after it.
+  """
+
+  input: Input
+  number: int
+  data: bytes
+  rows: tuple[int, int]
+  position: int
+  damaged: bool = False
+
+
+def read_chunks(
+  source: Input, reading: Reading, start: int = 0
+) -> Iterator[Chunk]:
+  """Chunks of an input, from number `start` on, in order.
+
+  Raises:
+    InputError: if a record is too large to be held.
+  """
+  if reading.format == 'parquet':
+    yield from _parquet_chunks(source, start)
+  elif reading.format in ('tfds', 'builtin'):
+    yield from _row_chunks(source, start)
+  else:
+    yield from _byte_chunks(source, reading, start)
+
+
+def _parquet_chunks(source, start):
+  from pyarrow import parquet
+
+  with parquet.ParquetFile(source.path) as file:
+    groups = file.metadata.num_row_groups
+  for number in range(start, groups):
+    yield Chunk(
+      source,
+      number,
+      b'',
+      (number, number + 1),
+      source.size * (number + 1) // groups,
+    )
+
+
+def _row_chunks(source, start):
+  for number in range(start, -(-source.size // _ROWS)):
+    rows = (number * _ROWS, min(source.size, (number + 1) * _ROWS))
+    yield Chunk(source, number, b'', rows, rows[1])
+
+
+def _byte_chunks(source, reading, start):
+  cut = {
+    'jsonl': _after_newline,
+    'wet': warc.end_of_last,
+    'txt': {
+      'line': _after_newline,
+      'blank-line': _after_blank_line,
+      'whole': lambda data: 0,
+    }.get(reading.document),
+  }[reading.format]
+  number, kept, damaged = 0, bytearray(), False
+  with open(source.path, 'rb') as raw, decompress(raw) as stream:
+    while True:
+      try:
+        block = stream.read(_BLOCK_BYTES)
+      except DAMAGE:
+        # What came before may be whole; the record that was begun is not.
+        block, damaged = b'', True
+      kept += block
+      if len(kept) >= CHUNK_BYTES or damaged:
+        end = cut(kept)
+        if end or damaged:
+          if number >= start:
+            yield Chunk(
+              source, number, bytes(kept[:end]), (0, 0), raw.tell(), damaged
+            )
+          number += 1
+          del kept[:end]
+      if damaged or not block:
+        break
+      if len(kept) > MAX_RECORD_BYTES:
+        raise InputError(
+          f'{source.path} has a record of more than '
+          f'{MAX_RECORD_BYTES >> 20} MiB: cut it into several.'
+        )
+  if kept and not damaged and number >= start:
+    yield Chunk(source, number, bytes(kept), (0, 0), source.size)
+
+
+def _after_newline(data: bytearray) -> int:
+  return data.rfind(b'\n') + 1
+
+
+def _after_blank_line(data: bytearray) -> int:
+  # The last place where text starts again after empty lines.
+  ends = [found.end() for found in _BLANK_LINES.finditer(data)]
+  return ends[-1] if ends else 0
+
+
+# From chunks to records.
+
+
+def read_records(
+  chunk: Chunk, reading: Reading
+) -> Iterator[str | Callable[[], str]]:
+  """The records of a chunk, of `read_chunks`, whose files are where they were.
+
+  Yields:
+    Text, or a function that returns it or raises BadRecordError. Of Parquet
+    and of JSON it may be anything else than a string.
+  """
+  return {
+    'txt': _txt_records,
+    'jsonl': _jsonl_records,
+    'parquet': _parquet_records,
+    'wet': _wet_records,
+    'tfds': _tfds_records,
+    'builtin': _builtin_records,
+  }[reading.format](chunk, reading)
+
+
+def _decode(data: bytes) -> str:
+  try:
+    return data.decode('utf-8')
+  except UnicodeDecodeError:
+    raise BadRecordError('not UTF-8') from None
+
+
+def _bad(reason: str):
+  raise BadRecordError(reason)
+
+
+def _txt_records(chunk, reading):
+  if not chunk.data:
+    # All that is left of a damaged file.
+    return
+  match reading.document:
+    case 'whole':
+      parts = [chunk.data]
+    case 'line':
+      parts = chunk.data.removesuffix(b'\n').split(b'\n')
+    case 'blank-line':
+      whole = _EMPTY_ENDS.sub(b'', chunk.data)
+      parts = re.split(rb'\n(?:[ \t\r]*\n)+', whole)
+  for part in parts:
+    yield functools.partial(_decode, part)
+
+
+def _jsonl_records(chunk, reading):
+  def parse(line):
+    try:
+      # As bytes json would guess the encoding.
+      record = json.loads(_decode(line).removeprefix('\ufeff'))
+    except BadRecordError:
+      raise
+    except (ValueError, RecursionError):
+      raise BadRecordError('not JSON') from None
+    if not isinstance(record, dict):
+      raise BadRecordError('not a JSON object')
+    if reading.text_key not in record:
+      raise BadRecordError(f'nothing under {reading.text_key!r}')
+    return record[reading.text_key]
+
+  for line in chunk.data.split(b'\n'):
+    if line.strip():
+      yield functools.partial(parse, line)
+
+
+def _parquet_records(chunk, reading):
+  import pyarrow
+  from pyarrow import parquet
+
+  try:
+    with parquet.ParquetFile(chunk.input.path) as file:
+      batches = file.iter_batches(
+        batch_size=_ROWS,
+        row_groups=[chunk.rows[0]],
+        columns=[reading.text_key],
+        use_threads=False,
+      )
+      for batch in batches:
+        for value in batch.column(0):
+          try:
+            yield value.as_py()
+          except UnicodeDecodeError:
+            yield functools.partial(_bad, 'not UTF-8')
+  except (pyarrow.ArrowInvalid, OSError):
+    yield functools.partial(_bad, 'a damaged row group')
+
+
+def _wet_records(chunk, reading):
+  del reading
+  position = 0
+  while position < len(chunk.data):
+    # One by one, so that a bad one does not cost those behind it.
+    end = warc.end_of_record(chunk.data, position) or len(chunk.data)
+    kind, content = warc.parse(chunk.data[position:end])
+    position = end
+    if kind is None:
+      yield functools.partial(_bad, 'not a whole WARC record')
+    elif kind == 'conversion':
+      yield functools.partial(_decode, content)
+
+
+def _tfds_records(chunk, reading):
+  examples = tfds_source(chunk.input.name, reading)[2]
+  for example in examples.__getitems__(list(range(*chunk.rows))):
+    text = example[reading.text_key]
+    yield functools.partial(_decode, text) if isinstance(text, bytes) else text
+
+
+def _builtin_records(chunk, reading):
+  del reading
+  return iter(builtin_sources.documents()[slice(*chunk.rows)])

@@ -1,0 +1,70 @@
+"""Records of WARC and WET files, as they lie in bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+
+RECORD = re.compile(rb'WARC/1\.[01]\r?\n')
+_BLANK_LINE = re.compile(rb'\r?\n\r?\n')
+_LENGTH = re.compile(rb'\r?\ncontent-length:\s*(\d+)\s*\r?\n', re.I)
+
+
+def types(head: bytes) -> list[str]:
+  """What the records at the start of a file are; nothing if there is none."""
+  if not RECORD.match(head):
+    return []
+  return [
+    kind.decode('latin-1').lower()
+    for kind in re.findall(rb'(?im)^warc-type:\s*(\w+)', head)
+  ]
+
+
+def end_of_last(data: bytearray) -> int:
+  """Where the last record of `data` ends that is there as a whole."""
+  position = 0
+  while True:
+    end = end_of_record(data, position)
+    if end is None:
+      return position
+    position = end
+
+
+def end_of_record(data: bytes | bytearray, position: int) -> int | None:
+  """Where the record at a position ends; None if that is not in `data`."""
+  if not RECORD.match(data, position):
+    # Lost: what follows is bad until the next record.
+    found = RECORD.search(data, position + 1)
+    return found.start() if found else None
+  blank = _BLANK_LINE.search(data, position)
+  if not blank:
+    return None
+  length = _LENGTH.search(data, position, blank.end())
+  if not length:
+    found = RECORD.search(data, blank.end())
+    return found.start() if found else None
+  end = blank.end() + int(length[1])
+  following = data[end : end + 4]
+  # Two line ends, and a byte more to be sure that the next record is there.
+  if len(following) < 4:
+    return None
+  return end + len(following) - len(following.lstrip(b'\r\n'))
+
+
+def parse(data: bytes) -> tuple[str | None, bytes | None]:
+  """The type of a record and its content; None for what is not whole."""
+  from warcio.archiveiterator import ArchiveIterator
+  from warcio.exceptions import ArchiveLoadFailed
+
+  if not RECORD.match(data):
+    return None, None
+  try:
+    # The content is there until the iterator goes on.
+    record = next(iter(ArchiveIterator(io.BytesIO(data))))
+    content = record.content_stream().read()
+    length = int(record.rec_headers.get_header('Content-Length'))
+  except (ArchiveLoadFailed, StopIteration, TypeError, ValueError, EOFError):
+    return None, None
+  if len(content) < length:
+    return None, None
+  return record.rec_type, content
