@@ -6,11 +6,13 @@ import lzma
 import random
 
 import pytest
+from preparations import write_tfds
 
 from data.preparing.compressed import InputError
 from data.text import inputs, records
 from data.text.documents import read_documents
 from data.text.inputs import Reading
+from data.text.records import read_chunks
 
 WORDS = ['the', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 
@@ -29,22 +31,20 @@ def reading_of(format, **changes):
 
 
 def find(reading, *paths):
-  return inputs.find_inputs(
-    list(map(str, paths)), reading, lambda pattern: [pattern]
-  )
+  return inputs.find_inputs([*map(str, paths)], reading, lambda name: [name])
 
 
 def read(reading, *paths):
   """All documents of all files, and what became of the others."""
   counts, texts = collections.Counter(), []
   for one in find(reading, *paths):
-    for chunk in records.read_chunks(one, reading):
+    for chunk in read_chunks(one, reading):
       texts += read_documents(chunk, reading, counts)
   return texts, dict(counts)
 
 
-def write_texts(count, seed=0):
-  rng = random.Random(seed)
+def write_texts(count):
+  rng = random.Random(0)
   return [
     f'{number} ' + ' '.join(rng.choices(WORDS, k=rng.randrange(1, 60)))
     for number in range(count)
@@ -55,11 +55,11 @@ def jsonl(texts):
   return b''.join(json.dumps({'text': text}).encode() + b'\n' for text in texts)
 
 
-def wet_record(text, kind='conversion', headers=''):
+def wet_record(text, kind='conversion'):
   content = text if isinstance(text, bytes) else text.encode()
   return (
     (
-      f'WARC/1.0\r\nWARC-Type: {kind}\r\n{headers}'
+      f'WARC/1.0\r\nWARC-Type: {kind}\r\n'
       'WARC-Target-URI: http://a.example/\r\n'
       'WARC-Date: 2017-06-22T10:00:00Z\r\n'
       'WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>\r\n'
@@ -92,6 +92,17 @@ def small_chunks(monkeypatch):
   monkeypatch.setattr(records, '_ROWS', 7)
 
 
+@pytest.fixture
+def file(tmp_path):
+  """A function that writes bytes to a file, the same one every time."""
+
+  def write(content):
+    (tmp_path / 'file').write_bytes(content)
+    return tmp_path / 'file'
+
+  return write
+
+
 COMPRESSIONS = {
   'plain': bytes,
   'gzip': gzip.compress,
@@ -115,59 +126,55 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize('compression', COMPRESSIONS)
 @pytest.mark.parametrize('format', FORMATS)
-def test_chunks_lose_nothing(format, compression, small_chunks, tmp_path):
+def test_chunks_lose_nothing(format, small_chunks, file):
   reading, write = FORMATS[format]
   texts = write_texts(40)
   if format in ('jsonl', 'blank-line', 'wet'):
     texts[3] += '\n  with\nlines'
-  path = tmp_path / 'file'
-  path.write_bytes(COMPRESSIONS[compression](write(texts)))
-  found, counts = read(reading, path)
-  assert found == texts
-  assert counts == {'records': 40}
-  [one] = find(reading, path)
-  chunks = list(records.read_chunks(one, reading))
-  assert len(chunks) > 5
-  assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
-  # From anywhere the same chunks, in whatever pieces the file was read.
-  assert list(records.read_chunks(one, reading, 4)) == chunks[4:]
-  positions = [chunk.position for chunk in chunks]
-  assert positions == sorted(positions)
-  assert positions[-1] <= one.size
+  for compress in COMPRESSIONS.values():
+    path = file(compress(write(texts)))
+    assert read(reading, path) == (texts, {'records': 40})
+    [one] = find(reading, path)
+    chunks = list(read_chunks(one, reading))
+    assert len(chunks) > 5
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
+    # From anywhere the same chunks, in whatever pieces the file was read.
+    assert list(read_chunks(one, reading, 4)) == chunks[4:]
+    positions = [chunk.position for chunk in chunks]
+    assert positions == sorted(positions)
+    assert positions[-1] <= one.size
+  # A file that ends too early keeps what is whole.
+  texts = write_texts(400)
+  content = gzip.compress(write(texts))
+  found, counts = read(reading, file(content[: len(content) // 2]))
+  assert 20 < len(found) < 400
+  assert found == texts[: len(found)]
+  assert counts['bad: the file is damaged from here on'] == 1
+  assert sum(counts.values()) == len(found) + 1
 
 
 def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
-  texts = write_texts(40)
-  reading = reading_of('parquet', text_key='body')
-  path = write_parquet(
-    tmp_path / 'file', [*texts, None], 'body', row_group_size=9
-  )
-  found, counts = read(reading, path)
-  assert found == texts
-  assert counts == {'records': 41, 'bad: the text is not a string': 1}
-  [one] = find(reading, path)
-  assert len(list(records.read_chunks(one, reading))) == 5
-  assert [c.number for c in records.read_chunks(one, reading, 3)] == [
-    3,
-    4,
-  ]
-
-
-def test_a_damaged_row_group_is_counted(tmp_path, small_chunks):
   from pyarrow import parquet
 
   texts = write_texts(40)
-  path = write_parquet(tmp_path / 'file', texts, row_group_size=10)
+  reading = reading_of('parquet', text_key='body')
+  path = tmp_path / 'file'
+  write_parquet(path, [*texts, None], 'body', row_group_size=9)
+  counts = {'records': 41, 'bad: the text is not a string': 1}
+  assert read(reading, path) == (texts, counts)
+  [one] = find(reading, path)
+  assert len(list(read_chunks(one, reading))) == 5
+  assert [c.number for c in read_chunks(one, reading, 3)] == [3, 4]
+  # A damaged one is counted.
   with parquet.ParquetFile(path) as file:
     start = file.metadata.row_group(1).column(0).dictionary_page_offset
   content = bytearray(path.read_bytes())
   content[start : start + 50] = b'\xff' * 50
   path.write_bytes(content)
-  found, counts = read(reading_of('parquet'), path)
-  assert found == texts[:10] + texts[20:]
-  assert counts == {'records': 31, 'bad: a damaged row group': 1}
+  found, counts = read(reading, path)
+  assert found == texts[:9] + texts[18:]
+  assert counts['bad: a damaged row group'] == 1
 
 
 def test_a_file_is_a_document(tmp_path, small_chunks):
@@ -186,207 +193,124 @@ def test_a_file_is_a_document(tmp_path, small_chunks):
     ('line', ['One.', 'two', 'three', 'four']),
   ],
 )
-def test_records_may_be_several_documents(document, wanted, tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(jsonl(['One.\ntwo\n \n\nthree\n', 'four']))
-  reading = reading_of('jsonl', document=document)
-  found, counts = read(reading, path)
+def test_records_may_be_several_documents(document, wanted, file):
+  path = file(jsonl(['One.\ntwo\n \n\nthree\n', 'four']))
+  found, counts = read(reading_of('jsonl', document=document), path)
   assert found == wanted
   assert counts['records'] == 2
 
 
-@pytest.mark.parametrize(
-  ('line', 'reason'),
-  [
-    (b'{"text": "a', 'not JSON'),
-    (b'[' * 100_000, 'not JSON'),
-    (b'"text"', 'not a JSON object'),
-    (b'{"body": "a"}', "nothing under 'text'"),
-    (b'{"text": 3}', 'the text is not a string'),
-    (b'{"text": null}', 'the text is not a string'),
-    (b'{"text": "\xff"}', 'not UTF-8'),
-    (b'{"text": "\\ud83d"}', 'half of a surrogate pair'),
-  ],
-)
-def test_bad_lines_are_counted_and_skipped(line, reason, tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(jsonl(['a']) + line + b'\n\n' + jsonl(['b']))
-  found, counts = read(reading_of('jsonl'), path)
-  assert found == ['a', 'b']
-  assert counts == {'records': 3, f'bad: {reason}': 1}
-
-
-def test_empty_documents_are_filtered(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(jsonl(['', ' \n', 'a']))
-  assert read(reading_of('jsonl'), path) == (
-    ['a'],
-    {'records': 3, 'filtered: empty': 2},
-  )
-
-
-def test_bad_text_is_counted(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(b'a' * (1 << 20) + b'a\n\xff\nb\n')
-  found, counts = read(reading_of('txt', document='line'), path)
-  assert [len(text) for text in found] == [(1 << 20) + 1, 1]
-  assert counts['bad: not UTF-8'] == 1
+WHOLE = 'bad: not a whole WARC record'
 
 
 @pytest.mark.parametrize(
-  'bad',
+  ('format', 'bad', 'reason'),
   [
-    b'rubbish\r\n\r\n',
-    b'WARC/1.0\r\nWARC-Type: conversion\r\n\r\nno length\r\n\r\n',
-    b'WARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: x\r\n\r\n\r\n\r\n',
+    ('jsonl', b'{"text": "a\n', 'bad: not JSON'),
+    ('jsonl', b'[' * 100_000 + b'\n', 'bad: not JSON'),
+    ('jsonl', b'"text"\n', 'bad: not a JSON object'),
+    ('jsonl', b'{"body": "a"}\n', "bad: nothing under 'text'"),
+    ('jsonl', b'{"text": 3}\n', 'bad: the text is not a string'),
+    ('jsonl', b'{"text": null}\n\n', 'bad: the text is not a string'),
+    ('jsonl', b'{"text": "\xff"}\n', 'bad: not UTF-8'),
+    ('jsonl', b'{"text": "\\ud83d"}\n', 'bad: half of a surrogate pair'),
+    ('jsonl', jsonl(['']), 'filtered: empty'),
+    ('jsonl', jsonl([' \n']), 'filtered: empty'),
+    ('line', b'\xff\n', 'bad: not UTF-8'),
+    ('wet', wet_record(b'\xff'), 'bad: not UTF-8'),
+    ('wet', b'rubbish\r\n\r\n', WHOLE),
+    ('wet', b'WARC/1.0\r\nWARC-Type: conversion\r\n\r\nno\r\n\r\n', WHOLE),
+    ('wet', b'WARC/1.1\r\nContent-Length: x\r\n\r\n\r\n\r\n', WHOLE),
   ],
 )
-def test_bad_records_do_not_cost_those_around_them(bad, tmp_path, small_chunks):
-  texts = write_texts(30)
-  path = tmp_path / 'file'
-  path.write_bytes(wet(texts[:10]) + bad + wet(texts[10:]))
-  found, counts = read(reading_of('wet'), path)
-  assert found == texts
-  assert counts == {'records': 31, 'bad: not a whole WARC record': 1}
-
-
-def test_a_record_may_speak_of_records(tmp_path, small_chunks):
-  texts = ['one', wet(['inner', 'other']).decode(), 'three\r\n\r\n', 'four']
-  path = tmp_path / 'file'
-  path.write_bytes(wet(texts))
-  assert read(reading_of('wet'), path)[0] == texts
-
-
-def test_other_records_are_no_documents(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(
-    wet(['a']) + wet_record('b', 'metadata') + wet_record(b'\xff')
-  )
-  assert read(reading_of('wet'), path) == (
-    ['a'],
-    {'records': 2, 'bad: not UTF-8': 1},
-  )
-
-
-@pytest.mark.parametrize('format', FORMATS)
-def test_a_file_that_ends_too_early_keeps_what_is_whole(
-  format, tmp_path, small_chunks
+def test_bad_records_do_not_cost_those_around_them(
+  format, bad, reason, file, small_chunks
 ):
   reading, write = FORMATS[format]
-  texts = write_texts(400)
-  path = tmp_path / 'file'
-  content = gzip.compress(write(texts))
-  path.write_bytes(content[: len(content) // 2])
-  found, counts = read(reading, path)
-  assert 20 < len(found) < 400
-  assert found == texts[: len(found)]
-  assert counts['bad: the file is damaged from here on'] == 1
-  assert sum(counts.values()) == len(found) + 1
+  # More than what is looked at before a file is read.
+  texts = ['a' * (1 << 16), *write_texts(30)]
+  end = b'\n' if format == 'line' else b''
+  path = file(write(texts[:10]) + end + bad + write(texts[10:]))
+  assert read(reading, path) == (texts, {'records': 32, reason: 1})
 
 
-def test_a_wet_that_is_cut_off_counts_its_last_record(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(wet(['a', 'b' * 50])[:-20])
-  assert read(reading_of('wet'), path) == (
-    ['a'],
-    {'records': 2, 'bad: not a whole WARC record': 1},
-  )
+def test_which_records_of_a_wet_are_documents(file, small_chunks):
+  # A record may speak of records.
+  texts = ['one', wet(['inner', 'other']).decode(), 'three\r\n\r\n', 'four']
+  content = wet(texts) + wet_record('b', 'metadata')
+  assert read(reading_of('wet'), file(content)) == (texts, {'records': 4})
+  counts = {'records': 2, WHOLE: 1}
+  path = file(wet(['a', 'b' * 50])[:-20])
+  assert read(reading_of('wet'), path) == (['a'], counts)
 
 
 def test_a_record_too_large_for_memory_is_refused(
-  tmp_path, small_chunks, monkeypatch
+  file, small_chunks, monkeypatch
 ):
   monkeypatch.setattr(records, 'MAX_RECORD_BYTES', 2_000)
-  path = tmp_path / 'file'
-  path.write_text('a' * 5_000)
   with pytest.raises(InputError, match='has a record of more than'):
-    read(reading_of('txt'), path)
+    read(reading_of('txt'), file(b'a' * 5_000))
 
 
 # What is said of files that are something else.
+
+PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
 
 
 @pytest.mark.parametrize(
   ('format', 'content', 'sentence'),
   [
-    (
-      'jsonl',
-      b'Once upon a time\n',
-      'is not jsonl: its first line is not JSON',
-    ),
+    ('jsonl', b'Once upon\n', 'is not jsonl: its first line is not JSON'),
     ('jsonl', b'["a"]\n', 'its first line is not a JSON object'),
-    (
-      'jsonl',
-      b'{"body": "a", "url": "b"}',
-      "under 'text', but body, url; name",
-    ),
+    ('jsonl', b'{"body": "", "b": 1}', "under 'text', but body, b; name"),
     ('jsonl', wet(['a']), 'it is WARC or WET'),
     ('jsonl', b'PAR1aaa', 'it is Parquet'),
     ('txt', b'a\0b', 'it has bytes of zero'),
     ('txt', b'caf\xe9 and more', 'byte 3 is not UTF-8'),
     ('txt', gzip.compress(wet(['a'])), 'is not txt: it is WARC or WET'),
     ('wet', jsonl(['a']), 'it does not start with a WARC record'),
-    (
-      'wet',
-      wet_record('a', 'response'),
-      'are of type response, not conversion',
-    ),
-    (
-      'wet',
-      wet([]) + wet_record('a', 'request') + wet_record('a', 'response'),
-      'it is a WARC of whole pages',
-    ),
+    ('wet', wet_record('a', 'response'), 'of type response, not conversion'),
+    ('wet', PAGES, 'it is a WARC of whole pages'),
     ('parquet', jsonl(['a']), 'is not parquet: its end does not say so'),
     ('jsonl', b'\x1f\x8bnonsense', 'it cannot be decompressed'),
-    (
-      'jsonl',
-      b'\x28\xb5\x2f\xfd',
-      'is compressed with zstd, which is not read',
-    ),
+    ('jsonl', b'\x28\xb5\x2f\xfd', 'is compressed with zstd, which is not rea'),
   ],
 )
-def test_another_format_is_one_sentence(format, content, sentence, tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(content)
+def test_another_format_is_one_sentence(format, content, sentence, file):
+  path = file(content)
   with pytest.raises(InputError, match=sentence) as caught:
     find(reading_of(format), path)
   assert '\n' not in str(caught.value)
   assert str(path) in str(caught.value)
 
 
-def test_a_parquet_column_that_is_not_text_is_named(tmp_path):
+def test_what_cannot_be_read_is_named(tmp_path):
   path = write_parquet(tmp_path / 'file', [1, 2], 'number')
   with pytest.raises(InputError, match="has no column 'text', but number"):
     find(reading_of('parquet'), path)
   with pytest.raises(InputError, match='holds int64, not strings'):
     find(reading_of('parquet', text_key='number'), path)
-
-
-def test_a_pattern_that_names_nothing_is_named(tmp_path):
   with pytest.raises(InputError, match=r'There is no file .*nothing\.txt'):
     find(reading_of('txt'), tmp_path / 'nothing.txt')
 
 
-def test_some_bad_lines_at_the_start_are_not_another_format(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(b'rubbish\n' + jsonl(['a']))
+def test_some_bad_lines_at_the_start_are_not_another_format(file):
+  path = file(b'rubbish\n' + jsonl(['a']))
   assert read(reading_of('jsonl'), path)[0] == ['a']
 
 
 def test_names_and_order_of_files_do_not_matter(tmp_path):
   reading = reading_of('txt')
+
+  def keys(names):
+    return [one.key for one in find(reading, *(tmp_path / n for n in names))]
+
   for name, content in (('a', 'one'), ('b', 'two'), ('c', 'three')):
     (tmp_path / name).write_text(content)
-  first = [
-    one.key for one in find(reading, *(tmp_path / n for n in ('a', 'b', 'c')))
-  ]
+  first = keys('abc')
   (tmp_path / 'a').rename(tmp_path / 'z')
-  again = [
-    # The same file twice is one input.
-    one.key
-    for one in find(reading, *(tmp_path / n for n in ('z', 'c', 'b', 'z')))
-  ]
-  assert first == again
+  # The same file twice is one input.
+  assert keys('zcbz') == first
 
 
 # The filter.
@@ -399,95 +323,60 @@ GERMAN = (
   'Der Ausschuss traf sich am Donnerstagabend, um zu besprechen, wie die alte '
   'Bibliothek für die Kinder der Stadt im Winter geöffnet bleiben kann.'
 )
-WET = reading_of('wet', language='en', min_paragraph_words=20)
 
 
 @pytest.mark.parametrize(
-  ('text', 'kept', 'reason'),
+  ('text', 'changes', 'kept', 'reason'),
   [
-    (f'Home\nAbout us\n{LONG}\nImprint', LONG, None),
-    (f'{LONG}\nHome\n{LONG}', f'{LONG}\n{LONG}', None),
-    ('Home\nAbout us\nImprint', None, 'too few long paragraphs'),
-    (f'{GERMAN} {GERMAN}', None, 'not en'),
+    (f'Home\nAbout us\n{LONG}\nImprint', {}, LONG, None),
+    (f'{LONG}\nHome\n{LONG}', {}, f'{LONG}\n{LONG}', None),
+    ('Home\nAbout us\nImprint', {}, None, 'too few long paragraphs'),
+    (f'{GERMAN} {GERMAN}', {}, None, 'not en'),
+    (LONG, {'min_paragraphs': 2}, None, 'too few long paragraphs'),
+    (LONG, {'min_paragraph_words': 40}, None, 'too few long paragraphs'),
+    (LONG, {'language': 'de'}, None, 'not de'),
+    (f'{GERMAN} {GERMAN}', {'language': None}, f'{GERMAN} {GERMAN}', None),
+    (LONG, {'min_language_probability': 1.1}, None, 'not surely en'),
+    (f'Home\n\n{GERMAN}', {'format': 'jsonl'}, f'Home\n\n{GERMAN}', None),
   ],
 )
 def test_english_documents_with_long_paragraphs_stay(
-  text, kept, reason, tmp_path
+  text, changes, kept, reason, file
 ):
-  path = tmp_path / 'file'
-  path.write_bytes(wet([text]))
-  found, counts = read(WET, path)
+  if 'format' in changes:
+    # Unless something is asked for.
+    reading, path = reading_of('jsonl'), file(jsonl([text]))
+  else:
+    reading = {'language': 'en', 'min_paragraph_words': 20} | changes
+    reading, path = reading_of('wet', **reading), file(wet([text]))
+  found, counts = read(reading, path)
   assert found == ([kept] if kept else [])
   assert counts.get(f'filtered: {reason}', 0) == (reason is not None)
-
-
-def test_thresholds_are_options(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(wet([f'Home\n{LONG}']))
-  for changes, count in (
-    ({'min_paragraphs': 2}, 0),
-    ({'min_paragraph_words': 40}, 0),
-    ({'language': 'de'}, 0),
-    ({'language': None}, 1),
-    ({'min_language_probability': 1.1}, 0),
-  ):
-    reading = reading_of(
-      'wet', **({'language': 'en', 'min_paragraph_words': 20} | changes)
-    )
-    assert len(read(reading, path)[0]) == count
-
-
-def test_other_formats_are_left_as_they_are(tmp_path):
-  path = tmp_path / 'file'
-  path.write_bytes(jsonl(['Home\n\n', GERMAN]))
-  assert read(reading_of('jsonl'), path)[0] == ['Home\n\n', GERMAN]
 
 
 # TFDS.
 
 
-def write_tfds(folder, texts, file_format='array_record'):
-  """A set in TFDS's form, without TensorFlow."""
+def write_set(folder, splits, file_format='array_record'):
   import tensorflow_datasets as tfds
-  from array_record.python import array_record_module
 
-  path = folder / 'lm1b' / '1.1.0'
-  path.mkdir(parents=True)
   features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
-  for split, some in texts.items():
-    file = path / f'lm1b-{split}.{file_format}-00000-of-00001'
-    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
-    for one in some:
-      writer.write(features.serialize_example({'text': one}))
-    writer.close()
-  features.save_config(path)
-  info = {
-    'name': 'lm1b',
-    'version': '1.1.0',
-    'fileFormat': file_format,
-    'splits': [
-      {
-        'name': split,
-        'shardLengths': [str(len(some))],
-        'numBytes': '1',
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      }
-      for split, some in texts.items()
-    ],
+  examples = {
+    split: [{'text': text} for text in texts] for split, texts in splits.items()
   }
-  (path / 'dataset_info.json').write_text(json.dumps(info))
-
-
-@pytest.fixture
-def no_sets_kept():
+  write_tfds(folder, 'lm1b', '1.1.0', features, examples, file_format)
   inputs.tfds_source.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def no_sets_kept():
   yield
   inputs.tfds_source.cache_clear()
 
 
-def test_a_prepared_set_is_read(tmp_path, small_chunks, no_sets_kept):
+def test_a_prepared_set_is_read(tmp_path, small_chunks):
   texts = write_texts(23)
-  write_tfds(tmp_path, {'train': texts[:20], 'test': texts[20:]})
+  write_set(tmp_path, {'train': texts[:20], 'test': texts[20:]})
   reading = reading_of('tfds', data_dir=str(tmp_path))
   for pattern, wanted in (
     ('lm1b', texts[:20]),
@@ -499,28 +388,20 @@ def test_a_prepared_set_is_read(tmp_path, small_chunks, no_sets_kept):
 
 
 @pytest.mark.parametrize(
-  ('pattern', 'changes', 'sentence'),
+  ('pattern', 'text_key', 'sentence'),
   [
-    (
-      'tiny_shakespeare',
-      {},
-      'tiny_shakespeare is not prepared in .*: run `pyt',
-    ),
-    ('no_such_set', {}, "no set called 'no_such_set'"),
-    ('lm1b[validation]', {}, "no split 'validation', but train"),
-    ('lm1b', {'text_key': 'body'}, "no text under 'body', but text"),
+    ('tiny_shakespeare', 'text', 'shakespeare is not prepared in .*: run `pyt'),
+    ('no_such_set', 'text', "no set called 'no_such_set'"),
+    ('lm1b[validation]', 'text', "no split 'validation', but train"),
+    ('lm1b', 'body', "no text under 'body', but text"),
+    ('lm1b', 'text', 'as tfrecord, not as array_record'),
   ],
 )
 def test_a_set_that_is_not_there_is_one_sentence(
-  pattern, changes, sentence, tmp_path, no_sets_kept
+  pattern, text_key, sentence, tmp_path
 ):
-  write_tfds(tmp_path, {'train': ['a']})
-  reading = reading_of('tfds', data_dir=str(tmp_path), **changes)
+  form = 'tfrecord' if 'as tfrecord' in sentence else 'array_record'
+  write_set(tmp_path, {'train': ['a']}, form)
+  reading = reading_of('tfds', data_dir=str(tmp_path), text_key=text_key)
   with pytest.raises(InputError, match=sentence):
     find(reading, pattern)
-
-
-def test_a_set_in_another_form_is_one_sentence(tmp_path, no_sets_kept):
-  write_tfds(tmp_path, {'train': ['a']}, file_format='tfrecord')
-  with pytest.raises(InputError, match='as tfrecord, not as array_record'):
-    find(reading_of('tfds', data_dir=str(tmp_path)), 'lm1b')

@@ -1,52 +1,26 @@
 """Click logs: line by line, and from text to a folder, whatever happens."""
 
-import concurrent.futures
-import contextlib
 import errno
 import gzip
 import json
-import os
-import pathlib
 import random
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
 
 import numpy as np
-import psutil
 import pytest
+from preparations import files_of, inline
 
-from data.clicks import dataset, storage, synthetic
 from data.clicks import log as log_lib
+from data.clicks import storage, synthetic
+from data.clicks.dataset import ClicksError, open_clicks
 from data.clicks.log import MISSING
 from data.preparing import resumable, workers
 from scripts import prepare_criteo
 
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-class Inline:
-  """A pool in this process."""
-
-  def __init__(self, size):
-    self.size = size
-
-  def submit(self, function, *arguments, **keywords):
-    future = concurrent.futures.Future()
-    try:
-      future.set_result(function(*arguments, **keywords))
-    except Exception as error:
-      future.set_exception(error)
-    return future
-
 
 @pytest.fixture(autouse=True)
 def small_and_in_this_process(monkeypatch):
-  monkeypatch.setattr(
-    workers, 'processes', lambda size: contextlib.nullcontext(Inline(size))
-  )
+  monkeypatch.setattr(workers, 'processes', inline)
   monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 3_000)
   monkeypatch.setattr(log_lib, '_BLOCK_BYTES', 700)
   monkeypatch.setattr(storage, 'BLOCK_ROWS', 64)
@@ -211,14 +185,6 @@ def prepare(output, *arguments):
   return prepare_criteo.main([f'--output={output}', *map(str, arguments)])
 
 
-def files_of(folder):
-  return {
-    str(path.relative_to(folder)): path.read_bytes()
-    for path in sorted(pathlib.Path(folder).rglob('*'))
-    if path.is_file()
-  }
-
-
 def random_lines(count, seed=0):
   rng = random.Random(seed)
   return [
@@ -246,8 +212,9 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
 ):
   output = tmp_path / 'out'
   assert prepare(output, '--input', log, '--min-count=4') is None
-  assert sorted(files_of(output)) == ['manifest.json', 'rows.bin']
-  rows, manifest = dataset.open_clicks(output)
+  before = files_of(output)
+  assert sorted(before) == ['manifest.json', 'rows.bin']
+  rows, manifest = open_clicks(output)
   parsed, _ = log_lib.parse(b'\n'.join(LINES), 1)
   words = storage.pack(parsed).T
   assert rows.shape == (210, 40)
@@ -277,32 +244,40 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
   printed = capsys.readouterr().out
   for phase in ('reading: ', 'counting: ', 'writing: ', 'data.path='):
     assert phase in printed
-
-
-@pytest.mark.parametrize('kind', ['gzip', 'files', 'windows', 'chunks'])
-def test_how_the_log_comes_makes_no_difference(
-  kind, log, tmp_path, monkeypatch
-):
-  prepare(tmp_path / 'one', '--input', log)
-  other, inputs = log.read_bytes(), [tmp_path / 'other']
-  match kind:
-    case 'gzip':
-      other = gzip.compress(other)
-    case 'windows':
-      other = other.replace(b'\n', b'\r\n')
-    case 'files':
-      inputs = [tmp_path / name for name in 'zy']
-      inputs[1].write_bytes(b'\n'.join(LINES[100:]) + b'\n')
-      other = b'\n'.join(LINES[:100])
-    case 'chunks':
-      monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 900)
-  inputs[0].write_bytes(other)
-  assert prepare(tmp_path / 'two', '--input', *inputs) is None
-  (one, first), (two, second) = (
-    dataset.open_clicks(tmp_path / name) for name in ('one', 'two')
+  # What is finished is left alone.
+  assert prepare(output, '--input', log, '--min-count=4') is None
+  assert 'reading' not in capsys.readouterr().out
+  assert prepare(output, '--input', log, '--min-count=3') == (
+    f'{output} was made from other input or with other settings (min_count '
+    '4): choose another --output, or --overwrite it.'
   )
-  np.testing.assert_array_equal(one, two)
-  assert first['fingerprint'] == second['fingerprint']
+  assert files_of(output) == before
+  changed = prepare(output, '--input', log, '--min-count=3', '--overwrite')
+  assert changed is None
+  assert files_of(output) != before
+
+
+def test_how_the_log_comes_makes_no_difference(log, tmp_path, monkeypatch):
+  prepare(tmp_path / 'one', '--input', log)
+  one, first = open_clicks(tmp_path / 'one')
+  content = log.read_bytes()
+  lines = content.splitlines(keepends=True)
+  for kind, parts in {
+    'gzip': [gzip.compress(content)],
+    'windows': [content.replace(b'\n', b'\r\n')],
+    'files': [b''.join(lines[:100]).rstrip(b'\n'), b''.join(lines[100:])],
+    'chunks': [content],
+  }.items():
+    # Not in the order of their names.
+    paths = [tmp_path / f'{kind}-{9 - number}' for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+      path.write_bytes(part)
+    if kind == 'chunks':
+      monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 900)
+    assert prepare(tmp_path / kind, '--input', *paths) is None
+    two, second = open_clicks(tmp_path / kind)
+    np.testing.assert_array_equal(one, two)
+    assert first['fingerprint'] == second['fingerprint']
 
 
 def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
@@ -310,7 +285,7 @@ def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(storage, 'BLOCK_ROWS', 500)
   monkeypatch.setattr(storage, '_COUNTED_ROWS', 500)
   peaks = []
-  for times in (8, 8, 32, 32):
+  for times in (4, 4, 16, 16):
     log = tmp_path / 'train.txt'
     log.write_bytes((b'\n'.join(LINES) + b'\n') * times)
     tracemalloc.start()
@@ -324,16 +299,13 @@ def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
   assert min(peaks[2:]) < 1.2 * min(peaks[:2])
 
 
-def test_malformed_lines_are_counted_and_too_many_refused(tmp_path):
+def test_malformed_lines_are_counted_and_too_many_refused(log, tmp_path):
   lines = list(LINES)
   for place in (3, 50, 150):
     lines[place] = b'no'
-  log = tmp_path / 'train.txt'
   log.write_bytes(b'\n'.join(lines))
   output = tmp_path / 'out'
-  arguments = ('--input', log)
-  message = prepare(output, *arguments, '--max-bad-lines=2')
-  assert message == (
+  assert prepare(output, '--input', log, '--max-bad-lines=2') == (
     'More than 2 lines are malformed, that is 3 so far (fields: 3). The first '
     'is line 4 of train.txt: it has 1 fields instead of 40. If this is a log '
     'of 40 fields that are separated by tabs, allow for more with '
@@ -342,73 +314,44 @@ def test_malformed_lines_are_counted_and_too_many_refused(tmp_path):
   assert not output.exists()
   state = resumable.partial_of(output) / 'state.json'
   assert json.loads(state.read_text())['chunk'] > 1
-  assert prepare(output, *arguments, '--max-bad-lines=3') is None
-  rows, manifest = dataset.open_clicks(output)
+  assert prepare(output, '--input', log, '--max-bad-lines=3') is None
+  rows, manifest = open_clicks(output)
   assert len(rows) == 207
   assert manifest['bad_lines_by_kind'] == {'fields': 3}
-  assert [int(text.split()[1]) for text in manifest['bad_lines']] == [
-    4,
-    51,
-    151,
-  ]
+  numbers = [int(text.split()[1]) for text in manifest['bad_lines']]
+  assert numbers == [4, 51, 151]
 
 
-def test_a_truncated_gzip_is_named_with_its_line(tmp_path):
-  log = tmp_path / 'train.txt.gz'
-  content = gzip.compress(b'\n'.join(LINES))
+def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
+  output = tmp_path / 'out'
+  content = gzip.compress(log.read_bytes())
   log.write_bytes(content[: len(content) // 2])
-  message = prepare(tmp_path / 'out', '--input', log)
+  message = prepare(output, '--input', log)
   assert message.startswith(f'{log} cannot be read on in line ')
   assert 20 < int(message.split(' in line ')[1].split()[0]) < 190
   assert message.endswith('it is damaged, or was cut short; get it again.')
-  assert not (tmp_path / 'out').exists()
-
-
-def test_the_challenges_log_without_labels_is_named(tmp_path):
-  log = tmp_path / 'test.txt'
+  assert not output.exists()
+  # The challenge's log without labels.
   log.write_bytes(b'\n'.join(one[2:] for one in LINES))
-  message = prepare(tmp_path / 'out', '--input', log)
+  message = prepare(output, '--input', log, '--overwrite')
   assert 'it has 39 fields instead of 40, as in a log without labels' in message
-
-
-def test_what_is_no_log_at_all_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(log_lib, '_MAX_LINE_BYTES', 5_000)
-  log = tmp_path / 'weights.bin'
   log.write_bytes(b'\0' * 50_000)
-  message = prepare(tmp_path / 'out', '--input', log)
+  message = prepare(output, '--input', log, '--overwrite')
   assert message.startswith(f'Line 1 of {log} has no end')
   log.write_bytes(b'')
-  message = prepare(tmp_path / 'out', '--input', log)
+  message = prepare(output, '--input', log)
   assert 'was begun from other input' in message
-  message = prepare(tmp_path / 'out', '--input', log, '--overwrite')
+  message = prepare(output, '--input', log, '--overwrite')
   assert message.startswith('0 rows cannot be parted')
   assert 'There is no file' in prepare(tmp_path / 'o', '--input', 'nowhere')
   assert 'is named twice' in prepare(tmp_path / 'o', '--input', log, log)
 
 
-def test_a_finished_folder_is_left_alone(log, tmp_path, capsys):
-  output = tmp_path / 'out'
-  prepare(output, '--input', log)
-  before = files_of(output)
-  capsys.readouterr()
-  assert prepare(output, '--input', log) is None
-  assert 'reading' not in capsys.readouterr().out
-  message = prepare(output, '--input', log, '--min-count=3')
-  assert message == (
-    f'{output} was made from other input or with other settings (min_count '
-    '10): choose another --output, or --overwrite it.'
-  )
-  assert files_of(output) == before
-  changed = prepare(output, '--input', log, '--min-count=3', '--overwrite')
-  assert changed is None
-  assert files_of(output) != before
-
-
 def test_a_folder_of_something_else_is_not_touched(log, tmp_path):
-  (tmp_path / 'thesis.tex').write_text('mine')
   message = prepare(tmp_path, '--input', log, '--overwrite')
   assert message.endswith('has something else in it: choose another --output.')
-  assert (tmp_path / 'thesis.tex').read_text() == 'mine'
+  assert files_of(tmp_path).keys() == {'train.txt'}
 
 
 @pytest.mark.parametrize(
@@ -426,103 +369,70 @@ def test_a_wrong_command_line_is_named(arguments, sentence, capsys):
   assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name', ['log.txt', 'log.txt.gz'])
-def test_the_synthetic_log_is_the_same_as_text(name, tmp_path, capsys):
-  log = tmp_path / name
-  message = prepare_criteo.main(['--synthetic-rows=700', f'--write={log}'])
-  assert message is None
-  written = capsys.readouterr().out
-  assert written.startswith('The log is synthetic. The best log loss that can')
-  assert prepare(tmp_path / 'text', '--input', log) is None
-  capsys.readouterr()
+def test_the_synthetic_log_is_the_same_as_text(tmp_path, capsys):
   assert prepare(tmp_path / 'made', '--synthetic-rows=700') is None
   made = capsys.readouterr().out
-  # And it is called synthetic.
+  # It is called synthetic.
   assert 'A synthetic click log' in made
-  assert written in made
-  (text, manifest), (directly, synthetic) = (
-    dataset.open_clicks(tmp_path / folder) for folder in ('text', 'made')
-  )
-  np.testing.assert_array_equal(text, directly)
-  assert manifest['fingerprint'] == synthetic['fingerprint']
-  assert 'synthetic' not in manifest
-  assert 0.2 < synthetic['synthetic']['best_log_loss'] < 0.6
+  directly, facts = open_clicks(tmp_path / 'made')
+  assert 0.2 < facts['synthetic']['best_log_loss'] < 0.6
+  for name in ('log.txt', 'log.txt.gz'):
+    log, output = tmp_path / name, tmp_path / f'of-{name}'
+    arguments = ['--synthetic-rows=700', f'--write={log}']
+    assert prepare_criteo.main(arguments) is None
+    written = capsys.readouterr().out
+    assert written.startswith('The log is synthetic. The best log loss that ca')
+    assert written in made
+    assert prepare(output, '--input', log) is None
+    text, manifest = open_clicks(output)
+    np.testing.assert_array_equal(text, directly)
+    assert manifest['fingerprint'] == facts['fingerprint']
+    assert 'synthetic' not in manifest
+  content = (tmp_path / 'log.txt').read_bytes()
+  assert gzip.decompress((tmp_path / 'log.txt.gz').read_bytes()) == content
 
 
-# Interruptions, in processes of their own, which the tests can kill.
-
-DRIVER = """
-import sys, time
-from data.clicks import log, storage
-from data.preparing import resumable
-from scripts import prepare_criteo
-log.CHUNK_BYTES, log._BLOCK_BYTES = 3_000, 700
-write = resumable.write_state
-def slowly(*arguments):
-  write(*arguments)
-  time.sleep({pause})
-resumable.write_state = slowly
-if __name__ == '__main__':
-  sys.exit(prepare_criteo.main({arguments}))
-"""
+# Interruptions. Killed processes: test_prepare_text.
 
 
-def start(tmp_path, pause, *arguments):
-  script = tmp_path / 'driver.py'
-  script.write_text(
-    DRIVER.format(pause=pause, arguments=list(map(str, arguments)))
-  )
-  return subprocess.Popen(
-    [sys.executable, str(script)],
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-
-
-def wait_for(process, partial, reached):
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline:
-    with contextlib.suppress(FileNotFoundError):
-      if reached(json.loads((partial / 'state.json').read_text())):
-        return
-    assert process.poll() is None, process.communicate()
-    time.sleep(0.02)
-  raise TimeoutError
-
-
-def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
-  # Blocks as large as in processes of their own.
-  monkeypatch.setattr(storage, 'BLOCK_ROWS', 1 << 18)
-  arguments = ['--input', log, '--workers=1']
+def test_interrupted_runs_go_on_and_end_the_same(
+  log, tmp_path, monkeypatch, capsys
+):
+  arguments = ['--input', log]
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   partial = resumable.partial_of(broken)
   assert prepare(whole, *arguments) is None
-  for number, reached in (
-    (signal.SIGKILL, lambda state: state['chunk'] >= 2),
-    (signal.SIGINT, lambda state: len(state['fields']) >= 3),
-  ):
-    process = start(tmp_path, 1, *arguments, f'--output={broken}')
-    wait_for(process, partial, reached)
-    pool = psutil.Process(process.pid).children(recursive=True)
-    if number == signal.SIGINT:
-      # As a terminal does: to all of them.
-      os.killpg(process.pid, number)
-    else:
-      process.kill()
-    _, errors = process.communicate(timeout=60)
+  write, write_state = resumable.write, resumable.write_state
+
+  def fill(path, content):
+    if path.name == '000003.bin':
+      raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+    write(path, content)
+
+  # A full disk is one sentence.
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable, 'write', fill)
+    message = prepare(broken, *arguments)
+  assert 'No space left on device' in message
+  assert message.endswith('the same command goes on from here.')
+  for phase, steps in (('rows', 4), ('fields', 3), ('blocks', 2)):
+
+    def stop(folder, state, phase=phase, steps=steps):
+      write_state(folder, state)
+      if len(state[phase]) == steps:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(resumable, 'write_state', stop)
+      assert prepare(broken, *arguments) == 130
+    said = capsys.readouterr().err
+    assert said == 'Interrupted: the same command goes on from here.\n'
     assert not broken.exists()
-    with pytest.raises(dataset.ClicksError, match='is not finished'):
-      dataset.open_clicks(broken)
-    if number == signal.SIGINT:
-      assert process.returncode == 130
-      assert errors == 'Interrupted: the same command goes on from here.\n'
-    # Nobody works on.
-    assert not psutil.wait_procs(pool, timeout=20)[1]
+    with pytest.raises(ClicksError, match='is not finished'):
+      open_clicks(broken)
   # As if it had died while it wrote.
-  (partial / 'rows.bin').write_bytes(b'half a row')
+  with open(partial / 'rows.bin', 'ab') as file:
+    file.write(b'half a row')
   (partial / 'chunks' / '000000.bin.new').write_bytes(b'half a chunk')
   message = prepare(broken, *arguments, '--min-count=3')
   assert 'was begun from other input or with other settings' in message
@@ -531,25 +441,6 @@ def test_interrupted_runs_go_on_and_end_the_same(log, tmp_path, monkeypatch):
   assert prepare(broken, *arguments) is None
   assert files_of(broken) == files_of(whole)
   assert not partial.exists()
-
-
-def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
-  log, tmp_path, monkeypatch
-):
-  output, write = tmp_path / 'out', resumable.write
-
-  def full(path, content):
-    if path.name == '000003.bin':
-      raise OSError(errno.ENOSPC, 'No space left on device', str(path))
-    write(path, content)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(resumable, 'write', full)
-    message = prepare(output, '--input', log)
-  assert 'No space left on device' in message
-  assert message.endswith('the same command goes on from here.')
-  assert prepare(output, '--input', log) is None
-  assert len(dataset.open_clicks(output)[0]) == 210
 
 
 def test_one_run_at_a_time(log, tmp_path):

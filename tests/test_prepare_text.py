@@ -1,5 +1,4 @@
 import concurrent.futures
-import contextlib
 import io
 import json
 import os
@@ -13,47 +12,20 @@ import time
 import numpy as np
 import psutil
 import pytest
+from preparations import files_of, inline
 from rich.console import Console
-from test_documents import (
-  LONG,
-  jsonl,
-  wet,
-  write_parquet,
-  write_tfds,
-)
+from test_documents import LONG, jsonl, wet, write_parquet, write_set
 
 from data.preparing import resumable, workers
-from data.text import corpus as corpus_lib
-from data.text import dataset as text
-from data.text import inputs, preparation, records
+from data.text import corpus, preparation, records
+from data.text.dataset import make_text
+from data.text.inputs import tfds_source
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
 processes = workers.processes
 WORDS = ['The', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
-VOCAB = '--vocab-size=300'
-
-
-class Inline:
-  """What `preparation` needs of a pool, in this process."""
-
-  def __init__(self, size):
-    self.size = size
-    # New processes have nothing open.
-    preparation._open_tokenizer.cache_clear()
-
-  def submit(self, function, *arguments, **keywords):
-    future = concurrent.futures.Future()
-    try:
-      future.set_result(function(*arguments, **keywords))
-    except Exception as error:
-      future.set_exception(error)
-    return future
-
-
-@contextlib.contextmanager
-def inline(size):
-  yield Inline(size)
+ARGUMENTS = ('--vocab-size=300', '--held-out-fraction=0.2')
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +33,7 @@ def small_and_in_this_process(monkeypatch):
   monkeypatch.setattr(workers, 'processes', inline)
   monkeypatch.setattr(records, 'CHUNK_BYTES', 2_000)
   monkeypatch.setattr(records, '_BLOCK_BYTES', 500)
-  inputs.tfds_source.cache_clear()
+  tfds_source.cache_clear()
 
 
 def write_texts(count, seed=0):
@@ -85,43 +57,36 @@ def books(tmp_path):
   return path
 
 
-def prepare(output, *arguments, **_):
-  return prepare_text.main(
-    [
-      f'--output={output}',
-      VOCAB,
-      '--held-out-fraction=0.2',
-      *map(str, arguments),
-    ]
-  )
-
-
-def files_of(folder):
-  return {
-    str(path.relative_to(folder)): path.read_bytes()
-    for path in sorted(pathlib.Path(folder).rglob('*'))
-    if path.is_file()
-  }
+def prepare(output, path, *arguments, format='jsonl'):
+  # New processes have nothing open.
+  preparation._open_tokenizer.cache_clear()
+  source = [] if path is None else [f'--input={path}']
+  source += [f'--output={output}', f'--format={format}', *ARGUMENTS]
+  return prepare_text.main([*source, *map(str, arguments)])
 
 
 def texts_of(folder, split):
-  corpus = corpus_lib.open_corpus(folder)
-  documents, tokenizer = corpus.splits[split], corpus.tokenizer()
+  opened = corpus.open_corpus(folder)
+  documents, tokenizer = opened.splits[split], opened.tokenizer()
   return [
     tokenizer.decode(documents.read(np.array([a]), np.array([b - a])))
     for a, b in zip(documents.starts[:-1], documents.starts[1:], strict=True)
   ]
 
 
+def all_texts_of(folder):
+  return sorted(texts_of(folder, 'train') + texts_of(folder, 'test'))
+
+
 def test_a_folder_has_all_documents_and_says_what_is_in_it(
   books, tmp_path, capsys
 ):
   output = tmp_path / 'out'
-  assert prepare(output, '--input', books, '--format=jsonl') is None
-  train, test = texts_of(output, 'train'), texts_of(output, 'test')
-  assert sorted(train + test) == sorted(TEXTS)
+  assert prepare(output, books) is None
+  assert all_texts_of(output) == sorted(TEXTS)
+  test = texts_of(output, 'test')
   assert 5 < len(test) < 50
-  assert not {*files_of(output)} ^ {
+  assert {*files_of(output)} == {
     'manifest.json',
     'tokenizer.model',
     *(
@@ -140,65 +105,59 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   assert manifest['inputs'][0]['name'] == 'books.jsonl'
   assert manifest['splits']['test']['documents'] == len(test)
   # Two bytes a token, and the counts are of those.
-  corpus = corpus_lib.open_corpus(output)
   for split, facts in manifest['splits'].items():
-    [tokens] = corpus.splits[split].shards
-    assert len(tokens) == facts['tokens'] == corpus.splits[split].num_tokens
-    np.testing.assert_array_equal(
-      np.bincount(tokens, minlength=300), corpus.splits[split].counts
-    )
+    documents = corpus.open_corpus(output).splits[split]
+    [tokens] = documents.shards
+    assert len(tokens) == facts['tokens'] == documents.num_tokens
+    counts = np.bincount(tokens, minlength=300)
+    np.testing.assert_array_equal(counts, documents.counts)
   printed = capsys.readouterr().out
   for line in ('sampling: ', 'tokenising: ', 'sealing: ', 'data.data_dir='):
     assert line in printed
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.
-  text_set = text.make_text(
+  limits = ('max_document_tokens', 'max_train_tokens', 'max_test_tokens')
+  text_set = make_text(
     str(output),
     sequence_length=8,
-    max_document_tokens=None,
-    max_train_tokens=None,
-    max_test_tokens=None,
     cache_dir=None,
+    **dict.fromkeys(limits),
   )
-  next(
-    text_set.train(
-      member=0, members=2, partition='disjoint', seed=0, batch_size=4
-    )
-  )
-
-
-def test_a_finished_folder_is_left_alone(books, tmp_path, capsys):
-  output = tmp_path / 'out'
-  arguments = ['--input', books, '--format=jsonl']
-  prepare(output, *arguments)
+  member = {'member': 0, 'members': 2, 'partition': 'disjoint'}
+  next(text_set.train(**member, seed=0, batch_size=4))
+  # What is finished is left alone.
   before = files_of(output)
-  (output / 'train' / 'documents.bin').touch()
-  capsys.readouterr()
-  assert prepare(output, *arguments) is None
+  assert prepare(output, books) is None
   assert 'tokenising' not in capsys.readouterr().out
-  assert files_of(output) == before
-  message = prepare(output, *arguments, '--structure=none')
-  assert message.endswith(
+  assert prepare(output, books, '--structure=none').endswith(
     'was made from other input or with other settings (structure '
     "'sentences'): choose another --output, or --overwrite it."
   )
   books.write_bytes(books.read_bytes() + jsonl(['more']))
-  assert '(other files)' in prepare(output, *arguments)
+  assert '(other files)' in prepare(output, books)
   assert files_of(output) == before
-  assert prepare(output, *arguments, '--overwrite') is None
-  assert 'more' in texts_of(output, 'train') + texts_of(output, 'test')
+  assert prepare(output, books, '--overwrite') is None
+  assert 'more' in all_texts_of(output)
 
 
-def test_names_and_order_of_files_make_no_difference(tmp_path):
+def test_names_and_order_of_files_and_of_shards_make_no_difference(
+  tmp_path, monkeypatch
+):
   for folder, names in (('one', 'abc'), ('other', 'cab')):
     (tmp_path / folder).mkdir()
     for part, name in enumerate(names):
       (tmp_path / folder / name).write_bytes(jsonl(TEXTS[part::3]))
-    pattern = tmp_path / folder / '*'
-    prepare(tmp_path / f'{folder}-out', '--input', pattern, '--format=jsonl')
+    prepare(tmp_path / f'{folder}-out', tmp_path / folder / '*')
   one, other = (files_of(tmp_path / f'{f}-out') for f in ('one', 'other'))
   del one['manifest.json'], other['manifest.json']
   assert one == other
+  # Of a long corpus there are several.
+  monkeypatch.setattr(corpus, 'SHARD_TOKENS', 1_000)
+  prepare(tmp_path / 'parts', tmp_path / 'one' / '*')
+  assert len(corpus.open_corpus(tmp_path / 'parts').splits['train'].shards) > 2
+  for split in ('train', 'test'):
+    whole = texts_of(tmp_path / 'one-out', split)
+    assert texts_of(tmp_path / 'parts', split) == whole
 
 
 def write_input(format, path):
@@ -210,7 +169,7 @@ def write_input(format, path):
     case 'wet':
       path.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS]))
     case 'tfds':
-      write_tfds(path, {'train': TEXTS, 'test': write_texts(9, seed=1)})
+      write_set(path, {'train': TEXTS, 'test': write_texts(9, seed=1)})
 
 
 @pytest.mark.parametrize(
@@ -223,42 +182,26 @@ def write_input(format, path):
   ],
 )
 def test_every_format_comes_through_the_same_door(format, arguments, tmp_path):
-  path = tmp_path / 'input'
+  path = source = tmp_path / 'input'
   write_input(format, path)
-  source = ['--input', path]
   if format == 'tfds':
-    source = ['--input', 'lm1b', f'--data-dir={path}']
+    source, arguments = 'lm1b', [*arguments, f'--data-dir={path}']
   output = tmp_path / 'out'
-  assert prepare(output, *source, f'--format={format}', *arguments) is None
-  found = texts_of(output, 'train') + texts_of(output, 'test')
-  assert len(found) == 120 + 9 * (format == 'tfds')
-  if format == 'wet':
-    assert all(text.startswith(LONG) for text in found)
+  assert prepare(output, source, *arguments, format=format) is None
   if format == 'tfds':
+    # All of what is named to evaluate on, and nothing else.
+    assert sorted(texts_of(output, 'train')) == sorted(TEXTS)
     assert sorted(texts_of(output, 'test')) == sorted(write_texts(9, seed=1))
-
-
-def test_files_to_evaluate_on_are_all_held_out(tmp_path):
-  for name, part in (('train', TEXTS[:100]), ('test', TEXTS[100:])):
-    (tmp_path / name).write_bytes(jsonl(part))
-  files = ['--input', tmp_path / 'train', '--held-out', tmp_path / 'test']
-  prepare(tmp_path / 'out', *files, '--format=jsonl')
-  assert sorted(texts_of(tmp_path / 'out', 'train')) == sorted(TEXTS[:100])
-  assert sorted(texts_of(tmp_path / 'out', 'test')) == sorted(TEXTS[100:])
-
-
-def test_long_corpora_have_several_files(books, tmp_path, monkeypatch):
-  monkeypatch.setattr(corpus_lib, 'SHARD_TOKENS', 1_000)
-  prepare(tmp_path / 'out', '--input', books, '--format=jsonl')
-  corpus = corpus_lib.open_corpus(tmp_path / 'out')
-  assert len(corpus.splits['train'].shards) > 2
-  assert len(texts_of(tmp_path / 'out', 'train')) > 60
+  else:
+    assert len(all_texts_of(output)) == 120
+  if format == 'wet':
+    assert all(text.startswith(LONG) for text in all_texts_of(output))
 
 
 def test_unknown_characters_are_lost_if_asked_for(books, tmp_path):
   output = tmp_path / 'out'
   arguments = ['--oov=unk', '--vocab-size=40', '--character-coverage=0.99']
-  assert prepare(output, '--input', books, '--format=jsonl', *arguments) is None
+  assert prepare(output, books, *arguments) is None
   assert any('\ufffd' in text for text in texts_of(output, 'train'))
   manifest = json.loads((output / 'manifest.json').read_text())
   assert manifest['tokenizer']['invertible'] is False
@@ -276,10 +219,7 @@ def test_the_tokenizer_learns_from_so_many_documents(
 
   monkeypatch.setattr(preparation, 'train_tokenizer', train)
   for count in (5, 500):
-    prepare(
-      tmp_path / f'{count}',
-      *('--input', books, '--format=jsonl', f'--train-from={count}'),
-    )
+    prepare(tmp_path / f'{count}', books, f'--train-from={count}')
   few, all_of_them = sampled
   assert len(few) == 5
   # None of those that are held out.
@@ -296,13 +236,9 @@ def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
   display = preparing.Display(console)
   for done in (5, 10, 20):
     # An earlier run did 4 MB: they do not count as fast.
-    prepare_text.show(
-      display,
-      'MB',
-      preparation.Progress(
-        'tokenising', done * 10**6, 80 * 10**6, 4 * 10**6, 1_234, 2_500_000
-      ),
-    )
+    numbers = (done * 10**6, 80 * 10**6, 4 * 10**6, 1_234, 2_500_000)
+    progress = preparation.Progress('tokenising', *numbers)
+    prepare_text.show(display, 'MB', progress)
   if terminal:
     [task] = display._bars.tasks
     line = f'{task.description}: {task.fields["status"]}'
@@ -325,18 +261,16 @@ records.CHUNK_BYTES, records._BLOCK_BYTES = 2_000, 500
 write = resumable.write_state
 def slowly(*arguments):
   write(*arguments)
-  time.sleep({pause})
+  time.sleep(0.5)
 resumable.write_state = slowly
 if __name__ == '__main__':
   sys.exit(prepare_text.main({arguments}))
 """
 
 
-def start(tmp_path, pause, *arguments):
+def start(tmp_path, *arguments):
   script = tmp_path / 'driver.py'
-  script.write_text(
-    DRIVER.format(pause=pause, arguments=list(map(str, arguments)))
-  )
+  script.write_text(DRIVER.format(arguments=[*map(str, arguments)]))
   return subprocess.Popen(
     [sys.executable, str(script)],
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
@@ -348,7 +282,7 @@ def start(tmp_path, pause, *arguments):
 
 
 def wait_for_chunk(process, partial, chunk):
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 120
   while time.monotonic() < deadline:
     try:
       state = json.loads((partial / 'state.json').read_text())
@@ -361,74 +295,64 @@ def wait_for_chunk(process, partial, chunk):
   raise TimeoutError
 
 
-def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path):
-  arguments = [
-    *('--input', books, '--format=jsonl', VOCAB, '--held-out-fraction=0.2'),
-    '--workers=1',
-  ]
+def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
   partial = resumable.partial_of(broken)
-  # In this process; the last of the others has more workers.
-  assert prepare(whole, *arguments) is None
+  assert prepare(whole, books) is None
+  arguments = [f'--input={books}', '--format=jsonl', f'--output={broken}']
+  # Whatever the number of workers is; in the end they are in this process.
   for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
-    process = start(tmp_path, 1, *arguments, f'--output={broken}')
+    flag = f'--workers={chunk // 2}'
+    process = start(tmp_path, *arguments, *ARGUMENTS, flag)
     wait_for_chunk(process, partial, chunk)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(process.pid).children(recursive=True)
+    # One run at a time.
+    assert prepare(broken, books) == (
+      f'Another run is making {broken}: wait for it, or end it.'
+    )
     if number == signal.SIGINT:
       # As a terminal does: to all of them.
       os.killpg(process.pid, number)
     else:
       process.kill()
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert not broken.exists()
-    with pytest.raises(corpus_lib.CorpusError, match='is not finished'):
-      corpus_lib.open_corpus(broken)
+    with pytest.raises(corpus.CorpusError, match='is not finished'):
+      corpus.open_corpus(broken)
     if number == signal.SIGINT:
       assert process.returncode == 130
       assert errors == 'Interrupted: the same command goes on from here.\n'
     # Nobody works on.
-    assert not psutil.wait_procs(workers, timeout=20)[1]
+    assert not psutil.wait_procs(children, timeout=60)[1]
   # As if it had died while it wrote.
   with open(partial / 'train' / 'tokens-00000.bin', 'ab') as file:
     file.write(b'half a token')
   (partial / 'train' / 'tokens-00001.bin').write_bytes(b'more')
   # Another run with other settings does not go on with these.
-  message = prepare(broken, *arguments, '--structure=none')
+  message = prepare(broken, books, '--structure=none')
   assert 'was begun from other input or with other settings' in message
-  process = start(tmp_path, 0, *arguments, f'--output={broken}', '--workers=2')
-  output, errors = process.communicate(timeout=60)
-  assert (process.returncode, errors) == (0, '')
+  capsys.readouterr()
+  assert prepare(broken, books) is None
   # It went on, and did not begin anew.
-  assert 'sampling' not in output
+  assert 'sampling' not in capsys.readouterr().out
   assert files_of(broken) == files_of(whole)
   assert not partial.exists()
 
 
-def test_one_run_at_a_time(books, tmp_path):
-  arguments = ['--input', books, '--format=jsonl']
-  output = tmp_path / 'out'
-  with resumable.locked(resumable.partial_of(output), output):
-    assert prepare(output, *arguments) == (
-      f'Another run is making {output}: wait for it, or end it.'
-    )
-
-
 def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
   class Dying:
+    def __init__(self, *arguments, **keywords):
+      pass
+
     def submit(self, function, *arguments, **keywords):
       raise concurrent.futures.BrokenExecutor
 
-    def shutdown(self, **keywords):
-      pass
+    shutdown = __init__
 
   # The pool itself, of processes that the system ends.
   monkeypatch.setattr(workers, 'processes', processes)
-  monkeypatch.setattr(
-    workers.concurrent.futures,
-    'ProcessPoolExecutor',
-    lambda *arguments, **keywords: Dying(),
-  )
-  message = prepare(tmp_path / 'out', '--input', books, '--format=jsonl')
+  monkeypatch.setattr(workers.concurrent.futures, 'ProcessPoolExecutor', Dying)
+  message = prepare(tmp_path / 'out', books)
   assert message.startswith('A worker died, perhaps for want of memory: run')
 
 
@@ -436,35 +360,34 @@ def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
   ('arguments', 'sentence'),
   [
     (['--format=wet'], 'does not start with a WARC record'),
-    (['--format=jsonl', '--text-key=body'], "no text under 'body', but text"),
-    (['--format=jsonl', '--vocab-size=60000'], 'is too large for this text'),
-    (['--format=jsonl', '--language=klingon'], '--language klingon is not kno'),
-    (['--format=jsonl', '--language=de'], 'No document is left to train on, o'),
-    (['--format=jsonl', '--held-out-fraction=0'], 'raise --held-out-fraction'),
+    (['--text-key=body'], "no text under 'body', but text"),
+    (['--vocab-size=60000'], 'is too large for this text'),
+    (['--language=klingon'], '--language klingon is not kno'),
+    (['--language=de'], 'No document is left to train on, o'),
+    (['--held-out-fraction=0'], 'raise --held-out-fraction'),
   ],
 )
 def test_what_a_user_may_do_wrong_is_one_sentence(
   arguments, sentence, books, tmp_path
 ):
-  message = prepare(tmp_path / 'out', '--input', books, *arguments)
+  message = prepare(tmp_path / 'out', books, *arguments)
   assert sentence in message
   assert '\n' not in message
   assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'sentence'),
+  ('path', 'argument', 'sentence'),
   [
-    (['--format=jsonl'], '--input is needed'),
-    (['--format=csv', '--input=x'], 'invalid choice'),
-    (['--format=txt', '--input=x', '--train-from=0'], 'must be at least 1'),
-    (['--format=txt', '--input=x', '--held-out-fraction=2'], 'between 0 and 1'),
+    (None, '--workers=1', '--input is needed'),
+    ('x', '--format=csv', 'invalid choice'),
+    ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
+    ('x', '--held-out-fraction=2', 'between 0 and 1'),
   ],
 )
-def test_a_wrong_command_line_is_named(arguments, sentence, tmp_path, capsys):
-  with pytest.raises(SystemExit) as caught:
-    prepare(tmp_path / 'out', *arguments)
-  assert caught.value.code == 2
+def test_a_wrong_command_line_is_named(path, argument, sentence, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    prepare('out', path, argument)
   assert sentence in capsys.readouterr().err
 
 
@@ -473,8 +396,7 @@ def test_a_folder_of_something_else_is_not_touched(books, tmp_path):
   output.mkdir()
   (output / 'thesis.tex').write_text('mine')
   for more in ([], ['--overwrite']):
-    message = prepare(output, '--input', books, '--format=jsonl', *more)
-    assert (
-      message == f'{output} has something else in it: choose another --output.'
+    assert prepare(output, books, *more) == (
+      f'{output} has something else in it: choose another --output.'
     )
   assert files_of(output) == {'thesis.tex': b'mine'}

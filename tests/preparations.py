@@ -1,0 +1,68 @@
+"""What tests of data that is prepared share: pools, folders, sets of TFDS."""
+
+import concurrent.futures
+import contextlib
+import json
+import pathlib
+
+
+class Inline:
+  """A pool in this process."""
+
+  size = 2
+
+  def submit(self, function, *arguments, **keywords):
+    future = concurrent.futures.Future()
+    try:
+      future.set_result(function(*arguments, **keywords))
+    except Exception as error:
+      future.set_exception(error)
+    return future
+
+
+def inline(size):
+  """In place of `workers.processes`."""
+  return contextlib.nullcontext(Inline())
+
+
+def files_of(folder):
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in sorted(pathlib.Path(folder).rglob('*'))
+    if path.is_file()
+  }
+
+
+def write_tfds(
+  folder, name, version, features, splits, file_format='array_record'
+):
+  """Writes a set in TFDS's form, without TensorFlow."""
+  from array_record.python import array_record_module
+
+  path = pathlib.Path(folder, name, version)
+  path.mkdir(parents=True)
+  for split, examples in splits.items():
+    file = path / f'{name}-{split}.{file_format}-00000-of-00001'
+    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+    for example in examples:
+      writer.write(features.serialize_example(example))
+    writer.close()
+  features.save_config(path)
+  info = {
+    'name': name,
+    'version': version,
+    'fileFormat': file_format,
+    'splits': [
+      {
+        'name': split,
+        'shardLengths': [str(len(examples))],
+        'numBytes': '1',
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+      }
+      for split, examples in splits.items()
+    ],
+  }
+  if 'image' in features:
+    keys = [{'featureKey': 'image'}, {'featureKey': 'label'}]
+    info['supervisedKeys'] = {'tuple': {'items': keys}}
+  (path / 'dataset_info.json').write_text(json.dumps(info))
