@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from experiments.errors import UserError
@@ -63,17 +64,7 @@ def submit(
   import submitit  # Only Slurm's users wait for it.
 
   known = submitit.SlurmExecutor._valid_parameters()
-  # Which is not text, and set below.
-  known = known - {'additional_parameters'} | {'max_num_timeout'}
-  for key in parameters:
-    if key not in known:
-      near = difflib.get_close_matches(key, known)
-      hint = f'; did you mean {" or ".join(near)}?' if near else ''
-      raise UserError(f'--slurm has no {key}{hint}')
-  if not parameters.get('time', '').isdecimal():
-    # Submitit would ask for five minutes.
-    raise UserError('how long may a run take? say --slurm time=MINUTES')
-  values = {key: _value(key, text) for key, text in parameters.items()}
+  values = _values(parameters, known)
   tasks_per_node = _count(values, 'ntasks_per_node', 1)
   if _count(values, 'nodes', 1) * tasks_per_node > 1:
     commands = [
@@ -122,6 +113,23 @@ def submit(
     reason = ' '.join(str(error).split())
     raise UserError(f'Slurm did not take the jobs: {reason}') from error
   return [job.job_id for job in submitted]
+
+
+def _values(
+  parameters: Mapping[str, str], known: AbstractSet[str]
+) -> dict[str, Any]:
+  """Parameters as submitit takes them, if it knows them all."""
+  # One of them is not text, and set by `submit`.
+  known = known - {'additional_parameters'} | {'max_num_timeout'}
+  for key in parameters:
+    if key not in known:
+      near = difflib.get_close_matches(key, known)
+      hint = f'; did you mean {" or ".join(near)}?' if near else ''
+      raise UserError(f'--slurm has no {key}{hint}')
+  if not parameters.get('time', '').isdecimal():
+    # Submitit would ask for five minutes.
+    raise UserError('how long may a run take? say --slurm time=MINUTES')
+  return {key: _value(key, text) for key, text in parameters.items()}
 
 
 def _value(key: str, text: str) -> Any:

@@ -77,65 +77,32 @@ def manifest(
   """
   given = _check(parameters)
   run = _dns_label(given['name'] or name)
-  hosts, port = _count(given, 'hosts', 1), _count(given, 'port', 1)
-  tpu = _tpu(given, hosts)
-  for argument in command:
-    flag, _, value = argument.partition('=')
-    if flag == '--workdir' and not pathlib.PurePosixPath(value).is_relative_to(
-      given['mount']
-    ):
-      raise UserError(
-        f'--workdir is {value}, and pods share {given["mount"]} alone; choose '
-        'a folder below it, or say --jobset mount=DIR'
-      )
+  values = _values(given)
+  _check_workdir(command, given['mount'])
   template = _Template(_TEMPLATE.read_text(encoding='utf-8'))
   documents = []
   for member in range(members):
     jobset = f'{run}-{member}'
-    # As JobSet names pods: the set, the replicated job, its index, the pod's.
-    first = f'{jobset}-host-0-0.{jobset}'
-    longest = f'{jobset}-host-0-{hosts - 1}'
+    longest = f'{jobset}-host-0-{values["hosts"] - 1}'
     if len(longest) > _MOST_LETTERS:
       raise UserError(
         f'{longest} is too long for the name of a host; say --jobset name=…'
       )
-    # A $ that is meant as one is doubled.
-    words = [word.replace('$(', '$$(') for word in command]
-    words.append(f'--member={member}')
-    if hosts > 1:
-      words += [
-        f'--coordinator-address={first}:{port}',
-        f'--num-processes={hosts}',
-        '--process-id=$(JOB_COMPLETION_INDEX)',
-      ]
+    # As JobSet names pods: the set, the replicated job, its index, the pod's.
+    first = f'{jobset}-host-0-0.{jobset}'
     labels = {'codistill/run': run, 'codistill/member': str(member)}
     queue = {'kueue.x-k8s.io/queue-name': given['queue']}
-    values = {
+    own = {
       'name': jobset,
-      'namespace': given['namespace'],
       'labels': {**labels, **(queue if given['queue'] else {})},
       'pod_labels': labels,
-      # One member a slice, and all of it.
-      'annotations': {_EXCLUSIVE: _NODE_POOL} if tpu else {},
-      'restarts': _count(given, 'restarts', 0),
-      'hosts': hosts,
-      'grace': _count(given, 'grace', 1),
-      'selector': {
-        'cloud.google.com/gke-tpu-accelerator': given['tpu'],
-        'cloud.google.com/gke-tpu-topology': given['topology'],
-      }
-      if tpu
-      else {},
-      'image': given['image'],
-      'port': port,
-      'resources': _resources(given),
-      'mount': given['mount'],
-      'claim': given['claim'],
-      'shm': given['shm'],
     }
+    words = _words(
+      command, member, values['hosts'], f'{first}:{values["port"]}'
+    )
     documents.append(
       template.substitute(
-        {key: _yaml(value) for key, value in values.items()},
+        {key: _yaml(value) for key, value in {**values, **own}.items()},
         run=run,
         member=member,
         members=members,
@@ -144,6 +111,61 @@ def manifest(
       )
     )
   return '---\n'.join(documents)
+
+
+def _values(given: Mapping[str, str]) -> dict[str, Any]:
+  """What every member has alike, by its name in the template."""
+  hosts = _count(given, 'hosts', 1)
+  port = _count(given, 'port', 1)
+  tpu = _tpu(given, hosts)
+  return {
+    'namespace': given['namespace'],
+    # One member a slice, and all of it.
+    'annotations': {_EXCLUSIVE: _NODE_POOL} if tpu else {},
+    'restarts': _count(given, 'restarts', 0),
+    'hosts': hosts,
+    'grace': _count(given, 'grace', 1),
+    'selector': {
+      'cloud.google.com/gke-tpu-accelerator': given['tpu'],
+      'cloud.google.com/gke-tpu-topology': given['topology'],
+    }
+    if tpu
+    else {},
+    'image': given['image'],
+    'port': port,
+    'resources': _resources(given),
+    'mount': given['mount'],
+    'claim': given['claim'],
+    'shm': given['shm'],
+  }
+
+
+def _words(
+  command: Sequence[str], member: int, hosts: int, address: str
+) -> list[str]:
+  """The command of a member's host, whose number Kubernetes fills in."""
+  # A $ that is meant as one is doubled.
+  words = [word.replace('$(', '$$(') for word in command]
+  words.append(f'--member={member}')
+  if hosts > 1:
+    words += [
+      f'--coordinator-address={address}',
+      f'--num-processes={hosts}',
+      '--process-id=$(JOB_COMPLETION_INDEX)',
+    ]
+  return words
+
+
+def _check_workdir(command: Sequence[str], mount: str) -> None:
+  for argument in command:
+    flag, _, value = argument.partition('=')
+    if flag == '--workdir' and not pathlib.PurePosixPath(value).is_relative_to(
+      mount
+    ):
+      raise UserError(
+        f'--workdir is {value}, and pods share {mount} alone; choose '
+        'a folder below it, or say --jobset mount=DIR'
+      )
 
 
 def _yaml(value: Any) -> str:

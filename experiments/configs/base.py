@@ -7,6 +7,7 @@ value are set by each experiment.
 from ml_collections import ConfigDict, config_dict
 
 
+# Long, because it is a table: a key a line, and above it what it means.
 def get_base() -> ConfigDict:
   """The keys that all experiments share, as they are for one network alone."""
   config = ConfigDict()

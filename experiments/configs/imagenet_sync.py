@@ -31,6 +31,7 @@ from experiments.configs import base
 VARIANTS = ('', 'reduced', 'laptop', 'smoke')
 
 
+# Long, because it is a table: a key a line, and above it what it means.
 def get_config(variant: str = '') -> ConfigDict:
   """The config at the paper's scale, or the variant's diff on it."""
   config = base.get_base()
