@@ -1,23 +1,27 @@
 """Reading committed results: what is wrong with a file is one sentence."""
 
-import json
-
 import pytest
 from collected import make_run
 
 from experiments import results
-from experiments.record import SCHEMA_VERSION
 from scripts import collect
 
 
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('results')
+  for seed in range(2):
+    make_run(folder / f'runs/{seed}', seed=seed)
+  collect.collect([folder / 'runs'], folder / 'out', allow=(), replace=False)
+  [path] = folder.glob('out/imagenet_codistill-laptop.jsonl')
+  return path.read_text(encoding='utf-8')
+
+
 @pytest.fixture
-def path(tmp_path):
-  make_run(tmp_path / 'runs/a')
-  make_run(tmp_path / 'runs/b', seed=1)
-  collect.collect(
-    [tmp_path / 'runs'], tmp_path / 'out', allow=(), replace=False
-  )
-  return tmp_path / 'out/imagenet_codistill-laptop.jsonl'
+def path(text, tmp_path):
+  path = tmp_path / 'imagenet_codistill-laptop.jsonl'
+  path.write_text(text, encoding='utf-8')
+  return path
 
 
 def test_written_again_it_is_the_same(path):
@@ -36,9 +40,30 @@ def test_the_folder_is_missing(tmp_path):
     results.read_folder(tmp_path / 'nowhere', 'laptop')
 
 
-def test_an_empty_file(path):
-  path.write_text('')
-  with pytest.raises(ValueError, match='is empty; fill it with'):
+@pytest.mark.parametrize(
+  ('damage', 'words'),
+  [
+    (lambda text: '', 'is empty; fill it with'),
+    (lambda text: '{"kind": \n' + text, 'line 1: not a row'),
+    (lambda text: text + '5\n', 'line 27: not a row'),
+    (
+      lambda text: text.replace('"schema": 1', '"schema": 2', 1),
+      'rows of schema 2, and this code',
+    ),
+    (
+      lambda text: text + '{"kind": "run", "schema": 1, "id": "a"}\n',
+      'without experiment, overrides',
+    ),
+    (lambda text: text * 2, 'two runs of base/seed-0; remove one'),
+    (
+      lambda text: text.partition('\n')[2],
+      "'base/seed-0' without its provenance",
+    ),
+  ],
+)
+def test_a_damaged_file_is_one_sentence(path, text, damage, words):
+  path.write_text(damage(text), encoding='utf-8')
+  with pytest.raises(ValueError, match=words):
     results.read(path)
 
 
@@ -47,49 +72,6 @@ def test_a_cut_last_line_is_dropped_with_a_warning(path):
   with pytest.warns(UserWarning, match='dropped a cut last line'):
     cut = results.read(path)
   assert [len(result.rows) for result in cut] == [12, 11]
-
-
-def test_a_line_that_is_no_row(path):
-  path.write_text('{"kind": \n' + path.read_text())
-  with pytest.raises(ValueError, match='line 1: not a row'):
-    results.read(path)
-
-
-def test_another_schema(path):
-  lines = path.read_text().splitlines()
-  run = json.loads(lines[0]) | {'schema': SCHEMA_VERSION + 1}
-  path.write_text('\n'.join([json.dumps(run), *lines[1:]]) + '\n')
-  with pytest.raises(ValueError, match='rows of schema 2, and this code'):
-    results.read(path)
-
-
-@pytest.mark.parametrize(
-  ('line', 'words'),
-  [
-    ('5', 'line 27: not a row'),
-    (
-      '{"kind": "run", "schema": 1, "id": "a"}',
-      'without experiment, overrides',
-    ),
-  ],
-)
-def test_a_line_that_lacks_something(path, line, words):
-  path.write_text(path.read_text() + line + '\n')
-  with pytest.raises(ValueError, match=words):
-    results.read(path)
-
-
-def test_two_runs_of_one_point(path):
-  path.write_text(path.read_text() * 2)
-  with pytest.raises(ValueError, match='two runs of base/seed-0; remove one'):
-    results.read(path)
-
-
-def test_rows_without_their_run(path):
-  lines = path.read_text().splitlines(keepends=True)
-  path.write_text(''.join(lines[1:]))
-  with pytest.raises(ValueError, match="'base/seed-0' without its provenance"):
-    results.read(path)
 
 
 def test_names_of_points():

@@ -2,11 +2,8 @@
 
 import io
 import json
-import os
-import pickle
 import shlex
 import signal
-import stat
 import subprocess
 import sys
 import textwrap
@@ -16,9 +13,8 @@ import pytest
 from commands import ROOT, start_process
 from rich.console import Console
 
+from experiments import config as config_lib
 from experiments import processes, sweep
-from experiments import slurm as slurm_lib
-from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 
 STALENESS = 'imagenet_staleness:smoke'
@@ -58,9 +54,7 @@ def test_a_key_that_is_given_is_given_to_every_run(tmp_path):
   runs = plan(tmp_path, '--config.num_steps=6')
   assert all('--config.num_steps=6' in run.command for run in runs)
   assert {run.num_steps for run in runs} == {6}
-
-
-def test_a_config_without_a_sweep_has_one_point(tmp_path):
+  # A config without a sweep has one point.
   [run] = plan(tmp_path, config='imagenet_ensemble:smoke')
   assert (run.point, run.num_steps) == ('base', 8)
 
@@ -76,8 +70,6 @@ def test_the_showcase_sweeps_what_it_promises(tmp_path):
 
 
 def test_diversity_and_codistillation_make_every_combination_once(tmp_path):
-  from experiments import config as config_lib
-
   combinations = set()
   for name in ('imagenet_codistill:laptop', 'imagenet_diversity:laptop'):
     for point in config_lib.points(name):
@@ -90,8 +82,6 @@ def test_diversity_and_codistillation_make_every_combination_once(tmp_path):
 
 
 def test_twice_the_batch_comes_at_twice_the_rate():
-  from experiments import config as config_lib
-
   for variant in ('', ':reduced', ':laptop'):
     base = config_lib.load(f'imagenet_sync{variant}')
     _, point = config_lib.points(f'imagenet_sync{variant}')
@@ -118,10 +108,11 @@ def test_twice_the_batch_comes_at_twice_the_rate():
     ([f'--config={STALENESS}', '--config.num_step=3'], 'did you mean num_step'),
     ([f'--config={STALENESS}', 'fast'], "what is 'fast'"),
     ([f'--config={STALENESS}', '--slurm=partition=gpu'], '--launcher=slurm'),
+    ([f'--config={STALENESS}', f'--workdir={__file__}'], 'is a file; choose'),
   ],
 )
 def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
-  assert sweep.main([*arguments, '--workdir=/nonexistent/never']) == 2
+  assert sweep.main(['--workdir=/nonexistent/never', *arguments]) == 2
   out, err = capsys.readouterr()
   assert sentence in err
   assert err.count('\n') == 1
@@ -136,16 +127,12 @@ def test_print_prints_what_is_left_to_do(tmp_path, capsys):
   printed = capsys.readouterr().out.splitlines()
   wanted = [run.command for run in (runs[0], *runs[2:])]
   assert [tuple(shlex.split(line)) for line in printed] == wanted
-
-
-def test_print_says_what_it_cannot_print(tmp_path, capsys):
-  for run in plan(tmp_path, '--config.batch_size=64')[:2]:
-    finish(run)
-  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
+  # And says what it cannot print: there a run has other keys.
+  finish(plan(tmp_path, '--config.batch_size=64')[0])
   assert sweep.main([*arguments, '--launcher=print']) == 1
   captured = capsys.readouterr()
   assert captured.out.count('experiments.run') == 2
-  assert captured.err.count('choose another --workdir') == 2
+  assert captured.err.count('choose another --workdir') == 1
 
 
 # States, from what lies in the folder.
@@ -172,31 +159,25 @@ def test_states(tmp_path):
   assert sweep.state(stopped) == ('interrupted', 3, '')
 
 
-def test_the_only_row_counts(tmp_path):
+def test_the_only_row_counts_and_a_damaged_one_is_a_failure(tmp_path):
   run = plan(tmp_path)[0]
   finish(run, 'interrupted')
   (run.workdir / 'rows.jsonl').write_text(json.dumps({'step': 1}) + '\n')
   assert sweep.state(run).step == 1
-
-
-@pytest.mark.parametrize('text', ['{"status": "do', '{}', '[]', '5', b'\xff'])
-def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path, text):
-  damaged, fine = fakes(tmp_path, 'done', 'done')
-  damaged.workdir.mkdir(parents=True)
-  path = damaged.workdir / 'run.json'
-  path.write_bytes(text if isinstance(text, bytes) else text.encode())
-  status, shown = run_locally([damaged, fine])
-  assert status == 1
-  assert sweep.state(damaged).status == 'failed'
-  assert f'{damaged.workdir} is damaged' in ''.join(shown.split('\n'))
-  assert sweep.state(fine).status == 'done'
-
-
-def test_damaged_rows_are_failed(tmp_path):
-  run = plan(tmp_path)[0]
-  finish(run, 'interrupted')
   (run.workdir / 'rows.jsonl').write_text('not a row\n')
   assert sweep.state(run).status == 'failed'
+
+
+def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
+  damaged, fine = fakes(tmp_path, 'done', 'done')
+  damaged.workdir.mkdir(parents=True)
+  for text in (b'{"status": "do', b'{}', b'[]', b'5', b'\xff'):
+    (damaged.workdir / 'run.json').write_bytes(text)
+    assert sweep.state(damaged).status == 'failed'
+  status, shown = run_locally([damaged, fine])
+  assert status == 1
+  assert f'{damaged.workdir} is damaged' in ''.join(shown.split('\n'))
+  assert sweep.state(fine).status == 'done'
 
 
 def test_a_run_with_other_keys_is_not_done(tmp_path):
@@ -216,7 +197,7 @@ def test_a_run_with_other_keys_is_not_done(tmp_path):
 
 FAKE = textwrap.dedent("""
   import json, os, pathlib, signal, sys, time
-  from codistill.lease import Lease
+  from codistill.exchange.folder.lease import Lease
 
   folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
   Lease(folder / 'lease.json', timeout_s=60.0, what='here').acquire()
@@ -230,9 +211,6 @@ FAKE = textwrap.dedent("""
   with open(folder.parent.parent / 'starts', 'a') as starts:
     starts.write(folder.parent.name + '\\n')
   if behaviour == 'fail':
-    print('experiments.run: it is too hot')
-    sys.exit(2)
-  if behaviour == 'brackets':
     sys.exit('cannot open [/data/x] or [batch]')
   if behaviour == 'die':
     os.kill(os.getpid(), signal.SIGKILL)
@@ -286,50 +264,22 @@ def starts(tmp_path):
   return sorted((tmp_path / 'starts').read_text().split())
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
   runs = fakes(tmp_path, 'fail', 'die', 'diverge', 'done', 'done')
   status, text = run_locally(runs)
   assert status == 1
-  assert [sweep.state(run).status for run in runs[2:]] == [
-    'diverged',
-    'done',
-    'done',
-  ]
+  states = [sweep.state(run).status for run in runs[2:]]
+  assert states == ['diverged', 'done', 'done']
   assert starts(tmp_path) == sorted(run.point for run in runs)
   lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-  assert 'it is too hot' in lines['0-fail']
+  # Brackets of an error are brackets.
+  assert 'cannot open [/data/x] or [batch]' in lines['0-fail']
   assert str(runs[0].log) in lines['0-fail']
   assert 'killed by signal 9' in lines['1-die']
   assert '2 done, 0 running, 1 diverged, 2 failed' in text
-
-
-def test_finished_runs_are_skipped_and_failed_ones_tried_again(tmp_path):
-  runs = fakes(tmp_path, 'done', 'diverge', 'fail', 'done')
-  run_locally(runs[:3])
-  assert run_locally(runs)[0] == 1
-  assert starts(tmp_path) == [
-    '0-done',
-    '1-diverge',
-    '2-fail',
-    '2-fail',
-    '3-done',
-  ]
-
-
-def test_all_done_is_success(tmp_path):
-  status, text = run_locally(fakes(tmp_path, 'done', 'done'))
-  assert status == 0
-  assert '2 done' in text
-  assert '100%' in text
-  assert '0-done seed 0: done' in text
-  assert '1-done seed 0: done' in text
-
-
-def test_brackets_of_an_error_are_brackets(tmp_path):
-  [run] = fakes(tmp_path, 'brackets')
-  status, text = run_locally([run])
-  assert status == 1
-  assert 'cannot open [/data/x] or [batch]' in text
+  # What is finished is left alone.
+  assert run_locally([runs[0], *runs[2:]])[0] == 1
+  assert starts(tmp_path) == sorted(['0-fail', *(run.point for run in runs)])
 
 
 def test_a_terminal_shows_what_runs_and_in_the_end_all(tmp_path):
@@ -376,7 +326,7 @@ def test_failed_runs_are_no_progress(tmp_path, monkeypatch):
   assert '1 done, 1 running, 1 failed' in pace.line(states)
 
 
-def test_runs_of_a_killed_sweep_count_as_jobs(tmp_path):
+def test_runs_of_a_killed_sweep_count_as_jobs_and_are_waited_for(tmp_path):
   runs = fakes(tmp_path, 'slow', 'slow', 'slow')
   for run in runs[:2]:
     run.workdir.mkdir(parents=True)
@@ -386,14 +336,19 @@ def test_runs_of_a_killed_sweep_count_as_jobs(tmp_path):
   for orphan in orphans:
     orphan.wait()
   assert int((runs[2].workdir / 'most').read_text()) <= 2
+  assert starts(tmp_path) == [run.point for run in runs]
 
 
 @pytest.mark.parametrize('jobs', [1, 3])
 def test_no_more_at_a_time_than_jobs(tmp_path, jobs):
-  runs = fakes(tmp_path, *['slow'] * 6)
-  assert run_locally(runs, jobs)[0] == 0
+  runs = fakes(tmp_path, *['slow'] * (jobs + 1))
+  status, text = run_locally(runs, jobs)
+  assert status == 0
   most = [int((run.workdir / 'most').read_text()) for run in runs]
   assert max(most) == jobs
+  assert f'{jobs + 1} done' in text
+  assert '100%' in text
+  assert '0-slow seed 0: done' in text
 
 
 def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
@@ -435,17 +390,6 @@ def test_a_second_signal_kills_what_will_not_stop(tmp_path):
   assert status == 128 + signal.SIGTERM
   assert time.monotonic() - began < 30
   assert sweep.state(run).status == 'interrupted'
-
-
-def test_a_run_of_a_sweep_that_was_killed_is_waited_for(tmp_path):
-  runs = fakes(tmp_path, 'slow', 'done')
-  runs[0].workdir.mkdir(parents=True)
-  orphan = subprocess.Popen(runs[0].command)
-  while not (runs[0].workdir / 'run.json').exists():
-    time.sleep(0.01)
-  assert run_locally(runs)[0] == 0
-  orphan.wait()
-  assert starts(tmp_path) == ['0-slow', '1-done']
 
 
 def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
@@ -498,9 +442,7 @@ def test_killed_in_the_middle_it_finishes_every_point_exactly_once(tmp_path):
   assert any(read_run(run.workdir / 'run.json').get('resumed') for run in runs)
   # Nothing is left, so nothing starts.
   before = [run.log.read_bytes() for run in runs]
-  with start_process(line) as process:
-    assert process.wait(timeout=60) == 0
-    process.communicate()
+  assert sweep.main(line[3:]) == 0
   assert [run.log.read_bytes() for run in runs] == before
 
 
@@ -511,106 +453,23 @@ def until(condition, seconds=240):
     time.sleep(0.02)
 
 
-# Slurm, as far as it can be had without one.
+def test_slurm_gets_one_array_of_what_is_left(tmp_path, monkeypatch, capsys):
+  submitted = []
 
+  def submit(commands, *others):
+    submitted.append((commands, *others))
+    return [f'4711_{task}' for task in range(len(commands))]
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-  """A folder that keeps what was given to sbatch."""
-  tools = tmp_path / 'tools'
-  tools.mkdir()
-  for name, text in {
-    'srun': '#!/bin/sh\n',
-    'sbatch': (
-      f'#!/bin/sh\ncat "$1" >> {tools}/script\n'
-      'echo "Submitted batch job 4711"\n'
-    ),
-  }.items():
-    (tools / name).write_text(text)
-    (tools / name).chmod(0o755 | stat.S_IEXEC)
-  monkeypatch.setenv('PATH', str(tools), prepend=os.pathsep)
-  return tools
-
-
-def test_slurm_gets_one_array_of_what_is_left(tmp_path, slurm, capsys):
-  finish(plan(tmp_path)[0])
-  status = sweep.main(
-    [
-      f'--config={STALENESS}',
-      f'--workdir={tmp_path}',
-      '--launcher=slurm',
-      '--jobs=2',
-      '--slurm=partition=gpu',
-      '--slurm=time=30',
-    ]
-  )
-  assert status == 0
-  script = (slurm / 'script').read_text()
-  assert script.count('#!/bin/bash') == 1
-  options = dict(
-    line.removeprefix('#SBATCH --').split('=', 1)
-    for line in script.splitlines()
-    if line.startswith('#SBATCH --') and '=' in line
-  )
-  assert options['array'] == '0-2%2'
-  assert options['partition'] == 'gpu'
-  assert options['time'] == '30'
+  monkeypatch.setattr(sweep, 'submit', submit)
+  runs = plan(tmp_path)
+  finish(runs[0])
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}', '--jobs=2']
+  slurm = ['--launcher=slurm', '--slurm=partition=gpu', '--slurm=time=30']
+  assert sweep.main([*arguments, *slurm]) == 0
+  commands = [run.command for run in runs[1:]]
+  parameters = {'partition': 'gpu', 'time': '30'}
+  assert submitted == [(commands, 2, tmp_path, parameters)]
   assert 'submitted 3 runs: 4711_0 to 4711_2' in capsys.readouterr().out
-
-
-def test_what_slurm_calls_runs_the_command(tmp_path):
-  there = tmp_path / 'there'
-  slurm_lib.SlurmRun((sys.executable, '-c', f'open({str(there)!r}, "w")'))()
-  assert there.exists()
-  with pytest.raises(subprocess.CalledProcessError):
-    slurm_lib.SlurmRun((sys.executable, '-c', 'raise SystemExit(3)'))()
-
-
-def test_a_preemption_waits_for_the_checkpoint_and_submits_the_same(tmp_path):
-  code = (
-    'import pathlib, signal, sys, time; here = pathlib.Path(sys.argv[1])\n'
-    'def stop(*_): time.sleep(0.5); (here / "saved").touch(); sys.exit(140)\n'
-    'signal.signal(signal.SIGUSR2, stop); (here / "ready").touch()\n'
-    'time.sleep(60)'
-  )
-  job = slurm_lib.SlurmRun((sys.executable, '-c', code, str(tmp_path)))
-
-  def preempt(*_):
-    until((tmp_path / 'ready').exists)
-    # To all processes of the job, as Slurm does.
-    job._process.send_signal(signal.SIGUSR2)
-    again = job.checkpoint()
-    assert (tmp_path / 'saved').exists()
-    assert again.function.command == job.command
-    pickle.dumps(again.function)
-    raise InterruptedError
-
-  before = signal.signal(signal.SIGALRM, preempt)
-  try:
-    signal.setitimer(signal.ITIMER_REAL, 1)
-    with pytest.raises(InterruptedError):
-      job()
-  finally:
-    signal.signal(signal.SIGALRM, before)
-    job._process.wait()
-
-
-def test_slurm_needs_to_know_for_how_long(tmp_path, slurm, capsys):
-  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
-  assert sweep.main([*arguments, '--launcher=slurm']) == 2
-  assert '--slurm time=MINUTES' in capsys.readouterr().err
-  assert sweep.main([*arguments, '--launcher=slurm', '--slurm=tim=9']) == 2
-  err = capsys.readouterr().err
-  assert '--slurm has no tim; did you mean time' in err
-  assert err.count('\n') == 1
-  assert not (slurm / 'script').exists()
-
-
-def test_without_slurm_it_says_so(tmp_path, monkeypatch, capsys):
-  monkeypatch.setenv('PATH', str(tmp_path))
-  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
-  assert sweep.main([*arguments, '--launcher=slurm', '--slurm=time=9']) == 2
-  assert 'Slurm did not take the jobs' in capsys.readouterr().err
 
 
 def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
@@ -618,13 +477,6 @@ def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
   monkeypatch.setattr(sweep.config_lib, 'points', lambda label: points)
   with pytest.raises(ValueError, match='share a name'):
     sweep.plan(STALENESS, 1, ROOT, [])
-
-
-def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
-  (tmp_path / 'file').touch()
-  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path / "file"}']
-  assert sweep.main(arguments) == 2
-  assert 'is a file; choose another --workdir' in capsys.readouterr().err
 
 
 def test_what_nohup_ignores_stays_ignored():
@@ -637,8 +489,3 @@ def test_what_nohup_ignores_stays_ignored():
       assert stop == [signal.SIGTERM]
   finally:
     signal.signal(signal.SIGHUP, before)
-
-
-def test_an_unknown_key_is_refused_before_anything_starts(tmp_path):
-  with pytest.raises(UserError, match='no key'):
-    plan(tmp_path, '--config.codistil.delay_steps=1')
