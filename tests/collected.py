@@ -2,6 +2,7 @@
 
 import itertools
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.predictions import Writer
@@ -92,6 +93,7 @@ def make_run(
           'member': member,
           'kind': 'train',
           'task_loss': 2.0,
+          'num_peers': (members - 1) * peers,
           'peer_age': step % 5 if peers else None,
           'examples_per_second': 100.0,
         }
@@ -160,18 +162,9 @@ def make_all(folder):
   """Runs of every image config: three seeds of some, one of others."""
   double = {'batch_size': 16, 'schedule.warmup_cosine.peak_rate': 0.2}
   same = {'diversity.partition': 'same'}
+  keys = [f'diversity.{key}' for key in make_config()['diversity']]
   diverse = [
-    dict(
-      zip(
-        (
-          'diversity.initialization',
-          'diversity.order',
-          'diversity.partition',
-        ),
-        values,
-        strict=True,
-      )
-    )
+    dict(zip(keys, values, strict=True))
     for values in itertools.product(('own', 'same'), repeat=3)
     if values[:2] != ('own', 'own')
   ]
@@ -213,3 +206,15 @@ def cells(table):
     for line in table.splitlines()
   ]
   return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
+
+def assert_both_panels_show_what_there_is(figure, rows):
+  """The two, drawn; they need not be rendered for that."""
+  _, panels = plt.subplots(1, 2)
+  figure.draw_left(panels[0], rows)
+  figure.draw_ours(panels[1], rows)
+  for axes in panels:
+    assert len(axes.get_lines()) >= 2
+    assert axes.get_xlabel() or axes.get_xticklabels()
+  plt.close()
+  return panels

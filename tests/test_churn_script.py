@@ -2,13 +2,11 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from collected import LABELS, make_retrains, make_run, store
-from commands import ROOT, contents
+from commands import contents
 
 from scripts import churn
 
@@ -144,11 +142,3 @@ def test_what_cannot_be_compared_is_one_sentence(
   assert sentence in err
   assert err.count('\n') == 1
   assert err.startswith('scripts.churn: ')
-
-
-def test_it_needs_no_jax():
-  code = (
-    'import sys, scripts.churn; '
-    "sys.exit(bool({'jax', 'flax', 'matplotlib'} & set(sys.modules)))"
-  )
-  assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

@@ -1,10 +1,10 @@
 """Clusters, as far as they can be had without one: Slurm, JobSet, the page."""
 
 import contextlib
+import copy
 import importlib
 import json
 import os
-import pathlib
 import re
 import shlex
 import signal
@@ -121,6 +121,17 @@ class Slurm:
           found.append(one)
     return found
 
+  def submissions(self):
+    """What was submitted, as submitit keeps it; the newest last."""
+    found = (self.workdir / 'slurm').glob('*.pkl')
+    return [
+      submitit.core.utils.DelayedSubmission.load(path)
+      for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)
+    ]
+
+  def runs(self):
+    return [submission.function for submission in self.submissions()]
+
   def err(self):
     return ''.join(
       (self.tools / f'err.{task}').read_text() for task in range(TASKS)
@@ -154,14 +165,13 @@ def fields_of(script):
 
 
 def test_a_member_of_two_nodes_is_submitted_field_by_field(slurm):
-  ids = slurm.submit(
-    'pass', 'pass', partition='gpu', gpus_per_node='8', cpus_per_task='12'
-  )
+  asked = {'partition': 'gpu', 'gpus_per_node': '8', 'cpus_per_task': '12'}
+  ids = slurm.submit('pass', 'pass', jobs=1, **asked)
   assert ids == ['4711_0', '4711_1']
   folder = str(slurm.workdir / 'slurm')
   fields, commands = fields_of((slurm.tools / 'script').read_text())
   assert fields == {
-    'array': '0-1%2',
+    'array': '0-1%1',
     'cpus-per-task': '12',
     'error': f'{folder}/%A_%a_0_log.err',
     'gpus-per-node': '8',
@@ -224,29 +234,24 @@ def test_every_task_runs_the_command_in_the_world_of_its_member(slurm):
     assert one['arguments'] == [str(slurm.member), '--distributed']
 
 
-@pytest.mark.parametrize('given', [(), ('--distributed',)])
-def test_a_world_is_asked_for_once(slurm, given):
-  slurm_lib.submit(
-    [('python', *given)], 1, slurm.workdir, {'time': '9', 'nodes': '2'}
-  )
-  [pickled] = (slurm.workdir / 'slurm').glob('*.pkl')
-  function = submitit.core.utils.DelayedSubmission.load(pickled).function
-  assert function.command == ('python', '--distributed')
-
-
-def test_the_launcher_submits_members_of_many_nodes(slurm, capsys):
+def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm, capsys):
   launch = importlib.import_module('scripts.launch.__main__')
   words = ['--config=imagenet_codistill:smoke', f'--workdir={slurm.workdir}']
   nodes = ['--launcher=slurm', '--slurm=time=9', '--slurm=nodes=2']
   assert launch.main([*words, *nodes]) == 0
-  found = [
-    submitit.core.utils.DelayedSubmission.load(path).function.command
-    for path in sorted((slurm.workdir / 'slurm').glob('*.pkl'))
-  ]
-  assert [command[-2:] for command in found] == [
+  commands = [run.command for run in slurm.runs()]
+  assert [command[-2:] for command in commands] == [
     (f'--member={member}', '--distributed') for member in range(2)
   ]
-  assert all(command.count('--distributed') == 1 for command in found)
+  # Also where it has been asked for.
+  two = {'time': '9', 'nodes': '2'}
+  slurm_lib.submit([('python', '--distributed')], 1, slurm.workdir, two)
+  assert slurm.runs()[-1].command == ('python', '--distributed')
+  # A job of one task is no world.
+  slurm.submit('pass', nodes='1', jobs=1)
+  assert '--distributed' not in slurm.runs()[-1].command
+  _, commands = fields_of((slurm.tools / 'script').read_text())
+  assert not any('bad-exit' in word for word in commands[-1])
 
 
 def test_without_slurm_it_is_one_sentence(tmp_path, monkeypatch):
@@ -262,15 +267,6 @@ def test_two_members_that_share_a_host_do_not_meet(monkeypatch):
     monkeypatch.setenv('SLURM_JOB_ID', job)
     addresses.add(SlurmCluster.get_coordinator_address(60, None))
   assert len(addresses) == 2
-
-
-def test_a_job_of_one_task_is_no_world(slurm):
-  slurm.submit('pass', nodes='1', jobs=1)
-  _, commands = fields_of((slurm.tools / 'script').read_text())
-  assert not any('bad-exit' in word for word in commands[-1])
-  [pickled] = (slurm.workdir / 'slurm').glob('*.pkl')
-  function = submitit.core.utils.DelayedSubmission.load(pickled).function
-  assert '--distributed' not in function.command
 
 
 # Its first life ends with a checkpoint when it is told to, the second at once.
@@ -352,8 +348,7 @@ def test_parameters_are_what_submitit_takes(slurm):
   assert fields['signal'] == 'USR2@300'
   assert commands[0] == ['module', 'load', 'cuda']
   assert commands[-1][6:9] == ['--kill-on-bad-exit=1', '--mpi=none', '-v']
-  [pickled] = (slurm.workdir / 'slurm').glob('*.pkl')
-  delayed = submitit.core.utils.DelayedSubmission.load(pickled)
+  [delayed] = slurm.submissions()
   assert delayed._timeout_countdown == 40
   assert 200 < delayed.function._checkpoint_seconds < 300
 
@@ -365,6 +360,7 @@ def test_parameters_are_what_submitit_takes(slurm):
     ({'max_num_timeout': 'many'}, 'max_num_timeout is a number'),
     ({'nod': '2'}, 'has no nod; did you mean nodes?'),
     ({'additional_parameters': 'x'}, 'has no additional_parameters'),
+    ({'time': ''}, 'how long may a run take? say --slurm time=MINUTES'),
   ],
 )
 def test_a_wrong_parameter_of_slurm_is_one_sentence(
@@ -378,6 +374,7 @@ def test_a_wrong_parameter_of_slurm_is_one_sentence(
 # JobSet.
 
 SCHEMA = json.loads((ROOT / 'tests/schemas/jobset-v1alpha2.json').read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 COMMAND = ['python', '-m', 'experiments.run', '--workdir=/shared/runs/pair']
 NEEDED = {'image': 'registry.example/codistill:1', 'claim': 'shared'}
 TPU = {'tpu': 'tpu-v5-lite-podslice', 'topology': '4x4', 'chips': '4'}
@@ -397,8 +394,7 @@ def documents(text):
 
 
 def problems(document):
-  validator = jsonschema.Draft202012Validator(SCHEMA)
-  return [error.message for error in validator.iter_errors(document)]
+  return [error.message for error in VALIDATOR.iter_errors(document)]
 
 
 def job_of(document):
@@ -408,11 +404,6 @@ def job_of(document):
 
 def pod_of(document):
   return job_of(document)['template']['spec']
-
-
-def test_the_schema_is_one_and_says_of_which_version():
-  jsonschema.Draft202012Validator.check_schema(SCHEMA)
-  assert 'v1alpha2 of JobSet 0.12.0' in SCHEMA['$comment']
 
 
 @pytest.mark.parametrize(
@@ -458,26 +449,30 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize(('where', 'key', 'value'), MUTANTS)
-def test_the_schema_refuses(where, key, value):
-  [document] = documents(manifest(members=1, gpus='1'))
-  assert problems(document) == []
-  at = document
-  for step in filter(None, where.split('.')):
-    at = at[int(step) if step.isdecimal() else step]
-  if value is ...:
-    del at[key]
-  else:
-    at[key] = value
-  assert problems(document)
+def test_the_schema_refuses_what_is_wrong():
+  VALIDATOR.check_schema(SCHEMA)
+  assert 'v1alpha2 of JobSet 0.12.0' in SCHEMA['$comment']
+  [fine] = documents(manifest(members=1, gpus='1'))
+  assert problems(fine) == []
+  for where, key, value in MUTANTS:
+    at = document = copy.deepcopy(fine)
+    for step in filter(None, where.split('.')):
+      at = at[int(step) if step.isdecimal() else step]
+    if value is ...:
+      del at[key]
+    else:
+      at[key] = value
+    assert problems(document), (where, key)
 
 
 def test_every_host_of_a_member_knows_its_place():
-  found = documents(manifest(hosts='2', port='9000'))
+  found = documents(manifest(members=3, hosts='2', port='9000'))
   for member, document in enumerate(found):
     name = document['metadata']['name']
     assert name == f'imagenet-codistill-{member}'
+    # Whatever befalls a set befalls all its jobs: there is only one.
     [replicated] = document['spec']['replicatedJobs']
+    assert replicated['replicas'] == 1
     # JobSet: <set>-<replicated job>-<its index>-<pod's index>.<set>
     first = f'{name}-{replicated["name"]}-0-0.{name}'
     [container] = pod_of(document)['containers']
@@ -489,28 +484,16 @@ def test_every_host_of_a_member_knows_its_place():
       '--process-id=$(JOB_COMPLETION_INDEX)',
     ]
     assert container['ports'] == [{'containerPort': 9000}]
+    # The subdomain is the set's name, as it is if nothing is said.
     assert document['spec']['network']['enableDNSHostnames'] is True
+    assert 'subdomain' not in document['spec']['network']
     job = job_of(document)
     assert (job['completions'], job['parallelism']) == (2, 2)
     assert job['completionMode'] == 'Indexed'
-    # The subdomain is the set's name, as it is if nothing is said.
-    assert 'subdomain' not in document['spec']['network']
-
-
-def test_a_member_of_one_host_is_no_world():
+  # A member of one host is no world.
   [document] = documents(manifest(members=1))
   [container] = pod_of(document)['containers']
   assert container['command'] == [*COMMAND, '--member=0']
-
-
-def test_no_member_stops_another():
-  found = documents(manifest(members=3))
-  names = [document['metadata']['name'] for document in found]
-  assert len(set(names)) == 3
-  for document in found:
-    # Whatever befalls a set befalls all its jobs: there is only one.
-    [replicated] = document['spec']['replicatedJobs']
-    assert replicated['replicas'] == 1
 
 
 def test_who_lost_its_host_starts_again_without_being_counted():
@@ -668,34 +651,28 @@ def flags_of(module, capsys):
   return set(re.findall(r'^  (?:-\w, )?(--[\w-]+)', out, re.MULTILINE))
 
 
-def test_the_page_has_commands():
+def test_every_command_of_the_page_is_one(capsys):
   modules = {module for module, *_ in commands()}
   assert {'experiments.run', 'scripts.launch', 'scripts.status'} <= modules
   launchers = {word for line in commands() for word in line}
   assert {'--launcher=slurm', '--launcher=jobset'} <= launchers
-
-
-@pytest.mark.parametrize('command', commands(), ids=' '.join)
-def test_every_command_of_the_page_is_one(command, capsys):
-  module, *words = command
-  keys = {}
-  for word in words:
-    flag, equals, value = word.partition('=')
-    if flag.startswith('--config.'):
-      keys[flag.removeprefix('--config.')] = value
-    elif flag.startswith('--'):
-      assert flag in flags_of(module, capsys), flag
-    if flag == '--config':
-      label = value
-    if flag == '--slurm':
-      assert equals
-      key, _, value = value.partition('=')
-      known = submitit.SlurmExecutor._valid_parameters()
-      assert key in {*known, 'max_num_timeout'}
-    if flag == '--jobset':
-      assert value.partition('=')[0] in jobset.PARAMETERS
-  if keys or module in ('experiments.run', 'scripts.launch'):
-    config_lib.check_keys(config_lib.load(label), keys)
+  for module, *words in commands():
+    known, keys, label = flags_of(module, capsys), {}, None
+    for flag, _, value in (word.partition('=') for word in words):
+      key = value.partition('=')[0]
+      if flag.startswith('--config.'):
+        keys[flag.removeprefix('--config.')] = value
+      elif flag.startswith('--'):
+        assert flag in known, (module, flag)
+      if flag == '--config':
+        label = value
+      if flag == '--slurm':
+        of_submitit = submitit.SlurmExecutor._valid_parameters()
+        assert key in {*of_submitit, 'max_num_timeout'}
+      if flag == '--jobset':
+        assert key in jobset.PARAMETERS
+    if keys or module in ('experiments.run', 'scripts.launch'):
+      config_lib.check_keys(config_lib.load(label), keys)
 
 
 def test_the_manifest_of_the_page_can_be_made(capsys):
@@ -704,18 +681,12 @@ def test_the_manifest_of_the_page_can_be_made(capsys):
   words = list(line[1 : line.index('>')] if '>' in line else line[1:])
   assert launch.main(words) == 0
   found = documents(capsys.readouterr().out)
+  assert [problems(document) for document in found] == [[]] * len(found)
   assert found
-  for document in found:
-    assert problems(document) == []
-
-
-def test_every_parameter_of_a_manifest_is_on_the_page():
   named = set(re.findall(r'^\| `(\w+)` \|', PAGE, re.MULTILINE))
   assert named == set(jobset.PARAMETERS)
 
 
-@pytest.mark.parametrize(
-  'path', sorted(set(re.findall(r'\]\(((?!https?:)[\w/.-]+)', PAGE)))
-)
-def test_links_of_the_page_lead_somewhere(path):
-  assert (pathlib.Path(ROOT, 'docs', path)).exists()
+def test_links_of_the_page_lead_somewhere():
+  for path in re.findall(r'\]\(((?!https?:)[\w/.-]+)', PAGE):
+    assert (ROOT / 'docs' / path).exists(), path

@@ -204,6 +204,9 @@ def test_two_runs_of_one_point(tmp_path, out, capsys):
   status = run_collect(again, f'--out={out}')
   says(capsys, status, 'two runs', '--replace')
   assert one_file(out).read_bytes() == before
+  # Of two that are collected now, neither takes the other's place.
+  status = run_collect(tmp_path / 'a', again, f'--out={out}', '--replace')
+  says(capsys, status, 'two runs')
   assert run_collect(again, f'--out={out}', '--replace') == 0
   [result] = results.read(one_file(out))
   assert result.run['started'].startswith('2026-02-02')

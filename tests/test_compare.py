@@ -1,177 +1,124 @@
 """Runs side by side: from rows alone to a table and a picture."""
 
-import pathlib
-import subprocess
-import sys
-
 import pytest
+from collected import make_run
 
 from experiments.record import Record
 from scripts import compare
 
-ROOT = pathlib.Path(__file__).parent.parent
 PNG = b'\x89PNG\r\n\x1a\n'
+SYNC, BOTH = 'imagenet_sync:laptop', 'imagenet_codistill:laptop'
 
 
-def make_run(
-  workdir, name, members, *, burn_in, suffix='', only=None, finished=True
-):
-  """A workdir as experiments.run leaves it, with losses that say whose."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  record = Record(workdir, suffix)
-  config = {'codistill': {'burn_in_steps': burn_in, 'members': members}}
-  record.write_run(
-    {'experiment': name, 'variant': 'smoke', 'status': 'done', 'config': config}
-  )
-  mine = range(members) if only is None else [only]
-  whos = [*mine, *(['ensemble'] if len(mine) > 1 else [])]
-  for step in range(1, 9):
-    for member in mine:
-      record.write_row(
-        {
-          'step': step,
-          'member': member,
-          'kind': 'train',
-          'task_loss': 2.0,
-          'num_peers': (members - 1) * (step > burn_in),
-        }
-      )
-    kinds = ['eval'] * (step % 4 == 0) + ['final'] * (step == 8 and finished)
-    for kind in kinds:
-      for who in whos:
-        score = 0.1 * burn_in + (0.05 if who == 'ensemble' else 0.01 * who)
-        record.write_row(
-          {
-            'step': step,
-            'member': who,
-            'kind': kind,
-            'task_loss': 1 - score,
-            'accuracy': score,
-            'disagreement': 0.125 if who == 'ensemble' else None,
-          }
-        )
-  record.close()
-  return workdir
+def loss(step, who):
+  return {0: 0.7, 1: 0.69, 'ensemble': 0.65}[who]
 
 
 @pytest.fixture
 def two_runs(tmp_path):
   return (
-    make_run(tmp_path / 'sync', 'imagenet_sync', 1, burn_in=8),
-    make_run(tmp_path / 'both', 'imagenet_codistill', 2, burn_in=3),
+    make_run(
+      tmp_path / 'sync', 'imagenet_sync', members=1, loss=lambda *_: 0.2
+    ),
+    make_run(tmp_path / 'both', loss=loss),
   )
+
+
+@pytest.fixture
+def compared(tmp_path, capsys, monkeypatch):
+  """What the command shows of runs, and the lines of its two charts."""
+  charts = []
+  real = compare.plt.close
+
+  def close(figure):
+    for axis in figure.axes:
+      lines = [
+        (line.get_label(), line.get_ydata()) for line in axis.get_lines()
+      ]
+      charts.append([(label, list(map(float, y))) for label, y in lines])
+    real(figure)
+
+  monkeypatch.setattr(compare.plt, 'close', close)
+
+  def run(*workdirs):
+    out = tmp_path / 'new' / 'curves.png'
+    assert compare.main([*map(str, workdirs), f'--out={out}']) == 0
+    assert out.read_bytes().startswith(PNG)
+    shown = capsys.readouterr().out
+    for path in (*workdirs, out):
+      assert str(path) in shown
+    return shown, *charts[-2:]
+
+  return run
 
 
 def lines_of(text, name):
   return [line.split() for line in text.splitlines() if name in line.split()]
 
 
-def test_a_line_for_each_member_the_ensemble_and_the_baseline(
-  two_runs, tmp_path, capsys
+def keep(path, words):
+  lines = path.read_text().splitlines(True)
+  path.write_text(''.join(line for line in lines if words in line))
+
+
+def test_members_ensemble_and_baseline_as_a_table_and_as_curves(
+  two_runs, compared
 ):
-  out = tmp_path / 'new' / 'curves.png'
-  assert compare.main([*map(str, two_runs), f'--out={out}']) == 0
-  shown = capsys.readouterr().out
-  assert lines_of(shown, 'imagenet_sync:smoke') == [
-    ['imagenet_sync:smoke', '0', '8', '80.00', '%', '0.2000', '–']
+  shown, losses, errors = compared(*two_runs)
+  assert lines_of(shown, SYNC) == [
+    [SYNC, '0', '40', '80.00', '%', '0.2000', '–']
   ]
-  name = 'imagenet_codistill:smoke'
-  assert lines_of(shown, name) == [
-    [name, '0', '8', '30.00', '%', '0.7000', '–'],
-    [name, '1', '8', '31.00', '%', '0.6900', '–'],
-    [name, 'ensemble', '8', '35.00', '%', '0.6500', '12.50', '%'],
+  assert lines_of(shown, BOTH) == [
+    [BOTH, '0', '40', '30.00', '%', '0.7000', '–'],
+    [BOTH, '1', '40', '31.00', '%', '0.6900', '–'],
+    [BOTH, 'ensemble', '40', '35.00', '%', '0.6500', '12.50', '%'],
   ]
-  for path in (*two_runs, out):
-    assert str(path) in shown
-  assert out.read_bytes().startswith(PNG)
-
-
-@pytest.fixture
-def lines_drawn(monkeypatch):
-  """Labels and points of every line in the two charts."""
-  drawn = []
-  real = compare.plt.close
-
-  def close(figure):
-    for axis in figure.axes:
-      drawn.append(
-        [
-          (line.get_label(), list(map(float, line.get_ydata())))
-          for line in axis.get_lines()
-        ]
-      )
-    real(figure)
-
-  monkeypatch.setattr(compare.plt, 'close', close)
-  return drawn
-
-
-def test_curves_are_the_rows_and_burn_in_ends_where_it_does(
-  two_runs, tmp_path, lines_drawn
-):
-  arguments = [*map(str, two_runs), f'--out={tmp_path / "curves.png"}']
-  assert compare.main(arguments) == 0
-  losses, errors = lines_drawn
-  losses_of = [points for _, points in losses]
-  assert losses_of[0] == pytest.approx([0.2] * 3)
+  points = [points for _, points in losses]
   # Two members, their ensemble, and the vertical line.
-  assert losses_of[1] == pytest.approx([0.7] * 3)
-  assert losses_of[2] == pytest.approx([0.69] * 3)
-  assert losses_of[3] == pytest.approx([0.65] * 3)
+  assert points[:4] == [[value] * 4 for value in (0.2, 0.7, 0.69, 0.65)]
   assert len(losses) == len(errors) == 5
-  assert errors[1][1] == pytest.approx([70] * 3)
+  assert errors[1][1] == pytest.approx([70] * 4)
   labels = [label for label, _ in losses if not label.startswith('_')]
   assert labels == [
-    'imagenet_sync:smoke, each member',
-    'imagenet_codistill:smoke, each member',
-    'imagenet_codistill:smoke, ensemble',
+    f'{SYNC}, each member',
+    f'{BOTH}, each member',
+    f'{BOTH}, ensemble',
   ]
 
 
-def test_members_that_were_trained_apart_are_one_run(
-  tmp_path, capsys, lines_drawn
-):
+def test_members_that_were_trained_apart_are_one_run(tmp_path, compared):
   workdir = tmp_path / 'apart'
   for member in (0, 1):
-    make_run(
-      workdir,
-      'imagenet_ensemble',
-      2,
-      burn_in=8,
-      suffix=f'-{member}',
-      only=member,
-    )
-  out = tmp_path / 'curves.png'
-  assert compare.main([str(workdir), f'--out={out}']) == 0
-  lines = lines_of(capsys.readouterr().out, 'imagenet_ensemble:smoke')
-  assert [line[1] for line in lines] == ['0', '1']
+    make_run(workdir, suffix=f'-{member}', member=member)
+    keep(workdir / f'rows-{member}.jsonl', f'"member": {member}')
+  shown, *_ = compared(workdir)
+  assert [line[1] for line in lines_of(shown, BOTH)] == ['0', '1']
 
 
-def test_a_run_that_has_not_finished_is_shown_as_far_as_it_came(
-  tmp_path, capsys, lines_drawn
+def test_a_run_is_shown_as_far_as_it_came(two_runs, compared):
+  half, begun = two_runs
+  keep(half / 'rows.jsonl', '"eval"')
+  (begun / 'rows.jsonl').unlink()
+  _, losses, _ = compared(half, begun)
+  assert [points for _, points in losses] == [[0.2] * 3]
+  # One without an evaluation alone.
+  assert compared(begun)[1] == []
+
+
+def test_a_member_that_diverged_at_the_end_is_shown_without_a_score(
+  two_runs, compared
 ):
-  half = make_run(
-    tmp_path / 'half', 'imagenet_sync', 1, burn_in=8, finished=False
+  record = Record(two_runs[0])
+  record.write_row(
+    {'step': 41, 'member': 1, 'kind': 'final', 'disagreement': None}
   )
-  begun = tmp_path / 'begun'
-  make_run(begun, 'imagenet_codistill', 2, burn_in=3)
-  (begun / 'rows.jsonl').unlink()
-  out = tmp_path / 'curves.png'
-  assert compare.main([str(half), str(begun), f'--out={out}']) == 0
-  assert [points for _, points in lines_drawn[0]] == [pytest.approx([0.2, 0.2])]
-  assert out.read_bytes().startswith(PNG)
-
-
-def test_a_run_without_an_evaluation_yet_is_no_error(tmp_path):
-  begun = make_run(tmp_path / 'begun', 'imagenet_sync', 1, burn_in=8)
-  (begun / 'rows.jsonl').unlink()
-  out = tmp_path / 'curves.png'
-  assert compare.main([str(begun), f'--out={out}']) == 0
+  record.close()
+  shown, *_ = compared(two_runs[0])
+  assert lines_of(shown, SYNC)[-1] == [SYNC, '1', '41', '–', '–', '–']
 
 
 def test_a_folder_without_a_run_is_one_sentence(two_runs, tmp_path, capsys):
-  out = tmp_path / 'curves.png'
-  empty = tmp_path / 'empty'
+  out, empty = tmp_path / 'curves.png', tmp_path / 'empty'
   assert compare.main([str(two_runs[0]), str(empty), f'--out={out}']) == 1
   captured = capsys.readouterr()
   assert captured.out == ''
@@ -179,37 +126,3 @@ def test_a_folder_without_a_run_is_one_sentence(two_runs, tmp_path, capsys):
   assert f'{empty} holds no run' in captured.err
   assert 'experiments.run' in captured.err
   assert not out.exists()
-
-
-def test_needs_no_jax(two_runs, tmp_path):
-  code = (
-    'import sys; from scripts import compare; '
-    'status = compare.main(sys.argv[1:]); '
-    'assert "matplotlib" in sys.modules; '
-    'heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow"}; '
-    'sys.exit(status or sorted(heavy & sys.modules.keys()) or 0)'
-  )
-  out = tmp_path / 'curves.png'
-  done = subprocess.run(
-    [sys.executable, '-c', code, *map(str, two_runs), f'--out={out}'],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-  assert (done.returncode, done.stderr) == (0, '')
-  assert out.exists()
-
-
-def test_a_member_that_diverged_at_the_end_is_shown_without_a_score(
-  two_runs, tmp_path, capsys
-):
-  record = Record(two_runs[0])
-  record.write_row(
-    {'step': 9, 'member': 1, 'kind': 'final', 'disagreement': None}
-  )
-  record.close()
-  out = tmp_path / 'curves.png'
-  assert compare.main([str(two_runs[0]), f'--out={out}']) == 0
-  last = lines_of(capsys.readouterr().out, 'imagenet_sync:smoke')[-1]
-  assert last == ['imagenet_sync:smoke', '1', '9', '–', '–', '–']
-  assert out.read_bytes().startswith(PNG)

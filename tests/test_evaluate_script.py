@@ -1,5 +1,6 @@
 """What a run has stored, scored again: the same numbers, nothing touched."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -7,12 +8,21 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
-from commands import contents, on_row, run_command
+from commands import build_cheaply, contents, on_row, run_command
 
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
+from experiments import stored
 from experiments.record import read_rows, read_run
 from scripts import evaluate
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cheap():
+  """Programs are those of earlier experiments that are alike."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stored, 'build', build_cheaply)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -92,27 +102,20 @@ def test_members_of_several_processes_are_one_table(apart):
   assert found['ensemble'] is not None
 
 
-def test_nothing_is_changed_where_jobs_are_at_work(copy):
+def test_nothing_is_changed_where_jobs_are_at_work(copy, capsys):
   half = copy / 'checkpoints-0' / '9.orbax-checkpoint-tmp'
   (half / 'states').mkdir(parents=True)
   (half / 'states' / 'part').write_text('being written')
-  paths = [copy / 'lease-0.json', copy / 'exchange/0/lease.json']
-  leases = [Lease(path, timeout_s=60.0, what='here') for path in paths]
-  for lease in leases:
-    lease.acquire()
-  try:
+  # Members may be at different steps.
+  shutil.rmtree(copy / 'checkpoints-1' / '8')
+  with contextlib.ExitStack() as stack:
+    for path in (copy / 'lease-0.json', copy / 'exchange/0/lease.json'):
+      lease = Lease(path, timeout_s=60.0, what='here')
+      lease.acquire()
+      stack.callback(lease.release)
     before = contents(copy), sorted(copy.rglob('*'))
     found = numbers_of(copy)
     assert (contents(copy), sorted(copy.rglob('*'))) == before
-  finally:
-    for lease in leases:
-      lease.release()
-  assert found['members']['0']['step'] == 8
-
-
-def test_members_may_be_at_different_steps(copy, capsys):
-  shutil.rmtree(copy / 'checkpoints-1' / '8')
-  found = numbers_of(copy)
   assert {m: one['step'] for m, one in found['members'].items()} == {
     '0': 8,
     '1': 4,
@@ -144,6 +147,13 @@ def test_a_member_without_a_checkpoint_is_left_out_with_a_sentence(
   assert numbers_of(copy)['left_out'] == {'0': said}
   capsys.readouterr()
   assert said in complaint(capsys, copy, '--member', '0')
+  # A damaged one is another matter, and none at all is an error.
+  shutil.rmtree(copy / 'checkpoints-1' / '8' / 'states')
+  damaged = complaint(capsys, copy)
+  assert f'{copy / "checkpoints-1"} cannot be read' in damaged
+  assert read_run(copy / 'run-1.json')['commit'][:12] in damaged
+  shutil.rmtree(copy / 'checkpoints-1')
+  assert f'nothing to evaluate in {copy}' in complaint(capsys, copy)
 
 
 def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
@@ -161,54 +171,29 @@ def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
   assert 'member 1 has diverged; left out' in capsys.readouterr().err
 
 
-# Splits.
-
-
 def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
   assert found['num_examples'] == 512
   assert found['split'] == 'train'
   assert scores(found['members']) != scores(numbers_of(apart)['members'])
-
-
-def test_any_other_split_is_what_the_set_makes_of_it(apart):
+  # Any other is what the set makes of it.
   assert numbers_of(apart, '--split=train[:100]')['num_examples'] == 100
 
 
-def test_a_split_that_is_none_is_one_sentence(apart, capsys):
+def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
+  nowhere = tmp_path / 'none' / 'file'
+  for arguments, sentence in (
+    ([tmp_path], f'{tmp_path} holds no run'),
+    (
+      [apart, '--member', '0', '2'],
+      'there is no member 2: this run has 2, numbered from 0',
+    ),
+    ([apart, f'--json={nowhere}'], f'{nowhere.parent} is no folder'),
+  ):
+    assert sentence in complaint(capsys, *arguments)
   said = complaint(capsys, apart, '--split=holdout')
   assert 'the splits train and validation' in said
   assert 'holdout' in said
-
-
-# What is wrong, and who can help it.
-
-
-def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
-  assert f'{tmp_path} holds no run' in complaint(capsys, tmp_path)
-
-
-def test_a_member_that_is_none_is_one_sentence(apart, capsys):
-  said = complaint(capsys, apart, '--member', '0', '2')
-  assert 'there is no member 2: this run has 2, numbered from 0' in said
-
-
-def test_no_checkpoint_at_all_is_an_error(copy, capsys):
-  for member in (0, 1):
-    shutil.rmtree(copy / f'checkpoints-{member}')
-  assert f'nothing to evaluate in {copy}' in complaint(capsys, copy)
-
-
-def test_a_damaged_checkpoint_is_one_sentence(copy, capsys):
-  shutil.rmtree(copy / 'checkpoints-1' / '8' / 'states')
-  said = complaint(capsys, copy)
-  assert f'{copy / "checkpoints-1"} cannot be read' in said
-  assert read_run(copy / 'run-1.json')['commit'][:12] in said
-
-
-def test_a_file_that_cannot_be_written_is_one_sentence(apart, capsys, tmp_path):
-  said = complaint(capsys, apart, f'--json={tmp_path / "none" / "file"}')
-  assert f'{tmp_path / "none"} is no folder' in said
 
 
 # Away from where it ran.
@@ -235,10 +220,10 @@ def test_a_run_of_more_devices_than_there_are_here(copy, eval_batch_size):
 
 def test_the_config_is_the_runs_and_not_todays(pair):
   runs = evaluate.read_runs(pair.workdir)
-  stored = runs[None]['config']
-  assert stored['num_steps'] == 10  # And not the named config's 8.
-  stored['a_key_of_former_days'] = 17
-  del stored['data']['padding']
+  config = runs[None]['config']
+  assert config['num_steps'] == 10  # And not the named config's 8.
+  config['a_key_of_former_days'] = 17
+  del config['data']['padding']
   experiment = evaluate.rebuild(runs)
   assert experiment.num_steps == 10
   assert experiment.task.padding == 1

@@ -13,17 +13,26 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import run_command
+from commands import build_cheaply, run_command
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from codistill.models import Model, Prediction
 from codistill.models.model import Head
+from experiments import stored
 from experiments.tasks import images
 from scripts import export
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
+
+
+@pytest.fixture(scope='module', autouse=True)
+def cheap():
+  """Programs are those of earlier experiments that are alike."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stored, 'build', build_cheaply)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -33,6 +42,13 @@ def exported(pair, tmp_path_factory):
   arguments = [str(pair.workdir), '--member=1', f'--out={out}']
   assert export.main(arguments) == 0
   return out
+
+
+@pytest.fixture
+def exported_before(exported, monkeypatch):
+  """Not exported again, where it is not the point."""
+  found = jax.export.deserialize((exported / 'predict.bin').read_bytes())
+  monkeypatch.setattr(export, 'export_predict', lambda *_: found)
 
 
 def complaint(capsys, workdir, out, member=1):
@@ -87,15 +103,7 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   np.testing.assert_allclose(found['all'].sum(-1), 1, rtol=1e-5)
 
 
-def test_it_is_lowered_for_every_platform_and_any_batch(exported):
-  predict = jax.export.deserialize((exported / 'predict.bin').read_bytes())
-  assert predict.platforms == ('cpu', 'cuda', 'tpu')
-  assert predict.nr_devices == 1
-  [outputs] = predict.out_avals
-  assert str(outputs.shape) == '(batch, 1000)'
-
-
-def test_it_says_what_it_is(pair, exported):
+def test_it_says_what_it_is_and_is_for_every_platform(pair, exported):
   assert {path.name for path in exported.iterdir()} == FILES
   about = json.loads((exported / 'config.json').read_text())
   run = json.loads((pair.workdir / 'run.json').read_text())
@@ -106,6 +114,11 @@ def test_it_says_what_it_is(pair, exported):
   assert 'Member 1 of imagenet_codistill:smoke, after 10 updates' in readme
   assert 'uint8 [batch, 16, 16, 3]' in readme
   assert str(tuple(run['config']['data']['mean'])) in readme
+  predict = jax.export.deserialize((exported / 'predict.bin').read_bytes())
+  assert predict.platforms == ('cpu', 'cuda', 'tpu')
+  assert predict.nr_devices == 1
+  [outputs] = predict.out_avals
+  assert str(outputs.shape) == '(batch, 1000)'
 
 
 def test_a_member_of_a_process_of_its_own_needs_no_data(
@@ -148,24 +161,41 @@ def test_what_only_some_platforms_can_do_is_for_those():
   assert found.platforms == ('cpu',)
 
 
-def test_a_folder_that_is_not_empty_is_left_alone(pair, tmp_path, capsys):
-  out = tmp_path / 'out'
+def test_what_makes_no_sense_is_one_sentence_and_leaves_all_alone(
+  pair, tmp_path, capsys, monkeypatch
+):
+  out, precious = tmp_path / 'out', tmp_path / 'out' / 'precious'
+  link, new = tmp_path / 'link', tmp_path / 'new'
   out.mkdir()
-  (out / 'precious').write_text('mine')
-  said = complaint(capsys, pair.workdir, out)
-  assert f'{out} is not empty; choose another --out' in said
-  assert (out / 'precious').read_text() == 'mine'
-  said = complaint(capsys, pair.workdir, out / 'precious')
-  assert f'{out / "precious"} is no folder' in said
-  (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
-  said = complaint(capsys, pair.workdir, tmp_path / 'link')
-  assert 'is no folder' in said
-  said = complaint(capsys, pair.workdir, out / 'precious' / 'further' / 'below')
-  assert f'{out / "precious"} is no folder' in said
+  precious.write_text('mine')
+  link.symlink_to(tmp_path / 'nowhere')
+  for workdir, where, member, sentence in (
+    (pair.workdir, out, 1, f'{out} is not empty; choose another --out'),
+    (pair.workdir, precious, 1, f'{precious} is no folder'),
+    (pair.workdir, link, 1, 'is no folder'),
+    (pair.workdir, precious / 'a' / 'b', 1, f'{precious} is no folder'),
+    (pair.workdir, new, 2, 'there is no member 2'),
+    (tmp_path, new, 1, f'{tmp_path} holds no run'),
+  ):
+    assert sentence in complaint(capsys, workdir, where, member)
+    assert precious.read_text() == 'mine'
+
+  def version(name):
+    if name == 'flatbuffers':
+      raise export.PackageNotFoundError(name)
+    return '1'
+
+  # A missing package is told at once.
+  monkeypatch.setattr(export, 'version', version)
+  monkeypatch.setattr(export, 'rebuild', None)
+  said = complaint(capsys, pair.workdir, new)
+  assert 'pip install flatbuffers' in said
 
 
 @pytest.mark.parametrize('name', ['variables', 'README.md'])
-def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch, name):
+def test_what_is_interrupted_leaves_nothing(
+  pair, exported_before, tmp_path, monkeypatch, name
+):
   out = tmp_path / 'out'
   real = export.write_export
 
@@ -189,6 +219,7 @@ def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch, name):
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures('exported_before')
 def test_what_came_into_the_folder_meanwhile_stays(
   pair, tmp_path, monkeypatch, capsys
 ):
@@ -205,24 +236,3 @@ def test_what_came_into_the_folder_meanwhile_stays(
   assert export.main(command) == 1
   assert f'{out} is not empty' in capsys.readouterr().err
   assert list(tmp_path.rglob('*')) == [out, out / 'precious']
-
-
-def test_a_member_that_is_none_and_a_folder_without_a_run(
-  pair, tmp_path, capsys
-):
-  out = tmp_path / 'out'
-  said = complaint(capsys, pair.workdir, out, member=2)
-  assert 'there is no member 2' in said
-  assert f'{tmp_path} holds no run' in complaint(capsys, tmp_path, out)
-
-
-def test_a_missing_package_is_told_at_once(pair, tmp_path, capsys, monkeypatch):
-  def version(name):
-    if name == 'flatbuffers':
-      raise export.PackageNotFoundError(name)
-    return '1'
-
-  monkeypatch.setattr(export, 'version', version)
-  monkeypatch.setattr(export, 'rebuild', None)
-  said = complaint(capsys, pair.workdir, tmp_path / 'out')
-  assert 'pip install flatbuffers' in said

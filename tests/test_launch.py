@@ -5,7 +5,6 @@ import io
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -63,12 +62,9 @@ def test_gpus_go_round_evenly(
   assert [own.get(MEMORY) for own in flat] == memory
 
 
-def test_a_share_of_memory_that_is_set_stays():
+def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
   [[own], _] = devices.assign(['0'], 2, None, 1, {MEMORY: '.2'})
   assert MEMORY not in own
-
-
-def test_a_cpu_has_as_many_devices_as_are_asked_for():
   key = 'JAX_NUM_CPU_DEVICES'
   assert devices.assign([], 2, None, 2, {}) == [[{}, {}]] * 2
   assert devices.assign([], 2, 4, 2, {}) == [[{key: '2'}] * 2] * 2
@@ -112,9 +108,8 @@ def gpus(tmp_path, monkeypatch):
   return tool
 
 
-@pytest.mark.parametrize(
-  ('environment', 'found'),
-  [
+def test_gpus_are_those_that_jax_would_find(gpus):
+  for environment, found in (
     ({}, ['0', '1']),
     ({'CUDA_VISIBLE_DEVICES': '1'}, ['1']),
     ({'CUDA_VISIBLE_DEVICES': ' 1, 0'}, ['1', '0']),
@@ -124,13 +119,9 @@ def gpus(tmp_path, monkeypatch):
     ({'CUDA_VISIBLE_DEVICES': '-1'}, []),
     ({'JAX_PLATFORMS': 'cpu'}, []),
     ({'JAX_PLATFORMS': 'cuda,cpu'}, ['0', '1']),
-  ],
-)
-def test_gpus_are_those_that_jax_would_find(gpus, environment, found):
-  assert devices.nvidia_gpus(environment) == found
-
-
-def test_a_driver_that_does_not_work_has_no_gpus(gpus):
+  ):
+    assert devices.nvidia_gpus(environment) == found, environment
+  # A driver that does not work has none.
   gpus.write_text('#!/bin/sh\necho "GPU 0: none"; exit 9\n')
   assert devices.nvidia_gpus({}) == []
 
@@ -159,7 +150,7 @@ FAKE = textwrap.dedent("""
         rows.write(json.dumps(row) + '\\n')
 
   def work():
-    from codistill.lease import Lease
+    from codistill.exchange.folder.lease import Lease
     Lease(folder / f'lease-{member}.json', timeout_s=60.0, what='').acquire()
     write('running')
     while not (folder / 'seen').exists():
@@ -290,28 +281,34 @@ def test_a_member_that_always_dies_is_given_up_after_growing_pauses(tmp_path):
   assert said.count('the first word') == 1
 
 
-def test_without_restarts_the_first_death_is_the_last(tmp_path):
-  fakes = Fakes(tmp_path, 'fail', 'done', max_restarts=0)
-  status, said = fakes.run()
-  assert (status, fakes.starts()) == (1, ['0.0', '1.0'])
-  # Brackets are brackets.
-  assert 'member 0 is dead: ValueError: [bold] (all of it' in said
-  assert 'The same command goes on with what is not done' in said
-
-
 @pytest.mark.parametrize(
-  ('word', 'end', 'sentence'),
+  ('word', 'max_restarts', 'end', 'sentences'),
   [
-    ('diverge', 'diverged', 'member 1 diverged: try a lower learning rate'),
-    ('terminated', 'stopped', 'member 1 was stopped by signal 15'),
+    (
+      'fail',
+      0,
+      'dead',
+      (
+        # Brackets are brackets.
+        'member 1 is dead: ValueError: [bold] (all of it',
+        'The same command goes on with what is not done',
+      ),
+    ),
+    (
+      'diverge',
+      3,
+      'diverged',
+      ('member 1 diverged: try a lower learning rate',),
+    ),
+    ('terminated', 3, 'stopped', ('member 1 was stopped by signal 15',)),
   ],
 )
-def test_some_ends_are_final(tmp_path, word, end, sentence):
-  fakes = Fakes(tmp_path, 'done', word)
+def test_some_ends_are_final(tmp_path, word, max_restarts, end, sentences):
+  fakes = Fakes(tmp_path, 'done', word, max_restarts=max_restarts)
   status, said = fakes.run()
   assert (status, fakes.ends()) == (1, ['done', end])
   assert fakes.starts() == ['0.0', '1.0']
-  assert sentence in said
+  assert all(sentence in said for sentence in sentences)
 
 
 def test_a_command_that_makes_no_sense_stops_all_at_once(tmp_path):
@@ -385,11 +382,20 @@ def test_a_second_signal_kills_what_will_not_stop(tmp_path):
   waits = [tmp_path / 'waits-0']
   # However soon it comes.
   status, said = fakes.run(Signals(waits, waits))
-  assert status == 128 + signal.SIGINT
-  assert fakes.ends() == ['killed']
+  assert (status, fakes.ends()) == (128 + signal.SIGINT, ['killed'])
   assert 'Killing the members' in said
   # As it was asked to.
   assert 'is dead' not in said
+  assert time.monotonic() - began < 30
+
+
+def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
+  monkeypatch.setattr(member, '_GRACE_S', 0.2)
+  fakes = Fakes(tmp_path, 'wait/stubborn', processes=2)
+  waits = [tmp_path / f'waits-0.{process}' for process in range(2)]
+  began = time.monotonic()
+  status, _ = fakes.run(Signals(waits))
+  assert (status, fakes.ends()) == (128 + signal.SIGINT, ['stopped'])
   assert time.monotonic() - began < 30
 
 
@@ -421,16 +427,6 @@ def test_a_world_that_loses_a_process_ends_and_starts_as_a_whole(
   assert 'log-0.1.txt' in said
 
 
-def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
-  monkeypatch.setattr(member, '_GRACE_S', 0.2)
-  fakes = Fakes(tmp_path, 'wait/stubborn', processes=2)
-  waits = [tmp_path / f'waits-0.{process}' for process in range(2)]
-  began = time.monotonic()
-  status, _ = fakes.run(Signals(waits))
-  assert (status, fakes.ends()) == (128 + signal.SIGINT, ['stopped'])
-  assert time.monotonic() - began < 30
-
-
 @pytest.mark.parametrize('first', [-signal.SIGKILL, 1])
 @pytest.mark.parametrize('then', [LOST_OTHERS, -signal.SIGABRT])
 def test_who_only_lost_the_others_does_not_say_why(first, then):
@@ -438,17 +434,15 @@ def test_who_only_lost_the_others_does_not_say_why(first, then):
   assert member._rank(2) < member._rank(143) < member._rank(first)
 
 
-def test_of_a_world_that_is_refused_no_death_is_told(tmp_path):
-  [one] = Fakes(tmp_path, 'fail/refuse', processes=2).members
-  one.step()
-  one.wait()
-  assert one.step().startswith('member 0 was refused: it is too hot')
-
-
 def test_a_world_has_time_to_end_by_itself(tmp_path):
   fakes = Fakes(tmp_path, 'die/done', processes=2, max_restarts=0)
   fakes.run()
   assert read_run(tmp_path / 'run-0.json')['status'] == 'done'
+  # If it is refused, no death is told.
+  [one] = Fakes(tmp_path, 'fail/refuse', processes=2).members
+  one.step()
+  one.wait()
+  assert one.step().startswith('member 0 was refused: it is too hot')
 
 
 @pytest.mark.parametrize(
@@ -597,8 +591,9 @@ def wide_picture(tmp_path, members):
   return picture
 
 
-@pytest.mark.parametrize('width', [80, 120, 40])
-@pytest.mark.parametrize('members', [3, 8, 40])
+@pytest.mark.parametrize(
+  ('members', 'width'), [(3, 80), (3, 120), (8, 40), (8, 120), (40, 80)]
+)
 def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
   picture = wide_picture(tmp_path, members)
   console = Console(width=width, height=24, record=True, file=io.StringIO())
@@ -669,6 +664,8 @@ def test_ages_in_short(peers, ages):
     (['--launcher=slurm', '--max-restarts=1'], 'is for --launcher=local'),
     (['--launcher=jobset', '--processes-per-member=2'], 'local or print'),
     (['--launcher=slurm', '--slurm=tim=3'], 'did you mean time'),
+    ([f'--workdir={__file__}'], 'is a file; choose another --workdir'),
+    ([f'--workdir={__file__}/a'], 'Not a directory); choose another --workdir'),
   ],
 )
 def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
@@ -681,22 +678,6 @@ def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
   assert err.startswith('scripts.launch: ')
   assert err.count('\n') == 1
   assert not out
-
-
-def test_a_workdir_that_is_a_file_is_one_sentence(tmp_path, capsys):
-  (tmp_path / 'file').touch()
-  workdir = f'--workdir={tmp_path / "file"}'
-  assert launch.main([f'--config={SMOKE}', workdir]) == 2
-  assert 'is a file; choose another --workdir' in capsys.readouterr().err
-
-
-def test_a_workdir_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
-  (tmp_path / 'file').touch()
-  workdir = f'--workdir={tmp_path / "file" / "run"}'
-  assert launch.main([f'--config={SMOKE}', workdir]) == 2
-  out, err = capsys.readouterr()
-  assert 'Not a directory); choose another --workdir' in err
-  assert (out, err.count('\n')) == ('', 1)
 
 
 def test_two_launchers_of_one_folder_do_not_share_out_its_members(
@@ -797,43 +778,27 @@ def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   assert len(ports) == 2
 
 
-@pytest.fixture
-def submitted(monkeypatch):
-  """The calls to submit."""
-  calls = []
+def test_slurm_gets_a_job_a_member_all_at_a_time(
+  one_at_work, monkeypatch, capsys
+):
+  submitted = []
 
   def submit(commands, *others):
-    calls.append((commands, *others))
+    submitted.append(([command[-1] for command in commands], *others))
     return [f'4711_{task}' for task in range(len(commands))]
 
   monkeypatch.setattr(launch, 'submit', submit)
-  return calls
-
-
-SLURM = ('--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2')
-
-
-def test_slurm_gets_a_job_a_member_all_at_a_time(tmp_path, submitted, capsys):
-  arguments = [f'--config={SMOKE}', f'--workdir={tmp_path}']
-  assert launch.main([*arguments, *SLURM]) == 0
-  [(commands, jobs, workdir, parameters)] = submitted
-  assert [command[-1] for command in commands] == ['--member=0', '--member=1']
-  assert (jobs, workdir) == (2, tmp_path)
-  assert parameters == {'time': '30', 'nodes': '2'}
-  out = capsys.readouterr().out
-  assert 'member 1: job 4711_1' in out
-  assert f'python -m scripts.status {tmp_path} --watch 30' in out
-
-
-def test_slurm_gets_those_that_are_not_at_work(one_at_work, submitted, capsys):
-  arguments = [f'--config={SMOKE}', f'--workdir={one_at_work}', *SLURM]
+  arguments = [f'--config={SMOKE}', f'--workdir={one_at_work}']
+  arguments += ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
   assert launch.main([*arguments, '--members=3']) == 0
-  [(commands, jobs, *_)] = submitted
-  assert [command[-1] for command in commands] == ['--member=0', '--member=2']
-  assert jobs == 2
+  # Those that are not at work.
+  parameters = {'time': '30', 'nodes': '2'}
+  members = ['--member=0', '--member=2']
+  assert submitted == [(members, 2, one_at_work, parameters)]
   out = capsys.readouterr().out
   assert 'member 2: job 4711_1' in out
   assert 'member 1: still at work, and not submitted' in out
+  assert f'python -m scripts.status {one_at_work} --watch 30' in out
   os.replace(one_at_work / 'lease-1.json', one_at_work / 'lease-0.json')
   assert launch.main([*arguments, '--members=1']) == 2
   assert 'still at work' in capsys.readouterr().err
@@ -889,15 +854,12 @@ def until(condition, process, seconds=200):
     time.sleep(0.02)
 
 
-def steps_of(workdir, index):
-  path = workdir / f'rows-{index}.jsonl'
-  if not path.exists():
-    return []
-  rows = status.last_rows(path, 1 << 20)
-  return [row['step'] for row in rows if row['kind'] == 'train']
+def holders(workdir):
+  found = (read_lease(workdir / f'lease-{index}.json') for index in range(2))
+  return [one['pid'] if one.get('held') else None for one in found]
 
 
-def test_all_are_stopped_then_one_is_killed_then_all_end(
+def test_one_is_killed_and_goes_on_then_all_are_stopped(
   tmp_path, gpus, monkeypatch
 ):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
@@ -905,16 +867,29 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(
   line = line_of(
     workdir,
     '--members=2',
-    '--config.num_steps=600',
-    '--config.eval_interval_steps=600',
-    '--config.checkpoint_interval_steps=100',
+    # More than there is time for.
+    '--config.num_steps=100000',
+    '--config.eval_interval_steps=100000',
+    '--config.checkpoint_interval_steps=10',
     # Rarely: publications take longer than these steps.
-    '--config.codistill.reload_interval_steps=20',
+    '--config.codistill.reload_interval_steps=100',
   )
   with start_process(line) as process:
     until(lambda: None not in holders(workdir), process)
-    environments = [psutil.Process(pid).environ() for pid in holders(workdir)]
-    until(lambda: any(steps_of(workdir, index) for index in range(2)), process)
+    pids = holders(workdir)
+    environments = [psutil.Process(pid).environ() for pid in pids]
+    until(lambda: list(workdir.glob('checkpoints-1/[1-9]*0')), process)
+    os.kill(pids[1], signal.SIGKILL)
+    until(lambda: holders(workdir)[1] not in (None, pids[1]), process)
+    killed_at = max(steps_of(workdir, 1))
+    until(
+      lambda: (
+        read_run(workdir / 'run-1.json').get('resumed')
+        and max(steps_of(workdir, 1)) > killed_at
+        and steps_of(workdir, 0)
+      ),
+      process,
+    )
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
   assert (process.returncode, err) == (128 + signal.SIGINT, '')
@@ -923,46 +898,29 @@ def test_all_are_stopped_then_one_is_killed_then_all_end(
   assert [one[MEMORY] for one in environments] == ['0.450', '0.450']
   # And all that this process has.
   assert {one['JAX_NUM_CPU_DEVICES'] for one in environments} == {'8'}
+  assert 'member 1 died: killed by signal 9' in out
   assert 'the same command goes on' in out
   assert holders(workdir) == [None] * 2
-  statuses = []
   for index in range(2):
-    statuses.append(read_run(workdir / f'run-{index}.json')['status'])
-    last = max(steps_of(workdir, index))
-    assert list((workdir / f'checkpoints-{index}').glob(f'*{last}*'))
+    assert read_run(workdir / f'run-{index}.json')['status'] == 'interrupted'
+    steps = steps_of(workdir, index)
+    assert steps == list(range(steps[0], steps[-1] + 1))
+    assert list((workdir / f'checkpoints-{index}').glob(f'*{steps[-1]}*'))
     assert (workdir / f'log-{index}.txt').stat().st_size > 0
-  assert 'interrupted' in statuses
-  killed = statuses.index('interrupted')
-  resumed = max(steps_of(workdir, killed))
-  assert resumed < 600
-  with start_process(line) as process:
-    until(
-      lambda: (
-        holders(workdir)[killed] and steps_of(workdir, killed)[-1:] > [resumed]
-      ),
-      process,
-    )
-    os.kill(holders(workdir)[killed], signal.SIGKILL)
-    out, err = process.communicate(timeout=200)
-  assert process.returncode == 0, out + err
-  assert f'member {killed} died: killed by signal 9' in out
-  assert '2 done, 100% of 1,200 steps' in out
-  for index in range(2):
-    assert read_run(workdir / f'run-{index}.json')['status'] == 'done'
-    assert steps_of(workdir, index) == list(range(1, 601))
 
 
-def holders(workdir):
-  found = (read_lease(workdir / f'lease-{index}.json') for index in range(2))
-  return [one['pid'] if one.get('held') else None for one in found]
+def steps_of(workdir, index):
+  path = workdir / f'rows-{index}.jsonl'
+  if not path.exists():
+    return []
+  rows = status.last_rows(path, 1 << 20)
+  return [row['step'] for row in rows if row['kind'] == 'train']
 
 
-def test_a_config_that_is_refused_is_one_sentence(tmp_path):
-  topology = '--config.codistill.topology=rung'
-  done = subprocess.run(
-    line_of(tmp_path, topology), cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 2
-  assert done.stderr.count('\n') == 1
-  assert "was refused: no topology 'rung'" in done.stderr
+def test_a_config_that_is_refused_is_one_sentence(tmp_path, capsys):
+  arguments = line_of(tmp_path, '--config.codistill.topology=rung')[3:]
+  assert launch.main(arguments) == 2
+  err = capsys.readouterr().err
+  assert err.count('\n') == 1
+  assert "was refused: no topology 'rung'" in err
   assert not list(tmp_path.glob('run*.json'))

@@ -135,21 +135,34 @@ def test_nothing_is_written_into_the_workdir(half, tmp_path):
     assert everything(workdir) == before
 
 
-def test_needs_no_jax(half):
-  code = (
-    'import sys; from scripts import status; '
-    'result = status.main(sys.argv[1:]); '
-    'heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "numpy"}; '
-    'sys.exit(result or sorted(heavy & sys.modules.keys()) or 0)'
-  )
+def test_what_reads_and_draws_needs_no_jax(half, tmp_path):
+  """One process for all such commands; this one has imported jax."""
+  code = """
+import sys
+def check(status, *more):
+  heavy = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', *more}
+  assert not status
+  assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+half, out = sys.argv[1:]
+from scripts import status, scaling
+check(status.main([half]), 'numpy', 'matplotlib')
+check(0, 'numpy', 'matplotlib')
+from scripts import churn, collect
+check(churn.main([half, half]) != 1, 'matplotlib')
+from scripts import compare
+check(compare.main([half, f'--out={out}']))
+import scripts.figures.__main__
+check(0)
+"""
   done = subprocess.run(
-    [sys.executable, '-c', code, str(half)],
+    [sys.executable, '-c', code, str(half), str(tmp_path / 'curves.png')],
     cwd=ROOT,
     capture_output=True,
     text=True,
   )
-  assert (done.returncode, done.stderr) == (0, '')
+  assert done.returncode == 0, done.stderr
   assert 'not started' in done.stdout
+  assert (tmp_path / 'curves.png').exists()
 
 
 # States.
@@ -163,23 +176,21 @@ def test_who_holds_the_lease_is_running_and_who_lost_it_is_dead(
   tmp_path, capsys
 ):
   make_run(tmp_path)
-  with lease(tmp_path / 'lease.json') as content:
+  path = tmp_path / 'lease.json'
+  with lease(path) as content:
     for line in lines_of(capsys, tmp_path):
       assert line[1] == 'running'
       assert line[8].startswith(f'{content["host"]} {os.getpid()}, ')
   assert states_of(tmp_path) == ['dead', 'dead']
   # A process that has gone without a word, and one of another host that hangs.
-  done = subprocess.run(
-    [sys.executable, '-c', 'import os; print(os.getpid())'],
-    capture_output=True,
-    text=True,
-  )
-  with lease(tmp_path / 'lease.json', pid=int(done.stdout)):
+  gone = subprocess.Popen([sys.executable, '-c', ''])
+  gone.wait()
+  with lease(path, pid=gone.pid):
     assert states_of(tmp_path) == ['dead', 'dead']
-  with lease(tmp_path / 'lease.json', host='elsewhere'):
+  with lease(path, host='elsewhere'):
     assert states_of(tmp_path) == ['running', 'running']
     long_ago = datetime.datetime.now().timestamp() - 170
-    os.utime(tmp_path / 'lease.json', (long_ago, long_ago))
+    os.utime(path, (long_ago, long_ago))
     assert states_of(tmp_path) == ['dead', 'dead']
     text = status.read_status(tmp_path)[0].lease
     assert text == f'elsewhere {os.getpid()}, 2 min'
@@ -189,38 +200,28 @@ def test_a_process_that_is_just_ending_is_not_called_dead(
   tmp_path, monkeypatch
 ):
   make_run(tmp_path)
-
-  def later(seconds):
-    make_run(tmp_path, state='done')
-
-  monkeypatch.setattr(status.time, 'sleep', later)
+  monkeypatch.setattr(
+    status.time, 'sleep', lambda seconds: make_run(tmp_path, state='done')
+  )
   assert states_of(tmp_path) == ['done', 'done']
 
 
 def test_ends_of_all_kinds(tmp_path):
-  make_run(tmp_path, members=4, only=0, state='done')
-  make_run(tmp_path, members=4, only=1, state='interrupted')
-  make_run(
-    tmp_path,
-    members=4,
-    only=3,
-    state='diverged',
-    diverged={'3': {'step': 17, 'task_loss': 'nan'}},
-  )
-  found = status.read_status(tmp_path)
-  states = [one.state for one in found]
-  assert states == ['done', 'stopped', 'not started', 'diverged']
-  assert [one.step for one in found] == [0, 0, None, 17]
-
-
-def test_in_one_process_a_member_diverges_while_the_other_goes_on(tmp_path):
-  broken = {'1': {'step': 17, 'task_loss': 'nan'}}
-  record = make_run(tmp_path, diverged=broken)
+  apart, together = tmp_path / 'apart', tmp_path / 'together'
+  make_run(apart, members=4, only=0, state='done')
+  make_run(apart, members=4, only=1, state='interrupted')
+  broken = {'step': 17, 'task_loss': 'nan'}
+  make_run(apart, members=4, only=3, state='diverged', diverged={'3': broken})
+  states = ['done', 'stopped', 'not started', 'diverged']
+  assert states_of(apart) == states
+  assert [one.step for one in status.read_status(apart)] == [0, 0, None, 17]
+  # In one process a member diverges while the other goes on.
+  record = make_run(together, diverged={'1': broken})
   train(record, 0, range(1, 41))
-  with lease(tmp_path / 'lease.json'):
-    assert states_of(tmp_path) == ['running', 'diverged']
-  make_run(tmp_path, diverged=broken, state='diverged')
-  assert states_of(tmp_path) == ['done', 'diverged']
+  with lease(together / 'lease.json'):
+    assert states_of(together) == ['running', 'diverged']
+  make_run(together, diverged={'1': broken}, state='diverged')
+  assert states_of(together) == ['done', 'diverged']
 
 
 def test_a_member_at_work_from_another_workdir_is_seen(tmp_path):
@@ -233,38 +234,17 @@ def test_a_member_at_work_from_another_workdir_is_seen(tmp_path):
   assert states_of(tmp_path / 'mine') == ['done', 'not started']
 
 
-@pytest.mark.parametrize(
-  ('text', 'said'),
-  [
-    (None, 'missing'),
-    ('', 'unreadable'),
-    ('{"held": tr', 'unreadable'),
-    ('[]', 'unreadable'),
-    (
-      json.dumps(
-        {
-          'held': True,
-          'host': os.uname().nodename,
-          'pid': 'seventeen',
-          'process_started': None,
-          'nonce': 1,
-          'incarnation': 1,
-          'timeout_s': '60',
-        }
-      ),
-      'unreadable',
-    ),
-  ],
-)
-def test_a_lease_that_says_nothing_is_no_sign_of_life(
-  tmp_path, capsys, text, said
-):
+def test_a_lease_that_says_nothing_is_no_sign_of_life(tmp_path, capsys):
   make_run(tmp_path, members=1)
-  if text is not None:
-    (tmp_path / 'lease.json').write_text(text)
-  [line] = lines_of(capsys, tmp_path)
-  assert line[1] == 'dead'
-  assert said in line
+  odd = {'held': True, 'host': os.uname().nodename, 'pid': 'seventeen'}
+  odd |= {'process_started': None, 'nonce': 1, 'incarnation': 1}
+  odd |= {'timeout_s': '60'}
+  for text in (None, '', '{"held": tr', '[]', json.dumps(odd)):
+    if text is not None:
+      (tmp_path / 'lease.json').write_text(text)
+    [line] = lines_of(capsys, tmp_path)
+    assert line[1] == 'dead'
+    assert ('missing' if text is None else 'unreadable') in line
 
 
 # Rows.
@@ -367,31 +347,30 @@ def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
 # The command.
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
-  workdir = tmp_path / 'none'
-  assert status.main([str(workdir)]) == 1
-  captured = capsys.readouterr()
-  assert captured.out == ''
-  assert captured.err.startswith(f'scripts.status: {workdir} holds no run')
-  assert captured.err.count('\n') == 1
+def test_without_a_run_or_with_a_damaged_one_it_is_one_sentence(
+  tmp_path, capsys
+):
+  for text in (None, '', '{}', '[1]', '{"status": "done"}'):
+    if text is not None:
+      (tmp_path / 'run.json').write_text(text)
+    for arguments in ([], ['--watch=1']):
+      assert status.main([str(tmp_path), *arguments]) == 1
+      captured = capsys.readouterr()
+      assert captured.err.startswith('scripts.status: ')
+      assert (
+        f'{tmp_path} holds no run'
+        if text is None
+        else f'{tmp_path / "run.json"} is damaged'
+      ) in captured.err
+      assert captured.err.count('\n') == 1
+      assert captured.out.strip() == ''
 
 
-@pytest.mark.parametrize('text', ['', '{}', '[1]', '{"status": "done"}'])
-def test_damaged_provenance_is_one_sentence(tmp_path, capsys, text):
-  (tmp_path / 'run.json').write_text(text)
-  for arguments in ([], ['--watch=1']):
-    assert status.main([str(tmp_path), *arguments]) == 1
-    captured = capsys.readouterr()
-    assert f'{tmp_path / "run.json"} is damaged' in captured.err
-    assert captured.err.count('\n') == 1
-
-
-@pytest.mark.parametrize('seconds', ['0', '-1', 'nan', 'inf', 'soon'])
-def test_a_watch_takes_seconds(tmp_path, capsys, seconds):
-  with pytest.raises(SystemExit) as stopped:
-    status.main([str(tmp_path), f'--watch={seconds}'])
-  assert stopped.value.code == 2
-  assert f'{seconds!r} is no number of seconds' in capsys.readouterr().err
+def test_a_watch_takes_seconds(tmp_path, capsys):
+  for seconds in ('0', '-1', 'nan', 'inf', 'soon'):
+    with pytest.raises(SystemExit, match='2'):
+      status.main([str(tmp_path), f'--watch={seconds}'])
+    assert f'{seconds!r} is no number of seconds' in capsys.readouterr().err
 
 
 def test_a_watch_ends_when_every_member_has_ended(
@@ -402,28 +381,20 @@ def test_a_watch_ends_when_every_member_has_ended(
 
   def sleep(seconds):
     slept.append(seconds)
-    make_run(
-      tmp_path, members=1, state='done' if len(slept) == 2 else 'running'
-    )
+    if seconds == 1:
+      raise KeyboardInterrupt
+    state = 'done' if len(slept) == 2 else 'running'
+    make_run(tmp_path, members=1, state=state)
 
   monkeypatch.setattr(status.time, 'sleep', sleep)
   with lease(tmp_path / 'lease.json'):
     lines = lines_of(capsys, tmp_path, '--watch=7')
   assert [line[1] for line in lines] == ['stopped', 'running', 'done']
   assert slept == [7, 7]
-
-
-def test_a_watch_ends_quietly_when_interrupted(tmp_path, monkeypatch, capsys):
+  # Or quietly, when it is interrupted.
   make_run(tmp_path, members=1, state='interrupted')
-
-  def interrupt(seconds):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(status.time, 'sleep', interrupt)
-  assert status.main([str(tmp_path), '--watch=1']) == 0
-  captured = capsys.readouterr()
-  assert 'stopped' in captured.out
-  assert captured.err == ''
+  [line] = lines_of(capsys, tmp_path, '--watch=1')
+  assert line[1] == 'stopped'
 
 
 def test_no_answer_while_a_run_writes_is_wrong_or_an_error(tmp_path):

@@ -2,9 +2,12 @@
 
 import functools
 
-import matplotlib.pyplot as plt
 import pytest
-from collected import cells, make_run
+from collected import (
+  assert_both_panels_show_what_there_is,
+  cells,
+  make_run,
+)
 
 from experiments import results
 from scripts import collect
@@ -106,7 +109,10 @@ def rows(tmp_path_factory):
 
 
 def table(name, rows):
-  return cells(figures.FIGURES[name].table(rows, 'laptop'))
+  figure = figures.FIGURES[name]
+  assert figure.has_rows(rows)
+  assert_both_panels_show_what_there_is(figure, rows)
+  return cells(figure.table(rows, 'laptop'))
 
 
 def test_an_update_costs_three_forward_passes_and_one_for_each_teacher(rows):
@@ -117,16 +123,12 @@ def test_an_update_costs_three_forward_passes_and_one_for_each_teacher(rows):
   # A burn-in of 10.
   assert cost.forward_passes(pair, 10) == 2 * 3 * 10 * TOKENS
   assert cost.forward_passes(pair, 40) == 2 * (3 * 40 + 30) * TOKENS
-
-
-def test_a_first_phase_is_paid_for(rows):
+  # A first phase is paid for; two frozen teachers from the start.
   [student] = LM_TWO_PHASE.runs(rows)
+  steps = 2 * 20 + 40
   assert cost.total_steps(student, 40) == 60
-  assert cost.trained_on(student, 40) == (2 * 20 + 40) * TOKENS
-  # Two frozen teachers from the start.
-  assert (
-    cost.forward_passes(student, 40) == (3 * (2 * 20 + 40) + 2 * 40) * TOKENS
-  )
+  assert cost.trained_on(student, 40) == steps * TOKENS
+  assert cost.forward_passes(student, 40) == (3 * steps + 2 * 40) * TOKENS
 
 
 def test_cost_of_a_level(rows):
@@ -179,6 +181,7 @@ def test_all_steps_of_two_phases_count(rows):
 
 def test_batches_and_rates(rows):
   lines = figures.FIGURES['batch'].table(rows, 'laptop').splitlines()[2:]
+  assert_both_panels_show_what_there_is(figures.FIGURES['batch'], rows)
   found = {
     (line[0], line[1]): line[2:]
     for line in ([c.strip() for c in line.split('|')[1:-1]] for line in lines)
@@ -207,11 +210,9 @@ def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
   ]
   assert [line[4] for line in lines[-2:]] == ['0.5', '0.125']
   assert lines[1][5] == '2'
-  _, axes = plt.subplots()
-  figure.draw_ours(axes, rows)
+  _, axes = assert_both_panels_show_what_there_is(figure, rows)
   drawn = {line.get_label(): line for line in axes.get_lines()}
   assert list(drawn['stale teachers (1 seed)'].get_xdata()) == [1, 7]
-  plt.close()
 
 
 def test_where_codistillation_gains(rows):
@@ -247,13 +248,12 @@ def test_where_codistillation_gains(rows):
   assert found['16 lanes a batch']['the ensemble gains'] == (
     f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
   )
-  _, axes = plt.subplots()
-  figures.FIGURES['regime'].draw_left(axes, rows)
+  figure = figures.FIGURES['regime']
+  axes, _ = assert_both_panels_show_what_there_is(figure, rows)
   assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
   # Dots, one a seed, condition by condition.
   dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
   assert [len(line.get_xdata()) for line in dots] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
-  plt.close()
 
 
 def test_the_arms_of_figure_2_where_one_network_over_fits(rows):
@@ -272,22 +272,3 @@ def test_the_arms_of_figure_2_where_one_network_over_fits(rows):
     'codistilled, same data': f'+{0.5 * 4 / 50:.4f}',
     'ensemble of two': f'+{0.12 * 4 / 50:.4f}',
   }
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    'over_fitting',
-    'regime',
-    'batch',
-    'cost',
-    'equal_compute',
-    'two_phase',
-    'staleness_contrast',
-  ],
-)
-def test_both_panels_are_drawn(rows, name, tmp_path):
-  figure = figures.FIGURES[name]
-  assert figure.has_rows(rows)
-  figures.draw(figure, rows, 'laptop', tmp_path / name)
-  assert (tmp_path / f'{name}.svg').stat().st_size > 10_000
