@@ -82,21 +82,18 @@ def run(monkeypatch, tmp_path):
 
 def test_updates_are_timed_beside_their_flops(run, monkeypatch):
   monkeypatch.setattr(step, 'MEMBERS', (2, 4))
-  found = run('step', TINY)
-  for name in TINY:
-    assert len(found[f'{name}, burn-in: time (ms)']) == 2
-    flops = []
-    for members in (2, 4):
-      beside = f'{name}, {members} members'
-      assert min(found[f'{beside}: time (% of burn-in)']) > 0
-      flops += found[f'{beside}: FLOPs (% of burn-in)']
-    # Each teacher is the same forward pass.
-    two, four = flops
-    assert 100 < two < 150
-    assert four - 100 == pytest.approx(3 * (two - 100))
-  # No embedding of tokens is a product: a forward pass is a third.
-  [two] = found['LSTM, 2 members: FLOPs (% of burn-in)']
-  assert two == pytest.approx(400 / 3)
+  # Of an LSTM, tests/test_cost.py counts; four updates take long to compile.
+  found = run('step', {'DNN': TINY['DNN']})
+  assert len(found['DNN, burn-in: time (ms)']) == 2
+  flops = []
+  for members in (2, 4):
+    beside = f'DNN, {members} members'
+    assert min(found[f'{beside}: time (% of burn-in)']) > 0
+    flops += found[f'{beside}: FLOPs (% of burn-in)']
+  # Each teacher is the same forward pass.
+  two, four = flops
+  assert 100 < two < 150
+  assert four - 100 == pytest.approx(3 * (two - 100))
 
 
 def test_updates_are_timed_beside_a_product(run):
@@ -193,15 +190,9 @@ def test_what_grows_is_beside_the_first_case(run, monkeypatch):
 
 
 def test_a_job_trains_and_evaluates():
-  # In this process: devices are those that it has. Long lanes, because a
-  # document has thousands of tokens.
-  changes = {
-    'codistill.members': 2,
-    'codistill.exchange': 'memory',
-    'data.sequence_length': 128,
-    'data.max_test_tokens': 500,
-  }
-  found = job.run(job.Job('lm_codistill:smoke', changes, 2, 1))
+  # In this process: devices are those that it has.
+  changes = {'codistill.members': 2, 'codistill.exchange': 'memory'}
+  found = job.run(job.Job('criteo_codistill:smoke', changes, 2, 1))
   assert {'start', 'step', 'evaluation'} <= found.keys()
   assert min(found.values()) > 0
 

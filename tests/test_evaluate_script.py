@@ -175,7 +175,8 @@ def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
   assert found['num_examples'] == 512
   assert found['split'] == 'train'
-  assert scores(found['members']) != scores(numbers_of(apart)['members'])
+  final = final_rows(apart / 'rows-0.jsonl', apart / 'rows-1.jsonl')
+  assert scores(found['members']) != scores(final)
   # Any other is what the set makes of it.
   assert numbers_of(apart, '--split=train[:100]')['num_examples'] == 100
 
@@ -199,13 +200,12 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
 # Away from where it ran.
 
 
-# The first fits all eight devices here, and the second only four.
-@pytest.mark.parametrize('eval_batch_size', [48, 36])
-def test_a_run_of_more_devices_than_there_are_here(copy, eval_batch_size):
+def test_a_run_of_more_devices_than_there_are_here(copy):
   for path in copy.glob('run-*.json'):
     run = read_run(path)
     run['config']['num_devices'] = 4_096
-    run['config']['eval_batch_size'] = eval_batch_size
+    # Of the eight devices here it fits four.
+    run['config']['eval_batch_size'] = 36
     path.write_text(json.dumps(run))
   found = numbers_of(copy)
   assert found['num_examples'] == 32

@@ -620,7 +620,7 @@ def test_committed_rows_say_what_made_them():
       assert re.fullmatch('[0-9a-f]{40}', run['commit'])
       assert any(row['kind'] == 'final' for row in result.rows)
       # Gradients of long ago ruin a run, as they are meant to.
-      gaps[config['num_async_workers'] > 1] += [
+      gaps[config.get('num_async_workers', 1) > 1] += [
         abs(row['memory_gap'])
         for row in result.rows
         if row.get('memory_gap') is not None
