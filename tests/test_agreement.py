@@ -84,7 +84,7 @@ def processes(monkeypatch):
 FIRST, SECOND = Proposal(1, 10), Proposal(1, 20)
 
 
-def test_what_the_first_has_teaches_when_all_have_it(processes):
+def test_what_the_first_has_teaches_when_the_slowest_has_it(processes):
   def all_are_free():
     return all(
       process.is_free(PEER) and process.wanted(PEER) is None
@@ -92,16 +92,6 @@ def test_what_the_first_has_teaches_when_all_have_it(processes):
     )
 
   assert all_are_free()
-  processes.propose(FIRST)
-  assert not processes.first.is_free(PEER)
-  processes.follow(FIRST)
-  assert processes.meet().agreed == {PEER: FIRST}
-  assert all_are_free()
-  # Once; and the draw of neighbours is that of the first.
-  assert processes.meet(reloads=(4, 3, 9)) == ({}, (), 4)
-
-
-def test_a_slow_process_delays_all_and_splits_none(processes):
   processes.propose(FIRST)
   quick, slow = processes.others
   processes.load(quick, FIRST)
@@ -112,6 +102,9 @@ def test_a_slow_process_delays_all_and_splits_none(processes):
     assert not processes.first.is_free(PEER)
   processes.load(slow, FIRST)
   assert processes.meet().agreed == {PEER: FIRST}
+  assert all_are_free()
+  # Once; and the draw of neighbours is that of the first.
+  assert processes.meet(reloads=(4, 3, 9)) == ({}, (), 4)
 
 
 def test_one_that_cannot_load_it_drops_it_everywhere(processes):

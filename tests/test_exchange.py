@@ -3,6 +3,7 @@
 import functools
 import shutil
 import tempfile
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,40 +66,36 @@ def assert_is_publication(exchange, peer):
   jax.tree.map(same, jax.device_get(peer.variables), expected)
 
 
-def make_graph(name, members=3):
-  return topology.make_topology(name, members, num_random=1, seed=SEED)
+class Kind(NamedTuple):
+  """In which ways what an exchange shows can be set."""
+
+  interval: int = 1
+  delay: int = 0
+  graph: str = 'all'
+  precisions: tuple[str, str] = (FULL, FULL)
+
+  def make_graph(self, members=3):
+    return topology.make_topology(self.graph, members, num_random=1, seed=SEED)
 
 
-def in_memory(
-  members=3,
-  interval=1,
-  delay=0,
-  immediate=False,
-  graph='all',
-  precisions=(FULL, FULL),
-  before=None,
-):
+PLAIN = Kind()
+
+
+def in_memory(kind=PLAIN, members=3, immediate=False, before=None):
   exchange = InMemoryExchange(
-    make_graph(graph, members),
-    reload_interval_steps=interval,
-    delay_steps=delay,
+    kind.make_graph(members),
+    reload_interval_steps=kind.interval,
+    delay_steps=kind.delay,
     immediate=immediate,
     rules=ANY_PEER,
-    publish_precision=precisions[0],
-    teacher_precision=precisions[1],
+    publish_precision=kind.precisions[0],
+    teacher_precision=kind.precisions[1],
   )
-  exchange.precisions = precisions
+  exchange.precisions = kind.precisions
   return exchange
 
 
-def in_folder(
-  members=3,
-  interval=1,
-  delay=0,
-  graph='all',
-  precisions=(FULL, FULL),
-  before=None,
-):
+def in_folder(kind, members=3, before=None):
   """All members in this process, synchronous; in the folder of `before`."""
   if before is None:
     folder = tempfile.mkdtemp(prefix='exchange-')
@@ -107,21 +104,21 @@ def in_folder(
     before.__exit__()
   exchange = CheckpointExchange(
     folder,
-    make_graph(graph, members),
+    kind.make_graph(members),
     Settings(
-      reload_interval_steps=interval,
-      delay_steps=delay,
-      publish_precision=precisions[0],
-      teacher_precision=precisions[1],
+      reload_interval_steps=kind.interval,
+      delay_steps=kind.delay,
+      publish_precision=kind.precisions[0],
+      teacher_precision=kind.precisions[1],
       synchronous=True,
-      keep_publications=delay // interval + 4,
+      keep_publications=kind.delay // kind.interval + 4,
       keep_s=0.0,
       wait_timeout_s=5.0,
     ),
     members=range(members),
     like=variables(0, 0),
   )
-  exchange.folder, exchange.precisions = folder, precisions
+  exchange.folder, exchange.precisions = folder, kind.precisions
   OPEN.append(exchange.__enter__())
   return exchange
 
@@ -138,45 +135,32 @@ def close():
     shutil.rmtree(exchange.folder, ignore_errors=True)
 
 
-def frozen(before=None):
+def frozen(kind, before=None):
   exchange = FrozenExchange(
     tuple(Peer(m, 7, variables(m, 7)) for m in (10, 11))
   )
-  exchange.precisions = (FULL, FULL)
+  exchange.precisions = kind.precisions
   return exchange
 
 
-# Every exchange, in ways that its visibility can be set: (make it, settings).
 KINDS = {
-  'memory': (in_memory, {}),
-  'memory, k=3, d=2': (in_memory, {'interval': 3, 'delay': 2}),
-  'memory, ring': (in_memory, {'graph': 'ring'}),
-  'memory, random, k=3, d=1': (
-    in_memory,
-    {'interval': 3, 'delay': 1, 'graph': 'random'},
-  ),
-  'memory, k=3, int8': (
-    in_memory,
-    {'interval': 3, 'precisions': ('int8', 'int8')},
-  ),
+  'memory': (in_memory, PLAIN),
+  'memory-k3-d2': (in_memory, Kind(3, 2)),
+  'memory-ring': (in_memory, Kind(1, 0, 'ring')),
+  'memory-random': (in_memory, Kind(3, 1, 'random')),
+  'memory-int8': (in_memory, Kind(3, 0, 'all', ('int8', 'int8'))),
   # A tenth of a second a publication: fewer of them.
-  'folder, k=5, bfloat16 held in int8': (
-    in_folder,
-    {'interval': 5, 'precisions': ('bfloat16', 'int8')},
-  ),
-  'folder, random, k=4, d=2': (
-    in_folder,
-    {'interval': 4, 'delay': 2, 'graph': 'random'},
-  ),
-  'frozen': (frozen, {}),
+  'folder-int8': (in_folder, Kind(5, 0, 'all', ('bfloat16', 'int8'))),
+  'folder-random': (in_folder, Kind(4, 2, 'random')),
+  'frozen': (frozen, PLAIN),
 }
 every_exchange = pytest.mark.parametrize(
-  ('make', 'how'), KINDS.values(), ids=KINDS.keys()
+  ('make', 'kind'), KINDS.values(), ids=KINDS.keys()
 )
 NUM_STEPS = 12
 
 
-def play(exchange, steps, order=(0, 1, 2), each_step=lambda step: None):
+def play(exchange, steps, order=(0, 1, 2), after_step=lambda step: None):
   """Lets three members take turns; what each saw, by (member, step)."""
   if steps[0] == 1:
     for member in range(3):
@@ -189,32 +173,24 @@ def play(exchange, steps, order=(0, 1, 2), each_step=lambda step: None):
       for peer in peers:
         assert_is_publication(exchange, peer)
       exchange.offer(member, step, variables(member, step), jnp.float32(1))
-    each_step(step)
+    after_step(step)
   return seen
 
 
-def expected(interval=1, delay=0, graph='all', precisions=None):
+def expected(kind, member, step):
   """What is published at s is seen from s + 1 + delay on, and of whom."""
-  teachers = make_graph(graph).teachers
-  seen = {}
-  for member in range(3):
-    for step in range(1, NUM_STEPS + 1):
-      visible = step - 1 - delay
-      at = visible - visible % interval
-      seen[member, step] = [
-        (peer, at)
-        for peer in teachers(member, max(0, visible) // interval)
-        if visible >= 0
-      ]
-  return seen
+  visible = step - 1 - kind.delay
+  if visible < 0:
+    return []
+  teachers = kind.make_graph().teachers(member, visible // kind.interval)
+  return [(peer, visible - visible % kind.interval) for peer in teachers]
 
 
 @every_exchange
-def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, how):
+def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, kind):
   """Whatever the order of members, and again after a resume at any step."""
-  interval, delay = how.get('interval', 1), how.get('delay', 0)
   in_a_folder = make is in_folder
-  exchange, stored = make(**how), {}
+  exchange, stored = make(kind), {}
   assert isinstance(exchange, Exchange)
 
   def store(step):
@@ -222,51 +198,36 @@ def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, how):
       stored[step] = exchange.publications()
 
   steps = range(1, NUM_STEPS + 1)
-  seen = play(exchange, steps, each_step=store)
-  if make is frozen:
-    assert all(peers == [(10, 7), (11, 7)] for peers in seen.values())
-  else:
-    assert seen == expected(**how)
-  if how.get('graph') == 'random':  # More than one draw, or it shows nothing.
-    members = [[p for p, _ in seen[0, step]] for step in steps[interval:]]
-    assert [1] in members
-    assert [2] in members
+  seen = play(exchange, steps, after_step=store)
+  for key, peers in seen.items():
+    wanted = [(10, 7), (11, 7)] if make is frozen else expected(kind, *key)
+    assert peers == wanted
+  if kind.graph == 'random':  # More than one draw, or it shows nothing.
+    drawn = [[p for p, _ in seen[0, step]] for step in steps]
+    assert [1] in drawn
+    assert [2] in drawn
   for copies in exchange.publications().variables.values():
     # Those held back by the delay, the newest visible, and the one before it
     # for a member whose turn is still to come in this round.
-    assert len(copies) <= delay // interval + 2
+    assert len(copies) <= kind.delay // kind.interval + 2
   for order in ([2, 1, 0],) if in_a_folder else ([2, 1, 0], [1, 2, 0]):
-    assert play(make(**how), steps, order) == seen
+    assert play(make(kind), steps, order) == seen
   for stop, publications in stored.items():
-    rest = range(stop + 1, min(stop + interval + 1, NUM_STEPS) + 1)
-    if not rest:
-      continue
-    after = make(**how, before=exchange)
-    after.restore(publications)
-    for key, peers in play(after, rest).items():
-      assert peers == seen[key]
-
-
-@pytest.mark.parametrize(
-  'how', [how for make, how in KINDS.values() if make is in_memory]
-)
-def test_nothing_is_seen_before_it_is_visible(how):
-  exchange = in_memory(**how)
-  interval, delay = how.get('interval', 1), how.get('delay', 0)
-  for member in range(3):
-    exchange.offer(member, interval, variables(member, interval))
-  for step in range(1, interval + delay + 1):
-    assert exchange.freshest(0, step) == ()
-  assert exchange.freshest(0, interval + delay + 1) != ()
+    rest = steps[stop : stop + kind.interval + 1]
+    if rest:
+      after = make(kind, before=exchange)
+      after.restore(publications)
+      for key, peers in play(after, rest).items():
+        assert peers == seen[key]
 
 
 @every_exchange
-def test_what_is_seen_survives_the_donation_of_what_was_offered(make, how):
+def test_what_is_seen_survives_the_donation_of_what_was_offered(make, kind):
   train = jax.jit(
     lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree),
     donate_argnums=0,
   )
-  exchange = make(**how)
+  exchange = make(kind)
   for step in range(7):
     for member in range(3):
       offered = variables(member, step)
@@ -286,7 +247,8 @@ def test_what_is_seen_survives_the_donation_of_what_was_offered(make, how):
 def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
   make, precisions
 ):
-  before = make(members=2, precisions=precisions)
+  kind = Kind(precisions=precisions)
+  before = make(kind, members=2)
   for member in range(2):
     before.offer(member, 0, variables(member, 0))
   [seen] = before.freshest(0, 1)
@@ -295,7 +257,7 @@ def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
   assert (full['w'] != numbers(1, 0)['params']['w']).any()
   np.testing.assert_array_equal(full['b'], numbers(1, 0)['params']['b'])
   publications = before.publications()
-  after = make(members=2, precisions=precisions, before=before)
+  after = make(kind, members=2, before=before)
   if make is in_folder:
     # From the checkpoint, not from there.
     shutil.rmtree(f'{after.folder}/1')
@@ -345,13 +307,9 @@ def test_immediate_shows_what_a_member_did_earlier_in_the_same_round():
 
 
 def test_intervals_and_delays_out_of_range_are_refused():
-  with pytest.raises(
-    ValueError, match='reload_interval_steps must be at least'
-  ):
-    in_memory(interval=0)
+  with pytest.raises(ValueError, match='reload_interval_steps must be at leas'):
+    in_memory(Kind(interval=0))
   with pytest.raises(ValueError, match='delay_steps must not be negative'):
-    in_memory(delay=-1)
-
-
-def test_without_peers_frozen_shows_none():
+    in_memory(Kind(delay=-1))
+  # Without peers, frozen shows none.
   assert FrozenExchange().freshest(0, 5) == ()

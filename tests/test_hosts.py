@@ -18,7 +18,7 @@ from experiments import predictions, run
 from experiments.ending import LOST_OTHERS
 from experiments.record import read_rows, read_run
 
-# Little to compile; tests/test_sharding.py has BatchNorm on many devices.
+# Little to compile; tests/test_train_step.py has BatchNorm on many devices.
 ARGUMENTS = (
   '--config.num_devices=4',
   '--config.model.name=dnn',
@@ -36,12 +36,15 @@ SHORT = (
 )
 
 
+STARTED = []
+
+
 def start(workdir, *arguments):
   """Two processes that are member 0, with two CPU devices each."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  return [
+  processes = [
     subprocess.Popen(
       [
         *line_of(workdir, '--member=0', *arguments),
@@ -56,6 +59,8 @@ def start(workdir, *arguments):
     )
     for number in range(2)
   ]
+  STARTED.extend(processes)
+  return processes
 
 
 def finish(processes):
@@ -65,19 +70,13 @@ def finish(processes):
 
 
 @pytest.fixture(autouse=True)
-def no_process_stays(monkeypatch):
-  started, real = [], subprocess.Popen
-
-  def popen(*arguments, **keywords):
-    started.append(real(*arguments, **keywords))
-    return started[-1]
-
-  monkeypatch.setattr(subprocess, 'Popen', popen)
+def no_process_stays():
   yield
-  for process in started:
+  for process in STARTED:
     if process.poll() is None:
       process.kill()
       process.communicate()
+  STARTED.clear()
 
 
 def test_two_hosts_a_member_train_as_one_does(tmp_path):
@@ -131,8 +130,8 @@ def test_a_killed_process_of_a_member_stops_that_member(tmp_path):
   """It goes on from the checkpoint that all its processes wrote."""
   arguments = (
     *ARGUMENTS,
-    '--config.num_steps=200',
-    '--config.eval_interval_steps=200',
+    '--config.num_steps=100',
+    '--config.eval_interval_steps=100',
     '--config.checkpoint_interval_steps=20',
     '--config.codistill.reload_interval_steps=20',
     '--config.codistill.lease_timeout_s=10',
@@ -159,7 +158,7 @@ def test_a_killed_process_of_a_member_stops_that_member(tmp_path):
   assert (run['status'], len(run['resumed'])) == ('done', 1)
   rows = read_rows(tmp_path / 'rows-0.jsonl')
   train = [row for row in rows if row['kind'] == 'train']
-  assert [row['step'] for row in train] == list(range(1, 201))
+  assert [row['step'] for row in train] == list(range(1, 101))
   assert any(row['peers'] == [1] for row in train)
 
 

@@ -173,19 +173,7 @@ def test_whoever_was_replaced_does_not_take_it_back(make, path):
   assert make().acquire() == 3
 
 
-def test_a_hanging_disk_does_not_keep_the_process(make, path, monkeypatch):
-  lease = make()
-  lease.acquire()
-  hang = threading.Event()
-  monkeypatch.setattr(lease_module, '_PATIENCE_S', 0.05)
-  monkeypatch.setattr(lease, '_look_and_write', hang.wait)
-  lease.beat(0.05)
-  lease.note(step=1)
-  lease.release()
-  hang.set()
-
-
-def test_an_error_of_any_kind_does_not_end_the_signs_of_life(
+def test_a_disk_that_hangs_or_fails_neither_keeps_nor_ends_it(
   make, path, monkeypatch
 ):
   lease = make()
@@ -199,6 +187,12 @@ def test_an_error_of_any_kind_does_not_end_the_signs_of_life(
     lease.beat()
   lease.note(step=3)
   until(lambda: read_lease(path).get('step') == 3)
+  hang = threading.Event()
+  monkeypatch.setattr(lease_module, '_PATIENCE_S', 0.05)
+  monkeypatch.setattr(lease, '_look_and_write', hang.wait)
+  lease.beat(0.05)
+  lease.release()
+  hang.set()
 
 
 def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
@@ -211,20 +205,14 @@ def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
   assert held(path)
 
 
-@pytest.mark.parametrize(
-  'text',
-  [
-    *('', '{', '[]', '{"held": true}', '\0' * 99),
-    '[' * 100_000,
-    # All keys, and nonsense in them.
-    json.dumps(dict.fromkeys(_KINDS, 'x') | {'held': True}),
-  ],
-)
-def test_garbage_holds_nothing(make, path, text):
+def test_garbage_holds_nothing(make, path):
   path.parent.mkdir()
-  path.write_text(text)
-  assert read_lease(path) == {}
-  assert not held(path)
+  # All keys, and nonsense in them.
+  nonsense = json.dumps(dict.fromkeys(_KINDS, 'x') | {'held': True})
+  for text in ('', '{', '[]', '{"held": true}', '\0' * 9, '[' * 9**5, nonsense):
+    path.write_text(text)
+    assert read_lease(path) == {}
+    assert not held(path)
   assert make().acquire() == 1
 
 

@@ -47,25 +47,21 @@ def test_the_package_is_codistill_alone(installed):
   assert there == {path.name for path in (ROOT / 'codistill').glob('*.py')}
 
 
-def start(folder, installed, member, code):
-  return subprocess.Popen(
+def run(folder, installed, member, code):
+  done = subprocess.run(
     [sys.executable, '-c', code, str(member), str(folder / 'exchange')],
     cwd=folder,
     env={**os.environ, 'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
+    capture_output=True,
     text=True,
+    timeout=200,
   )
-
-
-def finish(process):
-  out, err = process.communicate(timeout=200)
-  assert process.returncode == 0, err
-  return out.splitlines()
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
 
 
 def test_two_members_teach_each_other(tmp_path, installed):
-  lines = finish(start(tmp_path, installed, 0, CODE))
+  lines = run(tmp_path, installed, 0, CODE)
   # Nobody else was there.
   assert [line.partition(':')[0] for line in lines] == [
     f'step {step}' for step in range(100, 1001, 100)
@@ -79,7 +75,7 @@ def test_two_members_teach_each_other(tmp_path, installed):
     '  while not exchange.freshest(member, 1): time.sleep(0.02)\n',
   )
   assert patient != CODE
-  lines = finish(start(tmp_path, installed, 1, patient))
+  lines = run(tmp_path, installed, 1, patient)
   for line in lines:
     step, loss, age = re.fullmatch(
       r'step (\d+): loss (\S+), ages of the peers \[(.*)\]', line
@@ -89,7 +85,9 @@ def test_two_members_teach_each_other(tmp_path, installed):
     assert age == (str(int(step) - 1001) if int(step) > 200 else '')
 
 
-def test_without_the_added_lines_it_is_an_ordinary_loop(tmp_path, installed):
+def test_without_the_added_lines_it_is_an_ordinary_loop(
+  tmp_path, monkeypatch, capsys
+):
   """So the rest of the page is what a user has already."""
   lines = [
     # What used the peers has none.
@@ -101,6 +99,7 @@ def test_without_the_added_lines_it_is_an_ordinary_loop(tmp_path, installed):
     '  for step in', '  peers = ()\n  for step in'
   )
   assert 'codistill' not in code
-  out = finish(start(tmp_path, installed, 0, code))
-  assert len(out) == 10
+  monkeypatch.setattr(sys, 'argv', ['', '0', str(tmp_path / 'exchange')])
+  exec(code, {})
+  assert len(capsys.readouterr().out.splitlines()) == 10
   assert not (tmp_path / 'exchange').exists()

@@ -13,22 +13,21 @@ def graph(name, members, reload=0, **how):
 
 
 @pytest.mark.parametrize('name', TOPOLOGIES)
-@pytest.mark.parametrize('members', [2, 4, 6])
-def test_teachers_are_other_members_each_once(name, members):
-  made = make_topology(name, members)
-  for member in range(members):
-    candidates = made.candidates(member)
-    for reload in range(5):
-      teachers = made.teachers(member, reload)
-      assert teachers
-      assert member not in teachers
-      assert sorted(set(teachers)) == list(teachers)
-      assert set(teachers) <= set(candidates) <= set(range(members))
-
-
-@pytest.mark.parametrize('name', TOPOLOGIES)
-def test_two_members_teach_each_other_in_every_graph(name):
+def test_teachers_are_other_members_each_once(name):
+  for members in (2, 4, 6):
+    made = make_topology(name, members)
+    for member in range(members):
+      candidates = made.candidates(member)
+      for reload in range(5):
+        teachers = made.teachers(member, reload)
+        assert teachers
+        assert member not in teachers
+        assert sorted(set(teachers)) == list(teachers)
+        assert set(teachers) <= set(candidates) <= set(range(members))
+  # Two members teach each other in every graph, and a lone one has no teacher.
   assert graph(name, 2) == {0: (1,), 1: (0,)}
+  if name in ('all', 'ring', 'star'):
+    assert graph(name, 1) == {0: ()}
 
 
 @pytest.mark.parametrize(
@@ -53,8 +52,9 @@ def test_random_neighbours_are_redrawn_at_each_reload_from_the_seed():
   mine = [draw[3] for draw in draws]
   assert all(len(teachers) == 2 for teachers in mine)
   assert len(set(mine)) > 5
-  # Members do not draw alike: at no reload is one learnt from by all others.
-  assert len({tuple(draw[m] for draw in draws) for m in range(6)}) == 6
+  # Members do not draw alike: one alone would be learnt from by all others.
+  alone = [graph('random', 6, reload).values() for reload in range(20)]
+  assert max(len(set(teachers)) for teachers in alone) > 2
 
 
 def test_random_neighbours_are_drawn_evenly():
@@ -66,11 +66,6 @@ def test_random_neighbours_are_drawn_evenly():
   assert set(counts) == {1, 2, 3, 4}
   # 500 each; the standard deviation is 16.
   assert all(abs(count - 500) < 100 for count in counts.values())
-
-
-@pytest.mark.parametrize('name', ['all', 'ring', 'star'])
-def test_a_lone_member_has_no_teacher(name):
-  assert graph(name, 1) == {0: ()}
 
 
 def test_what_does_not_suit_the_number_of_members_is_refused():
