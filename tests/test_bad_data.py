@@ -1,74 +1,95 @@
 """Runs on images as they are found: corrupt ones, labels that are none."""
 
 import json
+import shutil
 
+import cv2
 import numpy as np
+import pytest
 from commands import rows_of, run_command
+from preparations import write_tfds
 
-from data.images import imagenet_sample
-
-SYNC = 'imagenet_sync:smoke'
-
-
-def on(folder, *arguments):
-  return (
-    '--config.data.name=imagenet2012',
-    f'--config.data.data_dir={folder}',
-    *arguments,
-  )
+from experiments import results
+from experiments.record import read_run
 
 
-def write(folder, corrupt=(), label=0):
-  """128 images of one grey level, the last with a label."""
-  whole = imagenet_sample.encode(np.full((20, 30, 3), 99, np.uint8))
-  examples = [
+@pytest.fixture(scope='module')
+def write(tmp_path_factory):
+  """A function that writes 128 images as CIFAR-10, all of one grey level."""
+  import tensorflow_datasets as tfds
+
+  # The same for all, so that runs share their programs.
+  folder = tmp_path_factory.mktemp('sets')
+  pixels = np.full((32, 32, 3), 99, np.uint8)
+  whole = cv2.imencode('.png', pixels)[1].tobytes()
+  features = tfds.features.FeaturesDict(
     {
-      'image': whole[:99] if number in corrupt else whole,
-      'label': label if number == 127 else number,
-      'file_name': f'{number}.JPEG',
+      'id': tfds.features.Text(),
+      'image': tfds.features.Image(shape=pixels.shape),
+      'label': tfds.features.ClassLabel(num_classes=10),
     }
-    for number in range(128)
-  ]
-  imagenet_sample.write(
-    folder, {'train': examples, 'validation': examples[:32]}
   )
-  return folder
+
+  def write_with(corrupt=(), last_label=0):
+    labels = [number % 10 for number in range(127)] + [last_label]
+    train = [
+      {
+        'id': f'{number}',
+        'image': whole[:50] if number in corrupt else whole,
+        'label': label,
+      }
+      for number, label in enumerate(labels)
+    ]
+    splits = {'train': train, 'test': train[:32]}
+    shutil.rmtree(folder)
+    write_tfds(folder, 'cifar10', '3.0.2', features, splits)
+    name = '--config.data.name=cifar10'
+    return name, f'--config.data.data_dir={folder}', '--config.num_steps=9'
+
+  return write_with
 
 
-def test_corrupt_images_are_named_and_stop_nothing(tmp_path, capsys):
-  folder = write(tmp_path / 'data', corrupt=(3, 77))
-  assert run_command(tmp_path / 'run', *on(folder), config=SYNC).status == 0
+def test_cifar10_is_one_key_away_and_corrupt_images_stop_nothing(
+  write, tmp_path, capsys
+):
+  arguments = write(corrupt=(3, 77))
+  outcome = run_command(tmp_path, *arguments, config='imagenet_sync:smoke')
+  assert outcome.status == 0
+  assert outcome.experiment.dataset.image_shape == (32, 32, 3)
+  overrides = read_run(tmp_path / 'run.json')['overrides']
+  assert {'data.name', 'num_steps'} <= set(results.point_of(overrides))
+  assert not {'data.mean', 'data.image_shape'} & set(overrides)
   said = capsys.readouterr().out
-  rows = rows_of(tmp_path / 'run')
+  rows = rows_of(tmp_path)
   # An epoch is eight batches: each of the two once; one of them is held out.
-  trained = [
-    name for r in rows if r['kind'] == 'train' for name in r.get('corrupt', ())
-  ]
-  assert sorted(trained) == [
-    'imagenet2012 train[3] (3.JPEG)',
-    'imagenet2012 train[77] (77.JPEG)',
-  ]
+  corrupt = {
+    (row['step'], name)
+    for row in rows
+    if row['kind'] == 'train'
+    for name in row.get('corrupt', ())
+    if row['step'] <= 8
+  }
+  names = sorted(name for _, name in corrupt)
+  assert names == ['cifar10 train[3]', 'cifar10 train[77]']
   for row in rows:
     if row['kind'] in ('eval', 'final'):
-      assert row['corrupt'] == ['imagenet2012 validation[3] (3.JPEG)']
+      assert row['corrupt'] == ['cifar10 test[3]']
     for name in row.get('corrupt', ()):
       assert f'{name} cannot be decoded; ' in said
       assert f'step {row["step"]}  ' in said
 
 
-def test_a_label_out_of_range_loses_no_step(tmp_path, capsys):
-  folder = write(tmp_path / 'data', label=-1)
+def test_a_label_out_of_range_loses_no_step(write, tmp_path, capsys):
   # So that it is not in the first batch.
-  arguments = on(folder, '--config.seed=1')
-  assert run_command(tmp_path / 'run', *arguments, config=SYNC).status == 2
+  arguments = (*write(last_label=-1), '--config.seed=1')
+  outcome = run_command(tmp_path, *arguments, config='imagenet_sync:smoke')
+  assert outcome.status == 2
   said = capsys.readouterr().err
-  assert 'imagenet2012 train[127] (127.JPEG) has label -1' in said
+  assert 'cifar10 train[127] has label -1' in said
   assert said.count('\n') == 1
-  steps = [r['step'] for r in rows_of(tmp_path / 'run') if r['kind'] == 'train']
+  steps = [row['step'] for row in rows_of(tmp_path) if row['kind'] == 'train']
   assert steps == list(range(1, len(steps) + 1))
   assert 0 < len(steps) < 8
-  checkpoints = tmp_path / 'run' / 'checkpoints'
-  assert max(
-    int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()
-  ) == len(steps)
-  json.loads((tmp_path / 'run' / 'run.json').read_text())
+  names = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
+  assert max(int(name) for name in names if name.isdecimal()) == len(steps)
+  json.loads((tmp_path / 'run.json').read_text())

@@ -111,7 +111,7 @@ def red_and_blue(height, width):
 def write_imagenet(folder, stored, labels=None):
   """Files in ImageNet's form, the first three of them for validation, too."""
   examples = [
-    {'file_name': f'{i}.JPEG', 'image': data, 'label': 100 * i}
+    {'file_name': f'{i}.JPEG', 'image': data, 'label': 100 * i % 1_000}
     for i, data in enumerate(stored)
   ]
   for example, label in zip(examples, labels or (), strict=False):
@@ -126,7 +126,8 @@ def imagenet(tmp_path_factory):
   sizes = [(40, 60), (60, 40), (20, 90), (64, 64), (33, 47)]
   return write_imagenet(
     tmp_path_factory.mktemp('imagenet'),
-    [encode(red_and_blue(*size), '.jpg') for size in sizes],
+    # Grain takes longer to shuffle a few.
+    13 * [encode(red_and_blue(*size), '.jpg') for size in sizes],
   )
 
 
@@ -629,38 +630,6 @@ def test_unknown_names_get_the_nearest(name, sentence, tmp_path):
     make(name, data_dir=tmp_path)
 
 
-def test_reading_needs_no_tensorflow_and_writes_nothing(pixels, tmp_path):
-  write_cifar(tmp_path, map(encode, pixels), 23)
-  files = sorted(tmp_path.rglob('*'))
-  program = (
-    'import sys\n'
-    'from data.images import dataset as images\n'
-    "assert 'tensorflow_datasets' not in sys.modules\n"
-    "assert 'sklearn' not in sys.modules\n"
-    "cifar10 = images.make_images('cifar10', train_split='train', "
-    "eval_split='test', unlabelled_split=None, data_dir=None, "
-    "augmentation='shift_flip', padding=4, "
-    'image_size=None, cache=False, num_workers=0, '
-    'num_threads=1, prefetch_batches=1)\n'
-    "next(cifar10.train(member=0, members=1, partition='shared', seed=0, "
-    'batch_size=4))\n'
-    "next(cifar10.eval('test', batch_size=4))\n"
-    'cifar10.label_distribution()\n'
-    "assert 'tensorflow' not in sys.modules\n"
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program],
-    cwd=ROOT,
-    env=os.environ | {'TFDS_DATA_DIR': str(tmp_path)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  # Silence, too: nothing of TFDS's is for the reader of a training log.
-  assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
-  assert sorted(tmp_path.rglob('*')) == files
-
-
 # Held in memory.
 
 
@@ -701,12 +670,13 @@ def test_the_sample_has_the_form_of_imagenet(tmp_path, monkeypatch):
   sentence = r'cannot be written to .* set XDG_CACHE'
   with pytest.raises(ValueError, match=sentence):
     make('imagenet_sample', **arguments)
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.undo()
   sample = make('imagenet_sample', **arguments)
   assert (sample.image_shape, sample.num_classes) == ((16, 16, 3), 1000)
   assert (sample.num_train, sample.num_examples('test')) == (512, 32)
   # Kept, and found by the name of the real one.
-  [folder] = (tmp_path / 'codistill').iterdir()
+  kept = pathlib.Path(os.environ['XDG_CACHE_HOME'], 'codistill')
+  [folder] = kept.glob('imagenet-sample-*')
   real = make('imagenet2012', data_dir=folder, **arguments)
   stream = MEMBER | {'batch_size': 64}
   assert_same(take(sample.train(**stream), 2), take(real.train(**stream), 2))
@@ -901,17 +871,17 @@ def test_a_part_is_that_of_the_whole_image(extension):
     assert np.abs(part.astype(int) - expected).mean() < 3
 
 
-# Processes. In a program of its own: what checks annotations cannot be pickled.
+# In a program of its own: what checks annotations cannot be pickled.
 
 PROGRAM = """
-import contextlib, pickle, sys
+import contextlib, pathlib, pickle, signal, sys
 import psutil
 from data.images import dataset as images
 
 images._PIECE = 4
 
 
-def make(data_dir, num_workers=1):
+def make(data_dir, num_workers):
   return images.make_images(
     'imagenet2012', train_split='train', eval_split='validation',
     unlabelled_split=None, data_dir=data_dir, augmentation='inception',
@@ -927,24 +897,25 @@ def train(found):
 
 
 def main():
-  damaged, wrong, out = sys.argv[1:]
-  with contextlib.closing(train(make(damaged, 2))) as batches:
-    found = [next(batches) for _ in range(5)]
+  slow = {'tensorflow_datasets', 'sklearn'} & set(sys.modules)
+  wrong, out = map(pathlib.Path, sys.argv[1:])
+  with contextlib.closing(train(make(None, 2))) as batches:
+    found = [next(batches)]
     # The one before them tracks resources until this process ends.
     children = psutil.Process().children()[-2:]
+    for child in children:
+      # As a terminal does, to all of them: it is for their parent.
+      child.send_signal(signal.SIGINT)
+    found += [next(batches) for _ in range(4)]
   _, alive = psutil.wait_procs(children, timeout=60)
-  ended = not alive
-  with open(out, 'wb') as file:
-    pickle.dump(found, file)
+  here = make(None, 0)
+  found += [next(here.eval('test', batch_size=2))]
+  here.label_distribution()
+  out.write_bytes(pickle.dumps(found))
   try:
-    next(train(make(wrong)))
+    next(train(make(wrong, 1)))
   except images.BadDataError as error:
-    print(str(error))
-  print(ended)
-  open_stream = train(make(damaged))
-  next(open_stream)
-  print(*(one.pid for one in psutil.Process().children()), flush=True)
-  sys.stdin.read()
+    print(error, alive, slow, 'tensorflow' in sys.modules)
 
 
 if __name__ == '__main__':
@@ -958,26 +929,55 @@ def test_processes_read_what_this_one_reads_and_end_with_it(
   stored = [encode(red_and_blue(9, 9), '.jpg')]
   wrong = write_imagenet(tmp_path / 'wrong', stored, [-1])
   (tmp_path / 'program.py').write_text(PROGRAM)
-  process = subprocess.Popen(
+  files = sorted(damaged.rglob('*'))
+  done = subprocess.run(
     [
       sys.executable,
-      *(tmp_path / 'program.py', damaged, wrong, tmp_path / 'out'),
+      *(tmp_path / name for name in ('program.py', wrong, 'out')),
     ],
-    env=os.environ | {'PYTHONPATH': str(ROOT)},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
+    env=os.environ | {'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(damaged)},
+    capture_output=True,
     text=True,
+    check=False,
+  )
+  # What ends a stream passes through, and so does closing it; and reading needs
+  # no TensorFlow, writes nothing, and has nothing to say.
+  assert (done.returncode, done.stderr) == (0, '')
+  assert 'has label -1' in done.stdout
+  assert done.stdout.endswith(' [] set() False\n')
+  assert sorted(damaged.rglob('*')) == files
+  monkeypatch.setattr(images, '_PIECE', 4)
+  plain = make_imagenet(damaged)
+  stream = plain.train(**MEMBER, batch_size=10, start=3)
+  held_out = next(plain.eval('test', batch_size=2))
+  found = pickle.loads((tmp_path / 'out').read_bytes())
+  assert_same(found, [*take(stream, 5), held_out])
+
+
+ORPHAN = """
+import multiprocessing, sys, time
+from data.images import grain_workers
+
+def work():
+  grain_workers.begin(0, 1)
+  time.sleep(300)
+
+if __name__ == '__main__':
+  worker = multiprocessing.get_context('spawn').Process(target=work)
+  worker.start()
+  print(worker.pid, flush=True)
+  time.sleep(300)
+"""
+
+
+def test_processes_end_when_this_one_is_killed(tmp_path):
+  (tmp_path / 'orphan.py').write_text(ORPHAN)
+  process = subprocess.Popen(
+    [sys.executable, tmp_path / 'orphan.py'],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdout=subprocess.PIPE,
   )
   with process:
-    sentence, ended, pids = (process.stdout.readline() for _ in range(3))
-    children = [psutil.Process(int(pid)) for pid in pids.split()]
-    assert children
+    worker = psutil.Process(int(process.stdout.readline()))
     process.kill()
-  # What ends a stream passes through, and so does closing it.
-  assert 'has label -1' in sentence
-  assert ended == 'True\n'
-  _, alive = psutil.wait_procs(children, timeout=60)
-  assert not alive
-  monkeypatch.setattr(images, '_PIECE', 4)
-  plain = make_imagenet(damaged).train(**MEMBER, batch_size=10, start=3)
-  assert_same(pickle.loads((tmp_path / 'out').read_bytes()), take(plain, 5))
+  worker.wait(timeout=60)

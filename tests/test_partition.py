@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data import partition
+from data.partition import partition_indices
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from data import partition
 def test_disjoint_shards_cover_and_do_not_meet(num_examples, members):
   examples = np.arange(num_examples)
   shards = [
-    examples[partition.partition_indices(num_examples, m, members, 'disjoint')]
+    examples[partition_indices(num_examples, m, members, 'disjoint')]
     for m in range(members)
   ]
   assert sorted(np.concatenate(shards)) == list(examples)
@@ -20,12 +20,13 @@ def test_disjoint_shards_cover_and_do_not_meet(num_examples, members):
   assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize('member', [0, 1, 2])
-def test_shared_means_everything_in_the_same_order(member):
-  examples = list(range(5))
-  assert (
-    examples[partition.partition_indices(5, member, 3, 'shared')] == examples
-  )
+def test_shared_means_everything_in_the_same_order():
+  # Even where there are fewer examples than members.
+  for size in (5, 1):
+    examples = list(range(size))
+    for member in range(3):
+      shard = partition_indices(size, member, 3, 'shared')
+      assert examples[shard] == examples
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,4 @@ def test_shared_means_everything_in_the_same_order(member):
 )
 def test_wrong_arguments_are_named(arguments, sentence):
   with pytest.raises(ValueError, match=sentence):
-    partition.partition_indices(*arguments)
-
-
-def test_more_members_than_examples_may_share():
-  assert len([7][partition.partition_indices(1, 4, 5, 'shared')]) == 1
+    partition_indices(*arguments)

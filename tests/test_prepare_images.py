@@ -8,56 +8,54 @@ import pytest
 
 from scripts import prepare_images
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def pretend(monkeypatch, **installed):
   """Lets packages seem installed or not, whatever is."""
   find_spec = importlib.util.find_spec
-  monkeypatch.setattr(
-    importlib.util,
-    'find_spec',
-    lambda package: (
-      (object() if installed[package] else None)
-      if package in installed
-      else find_spec(package)
-    ),
-  )
+
+  def find(package):
+    if package not in installed:
+      return find_spec(package)
+    return object() if installed[package] else None
+
+  monkeypatch.setattr(importlib.util, 'find_spec', find)
 
 
 def replace_download(monkeypatch, download):
   import tensorflow_datasets as tfds
 
-  monkeypatch.setattr(
-    tfds.core.DatasetBuilder, 'download_and_prepare', download
-  )
+  builder = tfds.core.DatasetBuilder
+  monkeypatch.setattr(builder, 'download_and_prepare', download)
 
 
 def write_info(folder, file_format):
   path = folder / 'fashion_mnist' / '3.0.1'
   path.mkdir(parents=True)
-  info = {
-    'name': 'fashion_mnist',
-    'version': '3.0.1',
-    'fileFormat': file_format,
-  }
+  info = {'name': 'fashion_mnist', 'version': '3.0.1'}
+  info['fileFormat'] = file_format
   (path / 'dataset_info.json').write_text(json.dumps(info))
   return path
 
 
+def prepare(folder, name='fashion_mnist'):
+  return prepare_images.main([name, f'--data_dir={folder}'])
+
+
 @pytest.mark.parametrize(
-  ('installed', 'package'),
+  ('package', 'title'),
   [
-    ({'tensorflow_datasets': False}, 'TensorFlow Datasets'),
-    ({'tensorflow': False}, 'TensorFlow'),
+    ('tensorflow_datasets', 'TensorFlow Datasets'),
+    ('tensorflow', 'TensorFlow'),
   ],
 )
 def test_a_missing_package_says_which_environment(
-  installed, package, monkeypatch, tmp_path
+  package, title, monkeypatch, tmp_path, capsys
 ):
-  pretend(monkeypatch, **installed)
-  message = prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}'])
-  assert message.startswith(f'Preparing fashion_mnist needs {package}, which')
+  pretend(monkeypatch, **{package: False})
+  message = prepare(tmp_path)
+  assert message.startswith(f'Preparing fashion_mnist needs {title}, which')
   for command in (
     'python3 -m venv .venv-prepare',
     '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt',
@@ -65,46 +63,35 @@ def test_a_missing_package_says_which_environment(
     f'--data_dir={tmp_path}',
   ):
     assert command in message
-  assert (REPOSITORY / 'scripts' / 'requirements-prepare.txt').exists()
+  assert (ROOT / 'scripts' / 'requirements-prepare.txt').exists()
+  # Digits need none of it.
+  assert prepare_images.main(['digits']) is None
+  assert 'nothing to prepare' in capsys.readouterr().out
 
 
 def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
   pretend(monkeypatch, tensorflow=False)
-  path = write_info(tmp_path, 'array_record')
-  assert (
-    prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) is None
-  )
-  assert capsys.readouterr().out.splitlines() == [
+  path = write_info(tmp_path / 'sets', 'array_record')
+  said = [
     f'fashion_mnist is already prepared in {path}.',
     'Training finds it with:',
-    f'  export TFDS_DATA_DIR={tmp_path}',
+    f'  export TFDS_DATA_DIR={tmp_path}/sets',
   ]
-
-
-def test_the_folder_that_is_looked_in_anyway_is_not_to_be_exported(
-  monkeypatch, tmp_path, capsys
-):
-  path = write_info(tmp_path, 'array_record')
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  assert (
-    prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) is None
-  )
-  assert capsys.readouterr().out == (
-    f'fashion_mnist is already prepared in {path}.\n'
-  )
-
-
-def test_a_relative_folder_is_exported_whole(monkeypatch, tmp_path, capsys):
-  write_info(tmp_path / 'sets', 'array_record')
+  assert prepare(tmp_path / 'sets') is None
+  assert capsys.readouterr().out.splitlines() == said
+  # A relative folder is exported whole.
   monkeypatch.chdir(tmp_path)
-  assert prepare_images.main(['fashion_mnist', '--data_dir=sets']) is None
-  assert f'export TFDS_DATA_DIR={tmp_path}/sets' in capsys.readouterr().out
+  assert prepare('sets') is None
+  assert capsys.readouterr().out.splitlines() == said
+  # The folder that is looked in anyway is not to be exported.
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'sets'))
+  assert prepare(tmp_path / 'sets') is None
+  assert capsys.readouterr().out.splitlines() == said[:1]
 
 
 def test_another_format_is_refused(tmp_path):
   write_info(tmp_path, 'tfrecord')
-  message = prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}'])
-  assert 'but as tfrecord, which training cannot read' in message
+  assert 'but as tfrecord, which training cannot read' in prepare(tmp_path)
 
 
 def test_preparing_asks_for_array_record(monkeypatch, tmp_path, capsys):
@@ -113,14 +100,10 @@ def test_preparing_asks_for_array_record(monkeypatch, tmp_path, capsys):
   replace_download(
     monkeypatch, lambda builder, **options: asked.append((builder, options))
   )
-  assert (
-    prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) is None
-  )
+  assert prepare(tmp_path) is None
   [(builder, options)] = asked
-  assert (builder.name, options) == (
-    'fashion_mnist',
-    {'file_format': 'array_record'},
-  )
+  assert builder.name == 'fashion_mnist'
+  assert options == {'file_format': 'array_record'}
   assert f'fashion_mnist is prepared in {tmp_path}' in capsys.readouterr().out
 
 
@@ -129,30 +112,25 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
 ):
   pretend(monkeypatch, tensorflow=False)
   manual = tmp_path / 'downloads' / 'manual'
-
-  def message():
-    return prepare_images.main(['imagenet2012', f'--data_dir={tmp_path}'])
-
   train, validation = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
-  said = message()
+  said = prepare(tmp_path, 'imagenet2012')
   assert f'{train} and {validation} are not in {manual}' in said
   assert 'https://image-net.org/download-images' in said
   assert '\n' not in said
   manual.mkdir(parents=True)
   (manual / train).write_text('')
-  assert f'{validation} is not in {manual}' in message()
+  said = prepare(tmp_path, 'imagenet2012')
+  assert f'{validation} is not in {manual}' in said
   # And then TFDS does the rest, from where it looks itself.
   (manual / validation).write_text('')
-  assert 'needs TensorFlow, which is not installed' in message()
+  said = prepare(tmp_path, 'imagenet2012')
+  assert 'needs TensorFlow, which is not installed' in said
   pretend(monkeypatch, tensorflow=True)
   folders = []
-
-  def note(builder, **options):
-    del options
-    folders.append(builder.data_dir)
-
-  replace_download(monkeypatch, note)
-  assert message() is None
+  replace_download(
+    monkeypatch, lambda builder, **options: folders.append(builder.data_dir)
+  )
+  assert prepare(tmp_path, 'imagenet2012') is None
   assert folders == [str(tmp_path / 'imagenet2012' / '5.1.0')]
   assert 'imagenet2012 is prepared in' in capsys.readouterr().out
 
@@ -163,24 +141,17 @@ def test_a_failed_download_is_one_sentence(monkeypatch, tmp_path):
 
   pretend(monkeypatch, tensorflow=True)
   replace_download(monkeypatch, fail)
-  assert prepare_images.main(['fashion_mnist', f'--data_dir={tmp_path}']) == (
+  assert prepare(tmp_path) == (
     'fashion_mnist could not be prepared (ConnectionError): no route to host'
   )
 
 
 @pytest.mark.parametrize('name', ['fashion_mnst', 'fashion_mnist:0.0.9'])
 def test_an_unknown_set(name, tmp_path):
-  message = prepare_images.main([name, f'--data_dir={tmp_path}'])
-  assert message == f'TFDS has no set called {name!r}.'
+  assert prepare(tmp_path, name) == f'TFDS has no set called {name!r}.'
 
 
-def test_digits_need_no_preparing(monkeypatch, capsys):
-  pretend(monkeypatch, tensorflow_datasets=False)
-  assert prepare_images.main(['digits']) is None
-  assert 'nothing to prepare' in capsys.readouterr().out
-
-
-def test_the_command_fails_and_succeeds_and_needs_no_jax(tmp_path):
+def test_the_command_fails_and_succeeds_and_needs_no_jax():
   program = (
     'import sys, runpy\n'
     "sys.modules['jax'] = sys.modules['numpy'] = None  # Fails if imported.\n"
@@ -188,17 +159,16 @@ def test_the_command_fails_and_succeeds_and_needs_no_jax(tmp_path):
     "sys.argv[1:] = ['{name}']\n"
     "runpy.run_module('scripts.prepare_images', run_name='__main__')\n"
   )
-
-  def run(name):
-    return subprocess.run(
+  failed, done = (
+    subprocess.run(
       [sys.executable, '-c', program.format(name=name)],
-      cwd=REPOSITORY,
+      cwd=ROOT,
       capture_output=True,
       text=True,
       check=False,
     )
-
-  failed, done = run('cifar10'), run('digits')
+    for name in ('cifar10', 'digits')
+  )
   assert failed.returncode == 1
   assert failed.stderr.startswith('Preparing cifar10 needs')
   assert (done.returncode, done.stderr) == (0, '')
