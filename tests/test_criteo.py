@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
+import streams
+from streams import MEMBER, assert_rows_are_slices, assert_same
 
 from data.clicks import dataset, preparation, storage, synthetic
 from data.clicks.log import MISSING
@@ -13,13 +14,6 @@ from data.permutation import permute
 
 ROWS = 1_400
 SIZES = (*[20] * 20, *[3] * 3, *[1 << 20] * 3)
-MEMBER = {
-  'member': 0,
-  'members': 1,
-  'partition': 'shared',
-  'seed': 3,
-  'batch_size': 32,
-}
 
 
 def make(cache_dir, name='synthetic', **changes):
@@ -55,11 +49,9 @@ def few_at_once(monkeypatch):
   monkeypatch.setattr(dataset, '_READ_ROWS', 500)
 
 
-def take(clicks, count, start=0, **changes):
-  batches = clicks.train(**(MEMBER | changes), start=start)
-  found = list(itertools.islice(batches, count))
-  batches.close()
-  return found
+def take(clicks, count, **changes):
+  stream = clicks.train(**(MEMBER | {'batch_size': 32} | changes))
+  return streams.take(stream, count)
 
 
 def examples_of(batches):
@@ -73,14 +65,6 @@ def arrays(batch):
     **batch['inputs'],
     **{key: batch[key] for key in batch if key != 'inputs'},
   }
-
-
-def assert_same(ours, theirs):
-  assert len(ours) == len(theirs)
-  for one, other in zip(map(arrays, ours), map(arrays, theirs), strict=True):
-    assert one.keys() == other.keys()
-    for key in one:
-      np.testing.assert_array_equal(one[key], other[key])
 
 
 # Batches.
@@ -143,11 +127,11 @@ def test_batch_t_is_a_function_of_t_and_hosts_share_it(clicks, monkeypatch):
   whole = take(clicks, 203)
   # Members that share see the same.
   assert_same(take(clicks, 2, member=1, members=3), whole[:2])
-  rows = np.array([0, 5, 31])
-  for batch, part in zip(whole, take(clicks, 40, rows=rows), strict=False):
-    for key, array in arrays(part).items():
-      np.testing.assert_array_equal(array, arrays(batch)[key][rows])
-  assert len(take(clicks, 1, rows=np.arange(0))[0]['labels']) == 0
+  assert_rows_are_slices(
+    lambda rows: clicks.train(**MEMBER, batch_size=32, rows=rows),
+    ([0, 5, 31], []),
+    40,
+  )
   monkeypatch.setattr(dataset, '_READ_ROWS', 100)
   for start in (1, 37, 38, 200):
     assert_same(take(clicks, 3, start=start), whole[start : start + 3])
@@ -184,7 +168,7 @@ def test_a_stream_that_cannot_be_is_refused_at_once(
 ):
   # At the call, before anybody asks for a batch.
   with pytest.raises(ValueError, match=sentence):
-    clicks.train(**(MEMBER | arguments))
+    take(clicks, 0, **arguments)
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
@@ -200,12 +184,11 @@ def test_evaluation_counts_each_example_once(clicks, split):
   last = batches[-1]
   for array in arrays(last).values():
     assert not array[last['mask'] == 0].any()
-  rows = np.array([1, 63])
-  for batch, part in zip(
-    batches, clicks.eval(split, batch_size=64, rows=rows), strict=True
-  ):
-    for key, array in arrays(part).items():
-      np.testing.assert_array_equal(array, arrays(batch)[key][rows])
+  assert_rows_are_slices(
+    lambda rows: clicks.eval(split, batch_size=64, rows=rows),
+    ([1, 63],),
+    len(batches),
+  )
 
 
 def test_a_part_of_the_held_out_is_evaluated_on(clicks):

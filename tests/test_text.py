@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+import streams
+from streams import MEMBER, assert_rows_are_slices, assert_same, differ
 
 from data.preparing.resumable import partial_of
 from data.text import corpus
@@ -9,13 +11,6 @@ from data.text import dataset as text
 
 T = 5
 END = 1
-MEMBER = {
-  'member': 0,
-  'members': 1,
-  'partition': 'shared',
-  'seed': 3,
-  'batch_size': 4,
-}
 # Long and short, and some in a file of their own.
 LENGTHS = [1, 2, 3, 40, 7, 1, 1, 90, 13, 5, 2, 30, 11, 64, 8, 3, 1, 17, 21, 9]
 
@@ -77,9 +72,9 @@ def prepared(tmp_path_factory):
   return make(write_corpus(folder, TRAIN, TEST))
 
 
-def take(text_set, count, start=0, **changes):
-  batches = text_set.train(**(MEMBER | changes), start=start)
-  return list(itertools.islice(batches, count))
+def take(text_set, count, **changes):
+  stream = text_set.train(**(MEMBER | {'batch_size': 4} | changes))
+  return streams.take(stream, count)
 
 
 def lanes_of(text_set, length, **changes):
@@ -90,7 +85,7 @@ def lanes_of(text_set, length, **changes):
 
 def passes(text_set, count, **changes):
   """Of each pass the tokens of every lane, one lane after the other."""
-  num_lanes = (MEMBER | changes)['batch_size']
+  num_lanes = changes['batch_size']
   seen = own_tokens(text_set, **changes)
   own = sum(len(tokens) for _, tokens in TRAIN if {*tokens} & seen)
   sizes = [own // num_lanes + (b < own % num_lanes) for b in range(num_lanes)]
@@ -111,13 +106,6 @@ def own_tokens(text_set, **changes):
   return {*lanes_of(text_set, 2 * NUM_TRAIN, **changes).flat}
 
 
-def equal(ours, theirs):
-  return len(ours) == len(theirs) and all(
-    a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-    for a, b in zip(ours, theirs, strict=True)
-  )
-
-
 def test_a_batch_is_lanes_and_what_comes_next(prepared):
   assert prepared.num_train == prepared.num_examples('train') == NUM_TRAIN
   assert prepared.num_examples('test') == NUM_TEST
@@ -135,8 +123,8 @@ def test_a_batch_is_lanes_and_what_comes_next(prepared):
     assert (one['labels'][:, -1] == other['inputs'][:, 0]).all()
   # Members that share draw the same of the same seed.
   shared = {'members': 2, 'partition': 'shared', 'member': 1}
-  assert equal(take(prepared, 9, **shared), batches[:9])
-  assert not equal(take(prepared, 9, **shared, seed=4), batches[:9])
+  assert_same(take(prepared, 9, **shared), batches[:9])
+  assert differ(take(prepared, 9, **shared, seed=4), batches[:9])
 
 
 @pytest.mark.parametrize('batch_size', [1, 4, 30])
@@ -178,18 +166,17 @@ def test_a_batch_depends_on_nothing_before_it(prepared, monkeypatch):
     # In the middle of a pass, where lanes wrap around, and after several.
     for start in (0, 1, 7, 8, 31, 59):
       resumed = take(prepared, 60 - start, **disjoint, start=start)
-      assert equal(straight[start:], resumed)
+      assert_same(straight[start:], resumed)
 
 
 def test_rows_are_those_of_the_whole_batch(prepared):
-  whole = take(prepared, 30, batch_size=7)
-  for rows in ([0, 1, 2], [3, 4, 5, 6], [1, 5], []):
-    part = take(prepared, 30, batch_size=7, rows=np.array(rows, int))
-    assert equal([{k: v[rows] for k, v in b.items()} for b in whole], part)
-  held_out = list(prepared.eval('test', batch_size=7))
-  for rows in ([0, 1, 2], [1, 5], [6], []):
-    part = list(prepared.eval('test', batch_size=7, rows=np.array(rows, int)))
-    assert equal([{k: v[rows] for k, v in b.items()} for b in held_out], part)
+  rows = ([0, 1, 2], [3, 4, 5, 6], [1, 5], [])
+  assert_rows_are_slices(
+    lambda rows: prepared.train(**MEMBER, batch_size=7, rows=rows), rows, 30
+  )
+  assert_rows_are_slices(
+    lambda rows: prepared.eval('test', batch_size=7, rows=rows), rows, 1
+  )
 
 
 def test_lanes_are_the_same_whatever_the_order_of_files(prepared, tmp_path):
@@ -203,8 +190,8 @@ def test_lanes_are_the_same_whatever_the_order_of_files(prepared, tmp_path):
     )
   )
   for changes in ({}, {'members': 2, 'partition': 'disjoint', 'member': 1}):
-    assert equal(take(prepared, 50, **changes), take(other, 50, **changes))
-  assert equal(
+    assert_same(take(prepared, 50, **changes), take(other, 50, **changes))
+  assert_same(
     list(prepared.eval('test', batch_size=3)),
     list(other.eval('test', batch_size=3)),
   )
@@ -271,11 +258,8 @@ def test_a_limit_takes_whole_documents_of_the_smallest_hashes(prepared):
 def test_long_documents_are_read_in_parts_that_lie_apart(prepared):
   limit = 4
   text_set = make(prepared.corpus.folder, max_document_tokens=limit)
-  batches = text_set.train(
-    member=0, members=1, partition='shared', seed=3, batch_size=1
-  )
-  inputs = [next(batches)['inputs'][0] for _ in range(2 * NUM_TRAIN // T + 1)]
-  stream = np.concatenate(inputs).tolist()
+  batches = take(text_set, 2 * NUM_TRAIN // T + 1, batch_size=1)
+  stream = np.concatenate([b['inputs'][0] for b in batches]).tolist()
   # Each token is its own number.
   passes = stream[:NUM_TRAIN], stream[NUM_TRAIN : 2 * NUM_TRAIN]
   for tokens in passes:
@@ -308,11 +292,10 @@ def test_members_share_what_a_limit_leaves_to_train_on(prepared):
   wanted = {token for _, tokens in in_order[:number] for token in tokens}
   seen = []
   for member in range(2):
-    batches = text_set.train(
-      member=member, members=2, partition='disjoint', seed=0, batch_size=1
-    )
     # Each token is its own number; as many batches as there could be.
-    labels = [next(batches)['labels'] for _ in range(2 * NUM_TRAIN // T)]
+    changes = {'member': member, 'members': 2, 'partition': 'disjoint'}
+    batches = take(text_set, 2 * NUM_TRAIN // T, **changes, batch_size=1)
+    labels = [batch['labels'] for batch in batches]
     seen.append(set(np.concatenate(labels, axis=1)[0].tolist()))
   assert seen[0] | seen[1] == wanted
   assert not seen[0] & seen[1]
@@ -341,7 +324,7 @@ def test_the_unigram_distribution_is_exact(tmp_path):
 )
 def test_wrong_arguments_are_named(changes, sentence, prepared):
   with pytest.raises(ValueError, match=sentence):
-    prepared.train(**(MEMBER | changes))
+    take(prepared, 0, **changes)
 
 
 def test_all_members_refuse_what_one_of_them_cannot_do(prepared):
@@ -355,9 +338,7 @@ def test_all_members_refuse_what_one_of_them_cannot_do(prepared):
   assert lanes <= max(sizes)
   for member in range(3):
     with pytest.raises(ValueError, match=f'of member {poorest}: prepare more'):
-      prepared.train(
-        **(MEMBER | disjoint | {'member': member, 'batch_size': lanes})
-      )
+      take(prepared, 0, **disjoint, member=member, batch_size=lanes)
 
 
 def test_wrong_splits_and_sizes_are_named(prepared):
