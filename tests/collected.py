@@ -5,6 +5,7 @@ import itertools
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import results
 from experiments.predictions import Writer
 from experiments.record import SCHEMA_VERSION, Record, config_hash
 from scripts import collect
@@ -193,10 +194,15 @@ def make_all(folder):
         members=members,
         loss=loss,
       )
-  collect.collect(
-    [folder / 'runs'], folder / 'results', allow=(), replace=False
-  )
+  collected_rows(folder)
   return folder / 'results'
+
+
+def collected_rows(folder):
+  """Of all runs below; their files are in its `results`."""
+  out = folder / 'results'
+  collect.collect([folder], out, allow=(), replace=False)
+  return results.read_folder(out, 'laptop')
 
 
 def cells(table):
@@ -214,7 +220,7 @@ def assert_both_panels_show_what_there_is(figure, rows):
   figure.draw_left(panels[0], rows)
   figure.draw_ours(panels[1], rows)
   for axes in panels:
-    assert len(axes.get_lines()) >= 2
+    assert axes.get_lines()
     assert axes.get_xlabel() or axes.get_xticklabels()
   plt.close()
   return panels

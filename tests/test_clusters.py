@@ -21,6 +21,7 @@ import yaml
 from absl import flags
 from commands import ROOT
 from jax._src.clusters import SlurmCluster
+from stand_ins import until
 
 from experiments import config as config_lib
 from experiments import slurm as slurm_lib
@@ -143,13 +144,6 @@ def slurm(tmp_path, monkeypatch):
   cluster = Slurm(tmp_path / 'tools', tmp_path / 'pair')
   monkeypatch.setenv('PATH', str(cluster.tools), prepend=os.pathsep)
   return cluster
-
-
-def until(condition, seconds=60):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end
-    time.sleep(0.02)
 
 
 def fields_of(script):

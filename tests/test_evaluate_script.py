@@ -95,11 +95,18 @@ def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
   assert f'{found["total_variation"]:.4f}' in line
 
 
-def test_members_of_several_processes_are_one_table(apart):
+def test_members_of_several_processes_are_one_table(apart, capsys):
   found = numbers_of(apart)
   final = final_rows(apart / 'rows-0.jsonl', apart / 'rows-1.jsonl')
   assert scores(found['members']) == scores(final)
   assert found['ensemble'] is not None
+  assert 'ensemble' in capsys.readouterr().out
+  # One member alone.
+  found = numbers_of(apart, '--member', '1')
+  assert found['members'].keys() == {'1'}
+  for name in ('ensemble', 'disagreement', 'total_variation'):
+    assert found[name] is None
+  assert 'ensemble' not in capsys.readouterr().out
 
 
 def test_nothing_is_changed_where_jobs_are_at_work(copy, capsys):
@@ -121,14 +128,6 @@ def test_nothing_is_changed_where_jobs_are_at_work(copy, capsys):
     '1': 4,
   }
   assert 'ensemble  4 to 8' in capsys.readouterr().out
-
-
-def test_one_member_alone(apart, capsys):
-  found = numbers_of(apart, '--member', '1')
-  assert found['members'].keys() == {'1'}
-  for name in ('ensemble', 'disagreement', 'total_variation'):
-    assert found[name] is None
-  assert 'ensemble' not in capsys.readouterr().out
 
 
 def test_a_member_without_a_checkpoint_is_left_out_with_a_sentence(

@@ -6,10 +6,10 @@ import re
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import cells, make_all, make_retrains
+from collected import cells, collected_rows, make_all, make_retrains
 
 from experiments import results
-from scripts import collect, markdown
+from scripts import markdown
 from scripts.figures import __main__ as figures
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
@@ -282,13 +282,11 @@ def retrains(request, tmp_path_factory):
       point={'model.name': 'click_regression'},
       **known,
     )
-  out = folder / 'results'
-  collect.collect([folder], out, allow=(), replace=False)
   names = {
     'criteo': ('table1', 'churn', 'DNN'),
     'images': (None, 'churn_images', 'network'),
   }
-  return results.read_folder(out, 'laptop'), *names[request.param]
+  return collected_rows(folder), *names[request.param]
 
 
 def test_churn_of_three_models_stands_beside_the_papers(retrains):
@@ -336,9 +334,7 @@ def test_choices_stand_beside_the_arms_of_table_1(tmp_path):
     make_retrains(
       tmp_path / str(number), 'criteo_choices', 2, overrides=point, point=point
     )
-  out = tmp_path / 'results'
-  collect.collect([tmp_path], out, allow=(), replace=False)
-  rows, figure = results.read_folder(out, 'laptop'), figures.FIGURES['choices']
+  rows, figure = collected_rows(tmp_path), figures.FIGURES['choices']
   assert figure.has_rows(rows)
   table = cells(figure.table(rows, 'laptop'))
   names = [

@@ -6,13 +6,14 @@ import os
 import shlex
 import signal
 import sys
-import textwrap
 import time
 
 import psutil
 import pytest
+import stand_ins
 from commands import ROOT, start_process
 from rich.console import Console
+from stand_ins import until
 
 from codistill.exchange.folder.lease import Lease, read_lease
 from experiments.ending import LOST_OTHERS
@@ -126,82 +127,6 @@ def test_gpus_are_those_that_jax_would_find(gpus):
   assert devices.nvidia_gpus({}) == []
 
 
-# Processes that stand in for members: each does what its number's word says.
-
-FAKE = textwrap.dedent("""
-  import json, os, pathlib, signal, sys, time
-
-  folder, member, process, word = pathlib.Path(sys.argv[1]), *sys.argv[2:]
-  with open(folder / 'starts', 'a') as starts:
-    starts.write(f'{member}.{process}\\n')
-  lives = (folder / 'starts').read_text().split().count(f'{member}.{process}')
-
-  def write(status, step=0, **more):
-    codistill = {'members': 2, 'exchange': 'none'}
-    config = {'num_steps': 10, 'codistill': codistill}
-    run = {'experiment': 'a', 'variant': 'b', 'status': status} | more
-    new = folder / f'new-{member}.{process}'
-    new.write_text(json.dumps(run | {'config': config}))
-    new.replace(folder / f'run-{member}.json')
-    with open(folder / f'rows-{member}.jsonl', 'a') as rows:
-      for step in range(step + 1):
-        row = {'member': int(member), 'kind': 'train', 'step': step}
-        row |= {'task_loss': 0.5, 'seconds': step, 'examples_seen': 4 * step}
-        rows.write(json.dumps(row) + '\\n')
-
-  def work():
-    from codistill.exchange.folder.lease import Lease
-    Lease(folder / f'lease-{member}.json', timeout_s=60.0, what='').acquire()
-    write('running')
-    while not (folder / 'seen').exists():
-      time.sleep(0.01)
-    write('running', 4)
-
-  if word == 'die beside':
-    # Or the other would be killed before it has noted that it began.
-    starts = folder / 'starts'
-    while starts.read_text().split().count(f'{member}.0') < lives:
-      time.sleep(0.01)
-    word = 'die'
-  if word == 'die' or word == 'die once' and lives == 1:
-    print('experiments.run: the', 'first' if lives == 1 else 'last', 'word')
-    sys.stdout.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-  if word == 'fail':
-    print('Traceback …\\nValueError: [bold]\\n------\\nsome advice')
-    sys.exit(1)
-  if word == 'diverge':
-    write('diverged', 4, diverged={member: {'step': 4}})
-    print('experiments.run: try a lower learning rate')
-    sys.exit(1)
-  if word == 'refuse' or word == 'refuse late' and lives == 2:
-    print('experiments.run: it is too hot')
-    sys.exit(2)
-  if word == 'refuse late':
-    while not (folder / 'moved').exists():
-      time.sleep(0.01)
-    sys.exit(3)
-  if word == 'work':
-    work()
-    while not (folder / 'enough').exists():
-      time.sleep(0.01)
-  if word == 'terminated':
-    sys.exit(143)
-  if word == 'stubborn':
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  if word == 'wait':
-    def stop(*_):
-      write('interrupted', 4)
-      sys.exit(143)
-    signal.signal(signal.SIGTERM, stop)
-  if word in ('wait', 'stubborn', 'hang'):
-    (folder / f'waits-{member}').touch()
-    (folder / f'waits-{member}.{process}').touch()
-    time.sleep(60)
-  write('done', 10)
-""")
-
-
 class Fakes:
   """Members that do what they are told, and what became of them."""
 
@@ -223,10 +148,7 @@ class Fakes:
     words = word.split('/') if processes > 1 else [word]
     return [
       Process(
-        (
-          *(sys.executable, '-c', FAKE, str(self.folder)),
-          *(str(index), str(k), words[k]),
-        ),
+        stand_ins.command(self.folder, words[k], index, k),
         self.folder / f'log-{index}.{k}.txt',
         {**os.environ, 'PYTHONUNBUFFERED': '1'},
       )
@@ -290,7 +212,7 @@ def test_a_member_that_always_dies_is_given_up_after_growing_pauses(tmp_path):
       'dead',
       (
         # Brackets are brackets.
-        'member 1 is dead: ValueError: [bold] (all of it',
+        'member 1 is dead: ValueError: [/bold] (all of it',
         'The same command goes on with what is not done',
       ),
     ),
@@ -476,7 +398,8 @@ def test_last_words(tmp_path, text, words):
   with open(log, 'a') as file:
     file.write(text)
   assert last_words(log, 1, since) == f'{words} (all of it: {log})'
-  assert last_words(log, -6, since).startswith('killed by signal 6; ')
+  died = f'killed by signal 6; {words} (all of it: {log})'
+  assert last_words(log, -6, since) == died
   # It did not see it come; what it was at is no reason.
   killed = last_words(log, -9, since)
   assert killed.startswith('killed by signal 9; ')
@@ -620,26 +543,20 @@ def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
   assert shown == members
 
 
-def test_a_wide_terminal_shows_each_peer(tmp_path):
+def test_a_wide_terminal_shows_each_peer_and_a_narrow_one_ages(tmp_path):
   console = Console(width=160, record=True, file=io.StringIO())
   console.print(wide_picture(tmp_path, 3).table(console))
   said = console.export_text()
   for cell in ('1: 251, 99: old', '17,950, 59 s', 'failed', 'life'):
     assert cell in said
-
-
-@pytest.mark.parametrize(
-  ('peers', 'ages'),
-  [
+  for peers, ages in (
     ('', ''),
     ('1: 7', '7'),
     ('0: 3, 2: -1, 3: 12', '-1…12'),
     ('0: old, 2: 5, 3: old', '5, 2 old'),
     ('2: absent', '1 absent'),
-  ],
-)
-def test_ages_in_short(peers, ages):
-  assert local._ages(peers) == ages
+  ):
+    assert local._ages(peers) == ages
 
 
 # The command.
@@ -844,14 +761,6 @@ def line_of(workdir, *arguments):
     '--config.schedule.warmup_cosine.num_steps=100',
     *arguments,
   ]
-
-
-def until(condition, process, seconds=200):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert process.poll() is None, process.communicate()
-    assert time.monotonic() < end
-    time.sleep(0.02)
 
 
 def holders(workdir):

@@ -25,13 +25,10 @@ def test_what_is_planned_is_the_papers_config():
   ) == plan.NETWORK
 
 
-def test_a_small_network_by_hand():
+def test_a_small_network_by_hand_and_the_papers_as_counted():
   # Two layers of 3 units over embeddings of 2, 5 pieces.
   gates = 12 * (2 + 3) + 12 * (3 + 3)
   assert plan.forward_flops(5, 2, 3, 2) == 2 * (gates + 3 * 5)
-
-
-def test_what_was_counted_is_what_the_formula_says():
   # tests/test_flops.py counts again.
   assert plan.counted_flops('burn-in') == plan.update_flops(0)
   assert plan.counted_flops('codistilling') == plan.update_flops(1)
@@ -76,22 +73,20 @@ def test_storage_by_hand():
 
 def test_memory_falls_with_the_devices_and_fits():
   found = {
-    (line['devices'], line['update']): line['in_all']
-    for line in plan.cost()['memory']
+    (line['devices'], line['update']): line for line in plan.cost()['memory']
   }
-  arguments = {
-    (line['devices'], line['update']): line['arguments']
-    for line in plan.cost()['memory']
-  }
+
+  def beside_weights(*key):
+    return found[key]['in_all'] - found[key]['arguments']
+
   for update in ('burn-in', 'codistilling'):
     # What is not weights is divided.
-    whole = found[1, update] - arguments[1, update]
+    whole = beside_weights(1, update)
     for devices in (4, 8, 32, 64):
-      part = found[devices, update] - arguments[devices, update]
-      assert part < 2 * whole / devices
+      assert beside_weights(devices, update) < 2 * whole / devices
   for name, one in plan.PLANS.items():
-    mine = max(1, one.devices // 2)
-    assert found[mine, 'codistilling'] < plan.DEVICES[one.kind].memory, name
+    mine = found[max(1, one.devices // 2), 'codistilling']
+    assert mine['in_all'] < plan.DEVICES[one.kind].memory, name
 
 
 def test_peaks_are_dense_and_have_a_source():

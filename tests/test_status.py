@@ -290,31 +290,23 @@ def test_ages_of_peers_and_why_others_are_left_out(tmp_path, capsys):
   assert second[5] == '–'
 
 
-def test_a_last_line_that_is_not_whole_is_left_out(tmp_path, recwarn):
+def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path, recwarn):
   record = make_run(tmp_path, members=1, state='done')
-  train(record, 0, range(1, 31))
-  whole = record.rows_path.read_bytes()
-  for cut in (1, 7, 200):
-    record.rows_path.write_bytes(whole[:-cut])
-    # Without its newline alone it is whole.
-    assert status.read_status(tmp_path)[0].step == (30 if cut == 1 else 29)
-  record.rows_path.unlink()
   assert status.read_status(tmp_path)[0].step == 0
-  assert not recwarn
-
-
-def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path):
-  record = make_run(tmp_path, members=1, state='done')
   train(record, 0, range(1, 1_001))
   rows = read_rows(record.rows_path)
-  size = record.rows_path.stat().st_size
-  for num_bytes in (100, 5_000, size - 1, size, size + 1):
+  whole = record.rows_path.read_bytes()
+  for num_bytes in (100, 5_000, len(whole) - 1, len(whole), len(whole) + 1):
     found = status.last_rows(record.rows_path, num_bytes)
     assert found == rows[len(rows) - len(found) :]
     assert (
       len(found) == len(rows)
       or sum(len(json.dumps(row)) + 1 for row in found) <= num_bytes
     )
+  # A last line that is not whole is left out; without its newline it is whole.
+  for cut, step in ((1, 1_000), (7, 999), (200, 999)):
+    record.rows_path.write_bytes(whole[:-cut])
+    assert status.read_status(tmp_path)[0].step == step
   # However much lies before it.
   with open(record.rows_path, 'r+b') as file:
     file.truncate(1 << 27)
@@ -326,6 +318,7 @@ def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
   finally:
     tracemalloc.stop()
+  assert not recwarn
 
 
 # Publications.

@@ -6,12 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
+import stand_ins
 from commands import ROOT, start_process
 from rich.console import Console
+from stand_ins import until
 
 from experiments import config as config_lib
 from experiments import processes, sweep
@@ -195,56 +196,12 @@ def test_a_run_with_other_keys_is_not_done(tmp_path):
 
 # Processes that stand in for runs: each does what its point says.
 
-FAKE = textwrap.dedent("""
-  import json, os, pathlib, signal, sys, time
-  from codistill.exchange.folder.lease import Lease
 
-  folder, behaviour = pathlib.Path(sys.argv[1]), sys.argv[2]
-  Lease(folder / 'lease.json', timeout_s=60.0, what='here').acquire()
-
-  def write(status):
-    (folder / 'run.json').write_text(
-      json.dumps({'status': status, 'argv': sys.argv})
-    )
-
-  write('running')
-  with open(folder.parent.parent / 'starts', 'a') as starts:
-    starts.write(folder.parent.name + '\\n')
-  if behaviour == 'fail':
-    sys.exit('cannot open [/data/x] or [batch]')
-  if behaviour == 'die':
-    os.kill(os.getpid(), signal.SIGKILL)
-  if behaviour == 'diverge':
-    write('diverged')
-    sys.exit(1)
-  if behaviour == 'wait':
-    def stop(*_):
-      write('interrupted')
-      sys.exit(143)
-    signal.signal(signal.SIGTERM, stop)
-    (folder / 'waits').touch()
-    time.sleep(60)
-  if behaviour == 'stubborn':
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    (folder / 'waits').touch()
-    time.sleep(60)
-  if behaviour == 'slow':
-    running = folder.parent.parent / 'running'
-    running.mkdir(exist_ok=True)
-    mine = running / folder.parent.name
-    mine.touch()
-    (folder / 'most').write_text(str(len(list(running.iterdir()))))
-    time.sleep(0.3)
-    mine.unlink()
-  write('done')
-""")
-
-
-def fakes(tmp_path, *behaviours):
+def fakes(tmp_path, *words):
   runs = []
-  for number, behaviour in enumerate(behaviours):
-    folder = tmp_path / f'{number}-{behaviour}' / 'seed-0'
-    command = (sys.executable, '-c', FAKE, str(folder), behaviour)
+  for number, word in enumerate(words):
+    folder = tmp_path / f'{number}-{word}' / 'seed-0'
+    command = stand_ins.command(folder, word)
     runs.append(sweep.Run(folder.parent.name, 0, 10, folder, command))
   return runs
 
@@ -273,7 +230,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
   assert starts(tmp_path) == sorted(run.point for run in runs)
   lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
   # Brackets of an error are brackets.
-  assert 'cannot open [/data/x] or [batch]' in lines['0-fail']
+  assert 'ValueError: [/bold]' in lines['0-fail']
   assert str(runs[0].log) in lines['0-fail']
   assert 'killed by signal 9' in lines['1-die']
   assert '2 done, 0 running, 1 diverged, 2 failed' in text
@@ -326,16 +283,30 @@ def test_failed_runs_are_no_progress(tmp_path, monkeypatch):
   assert '1 done, 1 running, 1 failed' in pace.line(states)
 
 
-def test_runs_of_a_killed_sweep_count_as_jobs_and_are_waited_for(tmp_path):
-  runs = fakes(tmp_path, 'slow', 'slow', 'slow')
+def test_runs_of_a_killed_sweep_count_as_jobs_and_are_waited_for(
+  tmp_path, monkeypatch
+):
+  runs = fakes(tmp_path, 'work', 'work', 'done')
   for run in runs[:2]:
     run.workdir.mkdir(parents=True)
   orphans = [subprocess.Popen(run.command) for run in runs[:2]]
   until(lambda: all((run.workdir / 'run.json').exists() for run in runs[:2]))
+  real, started = sweep.LocalRuns.step, []
+
+  def step(self):
+    more = real(self)
+    started.append(len(self._processes))
+    if len(started) == 5:
+      for run in runs[:2]:
+        (run.workdir / 'seen').touch()
+        (run.workdir / 'enough').touch()
+    return more
+
+  monkeypatch.setattr(sweep.LocalRuns, 'step', step)
   assert run_locally(runs, 2)[0] == 0
   for orphan in orphans:
     orphan.wait()
-  assert int((runs[2].workdir / 'most').read_text()) <= 2
+  assert started[:5] == [0] * 5
   assert starts(tmp_path) == [run.point for run in runs]
 
 
@@ -365,8 +336,9 @@ def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
     patch.setattr(sweep.LocalRuns, 'step', step)
     status, _ = run_locally(runs, 2, stop)
   assert status == 128 + signal.SIGINT
-  states = [sweep.state(run).status for run in runs]
-  assert states == ['interrupted', 'interrupted', 'to do']
+  for run in runs[:2]:
+    assert read_run(run.workdir / 'run.json')['status'] == 'interrupted'
+  assert sweep.state(runs[2]).status == 'to do'
 
 
 def test_a_second_signal_kills_what_will_not_stop(tmp_path):
@@ -444,13 +416,6 @@ def test_killed_in_the_middle_it_finishes_every_point_exactly_once(
   before = [run.log.read_bytes() for run in runs]
   assert sweep.main(line[3:]) == 0
   assert [run.log.read_bytes() for run in runs] == before
-
-
-def until(condition, seconds=240):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end
-    time.sleep(0.02)
 
 
 def test_slurm_gets_one_array_of_what_is_left(tmp_path, monkeypatch, capsys):

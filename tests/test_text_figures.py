@@ -6,11 +6,10 @@ import pytest
 from collected import (
   assert_both_panels_show_what_there_is,
   cells,
+  collected_rows,
   make_run,
 )
 
-from experiments import results
-from scripts import collect
 from scripts.figures import __main__ as figures
 from scripts.figures import cost
 from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
@@ -34,62 +33,57 @@ def loss(step, who, *, scale=1.0):
   return (0.9 if who == 'ensemble' else 1.0) * scale * 4 / (step + 10)
 
 
+# Experiment, point, seeds, members, and its loss over that of one network.
+LITTLE = {'data.max_train_tokens': 136_533}
+WHOLE = {'data.max_document_tokens': 9}
+FAST = {'schedule.constant.rate': 0.5}
+ALIKE = {'diversity.partition': 'same'}
+LARGE = {'batch_size': 16}
+FROZEN = {
+  'codistill.exchange': 'frozen',
+  'codistill.burn_in_steps': 0,
+  'two_phase.num_steps': 20,
+}
+SMOOTH = {
+  'codistill.members': 1,
+  'codistill.burn_in_steps': 0,
+  'codistill.teacher': 'uniform',
+  'codistill.task_weight': 0.9,
+  'codistill.distill_weight': 0.1,
+}
+STALE = {**ASYNC, 'num_async_workers': 8}
+RUNS = (
+  ('lm_sync', {}, 3, 1, 1.0),
+  ('lm_sync', LARGE, 1, 1, 0.8),
+  ('lm_sync', {'batch_size': 4}, 1, 1, 1.2),
+  ('lm_sync', {'schedule.constant.rate': 0.25}, 1, 1, 1.1),
+  ('lm_codistill', {}, 3, 2, 0.9),
+  ('lm_same_data', {}, 2, 2, 0.8),
+  ('lm_ensemble', {'codistill.exchange': 'none'}, 1, 2, 1.0),
+  ('lm_two_phase', FROZEN, 1, 1, 0.9),
+  ('lm_regime', LARGE, 2, 2, 0.75),
+  ('lm_regime', {**LARGE, **APART}, 2, 2, 0.8),
+  ('lm_regime', LITTLE, 1, 2, 0.9),
+  ('lm_regime', {**LITTLE, **APART}, 1, 2, 1.2),
+  ('lm_regime', {**LITTLE, **ALIKE}, 1, 2, 0.7),
+  ('lm_regime', {**LITTLE, **APART, **SMOOTH}, 1, 1, 1.1),
+  ('lm_regime', WHOLE, 1, 2, 0.6),
+  ('lm_regime', {**WHOLE, **APART}, 1, 2, 0.7),
+  ('lm_regime', FAST, 1, 2, 0.88),
+  ('lm_regime', {**FAST, **APART}, 1, 2, 0.98),
+  ('lm_regime', {'codistill.distill_weight': 2.0}, 1, 2, 0.95),
+  ('lm_regime', {'codistill.burn_in_steps': 20}, 1, 2, 0.97),
+  ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
+  ('staleness_contrast', {}, 2, 2, 0.85),
+  ('staleness_contrast', STALE, 1, 1, 1.5),
+  ('staleness_contrast', {**STALE, 'schedule.constant.rate': 0.125}, 1, 1, 1.3),
+)
+
+
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')
-  two_phase = {'codistill.exchange': 'frozen', 'codistill.burn_in_steps': 0}
-  for experiment, point, seeds, members, scale in (
-    ('lm_sync', {}, 3, 1, 1.0),
-    ('lm_sync', {'batch_size': 16}, 1, 1, 0.8),
-    ('lm_sync', {'batch_size': 4}, 1, 1, 1.2),
-    ('lm_sync', {'schedule.constant.rate': 0.25}, 1, 1, 1.1),
-    ('lm_codistill', {}, 3, 2, 0.9),
-    ('lm_same_data', {}, 2, 2, 0.8),
-    ('lm_ensemble', {'codistill.exchange': 'none'}, 1, 2, 1.0),
-    ('lm_two_phase', {**two_phase, 'two_phase.num_steps': 20}, 1, 1, 0.9),
-    ('lm_regime', {'batch_size': 16}, 2, 2, 0.75),
-    ('lm_regime', {'batch_size': 16, **APART}, 2, 2, 0.8),
-    ('lm_regime', {'data.max_train_tokens': 136_533}, 1, 2, 0.9),
-    ('lm_regime', {'data.max_train_tokens': 136_533, **APART}, 1, 2, 1.2),
-    (
-      'lm_regime',
-      {'data.max_train_tokens': 136_533, 'diversity.partition': 'same'},
-      1,
-      2,
-      0.7,
-    ),
-    (
-      'lm_regime',
-      {
-        **APART,
-        'data.max_train_tokens': 136_533,
-        'codistill.members': 1,
-        'codistill.burn_in_steps': 0,
-        'codistill.teacher': 'uniform',
-        'codistill.task_weight': 0.9,
-        'codistill.distill_weight': 0.1,
-      },
-      1,
-      1,
-      1.1,
-    ),
-    ('lm_regime', {'data.max_document_tokens': 9}, 1, 2, 0.6),
-    ('lm_regime', {'data.max_document_tokens': 9, **APART}, 1, 2, 0.7),
-    ('lm_regime', {'schedule.constant.rate': 0.5}, 1, 2, 0.88),
-    ('lm_regime', {'schedule.constant.rate': 0.5, **APART}, 1, 2, 0.98),
-    ('lm_regime', {'codistill.distill_weight': 2.0}, 1, 2, 0.95),
-    ('lm_regime', {'codistill.burn_in_steps': 20}, 1, 2, 0.97),
-    ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
-    ('staleness_contrast', {}, 2, 2, 0.85),
-    ('staleness_contrast', {**ASYNC, 'num_async_workers': 8}, 1, 1, 1.5),
-    (
-      'staleness_contrast',
-      {**ASYNC, 'num_async_workers': 8, 'schedule.constant.rate': 0.125},
-      1,
-      1,
-      1.3,
-    ),
-  ):
+  for experiment, point, seeds, members, scale in RUNS:
     # What the named config has is no point of it.
     named = experiment in ('lm_ensemble', 'lm_same_data', 'lm_two_phase')
     for seed in range(seeds):
@@ -103,9 +97,7 @@ def rows(tmp_path_factory):
         loss=functools.partial(loss, scale=scale),
         overrides=({} if named else point) | ({'seed': seed} if seed else {}),
       )
-  out = folder / 'results'
-  collect.collect([folder / 'runs'], out, allow=(), replace=False)
-  return results.read_folder(out, 'laptop')
+  return collected_rows(folder)
 
 
 def table(name, rows):

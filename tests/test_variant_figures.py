@@ -6,11 +6,11 @@ import pytest
 from collected import (
   assert_both_panels_show_what_there_is,
   cells,
+  collected_rows,
   make_run,
 )
 
 from experiments import results
-from scripts import collect
 from scripts.figures import __main__ as figures
 
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
@@ -92,9 +92,7 @@ def rows(tmp_path_factory):
         overrides=point | ({'seed': seed} if seed else {}),
         **({'teachers': teachers(age)} if taught else {}),
       )
-  out = folder / 'results'
-  collect.collect([folder / 'runs'], out, allow=(), replace=False)
-  return results.read_folder(out, 'laptop')
+  return collected_rows(folder)
 
 
 def table(name, rows):

@@ -1,0 +1,108 @@
+"""Processes that stand in for runs and members, and waiting for them.
+
+Each does what a word says: `command(folder, word)` is a run of a sweep,
+`command(folder, word, member, process)` a process of a member of a launch.
+"""
+
+import sys
+import textwrap
+import time
+
+_PROGRAM = textwrap.dedent("""
+  import json, os, pathlib, signal, sys, time
+
+  folder, word, member, process = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+  home, name, suffix = folder, f'{member}.{process}', f'-{member}'
+  if not member:
+    home, name, suffix = folder.parent.parent, folder.parent.name, ''
+  with open(home / 'starts', 'a') as starts:
+    starts.write(f'{name}\\n')
+  lives = (home / 'starts').read_text().split().count(name)
+
+  def write(status, step=0, **more):
+    codistill = {'members': 2, 'exchange': 'none'}
+    run = {'experiment': 'a', 'variant': 'b', 'status': status, **more}
+    run |= {'argv': sys.argv, 'config': {'num_steps': 10}}
+    run['config']['codistill'] = codistill
+    new = folder / f'new-{name}'
+    new.write_text(json.dumps(run))
+    new.replace(folder / f'run{suffix}.json')
+    with open(folder / f'rows{suffix}.jsonl', 'a') as rows:
+      for step in range(step + 1):
+        row = {'member': int(member or 0), 'kind': 'train', 'step': step}
+        row |= {'task_loss': 0.5, 'seconds': step, 'examples_seen': 4 * step}
+        rows.write(json.dumps(row) + '\\n')
+
+  def wait_for(name):
+    while not (folder / name).exists():
+      time.sleep(0.01)
+
+  if word in ('work', 'slow'):
+    from codistill.exchange.folder.lease import Lease
+    path = folder / f'lease{suffix}.json'
+    Lease(path, timeout_s=60.0, what='').acquire()
+    write('running')
+  if word == 'die beside':
+    # Or the other would be killed before it has noted that it began.
+    starts = folder / 'starts'
+    while starts.read_text().split().count(f'{member}.0') < lives:
+      time.sleep(0.01)
+    word = 'die'
+  if word == 'die' or word == 'die once' and lives == 1:
+    print('experiments.run: the', 'first' if lives == 1 else 'last', 'word')
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+  if word == 'fail':
+    print('Traceback …\\nValueError: [/bold]\\n------\\nsome advice')
+    sys.exit(1)
+  if word == 'diverge':
+    write('diverged', 4, diverged={member: {'step': 4}})
+    print('experiments.run: try a lower learning rate')
+    sys.exit(1)
+  if word == 'refuse' or word == 'refuse late' and lives == 2:
+    print('experiments.run: it is too hot')
+    sys.exit(2)
+  if word == 'refuse late':
+    wait_for('moved')
+    sys.exit(3)
+  if word == 'work':
+    wait_for('seen')
+    write('running', 4)
+    wait_for('enough')
+  if word == 'slow':
+    running = home / 'running'
+    running.mkdir(exist_ok=True)
+    (running / name).touch()
+    (folder / 'most').write_text(str(len(list(running.iterdir()))))
+    time.sleep(0.3)
+    (running / name).unlink()
+  if word == 'terminated':
+    sys.exit(143)
+  if word == 'stubborn':
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  if word == 'wait':
+    def stop(*_):
+      write('interrupted', 4)
+      sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+  if word in ('wait', 'stubborn', 'hang'):
+    write('running')
+    (folder / f'waits{suffix}').touch()
+    (folder / f'waits-{name}').touch()
+    time.sleep(60)
+  write('done', 10)
+""")
+
+
+def command(folder, word, member='', process=''):
+  words = (str(folder), word, str(member), str(process))
+  return (sys.executable, '-c', _PROGRAM, *words)
+
+
+def until(condition, process=None, seconds=240):
+  """Waits for something, and no longer than a process lives that does it."""
+  end = time.monotonic() + seconds
+  while not condition():
+    assert process is None or process.poll() is None, process.communicate()
+    assert time.monotonic() < end
+    time.sleep(0.02)
