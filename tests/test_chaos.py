@@ -90,6 +90,8 @@ def test_nothing_is_decided_by_a_clock_nor_kept_by_a_slow_disk(tmp_path):
   publication_faults.slow_disk(tmp_path / 'disk', steps=30)
   result = publication_faults.slow_writer(tmp_path / 'writer', steps=30)
   assert '28 publications skipped' in result.lost
+  there = step_folders.finished(epath.Path(tmp_path / 'writer' / '1'))
+  assert sorted(there) == [1, 30]  # Nothing grows.
 
 
 def test_members_that_are_killed_finish_with_all_rows(stage, monkeypatch):
