@@ -255,10 +255,18 @@ def other_names(step):
   return tree
 
 
+def other_numbers(meeting, step):
+  notes = Notes(1, step, 1, time.time(), None, 'ours', 'float32', 40)
+  said = {**notes._asdict(), 'checksum': 0}
+  path, tree = meeting.of() / str(step), variables(1, step)
+  publication.ocp.save(path, tree, custom_metadata=said)
+
+
 # What a member may find in the folder of another, and what it says then.
 SPOILT = (
   ('other shapes', lambda m, s: m.publish(s, tree={'w': np.zeros((3, 2))})),
   ('other shapes', lambda m, s: m.publish(s, tree=other_names(s))),
+  ('other numbers', other_numbers),
   ('of another config', lambda m, s: m.publish(s, config_hash='theirs')),
   ('not finite', lambda m, s: m.publish(s, tree=variables(np.nan, s))),
   ('cannot be read', lambda m, s: (m.of() / str(s)).mkdir()),
