@@ -5,6 +5,10 @@ import contextlib
 import json
 import pathlib
 
+import numpy as np
+
+from data.text.dataset import make_text
+
 
 class Inline:
   """A pool in this process."""
@@ -31,6 +35,21 @@ def files_of(folder):
     for path in sorted(pathlib.Path(folder).rglob('*'))
     if path.is_file()
   }
+
+
+def open_text(name, **changes):
+  """`make_text` with whole documents and all of them."""
+  limits = ('max_document_tokens', 'max_train_tokens', 'max_test_tokens')
+  arguments = {'sequence_length': 8, 'cache_dir': None, **dict.fromkeys(limits)}
+  return make_text(str(name), **(arguments | changes))
+
+
+def texts_of(corpus, split):
+  documents, tokenizer = corpus.splits[split], corpus.tokenizer()
+  return [
+    tokenizer.decode(documents.read(np.array([a]), np.array([b - a])))
+    for a, b in zip(documents.starts[:-1], documents.starts[1:], strict=True)
+  ]
 
 
 def write_tfds(

@@ -3,11 +3,10 @@
 import json
 import shutil
 
-import cv2
 import numpy as np
 import pytest
 from commands import rows_of, run_command
-from preparations import write_tfds
+from test_images import encode, write_cifar
 
 from experiments import results
 from experiments.record import read_run
@@ -16,33 +15,15 @@ from experiments.record import read_run
 @pytest.fixture(scope='module')
 def write(tmp_path_factory):
   """A function that writes 128 images as CIFAR-10, all of one grey level."""
-  import tensorflow_datasets as tfds
-
   # The same for all, so that runs share their programs.
   folder = tmp_path_factory.mktemp('sets')
-  pixels = np.full((32, 32, 3), 99, np.uint8)
-  whole = cv2.imencode('.png', pixels)[1].tobytes()
-  features = tfds.features.FeaturesDict(
-    {
-      'id': tfds.features.Text(),
-      'image': tfds.features.Image(shape=pixels.shape),
-      'label': tfds.features.ClassLabel(num_classes=10),
-    }
-  )
+  whole = encode(np.full((32, 32, 3), 99, np.uint8))
 
   def write_with(corrupt=(), last_label=0):
+    stored = [whole[:50] if i in corrupt else whole for i in range(128)]
     labels = [number % 10 for number in range(127)] + [last_label]
-    train = [
-      {
-        'id': f'{number}',
-        'image': whole[:50] if number in corrupt else whole,
-        'label': label,
-      }
-      for number, label in enumerate(labels)
-    ]
-    splits = {'train': train, 'test': train[:32]}
     shutil.rmtree(folder)
-    write_tfds(folder, 'cifar10', '3.0.2', features, splits)
+    write_cifar(folder, stored + stored[:32], 128, labels + labels[:32])
     name = '--config.data.name=cifar10'
     return name, f'--config.data.data_dir={folder}', '--config.num_steps=9'
 

@@ -3,12 +3,11 @@ import hashlib
 import importlib.metadata
 import pathlib
 
-import numpy as np
 import pytest
+from preparations import open_text, texts_of
 
 from data.preparing import cache
 from data.text import builtin, builtin_sources
-from data.text import dataset as text
 from data.text.builtin_sources import BuiltinCorpusError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,14 +27,7 @@ def small(monkeypatch):
 
 
 def open_builtin(cache_dir):
-  return text.make_text(
-    'builtin',
-    sequence_length=16,
-    max_document_tokens=None,
-    max_train_tokens=None,
-    max_test_tokens=None,
-    cache_dir=cache_dir,
-  )
+  return open_text('builtin', cache_dir=cache_dir)
 
 
 def pretend(monkeypatch, tmp_path, change):
@@ -109,11 +101,7 @@ def test_it_is_made_once_and_reads_as_the_sources(small, monkeypatch, tmp_path):
   tokenizer = text_set.tokenizer()
   assert tokenizer.invertible
   assert tokenizer.vocab_size == text_set.vocab_size == 512
-  held_out = text_set.corpus.splits['test']
-  found = [
-    tokenizer.decode(held_out.read(np.array([one]), np.array([two - one])))
-    for one, two in zip(held_out.starts[:-1], held_out.starts[1:], strict=True)
-  ]
+  found = texts_of(text_set.corpus, 'test')
   assert found
   assert set(found) < set(documents)
   # From now on it is only opened, and a broken one is made again.

@@ -69,23 +69,16 @@ def test_what_makes_no_sense_is_one_sentence(argument, said, tmp_path, capfd):
 def test_table_1_is_one_network_two_two_that_codistil_and_a_regression():
   points = config_lib.points('criteo_table1')
   assert [len(point) for point in points] == [0, 1, 4, 1]
-  codistil = config_lib.load('criteo_codistill').codistill
-  assert points[2] == {
-    f'codistill.{key}': codistil[key]
-    for key in (
-      'members',
-      'exchange',
-      'burn_in_steps',
-      'reload_interval_steps',
-    )
-  }
-
-
-def test_table_1_is_run_long_after_the_switch_and_churn_is_seen_on_the_way():
   for variant in ('reduced', 'laptop'):
+    # Long after the switch, and churn is seen on the way.
     config = config_lib.load(f'criteo_codistill:{variant}')
     assert config.codistill.burn_in_steps <= config.num_steps / 4
     assert config.num_steps / config.predictions_interval_steps >= 10
+  codistil = config_lib.load('criteo_codistill').codistill
+  assert points[2] == {
+    f'codistill.{key}': codistil[key]
+    for key in ('members', 'exchange', 'burn_in_steps', 'reload_interval_steps')
+  }
 
 
 def test_choices_are_what_the_paper_leaves_out():

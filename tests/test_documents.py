@@ -177,14 +177,6 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   assert counts['bad: a damaged row group'] == 1
 
 
-def test_a_file_is_a_document(tmp_path, small_chunks):
-  text = '\n\n'.join(write_texts(40))
-  (tmp_path / 'a').write_text(text)
-  (tmp_path / 'b').write_bytes(gzip.compress(b'b\n'))
-  found, _ = read(reading_of('txt'), tmp_path / 'a', tmp_path / 'b')
-  assert sorted(found) == sorted([text, 'b\n'])
-
-
 @pytest.mark.parametrize(
   ('document', 'wanted'),
   [
@@ -311,6 +303,10 @@ def test_names_and_order_of_files_do_not_matter(tmp_path):
   (tmp_path / 'a').rename(tmp_path / 'z')
   # The same file twice is one input.
   assert keys('zcbz') == first
+  # A file of text is a document, compressed or not.
+  (tmp_path / 'b').write_bytes(gzip.compress(b'two\n\n2\n'))
+  found, _ = read(reading, tmp_path / 'z', tmp_path / 'b')
+  assert sorted(found) == ['one', 'two\n\n2\n']
 
 
 # The filter.

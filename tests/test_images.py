@@ -73,13 +73,13 @@ def pixels():
   return rng.integers(256, size=(28, 32, 32, 3)).astype(np.uint8)
 
 
-def write_cifar(folder, stored, num_train):
+def write_cifar(folder, stored, num_train, labels=range(99)):
   """Files as CIFAR-10."""
   import tensorflow_datasets as tfds
 
   examples = [
-    {'id': f'{i}', 'image': data, 'label': min(i, 9)}
-    for i, data in enumerate(stored)
+    {'id': f'{i}', 'image': data, 'label': min(label, 9)}
+    for i, (data, label) in enumerate(zip(stored, labels, strict=False))
   ]
   features = features_of((32, 32, 3), 10, id=tfds.features.Text())
   splits = {'train': examples[:num_train], 'test': examples[num_train:]}

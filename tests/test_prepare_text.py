@@ -3,28 +3,33 @@ import io
 import json
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import preparations
 import psutil
 import pytest
 from preparations import files_of, inline
 from rich.console import Console
-from test_documents import LONG, jsonl, wet, write_parquet, write_set
+from test_documents import (
+  LONG,
+  jsonl,
+  wet,
+  write_parquet,
+  write_set,
+  write_texts,
+)
 
 from data.preparing import resumable, workers
 from data.text import corpus, preparation, records
-from data.text.dataset import make_text
 from data.text.inputs import tfds_source
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
 processes = workers.processes
-WORDS = ['The', 'cat', 'sat', 'on', 'a', 'mat', 'and', 'saw', 'that', 'rats']
 ARGUMENTS = ('--vocab-size=300', '--held-out-fraction=0.2')
 
 
@@ -36,17 +41,7 @@ def small_and_in_this_process(monkeypatch):
   tfds_source.cache_clear()
 
 
-def write_texts(count, seed=0):
-  rng = random.Random(seed)
-  return [
-    f'{number}▁é '
-    + ' '.join(rng.choices(WORDS, k=rng.randrange(5, 60)))
-    + '.\nEnd'
-    for number in range(count)
-  ]
-
-
-TEXTS = write_texts(120)
+TEXTS = [f'{text}▁é.\nEnd' for text in write_texts(120)]
 
 
 @pytest.fixture
@@ -66,12 +61,7 @@ def prepare(output, path, *arguments, format='jsonl'):
 
 
 def texts_of(folder, split):
-  opened = corpus.open_corpus(folder)
-  documents, tokenizer = opened.splits[split], opened.tokenizer()
-  return [
-    tokenizer.decode(documents.read(np.array([a]), np.array([b - a])))
-    for a, b in zip(documents.starts[:-1], documents.starts[1:], strict=True)
-  ]
+  return preparations.texts_of(corpus.open_corpus(folder), split)
 
 
 def all_texts_of(folder):
@@ -116,13 +106,7 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
     assert line in printed
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.
-  limits = ('max_document_tokens', 'max_train_tokens', 'max_test_tokens')
-  text_set = make_text(
-    str(output),
-    sequence_length=8,
-    cache_dir=None,
-    **dict.fromkeys(limits),
-  )
+  text_set = preparations.open_text(output)
   member = {'member': 0, 'members': 2, 'partition': 'disjoint'}
   next(text_set.train(**member, seed=0, batch_size=4))
   # What is finished is left alone.
@@ -169,7 +153,7 @@ def write_input(format, path):
     case 'wet':
       path.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS]))
     case 'tfds':
-      write_set(path, {'train': TEXTS, 'test': write_texts(9, seed=1)})
+      write_set(path, {'train': TEXTS, 'test': TEXTS[:9]})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +175,7 @@ def test_every_format_comes_through_the_same_door(format, arguments, tmp_path):
   if format == 'tfds':
     # All of what is named to evaluate on, and nothing else.
     assert sorted(texts_of(output, 'train')) == sorted(TEXTS)
-    assert sorted(texts_of(output, 'test')) == sorted(write_texts(9, seed=1))
+    assert sorted(texts_of(output, 'test')) == sorted(TEXTS[:9])
   else:
     assert len(all_texts_of(output)) == 120
   if format == 'wet':

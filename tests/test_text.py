@@ -1,8 +1,10 @@
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import streams
+from preparations import open_text
 from streams import MEMBER, assert_rows_are_slices, assert_same, differ
 
 from data.preparing.resumable import partial_of
@@ -50,17 +52,7 @@ def make_documents(lengths, first):
   ]
 
 
-def make(folder, **changes):
-  arguments = {
-    'sequence_length': T,
-    'max_document_tokens': None,
-    'max_train_tokens': None,
-    'max_test_tokens': None,
-    'cache_dir': None,
-  }
-  return text.make_text(str(folder), **(arguments | changes))
-
-
+make = functools.partial(open_text, sequence_length=T)
 TRAIN = make_documents(LENGTHS, first=1_000)
 TEST = make_documents([4, 1, 12, 3, 3], first=30_000)
 NUM_TRAIN, NUM_TEST = sum(LENGTHS), 23
