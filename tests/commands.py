@@ -55,7 +55,7 @@ NO_PROGRAM = {
     'immediate',
   ),
   'two_phase': ('members', 'num_steps', 'train_split'),
-  'data': ('max_test_tokens',),
+  'data': ('max_test_tokens', 'path'),
 }
 _alike = {}
 

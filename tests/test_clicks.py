@@ -42,7 +42,8 @@ def test_a_log_of_ones_own(tmp_path, capsys):
   # The flag that it has printed.
   flag = capsys.readouterr().out.split()[-1]
   assert flag == f'--config.data.path={folder}'
-  outcome = run_command(tmp_path / 'run', flag, config='criteo_dnn:smoke')
+  config = 'criteo_codistill:smoke'
+  outcome = run_command(tmp_path / 'run', flag, config=config)
   assert outcome.status == 0
   data = read_run(tmp_path / 'run/run.json')['data']
   assert data['fingerprint'] == outcome.experiment.dataset.fingerprint

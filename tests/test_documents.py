@@ -8,7 +8,7 @@ import random
 import pytest
 from preparations import write_tfds
 
-from data.preparing.compressed import InputError
+from data.preparing.compressed import InputError, file_input
 from data.text import inputs, records
 from data.text.documents import read_documents
 from data.text.inputs import Reading
@@ -203,7 +203,7 @@ WHOLE = 'bad: not a whole WARC record'
     ('jsonl', b'"text"\n', 'bad: not a JSON object'),
     ('jsonl', b'{"body": "a"}\n', "bad: nothing under 'text'"),
     ('jsonl', b'{"text": 3}\n', 'bad: the text is not a string'),
-    ('jsonl', b'{"text": null}\n\n', 'bad: the text is not a string'),
+    ('jsonl', b'{"text": null}\n \n', 'bad: the text is not a string'),
     ('jsonl', b'{"text": "\xff"}\n', 'bad: not UTF-8'),
     ('jsonl', b'{"text": "\\ud83d"}\n', 'bad: half of a surrogate pair'),
     ('jsonl', jsonl(['']), 'filtered: empty'),
@@ -303,6 +303,11 @@ def test_names_and_order_of_files_do_not_matter(tmp_path):
   (tmp_path / 'a').rename(tmp_path / 'z')
   # The same file twice is one input.
   assert keys('zcbz') == first
+  # What was begun long ago knows its files by their first and last bytes.
+  (tmp_path / 'c').write_bytes(bytes(range(200)) * 1_000)
+  assert (
+    file_input(str(tmp_path / 'c')).key == 'eb1321ff8ab3b453bd0e17e768516604'
+  )
   # A file of text is a document, compressed or not.
   (tmp_path / 'b').write_bytes(gzip.compress(b'two\n\n2\n'))
   found, _ = read(reading, tmp_path / 'z', tmp_path / 'b')

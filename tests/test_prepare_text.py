@@ -174,6 +174,8 @@ def test_every_format_comes_through_the_same_door(format, arguments, tmp_path):
   assert prepare(output, source, *arguments, format=format) is None
   if format == 'tfds':
     # All of what is named to evaluate on, and nothing else.
+    manifest = json.loads((output / 'manifest.json').read_text())
+    assert manifest['settings']['held_out_fraction'] == 0
     assert sorted(texts_of(output, 'train')) == sorted(TEXTS)
     assert sorted(texts_of(output, 'test')) == sorted(TEXTS[:9])
   else:
@@ -204,7 +206,10 @@ def test_the_tokenizer_learns_from_so_many_documents(
   monkeypatch.setattr(preparation, 'train_tokenizer', train)
   for count in (5, 500):
     prepare(tmp_path / f'{count}', books, f'--train-from={count}')
-  few, all_of_them = sampled
+  (tmp_path / 'other').write_bytes(jsonl(['Not to be learnt from.'] * 9))
+  prepare(tmp_path / 'apart', books, '--held-out', tmp_path / 'other')
+  few, all_of_them, apart = sampled
+  assert sorted(apart) == sorted(TEXTS)
   assert len(few) == 5
   # None of those that are held out.
   assert set(all_of_them) == set(texts_of(tmp_path / '500', 'train'))
