@@ -220,7 +220,7 @@ def assert_both_panels_show_what_there_is(figure, rows):
   figure.draw_left(panels[0], rows)
   figure.draw_ours(panels[1], rows)
   for axes in panels:
-    assert axes.get_lines()
+    assert axes.has_data()
     assert axes.get_xlabel() or axes.get_xticklabels()
   plt.close()
   return panels

@@ -21,7 +21,13 @@ from scripts import evaluate
 def cheap():
   """Programs are those of earlier experiments that are alike."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(stored, 'build', build_cheaply)
+    patch.setattr(
+      stored,
+      'build',
+      lambda config, member, dataset: build_cheaply(
+        config, member, dataset=dataset
+      ),
+    )
     yield
 
 

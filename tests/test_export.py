@@ -31,7 +31,13 @@ FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
 def cheap():
   """Programs are those of earlier experiments that are alike."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(stored, 'build', build_cheaply)
+    patch.setattr(
+      stored,
+      'build',
+      lambda config, member, dataset: build_cheaply(
+        config, member, dataset=dataset
+      ),
+    )
     yield
 
 
