@@ -118,7 +118,7 @@ def test_two_members_need_more_memory_than_one(run):
 
 def test_training_waits_for_a_part_of_a_step(run):
   jpegs = Network('imagenet_codistill:smoke', {'data.name': 'imagenet2012'})
-  networks = {'DNN': TINY['DNN'], 'ResNet': jpegs}
+  networks = {'clicks': TINY['DNN'], 'images': jpegs}
   found = run('waiting', waiting.Shapes(networks, 2, 1, (2, 20, 30)))
   for name in networks:
     assert len(found[f'{name}: a step (ms)']) == 2
