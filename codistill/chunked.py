@@ -119,10 +119,16 @@ def mean_in_chunks(
   Returns:
     (the weighted sum, the means by name).
   """
+  num_tokens = labels.size
 
   def over_chunks(function, student, teachers, labels):
+    def of_chunk(whole, rows, counted):
+      (head, heads), (own, features, labels) = whole, rows
+      others = [Prediction(*one) for one in zip(features, heads, strict=True)]
+      return function(Prediction(own, head), others, labels, counted)
+
     return sum_in_chunks(
-      function,
+      of_chunk,
       (student.head, [one.head for one in teachers]),
       (student.features, [one.features for one in teachers], labels),
       num_axes=labels.ndim,
@@ -130,37 +136,24 @@ def mean_in_chunks(
       mesh=mesh,
     )
 
-  def part(student, heads, features, labels, counted):
+  def part(student, teachers, labels, counted):
     """A chunk's part in the means, which is all that `weigh` has to see."""
-    teachers = [Prediction(*one) for one in zip(features, heads, strict=True)]
     means = {
       name: jnp.where(counted > 0, values, 0).sum() / num_tokens
       for name, values in measure(student, teachers, labels).items()
     }
     return weigh(means), means
 
-  num_tokens = labels.size
-
   @jax.custom_vjp
   def mean(student, teachers, labels):
-    def add(whole, rows, counted):
-      (head, heads), (own, features, labels) = whole, rows
-      return part(Prediction(own, head), heads, features, labels, counted), ()
-
-    return over_chunks(add, student, teachers, labels)[0]
+    return over_chunks(
+      lambda *chunk: (part(*chunk), ()), student, teachers, labels
+    )[0]
 
   def forward(student, teachers, labels):
-    def add(whole, rows, counted):
-      (head, heads), (own, features, labels) = whole, rows
-      found, gradient = jax.value_and_grad(part, has_aux=True)(
-        Prediction(own, head), heads, features, labels, counted
-      )
-      # Many chunks' parts add up: not in less than float32.
-      d_head = jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)),
-        gradient.head,
-      )
-      return (found, d_head), gradient.features
+    def add(*chunk):
+      found, gradient = jax.value_and_grad(part, has_aux=True)(*chunk)
+      return (found, _exact(gradient.head)), gradient.features
 
     (found, d_head), d_features = over_chunks(add, student, teachers, labels)
     d_head = jax.tree.map(
@@ -175,3 +168,10 @@ def mean_in_chunks(
 
   mean.defvjp(forward, backward)
   return mean(student, list(teachers), labels)
+
+
+def _exact(tree: PyTree) -> PyTree:
+  """In float32 or better: the parts of many chunks are to be added up."""
+  return jax.tree.map(
+    lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
+  )

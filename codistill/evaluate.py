@@ -85,154 +85,144 @@ def make_evaluate(
     `predictions.Writer.write`: with the labels, and what each member predicts,
     and then, of several, their ensemble.
   """
+  whole, part = sharding.replicated(mesh), sharding.split(mesh)
+  add_up = functools.partial(_add_up, chunk_tokens=loss_chunk_tokens, mesh=mesh)
 
   @functools.partial(
-    jax.jit,
-    static_argnames='keep',
-    out_shardings=(sharding.replicated(mesh), sharding.split(mesh)),
+    jax.jit, static_argnames='keep', out_shardings=(whole, part)
   )
   def batch_sums(variables, memories, batch, keep):
     labels, mask = batch['labels'], batch['mask']
     predictions, memories = model.predict_each(
       variables, batch['inputs'], memories
     )
-    sums, kept = total(
-      functools.partial(compare, keep=keep), predictions, labels, mask
+    sums, kept = add_up(
+      functools.partial(_compare, keep=keep), predictions, labels, mask
     )
     return (sums, (labels, mask, kept) if keep else None), memories
 
-  @functools.partial(
-    jax.jit, out_shardings=(sharding.replicated(mesh), sharding.split(mesh))
-  )
-  def settled_sums(variables, memories, batch, position):
-    predictions, memories = model.predict_each(
-      variables, batch['inputs'], memories
-    )
-    times = position + jnp.arange(batch['labels'].shape[1])
-    asked = (times >= _SETTLED) & (times < _ASKED)
-    mask = jnp.where(asked, batch['mask'], 0)
-    return total(add_losses, predictions, batch['labels'], mask)[0], memories
-
-  def total(function, predictions, labels, mask):
-    if not loss_chunk_tokens:
-      return function(predictions, labels, mask)
-
-    def of_chunk(heads, rows, _):
-      features, labels, mask = rows
-      predictions = [
-        Prediction(*one) for one in zip(features, heads, strict=True)
-      ]
-      # What fills up a chunk is zero, its mask, too.
-      return function(predictions, labels, mask)
-
-    return chunked.sum_in_chunks(
-      of_chunk,
-      [one.head for one in predictions],
-      ([one.features for one in predictions], labels, mask),
-      num_axes=labels.ndim,
-      chunk_tokens=loss_chunk_tokens,
-      mesh=mesh,
-    )
-
-  def compare(predictions, labels, mask, keep):
-    log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
-
-    def score(log_probs):
-      hits = log_probs.argmax(-1) == labels
-      loss = task_cross_entropy(labels, log_probs)
-      return jnp.sum(hits * mask), jnp.sum(loss * mask)
-
-    mean = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - jnp.log(
-      len(log_probs)
-    )
-    classes = jnp.stack([one.argmax(-1) for one in log_probs])
-    first, second = np.triu_indices(len(log_probs), k=1)
-    disagree = jnp.sum((classes[first] != classes[second]) * mask)
-    probs = [jnp.exp(one) for one in log_probs]
-    # Pair by pair: a stack of all pairs would not fit large vocabularies.
-    distances = [
-      jnp.abs(probs[i] - probs[j]).sum(-1) / 2
-      for i, j in zip(first, second, strict=True)
-    ]
-    apart = sum(jnp.sum(one * mask) for one in distances)
-    sums = (
-      *map(score, log_probs),
-      score(mean),
-      disagree,
-      apart,
-      jnp.sum(mask),
-    )
-    several = len(probs) > 1
-    kept = [*probs, jnp.exp(mean)] if several else probs
-    return sums, [_compact(one) for one in kept] if keep else ()
-
-  def add_losses(predictions, labels, mask):
-    losses = [task_cross_entropy(labels, one.logits) for one in predictions]
-    return ([jnp.sum(one * mask) for one in losses], jnp.sum(mask)), ()
-
-  zero_memory = jax.jit(
-    model.memory, static_argnums=0, out_shardings=sharding.split(mesh)
-  )
-
-  @functools.partial(
-    jax.jit, static_argnums=1, out_shardings=sharding.split(mesh)
-  )
-  def take_lanes(memories, batch_size):
-    def take(leaf):
-      return leaf[jnp.arange(batch_size) % len(leaf)]
-
-    return jax.tree.map(take, memories)
+  zero_memory = jax.jit(model.memory, static_argnums=0, out_shardings=part)
+  make_gap = _make_gap(model, mesh, add_up)
 
   def evaluate(variables, batches, memories=None, write=None):
     variables = tuple(variables)
-    carried = tuple(memories or ())
-    if not jax.tree.leaves(carried):
-      carried = None  # Nothing to start from.
-    running, starts, position = None, [], 0
+    running = gap = late = None
     # In float64 and in order, so that the sum does not depend on timing.
-    late, totals, settled = None, np.float64(0), []
+    totals = np.float64(0)
     for batch in batches:
       batch = sharding.split_batch(batch, mesh)
-      batch_size = len(batch['labels'])
       if running is None:
-        running = (zero_memory(batch_size),) * len(variables)
-        if carried is not None:
-          starts = [running, take_lanes(carried, batch_size)]
+        running = (zero_memory(len(batch['labels'])),) * len(variables)
+        gap = make_gap(variables, running, tuple(memories or ()))
       found, running = batch_sums(
         variables, running, batch, keep=write is not None
       )
-      if starts and position < _ASKED:
-        losses, starts = zip(
-          *(settled_sums(variables, one, batch, position) for one in starts),
-          strict=True,
-        )
-        settled.append(losses)
-        position += batch['labels'].shape[1]
+      gap.add(batch)
       if late is not None:
         # While the device works on this one, and before there is another.
         totals = totals + _fetch(late, write)
       late = found
     if late is None:
       raise ValueError('evaluation on no examples: the split is empty')
-    *scores, disagree, apart, count = totals + _fetch(late, write)
-    hits, losses = np.asarray(scores[0::2]), np.asarray(scores[1::2])
-    result = [
-      Score(float(h / count), float(l / count))
-      for h, l in zip(hits, losses, strict=True)
-    ]
-    num = len(variables)
-    several = num > 1
-    pairs = num * (num - 1) / 2
-    return Evaluation(
-      members=tuple(result[:num]),
-      ensemble=result[num] if several else None,
-      disagreement=float(disagree / (count * pairs)) if several else None,
-      total_variation=float(apart / (count * pairs)) if several else None,
-      num_examples=round(float(count)),
-      memory_gap=_memory_gap(settled),
-    )
+    totals = totals + _fetch(late, write)
+    return _evaluation(totals, len(variables), gap.per_token())
 
   return evaluate
+
+
+Sum = Callable[..., tuple[PyTree, PyTree]]
+
+
+def _add_up(
+  function: Sum,
+  predictions: Sequence[Prediction],
+  labels: jax.Array,
+  mask: jax.Array,
+  *,
+  chunk_tokens: int | None,
+  mesh: Mesh,
+) -> tuple[PyTree, PyTree]:
+  """(predictions, labels, mask) → (sums, rows) of a batch, maybe in chunks."""
+  if not chunk_tokens:
+    return function(predictions, labels, mask)
+
+  def of_chunk(heads, rows, _):
+    features, labels, mask = rows
+    predictions = [
+      Prediction(*one) for one in zip(features, heads, strict=True)
+    ]
+    # What fills up a chunk is zero, its mask, too.
+    return function(predictions, labels, mask)
+
+  return chunked.sum_in_chunks(
+    of_chunk,
+    [one.head for one in predictions],
+    ([one.features for one in predictions], labels, mask),
+    num_axes=labels.ndim,
+    chunk_tokens=chunk_tokens,
+    mesh=mesh,
+  )
+
+
+def _compare(
+  predictions: Sequence[Prediction],
+  labels: jax.Array,
+  mask: jax.Array,
+  *,
+  keep: bool,
+) -> tuple[PyTree, PyTree]:
+  """Sums over the examples, in the order in which `_evaluation` takes them.
+
+  Returns:
+    Hits and φ of each member and of the ensemble, on how many examples each
+    pair disagrees, the pairs' distances, how many examples there are; and, to
+    be kept, what each predicts.
+  """
+  log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
+
+  def score(log_probs):
+    hits = log_probs.argmax(-1) == labels
+    loss = task_cross_entropy(labels, log_probs)
+    return jnp.sum(hits * mask), jnp.sum(loss * mask)
+
+  mean = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - jnp.log(
+    len(log_probs)
+  )
+  classes = jnp.stack([one.argmax(-1) for one in log_probs])
+  first, second = np.triu_indices(len(log_probs), k=1)
+  disagree = jnp.sum((classes[first] != classes[second]) * mask)
+  probs = [jnp.exp(one) for one in log_probs]
+  # Pair by pair: a stack of all pairs would not fit large vocabularies.
+  distances = [
+    jnp.abs(probs[i] - probs[j]).sum(-1) / 2
+    for i, j in zip(first, second, strict=True)
+  ]
+  apart = sum(jnp.sum(one * mask) for one in distances)
+  sums = (*map(score, log_probs), score(mean), disagree, apart, jnp.sum(mask))
+  several = len(probs) > 1
+  kept = [*probs, jnp.exp(mean)] if several else probs
+  return sums, [_compact(one) for one in kept] if keep else ()
+
+
+def _evaluation(
+  totals: np.ndarray, num_members: int, memory_gap: tuple[float, ...] | None
+) -> Evaluation:
+  """The means, of the sums of `_compare`."""
+  *scores, disagree, apart, count = totals
+  result = [
+    Score(float(hits / count), float(loss / count))
+    for hits, loss in zip(scores[0::2], scores[1::2], strict=True)
+  ]
+  several = num_members > 1
+  pairs = num_members * (num_members - 1) / 2
+  return Evaluation(
+    members=tuple(result[:num_members]),
+    ensemble=result[num_members] if several else None,
+    disagreement=float(disagree / (count * pairs)) if several else None,
+    total_variation=float(apart / (count * pairs)) if several else None,
+    num_examples=round(float(count)),
+    memory_gap=memory_gap,
+  )
 
 
 def _compact(probs: jax.Array) -> jax.Array:
@@ -251,17 +241,89 @@ def _fetch(found: PyTree, write: Callable[..., None] | None) -> np.ndarray:
   return np.asarray(jax.tree.leaves(sums), np.float64)
 
 
-def _memory_gap(settled: Sequence[PyTree]) -> tuple[float, ...] | None:
-  """What sums over batches, begun at zero and as training ended, come to."""
-  if not settled:
-    return None
-  sums = jax.tree.map(
-    lambda *parts: np.sum(np.asarray(parts, np.float64)),
-    *jax.device_get(settled),
-  )
-  (zero, count), (warm, _) = sums
-  if not count:
-    return None
-  return tuple(
-    float((cold - warm) / count) for cold, warm in zip(zero, warm, strict=True)
-  )
+class _Gap:
+  """Adds up φ of settled tokens, from memories of zero and of training."""
+
+  def __init__(
+    self,
+    sums: Callable[..., PyTree],
+    variables: Sequence[PyTree],
+    starts: Sequence[PyTree],
+  ):
+    """Holds what it needs of an evaluation.
+
+    Args:
+      sums: (variables, memories, batch, position) → (sums, memories).
+      variables: of the members.
+      starts: the members' memories, once zero and once as training left them;
+        () if there are none.
+    """
+    self._sums, self._variables, self._carries = sums, variables, starts
+    self._position, self._found = 0, []
+
+  def add(self, batch: PyTree) -> None:
+    """Goes on with the next batch, unless what is asked for is over."""
+    if not self._carries or self._position >= _ASKED:
+      return
+    found, self._carries = zip(
+      *(
+        self._sums(self._variables, one, batch, self._position)
+        for one in self._carries
+      ),
+      strict=True,
+    )
+    self._found.append(found)
+    self._position += batch['labels'].shape[1]
+
+  def per_token(self) -> tuple[float, ...] | None:
+    """The gap of each member in nats; None if nothing was asked."""
+    if not self._found:
+      return None
+    (zero, count), (warm, _) = jax.tree.map(
+      lambda *parts: np.sum(np.asarray(parts, np.float64)),
+      *jax.device_get(self._found),
+    )
+    if not count:
+      return None
+    return tuple(
+      float((cold - warm) / count)
+      for cold, warm in zip(zero, warm, strict=True)
+    )
+
+
+def _make_gap(model: Model, mesh: Mesh, add_up: Sum) -> Callable[..., _Gap]:
+  """(variables, memories of zero, memories of training or ()) → a `_Gap`."""
+  whole, part = sharding.replicated(mesh), sharding.split(mesh)
+
+  @functools.partial(jax.jit, out_shardings=(whole, part))
+  def settled_sums(variables, memories, batch, position):
+    predictions, memories = model.predict_each(
+      variables, batch['inputs'], memories
+    )
+    times = position + jnp.arange(batch['labels'].shape[1])
+    asked = (times >= _SETTLED) & (times < _ASKED)
+    mask = jnp.where(asked, batch['mask'], 0)
+    return add_up(_add_losses, predictions, batch['labels'], mask)[0], memories
+
+  @functools.partial(jax.jit, static_argnums=1, out_shardings=part)
+  def take_lanes(memories, batch_size):
+    def take(leaf):
+      return leaf[jnp.arange(batch_size) % len(leaf)]
+
+    return jax.tree.map(take, memories)
+
+  def make(variables, zero, carried):
+    starts = ()
+    if jax.tree.leaves(carried):
+      batch_size = len(jax.tree.leaves(zero)[0])
+      starts = (zero, take_lanes(carried, batch_size))
+    return _Gap(settled_sums, variables, starts)
+
+  return make
+
+
+def _add_losses(
+  predictions: Sequence[Prediction], labels: jax.Array, mask: jax.Array
+) -> tuple[PyTree, PyTree]:
+  losses = [task_cross_entropy(labels, one.logits) for one in predictions]
+  return ([jnp.sum(one * mask) for one in losses], jnp.sum(mask)), ()
