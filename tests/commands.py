@@ -162,6 +162,13 @@ def stop_after(step, number=signal.SIGTERM):
   )
 
 
+def stop_command(step, workdir, *arguments, number=signal.SIGTERM, **options):
+  """The command, with a signal in the middle of the round of `step`."""
+  with stop_after(step, number):
+    outcome = run_command(workdir, *arguments, **options)
+  assert outcome.status == 128 + number
+
+
 def untimed(rows):
   """What is the same whenever a run is repeated."""
   timed = ('seconds', 'examples_per_second', 'stall_seconds')
@@ -178,11 +185,9 @@ def rows_of(workdir, name='rows.jsonl'):
 
 
 def strict_rows(workdir):
-  def refuse(constant):
-    raise AssertionError(f'{constant} is not JSON')
-
+  """As other languages read them: no NaN, no Infinity."""
   lines = (workdir / 'rows.jsonl').read_text(encoding='utf-8').splitlines()
-  return [json.loads(line, parse_constant=refuse) for line in lines]
+  return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
 
 def leaves_of(outcome):
@@ -243,7 +248,5 @@ def make_reference(folder, members):
   arguments = (*STALE, f'--config.codistill.members={members}')
   whole = run_command(folder / 'whole', *arguments)
   assert whole.status == 0
-  with stop_after(5):
-    status = run_command(folder / 'half', *arguments).status
-  assert status == 128 + signal.SIGTERM
+  stop_command(5, folder / 'half', *arguments)
   return Reference(arguments, folder / 'whole', whole, folder / 'half')

@@ -76,10 +76,19 @@ def to_numpy(variables):
   }
 
 
+def in_memory(members, interval, delay, immediate=False):
+  return InMemoryExchange(
+    topology.make_topology('all', members),
+    reload_interval_steps=interval,
+    delay_steps=delay,
+    immediate=immediate,
+    rules=ANY_PEER,
+  )
+
+
 @pytest.mark.parametrize('burn_in', [0, 4])
 def test_equals_the_numpy_transcription(burn_in):
-  num_steps = 12
-  rng = np.random.default_rng(0)
+  num_steps, rng = 12, np.random.default_rng(0)
   streams = [
     [
       (rng.normal(size=(BATCH, FEATURES)), rng.integers(CLASSES, size=BATCH))
@@ -88,7 +97,6 @@ def test_equals_the_numpy_transcription(burn_in):
     for _ in range(MEMBERS)
   ]
   with jax.enable_x64(True):
-    mesh = sharding.make_mesh(1)
     model = make_dnn(
       input_shape=(FEATURES,),
       num_classes=CLASSES,
@@ -100,35 +108,27 @@ def test_equals_the_numpy_transcription(burn_in):
     updates = make_updates(
       model,
       optimizer,
-      mesh,
+      sharding.make_mesh(1),
       losses.ALGORITHM_1,
       num_async_workers=1,
       num_microbatches=1,
     )
-    members = [
-      Member(
-        i,
-        init_state(
-          model,
-          optimizer,
-          batch_size=BATCH,
-          init_key=jax.random.key(i),
-          noise_key=jax.random.key(0),
-          num_async_workers=1,
-        ),
-        iter([{'inputs': jnp.asarray(x), 'labels': jnp.asarray(y)}
-              for x, y in streams[i]]),
+    members = []
+    for i, stream in enumerate(streams):
+      state = init_state(
+        model,
+        optimizer,
+        batch_size=BATCH,
+        init_key=jax.random.key(i),
+        noise_key=jax.random.key(0),
+        num_async_workers=1,
       )
-      for i in range(MEMBERS)
-    ]  # fmt: skip
+      batches = (
+        {'inputs': jnp.asarray(x), 'labels': jnp.asarray(y)} for x, y in stream
+      )
+      members.append(Member(i, state, batches))
     start = [to_numpy(member.state.variables) for member in members]
-    exchange = InMemoryExchange(
-      topology.make_topology('all', MEMBERS),
-      reload_interval_steps=1,
-      delay_steps=0,
-      immediate=True,
-      rules=ANY_PEER,
-    )
+    exchange = in_memory(MEMBERS, 1, 0, immediate=True)
     reports = list(codistill(members, updates, exchange, burn_in, num_steps))
     ours = [to_numpy(member.state.variables) for member in members]
   theirs = algorithm_1(start, streams, burn_in, num_steps)
@@ -193,45 +193,21 @@ def tape_of(exchange, *, members, burn_in, num_steps, start_step=0):
   return tape.events, reports
 
 
-def in_memory(members, interval, delay, immediate=False):
-  return InMemoryExchange(
-    topology.make_topology('all', members),
-    reload_interval_steps=interval,
-    delay_steps=delay,
-    immediate=immediate,
-    rules=ANY_PEER,
-  )
-
-
 def test_burn_in_asks_for_no_peer_and_the_two_loops_follow_each_other():
   events, reports = tape_of(
     in_memory(2, 1, 0), members=2, burn_in=2, num_steps=3
   )
-  assert events == [
-    ('offer', 0, 0),
-    ('offer', 1, 0),
-    ('burn_in', 0, 1, 0),
-    ('offer', 0, 1),
-    ('burn_in', 1, 1, 0),
-    ('offer', 1, 1),
-    ('burn_in', 0, 2, 1),
-    ('offer', 0, 2),
-    ('burn_in', 1, 2, 1),
-    ('offer', 1, 2),
-    ('freshest', 0, 3),
-    ('codistill', 0, 3, 2),
-    ('offer', 0, 3),
-    ('freshest', 1, 3),
-    ('codistill', 1, 3, 2),
-    ('offer', 1, 3),
-  ]
+  steps = [('burn_in', 1), ('burn_in', 2), ('codistill', 3)]
+  expected = [('offer', 0, 0), ('offer', 1, 0)]
+  for kind, step in steps:
+    for member in (0, 1):
+      if kind == 'codistill':
+        expected.append(('freshest', member, step))
+      # Batch 0 is that of step 1.
+      expected += [(kind, member, step, step - 1), ('offer', member, step)]
+  assert events == expected
   assert [(r.member.index, r.step, r.ends_round) for r in reports] == [
-    (0, 1, False),
-    (1, 1, True),
-    (0, 2, False),
-    (1, 2, True),
-    (0, 3, False),
-    (1, 3, True),
+    (member, step, member == 1) for step in (1, 2, 3) for member in (0, 1)
   ]
 
 
@@ -278,16 +254,8 @@ def test_an_inactive_member_is_left_out_and_the_others_go_on():
     if seen[-1][:2] == (2, 2):
       report.member.active = False
   assert seen == [
-    (0, 1, False),
-    (1, 1, False),
-    (2, 1, True),
-    (0, 2, False),
-    (1, 2, False),
-    (2, 2, True),
-    (0, 3, False),
-    (1, 3, True),
-    (0, 4, False),
-    (1, 4, True),
+    *((member, step, member == 2) for step in (1, 2) for member in (0, 1, 2)),
+    *((member, step, member == 1) for step in (3, 4) for member in (0, 1)),
   ]
 
 

@@ -6,8 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from networks import make_small_resnet, sgd
+from networks import make_small_dnn, sgd
 
 from codistill import sharding
 from codistill.algorithm import Publications
@@ -20,7 +19,7 @@ NOTES = {'whatever': {'an': [1, 0.1, None]}}
 
 @functools.cache
 def model():
-  network = make_small_resnet()
+  network = make_small_dnn()
   # With a carry, as a network with a memory has it.
   return dataclasses.replace(
     network, memory=lambda size: {'h': jnp.zeros((size, 3))}
@@ -44,22 +43,21 @@ def state_of(member, peers=()):
   )
 
 
-def save_and_restore(
-  path, states, publications, extra, num_devices=1, precision='float32'
-):
+def save(path, states, publications=(), extra=(), step=12):
   mesh = sharding.make_mesh(1)
   states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
   checkpoints = Checkpoints(path)
-  checkpoints.save(12, states, Publications(publications, NOTES), extra)
+  checkpoints.save(
+    step, states, Publications(dict(publications), NOTES), dict(extra)
+  )
   checkpoints.close()
-  return restore(path, num_devices, precision)
 
 
-def restore(path, num_devices=1, precision='float32'):
+def restore(path, num_devices=1):
   checkpoints = Checkpoints(path)
   abstract = jax.eval_shape(functools.partial(state_of, 0))
   result = checkpoints.restore(
-    abstract, sharding.make_mesh(num_devices), precision
+    abstract, sharding.make_mesh(num_devices), 'float32'
   )
   checkpoints.close()
   return result
@@ -70,8 +68,7 @@ def assert_same(one, other):
   jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-@pytest.mark.parametrize('num_devices', [1, 8])
-def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path, num_devices):
+def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path):
   states = {0: state_of(0, peers=(1, 2)), 1: state_of(1), 2: state_of(2, (0,))}
   publications = {
     0: {9: state_of(5).variables, 12: state_of(6).variables},
@@ -79,9 +76,19 @@ def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path, num_devices):
     2: {6: state_of(7).variables},
   }
   extra = {'seconds': 1.5, 'active': [0, 2]}
-  found = save_and_restore(
-    tmp_path / 'c', states, publications, extra, num_devices
-  )
+  save(tmp_path / 'c', states, publications, extra)
+  for num_devices in (1, 8):
+    found = restore(tmp_path / 'c', num_devices)
+    assert_restored(found, states, publications, extra)
+    for leaf in jax.tree.leaves((found.states, found.publications.variables)):
+      assert len(leaf.sharding.device_set) == num_devices
+    carry = found.states[0].peer_memories[1]['h']
+    shard = carry.addressable_shards[0].data.shape
+    assert shard == (BATCH // num_devices, 3)
+
+
+def assert_restored(found, states, publications, extra):
+  assert found.step == 12
   assert found.step == 12
   assert found.extra == extra
   assert found.states.keys() == states.keys()
@@ -89,37 +96,24 @@ def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path, num_devices):
     assert_same(found.states[member], state)
   assert_same(found.publications.variables, publications)
   assert found.publications.notes == NOTES
-  for leaf in jax.tree.leaves((found.states, found.publications.variables)):
-    assert len(leaf.sharding.device_set) == num_devices
-  carry = found.states[0].peer_memories[1]['h']
-  shard = carry.addressable_shards[0].data.shape
-  assert shard == (BATCH // num_devices, 3)
 
 
-def test_without_publications(tmp_path):
-  found = save_and_restore(tmp_path / 'c', {3: state_of(3)}, {}, {})
-  assert_same(found.states, {3: state_of(3)})
-  assert found.publications == Publications({}, NOTES)
-
-
-def test_an_empty_folder_has_none(tmp_path):
+def test_without_publications_and_before_there_is_one(tmp_path):
   assert restore(tmp_path / 'c') is None
+  save(tmp_path / 'c', {3: state_of(3)})
+  assert_restored(restore(tmp_path / 'c'), {3: state_of(3)}, {}, {})
 
 
-def test_the_newest_wins_and_the_one_before_it_is_kept(tmp_path):
-  checkpoints = Checkpoints(tmp_path / 'c')
+def test_the_newest_that_is_whole_wins_and_the_one_before_it_is_kept(tmp_path):
+  state = state_of(0)
   for step in (4, 8, 12):
-    state = dataclasses.replace(state_of(0), step=jnp.int32(step))
-    checkpoints.save(step, {0: state}, Publications({}, NOTES), {})
-  checkpoints.close()
-  assert restore(tmp_path / 'c').states[0].step == 12
-  steps = {int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit()}
-  assert steps == {8, 12}
-
-
-def test_what_a_killed_process_left_half_done_is_not_seen(tmp_path):
-  save_and_restore(tmp_path / 'c', {0: state_of(0)}, {}, {})
-  # A step folder is renamed into place when it is whole.
+    state = dataclasses.replace(state, step=jnp.int32(step))
+    save(tmp_path / 'c', {0: state}, step=step)
+  # What a killed process left half done: a step folder is renamed into place
+  # when it is whole.
   half = tmp_path / 'c' / '13.orbax-checkpoint-tmp'
   (half / 'states').mkdir(parents=True)
-  assert restore(tmp_path / 'c').step == 12
+  found = restore(tmp_path / 'c')
+  assert found.step == found.states[0].step == 12
+  steps = {int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit()}
+  assert steps == {8, 12}

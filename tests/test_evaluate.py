@@ -1,5 +1,7 @@
 """Exact evaluation: each example once, against NumPy on the whole set."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,86 +12,43 @@ from codistill.evaluate import make_evaluate
 from codistill.models import Head, Model, Prediction, make_dnn
 
 EXAMPLES, CLASSES = 43, 5
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(EXAMPLES, 6)).astype(np.float32)
+LABELS = RNG.integers(CLASSES, size=EXAMPLES).astype(np.int32)
+MODEL = make_dnn(
+  input_shape=(6,),
+  num_classes=CLASSES,
+  hidden=(8,),
+  dtype='float32',
+  param_dtype='float32',
+)
 
 
-@pytest.fixture(scope='module')
-def model():
-  return make_dnn(
-    input_shape=(6,),
-    num_classes=CLASSES,
-    hidden=(8,),
-    dtype='float32',
-    param_dtype='float32',
-  )
+@functools.cache
+def evaluator(num_devices=1, chunk=None, model=MODEL):
+  """What is compiled for one test serves the others."""
+  mesh = sharding.make_mesh(num_devices)
+  return make_evaluate(model, mesh, loss_chunk_tokens=chunk)
 
 
-@pytest.fixture(scope='module')
-def examples():
-  rng = np.random.default_rng(0)
-  inputs = rng.normal(size=(EXAMPLES, 6)).astype(np.float32)
-  return inputs, rng.integers(CLASSES, size=EXAMPLES).astype(np.int32)
+@functools.cache
+def member(seed):
+  return MODEL.init(jax.random.key(seed))
 
 
-def batches(examples, batch_size):
-  for start in range(0, EXAMPLES, batch_size):
-    inputs, labels = (part[start : start + batch_size] for part in examples)
-    missing = batch_size - len(labels)
+def batches(batch_size=16, examples=EXAMPLES):
+  for start in range(0, examples, batch_size):
+    rows = slice(start, min(start + batch_size, examples))
+    there = rows.stop - start
+    missing = batch_size - there
     yield {
       # What is padded with must not matter: members differ on this.
-      'inputs': np.pad(inputs, ((0, missing), (0, 0)), constant_values=-7),
-      'labels': np.pad(labels, (0, missing)),
-      'mask': np.pad(np.ones(len(labels), np.float32), (0, missing)),
+      'inputs': np.pad(
+        INPUTS[rows], ((0, missing), (0, 0)), constant_values=-7
+      ),
+      'labels': np.pad(LABELS[rows], (0, missing)),
+      'mask': np.pad(np.ones(there, np.float32), (0, missing)),
     }
-
-
-def by_hand(model, members, examples):
-  inputs, labels = examples
-  probs = [
-    np.asarray(
-      jax.nn.softmax(model.predict(one, jnp.asarray(inputs), ())[0].logits),
-      np.float64,
-    )
-    for one in members
-  ]
-  scores = [
-    (
-      np.mean(p.argmax(-1) == labels),
-      -np.log(p[np.arange(EXAMPLES), labels]).mean(),
-    )
-    for p in [*probs, np.mean(probs, axis=0)]
-  ]
-  pairs = [(probs[i], probs[j]) for i in range(len(probs)) for j in range(i)]
-  differ = [np.mean(p.argmax(-1) != q.argmax(-1)) for p, q in pairs]
-  distances = [np.abs(p - q).sum(-1).mean() / 2 for p, q in pairs]
-  return scores, differ, distances
-
-
-@pytest.mark.parametrize('num_devices', [1, 8])
-@pytest.mark.parametrize('batch_size', [8, 16, 48])
-@pytest.mark.parametrize('num_members', [1, 3])
-def test_counts_every_example_once(
-  model, examples, num_devices, batch_size, num_members
-):
-  members = [model.init(jax.random.key(i)) for i in range(num_members)]
-  evaluate = make_evaluate(
-    model, sharding.make_mesh(num_devices), loss_chunk_tokens=None
-  )
-  result = evaluate(members, batches(examples, batch_size))
-  scores, differ, distances = by_hand(model, members, examples)
-  assert result.num_examples == EXAMPLES
-  np.testing.assert_allclose(result.members, scores[:num_members], rtol=1e-5)
-  if num_members == 1:
-    assert result.ensemble is None
-    assert result.disagreement is None
-    assert result.total_variation is None
-  else:
-    np.testing.assert_allclose(result.ensemble, scores[-1], rtol=1e-5)
-    np.testing.assert_allclose(result.disagreement, np.mean(differ), rtol=1e-6)
-    assert 0 < result.disagreement < 1
-    np.testing.assert_allclose(
-      result.total_variation, np.mean(distances), rtol=1e-5
-    )
-    assert 0 < result.total_variation < 1
 
 
 class Written:
@@ -108,36 +67,53 @@ class Written:
 
 
 @pytest.mark.parametrize(
-  ('num_devices', 'chunk', 'num_members'),
-  [(1, None, 1), (8, None, 3), (8, 2, 3)],
+  ('num_devices', 'chunk', 'batch_size', 'num_members'),
+  [(1, None, 16, 1), (8, None, 8, 1), (8, None, 48, 3), (8, 2, 16, 3)],
 )
-def test_predictions_are_written_in_order_without_padding(
-  model, examples, num_devices, chunk, num_members
+def test_every_example_counts_once_and_is_written_in_order(
+  num_devices, chunk, batch_size, num_members
 ):
-  members = [model.init(jax.random.key(i)) for i in range(num_members)]
-  evaluate = make_evaluate(
-    model, sharding.make_mesh(num_devices), loss_chunk_tokens=chunk
-  )
-  written = Written()
-  result = evaluate(members, batches(examples, 16), write=written)
-  assert result == evaluate(members, batches(examples, 16))
-  labels, predictions = written.joined()
-  np.testing.assert_array_equal(labels, examples[1])
-  wanted = [
-    jax.nn.softmax(model.predict(one, jnp.asarray(examples[0]), ())[0].logits)
+  members = [member(seed) for seed in range(num_members)]
+  evaluate, written = evaluator(num_devices, chunk), Written()
+  result = evaluate(members, batches(batch_size), write=written)
+  assert result == evaluate(members, batches(batch_size))
+  probs = [
+    np.asarray(
+      jax.nn.softmax(MODEL.predict(one, jnp.asarray(INPUTS), ())[0].logits),
+      np.float64,
+    )
     for one in members
   ]
-  if num_members > 1:
-    wanted.append(np.mean(wanted, axis=0))
-  assert len(predictions) == len(wanted)
+  mean = np.mean(probs, axis=0)
+  scores = [
+    (
+      np.mean(p.argmax(-1) == LABELS),
+      -np.log(p[np.arange(EXAMPLES), LABELS]).mean(),
+    )
+    for p in [*probs, mean]
+  ]
+  assert result.num_examples == EXAMPLES
+  np.testing.assert_allclose(result.members, scores[:num_members], rtol=1e-5)
+  if num_members == 1:
+    assert result[1:4] == (None, None, None)
+  else:
+    pairs = [(probs[i], probs[j]) for i in range(num_members) for j in range(i)]
+    differ = np.mean([p.argmax(-1) != q.argmax(-1) for p, q in pairs])
+    distance = np.mean([np.abs(p - q).sum(-1) / 2 for p, q in pairs])
+    assert 0 < differ < 1
+    np.testing.assert_allclose(result.ensemble, scores[-1], rtol=1e-5)
+    np.testing.assert_allclose(result.disagreement, differ, rtol=1e-6)
+    np.testing.assert_allclose(result.total_variation, distance, rtol=1e-5)
+  # Without padding.
+  labels, predictions = written.joined()
+  np.testing.assert_array_equal(labels, LABELS)
+  wanted = [*probs, mean] if num_members > 1 else probs
   for one, other in zip(predictions, wanted, strict=True):
     assert one.dtype == np.float32
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_two_batches_are_held_however_many_there_are(model, examples):
-  member = model.init(jax.random.key(0))
-  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
+def test_two_batches_are_held_however_many_there_are():
   written, held = Written(), []
 
   def stream():
@@ -145,50 +121,36 @@ def test_two_batches_are_held_however_many_there_are(model, examples):
       # The batch before this one may be at work, and no other.
       assert len(written.labels) >= number - 1
       held.append(len(jax.live_arrays()))
-      yield from batches(tuple(part[:16] for part in examples), EXAMPLES)
+      yield from batches(examples=16)
 
-  result = evaluate([member], stream(), write=written)
+  result = evaluator()([member(0)], stream(), write=written)
   assert result.num_examples == 20 * 16
   assert max(held[3:]) <= held[3]
 
 
-def test_identical_members_never_disagree(model, examples):
-  member = model.init(jax.random.key(0))
-  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
-  result = evaluate([member, member], batches(examples, 16))
-  assert result.disagreement == result.total_variation == 0
-  assert result.members[0] == result.members[1]
-  np.testing.assert_allclose(result.ensemble, result.members[0], rtol=1e-6)
+def sure_of(label):
+  """A member that has no doubt."""
+
+  def biased(leaf):
+    zeros = jnp.zeros_like(leaf)
+    is_bias_of_head = leaf.shape == (CLASSES,)
+    return zeros.at[label].set(200.0) if is_bias_of_head else zeros
+
+  return jax.tree.map(biased, member(0))
 
 
-def test_members_that_never_agree_are_as_far_apart_as_can_be(model, examples):
-  def sure_of(label):
-    def biased(leaf):
-      zeros = jnp.zeros_like(leaf)
-      is_bias_of_head = leaf.shape == (CLASSES,)
-      return zeros.at[label].set(200.0) if is_bias_of_head else zeros
-
-    return jax.tree.map(biased, model.init(jax.random.key(0)))
-
-  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
-  result = evaluate([sure_of(0), sure_of(3)], batches(examples, 16))
-  assert result.disagreement == result.total_variation == 1
-
-
-def test_a_broken_member_scores_what_it_deserves(model, examples):
-  broken = jax.tree.map(
-    lambda leaf: jnp.full_like(leaf, jnp.nan), model.init(jax.random.key(0))
-  )
-  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
-  assert np.isnan(
-    evaluate([broken], batches(examples, 16)).members[0].task_loss
-  )
-
-
-def test_no_examples_are_refused(model):
-  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
+def test_members_that_are_the_same_that_never_agree_or_that_are_broken():
+  alike = evaluator()([member(0)] * 2, batches())
+  assert alike.disagreement == alike.total_variation == 0
+  assert alike.members[0] == alike.members[1]
+  np.testing.assert_allclose(alike.ensemble, alike.members[0], rtol=1e-6)
+  # As far apart as can be.
+  apart = evaluator()([sure_of(0), sure_of(3)], batches())
+  assert apart.disagreement == apart.total_variation == 1
+  broken = jax.tree.map(lambda leaf: leaf * jnp.nan, member(0))
+  assert np.isnan(evaluator()([broken], batches()).members[0].task_loss)
   with pytest.raises(ValueError, match='no examples'):
-    evaluate([model.init(jax.random.key(0))], [])
+    evaluator()([member(0)], [])
 
 
 # A network with a memory.
@@ -235,9 +197,7 @@ def test_memory_is_carried_and_the_gap_is_that_by_hand(
   num_devices, chunk, length
 ):
   lanes, tokens, gains = 4, 8 * length, (1.0, -2.0)
-  evaluate = make_evaluate(
-    REMEMBERING, sharding.make_mesh(num_devices), loss_chunk_tokens=chunk
-  )
+  evaluate = evaluator(num_devices, chunk, REMEMBERING)
   members = [{'gain': jnp.float32(gain)} for gain in gains]
   # In training there were three lanes, so the first comes twice.
   carried = [jnp.array([700.0, 0.0, 50.0]), jnp.array([9.0, 90.0, 900.0])]
@@ -271,9 +231,7 @@ def test_memory_is_carried_and_the_gap_is_that_by_hand(
 def test_each_token_is_an_example_and_of_two_classes_one_is_written(
   num_devices, chunk
 ):
-  evaluate = make_evaluate(
-    REMEMBERING, sharding.make_mesh(num_devices), loss_chunk_tokens=chunk
-  )
+  evaluate = evaluator(num_devices, chunk, REMEMBERING)
   written = Written()
   evaluate([{'gain': jnp.float32(2)}], text(4, 96, 32), write=written)
   labels, [p] = written.joined()
@@ -287,14 +245,10 @@ def test_each_token_is_an_example_and_of_two_classes_one_is_written(
   np.testing.assert_allclose(p, 1 / (1 + np.exp(2 * seen / 1000)), rtol=1e-5)
 
 
-def test_no_gap_is_known_of_short_lanes_or_without_a_memory(model, examples):
-  evaluate = make_evaluate(
-    REMEMBERING, sharding.make_mesh(1), loss_chunk_tokens=None
+def test_no_gap_is_known_of_short_lanes_or_without_a_memory():
+  result = evaluator(model=REMEMBERING)(
+    [{'gain': jnp.float32(1)}], text(2, 256, 128), memories=[jnp.ones(2)]
   )
-  short = list(text(2, 256, 128))
-  members = [{'gain': jnp.float32(1)}]
-  assert evaluate(members, short, memories=[jnp.ones(2)]).memory_gap is None
-  evaluate = make_evaluate(model, sharding.make_mesh(1), loss_chunk_tokens=None)
-  member = model.init(jax.random.key(0))
-  result = evaluate([member], batches(examples, 16), memories=[()])
+  assert result.memory_gap is None
+  result = evaluator()([member(0)], batches(), memories=[()])
   assert result.memory_gap is None

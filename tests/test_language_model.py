@@ -1,6 +1,8 @@
 """Language models through the whole command: every arm, resumed exactly."""
 
+import itertools
 import json
+import shutil
 import signal
 
 import jax
@@ -12,7 +14,7 @@ from commands import (
   on_row,
   rows_of,
   run_command,
-  stop_after,
+  stop_command,
 )
 
 from experiments import config as config_lib
@@ -21,12 +23,15 @@ from experiments.record import read_run
 from experiments.stored import load_teachers
 from scripts import evaluate, export
 
+# Half as much to compile.
+ONE_LAYER = ('--config.model.lstm.num_layers=1',)
 SMALL = (
   '--config.num_steps=6',
   '--config.eval_interval_steps=3',
   '--config.checkpoint_interval_steps=100',
   # Shorter than the 512 tokens that a lane's memory_gap needs.
   '--config.data.max_test_tokens=1000',
+  *ONE_LAYER,
 )
 RESETS = '--config.model.memory_reset_probability=0.5'
 TWO_PHASES = (*SMALL, '--config.two_phase.num_steps=6')
@@ -49,8 +54,7 @@ def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
   outcome = run_command(
     tmp_path,
     '--config.eval_interval_steps=8',
-    # As below, so that compiled programs are shared.
-    RESETS,
+    *ONE_LAYER,
     config='lm_codistill:smoke',
   )
   assert outcome.status == 0
@@ -69,31 +73,20 @@ def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
   assert fingerprint == outcome.experiment.dataset.fingerprint
 
 
-@pytest.mark.parametrize(
-  ('config', 'arguments'),
-  [
-    ('lm_codistill:smoke', [RESETS]),
-    (
-      'lm_async:smoke',
-      [
-        '--config.codistill.members=2',
-        '--config.codistill.exchange=memory',
-        '--config.codistill.burn_in_steps=2',
-        '--config.codistill.reload_interval_steps=2',
-      ],
-    ),
-  ],
-)
-def test_carries_and_old_weights_resume_bit_for_bit(
-  tmp_path, config, arguments
-):
-  arguments = (*SMALL, *arguments)
-  whole = run_command(tmp_path / 'whole', *arguments, config=config)
+def test_carries_and_old_weights_resume_bit_for_bit(tmp_path):
+  arguments = (
+    *SMALL,
+    RESETS,
+    '--config.codistill.members=2',
+    '--config.codistill.exchange=memory',
+    '--config.codistill.burn_in_steps=2',
+    '--config.codistill.reload_interval_steps=2',
+  )
+  options = {'config': 'lm_async:smoke'}
+  whole = run_command(tmp_path / 'whole', *arguments, **options)
   assert whole.status == 0
-  with stop_after(4):
-    status = run_command(tmp_path / 'half', *arguments, config=config).status
-  assert status == 128 + signal.SIGTERM
-  rest = run_command(tmp_path / 'half', *arguments, config=config)
+  stop_command(4, tmp_path / 'half', *arguments, **options)
+  rest = run_command(tmp_path / 'half', *arguments, **options)
   assert (rest.status, rest.trainer.start_step) == (0, 4)
   assert rows_of(tmp_path / 'half') == rows_of(tmp_path / 'whole')
   assert_bit_for_bit(rest, whole)
@@ -118,22 +111,26 @@ def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
 
 
 def test_teachers_of_another_architecture(tmp_path):
+  def go(workdir, hidden, *arguments):
+    return run_command(
+      workdir,
+      '--config.num_steps=2',
+      '--config.eval_interval_steps=2',
+      '--config.model.name=dnn',
+      f'--config.model.dnn.hidden={hidden}',
+      *arguments,
+      config='imagenet_sync:smoke',
+    )
+
   teacher, student = tmp_path / 'teacher', tmp_path / 'student'
-  arguments = ['--config.num_steps=2', '--config.eval_interval_steps=2']
-  assert not run_command(
-    teacher,
-    *arguments,
-    '--config.model.name=dnn',
-    '--config.model.dnn.hidden=(5,)',
-    config='imagenet_sync:smoke',
-  ).status
-  taught = [
-    *arguments,
+  assert go(teacher, '(5,)').status == 0
+  outcome = go(
+    student,
+    '(8,8)',
     '--config.codistill.exchange=frozen',
     f'--config.codistill.frozen_dir={teacher}',
     '--config.codistill.burn_in_steps=0',
-  ]
-  outcome = run_command(student, *taught, config='imagenet_sync:smoke')
+  )
   assert outcome.status == 0
   assert kinds(rows_of(student), 'train')[0]['distill_loss'] > 0
   # What the student descends is what that network says.
@@ -141,31 +138,37 @@ def test_teachers_of_another_architecture(tmp_path):
   assert peer.variables['params']['Dense_0']['kernel'].shape == (768, 5)
 
 
-def test_teachers_of_other_data_are_one_sentence(two_phases, tmp_path, capfd):
-  (workdir, _) = two_phases
-  status = run_command(
-    tmp_path,
+@pytest.mark.parametrize(
+  ('student', 'status', 'said'),
+  [
+    ('imagenet_sync', 'done', 'kind is text, and here data.kind is images'),
+    ('lm_two_phase', 'interrupted', 'learn from a finished run'),
+  ],
+)
+def test_runs_that_cannot_teach_are_one_sentence(
+  two_phases, tmp_path, capfd, student, status, said
+):
+  teachers = tmp_path / 'teachers'
+  shutil.copytree(two_phases[0] / 'ensemble', teachers)
+  run = read_run(teachers / 'run.json')
+  (teachers / 'run.json').write_text(json.dumps({**run, 'status': status}))
+  outcome = run_command(
+    tmp_path / 'student',
     '--config.codistill.exchange=frozen',
-    f'--config.codistill.frozen_dir={workdir / "ensemble"}',
-    config='imagenet_sync:smoke',
-  ).status
-  assert status == 2
-  assert 'whose kind is text, and here data.kind is images' in (
-    capfd.readouterr().err
+    f'--config.codistill.frozen_dir={teachers}',
+    config=f'{student}:smoke',
   )
+  assert outcome.status == 2
+  assert said in error_sentence(capfd)
 
 
 def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
   (whole, at_once), halves = two_phases, tmp_path / 'halves'
   for member in (1, 0):  # The ensemble has a member 1, the student has not.
-    stop = on_row(
-      lambda trainer: signal.raise_signal(signal.SIGTERM),
-      step=3,
-      member=member,
-      kind='train',
-      num_peers=2 * (member == 0),
-    )
-    with stop:
+    seen = {'step': 3, 'member': member, 'num_peers': 2 * (member == 0)}
+    with on_row(
+      lambda trainer: signal.raise_signal(signal.SIGTERM), kind='train', **seen
+    ):
       status = run_command(
         halves, *TWO_PHASES, config='lm_two_phase:smoke'
       ).status
@@ -179,44 +182,32 @@ def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'said'),
+  ('argument', 'said'),
   [
-    (['--config.two_phase.num_steps=0'], 'say whom to learn from'),
-    (['--config.codistill.frozen_dir=/nowhere'], '/nowhere holds no run'),
-    (['--config.data.vocab_size=7'], 'has 512 pieces'),
-    (['--config.data.name=prepared'], '--config.data.data_dir=DIR'),
-    (['--config.data.kind=sound'], 'data.kind is'),
-    (['--config.num_async_workers=0'], 'num_async_workers is 0'),
-    (['--config.model.memory_reset_probability=2.0'], 'must be in [0, 1]'),
-    (['--config.model.lstm.hidden_size=0'], 'model.lstm.hidden_size is 0'),
+    ('two_phase.num_steps=0', 'say whom to learn from'),
+    ('codistill.frozen_dir=/nowhere', '/nowhere holds no run'),
+    ('data.vocab_size=7', 'has 512 pieces'),
+    ('data.name=prepared', '--config.data.data_dir=DIR'),
+    ('data.kind=sound', 'data.kind is'),
+    ('num_async_workers=0', 'num_async_workers is 0'),
+    ('model.memory_reset_probability=2.0', 'must be in [0, 1]'),
+    ('model.lstm.hidden_size=0', 'model.lstm.hidden_size is 0'),
   ],
 )
-def test_what_makes_no_sense_is_one_sentence(arguments, said, tmp_path, capfd):
+def test_what_makes_no_sense_is_one_sentence(argument, said, tmp_path, capfd):
   status = run_command(
-    tmp_path / 'run', *arguments, config='lm_two_phase:smoke'
+    tmp_path / 'run', f'--config.{argument}', config='lm_two_phase:smoke'
   ).status
   assert status == 2
   assert said in error_sentence(capfd)
 
 
-def test_an_unfinished_run_teaches_nobody(tmp_path, capfd):
-  workdir = tmp_path / 'pair'
-  with stop_after(2):
-    run_command(workdir, *SMALL, config='lm_ensemble:smoke')
-  status = run_command(
-    tmp_path / 'student',
-    f'--config.codistill.frozen_dir={workdir}',
-    config='lm_two_phase:smoke',
-  ).status
-  assert status == 2
-  assert 'learn from a finished run' in error_sentence(capfd)
-
-
 def test_the_transformer_is_a_key_away(tmp_path):
   arguments = (
     *SMALL,
-    '--config.num_steps=3',
+    '--config.num_steps=2',
     '--config.model.name=transformer',
+    '--config.model.transformer.num_layers=1',
   )
   assert run_command(tmp_path, *arguments, config='lm_sync:smoke').status == 0
   [final] = kinds(rows_of(tmp_path), 'final')
@@ -228,22 +219,26 @@ def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
   config.num_devices = 1
   experiment = build(config, None)
   stream = experiment.batches(0, start=0)
-  batches = [np.asarray(next(stream)['inputs']) for _ in range(9)]
+  batches, labels = zip(
+    *(
+      (np.asarray(batch['inputs']), np.asarray(batch['labels']))
+      for batch in itertools.islice(stream, 9)
+    ),
+    strict=True,
+  )
   later = experiment.batches(0, start=5)
   np.testing.assert_array_equal(next(later)['inputs'], batches[5])
   # A worker's lane goes on in its next batch: the labels of one are the
   # inputs of the other.
-  stream = experiment.batches(0, start=0)
-  labels = [np.asarray(next(stream)['labels']) for _ in range(9)]
   for step in range(5):
     np.testing.assert_array_equal(labels[step][:, -1], batches[step + 4][:, 0])
     assert not np.array_equal(labels[step][:, -1], batches[step + 1][:, 0])
 
 
-def test_a_language_model_is_scored_and_not_exported(tmp_path, capsys):
-  workdir = tmp_path / 'run'
-  arguments = (*SMALL, '--config.num_steps=3')
-  assert run_command(workdir, *arguments, config='lm_sync:smoke').status == 0
+def test_a_language_model_is_scored_and_not_exported(
+  two_phases, tmp_path, capsys
+):
+  workdir, _ = two_phases
   [final] = kinds(rows_of(workdir), 'final')
   scores = tmp_path / 'scores.json'
   assert evaluate.main([str(workdir), f'--json={scores}']) == 0

@@ -21,11 +21,11 @@ def clock(monkeypatch):
   return Clock
 
 
-def show(terminal, **changes):
+def show(terminal, width=160, **changes):
   """A display, and what it has written."""
   out = io.StringIO()
   console = Console(
-    file=out, force_terminal=terminal, width=160, color_system=None
+    file=out, force_terminal=terminal, width=width, color_system=None
   )
   arguments = {
     'members': (0, 1),
@@ -95,16 +95,8 @@ def test_bars_on_a_terminal_say_it_all(clock):
   last = out.getvalue().rpartition('#0 ')
   text = last[1] + last[2]
   assert '\x1b' in out.getvalue()
-  for words in (
-    '#1 ',
-    '━',
-    '1,001/2,000',
-    'task 0.2500',
-    'distill 0.5000',
-    'age 7',
-    '1,234 ex/s',
-    ' 00:10 left',
-  ):
+  numbers = 'task 0.2500', 'distill 0.5000', 'age 7', '1,234 ex/s'
+  for words in ('#1 ', '━', '1,001/2,000', *numbers, ' 00:10 left'):
     assert words in text, words
   assert 'step 1,001/' not in out.getvalue()
 
@@ -117,31 +109,31 @@ def test_bars_say_that_they_compile_and_where_they_begin():
   assert '500/2,000' in out.getvalue()
 
 
-def test_what_does_not_apply_is_not_shown(clock):
+@pytest.mark.parametrize(
+  ('changes', 'shown', 'absent'),
+  [
+    # What does not apply.
+    (
+      {'examples_per_second': None},
+      'task 0.2500',
+      ('distill', 'age', 'ex/s', 'left'),
+    ),
+    (
+      {'left_out': {'1': 'absent', '2': 'old'}},
+      'task 0.2500, without 1 (absent), 2 (old) |',
+      (),
+    ),
+    ({'task_loss': float('nan')}, 'task nan', ()),
+  ],
+)
+def test_a_row_is_shown_as_it_is(clock, changes, shown, absent):
   display, out = show(terminal=False, plain_interval_seconds=0.0)
   with display:
     clock.now += 1
-    display.trained(row(1, 0, examples_per_second=None))
+    display.trained(row(1, 0, **changes))
   line = out.getvalue().splitlines()[-1]
-  assert 'task 0.2500' in line
-  for word in ('distill', 'age', 'ex/s', 'left'):
-    assert word not in line
-
-
-def test_who_is_left_out_is_said_with_the_reason(clock):
-  display, out = show(terminal=False, plain_interval_seconds=0.0)
-  with display:
-    clock.now += 1
-    display.trained(row(1, 0, left_out={'1': 'absent', '2': 'old'}))
-  assert 'task 0.2500, without 1 (absent), 2 (old) |' in out.getvalue()
-
-
-def test_a_loss_that_is_no_number_is_shown_as_it_is(clock):
-  display, out = show(terminal=False, plain_interval_seconds=0.0)
-  with display:
-    clock.now += 1
-    display.trained(row(1, 0, task_loss=float('nan')))
-  assert 'task nan' in out.getvalue()
+  assert shown in line
+  assert not [word for word in absent if word in line]
 
 
 def test_the_time_left_is_that_of_the_steps_since_the_start(clock):
@@ -181,24 +173,13 @@ def test_brackets_in_a_line_are_brackets():
 
 
 def test_a_line_fits_a_terminal_of_80_columns(clock):
-  out = io.StringIO()
-  console = Console(file=out, force_terminal=True, width=80)
-  display = RunProgress(
-    console,
-    'name',
-    members=(0,),
-    num_steps=14_100,
-    start_step=0,
-    unit='examples',
-  )
+  display, out = show(terminal=True, width=80, members=(0,), num_steps=14_100)
+  numbers = {**TAUGHT, 'peer_age': 249, 'examples_per_second': 16_384.0}
   with display:
     for step in (1, 13_000):
       clock.now += 10_000
-      display.trained(
-        row(
-          step, 0, **(TAUGHT | {'peer_age': 249}), examples_per_second=16_384.0
-        )
-      )
+      display.trained(row(step, 0, **numbers))
   assert '13,000/14,100' in out.getvalue()
-  assert ' left' in out.getvalue().rpartition('#0 ')[2]
-  assert '…' not in out.getvalue().rpartition('#0 ')[2]
+  last = out.getvalue().rpartition('#0 ')[2]
+  assert ' left' in last
+  assert '…' not in last

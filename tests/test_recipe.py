@@ -57,7 +57,6 @@ class Tape:
 
 def test_psi_is_switched_on_after_3000_updates_and_peers_change_every_50():
   tape = Tape()
-
   state = types.SimpleNamespace(variables={'params': jnp.zeros(1)})
   exchange = InMemoryExchange(
     make_topology('all', 2, num_random=1, seed=0),
@@ -91,7 +90,7 @@ def test_it_learns_64_images_by_heart():
   model = make_small_resnet(
     input_shape=(8, 8, 3), depth=8, width=8, batch_norm_group_size=16
   )
-  optimizer = sgd(0.2)
+  optimizer, key = sgd(0.2), jax.random.key(0)
   updates = make_updates(
     model,
     optimizer,
@@ -100,7 +99,6 @@ def test_it_learns_64_images_by_heart():
     num_async_workers=1,
     num_microbatches=1,
   )
-  key = jax.random.key(0)
   state = init_state(
     model,
     optimizer,
@@ -110,13 +108,9 @@ def test_it_learns_64_images_by_heart():
     num_async_workers=1,
   )
   state = sharding.replicate(state, mesh)
-  batch = sharding.split_batch(
-    {
-      'inputs': jax.random.normal(key, (64, 8, 8, 3)),
-      'labels': jnp.arange(64) % 10,
-    },
-    mesh,
-  )
+  images = jax.random.normal(key, (64, 8, 8, 3))
+  batch = {'inputs': images, 'labels': jnp.arange(64) % 10}
+  batch = sharding.split_batch(batch, mesh)
   for _ in range(30):
     state, metrics = updates.burn_in(state, batch)
   assert float(metrics['accuracy']) == 1.0

@@ -31,49 +31,44 @@ def written(tmp_path):
   return rows
 
 
-def strict_rows(path):
-  """As other languages read it: no NaN, no Infinity."""
-
-  def refuse(constant):
-    raise AssertionError(f'{constant} is not JSON')
-
-  lines = path.read_text(encoding='utf-8').splitlines()
-  return [json.loads(line, parse_constant=refuse) for line in lines]
-
-
-def test_rows_come_back_with_every_field_in_order(written):
-  found = read_rows(written.rows_path)
+def test_rows_come_back_with_every_field_in_order(tmp_path):
+  rows = Record(tmp_path)
+  for number, row in enumerate(ROWS, start=1):
+    rows.write_row(row)
+    # There before the file is closed.
+    assert len(read_rows(rows.rows_path)) == number
+  rows.close()
+  found = read_rows(rows.rows_path)
   assert found == [complete(row) for row in ROWS]
   assert all(list(row)[: len(FIELDS)] == list(FIELDS) for row in found)
 
 
-def test_rows_are_there_before_the_file_is_closed(tmp_path):
-  rows = Record(tmp_path)
-  for number, row in enumerate(ROWS, start=1):
-    rows.write_row(row)
-    assert len(read_rows(rows.rows_path)) == number
-  rows.close()
-
-
 def test_a_member_alone_has_files_of_its_own(tmp_path):
-  one, two = Record(tmp_path, '-0'), Record(tmp_path, '-1')
-  names = {one.run_path.name, two.run_path.name}
-  names |= {one.rows_path.name, two.rows_path.name}
+  names = {
+    path.name
+    for record in (Record(tmp_path, '-0'), Record(tmp_path, '-1'))
+    for path in (record.run_path, record.rows_path)
+  }
   assert names == {'run-0.json', 'run-1.json', 'rows-0.jsonl', 'rows-1.jsonl'}
 
 
-@pytest.mark.parametrize('bad', [float('nan'), float('inf'), float('-inf')])
-def test_what_is_not_finite_becomes_null(tmp_path, bad):
+def test_what_is_not_finite_becomes_null(tmp_path):
   rows = Record(tmp_path)
-  rows.write_row({'step': 1, 'member': 0, 'kind': 'train', 'task_loss': bad})
+  for bad in (float('nan'), float('inf'), float('-inf')):
+    rows.write_row({'step': 1, 'member': 0, 'kind': 'train', 'task_loss': bad})
   rows.close()
-  [row] = strict_rows(rows.rows_path)
-  assert row['task_loss'] is None
+  for line in rows.rows_path.read_text().splitlines():
+    # As other languages read it: no NaN, no Infinity.
+    assert json.loads(line, parse_constant=pytest.fail)['task_loss'] is None
 
 
 def test_only_kinds_that_readers_know(tmp_path):
+  rows = Record(tmp_path)
   with pytest.raises(ValueError, match='tarin'):
-    Record(tmp_path).write_row({'step': 1, 'member': 0, 'kind': 'tarin'})
+    rows.write_row({'step': 1, 'member': 0, 'kind': 'tarin'})
+  # A file that was not there is made.
+  rows.keep_rows(lambda row: True)
+  assert read_rows(rows.rows_path) == []
 
 
 def test_a_cut_last_line_is_left_out_with_a_warning(written):
@@ -104,25 +99,14 @@ def test_keep_rows_drops_and_mends_and_writing_goes_on(written):
   assert read_rows(written.rows_path) == [complete(row) for row in ROWS[:3]]
 
 
-def test_keep_rows_makes_a_file_that_was_not_there(tmp_path):
-  rows = Record(tmp_path)
-  rows.keep_rows(lambda row: True)
-  assert read_rows(rows.rows_path) == []
-
-
-def test_provenance_comes_back(tmp_path):
-  run = {'config': {'a': [1, 2], 'ψ': None}, 'status': 'running'}
-  rows = Record(tmp_path)
-  rows.write_run(run)
-  assert read_run(rows.run_path) == run
-
-
-@pytest.mark.parametrize('call', ['write', 'fsync', 'replace'])
+@pytest.mark.parametrize('call', ['open', 'fsync', 'replace'])
 def test_a_kill_while_replacing_leaves_the_old_file(
   tmp_path, monkeypatch, call
 ):
   rows = Record(tmp_path)
-  rows.write_run({'status': 'running'})
+  run = {'config': {'a': [1, 2], 'ψ': None}, 'status': 'running'}
+  rows.write_run(run)
+  assert read_run(rows.run_path) == run
 
   class Killed(BaseException):
     pass
@@ -131,13 +115,10 @@ def test_a_kill_while_replacing_leaves_the_old_file(
     raise Killed
 
   with monkeypatch.context() as patch:
-    if call == 'write':
-      patch.setattr(record, 'open', die, raising=False)
-    else:
-      patch.setattr(os, call, die)
+    patch.setattr(record if call == 'open' else os, call, die, raising=False)
     with pytest.raises(Killed):
       rows.write_run({'status': 'done'})
-  assert read_run(rows.run_path) == {'status': 'running'}
+  assert read_run(rows.run_path) == run
   # What the killed process left behind is in nobody's way.
   rows.write_run({'status': 'done'})
   assert read_run(rows.run_path) == {'status': 'done'}
@@ -203,9 +184,7 @@ def test_a_full_disk_is_an_error_and_the_rows_before_it_stay(
   assert read_rows(written.rows_path) == found
 
 
-@pytest.mark.skipif(
-  not os.path.exists('/dev/full'), reason='only Linux has /dev/full'
-)
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='of Linux')
 def test_a_device_that_is_full_is_heard_at_once(tmp_path):
   rows = Record(tmp_path)
   rows.rows_path.symlink_to('/dev/full')
@@ -234,11 +213,10 @@ def test_the_hash_of_a_config_sees_values_and_not_their_order():
   assert record.config_hash(config) == record.config_hash(same)
   assert len(record.config_hash(config)) == 64
   others = [
-    {'a': 2, 'b': {'c': (1, 2), 'd': None}},
-    {'a': 1, 'b': {'c': (2, 1), 'd': None}},
-    {'a': 1, 'b': {'c': (1, 2), 'd': 0}},
-    {'a': 1, 'b': {'c': (1, 2)}},
-    {'a': '1', 'b': {'c': (1, 2), 'd': None}},
+    config | {'a': 2},
+    config | {'a': '1'},
+    *(config | {'b': b} for b in ({'c': (2, 1), 'd': None}, {'c': (1, 2)})),
+    config | {'b': {'c': (1, 2), 'd': 0}},
   ]
   hashes = {record.config_hash(other) for other in [config, *others]}
   assert len(hashes) == 1 + len(others)
@@ -272,26 +250,23 @@ def checkout(tmp_path, monkeypatch):
   return folder
 
 
-def test_code_version_tells_clean_from_dirty_from_nothing(checkout):
+def test_code_version_tells_clean_from_dirty_from_nothing(
+  checkout, monkeypatch
+):
   clean = record.code_version(checkout)
   assert len(clean['commit']) == 40
   assert clean['dirty'] is False
-  (checkout / 'code.py').write_text('2')
+  new = checkout / 'more' / 'new.py'
+  new.parent.mkdir()
+  new.write_text('1')
   assert record.code_version(checkout) == {**clean, 'dirty': True}
+  assert record.code_version(checkout, besides=('more',)) == clean
+  (checkout / 'code.py').write_text('2')
+  assert record.code_version(checkout, besides=('more',))['dirty'] is True
   nothing = {'commit': None, 'dirty': None}
   assert record.code_version(checkout.parent) == nothing
-
-
-def test_code_version_without_git_is_nothing(checkout, monkeypatch):
-  monkeypatch.setenv('PATH', str(checkout))
-  assert record.code_version(checkout) == {'commit': None, 'dirty': None}
-
-
-def test_a_new_file_makes_a_checkout_dirty(checkout):
-  (checkout / 'more').mkdir()
-  (checkout / 'more' / 'new.py').write_text('1')
-  assert record.code_version(checkout)['dirty'] is True
-  assert record.code_version(checkout, besides=('more',))['dirty'] is False
+  monkeypatch.setenv('PATH', str(checkout))  # Without git.
+  assert record.code_version(checkout) == nothing
 
 
 def test_package_versions_names_python_and_what_is_asked():

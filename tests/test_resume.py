@@ -3,11 +3,13 @@
 import json
 import shutil
 import signal
+import sys
 import time
 import warnings
 
 import pytest
 from commands import (
+  ROOT,
   assert_bit_for_bit,
   contents,
   error_sentence,
@@ -18,6 +20,7 @@ from commands import (
   run_command,
   start_process,
   stop_after,
+  stop_command,
 )
 
 from codistill.exchange.folder.lease import Lease
@@ -32,11 +35,14 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
   reference = request.getfixturevalue(members)
   workdir = reference.stopped_copy(tmp_path)
   assert read_run(workdir / 'run.json')['status'] == 'interrupted'
-  half = rows_of(workdir)
-  assert max(row['step'] for row in half) == 5
+  assert max(row['step'] for row in rows_of(workdir)) == 5
+  # What a kill left of steps that are to come is dropped.
+  with open(workdir / 'rows.jsonl', 'a') as rows:
+    late = {'step': 6, 'member': 0, 'kind': 'train', 'task_loss': 99.0}
+    rows.write(json.dumps(late) + '\n')
+    rows.write(json.dumps({**late, 'step': 7})[:-9])
   outcome = run_command(workdir, *reference.arguments)
-  assert outcome.status == 0
-  assert outcome.trainer.start_step == 5
+  assert (outcome.status, outcome.trainer.start_step) == (0, 5)
   assert 'goes on from step 5' in capfd.readouterr().out
   assert rows_of(workdir) == reference.rows
   assert_bit_for_bit(outcome, reference.whole)
@@ -50,10 +56,10 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
 @pytest.mark.parametrize(
   ('config', 'arguments'),
   [
-    ('imagenet_codistill:smoke', ['--config.codistill.immediate=True']),
     (
       'imagenet_codistill:smoke',
       [
+        '--config.codistill.immediate=True',
         '--config.num_devices=2',
         # Little to compile.
         '--config.model.name=dnn',
@@ -98,16 +104,6 @@ def test_the_states_that_are_compared_depend_on_the_past(pair):
   assert pair.whole.config.data.augmentation != 'none'
 
 
-def test_rows_after_the_restored_step_are_dropped(pair, tmp_path):
-  workdir = pair.stopped_copy(tmp_path)
-  with open(workdir / 'rows.jsonl', 'a') as rows:
-    late = {'step': 6, 'member': 0, 'kind': 'train', 'task_loss': 99.0}
-    rows.write(json.dumps(late) + '\n')
-    rows.write(json.dumps({**late, 'step': 7})[:-9])
-  assert run_command(workdir, *pair.arguments).status == 0
-  assert rows_of(workdir) == pair.rows
-
-
 @pytest.fixture
 def handlers():
   """What handles the signals in a program that has its own ideas."""
@@ -119,48 +115,43 @@ def handlers():
     signal.signal(number, handler)
 
 
-# What Slurm is told to send before it takes a job away is SIGUSR2.
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGUSR2])
-def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
-  pair, tmp_path, capfd, handlers, number
+def test_signals_stop_with_a_checkpoint_and_say_how_to_go_on(
+  pair, tmp_path, capfd, handlers
 ):
-  with stop_after(7, number):
-    outcome = run_command(tmp_path, *pair.arguments)
-  assert outcome.status == 128 + number
-  captured = capfd.readouterr()
-  assert 'Stopped at step 7 of 10; the same command goes on' in captured.out
-  assert 'Stopping' in captured.err
-  assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
-  assert list((tmp_path / 'checkpoints').glob('*7*'))
-  # Whoever handled the signal before handles it again.
-  for number, handler in handlers.items():
-    assert signal.getsignal(number) is handler
-  assert run_command(tmp_path, *pair.arguments).status == 0
-  assert rows_of(tmp_path) == pair.rows
-
-
-def test_a_signal_in_the_last_step_is_too_late_to_stop_anything(pair, tmp_path):
+  # What Slurm is told to send before it takes a job away is SIGUSR2.
+  for step, number in ((4, signal.SIGINT), (7, signal.SIGUSR2)):
+    stop_command(step, tmp_path, *pair.arguments, number=number)
+    captured = capfd.readouterr()
+    said = f'Stopped at step {step} of 10; the same command goes on'
+    assert said in captured.out
+    assert 'Stopping' in captured.err
+    assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
+    assert list((tmp_path / 'checkpoints').glob(f'*{step}*'))
+    # Whoever handled the signal before handles it again.
+    for number, handler in handlers.items():
+      assert signal.getsignal(number) is handler
+  # In the last step it is too late to stop anything.
   with stop_after(10):
     outcome = run_command(tmp_path, *pair.arguments)
-  assert outcome.status == 0
+  assert (outcome.status, outcome.trainer.start_step) == (0, 7)
   assert rows_of(tmp_path) == pair.rows
 
 
-def wait_for_rows(process, workdir, number):
+def wait_for_rows(process, workdir):
   rows, deadline = workdir / 'rows.jsonl', time.monotonic() + 200
-  while not rows.exists() or rows.read_bytes().count(b'\n') < number:
+  while not rows.exists() or not rows.read_bytes():
     if process.poll() is not None:
       raise AssertionError(process.communicate()[1])
     if time.monotonic() > deadline:
       process.kill()
-      raise AssertionError(f'no {number} rows in time')
+      raise AssertionError('no rows in time')
     time.sleep(0.002)
 
 
 def test_a_signal_from_outside_stops_the_process(pair, tmp_path):
   process = start_process(line_of(tmp_path, *pair.arguments))
   # Before ψ is compiled, so that it has not finished yet.
-  wait_for_rows(process, tmp_path, 1)
+  wait_for_rows(process, tmp_path)
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=100)
   assert process.returncode == 128 + signal.SIGTERM, err
@@ -173,51 +164,44 @@ def test_a_signal_from_outside_stops_the_process(pair, tmp_path):
   assert rows_of(tmp_path) == pair.rows
 
 
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(tmp_path):
-  moment = 75  # Rows, of all kinds.
-  arguments = (
-    '--config.num_steps=30',
-    '--config.codistill.reload_interval_steps=3',
-    '--config.eval_interval_steps=10',
-    '--config.checkpoint_interval_steps=10',
-  )
-  killed, whole = tmp_path / 'killed', tmp_path / 'whole'
-  process = start_process(line_of(killed, *arguments))
-  wait_for_rows(process, killed, moment)
-  process.kill()
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL
-  assert run_command(whole, *arguments).status == 0
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(
+  pair, tmp_path
+):
+  arguments = (*pair.arguments, '--config.checkpoint_interval_steps=3')
+  _, *line = line_of(tmp_path, *arguments)
+  code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT / 'tests')!r})
+import commands
+sys.argv = {line[1:]!r}
+with commands.on_row(
+  lambda _: os.kill(os.getpid(), signal.SIGKILL), step=8, kind='train'
+):
+  commands.run.main(commands.run.parse_flags(sys.argv))
+"""
+  process = start_process([sys.executable, '-c', code])
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == -signal.SIGKILL, err
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # A cut last line is as good as any.
-    rows = rows_of(killed)
-  assert rows == rows_of(whole)[: len(rows)]
-  assert read_run(killed / 'run.json')['status'] == 'running'
-  outcome = run_command(killed, *arguments)
-  assert outcome.status == 0
-  # The row of a step is written after the checkpoint of the one before.
-  last = rows[-1]['step']
-  assert outcome.trainer.start_step >= (last - 1) // 10 * 10 > 0
-  assert rows_of(killed) == rows_of(whole)
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(pair, tmp_path):
-  class Killed(BaseException):
-    pass
-
-  def die(trainer):
-    raise Killed
-
-  with on_row(die, step=3, kind='train'), pytest.raises(Killed):
-    run_command(tmp_path, *pair.arguments)
-  assert rows_of(tmp_path)
-  outcome = run_command(tmp_path, *pair.arguments)
-  assert (outcome.status, outcome.trainer.start_step) == (0, 0)
+    rows = rows_of(tmp_path)
+  assert rows == pair.rows[: len(rows)]
+  assert read_run(tmp_path / 'run.json')['status'] == 'running'
+  outcome = run_command(tmp_path, *arguments)
+  assert (outcome.status, outcome.trainer.start_step) == (0, 6)
   assert rows_of(tmp_path) == pair.rows
 
 
-def test_a_run_killed_between_its_last_checkpoint_and_its_final_rows(
-  pair, tmp_path
+@pytest.mark.parametrize(
+  ('moment', 'goes_on_from'),
+  [
+    # Before its first checkpoint; between the last and its final rows.
+    ({'step': 3, 'kind': 'train'}, 0),
+    ({'kind': 'final', 'member': 1}, 10),
+  ],
+)
+def test_a_run_may_be_killed_at_any_moment(
+  pair, tmp_path, moment, goes_on_from
 ):
   class Killed(BaseException):
     pass
@@ -225,33 +209,36 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_final_rows(
   def die(trainer):
     raise Killed
 
-  with on_row(die, kind='final', member=1), pytest.raises(Killed):
+  with on_row(die, **moment), pytest.raises(Killed):
     run_command(tmp_path, *pair.arguments)
+  assert rows_of(tmp_path)
   outcome = run_command(tmp_path, *pair.arguments)
-  assert (outcome.status, outcome.trainer.start_step) == (0, 10)
+  assert (outcome.status, outcome.trainer.start_step) == (0, goes_on_from)
   assert rows_of(tmp_path) == pair.rows
 
 
 # Whose workdir this is.
 
 
+def refused(pair, workdir, capfd, *arguments):
+  """Why a command is refused that then loses nothing."""
+  before = contents(workdir)
+  assert run_command(workdir, *pair.arguments, *arguments).status == 2
+  assert contents(workdir) == before
+  return error_sentence(capfd)
+
+
 def test_a_workdir_of_another_config_is_refused_with_what_differs(pair, capfd):
-  before = contents(pair.workdir)
-  outcome = run_command(
-    pair.workdir,
-    *pair.arguments,
-    '--config.codistill.delay_steps=1',
-    '--config.optimizer.sgd.momentum=0.5',
+  changes = ('codistill.delay_steps=1', 'optimizer.sgd.momentum=0.5')
+  sentence = refused(
+    pair, pair.workdir, capfd, *(f'--config.{one}' for one in changes)
   )
-  assert outcome.status == 2
-  sentence = error_sentence(capfd)
   # These and nothing else.
   assert (
     '(codistill.delay_steps 2 there, 1 now; '
     'optimizer.sgd.momentum 0.9 there, 0.5 now)' in sentence
   )
   assert '--overwrite' in sentence
-  assert contents(pair.workdir) == before
 
 
 @pytest.fixture
@@ -261,27 +248,16 @@ def other_commit(monkeypatch):
   return version
 
 
-def test_a_workdir_of_another_commit_is_refused(
+def test_a_workdir_of_another_commit_is_refused_unless_that_is_allowed(
   pair, tmp_path, capfd, other_commit
 ):
   workdir = pair.stopped_copy(tmp_path)
-  before = contents(workdir)
-  assert run_command(workdir, *pair.arguments).status == 2
-  sentence = error_sentence(capfd)
-  assert other_commit['commit'][:12] in sentence
-  assert str(read_run(workdir / 'run.json')['commit'])[:12] in sentence
-  assert '--allow-code-change' in sentence
-  assert contents(workdir) == before
-
-
-def test_a_code_change_that_is_allowed_is_recorded(
-  pair, tmp_path, other_commit
-):
-  workdir = pair.stopped_copy(tmp_path)
   first = read_run(workdir / 'run.json')['commit']
-  with stop_after(7):
-    allowed = run_command(workdir, *pair.arguments, '--allow-code-change')
-  assert allowed.status == 128 + signal.SIGTERM
+  sentence = refused(pair, workdir, capfd)
+  assert other_commit['commit'][:12] in sentence
+  assert str(first)[:12] in sentence
+  assert '--allow-code-change' in sentence
+  stop_command(7, workdir, *pair.arguments, '--allow-code-change')
   # The commit that came last may go on without asking.
   assert run_command(workdir, *pair.arguments).status == 0
   found = read_run(workdir / 'run.json')
@@ -304,6 +280,9 @@ def test_a_finished_run_is_shown_whatever_the_commit(pair, other_commit):
 def test_overwrite_begins_anew(pair, tmp_path, other_commit):
   workdir = pair.stopped_copy(tmp_path)
   (workdir / 'mine.txt').write_text('kept')
+  # It removes what it does not go on with, wherever that is.
+  elsewhere = (workdir / 'checkpoints').rename(tmp_path / 'scratch')
+  (workdir / 'checkpoints').symlink_to(elsewhere)
   arguments = (*pair.arguments, '--config.seed=1', '--overwrite')
   outcome = run_command(workdir, *arguments)
   assert (outcome.status, outcome.trainer.start_step) == (0, 0)
@@ -319,46 +298,29 @@ def test_overwrite_begins_anew(pair, tmp_path, other_commit):
 
 def test_overwrite_with_bad_input_loses_nothing(pair, tmp_path, capfd):
   workdir = pair.stopped_copy(tmp_path)
-  before = contents(workdir)
-  outcome = run_command(
-    workdir, *pair.arguments, '--overwrite', '--config.codistill.members=0'
-  )
-  assert outcome.status == 2
-  assert 'codistill.members' in error_sentence(capfd)
-  assert contents(workdir) == before
+  bad = ('--overwrite', '--config.codistill.members=0')
+  assert 'codistill.members' in refused(pair, workdir, capfd, *bad)
 
 
-@pytest.mark.parametrize('overwrite', [[], ['--overwrite']])
-def test_a_workdir_where_another_process_runs_is_refused(
-  pair, tmp_path, capfd, overwrite
-):
+def test_a_workdir_where_another_process_runs_is_refused(pair, tmp_path, capfd):
   workdir = pair.stopped_copy(tmp_path)
   lease = Lease(workdir / 'lease.json', timeout_s=60.0, what='here')
   lease.acquire()
-  before = contents(workdir)
-  assert run_command(workdir, *pair.arguments, *overwrite).status == 2
-  assert 'another process is at work' in error_sentence(capfd)
-  assert contents(workdir) == before
+  for overwrite in ([], ['--overwrite']):
+    said = refused(pair, workdir, capfd, *overwrite)
+    assert 'another process is at work' in said
   lease.release()
-  assert run_command(workdir, *pair.arguments, *overwrite).status == 0
-  assert rows_of(workdir) == pair.rows
+  stop_command(7, workdir, *pair.arguments)
 
 
-def test_a_finished_run_without_its_rows_says_so(pair, tmp_path, capfd):
+def test_a_part_of_a_run_is_refused(pair, tmp_path, capfd):
   shutil.copy(pair.workdir / 'run.json', tmp_path)
-  assert run_command(tmp_path, *pair.arguments).status == 2
-  assert 'rows.jsonl is gone; --overwrite' in error_sentence(capfd)
-
-
-def test_overwrite_removes_what_it_does_not_go_on_with(pair, tmp_path):
+  said = refused(pair, tmp_path, capfd)
+  assert 'rows.jsonl is gone; --overwrite' in said
+  # Checkpoints that nobody owns.
   workdir = pair.stopped_copy(tmp_path)
-  elsewhere = (workdir / 'checkpoints').rename(tmp_path / 'scratch')
-  (workdir / 'checkpoints').symlink_to(elsewhere)
-  arguments = (*pair.arguments, '--overwrite')
-  outcome = run_command(workdir, *arguments)
-  assert outcome.status == 0
-  assert outcome.trainer.start_step == 0
-  assert rows_of(workdir) == pair.rows
+  (workdir / 'run.json').unlink()
+  assert 'without run.json' in refused(pair, workdir, capfd)
 
 
 def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
@@ -372,10 +334,3 @@ def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
     assert status == (2 if said else 0)
     assert said is None or said in error_sentence(capfd)
   assert sorted(path.name for path in tmp_path.glob('run*')) == ['run-0.json']
-
-
-def test_checkpoints_that_nobody_owns_are_refused(pair, tmp_path, capfd):
-  workdir = pair.stopped_copy(tmp_path)
-  (workdir / 'run.json').unlink()
-  assert run_command(workdir, *pair.arguments).status == 2
-  assert 'without run.json' in error_sentence(capfd)
