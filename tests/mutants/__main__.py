@@ -14,42 +14,76 @@ Exit status: 0 if every mutant is caught, 1 if one survives.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
 import pathlib
 import queue
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+
+# Once, before each mutant has a process of its own: they take a second.
+import absl.testing.flagsaver
+import flax.linen
+import jax
+import optax
+import orbax.checkpoint
+import pytest
 
 from tests.mutants.table import ROOT, Mutant, read_mutants
 
-# Longer than any test that catches one: what hangs has been noticed, too.
-_TIMEOUT_S = 600
-_PYTEST = ('-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider')
+# What hangs has been noticed, too; the longest test takes less.
+_TIMEOUT_S = 300
+_PYTEST = ('-x', '-q', '-pno:cacheprovider', '-pno:xdist')
+_IMPORTED = (absl.testing.flagsaver, flax.linen, jax, optax, orbax.checkpoint)
 
 
-def is_caught(mutant: Mutant, copy: pathlib.Path) -> bool | None:
-  """Whether the tests fail; None if they could not be run at all."""
+def is_caught(mutant: Mutant) -> bool:
+  """Whether the tests fail; in a process that does nothing else."""
+  copy = _copies.get()
   path = copy / mutant.file
   text = path.read_text(encoding='utf-8')
   path.write_text(text.replace(mutant.before, mutant.after), encoding='utf-8')
+  # Tests signal process groups, and import the copy.
+  os.setsid()
+  os.chdir(copy)
+  sys.path[:] = [str(copy), *(one for one in sys.path if one != str(ROOT))]
+  for name in [name for name in sys.modules if name.startswith('tests')]:
+    del sys.modules[name]
+  signal.signal(signal.SIGALRM, _give_up)
+  signal.alarm(_TIMEOUT_S)
   try:
-    done = subprocess.run(
-      [sys.executable, *_PYTEST, *(f'tests/{test}' for test in mutant.tests)],
-      cwd=copy,
-      capture_output=True,
-      timeout=_TIMEOUT_S,
-    )
-  except subprocess.TimeoutExpired:
-    return True
+    with _silence(copy / 'output.txt'):
+      tests = (f'tests/{test}' for test in mutant.tests)
+      status = pytest.main([*_PYTEST, *tests])
+    output = (copy / 'output.txt').read_text(errors='replace')
   finally:
+    signal.alarm(0)
     path.write_text(text, encoding='utf-8')
-  # 0: all passed; 1: some failed; 2 and up: pytest was used in a wrong way.
-  # Code that cannot be imported stops it with 2 or 4, and says so.
-  if done.returncode in (0, 1):
-    return done.returncode == 1
-  return True if b'Error' in done.stdout + done.stderr else None
+    _copies.put(copy)
+  # 1: some failed. Code that cannot be imported is an error of the collection.
+  return status == 1 or (status in (2, 4) and 'Error' in output)
+
+
+def _give_up(*_):
+  raise TimeoutError(f'a test took more than {_TIMEOUT_S} seconds')
+
+
+@contextlib.contextmanager
+def _silence(path: pathlib.Path):
+  """What this process and those it starts print goes to a file."""
+  kept = os.dup(1), os.dup(2)
+  with path.open('w') as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+      os.dup2(kept[0], 1)
+      os.dup2(kept[1], 2)
 
 
 def main() -> int:
@@ -64,32 +98,29 @@ def main() -> int:
     if not options.words
     or any(word in f'{mutant.table} {mutant.file}' for word in options.words)
   ]
-  survivors = []
+  global _copies
+  context = multiprocessing.get_context('fork')
+  _copies, survivors = context.Queue(), []
   with tempfile.TemporaryDirectory() as folder:
-    copies: queue.Queue[pathlib.Path] = queue.Queue()
     for number in range(options.jobs):
       copy = pathlib.Path(folder) / str(number)
       ignored = shutil.ignore_patterns('.*', 'runs', '__pycache__')
       shutil.copytree(ROOT, copy, ignore=ignored)
-      copies.put(copy)
-
-    def try_(mutant: Mutant) -> bool | None:
-      copy = copies.get()
-      try:
-        return is_caught(mutant, copy)
-      finally:
-        copies.put(copy)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-      found = zip(chosen, pool.map(try_, chosen), strict=True)
+      # Compiled programs and the built-in corpus are the project's own.
+      (copy / '.cache').symlink_to(ROOT / '.cache')
+      _copies.put(copy)
+    with context.Pool(options.jobs, maxtasksperchild=1) as pool:
+      found = zip(chosen, pool.imap(is_caught, chosen), strict=True)
       for number, (mutant, caught) in enumerate(found, start=1):
-        words = {True: 'caught', False: 'SURVIVED', None: 'NOT TRIED'}[caught]
-        print(f'{number}/{len(chosen)} {words}: {mutant}', flush=True)
+        word = 'caught' if caught else 'SURVIVED'
+        print(f'{number}/{len(chosen)} {word}: {mutant}', flush=True)
         if not caught:
           survivors.append(mutant)
   print(f'{len(chosen) - len(survivors)} of {len(chosen)} mutants are caught.')
   return 1 if survivors else 0
 
+
+_copies: queue.Queue[pathlib.Path]
 
 if __name__ == '__main__':
   sys.exit(main())
