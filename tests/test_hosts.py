@@ -4,19 +4,22 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
 from commands import ROOT, line_of, rows_of, run_command
+from stand_ins import until
 
 from codistill import hosts
 from codistill.checkpoint import read_newest
 from experiments import predictions, run
 from experiments.ending import LOST_OTHERS
-from experiments.record import read_rows, read_run
+from experiments.record import read_run
 
 # Little to compile; tests/test_train_step.py has BatchNorm on many devices.
 ARGUMENTS = (
@@ -24,49 +27,35 @@ ARGUMENTS = (
   '--config.model.name=dnn',
   '--config.model.dnn.hidden=(8,)',
   '--config.eval_batch_size=32',
-)
-SHORT = (
-  *ARGUMENTS,
-  '--config.num_steps=5',
+  '--config.num_steps=9',
+  '--config.eval_interval_steps=9',
+  '--config.checkpoint_interval_steps=3',
   '--config.codistill.burn_in_steps=1',
   '--config.codistill.reload_interval_steps=2',
   '--config.codistill.synchronous=True',
   '--config.codistill.wait_timeout_s=200',
-  '--config.eval_interval_steps=5',
+  '--config.codistill.lease_timeout_s=10',
 )
-
-
 STARTED = []
 
 
-def start(workdir, *arguments):
+def start(workdir):
   """Two processes that are member 0, with two CPU devices each."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  processes = [
-    subprocess.Popen(
-      [
-        *line_of(workdir, '--member=0', *arguments),
-        *(f'--coordinator-address={address}', '--num-processes=2'),
-        f'--process-id={number}',
-      ],
-      cwd=ROOT,
-      env={**os.environ, 'JAX_NUM_CPU_DEVICES': '2'},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
+  world = ('--member=0', f'--coordinator-address={address}')
+  options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '2'}
+  processes = []
+  for number in range(2):
+    which = ('--num-processes=2', f'--process-id={number}')
+    line = line_of(workdir, *ARGUMENTS, *world, *which)
+    processes.append(
+      subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **options)
     )
-    for number in range(2)
-  ]
   STARTED.extend(processes)
   return processes
-
-
-def finish(processes):
-  for process in processes:
-    said, _ = process.communicate(timeout=250)
-    assert process.returncode == 0, said
 
 
 @pytest.fixture(autouse=True)
@@ -79,15 +68,35 @@ def no_process_stays():
   STARTED.clear()
 
 
-def test_two_hosts_a_member_train_as_one_does(tmp_path):
+def lose_one_and_start_again(workdir, said):
+  """A world that is killed in part, and one that goes on; what each says."""
+  processes = start(workdir)
+  # All of its processes have written this.
+  until((workdir / 'checkpoints-0/3').exists, processes[0])
+  processes[1].kill()
+  processes[1].communicate()
+  said.append(processes[0].communicate(timeout=60)[0])  # Within bounds.
+  for process in start(workdir):
+    said.append(process.communicate(timeout=250)[0])
+
+
+def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
   """2 processes × 2 devices, and a peer of 1 × 4: as both in one process."""
-  one, two = tmp_path / 'one', tmp_path / 'two'
-  processes = start(two, *SHORT)
-  together = run_command(one, *SHORT)
+  one, two, said = tmp_path / 'one', tmp_path / 'two', []
+  world = threading.Thread(target=lose_one_and_start_again, args=(two, said))
+  world.start()
+  together = run_command(one, *ARGUMENTS)
   assert together.status == 0
   # With the same programs, and so in this process.
-  assert run_command(two, *SHORT, '--member=1').status == 0
-  finish(processes)
+  assert run_command(two, *ARGUMENTS, '--member=1').status == 0
+  world.join()
+  lost, _, *again = [process.returncode for process in STARTED]
+  # In a collective, or where JAX itself aborts it.
+  assert lost in (LOST_OTHERS, -signal.SIGABRT), said
+  if lost == LOST_OTHERS:
+    assert 'another process of this member has ended' in said[0]
+    assert 'Traceback' not in said[0]
+  assert again == [0, 0], said
   experiment = together.experiment
   for member in together.trainer.members:
     ours = rows_of(two, f'rows-{member.index}.jsonl')
@@ -105,9 +114,12 @@ def test_two_hosts_a_member_train_as_one_does(tmp_path):
       )
     found = read_run(two / f'run-{member.index}.json')
     assert found['device']['processes'] == (1 if member.index else 2)
+    # From the checkpoint that all had written.
+    resumed = found.get('resumed', ())
+    assert (found['status'], len(resumed)) == ('done', 1 - member.index)
     # The first of two processes has stored what both predicted.
     (p, right), (q, same) = (
-      predictions.find(workdir)[5, member.index].open()
+      predictions.find(workdir)[9, member.index].open()
       for workdir in (two, one)
     )
     np.testing.assert_array_equal(right, same)
@@ -118,48 +130,12 @@ def test_two_hosts_a_member_train_as_one_does(tmp_path):
       experiment.mesh,
       experiment.teacher_precision,
     )
-    assert restored.step == 5
+    assert restored.step == 9
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5),
       restored.states[member.index].variables,
       member.state.variables,
     )
-
-
-def test_a_killed_process_of_a_member_stops_that_member(tmp_path):
-  """It goes on from the checkpoint that all its processes wrote."""
-  arguments = (
-    *ARGUMENTS,
-    '--config.num_steps=100',
-    '--config.eval_interval_steps=100',
-    '--config.checkpoint_interval_steps=20',
-    '--config.codistill.reload_interval_steps=20',
-    '--config.codistill.lease_timeout_s=10',
-  )
-  # The peer that is to teach both processes.
-  assert run_command(tmp_path, *arguments, '--member=1').status == 0
-  processes = start(tmp_path, *arguments)
-  deadline = time.monotonic() + 200
-  while not list((tmp_path / 'checkpoints-0').glob('[2-9]0')):
-    assert time.monotonic() < deadline
-    for process in processes:
-      assert process.poll() is None, process.communicate()[0]
-    time.sleep(0.01)
-  processes[1].kill()
-  processes[1].communicate()
-  said, _ = processes[0].communicate(timeout=60)  # Within bounds.
-  # In a collective, or where JAX itself aborts it.
-  assert processes[0].returncode in (LOST_OTHERS, -signal.SIGABRT), said
-  if processes[0].returncode == LOST_OTHERS:
-    assert 'another process of this member has ended' in said
-    assert 'Traceback' not in said
-  finish(start(tmp_path, *arguments))
-  run = read_run(tmp_path / 'run-0.json')
-  assert (run['status'], len(run['resumed'])) == ('done', 1)
-  rows = read_rows(tmp_path / 'rows-0.jsonl')
-  train = [row for row in rows if row['kind'] == 'train']
-  assert [row['step'] for row in train] == list(range(1, 101))
-  assert any(row['peers'] == [1] for row in train)
 
 
 def test_one_process_is_the_first_and_agrees_with_itself():
@@ -194,35 +170,26 @@ def test_a_process_that_is_gone_is_told_from_other_errors(
   assert hosts.lost(OSError('Connection reset by peer')) == ''
 
 
-@pytest.mark.parametrize(
-  ('text', 'status', 'sentence'),
-  [
-    ('Gloo AllGather failed', 3, 'another process of this member has ended'),
-    ('shapes differ', 1, 'Traceback'),
-  ],
-)
-def test_who_fails_does_not_wait_for_the_others(
-  text, status, sentence, monkeypatch, capsys
-):
+def test_who_fails_does_not_wait_for_the_others(monkeypatch, capsys):
   """As JAX does at exit, for minutes, and the others for it."""
-
-  def fail(*_):
-    raise jax.errors.JaxRuntimeError(text)
-
-  def leave(number):
-    raise SystemExit(number)
-
+  leave = mock.Mock(side_effect=SystemExit)
   monkeypatch.setattr(hosts, 'are_several', lambda: True)
-  monkeypatch.setattr(run, 'run', fail)
   monkeypatch.setattr(run.os, '_exit', leave)
-  with flagsaver.flagsaver():
-    argv = run.parse_flags(['run', '--config=imagenet_codistill:smoke'])
-    with pytest.raises(SystemExit) as left:
-      run._main_of_process(argv)
-  assert left.value.code == status
-  err = capsys.readouterr().err
-  assert sentence in err
-  assert ('Traceback' in err) == (status == 1)
+  lost = 'another process of this member has ended'
+  for text, status, sentence in (
+    ('Gloo AllGather failed', LOST_OTHERS, lost),
+    ('shapes differ', 1, 'Traceback'),
+  ):
+    fail = mock.Mock(side_effect=jax.errors.JaxRuntimeError(text))
+    monkeypatch.setattr(run, 'run', fail)
+    with flagsaver.flagsaver():
+      argv = run.parse_flags(['run', '--config=imagenet_codistill:smoke'])
+      with pytest.raises(SystemExit):
+        run._main_of_process(argv)
+    assert leave.call_args.args == (status,)
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert ('Traceback' in err) == (status == 1)
 
 
 def test_saves_and_loads_go_on_in_a_process_beside_this_one():
