@@ -40,18 +40,13 @@ def test_a_plan_has_every_point_with_every_seed(tmp_path):
   last = runs[-1]
   assert last.workdir == tmp_path / points[-1] / 'seed-1'
   assert last.command == (
-    sys.executable,
-    '-m',
-    'experiments.run',
-    f'--config={STALENESS}',
-    f'--workdir={last.workdir}',
+    *(sys.executable, '-m', 'experiments.run'),
+    *(f'--config={STALENESS}', f'--workdir={last.workdir}'),
     '--config.seed=1',
     '--config.codistill.reload_interval_steps=1',
     '--config.codistill.delay_steps=1',
   )
-
-
-def test_a_key_that_is_given_is_given_to_every_run(tmp_path):
+  # A key that is given is given to every run.
   runs = plan(tmp_path, '--config.num_steps=6')
   assert all('--config.num_steps=6' in run.command for run in runs)
   assert {run.num_steps for run in runs} == {6}
@@ -61,9 +56,8 @@ def test_a_key_that_is_given_is_given_to_every_run(tmp_path):
 
 
 def test_the_showcase_sweeps_what_it_promises(tmp_path):
-  points = [
-    run.point for run in plan(tmp_path, config=STALENESS[:-5] + 'laptop')
-  ]
+  runs = plan(tmp_path, config='imagenet_staleness:laptop')
+  points = [run.point for run in runs]
   for interval in (1, 10, 50, 100, 250):
     assert f'reload_interval_steps={interval}' in points
   assert 'exchange=none' in points
@@ -95,29 +89,28 @@ def test_twice_the_batch_comes_at_twice_the_rate():
 
 
 @pytest.mark.parametrize(
-  ('arguments', 'sentence'),
+  ('config', 'arguments', 'sentence'),
   [
-    (['--config=imagenet_sinc'], 'did you mean imagenet_sync'),
-    (['--config=imagenet_sync:tiny'], "no variant 'tiny'"),
-    ([f'--config={STALENESS}', '--seeds=0'], '--seeds must be at least 1'),
-    ([f'--config={STALENESS}', '--jobs=0'], '--jobs must be at least 1'),
-    ([f'--config={STALENESS}', '--config.seed=3'], '--seeds=K says how many'),
-    (
-      [f'--config={STALENESS}', '--config.codistill.exchange=none'],
-      'is what the sweep varies',
-    ),
-    ([f'--config={STALENESS}', '--config.num_step=3'], 'did you mean num_step'),
-    ([f'--config={STALENESS}', 'fast'], "what is 'fast'"),
-    ([f'--config={STALENESS}', '--slurm=partition=gpu'], '--launcher=slurm'),
-    ([f'--config={STALENESS}', f'--workdir={__file__}'], 'is a file; choose'),
+    ('imagenet_sinc', [], 'did you mean imagenet_sync'),
+    ('imagenet_sync:tiny', [], "no variant 'tiny'"),
+    (STALENESS, ['--seeds=0'], '--seeds must be at least 1'),
+    (STALENESS, ['--jobs=0'], '--jobs must be at least 1'),
+    (STALENESS, ['--config.seed=3'], '--seeds=K says how many'),
+    (STALENESS, ['--config.codistill.exchange=none'], 'the sweep varies'),
+    (STALENESS, ['--config.num_step=3'], 'did you mean num_step'),
+    (STALENESS, ['fast'], "what is 'fast'"),
+    (STALENESS, ['--slurm=partition=gpu'], '--launcher=slurm'),
+    (STALENESS, [f'--workdir={__file__}'], 'is a file; choose'),
   ],
 )
-def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
-  assert sweep.main(['--workdir=/nonexistent/never', *arguments]) == 2
+def test_what_makes_no_sense_is_one_sentence(
+  config, arguments, sentence, capsys
+):
+  where = [f'--config={config}', '--workdir=/nonexistent/never']
+  assert sweep.main([*where, *arguments]) == 2
   out, err = capsys.readouterr()
   assert sentence in err
-  assert err.count('\n') == 1
-  assert not out
+  assert (out, err.count('\n')) == ('', 1)
 
 
 def test_print_prints_what_is_left_to_do(tmp_path, capsys):
@@ -141,9 +134,8 @@ def test_print_prints_what_is_left_to_do(tmp_path, capsys):
 
 def finish(run, status='done', **more):
   run.workdir.mkdir(parents=True)
-  run.workdir.joinpath('run.json').write_text(
-    json.dumps({'status': status, 'argv': run.command, **more})
-  )
+  text = json.dumps({'status': status, 'argv': run.command, **more})
+  (run.workdir / 'run.json').write_text(text)
 
 
 def test_states(tmp_path):
@@ -151,22 +143,19 @@ def test_states(tmp_path):
   finish(done)
   finish(diverged, 'diverged', diverged={'1': {'step': 4}})
   finish(stopped, 'running')
+  rows = stopped.workdir / 'rows.jsonl'
   row = json.dumps({'step': 3, 'kind': 'train', 'filler': 'x' * 300})
   # A cut last line does not count, nor does one that is cut at the start.
-  (stopped.workdir / 'rows.jsonl').write_text(f'{row}\n' * 40 + row[:50])
+  rows.write_text(f'{row}\n' * 40 + row[:50])
   assert sweep.state(fresh) == ('to do', 0, '')
   assert sweep.state(done) == ('done', 8, '')
   assert sweep.state(diverged) == ('diverged', 8, 'member 1 at step 4')
   assert sweep.state(stopped) == ('interrupted', 3, '')
-
-
-def test_the_only_row_counts_and_a_damaged_one_is_a_failure(tmp_path):
-  run = plan(tmp_path)[0]
-  finish(run, 'interrupted')
-  (run.workdir / 'rows.jsonl').write_text(json.dumps({'step': 1}) + '\n')
-  assert sweep.state(run).step == 1
-  (run.workdir / 'rows.jsonl').write_text('not a row\n')
-  assert sweep.state(run).status == 'failed'
+  # The only row counts, and a damaged one is a failure.
+  rows.write_text(json.dumps({'step': 1}) + '\n')
+  assert sweep.state(stopped).step == 1
+  rows.write_text('not a row\n')
+  assert sweep.state(stopped).status == 'failed'
 
 
 def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
@@ -185,13 +174,11 @@ def test_a_run_with_other_keys_is_not_done(tmp_path):
   # The default workdir is the same whatever keys are given.
   for run in plan(tmp_path):
     finish(run)
-  runs = plan(tmp_path, '--config.batch_size=64')
-  for run in runs:
+  for run in plan(tmp_path, '--config.batch_size=64'):
     at = sweep.state(run)
     assert at.status == 'failed'
     assert 'choose another --workdir' in at.why
-  again = sweep.state(plan(tmp_path, '--tensorboard')[0])
-  assert again.status == 'done'
+  assert sweep.state(plan(tmp_path, '--tensorboard')[0]).status == 'done'
 
 
 # Processes that stand in for runs: each does what its point says.
@@ -211,9 +198,13 @@ def quick(monkeypatch):
   monkeypatch.setattr(sweep, '_POLL_SECONDS', 0.02)
 
 
-def run_locally(runs, jobs=2, stop=()):
-  console = Console(record=True, width=200, file=io.StringIO())
-  status = sweep.run_locally('a sweep', runs, jobs, console, stop)
+def console_of(**options):
+  return Console(record=True, width=200, file=io.StringIO(), **options)
+
+
+def run_locally(runs, jobs=2, stop=(), **options):
+  console = console_of()
+  status = sweep.run_locally('a sweep', runs, jobs, console, stop, **options)
   return status, console.export_text()
 
 
@@ -241,9 +232,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
 
 def test_a_terminal_shows_what_runs_and_in_the_end_all(tmp_path):
   runs = fakes(tmp_path, 'slow', 'done', 'fail')
-  console = Console(
-    record=True, width=200, file=io.StringIO(), force_terminal=True
-  )
+  console = console_of(force_terminal=True)
   assert sweep.run_locally('a sweep', runs, 1, console, []) == 1
   shown = console.file.getvalue()
   assert '0 done, 1 running' in shown
@@ -260,9 +249,8 @@ def test_an_error_of_the_sweep_stops_its_runs(tmp_path, monkeypatch):
     return ''
 
   monkeypatch.setattr(sweep._Pace, 'line', line)
-  console = Console(file=io.StringIO())
   with pytest.raises(BrokenPipeError):
-    sweep.run_locally('', [run], 1, console, [], plain_interval_seconds=0)
+    run_locally([run], plain_interval_seconds=0)
   assert sweep.state(run).status == 'interrupted'
 
 
@@ -303,7 +291,7 @@ def test_runs_of_a_killed_sweep_count_as_jobs_and_are_waited_for(
     return more
 
   monkeypatch.setattr(sweep.LocalRuns, 'step', step)
-  assert run_locally(runs, 2)[0] == 0
+  assert run_locally(runs)[0] == 0
   for orphan in orphans:
     orphan.wait()
   assert started[:5] == [0] * 5
@@ -322,23 +310,19 @@ def test_no_more_at_a_time_than_jobs(tmp_path, jobs):
   assert '0-slow seed 0: done' in text
 
 
-def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
+def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path, monkeypatch):
   runs = fakes(tmp_path, 'wait', 'wait', 'done')
-  stop = []
-  local_step = sweep.LocalRuns.step
+  stop, local_step = [], sweep.LocalRuns.step
 
   def step(self):
     if all((run.workdir / 'waits').exists() for run in runs[:2]):
       stop.append(signal.SIGINT)
     return local_step(self)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sweep.LocalRuns, 'step', step)
-    status, _ = run_locally(runs, 2, stop)
-  assert status == 128 + signal.SIGINT
-  for run in runs[:2]:
-    assert read_run(run.workdir / 'run.json')['status'] == 'interrupted'
-  assert sweep.state(runs[2]).status == 'to do'
+  monkeypatch.setattr(sweep.LocalRuns, 'step', step)
+  assert run_locally(runs, 2, stop)[0] == 128 + signal.SIGINT
+  states = [sweep.state(run).status for run in runs]
+  assert states == ['interrupted', 'interrupted', 'to do']
 
 
 def test_a_second_signal_kills_what_will_not_stop(tmp_path):
@@ -356,10 +340,8 @@ def test_a_second_signal_kills_what_will_not_stop(tmp_path):
       self.append(signal.SIGINT)
       return list.__len__(self)
 
-  console = Console(file=io.StringIO())
   began = time.monotonic()
-  status = sweep.run_locally('', [run], 1, console, Signals())
-  assert status == 128 + signal.SIGTERM
+  assert run_locally([run], 1, Signals())[0] == 128 + signal.SIGTERM
   assert time.monotonic() - began < 30
   assert sweep.state(run).status == 'interrupted'
 
@@ -368,9 +350,8 @@ def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
   monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
   code = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
   for jobs, share in ((1, 'None'), (2, '0.45')):
-    run = sweep.Run(
-      'a', 0, 1, tmp_path / str(jobs), (sys.executable, '-c', code)
-    )
+    command = (sys.executable, '-c', code)
+    run = sweep.Run('a', 0, 1, tmp_path / str(jobs), command)
     run_locally([run], jobs)
     assert run.log.read_text().strip() == share
 
@@ -384,34 +365,36 @@ def test_killed_in_the_middle_it_finishes_every_point_exactly_once(
   config = 'imagenet_codistill:smoke'  # Of two points.
   keys = (
     '--config.num_steps=20',
-    # As elsewhere in these tests, so that compiled programs are shared.
     '--config.num_devices=1',
-    '--config.schedule.warmup_cosine.num_steps=100',
+    # Little to compile.
+    '--config.model.name=dnn',
+    '--config.model.dnn.hidden=(8,)',
+    '--config.checkpoint_interval_steps=2',
   )
   where = (f'--config={config}', f'--workdir={tmp_path}')
   line = [sys.executable, '-m', 'experiments.sweep', *where, *keys]
   runs = plan(tmp_path, *keys, config=config)
   with start_process(line):
     until(lambda: any(sweep.state(run).status == 'done' for run in runs))
-    # The other, after a checkpoint, at step 4, and before the end.
-    until(lambda: any(8 <= sweep.state(run).step < 20 for run in runs))
+    # The other, after a checkpoint, at step 2, and before the end.
+    until(lambda: any(4 <= sweep.state(run).step < 20 for run in runs))
     # The sweep, and what it had started: as a machine that loses power.
     subprocess.run(['pkill', '-KILL', '-f', str(tmp_path)])
   assert sweep.main(line[3:]) == 0
   assert '2 done' in capsys.readouterr().out
+  told = [read_run(run.workdir / 'run.json') for run in runs]
+  assert [run['status'] for run in told] == ['done', 'done']
+  assert any(run.get('resumed') for run in told)
   for run in runs:
-    assert read_run(run.workdir / 'run.json')['status'] == 'done'
-    rows = read_rows(run.workdir / 'rows.jsonl')
     # A row of an exchange may say the same twice, of two publications.
     found = [
       (row['step'], row['member'], row['kind'])
-      for row in rows
+      for row in read_rows(run.workdir / 'rows.jsonl')
       if row['kind'] != 'exchange'
     ]
     assert len(set(found)) == len(found)
     assert sum(kind == 'final' for _, _, kind in found) == 3
     assert sum(kind == 'train' for _, _, kind in found) == 40
-  assert any(read_run(run.workdir / 'run.json').get('resumed') for run in runs)
   # Nothing is left, so nothing starts.
   before = [run.log.read_bytes() for run in runs]
   assert sweep.main(line[3:]) == 0
