@@ -59,6 +59,9 @@ SCONTROL = r"""#!/bin/sh
 """
 
 
+TOOLS = {'sbatch': SBATCH, 'srun': SRUN, 'scontrol': SCONTROL}
+
+
 class Slurm:
   """What there is of a cluster: tools on PATH, and a folder of theirs."""
 
@@ -67,11 +70,7 @@ class Slurm:
     self.workdir = workdir
     self.member = tools / 'member'
     self.member.mkdir(parents=True)
-    for name, text in (
-      ('sbatch', SBATCH),
-      ('srun', SRUN),
-      ('scontrol', SCONTROL),
-    ):
+    for name, text in TOOLS.items():
       (tools / name).write_text(text.format(tools=shlex.quote(str(tools))))
       (tools / name).chmod(0o755)
 
@@ -87,17 +86,16 @@ class Slurm:
   @contextlib.contextmanager
   def job(self, index=0):
     """Runs the script that was submitted, as one job of its array."""
+    environment = {
+      **os.environ,
+      # As Slurm numbers them: each job of an array has an id of its own.
+      'SLURM_JOB_ID': str(4711 + index),
+      'SLURM_ARRAY_JOB_ID': '4711',
+      'SLURM_ARRAY_TASK_ID': str(index),
+    }
+    line = ['bash', self.tools / 'script']
     process = subprocess.Popen(
-      ['bash', self.tools / 'script'],
-      cwd=ROOT,
-      env={
-        **os.environ,
-        # As Slurm numbers them: each job of an array has an id of its own.
-        'SLURM_JOB_ID': str(4711 + index),
-        'SLURM_ARRAY_JOB_ID': '4711',
-        'SLURM_ARRAY_TASK_ID': str(index),
-      },
-      start_new_session=True,
+      line, cwd=ROOT, env=environment, start_new_session=True
     )
     try:
       yield process
@@ -106,21 +104,22 @@ class Slurm:
         os.killpg(process.pid, signal.SIGKILL)
       process.wait()
 
+  def children(self, process, word):
+    """Processes of Python with a word in their command that are there."""
+    for one in psutil.Process(process.pid).children(recursive=True):
+      with contextlib.suppress(psutil.Error):
+        if 'python' in one.name() and word in ' '.join(one.cmdline()):
+          yield one
+
   def signal(self, process, number):
     """To all of the step's processes, as Slurm does."""
-    for one in psutil.Process(process.pid).children(recursive=True):
+    for one in self.children(process, ''):
       with contextlib.suppress(psutil.Error):
-        if 'python' in one.name():
-          one.send_signal(number)
+        one.send_signal(number)
 
-  def tasks(self, process):
-    """The tasks of submitit that are there."""
-    found = []
-    for one in psutil.Process(process.pid).children(recursive=True):
-      with contextlib.suppress(psutil.Error):
-        if 'submitit.core._submit' in one.cmdline() and 'python' in one.name():
-          found.append(one)
-    return found
+  def num_tasks(self, process):
+    """How many tasks of submitit there are."""
+    return len(list(self.children(process, '-m submitit.core._submit')))
 
   def submissions(self):
     """What was submitted, as submitit keeps it; the newest last."""
@@ -183,19 +182,10 @@ def test_a_member_of_two_nodes_is_submitted_field_by_field(slurm):
   assert commands == [
     ['export', 'SUBMITIT_EXECUTOR=slurm'],
     [
-      'srun',
-      '--unbuffered',
-      '--output',
-      f'{folder}/%A_%a_%t_log.out',
-      '--error',
-      f'{folder}/%A_%a_%t_log.err',
-      '--kill-on-bad-exit=1',
-      '--cpus-per-task=12',
-      sys.executable,
-      '-u',
-      '-m',
-      'submitit.core._submit',
-      folder,
+      *('srun', '--unbuffered', '--output', f'{folder}/%A_%a_%t_log.out'),
+      *('--error', f'{folder}/%A_%a_%t_log.err', '--kill-on-bad-exit=1'),
+      *('--cpus-per-task=12', sys.executable, '-u'),
+      *('-m', 'submitit.core._submit', folder),
     ],
   ]
 
@@ -217,15 +207,14 @@ def test_every_task_runs_the_command_in_the_world_of_its_member(slurm):
   slurm.submit(WORLD, WORLD, gpus_per_node='a100:4')
   with slurm.job(1) as process:
     assert process.wait(timeout=90) == 0, slurm.err()
-  shown = [
-    json.loads((slurm.tools / f'out.{task}').read_text())
-    for task in range(TASKS)
-  ]
-  assert [one['process'] for one in shown] == [[0, TASKS], [1, TASKS]]
-  for one in shown:
-    # All of its node: JAX by itself would take the first.
-    assert one['devices'] == '0,1,2,3'
-    assert one['arguments'] == [str(slurm.member), '--distributed']
+  for task in range(TASKS):
+    shown = json.loads((slurm.tools / f'out.{task}').read_text())
+    assert shown == {
+      'process': [task, TASKS],
+      # All of its node: JAX by itself would take the first.
+      'devices': '0,1,2,3',
+      'arguments': [str(slurm.member), '--distributed'],
+    }
 
 
 def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm, capsys):
@@ -281,15 +270,12 @@ STOP = textwrap.dedent("""
 
 
 def are_there(slurm, name):
-  return all(
-    (slurm.member / f'{name}.{task}').exists() for task in range(TASKS)
-  )
+  return len(list(slurm.member.glob(f'{name}.?'))) == TASKS
 
 
+# Time that is up, and a job that is preempted.
 @pytest.mark.parametrize(
-  'numbers',
-  [[signal.SIGUSR2], [signal.SIGTERM, signal.SIGUSR2]],
-  ids=['time', 'preempted'],
+  'numbers', [[signal.SIGUSR2], [signal.SIGTERM, signal.SIGUSR2]]
 )
 def test_all_tasks_save_and_then_one_submits_the_job_again(slurm, numbers):
   slurm.submit(STOP, STOP)
@@ -300,13 +286,13 @@ def test_all_tasks_save_and_then_one_submits_the_job_again(slurm, numbers):
       until(lambda: are_there(slurm, 'saved'))
       # The runs have ended; a task that did so, too, would end the job.
       time.sleep(0.5)
-      assert len(slurm.tasks(process)) == TASKS
+      assert slurm.num_tasks(process) == TASKS
     slurm.signal(process, numbers[-1])
     until((slurm.tools / 'requeued').exists)
     # The second task is there until Slurm ends it.
-    until(lambda: len(slurm.tasks(process)) < TASKS)
+    until(lambda: slurm.num_tasks(process) < TASKS)
     time.sleep(0.5)
-    assert len(slurm.tasks(process)) == 1
+    assert slurm.num_tasks(process) == 1
   # Once, by the first task, and when all had saved.
   assert (slurm.tools / 'requeued').read_text().split() == [
     *('requeue', '4711_1'),
@@ -329,14 +315,9 @@ def test_a_process_that_dies_ends_its_task_at_once(slurm):
 
 
 def test_parameters_are_what_submitit_takes(slurm):
-  slurm.submit(
-    'pass',
-    exclusive='true',
-    setup='module load cuda',
-    srun_args='--mpi=none -v',
-    max_num_timeout='40',
-    signal_delay_s='300',
-  )
+  given = {'exclusive': 'true', 'setup': 'module load cuda'}
+  given |= {'max_num_timeout': '40', 'signal_delay_s': '300'}
+  slurm.submit('pass', srun_args='--mpi=none -v', **given)
   fields, commands = fields_of((slurm.tools / 'script').read_text())
   assert fields['exclusive'] is True
   assert fields['signal'] == 'USR2@300'
@@ -375,11 +356,9 @@ TPU = {'tpu': 'tpu-v5-lite-podslice', 'topology': '4x4', 'chips': '4'}
 
 
 def manifest(members=2, command=COMMAND, name='imagenet_codistill', **given):
+  given = {**NEEDED, **given}
   return jobset.manifest(
-    name=name,
-    members=members,
-    command=command,
-    parameters={**NEEDED, **given},
+    name=name, members=members, command=command, parameters=given
   )
 
 
@@ -387,17 +366,23 @@ def documents(text):
   return list(yaml.safe_load_all(text))
 
 
+def alone(**given):
+  """The manifest of one member; its job, its pod and its container."""
+  [document] = documents(manifest(members=1, **given))
+  return document, *parts_of(document)
+
+
+def parts_of(document):
+  # Whatever befalls a set befalls all its jobs: there is only one.
+  [replicated] = document['spec']['replicatedJobs']
+  job = replicated['template']['spec']
+  pod = job['template']['spec']
+  [container] = pod['containers']
+  return job, pod, container
+
+
 def problems(document):
   return [error.message for error in VALIDATOR.iter_errors(document)]
-
-
-def job_of(document):
-  [replicated] = document['spec']['replicatedJobs']
-  return replicated['template']['spec']
-
-
-def pod_of(document):
-  return job_of(document)['template']['spec']
 
 
 @pytest.mark.parametrize(
@@ -412,10 +397,7 @@ def pod_of(document):
 def test_a_manifest_is_what_its_schema_says(given):
   text = manifest(members=3, **given)
   assert text == manifest(members=3, **given)
-  found = documents(text)
-  assert len(found) == 3
-  for document in found:
-    assert problems(document) == []
+  assert [problems(found) for found in documents(text)] == [[]] * 3
   assert max(map(len, text.splitlines())) < 160
 
 
@@ -446,7 +428,7 @@ MUTANTS = [
 def test_the_schema_refuses_what_is_wrong():
   VALIDATOR.check_schema(SCHEMA)
   assert 'v1alpha2 of JobSet 0.12.0' in SCHEMA['$comment']
-  [fine] = documents(manifest(members=1, gpus='1'))
+  fine, *_ = alone(gpus='1')
   assert problems(fine) == []
   for where, key, value in MUTANTS:
     at = document = copy.deepcopy(fine)
@@ -464,12 +446,11 @@ def test_every_host_of_a_member_knows_its_place():
   for member, document in enumerate(found):
     name = document['metadata']['name']
     assert name == f'imagenet-codistill-{member}'
-    # Whatever befalls a set befalls all its jobs: there is only one.
+    job, _, container = parts_of(document)
     [replicated] = document['spec']['replicatedJobs']
     assert replicated['replicas'] == 1
     # JobSet: <set>-<replicated job>-<its index>-<pod's index>.<set>
     first = f'{name}-{replicated["name"]}-0-0.{name}'
-    [container] = pod_of(document)['containers']
     assert container['command'] == [
       *COMMAND,
       f'--member={member}',
@@ -481,27 +462,23 @@ def test_every_host_of_a_member_knows_its_place():
     # The subdomain is the set's name, as it is if nothing is said.
     assert document['spec']['network']['enableDNSHostnames'] is True
     assert 'subdomain' not in document['spec']['network']
-    job = job_of(document)
     assert (job['completions'], job['parallelism']) == (2, 2)
     assert job['completionMode'] == 'Indexed'
   # A member of one host is no world.
-  [document] = documents(manifest(members=1))
-  [container] = pod_of(document)['containers']
+  *_, container = alone()
   assert container['command'] == [*COMMAND, '--member=0']
 
 
 def test_who_lost_its_host_starts_again_without_being_counted():
-  [document] = documents(manifest(members=1, restarts='5', grace='300'))
+  document, job, pod, container = alone(restarts='5', grace='300')
   policy = document['spec']['failurePolicy']
   assert policy['maxRestarts'] == 5
-  assert policy['rules'] == [
-    {
-      'name': 'disrupted',
-      'action': 'RestartJobSetAndIgnoreMaxRestarts',
-      'onJobFailureReasons': ['PodFailurePolicy'],
-    }
-  ]
-  job = job_of(document)
+  [rule] = policy['rules']
+  assert rule == {
+    'name': 'disrupted',
+    'action': 'RestartJobSetAndIgnoreMaxRestarts',
+    'onJobFailureReasons': ['PodFailurePolicy'],
+  }
   assert job['backoffLimit'] == 0
   # The only things that fail a job for that reason.
   evicted, told = job['podFailurePolicy']['rules']
@@ -510,82 +487,66 @@ def test_who_lost_its_host_starts_again_without_being_counted():
     'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}],
   }
   assert told['action'] == 'FailJob'
-  [container] = pod_of(document)['containers']
   assert told['onExitCodes'] == {
     'containerName': container['name'],
     'operator': 'In',
     # What experiments.run ends with.
     'values': [128 + signal.SIGTERM],
   }
-  pod = pod_of(document)
   assert pod['restartPolicy'] == 'Never'  # As a podFailurePolicy needs it.
   assert pod['terminationGracePeriodSeconds'] == 300
 
 
+def volumes_of(pod):
+  """What a volume is, by its name."""
+  return {volume.pop('name'): volume for volume in pod['volumes']}
+
+
 def test_what_pods_have():
-  [document] = documents(
-    manifest(
-      members=1,
-      gpus='8',
-      cpu='96',
-      memory='900Gi',
-      shm='64Gi',
-      namespace='research',
-      queue='batch',
-    )
+  size = {'gpus': '8', 'cpu': '96', 'memory': '900Gi', 'shm': '64Gi'}
+  document, job, pod, container = alone(
+    **size, namespace='research', queue='batch'
   )
-  pod = pod_of(document)
-  [container] = pod['containers']
   assert container['image'] == NEEDED['image']
   assert container['resources'] == {
     'requests': {'cpu': '96', 'memory': '900Gi', 'nvidia.com/gpu': 8},
     'limits': {'nvidia.com/gpu': 8},
   }
   mounts = {m['mountPath']: m['name'] for m in container['volumeMounts']}
-  volumes = {volume.pop('name'): volume for volume in pod['volumes']}
-  assert volumes[mounts['/shared']] == {
-    'persistentVolumeClaim': {'claimName': 'shared'}
-  }
-  assert volumes[mounts['/dev/shm']] == {
-    'emptyDir': {'medium': 'Memory', 'sizeLimit': '64Gi'}
-  }
+  volumes = volumes_of(pod)
+  shared = {'persistentVolumeClaim': {'claimName': 'shared'}}
+  assert volumes[mounts['/shared']] == shared
+  memory = {'emptyDir': {'medium': 'Memory', 'sizeLimit': '64Gi'}}
+  assert volumes[mounts['/dev/shm']] == memory
   assert document['metadata']['namespace'] == 'research'
   queue = 'kueue.x-k8s.io/queue-name'
   assert document['metadata']['labels'][queue] == 'batch'
   # Kueue would take a pod with it for one that it has to admit by itself.
-  assert queue not in job_of(document)['template']['metadata']['labels']
+  assert queue not in job['template']['metadata']['labels']
 
 
 def test_a_member_on_tpus_is_a_slice():
-  [document] = documents(manifest(members=1, hosts='4', **TPU))
-  [container] = pod_of(document)['containers']
+  document, _, pod, container = alone(hosts='4', **TPU)
   assert container['resources']['limits'] == {'google.com/tpu': 4}
-  assert pod_of(document)['nodeSelector'] == {
+  assert pod['nodeSelector'] == {
     'cloud.google.com/gke-tpu-accelerator': 'tpu-v5-lite-podslice',
     'cloud.google.com/gke-tpu-topology': '4x4',
   }
-  assert document['metadata']['annotations'] == {
-    'alpha.jobset.sigs.k8s.io/exclusive-topology': (
-      'cloud.google.com/gke-nodepool'
-    )
-  }
+  topology = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
+  pool = 'cloud.google.com/gke-nodepool'
+  assert document['metadata']['annotations'] == {topology: pool}
 
 
 def test_nothing_gets_out_of_its_place_in_a_manifest():
   odd = ['a: "b" # c', "it's\n- two", '$(HOME)', '@name', 'θ', '--- {']
-  [document] = documents(manifest(members=1, command=odd, claim='a"b: @c'))
-  [container] = pod_of(document)['containers']
+  _, _, pod, container = alone(command=odd, claim='a"b: @c')
   *words, member = container['command']
   # Kubernetes reads $$(…) as $(…) and leaves it.
   assert [word.replace('$$(', '$(') for word in words] == odd
   assert '$$(HOME)' in words
   assert member == '--member=0'
-  [claim] = [
-    volume['persistentVolumeClaim']['claimName']
-    for volume in pod_of(document)['volumes']
-    if 'persistentVolumeClaim' in volume
-  ]
-  assert claim == 'a"b: @c'
+  claim = {'persistentVolumeClaim': {'claimName': 'a"b: @c'}}
+  assert claim in volumes_of(pod).values()
 
 
 @pytest.mark.parametrize(
@@ -669,7 +630,9 @@ def test_every_command_of_the_page_is_one(capsys):
       config_lib.check_keys(config_lib.load(label), keys)
 
 
-def test_the_manifest_of_the_page_can_be_made(capsys):
+def test_links_and_the_manifest_of_the_page_can_be_used(capsys):
+  for path in re.findall(r'\]\(((?!https?:)[\w/.-]+)', PAGE):
+    assert (ROOT / 'docs' / path).exists(), path
   launch = importlib.import_module('scripts.launch.__main__')
   [line] = [line for line in commands() if '--launcher=jobset' in line]
   words = list(line[1 : line.index('>')] if '>' in line else line[1:])
@@ -679,8 +642,3 @@ def test_the_manifest_of_the_page_can_be_made(capsys):
   assert found
   named = set(re.findall(r'^\| `(\w+)` \|', PAGE, re.MULTILINE))
   assert named == set(jobset.PARAMETERS)
-
-
-def test_links_of_the_page_lead_somewhere():
-  for path in re.findall(r'\]\(((?!https?:)[\w/.-]+)', PAGE):
-    assert (ROOT / 'docs' / path).exists(), path

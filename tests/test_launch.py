@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+from unittest import mock
 
 import psutil
 import pytest
@@ -85,9 +86,8 @@ def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
 def test_devices_that_do_not_go_round_are_one_sentence(
   gpus, per_member, processes, sentence
 ):
-  names = [str(gpu) for gpu in range(gpus)]
   with pytest.raises(UserError, match=sentence):
-    devices.assign(names, 2, per_member, processes, {})
+    devices.assign(['0'] * gpus, 2, per_member, processes, {})
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def gpus(tmp_path, monkeypatch):
   )
   tool.chmod(0o755)
   monkeypatch.setenv('PATH', str(tool.parent), prepend=os.pathsep)
-  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
-  monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+  for name in ('CUDA_VISIBLE_DEVICES', 'JAX_PLATFORMS'):
+    monkeypatch.delenv(name, raising=False)
   return tool
 
 
@@ -127,22 +127,21 @@ def test_gpus_are_those_that_jax_would_find(gpus):
   assert devices.nvidia_gpus({}) == []
 
 
+def console_of(width, **options):
+  return Console(record=True, width=width, file=io.StringIO(), **options)
+
+
 class Fakes:
   """Members that do what they are told, and what became of them."""
 
   def __init__(self, folder, *words, processes=1, max_restarts=3):
     self.folder = folder
-    self.members = [
-      Member(
-        index,
-        folder,
-        functools.partial(self._processes, index, word, processes),
-        max_restarts,
-      )
-      for index, word in enumerate(words)
-    ]
+    self.members = []
+    for index, word in enumerate(words):
+      start = functools.partial(self._processes, index, word, processes)
+      self.members.append(Member(index, folder, start, max_restarts))
     self.picture = local.Picture('some', self.members, folder, 10)
-    self.console = Console(record=True, width=300, file=io.StringIO())
+    self.console = console_of(300)
 
   def _processes(self, index, word, processes):
     words = word.split('/') if processes > 1 else [word]
@@ -156,17 +155,14 @@ class Fakes:
     ]
 
   def run(self, stop=(), **keywords):
-    """Exit status, and everything that was said."""
+    """Exit status, how each ended, and everything that was said."""
     status = local.run_locally(
       self.picture, self.members, self.console, stop, **keywords
     )
-    return status, self.said()
+    return status, [one.end for one in self.members], self.said()
 
   def said(self):
     return self.console.export_text(clear=False)
-
-  def ends(self):
-    return [one.end for one in self.members]
 
   def starts(self):
     return sorted((self.folder / 'starts').read_text().split())
@@ -181,20 +177,23 @@ def quick(monkeypatch):
 
 def test_a_member_that_dies_comes_back_and_the_others_do_not_notice(tmp_path):
   fakes = Fakes(tmp_path, 'done', 'die once')
-  status, said = fakes.run()
-  assert (status, fakes.ends()) == (0, ['done', 'done'])
+  status, ends, said = fakes.run()
+  assert (status, ends) == (0, ['done', 'done'])
   assert fakes.starts() == ['0.0', '1.0', '1.0']
-  assert 'member 1 died: killed by signal 9; the first word' in said
-  assert 'restart 1 of 3 in 0.01 s' in said
-  assert 'restarts' in said
-  assert 'member 0: done, step 10/10' in said
-  assert '2 done, 100% of 20 steps' in said
+  for sentence in (
+    'member 1 died: killed by signal 9; the first word',
+    'restart 1 of 3 in 0.01 s',
+    'restarts',
+    'member 0: done, step 10/10',
+    '2 done, 100% of 20 steps',
+  ):
+    assert sentence in said
 
 
 def test_a_member_that_always_dies_is_given_up_after_growing_pauses(tmp_path):
   fakes = Fakes(tmp_path, 'die', 'done')
-  status, said = fakes.run()
-  assert (status, fakes.ends()) == (1, ['dead', 'done'])
+  status, ends, said = fakes.run()
+  assert (status, ends) == (1, ['dead', 'done'])
   assert fakes.starts() == ['0.0'] * 4 + ['1.0']
   for restart, pause in enumerate(('0.01', '0.02', '0.04'), 1):
     assert f'restart {restart} of 3 in {pause} s' in said
@@ -204,33 +203,21 @@ def test_a_member_that_always_dies_is_given_up_after_growing_pauses(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('word', 'max_restarts', 'end', 'sentences'),
+  ('word', 'max_restarts', 'end', 'sentence'),
   [
-    (
-      'fail',
-      0,
-      'dead',
-      (
-        # Brackets are brackets.
-        'member 1 is dead: ValueError: [/bold] (all of it',
-        'The same command goes on with what is not done',
-      ),
-    ),
-    (
-      'diverge',
-      3,
-      'diverged',
-      ('member 1 diverged: try a lower learning rate',),
-    ),
-    ('terminated', 3, 'stopped', ('member 1 was stopped by signal 15',)),
+    # Brackets are brackets.
+    ('fail', 0, 'dead', 'member 1 is dead: ValueError: [/bold] (all of it'),
+    ('fail', 0, 'dead', 'The same command goes on with what is not done'),
+    ('diverge', 3, 'diverged', 'member 1 diverged: try a lower learning rate'),
+    ('terminated', 3, 'stopped', 'member 1 was stopped by signal 15'),
   ],
 )
-def test_some_ends_are_final(tmp_path, word, max_restarts, end, sentences):
+def test_some_ends_are_final(tmp_path, word, max_restarts, end, sentence):
   fakes = Fakes(tmp_path, 'done', word, max_restarts=max_restarts)
-  status, said = fakes.run()
-  assert (status, fakes.ends()) == (1, ['done', end])
+  status, ends, said = fakes.run()
+  assert (status, ends) == (1, ['done', end])
   assert fakes.starts() == ['0.0', '1.0']
-  assert all(sentence in said for sentence in sentences)
+  assert sentence in said
 
 
 def test_a_command_that_makes_no_sense_stops_all_at_once(tmp_path):
@@ -257,8 +244,8 @@ def test_later_the_others_go_on_without_one_that_is_refused(tmp_path):
       (tmp_path / 'enough').touch()
 
   fakes.picture.look = look_and_tell
-  status, said = fakes.run()
-  assert (status, fakes.ends()) == (2, ['done', 'refused'])
+  status, ends, said = fakes.run()
+  assert (status, ends) == (2, ['done', 'refused'])
   assert 'member 1 was refused: it is too hot' in said
 
 
@@ -278,9 +265,8 @@ class Signals(list):
 def test_a_signal_stops_all_with_checkpoints(tmp_path):
   fakes = Fakes(tmp_path, 'wait', 'wait', 'fail', max_restarts=100)
   stop = Signals([tmp_path / 'waits-0', tmp_path / 'waits-1'])
-  status, said = fakes.run(stop)
-  assert status == 128 + signal.SIGINT
-  assert fakes.ends()[:2] == ['stopped', 'stopped']
+  status, ends, said = fakes.run(stop)
+  assert (status, ends[:2]) == (128 + signal.SIGINT, ['stopped', 'stopped'])
   for index in range(2):
     run = read_run(tmp_path / f'run-{index}.json')
     assert run['status'] == 'interrupted'
@@ -303,8 +289,8 @@ def test_a_second_signal_kills_what_will_not_stop(tmp_path):
   began = time.monotonic()
   waits = [tmp_path / 'waits-0']
   # However soon it comes.
-  status, said = fakes.run(Signals(waits, waits))
-  assert (status, fakes.ends()) == (128 + signal.SIGINT, ['killed'])
+  status, ends, said = fakes.run(Signals(waits, waits))
+  assert (status, ends) == (128 + signal.SIGINT, ['killed'])
   assert 'Killing the members' in said
   # As it was asked to.
   assert 'is dead' not in said
@@ -316,8 +302,8 @@ def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
   fakes = Fakes(tmp_path, 'wait/stubborn', processes=2)
   waits = [tmp_path / f'waits-0.{process}' for process in range(2)]
   began = time.monotonic()
-  status, _ = fakes.run(Signals(waits))
-  assert (status, fakes.ends()) == (128 + signal.SIGINT, ['stopped'])
+  status, ends, _ = fakes.run(Signals(waits))
+  assert (status, ends) == (128 + signal.SIGINT, ['stopped'])
   assert time.monotonic() - began < 30
 
 
@@ -338,22 +324,21 @@ def test_a_world_that_loses_a_process_ends_and_starts_as_a_whole(
   tmp_path, monkeypatch
 ):
   monkeypatch.setattr(member, '_GRACE_S', 0.2)
-  fakes = Fakes(
-    tmp_path, 'hang/die beside', 'done/done', processes=2, max_restarts=1
-  )
-  status, said = fakes.run()
-  assert (status, fakes.ends()) == (1, ['dead', 'done'])
+  words = ('hang/die beside', 'done/done')
+  fakes = Fakes(tmp_path, *words, processes=2, max_restarts=1)
+  status, ends, said = fakes.run()
+  assert (status, ends) == (1, ['dead', 'done'])
   assert fakes.starts() == ['0.0', '0.0', '0.1', '0.1', '1.0', '1.1']
   # Of the one that died first, not of the one that was killed for it.
   assert 'member 0 died: killed by signal 9; the first word' in said
   assert 'log-0.1.txt' in said
 
 
-@pytest.mark.parametrize('first', [-signal.SIGKILL, 1])
-@pytest.mark.parametrize('then', [LOST_OTHERS, -signal.SIGABRT])
-def test_who_only_lost_the_others_does_not_say_why(first, then):
-  assert member._rank(first) < member._rank(then)
-  assert member._rank(2) < member._rank(143) < member._rank(first)
+def test_who_only_lost_the_others_does_not_say_why():
+  for first in (-signal.SIGKILL, 1):
+    for then in (LOST_OTHERS, -signal.SIGABRT):
+      assert member._rank(first) < member._rank(then)
+    assert member._rank(2) < member._rank(143) < member._rank(first)
 
 
 def test_a_world_has_time_to_end_by_itself(tmp_path):
@@ -372,10 +357,7 @@ def test_a_world_has_time_to_end_by_itself(tmp_path):
   [
     ('experiments.run: no\nlater', 'no'),
     ('ValueError: no\n----\nJAX has removed frames.', 'ValueError: no'),
-    (
-      'jax.errors.JaxRuntimeError: OOM\nmore',
-      'jax.errors.JaxRuntimeError: OOM',
-    ),
+    ('jax.errors.JaxRuntimeError: OOM\nno', 'jax.errors.JaxRuntimeError: OOM'),
     ('step 3\n\n', 'step 3'),
     (
       'F1121 15:19:10.411228   26485 client.h:80] Terminating process\n'
@@ -438,30 +420,25 @@ def test_progress_rate_and_time_left_of_all(tmp_path, monkeypatch):
   fakes.members[2].end = 'dead'
   fakes.members[1].restarts = 2
   fakes.picture.look()
-  assert fakes.picture.line() == (
-    '2 running, 1 dead, 15% of 300 steps, 100 ex/s, about 0:03:10 left'
-  )
-  assert fakes.picture.plain(1) == (
-    'member 1: running, step 5/100, 100 ex/s, loss 0.5000, 2 restarts'
-  )
+  said = '2 running, 1 dead, 15% of 300 steps, 100 ex/s, about 0:03:10 left'
+  assert fakes.picture.line() == said
+  said = 'member 1: running, step 5/100, 100 ex/s, loss 0.5000, 2 restarts'
+  assert fakes.picture.plain(1) == said
+
   # A checkpoint lies before what its rows showed at first.
-  found[0] = status_of(0, 'running', 10)
-  fakes.picture.look()
-  now[0] = 80
-  found[0] = status_of(0, 'running', 20)
-  fakes.picture.look()
+  def look(second, state, step):
+    now[0], found[0] = second, status_of(0, state, step)
+    fakes.picture.look()
+
+  look(70, 'running', 10)
+  look(80, 'running', 20)
   fakes.members[1].end = 'dead'
   assert '0:01:20 left' in fakes.picture.line()
   # Nor are the seconds slow steps in which it was dead.
-  now[0] = 1_000
-  found[0] = status_of(0, 'dead', 20)
-  fakes.picture.look()
+  look(1_000, 'dead', 20)
   assert 'left' not in fakes.picture.line()
-  found[0] = status_of(0, 'running', 20)
-  fakes.picture.look()
-  now[0] = 1_010
-  found[0] = status_of(0, 'running', 30)
-  fakes.picture.look()
+  look(1_000, 'running', 20)
+  look(1_010, 'running', 30)
   assert '0:01:10 left' in fakes.picture.line()
 
 
@@ -469,9 +446,7 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
   (tmp_path / 'seen').touch()
   (tmp_path / 'enough').touch()
   fakes = Fakes(tmp_path, 'work', 'work')
-  fakes.console = Console(
-    record=True, width=80, file=io.StringIO(), force_terminal=True
-  )
+  fakes.console = console_of(80, force_terminal=True)
   assert fakes.run()[0] == 0
   shown = fakes.console.file.getvalue()
   assert '2 starting, 0% of 20 steps' in shown
@@ -486,7 +461,7 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
       (tmp_path / 'enough').touch()
 
   fakes.picture.look = look_and_tell
-  _, said = fakes.run(plain_interval_seconds=0.1)
+  _, _, said = fakes.run(plain_interval_seconds=0.1)
   assert 'member 0: running, step 4/10, 4 ex/s, loss 0.5000' in said
   assert 'member 0: done, step 10/10' in said
 
@@ -496,18 +471,10 @@ def wide_picture(tmp_path, members):
   picture = Fakes(tmp_path, *['work'] * members).picture
   for at in range(members):
     peers = [f'{peer}: {250 + peer}' for peer in range(members) if peer != at]
-    picture.statuses[at] = status_of(
-      at,
-      'running',
-      17_950,
-      num_steps=18_000,
-      rate=12_345.6,
-      task_loss=2.3456,
-      peers=', '.join([*peers[1:], '99: old']),
-      failed_loads=12,
-      incarnation=7,
-      published='17,950, 59 s',
-    )
+    said = {'rate': 12_345.6, 'task_loss': 2.3456, 'failed_loads': 12}
+    said |= {'incarnation': 7, 'published': '17,950, 59 s'}
+    said |= {'num_steps': 18_000, 'peers': ', '.join([*peers[1:], '99: old'])}
+    picture.statuses[at] = status_of(at, 'running', 17_950, **said)
   # The last one, whom a low terminal would cut off.
   picture.statuses[-1] = picture.statuses[-1]._replace(state='restarting')
   picture._members[-1].restarts = 2
@@ -519,7 +486,7 @@ def wide_picture(tmp_path, members):
 )
 def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
   picture = wide_picture(tmp_path, members)
-  console = Console(width=width, height=24, record=True, file=io.StringIO())
+  console = console_of(width, height=24)
   console.print(picture.table(console, is_live=True))
   lines = console.export_text().splitlines()
   # One for the cursor.
@@ -530,21 +497,18 @@ def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
     return
   last = next(line for line in lines if 'restarting' in line)
   assert last.split()[0] == str(members - 1)
-  for cell in ('17,950/18,000', '12,346', '2.3456', '1 old', '251…', ' 2 '):
-    assert (
-      cell in last
-      or cell.replace('1 old', '99: old') in last
-      or (cell == '251…' and '1: 251' in last)
-    )
+  for cell in ('17,950/18,000', '12,346', '2.3456', ' 2 '):
+    assert cell in last
+  assert '1 old' in last or '99: old' in last
+  assert '251…' in last or '1: 251' in last
   assert ('more members' in said) == (members == 40)
   # What is left behind when it is over has all of them.
   console.print(picture.table(console))
-  shown = console.export_text().count('17,950/18,000')
-  assert shown == members
+  assert console.export_text().count('17,950/18,000') == members
 
 
 def test_a_wide_terminal_shows_each_peer_and_a_narrow_one_ages(tmp_path):
-  console = Console(width=160, record=True, file=io.StringIO())
+  console = console_of(160)
   console.print(wide_picture(tmp_path, 3).table(console))
   said = console.export_text()
   for cell in ('1: 251, 99: old', '17,950, 59 s', 'failed', 'life'):
@@ -586,15 +550,12 @@ def test_a_wide_terminal_shows_each_peer_and_a_narrow_one_ages(tmp_path):
   ],
 )
 def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
-  status = launch.main(
-    [f'--config={SMOKE}', '--workdir=/shared/never', *arguments]
-  )
-  assert status == 2
+  where = [f'--config={SMOKE}', '--workdir=/shared/never']
+  assert launch.main([*where, *arguments]) == 2
   out, err = capsys.readouterr()
   assert sentence in err
   assert err.startswith('scripts.launch: ')
-  assert err.count('\n') == 1
-  assert not out
+  assert (out, err.count('\n')) == ('', 1)
 
 
 def test_two_launchers_of_one_folder_do_not_share_out_its_members(
@@ -632,7 +593,7 @@ def test_members_that_are_at_work_are_not_started_again(one_at_work, capsys):
 
 def printed(capsys, *arguments):
   """Environment and command of each line."""
-  assert launch.main([*arguments, '--launcher=print']) == 0
+  assert launch.main([f'--config={SMOKE}', *arguments, '--launcher=print']) == 0
   for line in capsys.readouterr().out.splitlines():
     words = shlex.split(line)
     at = words.index(sys.executable)
@@ -640,45 +601,22 @@ def printed(capsys, *arguments):
 
 
 def test_print_prints_what_would_be_started(tmp_path, gpus, capsys):
-  lines = list(
-    printed(
-      capsys,
-      f'--config={SMOKE}',
-      f'--workdir={tmp_path}',
-      '--members=3',
-      '--config.batch_size=64',
-      '--tensorboard',
-    )
-  )
-  assert [environment for environment, _ in lines] == [
-    {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'},
-    {'CUDA_VISIBLE_DEVICES': '1'},
-    {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'},
-  ]
+  given = (f'--workdir={tmp_path}', '--config.batch_size=64', '--tensorboard')
+  lines = list(printed(capsys, '--members=3', *given))
+  shared = {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'}
+  environments = [environment for environment, _ in lines]
+  assert environments == [shared, {'CUDA_VISIBLE_DEVICES': '1'}, shared]
   for index, (_, command) in enumerate(lines):
     assert command[1:] == [
-      '-m',
-      'experiments.run',
-      f'--config={SMOKE}',
-      f'--workdir={tmp_path}',
-      '--config.codistill.members=3',
-      '--config.batch_size=64',
-      '--tensorboard',
-      f'--member={index}',
+      *('-m', 'experiments.run', f'--config={SMOKE}', given[0]),
+      *('--config.codistill.members=3', *given[1:], f'--member={index}'),
     ]
 
 
 def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  lines = list(
-    printed(
-      capsys,
-      f'--config={SMOKE}',
-      '--config.codistill.members=2',
-      '--processes-per-member=2',
-      '--devices-per-member=4',
-    )
-  )
+  numbers = ('--processes-per-member=2', '--devices-per-member=4')
+  lines = list(printed(capsys, '--config.codistill.members=2', *numbers))
   assert len(lines) == 4
   ports = set()
   for at, (environment, command) in enumerate(lines):
@@ -723,26 +661,18 @@ def test_slurm_gets_a_job_a_member_all_at_a_time(
 
 
 def test_jobset_gets_the_command_of_a_member(monkeypatch, capsys):
-  given = {}
-  monkeypatch.setattr(
-    launch.jobset, 'manifest', lambda **keywords: given.update(keywords) or 'y'
+  manifest = mock.Mock(return_value='y')
+  monkeypatch.setattr(launch.jobset, 'manifest', manifest)
+  config = [f'--config={SMOKE}', '--workdir=/shared/x']
+  jobset = ['--launcher=jobset', '--jobset=image=a=b', '--members=3']
+  assert launch.main([*config, *jobset]) == 0
+  command = ['python', '-m', 'experiments.run', *config]
+  manifest.assert_called_once_with(
+    name='imagenet_codistill-smoke',
+    members=3,
+    command=[*command, '--config.codistill.members=3'],
+    parameters={'image': 'a=b'},
   )
-  arguments = [f'--config={SMOKE}', '--workdir=/shared/x', '--members=3']
-  jobset = ['--launcher=jobset', '--jobset=image=a=b']
-  assert launch.main([*arguments, *jobset]) == 0
-  assert given == {
-    'name': 'imagenet_codistill-smoke',
-    'members': 3,
-    'command': [
-      'python',
-      '-m',
-      'experiments.run',
-      f'--config={SMOKE}',
-      '--workdir=/shared/x',
-      '--config.codistill.members=3',
-    ],
-    'parameters': {'image': 'a=b'},
-  }
   assert capsys.readouterr().out == 'y'
 
 
@@ -751,15 +681,10 @@ def test_jobset_gets_the_command_of_a_member(monkeypatch, capsys):
 
 def line_of(workdir, *arguments):
   return [
-    sys.executable,
-    '-m',
-    'scripts.launch',
-    f'--config={SMOKE}',
-    f'--workdir={workdir}',
-    # As elsewhere in these tests, so that compiled programs are shared.
-    '--config.num_devices=1',
-    '--config.schedule.warmup_cosine.num_steps=100',
-    *arguments,
+    *(sys.executable, '-m', 'scripts.launch'),
+    *(f'--config={SMOKE}', f'--workdir={workdir}'),
+    *('--config.num_devices=1', '--config.model.name=dnn'),
+    *('--config.model.dnn.hidden=(8,)', *arguments),
   ]
 
 
@@ -791,14 +716,9 @@ def test_one_is_killed_and_goes_on_then_all_are_stopped(
     os.kill(pids[1], signal.SIGKILL)
     until(lambda: holders(workdir)[1] not in (None, pids[1]), process)
     killed_at = max(steps_of(workdir, 1))
-    until(
-      lambda: (
-        read_run(workdir / 'run-1.json').get('resumed')
-        and max(steps_of(workdir, 1)) > killed_at
-        and steps_of(workdir, 0)
-      ),
-      process,
-    )
+    until(lambda: max(steps_of(workdir, 1)) > killed_at, process)
+    until(lambda: steps_of(workdir, 0), process)
+    assert read_run(workdir / 'run-1.json')['resumed']
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
   assert (process.returncode, err) == (128 + signal.SIGINT, '')
