@@ -71,23 +71,15 @@ def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
   assert devices.assign([], 2, None, 2, {}) == [[{}, {}]] * 2
   assert devices.assign([], 2, 4, 2, {}) == [[{key: '2'}] * 2] * 2
   assert devices.describe([], [[{key: '2'}] * 2]) == 'with 4 CPU devices each'
-
-
-@pytest.mark.parametrize(
-  ('gpus', 'per_member', 'processes', 'sentence'),
-  [
+  for gpus, per_member, processes, sentence in (
     (8, 3, 2, 'cannot be divided among 2'),
     (0, 3, 2, 'cannot be divided among 2'),
     (2, 4, 1, 'need 4 GPUs, and there are 2'),
     # Two processes of one world cannot share one.
     (1, None, 2, 'need 2 GPUs, and there are 1'),
-  ],
-)
-def test_devices_that_do_not_go_round_are_one_sentence(
-  gpus, per_member, processes, sentence
-):
-  with pytest.raises(UserError, match=sentence):
-    devices.assign(['0'] * gpus, 2, per_member, processes, {})
+  ):
+    with pytest.raises(UserError, match=sentence):
+      devices.assign(['0'] * gpus, 2, per_member, processes, {})
 
 
 @pytest.fixture
@@ -175,18 +167,39 @@ def quick(monkeypatch):
   monkeypatch.setattr(member, '_PAUSE_S', 0.01)
 
 
-def test_a_member_that_dies_comes_back_and_the_others_do_not_notice(tmp_path):
-  fakes = Fakes(tmp_path, 'done', 'die once')
-  status, ends, said = fakes.run()
-  assert (status, ends) == (0, ['done', 'done'])
-  assert fakes.starts() == ['0.0', '1.0', '1.0']
-  for sentence in (
-    'member 1 died: killed by signal 9; the first word',
-    'restart 1 of 3 in 0.01 s',
-    'restarts',
-    'member 0: done, step 10/10',
-    '2 done, 100% of 20 steps',
-  ):
+@pytest.mark.parametrize(
+  ('words', 'max_restarts', 'ends', 'starts', 'sentences'),
+  [
+    # The others do not notice.
+    (
+      *(['done', 'die once'], 3, ['done', 'done'], ['0.0', '1.0', '1.0']),
+      'member 1 died: killed by signal 9; the first word|restart 1 of 3 in '
+      '0.01 s|restarts|member 0: done, step 10/10|2 done, 100% of 20 steps',
+    ),
+    # Brackets are brackets.
+    (
+      *(['done', 'fail'], 0, ['done', 'dead'], ['0.0', '1.0']),
+      'member 1 is dead: ValueError: [/bold] (all of it|'
+      'The same command goes on with what is not done',
+    ),
+    (
+      *(['done', 'diverge'], 3, ['done', 'diverged'], ['0.0', '1.0']),
+      'member 1 diverged: try a lower learning rate',
+    ),
+    (
+      *(['done', 'terminated'], 3, ['done', 'stopped'], ['0.0', '1.0']),
+      'member 1 was stopped by signal 15',
+    ),
+  ],
+)
+def test_who_is_killed_comes_back_and_other_ends_are_final(
+  tmp_path, words, max_restarts, ends, starts, sentences
+):
+  fakes = Fakes(tmp_path, *words, max_restarts=max_restarts)
+  status, found, said = fakes.run()
+  assert (status, found) == (int(ends != ['done'] * 2), ends)
+  assert fakes.starts() == starts
+  for sentence in sentences.split('|'):
     assert sentence in said
 
 
@@ -200,24 +213,6 @@ def test_a_member_that_always_dies_is_given_up_after_growing_pauses(tmp_path):
   # Of its last life, though its log has them all.
   assert 'member 0 is dead: killed by signal 9; the last word' in said
   assert said.count('the first word') == 1
-
-
-@pytest.mark.parametrize(
-  ('word', 'max_restarts', 'end', 'sentence'),
-  [
-    # Brackets are brackets.
-    ('fail', 0, 'dead', 'member 1 is dead: ValueError: [/bold] (all of it'),
-    ('fail', 0, 'dead', 'The same command goes on with what is not done'),
-    ('diverge', 3, 'diverged', 'member 1 diverged: try a lower learning rate'),
-    ('terminated', 3, 'stopped', 'member 1 was stopped by signal 15'),
-  ],
-)
-def test_some_ends_are_final(tmp_path, word, max_restarts, end, sentence):
-  fakes = Fakes(tmp_path, 'done', word, max_restarts=max_restarts)
-  status, ends, said = fakes.run()
-  assert (status, ends) == (1, ['done', end])
-  assert fakes.starts() == ['0.0', '1.0']
-  assert sentence in said
 
 
 def test_a_command_that_makes_no_sense_stops_all_at_once(tmp_path):
@@ -284,26 +279,24 @@ def test_a_member_that_waits_for_its_restart_is_not_started_any_more(tmp_path):
   assert (one.is_over, one.end) == (True, 'stopped')
 
 
-def test_a_second_signal_kills_what_will_not_stop(tmp_path):
-  fakes = Fakes(tmp_path, 'stubborn')
+@pytest.mark.parametrize(
+  ('word', 'processes', 'num_signals', 'end'),
+  # A second signal, however soon it comes, or a world that is half gone.
+  [('stubborn', 1, 2, 'killed'), ('wait/stubborn', 2, 1, 'stopped')],
+)
+def test_what_will_not_stop_is_killed(
+  tmp_path, monkeypatch, word, processes, num_signals, end
+):
+  if processes > 1:
+    monkeypatch.setattr(member, '_GRACE_S', 0.2)
+  fakes = Fakes(tmp_path, word, processes=processes)
   began = time.monotonic()
-  waits = [tmp_path / 'waits-0']
-  # However soon it comes.
-  status, ends, said = fakes.run(Signals(waits, waits))
-  assert (status, ends) == (128 + signal.SIGINT, ['killed'])
-  assert 'Killing the members' in said
+  waits = [tmp_path / f'waits-0.{process}' for process in range(processes)]
+  status, ends, said = fakes.run(Signals(*[waits] * num_signals))
+  assert (status, ends) == (128 + signal.SIGINT, [end])
+  assert ('Killing the members' in said) == (num_signals == 2)
   # As it was asked to.
   assert 'is dead' not in said
-  assert time.monotonic() - began < 30
-
-
-def test_a_world_one_of_which_will_not_stop_is_ended(tmp_path, monkeypatch):
-  monkeypatch.setattr(member, '_GRACE_S', 0.2)
-  fakes = Fakes(tmp_path, 'wait/stubborn', processes=2)
-  waits = [tmp_path / f'waits-0.{process}' for process in range(2)]
-  began = time.monotonic()
-  status, ends, _ = fakes.run(Signals(waits))
-  assert (status, ends) == (128 + signal.SIGINT, ['stopped'])
   assert time.monotonic() - began < 30
 
 
@@ -374,11 +367,9 @@ def test_a_world_has_time_to_end_by_itself(tmp_path):
   ],
 )
 def test_last_words(tmp_path, text, words):
-  log = tmp_path / 'log.txt'
-  log.write_text('experiments.run: before\n')
-  since = log.stat().st_size
-  with open(log, 'a') as file:
-    file.write(text)
+  log, before = tmp_path / 'log.txt', 'experiments.run: before\n'
+  log.write_text(before + text)
+  since = len(before)
   assert last_words(log, 1, since) == f'{words} (all of it: {log})'
   died = f'killed by signal 6; {words} (all of it: {log})'
   assert last_words(log, -6, since) == died
@@ -526,6 +517,16 @@ def test_a_wide_terminal_shows_each_peer_and_a_narrow_one_ages(tmp_path):
 # The command.
 
 
+def refusal(capsys, workdir, *arguments, has_begun=False):
+  """The sentence with which the command is refused."""
+  where = [f'--config={SMOKE}', f'--workdir={workdir}']
+  assert launch.main([*where, *arguments]) == 2
+  out, err = capsys.readouterr()
+  assert err.startswith('scripts.launch: ')
+  assert (bool(out), err.count('\n')) == (has_begun, 1)
+  return err
+
+
 @pytest.mark.parametrize(
   ('arguments', 'sentence'),
   [
@@ -550,23 +551,15 @@ def test_a_wide_terminal_shows_each_peer_and_a_narrow_one_ages(tmp_path):
   ],
 )
 def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
-  where = [f'--config={SMOKE}', '--workdir=/shared/never']
-  assert launch.main([*where, *arguments]) == 2
-  out, err = capsys.readouterr()
-  assert sentence in err
-  assert err.startswith('scripts.launch: ')
-  assert (out, err.count('\n')) == ('', 1)
+  assert sentence in refusal(capsys, '/shared/never', *arguments)
 
 
 def test_two_launchers_of_one_folder_do_not_share_out_its_members(
   tmp_path, capsys
 ):
-  workdir = f'--workdir={tmp_path}'
   with local.alone(tmp_path):
-    assert launch.main([f'--config={SMOKE}', workdir]) == 2
-  out, err = capsys.readouterr()
-  assert f'another scripts.launch is at work in {tmp_path}; stop it' in err
-  assert (out, err.count('\n')) == ('', 1)
+    said = refusal(capsys, tmp_path)
+  assert f'another scripts.launch is at work in {tmp_path}; stop it' in said
   with local.alone(tmp_path):
     pass
 
@@ -581,13 +574,10 @@ def one_at_work(tmp_path):
 
 
 def test_members_that_are_at_work_are_not_started_again(one_at_work, capsys):
-  arguments = [f'--config={SMOKE}', f'--workdir={one_at_work}']
-  assert launch.main(arguments) == 2
-  err = capsys.readouterr().err
-  assert f'still at work in {one_at_work}: member 1;' in err
-  assert f'python -m scripts.status {one_at_work}' in err
-  assert f'kill {os.getpid()}, on ' in err
-  assert err.count('\n') == 1
+  said = refusal(capsys, one_at_work)
+  assert f'still at work in {one_at_work}: member 1;' in said
+  assert f'python -m scripts.status {one_at_work}' in said
+  assert f'kill {os.getpid()}, on ' in said
   assert [path.name for path in one_at_work.glob('[!.]*')] == ['lease-1.json']
 
 
@@ -643,9 +633,9 @@ def test_slurm_gets_a_job_a_member_all_at_a_time(
     return [f'4711_{task}' for task in range(len(commands))]
 
   monkeypatch.setattr(launch, 'submit', submit)
-  arguments = [f'--config={SMOKE}', f'--workdir={one_at_work}']
-  arguments += ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
-  assert launch.main([*arguments, '--members=3']) == 0
+  where = [f'--config={SMOKE}', f'--workdir={one_at_work}']
+  slurm = ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
+  assert launch.main([*where, *slurm, '--members=3']) == 0
   # Those that are not at work.
   parameters = {'time': '30', 'nodes': '2'}
   members = ['--member=0', '--member=2']
@@ -655,8 +645,8 @@ def test_slurm_gets_a_job_a_member_all_at_a_time(
   assert 'member 1: still at work, and not submitted' in out
   assert f'python -m scripts.status {one_at_work} --watch 30' in out
   os.replace(one_at_work / 'lease-1.json', one_at_work / 'lease-0.json')
-  assert launch.main([*arguments, '--members=1']) == 2
-  assert 'still at work' in capsys.readouterr().err
+  said = refusal(capsys, one_at_work, *slurm, '--members=1')
+  assert 'still at work' in said
   assert len(submitted) == 1
 
 
@@ -747,9 +737,7 @@ def steps_of(workdir, index):
 
 
 def test_a_config_that_is_refused_is_one_sentence(tmp_path, capsys):
-  arguments = line_of(tmp_path, '--config.codistill.topology=rung')[3:]
-  assert launch.main(arguments) == 2
-  err = capsys.readouterr().err
-  assert err.count('\n') == 1
-  assert "was refused: no topology 'rung'" in err
+  config = ('--config.codistill.topology=rung', '--config.num_devices=1')
+  said = refusal(capsys, tmp_path, *config, has_begun=True)
+  assert "was refused: no topology 'rung'" in said
   assert not list(tmp_path.glob('run*.json'))
