@@ -37,13 +37,14 @@ def test_a_run_says_what_is_reachable_and_counts_every_row(tmp_path, capfd):
 def test_a_log_of_ones_own(tmp_path, capsys):
   text, folder = tmp_path / 'train.txt', tmp_path / 'prepared'
   prepare = prepare_criteo.main
-  assert not prepare(['--synthetic-rows=3000', f'--write={text}'])
-  assert not prepare([f'--input={text}', f'--output={folder}'])
+  assert not prepare(['--synthetic-rows=1000', f'--write={text}'])
+  assert not prepare([f'--input={text}', f'--output={folder}', '--workers=1'])
   # The flag that it has printed.
   flag = capsys.readouterr().out.split()[-1]
   assert flag == f'--config.data.path={folder}'
+  run = (flag, '--config.num_steps=2')
   config = 'criteo_codistill:smoke'
-  outcome = run_command(tmp_path / 'run', flag, config=config)
+  outcome = run_command(tmp_path / 'run', *run, config=config)
   assert outcome.status == 0
   data = read_run(tmp_path / 'run/run.json')['data']
   assert data['fingerprint'] == outcome.experiment.dataset.fingerprint

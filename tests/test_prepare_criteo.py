@@ -51,8 +51,7 @@ def test_a_line_is_read_as_it_is_written():
     line('1', ['-0'], ['DEADbeef', '1f']),
     b'1' + b'\t' * 39,
   )
-  assert bad == []
-  assert rows.labels.tolist() == [0, 1, 1]
+  assert (rows.labels.tolist(), bad) == ([0, 1, 1], [])
   np.testing.assert_array_equal(
     rows.integers[:7, :2],
     np.array([[0, 5, -3, MISSING, 7, 2**31 - 1, 7], [0, 7, 7, 7, 7, 7, 7]]).T,
@@ -88,32 +87,28 @@ BAD = {
   line('1', [], ['', '-1']): ('category', "category 2 is '-1', not a hexadec"),
   line('1', [], ['123456789']): ('category', "'123456789', not a hexadecimal"),
   line('1', [], ['"a"']): ('category', 'category 1 is \'"a"\''),
-  GOOD + b'\r': None,
   GOOD.replace(b'7', b'\r', 1): ('integer', "integer 1 is '\\r'"),
   GOOD.replace(b'7', b'\0', 1): ('integer', "integer 1 is '\\x00'"),
   GOOD.replace(b'7', b'\xff', 1): ('integer', "integer 1 is '\\\\xff'"),
 }
 
 
-@pytest.mark.parametrize(('bad', 'problem'), BAD.items())
-def test_a_malformed_line_is_left_out_and_named(bad, problem):
-  rows, found = parse(line('0'), bad, GOOD)
-  if problem is None:
-    assert found == []
-    assert rows.labels.tolist() == [0, 1, 1]
-    return
-  [(number, kind, reason)] = found
-  assert (number, kind) == (12, problem[0])
-  assert problem[1] in reason
-  assert rows.labels.tolist() == [0, 1]
-  assert (rows.categories == 0x68FD1E64).all()
+def test_a_malformed_line_is_left_out_and_named():
+  for bad, problem in BAD.items():
+    rows, [(number, kind, reason)] = parse(line('0'), bad, GOOD)
+    assert (number, kind) == (12, problem[0]), bad
+    assert problem[1] in reason
+    assert rows.labels.tolist() == [0, 1], bad
+    assert (rows.categories == 0x68FD1E64).all()
+  rows, found = parse(line('0'), GOOD + b'\r', GOOD)
+  assert (rows.labels.tolist(), found) == ([0, 1, 1], [])
 
 
 def test_arrow_and_the_grammar_agree_on_any_line():
   rng = random.Random(0)
   alphabet = '0123456789abcdefABCDEF-+ \t\t\t\r.xX"\'\\\0é'
   verdicts = []
-  for _ in range(400):
+  for _ in range(300):
     fields = line('1', ['', -12], ['', 'a']).decode().split('\t')
     place = rng.randrange(40)
     fields[place] = ''.join(rng.choices(alphabet, k=rng.randrange(4)))
@@ -121,7 +116,7 @@ def test_arrow_and_the_grammar_agree_on_any_line():
     good = log_lib._problem(mutated) is None
     assert good == (log_lib._parse_quickly(mutated) is not None), mutated
     verdicts.append(good)
-  assert 40 < sum(verdicts) < 360
+  assert 40 < sum(verdicts) < 260
 
 
 def test_rows_are_written_as_they_are_read():
@@ -137,16 +132,14 @@ def test_rows_are_written_as_they_are_read():
 # Hashes.
 
 
-def test_hashes_are_the_same_on_every_machine():
+def test_hashes_are_the_same_on_every_machine_and_keep_apart():
   values = np.array([[0], [1], [0x68FD1E64]] + [[5]] * 23, np.uint32)
   there = np.ones_like(values, bool)
   hashes = storage.hash_categories(values, there)
   assert hashes[:4, 0].tolist() == [
     *(2_315_298_346, 703_149_096, 703_100_900, 117_800_441)
   ]
-
-
-def test_values_keep_apart_and_fields_hash_otherwise():
+  # Fields hash otherwise.
   values = np.tile(np.arange(50_000, dtype=np.uint32), (26, 1))
   there = np.ones_like(values, bool)
   there[:, 0] = False
@@ -246,8 +239,7 @@ def test_how_the_log_comes_makes_no_difference(log, tmp_path, monkeypatch):
   content = log.read_bytes()
   lines = content.splitlines(keepends=True)
   for kind, parts in {
-    'gzip': [gzip.compress(content)],
-    'windows': [content.replace(b'\n', b'\r\n')],
+    'gzip of windows': [gzip.compress(content.replace(b'\n', b'\r\n'))],
     'files': [b''.join(lines[:100]).rstrip(b'\n'), b''.join(lines[100:])],
     'chunks': [content],
   }.items():
@@ -256,7 +248,7 @@ def test_how_the_log_comes_makes_no_difference(log, tmp_path, monkeypatch):
     for path, part in zip(paths, parts, strict=True):
       path.write_bytes(part)
     if kind == 'chunks':
-      monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 900)
+      monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 1_500)
     assert prepare(tmp_path / kind, '--input', *paths) is None
     two, second = open_clicks(tmp_path / kind)
     np.testing.assert_array_equal(one, two)
@@ -267,19 +259,22 @@ def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(log_lib, 'CHUNK_BYTES', 50_000)
   monkeypatch.setattr(storage, 'BLOCK_ROWS', 500)
   monkeypatch.setattr(storage, '_COUNTED_ROWS', 500)
-  peaks = []
-  for times in (4, 4, 16, 16):
-    log = tmp_path / 'train.txt'
+
+  def peak(times):
+    log, output = tmp_path / 'train.txt', tmp_path / 'out'
     log.write_bytes((b'\n'.join(LINES) + b'\n') * times)
     tracemalloc.start()
     try:
-      done = prepare(tmp_path / f'{len(peaks)}', '--input', log)
-      peaks.append(tracemalloc.get_traced_memory()[1])
+      assert prepare(output, '--input', log, '--overwrite') is None
+      return tracemalloc.get_traced_memory()[1]
     finally:
       tracemalloc.stop()
-    assert done is None
-  # The lesser of two: now and then the interpreter enlarges a table of its own.
-  assert min(peaks[2:]) < 1.2 * min(peaks[:2])
+
+  longer, shorter = peak(16), peak(4)
+  if longer >= 1.2 * shorter:
+    # Now and then the interpreter enlarges a table of its own.
+    longer = peak(16)
+  assert longer < 1.2 * shorter
 
 
 def test_malformed_lines_are_counted_and_too_many_refused(log, tmp_path):
@@ -308,58 +303,53 @@ def test_malformed_lines_are_counted_and_too_many_refused(log, tmp_path):
 def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
   output = tmp_path / 'out'
   content = gzip.compress(log.read_bytes())
-  log.write_bytes(content[: len(content) // 2])
-  message = prepare(output, '--input', log)
+
+  def said_of(content, *flags, output=output):
+    log.write_bytes(content)
+    return prepare(output, '--input', log, *flags)
+
+  message = said_of(content[: len(content) // 2])
   assert message.startswith(f'{log} cannot be read on in line ')
   assert 20 < int(message.split(' in line ')[1].split()[0]) < 190
   assert message.endswith('it is damaged, or was cut short; get it again.')
   assert not output.exists()
   # The challenge's log without labels.
-  log.write_bytes(b'\n'.join(one[2:] for one in LINES))
-  message = prepare(output, '--input', log, '--overwrite')
+  message = said_of(b'\n'.join(one[2:] for one in LINES), '--overwrite')
   assert 'it has 39 fields instead of 40, as in a log without labels' in message
   monkeypatch.setattr(log_lib, '_MAX_LINE_BYTES', 5_000)
-  log.write_bytes(b'\0' * 50_000)
-  message = prepare(output, '--input', log, '--overwrite')
+  message = said_of(b'\0' * 50_000, '--overwrite')
   assert message.startswith(f'Line 1 of {log} has no end')
-  log.write_bytes(b'')
-  message = prepare(output, '--input', log)
-  assert 'was begun from other input' in message
-  message = prepare(output, '--input', log, '--overwrite')
-  assert message.startswith('0 rows cannot be parted')
+  assert 'was begun from other input' in said_of(b'')
+  assert said_of(b'', '--overwrite').startswith('0 rows cannot be parted')
   assert 'There is no file' in prepare(tmp_path / 'o', '--input', 'nowhere')
   assert 'is named twice' in prepare(tmp_path / 'o', '--input', log, log)
-  message = prepare(tmp_path, '--input', log, '--overwrite')
+  message = said_of(b'', '--overwrite', output=tmp_path)
   assert message.endswith('has something else in it: choose another --output.')
   assert log.exists()
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'sentence'),
-  [
+def test_a_wrong_command_line_is_named(capsys):
+  for arguments, sentence in (
     ([], 'one of the arguments --input --synthetic-rows is required'),
     (['--input=x', '--min-count=0'], '--min-count is 0; it must be at least 1'),
     (['--input=x', '--held-out-fraction=1'], 'must be between 0 and 1'),
     (['--input=x', '--held-out-fraction=1/0'], 'is neither a number nor a'),
-  ],
-)
-def test_a_wrong_command_line_is_named(arguments, sentence, capsys):
-  with pytest.raises(SystemExit, match='2'):
-    prepare('out', *arguments)
-  assert sentence in capsys.readouterr().err
+  ):
+    with pytest.raises(SystemExit, match='2'):
+      prepare('out', *arguments)
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_synthetic_log_is_the_same_as_text(tmp_path, capsys):
-  assert prepare(tmp_path / 'made', '--synthetic-rows=700') is None
+  assert prepare(tmp_path / 'made', '--synthetic-rows=300') is None
   made = capsys.readouterr().out
-  # It is called synthetic.
   assert 'A synthetic click log' in made
   directly, facts = open_clicks(tmp_path / 'made')
   assert 0.2 < facts['synthetic']['best_log_loss'] < 0.6
   for name in ('log.txt', 'log.txt.gz'):
     log, output = tmp_path / name, tmp_path / f'of-{name}'
-    arguments = ['--synthetic-rows=700', f'--write={log}']
     capsys.readouterr()
+    arguments = ['--synthetic-rows=300', f'--write={log}']
     assert prepare_criteo.main(arguments) is None
     written = capsys.readouterr().out
     assert written.startswith('The log is synthetic. The best log loss that ca')
