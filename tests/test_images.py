@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import io
 import os
 import pathlib
@@ -141,14 +142,12 @@ def damaged(tmp_path_factory):
   return write_imagenet(tmp_path_factory.mktemp('damaged'), stored)
 
 
+AS_IMAGENET = {'eval_split': 'validation', 'augmentation': 'inception'}
+AS_IMAGENET['image_size'] = 16
+
+
 def make_imagenet(folder, **changes):
-  arguments = {
-    'data_dir': folder,
-    'eval_split': 'validation',
-    'augmentation': 'inception',
-    'image_size': 16,
-  }
-  return make('imagenet2012', **(arguments | changes))
+  return make('imagenet2012', data_dir=folder, **(AS_IMAGENET | changes))
 
 
 def contents(batches, count=None):
@@ -176,7 +175,6 @@ def test_a_stream_is_a_pure_function_of_its_arguments(shifted):
 
 
 def test_members_that_share_examples_and_seed_draw_the_same(digits):
-  # Which is how two copies without any diversity stay identical.
   stream, same, other = (
     take(digits.train(**(MEMBER | changes), batch_size=64), 3)
     for changes in ({}, {'member': 1, 'members': 2}, {'seed': 4})
@@ -191,15 +189,12 @@ def test_each_epoch_visits_the_shard_once_in_a_new_order(
 ):
   everything = [image.tobytes() for image in pixels[:23]]
   label_of = {image: min(i, 9) for i, image in enumerate(everything)}
-  shards = {'disjoint': [everything[::2], everything[1::2]]}.get(
-    partition, [everything, everything]
-  )
+  parts = [everything[::2], everything[1::2]]
+  shards = parts if partition == 'disjoint' else [everything] * 2
   for member, shard in enumerate(shards):
+    own = {'member': member, 'members': 2, 'partition': partition, 'seed': 0}
     # Batches of 5 straddle epochs, and every one of them is full.
-    stream = cifar().train(
-      member=member, members=2, partition=partition, seed=0, batch_size=5
-    )
-    batches = take(stream, 10)
+    batches = take(cifar().train(**own, batch_size=5), 10)
     seen = contents(batches)
     first, second = seen[: len(shard)], seen[len(shard) : 2 * len(shard)]
     assert sorted(first) == sorted(second) == sorted(shard)
@@ -208,38 +203,38 @@ def test_each_epoch_visits_the_shard_once_in_a_new_order(
     assert [label_of[image] for image in seen] == labels.tolist()
 
 
-def test_a_shard_may_be_smaller_than_a_batch(cifar):
-  stream = cifar().train(
-    member=22, members=23, partition='disjoint', seed=0, batch_size=4
-  )
-  assert len(set(contents(take(stream, 2)))) == 1
-
-
-def test_a_negative_start_is_refused(digits):
+def test_a_shard_may_be_smaller_than_a_batch_and_no_start_negative(cifar):
+  last = {'member': 22, 'members': 23, 'partition': 'disjoint', 'seed': 0}
+  batches = take(cifar().train(**last, batch_size=4), 2)
+  assert len(set(contents(batches))) == 1
   with pytest.raises(ValueError, match='start must not be negative, got -1'):
-    digits.train(**MEMBER, batch_size=4, start=-1)
+    cifar().train(**MEMBER, batch_size=4, start=-1)
 
 
 # One host's, another's, and such as are neither one block nor a half.
 ROWS = [range(4), range(4, 8), [1, 2, 6]]
 
 
-@pytest.mark.parametrize('augmentation', ['none', 'shift', 'shift_flip'])
-def test_some_rows_of_a_batch_are_what_they_are_in_all_of_it(
-  cifar, augmentation
-):
-  dataset = cifar(augmentation=augmentation)
-  # Batch 2 straddles two epochs of 23 images.
-  assert_rows_are_slices(
-    lambda rows: dataset.train(**MEMBER, batch_size=8, rows=rows), ROWS, 4
-  )
-
-
-def test_some_rows_are_cropped_as_in_all_of_the_batch(imagenet):
-  stream = MEMBER | {'batch_size': 8, 'start': 3}
-  assert_rows_are_slices(
-    lambda rows: make_imagenet(imagenet).train(**stream, rows=rows), ROWS, 2
-  )
+def test_some_rows_of_a_batch_are_what_they_are_in_all_of_it(cifar, imagenet):
+  # Batch 2 straddles two epochs of CIFAR's 23 images.
+  for dataset, start, count in (
+    *((cifar(augmentation=kind), 0, 4) for kind in ('shift', 'shift_flip')),
+    (cifar(), 0, 4),
+    (make_imagenet(imagenet), 3, 2),
+  ):
+    stream = functools.partial(dataset.train, **MEMBER, start=start)
+    assert_rows_are_slices(
+      lambda rows, s=stream: s(batch_size=8, rows=rows), ROWS, count
+    )
+  # The last batch is not full; of 5 test images 4 to 7 are one and padding.
+  for size, split, count in (
+    (8, 'train', 3),
+    (8, 'test', 1),
+    (9, 'train', 3),
+    (9, 'test', 1),
+  ):
+    stream = functools.partial(cifar().eval, split, batch_size=size)
+    assert_rows_are_slices(lambda rows, s=stream: s(rows=rows), ROWS, count)
 
 
 def test_no_image_is_read_for_rows_that_are_not_wanted(digits):
@@ -270,23 +265,11 @@ def test_pieces_of_a_batch_are_no_matter(cifar, monkeypatch):
 # Evaluation.
 
 
-@pytest.mark.parametrize('batch_size', [8, 9])
-def test_some_rows_of_evaluation_are_what_they_are_in_all_of_it(
-  cifar, batch_size
-):
-  # The last batch is not full; of 5 test images 4 to 7 are one and padding.
-  for split, count in (('train', 3), ('test', 1)):
-    assert_rows_are_slices(
-      lambda rows, split=split: cifar().eval(
-        split, batch_size=batch_size, rows=rows
-      ),
-      ROWS,
-      count,
-    )
-
-
 @pytest.mark.parametrize(('split', 'count'), [('train', 1437), ('test', 360)])
 def test_evaluation_counts_every_example_once(digits, shifted, split, count):
+  for ask in (digits.num_examples, lambda s: digits.eval(s, batch_size=4)):
+    with pytest.raises(ValueError, match="Unknown split 'validation'"):
+      ask('validation')
   assert digits.num_examples(split) == count
   whole = contents(digits.eval(split, batch_size=count))
   for batch_size in (100, 120, 2000):
@@ -302,15 +285,6 @@ def test_evaluation_counts_every_example_once(digits, shifted, split, count):
     assert_same(batches, list(shifted.eval(split, batch_size=batch_size)))
 
 
-def test_unknown_split(digits):
-  for ask in (
-    lambda: digits.num_examples('validation'),
-    lambda: digits.eval('validation', batch_size=4),
-  ):
-    with pytest.raises(ValueError, match="Unknown split 'validation'"):
-      ask()
-
-
 # Digits.
 
 
@@ -321,16 +295,14 @@ def test_digits_are_split_in_a_fixed_stratified_disjoint_way(digits):
   [train] = digits.eval('train', batch_size=1437)
   [test] = digits.eval('test', batch_size=360)
   stored = datasets.load_digits().images.astype(np.float32)
-  rescaled = (
-    np.concatenate([train['inputs'], test['inputs']])[..., 0] / 255 * 16
-  )
+  both = np.concatenate([train['inputs'], test['inputs']])
+  rescaled = both[..., 0] / 255 * 16
   # No two digits have the same pixels, so this is one to one; 8 bits hold
   # sixteenths to 1/510.
   levels = np.rint(rescaled)
   assert np.abs(rescaled - levels).max() < 16 / 255
-  assert sorted(
-    image.astype(np.float32).tobytes() for image in levels
-  ) == sorted(image.tobytes() for image in stored)
+  found = sorted(image.astype(np.float32).tobytes() for image in levels)
+  assert found == sorted(image.tobytes() for image in stored)
   shares = [
     np.bincount(part['labels'], minlength=10) / len(part['labels'])
     for part in (train, test)
@@ -341,22 +313,17 @@ def test_digits_are_split_in_a_fixed_stratified_disjoint_way(digits):
 
 
 def test_parts_of_digits_are_all_of_them_and_do_not_meet(digits):
-  halves = [
-    make('digits', train_split=split)
-    for split in ('train[:50%]', 'train[50%:]')
-  ]
-  read = [
-    half.train_split.read(np.arange(half.num_train))[0] for half in halves
-  ]
-  whole, _ = digits.train_split.read(np.arange(digits.num_train))
-  np.testing.assert_array_equal(np.concatenate(read), whole)
+  def read(some):
+    return some.train_split.read(np.arange(some.num_train))[0]
 
-
-def test_what_is_known_of_the_digits_is_true_of_them(digits):
+  parts = ('train[:50%]', 'train[50%:]')
+  halves = [read(make('digits', train_split=part)) for part in parts]
+  pixels = read(digits)
+  np.testing.assert_array_equal(np.concatenate(halves), pixels)
+  # What is known of them is true.
   facts = image_sets.facts_of('digits')
   assert facts['image_shape'] == digits.image_shape
   assert facts['num_classes'] == digits.num_classes
-  pixels, _ = digits.train_split.read(np.arange(digits.num_train))
   # To the three digits that are quoted.
   assert facts['mean'] == pytest.approx([(pixels / 255).mean()], abs=1e-3)
   assert facts['std'] == pytest.approx([(pixels / 255).std()], abs=1e-3)
@@ -460,10 +427,9 @@ def test_evaluation_of_inception_is_the_centre_crop(imagenet):
   assert batch['inputs'].shape == (3, 16, 16, 3)
   # The border of red and blue is in the middle, away from which JPEG is exact.
   red, blue = batch['inputs'][..., 0] / 255, batch['inputs'][..., 2] / 255
-  assert red[:, :, :5].min() > 0.9
-  assert blue[:, :, :5].max() < 0.1
-  assert blue[:, :, 11:].min() > 0.9
-  assert red[:, :, 11:].max() < 0.1
+  for left, right in ((red, blue), (blue[:, :, ::-1], red[:, :, ::-1])):
+    assert left[:, :, :5].min() > 0.9
+    assert right[:, :, :5].max() < 0.1
 
 
 def test_resizing_counts_every_pixel():
@@ -480,9 +446,8 @@ def test_resizing_counts_every_pixel():
     assert augmentation.resize(image, 21, 21).any()
 
 
-@pytest.mark.parametrize(
-  ('changes', 'sentence'),
-  [
+def test_wrong_arguments_are_named(imagenet, tmp_path):
+  for changes, sentence in (
     ({'augmentation': 'mixup'}, "Unknown augmentation 'mixup', expected one"),
     ({'augmentation': 'shift', 'padding': None}, "'shift' needs padding"),
     ({'augmentation': 'inception'}, "'inception' needs image_size, got None"),
@@ -490,11 +455,25 @@ def test_resizing_counts_every_pixel():
     ({'eval_split': 'validation'}, "digits have the splits 'train'"),
     ({'train_split': 'train[:5%'}, r"no part 'train\["),
     ({'train_split': 'train[9000:9001]'}, r"no part 'train\["),
-  ],
-)
-def test_wrong_arguments_are_named(changes, sentence):
-  with pytest.raises(ValueError, match=sentence):
-    make('digits', **changes)
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make('digits', **changes)
+  # Varying sizes need a crop and no cache.
+  for changes, sentence in (
+    ({'augmentation': 'shift'}, "Images of 'imagenet2012' vary in size"),
+    ({'cache': True}, r'set data\.cache to False'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make_imagenet(imagenet, **changes)
+  # Unknown names get the nearest.
+  for name, sentence in (
+    ('fashion_mnst', "called 'fashion_mnst': did you mean fashion_mnist"),
+    ('digit', "called 'digit': did you mean digits"),
+    ('mnist:0.0.9', "There is no image set called 'mnist:0.0.9'"),
+    ('not a name', "There is no image set called 'not a name'"),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make(name, data_dir=tmp_path)
 
 
 # Sets of TFDS.
@@ -502,8 +481,7 @@ def test_wrong_arguments_are_named(changes, sentence):
 
 def test_a_tfds_set_reads_back_what_was_written(cifar, pixels, monkeypatch):
   cifar10 = cifar()
-  assert cifar10.image_shape == (32, 32, 3)
-  assert cifar10.num_classes == 10
+  assert (cifar10.image_shape, cifar10.num_classes) == ((32, 32, 3), 10)
   assert cifar10.num_train == cifar10.num_examples('train') == 23
   for split, expected in (('train', pixels[:23]), ('test', pixels[23:])):
     [batch] = cifar10.eval(split, batch_size=len(expected))
@@ -536,29 +514,16 @@ def test_a_set_that_tfds_does_not_know_is_read_from_its_files(tmp_path):
   np.testing.assert_array_equal(batch['inputs'], np.full((1, 4, 4, 3), 77))
 
 
-@pytest.mark.parametrize(
-  ('changes', 'sentence'),
-  [
-    ({'augmentation': 'shift'}, "Images of 'imagenet2012' vary in size"),
-    ({'cache': True}, r'set data\.cache to False'),
-  ],
-)
-def test_varying_sizes_need_a_crop_and_no_cache(changes, sentence, imagenet):
-  with pytest.raises(ValueError, match=sentence):
-    make_imagenet(imagenet, **changes)
-
-
 def test_a_set_that_is_not_prepared_says_what_to_run(tmp_path, caplog):
   with pytest.raises(images.NotPreparedError) as caught:
     make('fashion_mnist', data_dir=tmp_path)
   sentence = str(caught.value)
   assert sentence.startswith('fashion_mnist is not prepared in ')
-  assert 'python -m scripts.prepare_images fashion_mnist' in sentence
-  assert 'TFDS_DATA_DIR' in sentence
-  assert str(tmp_path) in sentence
+  command = 'python -m scripts.prepare_images fashion_mnist'
+  for part in (command, 'TFDS_DATA_DIR', str(tmp_path)):
+    assert part in sentence
   assert '\n' not in sentence
-  assert caplog.messages == []
-  assert os.listdir(tmp_path) == []
+  assert caplog.messages == os.listdir(tmp_path) == []
 
 
 def test_sets_of_another_form_are_refused(tmp_path):
@@ -575,20 +540,6 @@ def test_sets_of_another_form_are_refused(tmp_path):
   write_tfds(tmp_path, 'my_reviews', '1.0.0', features, {})
   with pytest.raises(ValueError, match='not an image classification set'):
     make('my_reviews', data_dir=tmp_path)
-
-
-@pytest.mark.parametrize(
-  ('name', 'sentence'),
-  [
-    ('fashion_mnst', r"called 'fashion_mnst': did you mean fashion_mnist"),
-    ('digit', r"called 'digit': did you mean digits"),
-    ('mnist:0.0.9', r"There is no image set called 'mnist:0.0.9'"),
-    ('not a name', r"There is no image set called 'not a name'"),
-  ],
-)
-def test_unknown_names_get_the_nearest(name, sentence, tmp_path):
-  with pytest.raises(ValueError, match=sentence):
-    make(name, data_dir=tmp_path)
 
 
 # Held in memory.
@@ -623,22 +574,17 @@ def level_of(batch):
 def test_the_sample_has_the_form_of_imagenet(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   (tmp_path / 'file').write_text('')
-  arguments = {
-    'eval_split': 'validation',
-    'augmentation': 'inception',
-    'image_size': 16,
-  }
   sentence = r'cannot be written to .* set XDG_CACHE'
   with pytest.raises(ValueError, match=sentence):
-    make('imagenet_sample', **arguments)
+    make('imagenet_sample', **AS_IMAGENET)
   monkeypatch.undo()
-  sample = make('imagenet_sample', **arguments)
+  sample = make('imagenet_sample', **AS_IMAGENET)
   assert (sample.image_shape, sample.num_classes) == ((16, 16, 3), 1000)
   assert (sample.num_train, sample.num_examples('test')) == (512, 32)
   # Kept, and found by the name of the real one.
   kept = pathlib.Path(os.environ['XDG_CACHE_HOME'], 'codistill')
   [folder] = kept.glob('imagenet-sample-*')
-  real = make('imagenet2012', data_dir=folder, **arguments)
+  real = make_imagenet(folder)
   stream = MEMBER | {'batch_size': 64}
   assert_same(take(sample.train(**stream), 2), take(real.train(**stream), 2))
 
@@ -648,37 +594,25 @@ def test_every_kind_of_file_that_imagenet_has_is_read(tmp_path):
   pixels = red_and_blue(64, 64)
   cmyk = io.BytesIO()
   PIL.fromarray(pixels).convert('CMYK').save(cmyk, 'JPEG')
-  grey = np.full((64, 64, 1), 77, np.uint8)
-  stored = [
-    encode(pixels, '.jpg'),
-    encode(pixels, '.png'),
-    cmyk.getvalue(),
-    encode(grey, '.jpg'),
-  ]
-  folder = write_imagenet(tmp_path, [*stored[1:], stored[0]])
+  grey = encode(np.full((64, 64, 1), 77, np.uint8), '.jpg')
+  stored = [encode(pixels), cmyk.getvalue(), grey, encode(pixels, '.jpg')]
+  folder = write_imagenet(tmp_path, stored)
   [batch] = make_imagenet(folder).eval('test', batch_size=3)
   assert 'corrupt' not in batch
-  png, black_and_three, one = batch['inputs'].astype(int)
-  assert np.abs(png[:, :7] - [255, 0, 0]).max() < 9
-  assert np.abs(black_and_three[:, :7] - [255, 0, 0]).max() < 9
-  assert np.abs(black_and_three[:, 9:] - [0, 0, 255]).max() < 9
-  assert (one == 77).all()
+  *coloured, grey = batch['inputs'].astype(int)
+  for found in coloured:
+    assert np.abs(found[:, :7] - [255, 0, 0]).max() < 9
+    assert np.abs(found[:, 9:] - [0, 0, 255]).max() < 9
+  assert (grey == 77).all()
 
 
 def test_a_corrupt_image_is_replaced_by_the_members_next(damaged):
   stands_in = {1: 3, 2: 3, 4: 5}
-  for member, members, partition in (
-    (0, 1, 'shared'),
-    (0, 2, 'disjoint'),
-    (1, 2, 'disjoint'),
-  ):
+  for member, members in ((0, 1), (0, 2), (1, 2)):
     shard = list(range(9))[member::members]
+    own = {'member': member, 'members': members, 'partition': 'disjoint'}
     stream = make_imagenet(damaged).train(
-      member=member,
-      members=members,
-      partition=partition,
-      seed=0,
-      batch_size=len(shard),
+      **(own if members > 1 else MEMBER) | {'seed': 0}, batch_size=len(shard)
     )
     for batch in take(stream, 3):
       found = level_of(batch)
@@ -687,11 +621,8 @@ def test_a_corrupt_image_is_replaced_by_the_members_next(damaged):
       assert sorted(found) == sorted(whole.get(i, i) + 1 for i in shard)
       assert [level - 1 for level in found] == (batch['labels'] // 100).tolist()
       expected = {f'({i}.JPEG)' for i in (1, 2, 4) if i in shard}
-      named = {name.split()[-1] for name in batch['corrupt']}
-      assert named == expected
-      assert all(
-        name.startswith('imagenet2012 tr') for name in batch['corrupt']
-      )
+      assert {name.split()[-1] for name in batch['corrupt']} == expected
+      assert all(n.startswith('imagenet2012 tr') for n in batch['corrupt'])
 
 
 def test_corrupt_images_leave_a_stream_pure(damaged):
@@ -700,8 +631,7 @@ def test_corrupt_images_leave_a_stream_pure(damaged):
   whole = take(damaged.train(**stream), 6)
   assert sum('corrupt' in batch for batch in whole) > 3
   assert_same(take(damaged.train(**stream, start=2), 4), whole[2:])
-  # The rows of two hosts are those of one; what a row is does not depend on
-  # whether another is corrupt.
+  # What a row is does not depend on whether another is corrupt.
   for batch in whole:
     batch.pop('corrupt', None)
   for rows in ([0, 1, 4], [2, 3, 5]):
@@ -713,10 +643,8 @@ def test_corrupt_images_leave_a_stream_pure(damaged):
 
 def test_in_evaluation_a_corrupt_image_is_black_and_counts(damaged):
   batches = list(make_imagenet(damaged).eval('train', batch_size=5))
-  assert [level_of(batch) for batch in batches] == [
-    [1, 0, 0, 4, 0],
-    [6, 7, 8, 9, 0],
-  ]
+  levels = [level_of(batch) for batch in batches]
+  assert levels == [[1, 0, 0, 4, 0], [6, 7, 8, 9, 0]]
   assert sum(batch['mask'].sum() for batch in batches) == 9
   assert batches[0]['labels'].tolist() == [0, 100, 200, 300, 400]
   assert len(batches[0]['corrupt']) == 3
@@ -736,19 +664,15 @@ def test_a_cached_set_names_corrupt_images_too(tmp_path):
     assert (batch['inputs'] == 40).all()
 
 
-def test_a_set_of_rubbish_ends_in_a_sentence(tmp_path):
-  rubbish = make_imagenet(write_imagenet(tmp_path, [b'rubbish'] * 5))
+def test_only_who_needs_labels_misses_them(tmp_path):
+  rubbish = make_imagenet(write_imagenet(tmp_path / 'bad', [b'rubbish'] * 5))
   with pytest.raises(images.BadDataError, match='hardly an example can be dec'):
     next(rubbish.train(**MEMBER, batch_size=2))
-
-
-def test_only_who_needs_labels_misses_them(tmp_path):
   stored = [encode(red_and_blue(40, 40), '.jpg')] * 3 + [b'rubbish']
   folder = write_imagenet(tmp_path, stored, [3, 5, -1, -1])
   parts = {'train_split': 'train[:2]', 'unlabelled_split': 'train[2:]'}
-  [batch] = take(
-    make_imagenet(folder, **parts).train(**MEMBER, batch_size=4), 1
-  )
+  some = make_imagenet(folder, **parts)
+  [batch] = take(some.train(**MEMBER, batch_size=4), 1)
   # What stands in for a corrupt example is the first, with its label.
   assert sorted(batch['labels']) == [-1, 3, 3, 5]
   assert ['(3.JPEG)' in name for name in batch['corrupt']] == [True]
@@ -771,11 +695,11 @@ def test_a_label_out_of_range_is_named(tmp_path):
       rf'imagenet2012 .*\[{number}\] \({number}.JPEG\) has label {label}, and '
       rf'there are {wrong.num_classes} classes'
     )
-    for ask in (
-      lambda wrong=wrong: next(wrong.train(**MEMBER, batch_size=3)),
-      lambda wrong=wrong: next(wrong.eval('test', batch_size=3)),
-      wrong.label_distribution,
-    ):
+    batches = [
+      wrong.train(**MEMBER, batch_size=3),
+      wrong.eval('test', batch_size=3),
+    ]
+    for ask in (*(b.__next__ for b in batches), wrong.label_distribution):
       with pytest.raises(images.BadDataError, match=sentence):
         ask()
 
@@ -897,17 +821,14 @@ def test_processes_read_what_this_one_reads_and_end_with_it(
   (tmp_path / 'program.py').write_text(PROGRAM)
   files = sorted(damaged.rglob('*'))
   done = subprocess.run(
-    [
-      sys.executable,
-      *(tmp_path / name for name in ('program.py', wrong, 'out')),
-    ],
+    [sys.executable, tmp_path / 'program.py', wrong, tmp_path / 'out'],
     env=os.environ | {'PYTHONPATH': str(ROOT), 'TFDS_DATA_DIR': str(damaged)},
     capture_output=True,
     text=True,
     check=False,
   )
-  # What ends a stream passes through, and so does closing it; and reading needs
-  # no TensorFlow, writes nothing, and has nothing to say.
+  # What ends a stream passes through; and reading needs no TensorFlow, writes
+  # nothing, and has nothing to say.
   assert (done.returncode, done.stderr) == (0, '')
   assert 'has label -1' in done.stdout
   assert done.stdout.endswith(' [] set() False\n')
