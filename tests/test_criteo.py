@@ -61,10 +61,8 @@ def examples_of(batches):
 
 
 def arrays(batch):
-  return {
-    **batch['inputs'],
-    **{key: batch[key] for key in batch if key != 'inputs'},
-  }
+  others = {key: batch[key] for key in batch if key != 'inputs'}
+  return batch['inputs'] | others
 
 
 # Batches.
@@ -146,29 +144,22 @@ def test_a_batch_larger_than_an_epoch_has_several(clicks):
 
 def test_disjoint_members_cover_the_examples_and_do_not_meet(clicks):
   changes = {'members': 3, 'partition': 'disjoint'}
-  parts = [
-    set(examples_of(take(clicks, 40, member=m, **changes)).tolist())
-    for m in range(3)
-  ]
+  batches = (take(clicks, 40, member=m, **changes) for m in range(3))
+  parts = [set(examples_of(some).tolist()) for some in batches]
   assert set.union(*parts) == set(range(1_200))
   assert sum(map(len, parts)) == 1_200
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'sentence'),
-  [
+def test_a_stream_that_cannot_be_is_refused_at_once(clicks):
+  for arguments, sentence in (
     ({'start': -1}, 'start must not be negative'),
     ({'seed': -1}, 'seed must not be negative'),
     ({'member': 1}, 'member 1 is out of range'),
     ({'members': 1_201, 'partition': 'disjoint'}, 'would be empty'),
-  ],
-)
-def test_a_stream_that_cannot_be_is_refused_at_once(
-  clicks, arguments, sentence
-):
-  # At the call, before anybody asks for a batch.
-  with pytest.raises(ValueError, match=sentence):
-    take(clicks, 0, **arguments)
+  ):
+    # At the call, before anybody asks for a batch.
+    with pytest.raises(ValueError, match=sentence):
+      take(clicks, 0, **arguments)
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
@@ -200,9 +191,7 @@ def test_a_part_of_the_held_out_is_evaluated_on(clicks):
   assert more.num_examples('test') == 200
   with pytest.raises(ValueError, match="Unknown split 'validation'"):
     part.eval('validation', batch_size=64)
-
-
-def test_the_distribution_of_labels_is_the_training_splits(clicks):
+  # The distribution of labels is the training split's.
   share = clicks.rows[:1_200, 0].mean()
   found = clicks.label_distribution()
   assert found.dtype == np.float32
@@ -212,13 +201,10 @@ def test_the_distribution_of_labels_is_the_training_splits(clicks):
 # Orders.
 
 
-def test_an_order_has_everything_once():
+def test_an_order_has_everything_once_and_looks_like_chance():
   for size in [*range(1, 35), 1_000]:
     found = permute(np.arange(size), size, 'test', size)
     np.testing.assert_array_equal(np.sort(found), np.arange(size))
-
-
-def test_an_order_looks_like_chance():
   size, num = 45_840_617, 20_000
   places = np.arange(num)
   one, other = (permute(places, size, 'epoch', e) for e in (0, 1))
@@ -344,23 +330,19 @@ def test_two_at_once_make_one_and_a_broken_one_is_made_again(
 # What a user may do wrong.
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'sentence'),
-  [
+def test_what_cannot_be_made_and_a_folder_that_is_none_are_one_sentence(
+  cache_dir, tmp_path
+):
+  (tmp_path / 'file').write_text('')
+  for arguments, sentence in (
     ({'table_sizes': (5,) * 25}, 'table_sizes must be 26 numbers of at least'),
     ({'table_sizes': (2,) * 26}, 'table_sizes must be 26 numbers of at least'),
     ({'max_test_rows': 0}, 'max_test_rows must be at least 1'),
     ({'synthetic_rows': 1}, 'synthetic_rows must be at least 2'),
     ({}, 'set XDG_CACHE_HOME to a folder'),
-  ],
-)
-def test_what_cannot_be_made_is_one_sentence(arguments, sentence, tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(ValueError, match=sentence):
-    make(tmp_path / 'file' / 'cache', **arguments)
-
-
-def test_a_folder_that_is_none_is_one_sentence(cache_dir, tmp_path):
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make(tmp_path / 'file' / 'cache', **arguments)
   with pytest.raises(ValueError, match='make it with `python -m scripts'):
     make(None, str(tmp_path / 'nowhere'))
   (tmp_path / 'log.partial').mkdir()

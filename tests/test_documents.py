@@ -57,24 +57,19 @@ def jsonl(texts):
 
 def wet_record(text, kind='conversion'):
   content = text if isinstance(text, bytes) else text.encode()
-  return (
-    (
-      f'WARC/1.0\r\nWARC-Type: {kind}\r\n'
-      'WARC-Target-URI: http://a.example/\r\n'
-      'WARC-Date: 2017-06-22T10:00:00Z\r\n'
-      'WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>\r\n'
-      'Content-Type: text/plain\r\n'
-      f'Content-Length: {len(content)}\r\n\r\n'
-    ).encode()
-    + content
-    + b'\r\n\r\n'
+  head = (
+    f'WARC/1.0\r\nWARC-Type: {kind}\r\n'
+    'WARC-Target-URI: http://a.example/\r\n'
+    'WARC-Date: 2017-06-22T10:00:00Z\r\n'
+    'WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>\r\n'
+    f'Content-Type: text/plain\r\nContent-Length: {len(content)}\r\n\r\n'
   )
+  return head.encode() + content + b'\r\n\r\n'
 
 
 def wet(texts):
-  return wet_record('software: x', 'warcinfo') + b''.join(
-    map(wet_record, texts)
-  )
+  first = wet_record('software: x', 'warcinfo')
+  return first + b''.join(map(wet_record, texts))
 
 
 def write_parquet(path, texts, column='text', **options):
@@ -177,19 +172,20 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   assert counts['bad: a damaged row group'] == 1
 
 
-@pytest.mark.parametrize(
-  ('document', 'wanted'),
-  [
-    ('whole', ['One.\ntwo\n \n\nthree\n', 'four']),
+def test_records_may_be_several_documents(file):
+  whole = ['One.\ntwo\n \n\nthree\n', 'four']
+  path = file(jsonl(whole))
+  for document, wanted in (
+    ('whole', whole),
     ('blank-line', ['One.\ntwo', 'three', 'four']),
     ('line', ['One.', 'two', 'three', 'four']),
-  ],
-)
-def test_records_may_be_several_documents(document, wanted, file):
-  path = file(jsonl(['One.\ntwo\n \n\nthree\n', 'four']))
-  found, counts = read(reading_of('jsonl', document=document), path)
-  assert found == wanted
-  assert counts['records'] == 2
+  ):
+    found, counts = read(reading_of('jsonl', document=document), path)
+    assert found == wanted
+    assert counts['records'] == 2
+  # Some bad lines at the start are not another format.
+  path = file(b'rubbish\n' + jsonl(['a']))
+  assert read(reading_of('jsonl'), path)[0] == ['a']
 
 
 WHOLE = 'bad: not a whole WARC record'
@@ -226,7 +222,7 @@ def test_bad_records_do_not_cost_those_around_them(
   assert read(reading, path) == (texts, {'records': 32, reason: 1})
 
 
-def test_which_records_of_a_wet_are_documents(file, small_chunks):
+def test_which_records_of_a_wet_are_documents(file, small_chunks, monkeypatch):
   # A record may speak of records.
   texts = ['one', wet(['inner', 'other']).decode(), 'three\r\n\r\n', 'four']
   content = wet(texts) + wet_record('b', 'metadata')
@@ -234,11 +230,7 @@ def test_which_records_of_a_wet_are_documents(file, small_chunks):
   counts = {'records': 2, WHOLE: 1}
   path = file(wet(['a', 'b' * 50])[:-20])
   assert read(reading_of('wet'), path) == (['a'], counts)
-
-
-def test_a_record_too_large_for_memory_is_refused(
-  file, small_chunks, monkeypatch
-):
+  # One too large for memory is refused.
   monkeypatch.setattr(records, 'MAX_RECORD_BYTES', 2_000)
   with pytest.raises(InputError, match='has a record of more than'):
     read(reading_of('txt'), file(b'a' * 5_000))
@@ -278,17 +270,13 @@ def test_another_format_is_one_sentence(format, content, sentence, file):
 
 def test_what_cannot_be_read_is_named(tmp_path):
   path = write_parquet(tmp_path / 'file', [1, 2], 'number')
-  with pytest.raises(InputError, match="has no column 'text', but number"):
-    find(reading_of('parquet'), path)
-  with pytest.raises(InputError, match='holds int64, not strings'):
-    find(reading_of('parquet', text_key='number'), path)
-  with pytest.raises(InputError, match=r'There is no file .*nothing\.txt'):
-    find(reading_of('txt'), tmp_path / 'nothing.txt')
-
-
-def test_some_bad_lines_at_the_start_are_not_another_format(file):
-  path = file(b'rubbish\n' + jsonl(['a']))
-  assert read(reading_of('jsonl'), path)[0] == ['a']
+  for reading, wrong, sentence in (
+    (reading_of('parquet'), path, "has no column 'text', but number"),
+    (reading_of('parquet', text_key='number'), path, 'int64, not strings'),
+    (reading_of('txt'), tmp_path / 'no.txt', r'There is no file .*no\.txt'),
+  ):
+    with pytest.raises(InputError, match=sentence):
+      find(reading, wrong)
 
 
 def test_names_and_order_of_files_do_not_matter(tmp_path):
@@ -305,9 +293,8 @@ def test_names_and_order_of_files_do_not_matter(tmp_path):
   assert keys('zcbz') == first
   # What was begun long ago knows its files by their first and last bytes.
   (tmp_path / 'c').write_bytes(bytes(range(200)) * 1_000)
-  assert (
-    file_input(str(tmp_path / 'c')).key == 'eb1321ff8ab3b453bd0e17e768516604'
-  )
+  key = file_input(str(tmp_path / 'c')).key
+  assert key == 'eb1321ff8ab3b453bd0e17e768516604'
   # A file of text is a document, compressed or not.
   (tmp_path / 'b').write_bytes(gzip.compress(b'two\n\n2\n'))
   found, _ = read(reading, tmp_path / 'z', tmp_path / 'b')
@@ -326,9 +313,8 @@ GERMAN = (
 )
 
 
-@pytest.mark.parametrize(
-  ('text', 'changes', 'kept', 'reason'),
-  [
+def test_english_documents_with_long_paragraphs_stay(file):
+  for text, changes, kept, reason in (
     (f'Home\nAbout us\n{LONG}\nImprint', {}, LONG, None),
     (f'{LONG}\nHome\n{LONG}', {}, f'{LONG}\n{LONG}', None),
     ('Home\nAbout us\nImprint', {}, None, 'too few long paragraphs'),
@@ -338,21 +324,14 @@ GERMAN = (
     (LONG, {'language': 'de'}, None, 'not de'),
     (f'{GERMAN} {GERMAN}', {'language': None}, f'{GERMAN} {GERMAN}', None),
     (LONG, {'min_language_probability': 1.1}, None, 'not surely en'),
-    (f'Home\n\n{GERMAN}', {'format': 'jsonl'}, f'Home\n\n{GERMAN}', None),
-  ],
-)
-def test_english_documents_with_long_paragraphs_stay(
-  text, changes, kept, reason, file
-):
-  if 'format' in changes:
-    # Unless something is asked for.
-    reading, path = reading_of('jsonl'), file(jsonl([text]))
-  else:
+  ):
     reading = {'language': 'en', 'min_paragraph_words': 20} | changes
-    reading, path = reading_of('wet', **reading), file(wet([text]))
-  found, counts = read(reading, path)
-  assert found == ([kept] if kept else [])
-  assert counts.get(f'filtered: {reason}', 0) == (reason is not None)
+    found, counts = read(reading_of('wet', **reading), file(wet([text])))
+    assert found == ([kept] if kept else []), (text, changes)
+    assert counts.get(f'filtered: {reason}', 0) == (reason is not None)
+  # Unless something is asked for, all do.
+  path = file(jsonl([f'Home\n\n{GERMAN}']))
+  assert read(reading_of('jsonl'), path)[0] == [f'Home\n\n{GERMAN}']
 
 
 # TFDS.
@@ -388,21 +367,27 @@ def test_a_prepared_set_is_read(tmp_path, small_chunks):
     assert read(reading, pattern)[0] == wanted
 
 
-@pytest.mark.parametrize(
-  ('pattern', 'text_key', 'sentence'),
-  [
-    ('tiny_shakespeare', 'text', 'shakespeare is not prepared in .*: run `pyt'),
-    ('no_such_set', 'text', "no set called 'no_such_set'"),
-    ('lm1b[validation]', 'text', "no split 'validation', but train"),
-    ('lm1b', 'body', "no text under 'body', but text"),
-    ('lm1b', 'text', 'as tfrecord, not as array_record'),
-  ],
-)
-def test_a_set_that_is_not_there_is_one_sentence(
-  pattern, text_key, sentence, tmp_path
-):
-  form = 'tfrecord' if 'as tfrecord' in sentence else 'array_record'
-  write_set(tmp_path, {'train': ['a']}, form)
-  reading = reading_of('tfds', data_dir=str(tmp_path), text_key=text_key)
-  with pytest.raises(InputError, match=sentence):
-    find(reading, pattern)
+def test_a_set_that_is_not_there_is_one_sentence(tmp_path):
+  for form in ('array_record', 'tfrecord'):
+    write_set(tmp_path / form, {'train': ['a']}, form)
+  for pattern, form, key, sentence in (
+    (
+      'tiny_shakespeare',
+      'array_record',
+      'text',
+      'is not prepared in .*: run `p',
+    ),
+    ('no_such_set', 'array_record', 'text', "no set called 'no_such_set'"),
+    (
+      'lm1b[validation]',
+      'array_record',
+      'text',
+      "no split 'validation', but tr",
+    ),
+    ('lm1b', 'array_record', 'body', "no text under 'body', but text"),
+    ('lm1b', 'tfrecord', 'text', 'as tfrecord, not as array_record'),
+  ):
+    folder = str(tmp_path / form)
+    reading = reading_of('tfds', data_dir=folder, text_key=key)
+    with pytest.raises(InputError, match=sentence):
+      find(reading, pattern)

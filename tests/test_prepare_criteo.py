@@ -86,6 +86,7 @@ BAD = {
   line('1', [], ['xyz']): ('category', "category 1 is 'xyz', not a hexadec"),
   line('1', [], ['', '-1']): ('category', "category 2 is '-1', not a hexadec"),
   line('1', [], ['123456789']): ('category', "'123456789', not a hexadecimal"),
+  line('1', [], ['1f' * 8]): ('category', "'1f1f1f1f1f1f1f1f', not a hexa"),
   line('1', [], ['"a"']): ('category', 'category 1 is \'"a"\''),
   GOOD.replace(b'7', b'\r', 1): ('integer', "integer 1 is '\\r'"),
   GOOD.replace(b'7', b'\0', 1): ('integer', "integer 1 is '\\x00'"),

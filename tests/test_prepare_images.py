@@ -4,8 +4,6 @@ import pathlib
 import subprocess
 import sys
 
-import pytest
-
 from scripts import prepare_images
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,10 +22,8 @@ def pretend(monkeypatch, **installed):
 
 
 def replace_download(monkeypatch, download):
-  import tensorflow_datasets as tfds
-
-  builder = tfds.core.DatasetBuilder
-  monkeypatch.setattr(builder, 'download_and_prepare', download)
+  path = 'tensorflow_datasets.core.DatasetBuilder.download_and_prepare'
+  monkeypatch.setattr(path, download)
 
 
 def write_info(folder, file_format):
@@ -43,26 +39,25 @@ def prepare(folder, name='fashion_mnist'):
   return prepare_images.main([name, f'--data_dir={folder}'])
 
 
-@pytest.mark.parametrize(
-  ('package', 'title'),
-  [
-    ('tensorflow_datasets', 'TensorFlow Datasets'),
-    ('tensorflow', 'TensorFlow'),
-  ],
-)
 def test_a_missing_package_says_which_environment(
-  package, title, monkeypatch, tmp_path, capsys
+  monkeypatch, tmp_path, capsys
 ):
-  pretend(monkeypatch, **{package: False})
-  message = prepare(tmp_path)
-  assert message.startswith(f'Preparing fashion_mnist needs {title}, which')
-  for command in (
-    'python3 -m venv .venv-prepare',
-    '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt',
-    '.venv-prepare/bin/python -m scripts.prepare_images fashion_mnist '
-    f'--data_dir={tmp_path}',
+  for package, title in (
+    ('tensorflow', 'TensorFlow'),
+    ('tensorflow_datasets', 'TensorFlow Datasets'),
   ):
-    assert command in message
+    with monkeypatch.context() as patch:
+      pretend(patch, **{package: False})
+      message = prepare(tmp_path)
+    assert message.startswith(f'Preparing fashion_mnist needs {title}, which')
+    for command in (
+      'python3 -m venv .venv-prepare',
+      '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt',
+      '.venv-prepare/bin/python -m scripts.prepare_images fashion_mnist '
+      f'--data_dir={tmp_path}',
+    ):
+      assert command in message
+  pretend(monkeypatch, tensorflow=False, tensorflow_datasets=False)
   assert (ROOT / 'scripts' / 'requirements-prepare.txt').exists()
   # Digits need none of it.
   assert prepare_images.main(['digits']) is None
@@ -92,13 +87,9 @@ def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
 def test_preparing_asks_for_array_record(monkeypatch, tmp_path, capsys):
   pretend(monkeypatch, tensorflow=True)
   asked = []
-  replace_download(
-    monkeypatch, lambda builder, **options: asked.append((builder, options))
-  )
+  replace_download(monkeypatch, lambda b, **o: asked.append((b.name, o)))
   assert prepare(tmp_path) is None
-  [(builder, options)] = asked
-  assert builder.name == 'fashion_mnist'
-  assert options == {'file_format': 'array_record'}
+  assert asked == [('fashion_mnist', {'file_format': 'array_record'})]
   assert f'fashion_mnist is prepared in {tmp_path}' in capsys.readouterr().out
 
 
@@ -122,9 +113,7 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
   assert 'needs TensorFlow, which is not installed' in said
   pretend(monkeypatch, tensorflow=True)
   folders = []
-  replace_download(
-    monkeypatch, lambda builder, **options: folders.append(builder.data_dir)
-  )
+  replace_download(monkeypatch, lambda b, **o: folders.append(b.data_dir))
   assert prepare(tmp_path, 'imagenet2012') is None
   assert folders == [str(tmp_path / 'imagenet2012' / '5.1.0')]
   assert 'imagenet2012 is prepared in' in capsys.readouterr().out

@@ -76,15 +76,9 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   assert all_texts_of(output) == sorted(TEXTS)
   test = texts_of(output, 'test')
   assert 5 < len(test) < 50
-  assert {*files_of(output)} == {
-    'manifest.json',
-    'tokenizer.model',
-    *(
-      f'{split}/{name}'
-      for split in ('train', 'test')
-      for name in ('tokens-00000.bin', 'documents.bin', 'counts.bin')
-    ),
-  }
+  names = ('tokens-00000.bin', 'documents.bin', 'counts.bin')
+  parts = {f'{split}/{n}' for split in ('train', 'test') for n in names}
+  assert {*files_of(output)} == {'manifest.json', 'tokenizer.model'} | parts
   manifest = json.loads((output / 'manifest.json').read_text())
   assert manifest['counts'] == {
     'bad: not JSON': 1,
@@ -144,44 +138,29 @@ def test_names_and_order_of_files_and_of_shards_make_no_difference(
     assert texts_of(tmp_path / 'parts', split) == whole
 
 
-def write_input(format, path):
-  match format:
-    case 'txt':
-      path.write_text('\n\n\n'.join(t.replace('\n', ' ') for t in TEXTS))
-    case 'parquet':
-      write_parquet(path, TEXTS, row_group_size=20)
-    case 'wet':
-      path.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS]))
-    case 'tfds':
-      write_set(path, {'train': TEXTS, 'test': TEXTS[:9]})
+def test_every_format_comes_through_the_same_door(tmp_path):
+  def prepare_(name, source, *arguments):
+    output = tmp_path / f'{name}-out'
+    assert prepare(output, source, *arguments, format=name) is None
+    return output
 
-
-@pytest.mark.parametrize(
-  ('format', 'arguments'),
-  [
-    ('txt', ['--document=blank-line']),
-    ('parquet', []),
-    ('wet', []),
-    ('tfds', ['--held-out', 'lm1b[test]']),
-  ],
-)
-def test_every_format_comes_through_the_same_door(format, arguments, tmp_path):
-  path = source = tmp_path / 'input'
-  write_input(format, path)
-  if format == 'tfds':
-    source, arguments = 'lm1b', [*arguments, f'--data-dir={path}']
-  output = tmp_path / 'out'
-  assert prepare(output, source, *arguments, format=format) is None
-  if format == 'tfds':
-    # All of what is named to evaluate on, and nothing else.
-    manifest = json.loads((output / 'manifest.json').read_text())
-    assert manifest['settings']['held_out_fraction'] == 0
-    assert sorted(texts_of(output, 'train')) == sorted(TEXTS)
-    assert sorted(texts_of(output, 'test')) == sorted(TEXTS[:9])
-  else:
-    assert len(all_texts_of(output)) == 120
-  if format == 'wet':
-    assert all(text.startswith(LONG) for text in all_texts_of(output))
+  txt, wets, sets = (tmp_path / name for name in ('txt', 'wet', 'tfds'))
+  txt.write_text('\n\n\n'.join(t.replace('\n', ' ') for t in TEXTS))
+  found = all_texts_of(prepare_('txt', txt, '--document=blank-line'))
+  assert len(found) == 120
+  parquet = write_parquet(tmp_path / 'parquet', TEXTS, row_group_size=20)
+  assert all_texts_of(prepare_('parquet', parquet)) == sorted(TEXTS)
+  wets.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS[:40]]))
+  found = all_texts_of(prepare_('wet', wets))
+  assert [text.startswith(LONG) for text in found] == [True] * 40
+  # All of what is named to evaluate on, and nothing else.
+  write_set(sets, {'train': TEXTS, 'test': TEXTS[:9]})
+  held_out = ('--held-out', 'lm1b[test]', f'--data-dir={sets}')
+  output = prepare_('tfds', 'lm1b', *held_out)
+  manifest = json.loads((output / 'manifest.json').read_text())
+  assert manifest['settings']['held_out_fraction'] == 0
+  assert sorted(texts_of(output, 'train')) == sorted(TEXTS)
+  assert sorted(texts_of(output, 'test')) == sorted(TEXTS[:9])
 
 
 def test_unknown_characters_are_lost_if_asked_for(books, tmp_path):
@@ -345,43 +324,21 @@ def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
   assert message.startswith('A worker died, perhaps for want of memory: run')
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'sentence'),
-  [
-    (['--format=wet'], 'does not start with a WARC record'),
-    (['--text-key=body'], "no text under 'body', but text"),
-    (['--vocab-size=60000'], 'is too large for this text'),
-    (['--language=klingon'], '--language klingon is not kno'),
-    (['--language=de'], 'No document is left to train on, o'),
-    (['--held-out-fraction=0'], 'raise --held-out-fraction'),
-  ],
-)
-def test_what_a_user_may_do_wrong_is_one_sentence(
-  arguments, sentence, books, tmp_path
-):
-  message = prepare(tmp_path / 'out', books, *arguments)
-  assert sentence in message
-  assert '\n' not in message
-  assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.parametrize(
-  ('path', 'argument', 'sentence'),
-  [
-    (None, '--workers=1', '--input is needed'),
-    ('x', '--format=csv', 'invalid choice'),
-    ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
-    ('x', '--held-out-fraction=2', 'between 0 and 1'),
-  ],
-)
-def test_a_wrong_command_line_is_named(path, argument, sentence, capsys):
-  with pytest.raises(SystemExit, match='2'):
-    prepare('out', path, argument)
-  assert sentence in capsys.readouterr().err
-
-
-def test_a_folder_of_something_else_is_not_touched(books, tmp_path):
+def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path):
   output = tmp_path / 'out'
+  for argument, sentence in (
+    ('--format=wet', 'does not start with a WARC record'),
+    ('--text-key=body', "no text under 'body', but text"),
+    ('--vocab-size=60000', 'is too large for this text'),
+    ('--language=klingon', '--language klingon is not kno'),
+    ('--language=de', 'No document is left to train on, o'),
+    ('--held-out-fraction=0', 'raise --held-out-fraction'),
+  ):
+    message = prepare(output, books, argument, '--overwrite')
+    assert sentence in message
+    assert '\n' not in message
+    assert not output.exists()
+  # A folder of something else is not touched.
   output.mkdir()
   (output / 'thesis.tex').write_text('mine')
   for more in ([], ['--overwrite']):
@@ -389,3 +346,15 @@ def test_a_folder_of_something_else_is_not_touched(books, tmp_path):
       f'{output} has something else in it: choose another --output.'
     )
   assert files_of(output) == {'thesis.tex': b'mine'}
+
+
+def test_a_wrong_command_line_is_named(capsys):
+  for path, argument, sentence in (
+    (None, '--workers=1', '--input is needed'),
+    ('x', '--format=csv', 'invalid choice'),
+    ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
+    ('x', '--held-out-fraction=2', 'between 0 and 1'),
+  ):
+    with pytest.raises(SystemExit, match='2'):
+      prepare('out', path, argument)
+    assert sentence in capsys.readouterr().err

@@ -82,13 +82,9 @@ def passes(text_set, count, **changes):
   own = sum(len(tokens) for _, tokens in TRAIN if {*tokens} & seen)
   sizes = [own // num_lanes + (b < own % num_lanes) for b in range(num_lanes)]
   lanes = lanes_of(text_set, count * max(sizes), **changes)
+  lanes = [*zip(lanes, sizes, strict=True)]
   return [
-    np.concatenate(
-      [
-        lane[turn * n : (turn + 1) * n]
-        for lane, n in zip(lanes, sizes, strict=True)
-      ]
-    )
+    np.concatenate([lane[turn * n : (turn + 1) * n] for lane, n in lanes])
     for turn in range(count)
   ]
 
@@ -138,12 +134,8 @@ def test_a_pass_has_every_token_once_and_documents_whole(batch_size, prepared):
 
 
 def test_members_documents_cover_and_do_not_meet(prepared):
-  own = [
-    own_tokens(
-      prepared, member=m, members=3, partition='disjoint', batch_size=2
-    )
-    for m in range(3)
-  ]
+  thirds = {'members': 3, 'partition': 'disjoint', 'batch_size': 2}
+  own = [own_tokens(prepared, member=m, **thirds) for m in range(3)]
   assert sum(map(len, own)) == len(set.union(*own)) == NUM_TRAIN
   for tokens in own:
     # A document has one owner.
@@ -172,21 +164,14 @@ def test_rows_are_those_of_the_whole_batch(prepared):
 
 
 def test_lanes_are_the_same_whatever_the_order_of_files(prepared, tmp_path):
-  rng = np.random.default_rng(0)
-  other = make(
-    write_corpus(
-      tmp_path / 'made',
-      [TRAIN[i] for i in rng.permutation(len(TRAIN))],
-      TEST[::-1],
-      shard_tokens=1_000,
-    )
-  )
+  order = np.random.default_rng(0).permutation(len(TRAIN))
+  shuffled = [TRAIN[i] for i in order]
+  folder = write_corpus(tmp_path / 'made', shuffled, TEST[::-1], 1_000)
+  other = make(folder)
   for changes in ({}, {'members': 2, 'partition': 'disjoint', 'member': 1}):
     assert_same(take(prepared, 50, **changes), take(other, 50, **changes))
-  assert_same(
-    list(prepared.eval('test', batch_size=3)),
-    list(other.eval('test', batch_size=3)),
-  )
+  held_out = (list(t.eval('test', batch_size=3)) for t in (prepared, other))
+  assert_same(*held_out)
 
 
 def test_a_batch_may_be_longer_than_many_passes(tmp_path, monkeypatch):
@@ -201,8 +186,10 @@ def test_a_batch_may_be_longer_than_many_passes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
-@pytest.mark.parametrize('length', [1, 5, 100])
-@pytest.mark.parametrize('batch_size', [1, 3, 23, 40])
+@pytest.mark.parametrize(
+  ('batch_size', 'length'),
+  [(1, 1), (3, 5), (3, 100), (23, 1), (40, 5), (1, 100)],
+)
 def test_every_held_out_token_is_counted_once(
   batch_size, length, split, prepared
 ):
@@ -217,9 +204,8 @@ def test_every_held_out_token_is_counted_once(
     assert not batch['inputs'][~there].any()
     assert not batch['labels'][~there].any()
     counted += batch['labels'][there].tolist()
-    before |= dict(
-      zip(batch['labels'][there], batch['inputs'][there], strict=True)
-    )
+    pairs = (batch[key][there] for key in ('labels', 'inputs'))
+    before |= dict(zip(*pairs, strict=True))
     # Padding comes last in a lane.
     assert (np.diff(batch['mask'], axis=1) <= 0).all()
   for one, other in itertools.pairwise(batches):
@@ -303,47 +289,38 @@ def test_the_unigram_distribution_is_exact(tmp_path):
   np.testing.assert_array_equal(shares, wanted)
 
 
-@pytest.mark.parametrize(
-  ('changes', 'sentence'),
-  [
+def test_wrong_arguments_are_named(prepared):
+  for changes, sentence in (
     ({'start': -1}, 'start must not be negative'),
     ({'seed': -1}, 'seed must not be negative'),
     ({'member': 1}, 'member 1 is out of range'),
     ({'partition': 'striped'}, "Unknown partition 'striped'"),
     ({'batch_size': NUM_TRAIN + 1}, f'too many for the {NUM_TRAIN} tokens'),
     ({'members': 99, 'partition': 'disjoint'}, 'too few for 99 disjoint'),
-  ],
-)
-def test_wrong_arguments_are_named(changes, sentence, prepared):
-  with pytest.raises(ValueError, match=sentence):
-    take(prepared, 0, **changes)
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      take(prepared, 0, **changes)
+  for ask in (prepared.num_examples, lambda s: prepared.eval(s, batch_size=2)):
+    with pytest.raises(ValueError, match="Unknown split 'validation'"):
+      ask('validation')
+  sizes = ('max_document_tokens', 'max_train_tokens', 'max_test_tokens')
+  for key in ('sequence_length', *sizes):
+    with pytest.raises(ValueError, match=f'{key} must be at least 1, got 0'):
+      make(prepared.corpus.folder, **{key: 0})
 
 
 def test_all_members_refuse_what_one_of_them_cannot_do(prepared):
   disjoint = {'members': 3, 'partition': 'disjoint'}
-  sizes = [
-    len(own_tokens(prepared, **disjoint, member=m, batch_size=2))
-    for m in range(3)
-  ]
+  tokens = (
+    own_tokens(prepared, **disjoint, member=m, batch_size=2) for m in range(3)
+  )
+  sizes = [*map(len, tokens)]
   poorest = int(np.argmin(sizes))
   lanes = sizes[poorest] + 1
   assert lanes <= max(sizes)
   for member in range(3):
     with pytest.raises(ValueError, match=f'of member {poorest}: prepare more'):
       take(prepared, 0, **disjoint, member=member, batch_size=lanes)
-
-
-def test_wrong_splits_and_sizes_are_named(prepared):
-  for call in (
-    lambda: prepared.eval('validation', batch_size=2),
-    lambda: prepared.num_examples('validation'),
-  ):
-    with pytest.raises(ValueError, match="Unknown split 'validation'"):
-      call()
-  sizes = ('max_document_tokens', 'max_train_tokens', 'max_test_tokens')
-  for key in ('sequence_length', *sizes):
-    with pytest.raises(ValueError, match=f'{key} must be at least 1, got 0'):
-      make(prepared.corpus.folder, **{key: 0})
 
 
 def test_what_is_not_prepared_says_what_to_do(tmp_path):
