@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import io
+import itertools
 import os
 import pathlib
 import pickle
@@ -26,17 +27,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def make(name, **changes):
   arguments = {
-    'train_split': 'train',
-    'eval_split': 'test',
-    'unlabelled_split': None,
-    'data_dir': None,
-    'augmentation': 'none',
-    'padding': 1,
-    'image_size': None,
-    'cache': False,
-    'num_workers': 0,
-    'num_threads': 0,
-    'prefetch_batches': 0,
+    'train_split': 'train', 'eval_split': 'test', 'augmentation': 'none',
+    **dict.fromkeys(('unlabelled_split', 'data_dir', 'image_size')),
+    **dict.fromkeys(('num_workers', 'num_threads', 'prefetch_batches'), 0),
+    'cache': False, 'padding': 1,
   }
   return images.make_images(name, **(arguments | changes))
 
@@ -48,13 +42,9 @@ def encode(image, extension='.png'):
 def features_of(shape, num_classes, **others):
   import tensorflow_datasets as tfds
 
-  return tfds.features.FeaturesDict(
-    {
-      'image': tfds.features.Image(shape=shape),
-      'label': tfds.features.ClassLabel(num_classes=num_classes),
-      **others,
-    }
-  )
+  label = tfds.features.ClassLabel(num_classes=num_classes)
+  features = {'image': tfds.features.Image(shape=shape), 'label': label}
+  return tfds.features.FeaturesDict(features | others)
 
 
 @pytest.fixture(scope='module')
@@ -124,20 +114,16 @@ def write_imagenet(folder, stored, labels=None):
 def imagenet(tmp_path_factory):
   """A folder with a few JPEGs of varying size as ImageNet."""
   sizes = [(40, 60), (60, 40), (20, 90), (64, 64), (33, 47)]
-  return write_imagenet(
-    tmp_path_factory.mktemp('imagenet'),
-    # Grain takes longer to shuffle a few.
-    13 * [encode(red_and_blue(*size), '.jpg') for size in sizes],
-  )
+  stored = [encode(red_and_blue(*size), '.jpg') for size in sizes]
+  # Grain takes longer to shuffle a few.
+  return write_imagenet(tmp_path_factory.mktemp('imagenet'), 13 * stored)
 
 
 @pytest.fixture(scope='module')
 def damaged(tmp_path_factory):
   """Nine grey images of level 20 · (i + 1), of which 1, 2 and 4 are damaged."""
-  stored = [
-    encode(np.full((40, 50, 3), 20 * (i + 1), np.uint8), '.jpg')
-    for i in range(9)
-  ]
+  levels = (np.full((40, 50, 3), 20 * i, np.uint8) for i in range(1, 10))
+  stored = [encode(level, '.jpg') for level in levels]
   stored[1], stored[2], stored[4] = stored[1][:200], b'', b'no image at all'
   return write_imagenet(tmp_path_factory.mktemp('damaged'), stored)
 
@@ -227,11 +213,8 @@ def test_some_rows_of_a_batch_are_what_they_are_in_all_of_it(cifar, imagenet):
       lambda rows, s=stream: s(batch_size=8, rows=rows), ROWS, count
     )
   # The last batch is not full; of 5 test images 4 to 7 are one and padding.
-  for size, split, count in (
-    (8, 'train', 3),
-    (8, 'test', 1),
-    (9, 'train', 3),
-    (9, 'test', 1),
+  for size, (split, count) in itertools.product(
+    (8, 9), (('train', 3), ('test', 1))
   ):
     stream = functools.partial(cifar().eval, split, batch_size=size)
     assert_rows_are_slices(lambda rows, s=stream: s(rows=rows), ROWS, count)
@@ -303,11 +286,8 @@ def test_digits_are_split_in_a_fixed_stratified_disjoint_way(digits):
   assert np.abs(rescaled - levels).max() < 16 / 255
   found = sorted(image.astype(np.float32).tobytes() for image in levels)
   assert found == sorted(image.tobytes() for image in stored)
-  shares = [
-    np.bincount(part['labels'], minlength=10) / len(part['labels'])
-    for part in (train, test)
-  ]
-  np.testing.assert_allclose(*shares, atol=1 / 360)
+  shares = (np.bincount(part['labels'], minlength=10) for part in (train, test))
+  np.testing.assert_allclose(*(n / n.sum() for n in shares), atol=1 / 360)
   # The very split: published numbers depend on it.
   assert test['labels'][:10].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
 
@@ -357,27 +337,18 @@ def test_unlabelled_examples_come_besides_and_without_their_labels(
 # Augmentation.
 
 
-def windows_of(image, padding):
-  """All the crops of a padded image, as bytes."""
-  height, width, _ = image.shape
-  padded = np.pad(image, [(padding, padding), (padding, padding), (0, 0)])
-  return {
-    padded[top : top + height, left : left + width].tobytes()
-    for top in range(2 * padding + 1)
-    for left in range(2 * padding + 1)
-  }
-
-
-@pytest.mark.parametrize('flip', [False, True])
-def test_shift_draws_every_crop_of_the_padded_image(flip, cifar, pixels):
-  kind = 'shift_flip' if flip else 'shift'
-  one = cifar(train_split='train[:1]', augmentation=kind, padding=1)
-  crops = windows_of(pixels[0], 1)
-  if flip:
-    crops |= windows_of(pixels[0][:, ::-1], 1)
-  assert len(crops) == (18 if flip else 9)
-  [batch] = take(one.train(**MEMBER, batch_size=300), 1)
-  assert set(contents([batch])) == crops
+def test_shift_draws_every_crop_of_the_padded_image(cifar, pixels):
+  crops = set()
+  padded = np.pad(pixels[0], [(1, 1), (1, 1), (0, 0)])
+  for kind, image in (('shift', padded), ('shift_flip', padded[:, ::-1])):
+    crops |= {
+      image[top : top + 32, left : left + 32].tobytes()
+      for top, left in itertools.product(range(3), range(3))
+    }
+    one = cifar(train_split='train[:1]', augmentation=kind, padding=1)
+    [batch] = take(one.train(**MEMBER, batch_size=300), 1)
+    assert set(contents([batch])) == crops
+  assert len(crops) == 18
 
 
 def test_inception_makes_images_of_varying_size_alike(imagenet):
@@ -412,10 +383,8 @@ def test_random_crops_have_the_areas_and_aspects_of_the_recipe(monkeypatch):
   rows, columns = np.array(parts).T
   areas = rows * columns / 300**2
   aspects = columns / rows
-  assert 0.079 < areas.min() < 0.12
-  assert 0.9 < areas.max() <= 1
-  assert 0.74 < aspects.min() < 0.78
-  assert 1.28 < aspects.max() < 1.35
+  assert 0.079 < areas.min() < 0.12 < 0.9 < areas.max() <= 1
+  assert 0.74 < aspects.min() < 0.78 < 1.28 < aspects.max() < 1.35
   # No crop of the recipe fits into a ribbon: its centre square serves.
   parts.clear()
   augmentation.random_resized_crop(np.zeros((10, 900, 3), np.uint8), rng, 8)
@@ -738,9 +707,8 @@ def test_the_size_of_a_jpeg_is_in_its_header():
 
 @pytest.mark.parametrize('extension', ['.jpg', '.png'])
 def test_a_part_is_that_of_the_whole_image(extension):
-  pixels = cv2.resize(
-    imagenet_sample.photograph(np.random.default_rng(0), 60, 80), (321, 243)
-  )
+  small = imagenet_sample.photograph(np.random.default_rng(0), 60, 80)
+  pixels = cv2.resize(small, (321, 243))
   image = decoding.Encoded(encode(pixels, extension), 3)
   for at_least, reduction in ((200, 1), (90, 2), (40, 4), (1, 8)):
     reduction = reduction if extension == '.jpg' else 1
@@ -748,11 +716,8 @@ def test_a_part_is_that_of_the_whole_image(extension):
     rows, columns = (int(np.ceil(side / reduction)) for side in (184, 240))
     assert part.shape == (rows, columns, 3)
     assert min(part.shape[:2]) >= at_least or reduction == 1
-    expected = cv2.resize(
-      image.whole[32:216, 40:280],
-      part.shape[1::-1],
-      interpolation=cv2.INTER_AREA,
-    )
+    whole, size = image.whole[32:216, 40:280], part.shape[1::-1]
+    expected = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
     assert np.abs(part.astype(int) - expected).mean() < 3
 
 
