@@ -36,11 +36,12 @@ from scripts.benchmark import (
   waiting,
 )
 from scripts.benchmark import networks as measured
+from scripts.benchmark import publication as publishing
 from scripts.benchmark.measure import Limit, Measure, ResNet
 from scripts.benchmark.networks import Network
 
 TINY = {
-  'LSTM': Network('lm_codistill:smoke'),
+  'LSTM': Network('lm_codistill:smoke', {'model.lstm.num_layers': 1}),
   'DNN': Network('criteo_codistill:smoke'),
 }
 SMALL = ResNet(batch_size=4, image_shape=(8, 8, 1), num_classes=10)
@@ -52,7 +53,8 @@ def small(monkeypatch):
     # Little to compile.
     return make_small_dnn(input_shape=input_shape, num_classes=num_classes)
 
-  monkeypatch.setattr(measure, 'make_resnet', make_small)
+  for module in (measure, publishing):
+    monkeypatch.setattr(module, 'make_resnet', make_small)
 
 
 @pytest.fixture
@@ -70,13 +72,10 @@ def run(monkeypatch, tmp_path):
     values = [value for each in found['values'].values() for value in each]
     assert values
     assert all(map(math.isfinite, values))
-    assert found['limits'].keys() <= found['values'].keys()
+    run_part.limits = found['limits']
+    assert run_part.limits.keys() <= found['values'].keys()
     return found['values']
 
-  def limits(name):
-    return json.loads((tmp_path / 'found.json').read_text())[name]['limits']
-
-  run_part.limits = limits
   return run_part
 
 
@@ -109,16 +108,18 @@ def test_updates_are_timed_beside_a_product(run):
 def test_two_members_need_more_memory_than_one(run):
   found = run('memory', memory.Shapes(TINY, 16), rounds=1)
   for name in ('LSTM, plain loss', 'LSTM, chunks of 16 tokens', 'DNN'):
-    [one], [two] = (
-      found[f'{name}: {number} (MB)']
-      for number in ('one member', 'two members')
+    assert (
+      found[f'{name}: one member (MB)'] < found[f'{name}: two members (MB)']
     )
-    assert one < two
 
 
 def test_training_waits_for_a_part_of_a_step(run):
-  jpegs = Network('imagenet_codistill:smoke', {'data.name': 'imagenet2012'})
-  networks = {'clicks': TINY['DNN'], 'images': jpegs}
+  tiny = {'model.name': 'dnn', 'model.dnn.hidden': (8,)}
+  jpegs = {'data.name': 'imagenet2012', **tiny}
+  networks = {
+    'clicks': TINY['DNN'],
+    'images': Network('imagenet_codistill:smoke', jpegs),
+  }
   found = run('waiting', waiting.Shapes(networks, 2, 1, (2, 20, 30)))
   for name in networks:
     assert len(found[f'{name}: a step (ms)']) == 2
@@ -142,13 +143,11 @@ def test_a_device_waits_only_for_what_comes_too_late(monkeypatch):
 
 def test_both_ways_of_updating_members_are_the_same(run):
   # A DNN: an LSTM's two ways take five seconds to compile.
-  networks = {'DNN': TINY['DNN']}
-  found = run('together', networks)
-  for name in networks:
-    for kind in ('burn-in', 'codistilling'):
-      assert min(found[f'{name}, {kind}: together (% of one by one)']) > 0
-      [apart] = found[f'{name}, {kind}: losses apart (nats)']
-      assert apart < 1e-5
+  found = run('together', {'DNN': TINY['DNN']})
+  for kind in ('burn-in', 'codistilling'):
+    assert min(found[f'DNN, {kind}: together (% of one by one)']) > 0
+    [apart] = found[f'DNN, {kind}: losses apart (nats)']
+    assert apart < 1e-5
 
 
 def test_what_grows_is_beside_the_first_case(run, monkeypatch):
@@ -178,27 +177,21 @@ def test_what_grows_is_beside_the_first_case(run, monkeypatch):
     for quantity, share in zip(quantities, shares, strict=True):
       values = found[f'{case}: {quantity} (% of the first)']
       assert values == pytest.approx([share, share])
-  limits = run.limits('scale')
-  assert limits['2 members: a step (% of the first)'] == [
-    '≤',
-    pytest.approx(1.1 * 800 / 3),
-  ]
-  assert limits['corpus × 10: memory (% of the first)'] == [
-    '≤',
-    pytest.approx(110),
-  ]
+  for name, most in (
+    ('2 members: a step', 1.1 * 800 / 3),
+    ('corpus × 10: memory', 110),
+  ):
+    wanted = ['≤', pytest.approx(most)]
+    assert run.limits[f'{name} (% of the first)'] == wanted
 
 
-def test_a_job_trains_and_evaluates():
-  # In this process: devices are those that it has.
+def test_a_job_trains_and_evaluates_in_a_process_of_its_own(monkeypatch):
+  # Here in this one: devices are those that it has.
   changes = {'codistill.members': 2, 'codistill.exchange': 'memory'}
-  found = job.run(job.Job('criteo_codistill:smoke', changes, 2, 1))
+  one = job.Job('criteo_codistill:smoke', changes, 2, 1)
+  found = job.run(one)
   assert {'start', 'step', 'evaluation'} <= found.keys()
   assert min(found.values()) > 0
-
-
-def test_a_job_is_a_process_of_its_own(monkeypatch):
-  one = job.Job('lm_codistill:smoke', {'codistill.members': 1}, 2, 1)
 
   def run_here(line, **_):
     assert line[1:3] == ['-m', 'scripts.benchmark.job']
@@ -241,13 +234,13 @@ def test_an_update_is_timed_with_each_teacher(small, run):
 
 
 def test_an_interval_with_an_exchange_is_told_from_one_without(small, run):
-  found = run('exchange', exchange.Shapes({1: SMALL, 2: SMALL}, {1: 3, 2: 4}))
-  for size in (1, 2):
-    assert len(found[f'{size} M: interval without exchange (s)']) == 2
-    assert min(found[f'{size} M: to load (s)']) > 0
-    assert min(found[f'{size} M: stall (% of the interval)']) > 0
+  found = run('exchange', exchange.Shapes({1: SMALL}, {1: 3}))
+  assert len(found['1 M: interval without exchange (s)']) == 2
+  assert min(found['1 M: to load (s)']) > 0
+  assert min(found['1 M: stall (% of the interval)']) > 0
 
 
+@pytest.mark.usefixtures('small')
 def test_a_publication_weighs_what_its_precision_says(run):
   found = run('publication', {1: (8, 4)})
   full, half, quarter = (
@@ -263,44 +256,40 @@ def test_a_loss_in_chunks_takes_at_most_a_quarter_of_the_memory(
   run, monkeypatch
 ):
   sizes = loss.Sizes(
-    lanes=32, tokens=16, words=3_000, embedding=8, hidden=32, chunks=(32,)
+    lanes=32, tokens=8, words=1_000, embedding=8, hidden=8, chunks=(16,)
   )
-  psi = 'cross_entropy'
-  monkeypatch.setattr(
-    losses, 'DISTILL_LOSSES', {psi: losses.soft_cross_entropy}
-  )
+  psi, function = 'cross_entropy', losses.soft_cross_entropy
+  monkeypatch.setattr(losses, 'DISTILL_LOSSES', {psi: function})
   found = run('loss', sizes)
   for what in ('the loss', 'an update'):
     [plain], [chunked] = (
       found[f'memory of {what}, {psi}, {kind} (MB)']
-      for kind in ('plain', 'chunks of 32')
+      for kind in ('plain', 'chunks of 16')
     )
     # All logits of the student, at the least.
     assert plain > 4 * sizes.lanes * sizes.tokens * sizes.words / 1e6
     assert chunked < plain / 4
-  assert len(found['time, chunks of 32, beside plain (%)']) == 2
+  assert len(found['time, chunks of 16, beside plain (%)']) == 2
 
 
-def test_lanes_are_read_as_often_as_it_was_told(run, monkeypatch):
-  monkeypatch.setattr(text, '_SECONDS', 0.01)
-  found = run('text', ((4, 32),))
-  assert all(len(values) == 2 and min(values) > 0 for values in found.values())
+def test_lanes_and_clicks_are_read_as_often_as_it_was_told(run, monkeypatch):
+  def prepare(line, **_):
+    prepare_criteo.main(line[3:])
 
-
-def test_clicks_are_prepared_and_read_as_often_as_it_was_told(run, monkeypatch):
-  monkeypatch.setattr(clicks, '_SECONDS', 0.01)
   # In this process.
   monkeypatch.setattr(workers, 'processes', workers.threads)
-  monkeypatch.setattr(
-    clicks,
-    'subprocess',
-    types.SimpleNamespace(
-      run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
-    ),
-  )
-  found = run('clicks', clicks.Shapes(1_000, (16,)))
+  fake = types.SimpleNamespace(run=prepare, DEVNULL=None)
+  monkeypatch.setattr(clicks, 'subprocess', fake)
+  for module, shapes in (
+    (text, ((4, 32),)),
+    (clicks, clicks.Shapes(1_000, (16,))),
+  ):
+    monkeypatch.setattr(module, '_SECONDS', 0.01)
+    found = run(module.__name__.rpartition('.')[2], shapes)
+    for values in found.values():
+      assert len(values) == 2
+      assert min(values) > 0
   assert len(found) == 5
-  assert all(len(values) == 2 and min(values) > 0 for values in found.values())
 
 
 def test_the_recurrence_keeps_less_than_jax_would(run):
@@ -315,17 +304,10 @@ def test_the_recurrence_keeps_less_than_jax_would(run):
 def test_images_are_read_by_stage_and_by_pipeline(run, monkeypatch, capsys):
   monkeypatch.setattr(images, 'REST_SECONDS', 0.01)
   monkeypatch.setattr(images, '_tf_batches', lambda files, shapes: None)
-  shapes = images.Shapes(
-    size=(20, 30),
-    large=(80, 90),
-    image_size=8,
-    num_images=2,
-    num_large=1,
-    batch_size=4,
-    num_batches=4,
-    # Processes take seconds to start.
-    workers=(0,),
-  )
+  small = {'size': (20, 30), 'large': (80, 90), 'image_size': 8}
+  batches = {'num_images': 2, 'num_large': 1, 'batch_size': 4, 'num_batches': 4}
+  # Processes take seconds to start.
+  shapes = images.Shapes(**small, **batches, workers=(0,))
   found = run('images', shapes)
   [size] = found.pop('file (kB)')
   assert 0.2 < size < 5
@@ -349,12 +331,9 @@ def made_up(monkeypatch):
         Measure('free', '%', [5.0]),
       ]
 
+    sizes = {'SMALL': 'small', 'FULL': 'full'}
     return types.SimpleNamespace(
-      TITLE='nothing',
-      ROUNDS='rounds',
-      SMALL='small',
-      FULL='full',
-      measure=measure_nothing,
+      TITLE='nothing', ROUNDS='rounds', measure=measure_nothing, **sizes
     )
 
   parts = {name: make_part(name) for name in benchmark.PARTS}
@@ -388,9 +367,8 @@ def test_several_parts_are_kept_beside_those_of_before(monkeypatch, tmp_path):
   assert found['step']['full']
   assert not found['scale']['full']
   document = tmp_path / 'document.md'
-  document.write_text(
-    'a\n<!-- table benchmark-step -->\nold\n<!-- end -->\nb\n'
-  )
+  markers = '<!-- table benchmark-step -->\nold\n<!-- end -->\n'
+  document.write_text(f'a\n{markers}b\n')
   assert report.main([f'--json={path}', f'--into={document}']) == 0
   text = document.read_text()
   assert 'old' not in text
@@ -420,9 +398,8 @@ def test_what_makes_no_sense_is_refused_before_measuring(
   assert asked == []
 
 
-@pytest.mark.parametrize('shapes', ['SMALL', 'FULL'])
-def test_the_networks_are_configs_whose_keys_exist(shapes):
-  for name, network in getattr(measured, shapes).items():
+def test_the_networks_are_configs_whose_keys_exist():
+  for name, network in (*measured.SMALL.items(), *measured.FULL.items()):
     experiment = network.build()
     arguments = cost.abstract_arguments(experiment, 3)
     assert len(arguments.batch['labels']) == experiment.batch_size

@@ -87,11 +87,7 @@ def test_a_batch_has_the_shapes_of_the_data(name):
     (SMALL[1], '--config.batch_size=many', 'batch_size'),
     (SMALL[1], '--batch_size=8', "what is '--batch_size=8'?"),
     (SMALL[1], '--microbatches=3', 'num_microbatches is 3'),
-    (
-      SMALL[0],
-      '--devices=9',
-      'num_devices is 9, but there are 8 devices here',
-    ),
+    (SMALL[0], '--devices=9', 'num_devices is 9, but there are 8 devices here'),
     ('lm_codistil', '--devices=1', 'did you mean lm_codistill'),
   ],
 )
