@@ -19,13 +19,22 @@ def one_file(folder):
   return path
 
 
+def read(folder):
+  return results.read(one_file(folder))
+
+
 def ids_in(folder):
-  return [result.id for result in results.read(one_file(folder))]
+  return [result.id for result in read(folder)]
 
 
-def change_run(workdir, change):
+def change_run(workdir, **changes):
+  """None removes a field."""
   path = workdir / 'run.json'
-  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  run = json.loads(path.read_text()) | changes
+  kept = {
+    key: value for key, value in run.items() if changes.get(key, 0) is not None
+  }
+  path.write_text(json.dumps(kept))
 
 
 @pytest.fixture
@@ -38,11 +47,9 @@ def test_a_run_is_its_provenance_and_its_evaluations(tmp_path, out):
   workdir = make_run(tmp_path / 'a', seed=2, point=point)
   assert run_collect(workdir, f'--out={out}') == 0
   assert one_file(out).name == 'imagenet_codistill-laptop.jsonl'
-  [result] = results.read(one_file(out))
-  assert result.id == 'base/seed-2'
-  assert result.point == {}
-  assert result.run['commit'] == COMMIT
-  assert result.run['marked'] == []
+  [result] = read(out)
+  assert (result.id, result.point) == ('base/seed-2', {})
+  assert (result.run['commit'], result.run['marked']) == (COMMIT, [])
   assert result.run['examples_per_second'] == 100
   # 30 steps with peers of age 1, 2, 3, 4, 0, 1, …
   assert result.run['mean_peer_age'] == 2
@@ -65,53 +72,46 @@ def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):
   machine = {'num_devices': 1, 'checkpoint_interval_steps': 5}
   for seed, point in ((0, {}), (2, machine), (10, {})):
     make_run(tmp_path / f'runs/seed-{seed}', seed=seed, point=point)
-  stale = make_run(
-    tmp_path / 'runs/x', point={'codistill.reload_interval_steps': 10}
-  )
+  point = {'codistill.reload_interval_steps': 10}
+  stale = make_run(tmp_path / 'runs/x', point=point)
   assert run_collect(tmp_path / 'runs', f'--out={out}') == 0
   before = one_file(out).read_bytes()
   assert run_collect(tmp_path / 'runs', f'--out={out}') == 0
   assert run_collect(stale, tmp_path / 'runs/seed-2', f'--out={out}') == 0
   assert one_file(out).read_bytes() == before
-  assert ids_in(out) == [
-    'base/seed-0',
-    'base/seed-2',
-    'base/seed-10',
-    'reload_interval_steps=10/seed-0',
-  ]
+  seeds = [f'base/seed-{seed}' for seed in (0, 2, 10)]
+  assert ids_in(out) == [*seeds, 'reload_interval_steps=10/seed-0']
   assert [path.name for path in out.iterdir()] == [one_file(out).name]
   for folder in sorted(tmp_path.glob('runs/*'), reverse=True):
     run_collect(folder, f'--out={tmp_path / "two"}')
   assert one_file(tmp_path / 'two').read_bytes() == before
 
 
-@pytest.mark.parametrize(
-  ('mark', 'changes'),
-  [
-    ('unfinished', {'status': 'running'}),
-    ('unfinished', {'status': 'diverged', 'diverged': {'0': {'step': 3}}}),
-    ('dirty', {'dirty': True}),
-    ('no-commit', {'commit': None, 'dirty': None}),
-    ('dirty', {'resumed': [{'commit': COMMIT, 'dirty': True}]}),
-    ('two-commits', {'resumed': [{'commit': 'f' * 40, 'dirty': False}]}),
-  ],
-)
-def test_refused_unless_allowed_and_then_marked(
-  tmp_path, out, capsys, mark, changes
-):
-  make_run(tmp_path / 'runs/bad', **changes)
-  make_run(tmp_path / 'runs/good', seed=1)
-  assert run_collect(tmp_path / 'runs', f'--out={out}') == 1
-  err = capsys.readouterr().err
-  assert f'{tmp_path / "runs/bad"} is left out: {mark}' in err
-  assert f'--allow={mark}' in err
-  assert err.count('\n') == 1
-  # The good one is in all the same.
-  assert ids_in(out) == ['base/seed-1']
-  allow = f'--allow={mark}'
-  assert run_collect(tmp_path / 'runs', f'--out={out}', allow) == 0
-  marks = [result.run['marked'] for result in results.read(one_file(out))]
-  assert marks == [[mark], []]
+def test_refused_unless_allowed_and_then_marked(tmp_path, capsys):
+  good = make_run(tmp_path / 'good', seed=1)
+  for number, (mark, changes) in enumerate(
+    (
+      ('unfinished', {'status': 'running'}),
+      ('unfinished', {'status': 'diverged', 'diverged': {'0': {'step': 3}}}),
+      ('dirty', {'dirty': True}),
+      ('no-commit', {'commit': None, 'dirty': None}),
+      ('dirty', {'resumed': [{'commit': COMMIT, 'dirty': True}]}),
+      ('two-commits', {'resumed': [{'commit': 'f' * 40, 'dirty': False}]}),
+    )
+  ):
+    bad, out = (
+      make_run(tmp_path / f'{number}', **changes),
+      tmp_path / f'o{number}',
+    )
+    assert run_collect(bad, good, f'--out={out}') == 1
+    err = capsys.readouterr().err
+    assert f'{bad} is left out: {mark}' in err
+    assert f'--allow={mark}' in err
+    assert err.count('\n') == 1
+    # The good one is in all the same.
+    assert ids_in(out) == ['base/seed-1']
+    assert run_collect(bad, good, f'--out={out}', f'--allow={mark}') == 0
+    assert [result.run['marked'] for result in read(out)] == [[mark], []]
 
 
 def test_a_member_apart_alone_is_unfinished_and_both_are_one_run(
@@ -122,7 +122,7 @@ def test_a_member_apart_alone_is_unfinished_and_both_are_one_run(
     status = run_collect(tmp_path / 'a', f'--out={out}')
     assert status == (1 if member == 0 else 0)
   assert 'unfinished' in capsys.readouterr().err
-  assert len(results.read(one_file(out))) == 1
+  assert len(read(out)) == 1
 
 
 def says(capsys, status, *words):
@@ -162,16 +162,8 @@ def write(name, text):
     (write('rows.jsonl', ''), 'has no evaluations'),
     (damage_predictions, 'missing or damaged; remove'),
     # Of other code.
-    (
-      lambda workdir: change_run(workdir, lambda run: run | {'schema': 2}),
-      'has schema 2',
-    ),
-    (
-      lambda workdir: change_run(
-        workdir, lambda run: run.pop('overrides') and run
-      ),
-      'run it again',
-    ),
+    (lambda workdir: change_run(workdir, schema=2), 'has schema 2'),
+    (lambda workdir: change_run(workdir, overrides=None), 'run it again'),
   ],
 )
 def test_a_damaged_workdir_is_refused_and_the_others_go_in(
@@ -188,12 +180,9 @@ def test_a_damaged_workdir_is_refused_and_the_others_go_in(
   assert ids_in(out) == ['base/seed-1']
 
 
-def test_no_run_at_all(tmp_path, out, capsys):
+def test_no_run_or_two_of_one_point(tmp_path, out, capsys):
   status = run_collect(tmp_path, f'--out={out}')
   says(capsys, status, 'holds no run', 'experiments.run')
-
-
-def test_two_runs_of_one_point(tmp_path, out, capsys):
   make_run(tmp_path / 'a')
   again = make_run(tmp_path / 'b', started='2026-02-02T00:00:00+00:00')
   status = run_collect(tmp_path / 'a', again, f'--out={out}')
@@ -208,7 +197,7 @@ def test_two_runs_of_one_point(tmp_path, out, capsys):
   status = run_collect(tmp_path / 'a', again, f'--out={out}', '--replace')
   says(capsys, status, 'two runs')
   assert run_collect(again, f'--out={out}', '--replace') == 0
-  [result] = results.read(one_file(out))
+  [result] = read(out)
   assert result.run['started'].startswith('2026-02-02')
 
 
@@ -216,9 +205,8 @@ def test_seeds_of_one_point_with_different_configs(tmp_path, out, capsys):
   make_run(tmp_path / 'a')
   workdir = make_run(tmp_path / 'b', seed=1)
   # As if the named config had changed between the two.
-  change_run(
-    workdir, lambda run: run | {'config': run['config'] | {'batch_size': 64}}
-  )
+  config = json.loads((workdir / 'run.json').read_text())['config']
+  change_run(workdir, config=config | {'batch_size': 64})
   status = run_collect(tmp_path / 'a', workdir, f'--out={out}')
   says(capsys, status, 'different configs', 'base/seed-0', 'base/seed-1')
 
@@ -246,7 +234,7 @@ def test_seeds_of_a_point_are_compared_pair_by_pair(tmp_path, out):
   other = make_run(folder / 'x', 'imagenet_sync', point={'batch_size': 16})
   store(other, member_0=[0.9] * 4)
   assert run_collect(folder, f'--out={out}') == 0
-  runs = {run.id: run for run in results.read(one_file(out))}
+  runs = {run.id: run for run in read(out)}
   found = [
     (row['id'], row['other'], row['step'], row['member'])
     for run in runs.values()
@@ -265,24 +253,22 @@ def test_seeds_of_a_point_are_compared_pair_by_pair(tmp_path, out):
   assert all(row['kind'] != 'churn' for row in runs['base/seed-0'].rows)
 
 
-def test_evaluations_of_two_classes_get_their_auc(tmp_path, out):
+def test_only_evaluations_of_two_classes_get_their_auc(tmp_path, out):
   workdir = make_run(tmp_path / 'a')
   store(workdir, 40, member_0=[0, 1, 1, 0], ensemble=[0.1, 0.1, 0.3, 0.2])
   store(workdir, 20, member_1=[1, 0, 0, 1])
   assert run_collect(workdir, f'--out={out}') == 0
-  [result] = results.read(one_file(out))
+  [result] = read(out)
   found = {
     (r['step'], r['member']): r['auc'] for r in result.rows if 'auc' in r
   }
   assert found == {(40, 0): 1, (40, 'ensemble'): 2.5 / 4, (20, 1): 0}
-
-
-def test_more_classes_have_churn_and_no_auc(tmp_path, out):
+  # More classes have churn and no AUC.
   for seed in range(2):
     workdir = make_run(tmp_path / 'runs' / str(seed), seed=seed)
     store(workdir, member_0=np.eye(3)[[0, 1, 2, seed]])
-  assert run_collect(tmp_path / 'runs', f'--out={out}') == 0
-  [one, other] = results.read(one_file(out))
+  assert run_collect(tmp_path / 'runs', f'--out={out.with_name("more")}') == 0
+  [one, other] = read(out.with_name('more'))
   assert [row['total_variation'] for row in one.churn] == [0.25]
   assert other.churn == ()
   assert not any('auc' in row for row in one.rows)
@@ -294,17 +280,13 @@ def test_what_is_collected_again_keeps_its_churn(tmp_path, out):
   before = one_file(out).read_bytes()
   assert run_collect(folder / '1', f'--out={out}') == 0
   assert one_file(out).read_bytes() == before
-  assert results.lines(results.read(one_file(out))) == before.decode()
+  assert results.lines(read(out)) == before.decode()
   # A run in the place of another has no churn of that other's.
-  fresh = make_run(
-    tmp_path / 'new', 'imagenet_sync', 1, members=1, started='later'
-  )
+  new = {'members': 1, 'started': 'later'}
+  fresh = make_run(tmp_path / 'new', 'imagenet_sync', 1, **new)
   assert run_collect(fresh, f'--out={out}', '--replace') == 0
-  pairs = {
-    (row['id'], row['other'])
-    for run in results.read(one_file(out))
-    for row in run.churn
-  }
+  churn = [row for run in read(out) for row in run.churn]
+  pairs = {(row['id'], row['other']) for row in churn}
   assert pairs == {('base/seed-0', 'base/seed-2')}
 
 

@@ -28,37 +28,21 @@ def make_run(workdir, *, members=2, only=None, state='running', **changes):
   record = Record(workdir, '' if only is None else f'-{only}')
   codistill = {'members': members, 'exchange': 'memory', 'exchange_dir': None}
   codistill |= changes.pop('codistill', {})
-  record.write_run(
-    {
-      'experiment': 'imagenet_codistill',
-      'variant': 'smoke',
-      'member': only,
-      'status': state,
-      'config': {'num_steps': 1_000, 'codistill': codistill},
-      **changes,
-    }
-  )
+  named = {'experiment': 'imagenet_codistill', 'variant': 'smoke'}
+  config = {'num_steps': 1_000, 'codistill': codistill}
+  own = {'member': only, 'status': state, 'config': config}
+  record.write_run({**named, **own, **changes})
   return record
 
 
 def train(record, member, steps, *, rate=100.0, loss=1.0, **fields):
   """Train rows of some steps, as fast as `rate` examples a second."""
+  row = {'member': member, 'kind': 'train', 'task_loss': loss}
+  row |= {'peers': [], 'peer_ages': [], 'left_out': {}, 'failed_loads': 0}
   for step in steps:
-    record.write_row(
-      {
-        'step': step,
-        'member': member,
-        'kind': 'train',
-        'seconds': step * BATCH / rate,
-        'examples_seen': step * BATCH,
-        'task_loss': loss,
-        'peers': [],
-        'peer_ages': [],
-        'left_out': {},
-        'failed_loads': 0,
-        **fields,
-      }
-    )
+    seen = step * BATCH
+    times = {'step': step, 'seconds': seen / rate, 'examples_seen': seen}
+    record.write_row({**row, **times, **fields})
   record.close()
 
 
@@ -85,6 +69,10 @@ def lines_of(capsys, workdir, *arguments):
   return [line for line in cells if line and line[0].isdecimal()]
 
 
+def states_of(workdir):
+  return [one.state for one in status.read_status(workdir)]
+
+
 def everything(workdir):
   """What an observer must not change: names, contents, and times of folders."""
   return {
@@ -106,14 +94,11 @@ def half(tmp_path_factory):
 
 def test_a_real_run_of_which_one_member_has_not_started(half, capsys):
   first, second = lines_of(capsys, half)
-  rows = [
-    row for row in read_rows(half / 'rows-0.jsonl') if row['kind'] == 'train'
-  ]
-  assert len(rows) == 8
-  loss = sum(row['task_loss'] for row in rows) / 8
+  rows = read_rows(half / 'rows-0.jsonl')
+  losses = [row['task_loss'] for row in rows if row['kind'] == 'train']
+  assert len(losses) == 8
   assert first[:3] == ['0', 'done', '8/8']
-  assert first[4] == f'{loss:.4f}'
-  assert first[5] == '1: absent'
+  assert first[4:6] == [f'{sum(losses) / 8:.4f}', '1: absent']
   assert first[6:9] == ['0', '1', 'free']
   assert first[9].startswith('8, ')
   assert second[:3] == ['1', 'not started', '–']
@@ -121,17 +106,13 @@ def test_a_real_run_of_which_one_member_has_not_started(half, capsys):
 
 
 def test_nothing_is_written_into_the_workdir(half, tmp_path):
-  workdir = tmp_path / 'copy'
-  shutil.copytree(half, workdir)
+  workdir = shutil.copytree(half, tmp_path / 'copy')
   (workdir / 'exchange/0/lease.json').unlink()
-  with (
-    lease(workdir / 'lease-0.json'),
-    lease(workdir / 'exchange/1/lease.json'),
-  ):
+  own, others = workdir / 'lease-0.json', workdir / 'exchange/1/lease.json'
+  with lease(own), lease(others):
     make_run(workdir, only=0, codistill={'exchange': 'checkpoints'})
     before = everything(workdir)
-    states = [one.state for one in status.read_status(workdir)]
-    assert states == ['running', 'elsewhere']
+    assert states_of(workdir) == ['running', 'elsewhere']
     assert everything(workdir) == before
 
 
@@ -154,22 +135,11 @@ check(compare.main([half, f'--out={out}']))
 import scripts.figures.__main__
 check(0)
 """
-  done = subprocess.run(
-    [sys.executable, '-c', code, str(half), str(tmp_path / 'curves.png')],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  line = [sys.executable, '-c', code, str(half), str(tmp_path / 'curves.png')]
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert 'not started' in done.stdout
   assert (tmp_path / 'curves.png').exists()
-
-
-# States.
-
-
-def states_of(workdir):
-  return [one.state for one in status.read_status(workdir)]
 
 
 def test_who_holds_the_lease_is_running_and_who_lost_it_is_dead(
@@ -183,7 +153,7 @@ def test_who_holds_the_lease_is_running_and_who_lost_it_is_dead(
       assert line[8].startswith(f'{content["host"]} {os.getpid()}, ')
   assert states_of(tmp_path) == ['dead', 'dead']
   # A process that has gone without a word, and one of another host that hangs.
-  gone = subprocess.Popen([sys.executable, '-c', ''])
+  gone = subprocess.Popen(['true'])
   gone.wait()
   with lease(path, pid=gone.pid):
     assert states_of(tmp_path) == ['dead', 'dead']
@@ -247,42 +217,29 @@ def test_a_lease_that_says_nothing_is_no_sign_of_life(tmp_path, capsys):
     assert ('missing' if text is None else 'unreadable') in line
 
 
-# Rows.
-
-
 def test_rate_and_loss_are_those_of_the_last_rows_of_each_member(tmp_path):
   record = make_run(tmp_path, state='done')
   train(record, 0, range(1, 101), loss=9.0)
   for step in range(101, 101 + status.LAST_ROWS):
     train(record, 0, [step], loss=step, rate=100.0)
     train(record, 1, [step], loss=2.0, rate=250.0)
-    record.write_row(
-      {'step': step, 'member': 0, 'kind': 'eval', 'task_loss': 77.0}
-    )
+    scored = {'member': 0, 'kind': 'eval', 'task_loss': 77.0}
+    record.write_row({'step': step, **scored})
     record.close()
   # Its loss is no number: it has none in the mean.
   train(record, 1, [121], loss=float('nan'), rate=250.0)
-  one, other = status.read_status(tmp_path)
-  assert one.step == 120
-  assert one.rate == pytest.approx(100)
-  assert one.task_loss == pytest.approx(110.5)
-  assert other.step == 121
-  assert other.rate == pytest.approx(250)
-  assert other.task_loss == 2.0
+  one, other = (
+    (one.step, one.rate, one.task_loss) for one in status.read_status(tmp_path)
+  )
+  assert one == (120, pytest.approx(100), pytest.approx(110.5))
+  assert other == (121, pytest.approx(250), 2.0)
 
 
 def test_ages_of_peers_and_why_others_are_left_out(tmp_path, capsys):
   record = make_run(tmp_path, members=4, state='done')
   train(record, 0, [7], peers=[1], peer_ages=[99])
-  train(
-    record,
-    0,
-    [8],
-    peers=[3, 1],
-    peer_ages=[-3, 12],
-    left_out={'2': 'old'},
-    failed_loads=5,
-  )
+  why = {'left_out': {'2': 'old'}, 'failed_loads': 5}
+  train(record, 0, [8], peers=[3, 1], peer_ages=[-3, 12], **why)
   train(record, 1, [8])
   first, second, *_ = lines_of(capsys, tmp_path)
   assert '1: 12, 2: old, 3: -3' in first
@@ -299,10 +256,8 @@ def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path, recwarn):
   for num_bytes in (100, 5_000, len(whole) - 1, len(whole), len(whole) + 1):
     found = status.last_rows(record.rows_path, num_bytes)
     assert found == rows[len(rows) - len(found) :]
-    assert (
-      len(found) == len(rows)
-      or sum(len(json.dumps(row)) + 1 for row in found) <= num_bytes
-    )
+    size = sum(len(json.dumps(row)) + 1 for row in found)
+    assert len(found) == len(rows) or size <= num_bytes
   # A last line that is not whole is left out; without its newline it is whole.
   for cut, step in ((1, 1_000), (7, 999), (200, 999)):
     record.rows_path.write_bytes(whole[:-cut])
@@ -321,13 +276,9 @@ def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path, recwarn):
   assert not recwarn
 
 
-# Publications.
-
-
 def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
-  make_run(
-    tmp_path, members=1, state='done', codistill={'exchange': 'checkpoints'}
-  )
+  meeting = {'exchange': 'checkpoints'}
+  make_run(tmp_path, members=1, state='done', codistill=meeting)
   folder = tmp_path / 'exchange/0'
   now = datetime.datetime.now().timestamp()
   # A job that came back has resumed from before what its last life published.
@@ -337,29 +288,21 @@ def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
   assert status.read_status(tmp_path)[0].published == '60, 3 min'
 
 
-# The command.
-
-
 def test_without_a_run_or_with_a_damaged_one_it_is_one_sentence(
   tmp_path, capsys
 ):
+  said = f'{tmp_path} holds no run'
   for text in (None, '', '{}', '[1]', '{"status": "done"}'):
     if text is not None:
       (tmp_path / 'run.json').write_text(text)
+      said = f'{tmp_path / "run.json"} is damaged'
     for arguments in ([], ['--watch=1']):
       assert status.main([str(tmp_path), *arguments]) == 1
       captured = capsys.readouterr()
       assert captured.err.startswith('scripts.status: ')
-      assert (
-        f'{tmp_path} holds no run'
-        if text is None
-        else f'{tmp_path / "run.json"} is damaged'
-      ) in captured.err
+      assert said in captured.err
       assert captured.err.count('\n') == 1
       assert captured.out.strip() == ''
-
-
-def test_a_watch_takes_seconds(tmp_path, capsys):
   for seconds in ('0', '-1', 'nan', 'inf', 'soon'):
     with pytest.raises(SystemExit, match='2'):
       status.main([str(tmp_path), f'--watch={seconds}'])
