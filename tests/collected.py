@@ -9,6 +9,7 @@ from experiments import results
 from experiments.predictions import Writer
 from experiments.record import SCHEMA_VERSION, Record, config_hash
 from scripts import collect
+from scripts.figures.__main__ import FIGURES
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -88,32 +89,15 @@ def make_run(
   for step in range(1, 41):
     for member in range(members):
       peers = config['codistill']['exchange'] != 'none' and step > 10
-      record.write_row(
-        {
-          'step': step,
-          'member': member,
-          'kind': 'train',
-          'task_loss': 2.0,
-          'num_peers': (members - 1) * peers,
-          'peer_age': step % 5 if peers else None,
-          'examples_per_second': 100.0,
-        }
-      )
-    if step % 10 == 0:
-      for who in whos:
-        value = loss(step, who)
-        record.write_row(
-          {
-            'step': step,
-            'member': who,
-            'kind': 'final' if step == 40 else 'eval',
-            'seconds': 0.5 * step,
-            'examples_seen': 8 * step,
-            'task_loss': value,
-            'accuracy': 1 - value,
-            'disagreement': 0.125 if who == 'ensemble' else None,
-          }
-        )
+      row = {'step': step, 'member': member, 'kind': 'train', 'task_loss': 2.0}
+      row |= {'num_peers': (members - 1) * peers, 'examples_per_second': 100.0}
+      record.write_row({**row, 'peer_age': step % 5 if peers else None})
+    for who in whos if step % 10 == 0 else ():
+      value, kind = loss(step, who), 'final' if step == 40 else 'eval'
+      row = {'step': step, 'member': who, 'kind': kind, 'seconds': 0.5 * step}
+      row |= {'examples_seen': 8 * step, 'task_loss': value}
+      row |= {'disagreement': 0.125 if who == 'ensemble' else None}
+      record.write_row({**row, 'accuracy': 1 - value})
   record.close()
   return workdir
 
@@ -123,10 +107,8 @@ LABELS = np.array([0, 1, 1, 0], np.int32)
 
 def store(workdir, step=40, labels=LABELS, **predictions):
   """Predictions as a run leaves them: `member_0=[…]`, `ensemble=[…]`."""
-  whos = [
-    int(name.removeprefix('member_')) if name != 'ensemble' else name
-    for name in predictions
-  ]
+  names = [name.removeprefix('member_') for name in predictions]
+  whos = [int(name) if name.isdecimal() else name for name in names]
   folder = workdir / 'predictions'
   with Writer(folder, step, whos, len(labels)) as writer:
     rows = [np.asarray(one, np.float32) for one in predictions.values()]
@@ -137,13 +119,8 @@ def store(workdir, step=40, labels=LABELS, **predictions):
 def make_retrains(folder, experiment='imagenet_sync', members=1, **keywords):
   """Three seeds that predict 0.1 more of class 1 each, and less before."""
   for seed in range(3):
-    workdir = make_run(
-      folder / experiment / str(seed),
-      experiment,
-      seed,
-      members=members,
-      **keywords,
-    )
+    workdir = folder / experiment / str(seed)
+    make_run(workdir, experiment, seed, members=members, **keywords)
     for step, scale in ((20, 2), (40, 1)):
       p = np.array([0.1, 0.2, 0.45, 0.3]) + 0.1 * scale * seed
       whos = [f'member_{member}' for member in range(members)]
@@ -186,14 +163,8 @@ def make_all(folder):
       def loss(step, who, gain=gain):
         return (1 - 0.1 * (who == 'ensemble')) * (4 - gain) / (step + 10)
 
-      make_run(
-        folder / 'runs' / name,
-        experiment,
-        seed,
-        point,
-        members=members,
-        loss=loss,
-      )
+      keys = {'members': members, 'loss': loss}
+      make_run(folder / 'runs' / name, experiment, seed, point, **keys)
   collected_rows(folder)
   return folder / 'results'
 
@@ -205,13 +176,27 @@ def collected_rows(folder):
   return results.read_folder(out, 'laptop')
 
 
+def split_table(table):
+  """A Markdown table's header and lines, each as its cells."""
+  header, _, *lines = table.splitlines()
+  return [
+    [cell.strip() for cell in line.strip('|').split('|')]
+    for line in (header, *lines)
+  ]
+
+
 def cells(table):
   """A Markdown table's lines by their first cell, each by the header."""
-  header, _, *lines = [
-    [cell.strip() for cell in line.strip('|').split('|')]
-    for line in table.splitlines()
-  ]
+  header, *lines = split_table(table)
   return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+
+
+def table_of(name, rows):
+  """The cells of a figure whose rows are there and can be drawn."""
+  figure = FIGURES[name]
+  assert figure.has_rows(rows)
+  assert_both_panels_show_what_there_is(figure, rows)
+  return cells(figure.table(rows, 'laptop'))
 
 
 def assert_both_panels_show_what_there_is(figure, rows):

@@ -5,9 +5,10 @@ import functools
 import pytest
 from collected import (
   assert_both_panels_show_what_there_is,
-  cells,
   collected_rows,
   make_run,
+  split_table,
+  table_of,
 )
 
 from scripts.figures import __main__ as figures
@@ -16,17 +17,9 @@ from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
 
 # Text of 4 tokens a lane, 8 lanes a batch.
 TOKENS = 32
-ASYNC = {
-  'codistill.members': 1,
-  'codistill.exchange': 'none',
-  'diversity.partition': 'same',
-}
-
-APART = {
-  'codistill.exchange': 'none',
-  'codistill.burn_in_steps': 40,
-  'diversity.partition': 'same',
-}
+ALIKE = {'diversity.partition': 'same'}
+ASYNC = {'codistill.members': 1, 'codistill.exchange': 'none', **ALIKE}
+APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40, **ALIKE}
 
 
 def loss(step, who, *, scale=1.0):
@@ -37,20 +30,12 @@ def loss(step, who, *, scale=1.0):
 LITTLE = {'data.max_train_tokens': 136_533}
 WHOLE = {'data.max_document_tokens': 9}
 FAST = {'schedule.constant.rate': 0.5}
-ALIKE = {'diversity.partition': 'same'}
 LARGE = {'batch_size': 16}
-FROZEN = {
-  'codistill.exchange': 'frozen',
-  'codistill.burn_in_steps': 0,
-  'two_phase.num_steps': 20,
-}
-SMOOTH = {
-  'codistill.members': 1,
-  'codistill.burn_in_steps': 0,
-  'codistill.teacher': 'uniform',
-  'codistill.task_weight': 0.9,
-  'codistill.distill_weight': 0.1,
-}
+TAUGHT = {'codistill.exchange': 'frozen', 'codistill.burn_in_steps': 0}
+FROZEN = {**TAUGHT, 'two_phase.num_steps': 20}
+WEIGHTS = {'codistill.task_weight': 0.9, 'codistill.distill_weight': 0.1}
+UNTAUGHT = {'codistill.members': 1, 'codistill.burn_in_steps': 0}
+SMOOTH = {**UNTAUGHT, 'codistill.teacher': 'uniform', **WEIGHTS}
 STALE = {**ASYNC, 'num_async_workers': 8}
 RUNS = (
   ('lm_sync', {}, 3, 1, 1.0),
@@ -100,13 +85,6 @@ def rows(tmp_path_factory):
   return collected_rows(folder)
 
 
-def table(name, rows):
-  figure = figures.FIGURES[name]
-  assert figure.has_rows(rows)
-  assert_both_panels_show_what_there_is(figure, rows)
-  return cells(figure.table(rows, 'laptop'))
-
-
 def test_an_update_costs_three_forward_passes_and_one_for_each_teacher(rows):
   [alone, *_], [pair, *_] = LM_SYNC.runs(rows), LM_CODISTILL.runs(rows)
   assert cost.trained_on(alone, 40) == 40 * TOKENS
@@ -124,13 +102,12 @@ def test_an_update_costs_three_forward_passes_and_one_for_each_teacher(rows):
 
 
 def test_cost_of_a_level(rows):
-  found = table('cost', rows)
+  found = table_of('cost', rows)
   steps = 'steps to the baseline’s best'
   computing = 'computing to it, over the baseline’s'
   sync, pair = (found[arm.label] for arm in (LM_SYNC, LM_CODISTILL))
-  assert sync[steps] == '40'
-  assert sync[computing] == '1.00'
-  assert sync['tokens to it (M)'] == '0.0'
+  wanted = ['40', '1.00', '0.0']
+  assert [sync[key] for key in (steps, computing, 'tokens to it (M)')] == wanted
   # Linear between its values at 30 and 40: 3.6/40 and 3.6/50; wanted: 4/50.
   at = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
   assert pair[steps] == f'{at:.0f}'
@@ -143,7 +120,7 @@ def test_cost_of_a_level(rows):
 
 
 def test_equal_computing_is_where_twice_the_batch_ends(rows):
-  found = table('equal_compute', rows)
+  found = table_of('equal_compute', rows)
   double = found['synchronous SGD, twice the batch']
   assert double['step'] == '40'
   # 2 · 3 · 40 batches: two that codistil have 2 (3 · 30 + 20) at step 30.
@@ -157,42 +134,33 @@ def test_equal_computing_is_where_twice_the_batch_ends(rows):
 
 
 def test_all_steps_of_two_phases_count(rows):
-  found = table('two_phase', rows)
+  found = table_of('two_phase', rows)
   student = found[LM_TWO_PHASE.label]
   assert student['steps of a first phase'] == '20'
   assert student['all steps to codistillation’s best'] == '60'
+  at = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
   best = int(student['all steps to the baseline’s best'])
-  assert best == 20 + round(
-    30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
-  )
+  assert best == 20 + round(at)
   assert student['paper: all steps to 4.0 nats'] == '27,000'
-  assert found[LM_SYNC.label]['all steps to codistillation’s best'] == (
-    'not reached'
-  )
+  sync = found[LM_SYNC.label]
+  assert sync['all steps to codistillation’s best'] == 'not reached'
 
 
 def test_batches_and_rates(rows):
-  lines = figures.FIGURES['batch'].table(rows, 'laptop').splitlines()[2:]
-  assert_both_panels_show_what_there_is(figures.FIGURES['batch'], rows)
-  found = {
-    (line[0], line[1]): line[2:]
-    for line in ([c.strip() for c in line.split('|')[1:-1]] for line in lines)
-  }
-  assert list(found) == [
-    ('4', '0.5'), ('8', '0.25'), ('8', '0.5'), ('16', '0.5'),
-  ]  # fmt: skip
-  assert found['8', '0.5'][1] == '40'
-  assert found['8', '0.5'][3] == '3'
+  figure = figures.FIGURES['batch']
+  assert_both_panels_show_what_there_is(figure, rows)
+  _, *lines = split_table(figure.table(rows, 'laptop'))
+  found = {tuple(line[:2]): line[2:] for line in lines}
+  at_half, at_less = [(size, '0.5') for size in ('4', '8', '16')], ('8', '0.25')
+  assert list(found) == [at_half[0], at_less, *at_half[1:]]
+  assert found['8', '0.5'][1:4:2] == ['40', '3']
   assert found['8', '0.25'][1] == 'not reached'
   assert int(found['16', '0.5'][1]) == 30
 
 
 def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
   figure = figures.FIGURES['staleness_contrast']
-  lines = [
-    [cell.strip() for cell in line.split('|')[1:-1]]
-    for line in figure.table(rows, 'laptop').splitlines()[2:]
-  ]
+  _, *lines = split_table(figure.table(rows, 'laptop'))
   assert [line[:2] for line in lines] == [
     ['synchronous SGD', '0'],
     ['stale teachers', '1'],
@@ -208,7 +176,7 @@ def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
 
 
 def test_where_codistillation_gains(rows):
-  found = table('regime', rows)
+  found = table_of('regime', rows)
   assert list(found) == [
     'nothing',
     'the same data for both',
@@ -221,25 +189,22 @@ def test_where_codistillation_gains(rows):
     'burn-in of 20 steps',
   ]
   gains = 'codistillation gains'
-  # Against the two that never meet, seed for seed: of the named config one.
-  assert found['nothing'][gains] == f'+{0.1 * 4 / 50:.4f}'
+  for name, gain in (
+    # Against the two that never meet, seed for seed: of the named config one.
+    ('nothing', f'+{0.1 * 4 / 50:.4f}'),
+    ('16 lanes a batch', f'+{0.05 * 4 / 50:.4f} ± {0:.4f}'),
+    ('136,533 tokens of text', f'+{0.3 * 4 / 50:.4f}'),
+    ('the same data for both', f'+{0.2 * 4 / 50:.4f}'),
+    # Against the two that never meet on as much text.
+    ('136,533 tokens of text, the same for both', f'+{0.5 * 4 / 50:.4f}'),
+    ('learning rate 0.5', f'+{0.1 * 4 / 50:.4f}'),
+    ('ψ weighs 2', f'+{0.05 * 4 / 50:.4f}'),
+  ):
+    assert found[name][gains] == gain, name
+  nothing, large = found['nothing'], found['16 lanes a batch']
   # Members of these runs are alike.
-  assert (
-    found['nothing']['the same, mean of both members']
-    == (found['nothing'][gains])
-  )
-  assert found['16 lanes a batch'][gains] == (f'+{0.05 * 4 / 50:.4f} ± {0:.4f}')
-  assert found['136,533 tokens of text'][gains] == f'+{0.3 * 4 / 50:.4f}'
-  assert found['the same data for both'][gains] == f'+{0.2 * 4 / 50:.4f}'
-  # Against the two that never meet on as much text.
-  assert found['136,533 tokens of text, the same for both'][gains] == (
-    f'+{0.5 * 4 / 50:.4f}'
-  )
-  assert found['learning rate 0.5'][gains] == f'+{0.1 * 4 / 50:.4f}'
-  assert found['ψ weighs 2'][gains] == f'+{0.05 * 4 / 50:.4f}'
-  assert found['16 lanes a batch']['the ensemble gains'] == (
-    f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
-  )
+  assert nothing['the same, mean of both members'] == nothing[gains]
+  assert large['the ensemble gains'] == f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
   figure = figures.FIGURES['regime']
   axes, _ = assert_both_panels_show_what_there_is(figure, rows)
   assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
@@ -249,12 +214,9 @@ def test_where_codistillation_gains(rows):
 
 
 def test_the_arms_of_figure_2_where_one_network_over_fits(rows):
-  found = table('over_fitting', rows)
-  gained = {
-    name: line['better than the baseline, seed for seed: cross-entropy (nats)']
-    for name, line in found.items()
-  }
-  assert gained == {
+  found = table_of('over_fitting', rows)
+  gain = 'better than the baseline, seed for seed: cross-entropy (nats)'
+  assert {name: line[gain] for name, line in found.items()} == {
     'synchronous SGD': '–',
     'label smoothing, uniform, 0.01': '–',
     'label smoothing, uniform, 0.1': f'+{0.1 * 4 / 50:.4f}',

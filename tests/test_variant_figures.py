@@ -3,17 +3,13 @@
 import functools
 
 import pytest
-from collected import (
-  assert_both_panels_show_what_there_is,
-  cells,
-  collected_rows,
-  make_run,
-)
+from collected import collected_rows, make_run, table_of
 
 from experiments import results
-from scripts.figures import __main__ as figures
 
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+ALONE = {'codistill.members': 1}
+LESS = {'optimizer.sgd.weight_decay_drop_at_steps': [10]}
 DOUBLE = {'batch_size': 16, 'schedule.warmup_cosine.peak_rate': 0.2}
 FROZEN = {'codistill.exchange': 'frozen', 'codistill.burn_in_steps': 0}
 UNSEEN = {'data.train_split': 'train[50%:]'}
@@ -23,22 +19,10 @@ GAIN = 'better than the baseline, seed for seed: top-1 (%)'
 RUNS = (
   ('imagenet_sync', {}, 3, 1, 0.10),
   ('imagenet_equal_compute', {}, 2, 2, 0.20),
-  (
-    'imagenet_equal_compute',
-    {'optimizer.sgd.weight_decay_drop_at_steps': [10]},
-    1,
-    2,
-    0.15,
-  ),
+  ('imagenet_equal_compute', LESS, 1, 2, 0.15),
   ('imagenet_equal_compute', {'diversity.partition': 'own'}, 1, 2, 0.30),
   ('imagenet_equal_compute', APART, 1, 2, 0.24),
-  (
-    'imagenet_equal_compute',
-    {**APART, **DOUBLE, 'codistill.members': 1},
-    1,
-    1,
-    0.40,
-  ),
+  ('imagenet_equal_compute', {**APART, **DOUBLE, **ALONE}, 1, 1, 0.40),
   ('imagenet_two_phase', {}, 1, 1, 0.35),
   ('imagenet_two_phase', UNSEEN, 1, 1, 0.25),
   ('imagenet_two_phase', {**UNSEEN, 'codistill.task_weight': 0.0}, 1, 1, 0.28),
@@ -67,21 +51,13 @@ def teachers(age):
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('variants')
   for experiment, point, seeds, members, end in RUNS:
-    taught = 'codistill.exchange' not in point and experiment in (
-      'imagenet_two_phase',
-      'teacher_fit',
-    )
-    named = {}
-    if taught:
-      named = FROZEN | {'two_phase.num_steps': 40}
+    apart = 'codistill.exchange' in point
+    taught = not apart and experiment in ('imagenet_two_phase', 'teacher_fit')
+    named = FROZEN | {'two_phase.num_steps': 40} if taught else {}
     for seed in range(seeds):
       name = f'{experiment}-{results.point_name(point)}-{seed}'
       age = point.get('two_phase.num_steps', 40)
-      inside = {
-        key: value
-        for key, value in (named | point).items()
-        if not key.startswith('optimizer')
-      }
+      inside = {} if point is LESS else named | point
       make_run(
         folder / 'runs' / name,
         experiment,
@@ -95,15 +71,8 @@ def rows(tmp_path_factory):
   return collected_rows(folder)
 
 
-def table(name, rows):
-  figure = figures.FIGURES[name]
-  assert figure.has_rows(rows)
-  assert_both_panels_show_what_there_is(figure, rows)
-  return cells(figure.table(rows, 'laptop'))
-
-
 def test_each_way_to_spend_a_budget_has_its_own_runs(rows):
-  found = table('half_the_steps', rows)
+  found = table_of('half_the_steps', rows)
   assert {label: line['runs'] for label, line in found.items()} == {
     'one, all of the steps': '3',
     'one with twice the batch': '1',
@@ -121,37 +90,29 @@ def test_each_way_to_spend_a_budget_has_its_own_runs(rows):
   both = 'mean of both members: top-1 (%)'
   assert found['two codistil, half of the data each'][both] == '68.50'
   assert found['one with twice the batch'][both] == '–'
-
-
-def test_one_of_two_that_never_meet_is_an_ensemble_s_half(rows):
-  found = table('half_the_steps', rows)
+  # One of two that never meet is an ensemble's half.
   pair, one = found['two that never meet, averaged'], found['one of these']
   assert (pair['networks served'], one['networks served']) == ('2', '1')
   assert (pair[TOP_1], one[TOP_1]) == ('88.00', '76.00')
 
 
 def test_students_are_measured_against_one_without_a_teacher(rows):
-  found = table('transfer', rows)
+  found = table_of('transfer', rows)
   assert found['no teacher'][GAIN] == '–'
   assert found['no teacher']['all steps'] == '40'
   gains = [line[GAIN] for label, line in found.items() if label != 'no teacher']
   assert gains == ['−5.00', '+5.00', '+2.00', '+8.00']
-  assert found['other images']['all steps'] == '80'
-  assert (
-    found['other images']['its teachers, mean of two: top-1 (%)'] == '80.00'
-  )
+  other = found['other images']
+  assert other['all steps'] == '80'
+  assert other['its teachers, mean of two: top-1 (%)'] == '80.00'
 
 
 def test_a_teacher_s_ages_come_in_order_with_what_it_knew_then(rows):
-  found = table('teacher_fit', rows)
+  found = table_of('teacher_fit', rows)
   assert list(found) == ['10', '40', '–']
   assert [line['runs'] for line in found.values()] == ['1', '2', '1']
   knew = 'teacher, its training set: top-1 (%)'
-  assert [line[knew] for line in found.values()] == [
-    '62.50',
-    '100.00 ± 0.00',
-    '–',
-  ]
-  assert found['10'][GAIN] == '+5.00'
-  assert found['40'][GAIN] == '−5.00'
+  known = [line[knew] for line in found.values()]
+  assert known == ['62.50', '100.00 ± 0.00', '–']
+  assert [found[age][GAIN] for age in ('10', '40')] == ['+5.00', '−5.00']
   assert found['–']['student: top-1 (%)'] == '70.00'
