@@ -7,6 +7,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 from collected import cells, collected_rows, make_all, make_retrains
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import results
 from scripts import markdown
@@ -26,15 +27,24 @@ CURVES = {
 
 @pytest.fixture(scope='module', autouse=True)
 def no_pixels():
-  """PNGs take as long as SVGs, and no test here looks at them."""
-  real = plt.Figure.savefig
+  """No PNG, at which no test looks; and the layout is made without drawing."""
+  save, draw = plt.Figure.savefig, plt.Figure.draw
 
   def savefig(self, path, **keywords):
     if path.endswith('.svg'):
-      real(self, path, **keywords)
+      save(self, path, **keywords)
+
+  def draw_once(self, renderer):
+    # Matplotlib would draw all of it for a layout, without keeping it.
+    layout = self.get_layout_engine()
+    if isinstance(layout, ConstrainedLayoutEngine):
+      layout.execute(self)
+    else:
+      draw(self, renderer)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(plt.Figure, 'savefig', savefig)
+    patch.setattr(plt.Figure, 'draw', draw_once)
     yield
 
 
@@ -58,10 +68,11 @@ def run_figures(*arguments):
   return figures.main([str(argument) for argument in arguments])
 
 
-# The paper.
+def legend_of(axes):
+  return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-def test_the_papers_headline_comes_out_of_its_curves():
+def test_the_papers_headline_and_table_1_come_out_of_it():
   # 4.040 nats at 14.3K steps, and 6.8K steps to it when codistilled.
   table = cells(figures.FIGURES['fig2a'].table({}, 'reduced'))
   column = 'paper: steps to its baseline’s best'
@@ -73,31 +84,6 @@ def test_the_papers_headline_comes_out_of_its_curves():
   table = cells(figures.FIGURES['fig3'].table({}, 'reduced'))
   assert table['two-way codistilled'][column] == '5,271'
   assert table['synchronous SGD, twice the batch'][column] == 'not reached'
-
-
-def test_hours_are_steps_times_the_papers_seconds():
-  for arm, seconds in (
-    (arms.LM_HALF, 4.0),
-    (arms.LM_SYNC, 4.55),
-    (arms.LM_DOUBLE, 10.0),
-  ):
-    assert arm.seconds_per_step == seconds
-    steps = arm.paper_curve(['fig1a'])
-    hours = arm.paper_curve(['fig1b'])
-    for (step, loss), (hour, same) in zip(steps, hours, strict=True):
-      assert same == loss
-      assert hour == pytest.approx(step * seconds / 3_600, rel=0.002, abs=0.02)
-
-
-def test_every_curve_of_the_paper_is_found():
-  for name, figure in CURVES.items():
-    found = {arm.paper for arm in figure.arms if arm.paper_curve(figure.paper)}
-    assert found == {arm.paper for arm in figure.arms if arm.paper}
-    if name in arms.PAPER:
-      assert set(arms.PAPER[name]['curves']) <= found
-
-
-def test_table_1_is_the_papers():
   table = cells(figures.FIGURES['table1'].table({}, 'reduced'))
   churn = 'paper: mean absolute difference between retrains'
   assert table['DNN'][churn] == '0.029 ± 0.001'
@@ -106,22 +92,33 @@ def test_table_1_is_the_papers():
   assert loss == '0.4461 ± 0.0002'
 
 
-def test_an_arm_has_one_colour_and_no_other_arm_of_a_figure_has_it():
+def test_hours_are_steps_times_the_papers_seconds():
+  timed = ((arms.LM_HALF, 4), (arms.LM_SYNC, 4.55), (arms.LM_DOUBLE, 10))
+  for arm, seconds in timed:
+    assert arm.seconds_per_step == seconds
+    steps, hours = (arm.paper_curve([name]) for name in ('fig1a', 'fig1b'))
+    for (step, loss), (hour, same) in zip(steps, hours, strict=True):
+      assert same == loss
+      assert hour == pytest.approx(step * seconds / 3_600, rel=0.002, abs=0.02)
+
+
+def test_every_curve_of_the_paper_is_found_and_an_arm_has_one_colour():
   looks = {}
-  for figure in CURVES.values():
+  for name, figure in CURVES.items():
+    found = {arm.paper for arm in figure.arms if arm.paper_curve(figure.paper)}
+    assert found == {arm.paper for arm in figure.arms if arm.paper}
+    if name in arms.PAPER:
+      assert set(arms.PAPER[name]['curves']) <= found
     own = [(arm.color, arm.line) for arm in figure.arms]
+    # And no other arm of a figure has it.
     assert len(set(own)) == len(own)
     for arm in figure.arms:
       assert looks.setdefault(arm.label, (arm.color, arm.line)) in own
       assert looks[arm.label] == (arm.color, arm.line)
 
 
-# Numbers.
-
-
-@pytest.mark.parametrize(
-  ('curve', 'best', 'wanted'),
-  [
+def test_the_first_crossing_of_2_by_linear_interpolation():
+  for curve, best, wanted in (
     ([(0, 4.0), (10, 3.0), (20, 1.0)], min, 15),
     ([(0, 4.0), (10, 2.0), (20, 5.0)], min, 10),
     ([(7, 1.5), (10, 2.5)], min, 7),
@@ -129,10 +126,8 @@ def test_an_arm_has_one_colour_and_no_other_arm_of_a_figure_has_it():
     ([(0, 0.0), (10, 1.0), (20, 5.0)], max, 12.5),
     ([(0, 0.0), (10, 1.0)], max, None),
     ([], min, None),
-  ],
-)
-def test_the_first_crossing_of_2_by_linear_interpolation(curve, best, wanted):
-  assert crossing(curve, 2.0, best) == wanted
+  ):
+    assert crossing(curve, 2.0, best) == wanted, curve
 
 
 def test_a_mean_curve_has_the_steps_that_all_have():
@@ -140,18 +135,15 @@ def test_a_mean_curve_has_the_steps_that_all_have():
   assert mean_curve(curves) == ([1, 2], [2, 4.5], [1, 4], [3, 5])
   # Mean and half the range.
   assert LOSS.text([1.0, 2.0, 1.5]) == '1.5000 ± 0.5000'
-  assert TOP_1.text([98.765]) == '98.77'
-  assert LOSS.text([]) == '–'
-  assert LOSS.text([-0.5], sign='+') == '−0.5000'
-  assert LOSS.text([0.5], sign='+') == '+0.5000'
+  assert (LOSS.text([]), TOP_1.text([98.765])) == ('–', '98.77')
+  signed = [LOSS.text([value], sign='+') for value in (-0.5, 0.5)]
+  assert signed == ['−0.5000', '+0.5000']
 
 
 def test_the_best_on_the_way_may_be_before_the_end():
   rows = [
-    {'step': 10 * i, 'member': 0, 'kind': kind, 'task_loss': loss}
-    for i, (kind, loss) in enumerate(
-      [('eval', 3.0), ('eval', 1.0), ('final', 2.0)]
-    )
+    {'step': step, 'member': 0, 'kind': kind, 'task_loss': loss}
+    for step, kind, loss in ((0, 'eval', 3), (9, 'eval', 1), (20, 'final', 2))
   ]
   run = results.Result({'seed': 0}, tuple(rows))
   assert LOSS.bests([run], 0) == [1.0]
@@ -232,8 +224,7 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   assert table['reload 10'][paper] == '–'
   _, axes = plt.subplots()
   figure.draw_ours(axes, rows)
-  labels = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert labels == [
+  assert legend_of(axes) == [
     'reloaded every k updates (2 seeds)',
     'reloaded every 10, seen d later (2 seeds)',
     'synchronous SGD (3 seeds)',
@@ -243,11 +234,10 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
 
 def test_diversity_has_all_eight_combinations(rows):
   table = cells(figures.FIGURES['diversity'].table(rows, 'laptop'))
-  assert len(table) == 8
-  assert next(iter(table)) == 'own, own, own'
-  assert list(table)[-1] == 'same, same, same'
-  assert table['own, own, own']['runs'] == '3'
-  assert table['own, own, same']['runs'] == '1'
+  first, *_, last = table
+  assert (len(table), first, last) == (8, 'own, own, own', 'same, same, same')
+  runs = [table[name]['runs'] for name in ('own, own, own', 'own, own, same')]
+  assert runs == ['3', '1']
   assert table['same, own, own']['members disagree on (%)'] == '12.50'
 
 
@@ -267,26 +257,17 @@ def retrains(request, tmp_path_factory):
     ('imagenet_ensemble', 2, alone),
     ('imagenet_codistill', 2, {'codistill.exchange': 'memory'}),
   ):
-    if request.param == 'criteo':
-      point = {**point, 'codistill.members': members}
-      make_retrains(
-        folder / config, 'criteo_table1', members, point=point, **known
-      )
-    else:
+    if request.param == 'images':
       # A config's own keys are no point of it.
       make_retrains(folder / config, config, members, overrides={}, point=point)
-  if request.param == 'criteo':
-    make_retrains(
-      folder / 'regression',
-      'criteo_table1',
-      point={'model.name': 'click_regression'},
-      **known,
-    )
-  names = {
-    'criteo': ('table1', 'churn', 'DNN'),
-    'images': (None, 'churn_images', 'network'),
-  }
-  return collected_rows(folder), *names[request.param]
+      continue
+    known['point'] = {**point, 'codistill.members': members}
+    make_retrains(folder / config, 'criteo_table1', members, **known)
+  if request.param == 'images':
+    return collected_rows(folder), None, 'churn_images', 'network'
+  known['point'] = {'model.name': 'click_regression'}
+  make_retrains(folder / 'regression', 'criteo_table1', **known)
+  return collected_rows(folder), 'table1', 'churn', 'DNN'
 
 
 def test_churn_of_three_models_stands_beside_the_papers(retrains):
@@ -295,11 +276,11 @@ def test_churn_of_three_models_stands_beside_the_papers(retrains):
     figure = figures.FIGURES[name]
     assert figure.has_rows(rows)
     table = cells(figure.table(rows, 'laptop'))
-    names = [
-      network,
+    ensemble, pair = (
       f'ensemble of two {network}s',
       f'two-way codistilled {network}',
-    ]
+    )
+    names = [network, ensemble, pair]
     if scatter:
       if name == scatter:
         names.append('two-way codistilled DNN, the other copy')
@@ -323,17 +304,18 @@ def test_churn_of_three_models_stands_beside_the_papers(retrains):
 def test_choices_stand_beside_the_arms_of_table_1(tmp_path):
   arm = {'codistill.members': 2, 'codistill.exchange': 'memory'}
   make_retrains(tmp_path / 'arm', 'criteo_table1', 2, point=arm)
-  points = [
-    {'diversity.partition': 'own'},
-    {'codistill.burn_in_steps': 0},
-    {'codistill.reload_interval_steps': 200},
-    {'codistill.reload_interval_steps': 1},
-    {'codistill.reload_interval_steps': 1, 'codistill.delay_steps': 7},
-  ]
-  for number, point in enumerate(points):
-    make_retrains(
-      tmp_path / str(number), 'criteo_choices', 2, overrides=point, point=point
+  interval = 'codistill.reload_interval_steps'
+  for number, point in enumerate(
+    (
+      {'diversity.partition': 'own'},
+      {'codistill.burn_in_steps': 0},
+      {interval: 200},
+      {interval: 1},
+      {interval: 1, 'codistill.delay_steps': 7},
     )
+  ):
+    keys = {'overrides': point, 'point': point}
+    make_retrains(tmp_path / str(number), 'criteo_choices', 2, **keys)
   rows, figure = collected_rows(tmp_path), figures.FIGURES['choices']
   assert figure.has_rows(rows)
   table = cells(figure.table(rows, 'laptop'))
@@ -343,20 +325,15 @@ def test_choices_stand_beside_the_arms_of_table_1(tmp_path):
     'codistilled, ψ from step 0 on',
     'codistilled, disjoint halves of the rows',
   ]
-  assert list(table) == [
-    'DNN',
-    'ensemble of two DNNs',
-    'two-way codistilled DNN',
-    *names,
-  ]
-  for name in ('two-way codistilled DNN', *names):
+  pair = 'two-way codistilled DNN'
+  assert list(table) == ['DNN', 'ensemble of two DNNs', pair, *names]
+  for name in (pair, *names):
     # There is no DNN to be beside.
     assert table[name][CHURN] == '0.1333 ± 0.0500'
     assert table[name]['our runs'] == '3'
   _, axes = plt.subplots()
   figure.draw_ours(axes, rows)
-  said = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert said[1:] == [f'{name} (3 seeds)' for name in names]
+  assert legend_of(axes)[1:] == [f'{name} (3 seeds)' for name in names]
   del rows['criteo_choices']
   assert not figure.has_rows(rows)
 
@@ -384,8 +361,7 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
     assert point.get_label() == f'{network} (3 seeds)'
     [at] = point[0].get_xydata()
     assert at == pytest.approx([0.4 / 3, 0.025])
-    said = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert 'hashed logistic regression (3 seeds)' in said
+    assert 'hashed logistic regression (3 seeds)' in legend_of(axes)
     note = axes.get_legend().get_title().get_text()
     assert note == 'best that can be reached: 0.0125 nats'
 
@@ -401,9 +377,9 @@ def test_without_churn_it_says_what_makes_it(rows):
 
 def test_hours_are_those_of_all_runs(rows):
   table = cells(hours_table(rows, 'laptop'))
+  staleness = table['`imagenet_staleness`']
   # make_run's runs last 20 seconds each.
-  assert table['`imagenet_staleness`']['runs'] == '10'
-  assert table['`imagenet_staleness`']['hours'] == f'{200 / 3_600:.2f}'
+  assert (staleness['runs'], staleness['hours']) == ('10', f'{200 / 3_600:.2f}')
   assert table['all']['runs'] == str(sum(map(len, rows.values())))
 
 
@@ -420,10 +396,8 @@ def changed(folder, rows, tmp_path):
 
 
 def test_marks_are_shown_and_twice_the_batch_is_another_arm(changed):
-  rows = changed(
-    'imagenet_sync',
-    lambda text: text.replace('"marked": []', '"marked": ["dirty"]', 1),
-  )
+  old, new = '"marked": []', '"marked": ["dirty"]'
+  rows = changed('imagenet_sync', lambda text: text.replace(old, new, 1))
   table = cells(figures.FIGURES['fig3'].table(rows, 'laptop'))
   assert table['synchronous SGD']['runs'] == '3 (1 dirty)'
   [double] = arms.SYNC_DOUBLE.runs(rows)
@@ -433,11 +407,8 @@ def test_marks_are_shown_and_twice_the_batch_is_another_arm(changed):
 
 def test_a_seed_that_was_run_in_two_ways_is_no_repetition(changed):
   def run_again(text):
-    # Another rate at twice the batch.
-    other = text.replace('peak_rate=0.2', 'peak_rate=0.3').replace(
-      '"schedule.warmup_cosine.peak_rate": 0.2',
-      '"schedule.warmup_cosine.peak_rate": 0.3',
-    )
+    # Another rate at twice the batch: in the run's name and in its overrides.
+    other = re.sub('(peak_rate(=|": ))0.2', r'\g<1>0.3', text)
     lines = [line for line in other.splitlines(True) if 'peak_rate=0.3' in line]
     return text + ''.join(lines)
 
@@ -447,23 +418,17 @@ def test_a_seed_that_was_run_in_two_ways_is_no_repetition(changed):
   assert len(arms.SYNC.runs(rows)) == 3
 
 
-@pytest.mark.parametrize('name', ['staleness', 'diversity'])
-def test_runs_with_other_keys_are_no_points_of_a_sweep(changed, name):
-  rows = changed(
-    f'imagenet_{name}',
-    lambda text: text.replace('"overrides": {', '"overrides": {"seven": 7, '),
-  )
-  assert not figures.FIGURES[name].has_rows(rows)
+def test_runs_with_other_keys_are_no_points_of_a_sweep(changed):
+  old, new = '"overrides": {', '"overrides": {"seven": 7, '
+  for name in ('staleness', 'diversity'):
+    rows = changed(f'imagenet_{name}', lambda text: text.replace(old, new))
+    assert not figures.FIGURES[name].has_rows(rows)
 
 
 def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
   cut = changed(
     'imagenet_codistill',
-    lambda text: ''.join(
-      line
-      for line in text.splitlines(True)
-      if not ('"base/seed-2"' in line and '"final"' in line)
-    ),
+    lambda text: re.sub('.*"base/seed-2".*"final".*\n', '', text),
   )
   figure = figures.FIGURES['controls']
   column = 'steps to the baseline’s best'
@@ -472,8 +437,7 @@ def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
   assert float(two[column]) == pytest.approx(float(one[column]), abs=1)
   _, axes = plt.subplots()
   figure.draw_ours(axes, cut)
-  labels = [text.get_text() for text in axes.get_legend().get_texts()]
-  assert f'{name} (2 seeds)' in labels
+  assert f'{name} (2 seeds)' in legend_of(axes)
 
 
 def test_rows_that_fit_nothing_are_no_rows(rows):
@@ -484,9 +448,6 @@ def test_rows_that_fit_nothing_are_no_rows(rows):
   for name, figure in figures.FIGURES.items():
     assert not figure.has_rows(without_rows), name
     assert figure.table(without_rows, 'laptop') is not None
-
-
-# The command.
 
 
 def test_rows_of_some_arms_are_enough_and_styles_change_nothing(
@@ -503,11 +464,10 @@ def test_rows_of_some_arms_are_enough_and_styles_change_nothing(
   # Whatever style the user likes.
   with plt.rc_context({'font.family': 'monospace', 'lines.linewidth': 9}):
     run_figures('fig3', *arguments, f'--out={tmp_path / "two"}')
-  one, two = (
-    (side / 'fig3-laptop.svg').read_bytes()
-    for side in (tmp_path, tmp_path / 'two')
+  drawn = 'fig3-laptop.svg'
+  assert (tmp_path / drawn).read_bytes() == (
+    (tmp_path / 'two' / drawn).read_bytes()
   )
-  assert one == two
 
 
 def test_without_rows_it_shows_the_paper_says_how_and_goes_on(
@@ -527,33 +487,27 @@ def test_without_rows_it_shows_the_paper_says_how_and_goes_on(
   assert lines.keys() == figures.FIGURES.keys()
   assert command('imagenet_staleness', 'reduced', 3) in lines['staleness']
   assert all('the paper alone' in line for line in lines.values())
+  kinds = ('reduced.svg', 'reduced.png')
   assert saved == [
-    f'{tmp_path}/{name}-reduced.{kind}'
-    for name in lines
-    for kind in ('svg', 'png')
+    f'{tmp_path}/{name}-{kind}' for name in lines for kind in kinds
   ]
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'status', 'sentence'),
-  [
-    (['fig2c'], 2, "no figure 'fig2c'; did you mean fig2b"),
-    (['--results=nowhere'], 2, 'nowhere is no folder of results'),
-    (['--variant=laptop'], 2, 'is empty'),
-    (['fig3', '--variant=reduced'], 0, 'dropped a cut last line'),
-  ],
-)
-def test_what_makes_no_sense_is_one_sentence(
-  arguments, status, sentence, capsys, folder, tmp_path
-):
+def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
   text = (folder / 'imagenet_sync-laptop.jsonl').read_text()
   (tmp_path / 'imagenet_sync-laptop.jsonl').write_text('')
   (tmp_path / 'imagenet_sync-reduced.jsonl').write_text(text[:-20])
   where = (f'--results={tmp_path}', f'--out={tmp_path}')
-  assert run_figures(*where, *arguments) == status
-  err = capsys.readouterr().err
-  assert sentence in err
-  assert err.count('\n') == 1
+  for arguments, status, sentence in (
+    (['fig2c'], 2, "no figure 'fig2c'; did you mean fig2b"),
+    (['--results=nowhere'], 2, 'nowhere is no folder of results'),
+    (['--variant=laptop'], 2, 'is empty'),
+    (['fig3', '--variant=reduced'], 0, 'dropped a cut last line'),
+  ):
+    assert run_figures(*where, *arguments) == status
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count('\n') == 1
 
 
 def test_tables_go_between_their_markers():
@@ -569,23 +523,17 @@ def test_tables_go_between_their_markers():
 # What is committed: rows, pictures and tables are of one piece.
 
 
-@pytest.fixture(scope='module')
-def redrawn(tmp_path_factory):
-  out = tmp_path_factory.mktemp('redrawn')
+def test_committed_pictures_and_tables_are_those_of_the_rows(tmp_path):
   for variant in figures.VARIANTS:
-    assert run_figures(f'--variant={variant}', f'--out={out}') == 0
-  return out
-
-
-def test_committed_pictures_and_tables_are_those_of_the_rows(redrawn):
+    assert run_figures(f'--variant={variant}', f'--out={tmp_path}') == 0
   drawn, kept = (
     {path.name: path for path in folder.iterdir() if path.suffix != '.png'}
-    for folder in (redrawn, figures.OUT)
+    for folder in (tmp_path, figures.OUT)
   )
   assert kept.keys() == drawn.keys()
   for name, path in drawn.items():
     assert kept[name].read_bytes() == path.read_bytes(), f'{name}: make figures'
-  tables = {file.stem: file.read_text() for file in redrawn.glob('*.md')}
+  tables = {file.stem: file.read_text() for file in tmp_path.glob('*.md')}
   for path in ('README.md', 'docs/reproduction.md'):
     text = (ROOT / path).read_text(encoding='utf-8')
     names = set(re.findall(r'<!-- table ([\w-]+) -->', text))
