@@ -16,12 +16,9 @@ def loss(step, who):
 
 @pytest.fixture
 def two_runs(tmp_path):
-  return (
-    make_run(
-      tmp_path / 'sync', 'imagenet_sync', members=1, loss=lambda *_: 0.2
-    ),
-    make_run(tmp_path / 'both', loss=loss),
-  )
+  keys = {'members': 1, 'loss': lambda *_: 0.2}
+  sync = make_run(tmp_path / 'sync', 'imagenet_sync', **keys)
+  return sync, make_run(tmp_path / 'both', loss=loss)
 
 
 @pytest.fixture
@@ -32,10 +29,9 @@ def compared(tmp_path, capsys, monkeypatch):
 
   def close(figure):
     for axis in figure.axes:
-      lines = [
-        (line.get_label(), line.get_ydata()) for line in axis.get_lines()
-      ]
-      charts.append([(label, list(map(float, y))) for label, y in lines])
+      charts.append([])
+      for line in axis.get_lines():
+        charts[-1].append((line.get_label(), [*map(float, line.get_ydata())]))
     real(figure)
 
   monkeypatch.setattr(compare.plt, 'close', close)
@@ -65,25 +61,24 @@ def test_members_ensemble_and_baseline_as_a_table_and_as_curves(
   two_runs, compared
 ):
   shown, losses, errors = compared(*two_runs)
-  assert lines_of(shown, SYNC) == [
-    [SYNC, '0', '40', '80.00', '%', '0.2000', '–']
-  ]
-  assert lines_of(shown, BOTH) == [
-    [BOTH, '0', '40', '30.00', '%', '0.7000', '–'],
-    [BOTH, '1', '40', '31.00', '%', '0.6900', '–'],
-    [BOTH, 'ensemble', '40', '35.00', '%', '0.6500', '12.50', '%'],
-  ]
+  scores = {
+    SYNC: ['0 40 80.00 % 0.2000 –'],
+    BOTH: [
+      '0 40 30.00 % 0.7000 –',
+      '1 40 31.00 % 0.6900 –',
+      'ensemble 40 35.00 % 0.6500 12.50 %',
+    ],
+  }
+  for name, lines in scores.items():
+    assert lines_of(shown, name) == [[name, *line.split()] for line in lines]
   points = [points for _, points in losses]
   # Two members, their ensemble, and the vertical line.
   assert points[:4] == [[value] * 4 for value in (0.2, 0.7, 0.69, 0.65)]
   assert len(losses) == len(errors) == 5
   assert errors[1][1] == pytest.approx([70] * 4)
   labels = [label for label, _ in losses if not label.startswith('_')]
-  assert labels == [
-    f'{SYNC}, each member',
-    f'{BOTH}, each member',
-    f'{BOTH}, ensemble',
-  ]
+  both = [f'{BOTH}, each member', f'{BOTH}, ensemble']
+  assert labels == [f'{SYNC}, each member', *both]
 
 
 def test_members_that_were_trained_apart_are_one_run(tmp_path, compared):
@@ -108,10 +103,9 @@ def test_a_run_is_shown_as_far_as_it_came(two_runs, compared):
 def test_a_member_that_diverged_at_the_end_is_shown_without_a_score(
   two_runs, compared
 ):
+  row = {'step': 41, 'member': 1, 'kind': 'final', 'disagreement': None}
   record = Record(two_runs[0])
-  record.write_row(
-    {'step': 41, 'member': 1, 'kind': 'final', 'disagreement': None}
-  )
+  record.write_row(row)
   record.close()
   shown, *_ = compared(two_runs[0])
   assert lines_of(shown, SYNC)[-1] == [SYNC, '1', '41', '–', '–', '–']
@@ -121,8 +115,7 @@ def test_a_folder_without_a_run_is_one_sentence(two_runs, tmp_path, capsys):
   out, empty = tmp_path / 'curves.png', tmp_path / 'empty'
   assert compare.main([str(two_runs[0]), str(empty), f'--out={out}']) == 1
   captured = capsys.readouterr()
-  assert captured.out == ''
-  assert captured.err.count('\n') == 1
+  assert (captured.out, captured.err.count('\n')) == ('', 1)
   assert f'{empty} holds no run' in captured.err
   assert 'experiments.run' in captured.err
   assert not out.exists()

@@ -13,16 +13,15 @@ def test_what_is_planned_is_the_papers_config():
   lstm = config.model.lstm
   assert config.batch_size * config.data.sequence_length == plan.TOKENS_PER_STEP
   assert plan.cost()['examples_per_step'] == plan.TOKENS_PER_STEP
-  assert config.codistill.burn_in_steps == plan.BURN_IN_STEPS
-  assert config.codistill.members == plan.MEMBERS
-  assert config.codistill.reload_interval_steps == plan.INTERVAL_STEPS
-  assert config.codistill.keep_publications == plan.PUBLICATIONS_KEPT
-  assert (
-    config.data.vocab_size,
-    lstm.embedding_size,
-    lstm.hidden_size,
-    lstm.num_layers,
-  ) == plan.NETWORK
+  for key, planned in {
+    'burn_in_steps': plan.BURN_IN_STEPS,
+    'members': plan.MEMBERS,
+    'reload_interval_steps': plan.INTERVAL_STEPS,
+    'keep_publications': plan.PUBLICATIONS_KEPT,
+  }.items():
+    assert config.codistill[key] == planned
+  sizes = (lstm.embedding_size, lstm.hidden_size, lstm.num_layers)
+  assert (config.data.vocab_size, *sizes) == plan.NETWORK
 
 
 def test_a_small_network_by_hand_and_the_papers_as_counted():
@@ -36,11 +35,8 @@ def test_a_small_network_by_hand_and_the_papers_as_counted():
 
 def test_seconds_are_flops_by_rate():
   for name, one in plan.PLANS.items():
-    flops = (
-      plan.MEMBERS
-      * plan.TOKENS_PER_STEP
-      * (2_000 * plan.update_flops(0) + 13_000 * plan.update_flops(1))
-    )
+    flops = 2_000 * plan.update_flops(0) + 13_000 * plan.update_flops(1)
+    flops *= plan.MEMBERS * plan.TOKENS_PER_STEP
     peak = one.devices * plan.DEVICES[one.kind].peak
     rate = plan.rate_at(name, 0.25)
     assert plan.seconds(rate) == pytest.approx(flops / (0.25 * peak))

@@ -9,13 +9,11 @@ from scripts import markdown, scaling
 DOC = pathlib.Path(__file__).parent.parent / 'docs/scaling.md'
 
 
-def test_two_workers_send_each_half_of_the_gradient_twice():
-  assert scaling.all_reduce_bytes(1_000, 2) == 4_000
-  assert scaling.all_reduce_bytes(1_000, 1) == 0
-  assert scaling.all_reduce_bytes(1_000, 4) == 2 * 3 / 4 * 4_000
-
-
-def test_a_member_writes_once_and_reads_each_teacher_on_each_host():
+def test_bytes_that_workers_and_members_send():
+  # Two workers send each half of the gradient twice.
+  for workers, sent in ((2, 4_000), (1, 0), (4, 2 * 3 / 4 * 4_000)):
+    assert scaling.all_reduce_bytes(1_000, workers) == sent
+  # A member writes once, and reads each teacher on each host.
   assert scaling.exchange_bytes(100, 50, teachers=1) == 4
   assert scaling.exchange_bytes(100, 50, teachers=3, hosts=2) == 14
 
@@ -23,21 +21,16 @@ def test_a_member_writes_once_and_reads_each_teacher_on_each_host():
 @pytest.mark.parametrize(
   ('graph', 'expected'), [('all', 8 * 8), ('random-2', 8 * 3), ('ring', 8 * 2)]
 )
-def test_a_folder_carries_what_all_members_write_and_read(graph, expected):
+def test_what_a_folder_carries_and_how_many_members(graph, expected):
+  # All of them write and read.
   assert scaling.folder_rate(100, 8, graph, 50, 0.5) == 2 * expected * 2
-
-
-@pytest.mark.parametrize('graph', ['all', 'random-2', 'ring'])
-def test_one_member_more_than_the_most_is_too_many(graph):
+  # One more than the most is too many; where not even two fit there are none.
   most = scaling.most_members(1e6, 1e5, graph, 10, 0.5)
-  rates = [
+  rate, too_much = (
     scaling.folder_rate(1e5, members, graph, 10, 0.5)
     for members in (most, most + 1)
-  ]
-  assert rates[0] <= 1e6 < rates[1]
-
-
-def test_where_not_even_two_fit_there_are_none():
+  )
+  assert rate <= 1e6 < too_much
   assert scaling.most_members(1.0, 1e9, 'ring', 1, 1.0) == 0
 
 
@@ -56,38 +49,25 @@ def test_the_page_shows_what_the_script_says():
 
 
 def test_numbers_have_three_digits():
-  assert [markdown.number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)] == [
-    '0.160',
-    '1.02',
-    '55,562',
-    '0',
-    '999',
-  ]
+  numbers = [markdown.number(x) for x in (0.16, 1.02, 55_562.5, 0.0, 999)]
+  assert numbers == ['0.160', '1.02', '55,562', '0', '999']
 
 
 def test_what_makes_no_sense_is_refused(capsys):
-  with pytest.raises(SystemExit, match='2'):
-    scaling.main(['--step-seconds=0'])
-  assert 'a step takes some time' in capsys.readouterr().err
-  assert scaling.main(['--into=nowhere/at/all.md']) == 2
-  assert 'nowhere' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'said'),
-  [
+  for arguments, said in (
+    (['--step-seconds=0'], 'a step takes some time'),
     (['--share-of-peak=0'], '--share-of-peak must be above 0'),
     (['--share-of-peak=1.1'], 'and 1 at most'),
     (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h200-1'),
     (['--tokens-per-second', 'h200-8'], 'has no rate after the ='),
     (['--tokens-per-second', 'h200-8=-1'], 'has no rate after the ='),
     (['--tokens-per-second', 'h200-8=nan'], 'has no rate after the ='),
-  ],
-)
-def test_rates_that_cannot_be_are_refused(arguments, said, capsys):
-  with pytest.raises(SystemExit, match='2'):
-    scaling.main(arguments)
-  assert said in capsys.readouterr().err
+  ):
+    with pytest.raises(SystemExit, match='2'):
+      scaling.main(arguments)
+    assert said in capsys.readouterr().err
+  assert scaling.main(['--into=nowhere/at/all.md']) == 2
+  assert 'nowhere' in capsys.readouterr().err
 
 
 def test_a_measured_rate_is_shown(capsys):
