@@ -16,18 +16,18 @@ from experiments import stored
 from experiments.record import read_rows, read_run
 from scripts import evaluate
 
+DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
+
 
 @pytest.fixture(scope='module', autouse=True)
 def cheap():
   """Programs are those of earlier experiments that are alike."""
+
+  def build(config, member, dataset):
+    return build_cheaply(config, member, dataset=dataset)
+
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      stored,
-      'build',
-      lambda config, member, dataset: build_cheaply(
-        config, member, dataset=dataset
-      ),
-    )
+    patch.setattr(stored, 'build', build)
     yield
 
 
@@ -36,7 +36,7 @@ def apart(tmp_path_factory):
   """Two members that ran one after the other and met in a folder."""
   workdir = tmp_path_factory.mktemp('apart')
   for member in (0, 1):
-    assert run_command(workdir, f'--member={member}').status == 0
+    assert run_command(workdir, f'--member={member}', *DNN).status == 0
   return workdir
 
 
@@ -84,14 +84,11 @@ def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
   found = numbers_of(pair.workdir)
   final = final_rows(pair.workdir / 'rows.jsonl')
   assert scores(found['members']) == scores(final)
-  assert found['num_examples'] == 32
-  ensemble = final['ensemble']
-  assert found['disagreement'] == ensemble['disagreement']
-  assert found['ensemble'] == {
-    name: ensemble[name] for name in ('accuracy', 'task_loss')
-  }
+  assert (found['num_examples'], found['left_out']) == (32, {})
+  both = {name: final['ensemble'][name] for name in ('accuracy', 'task_loss')}
+  assert found['ensemble'] == both
+  assert found['disagreement'] == final['ensemble']['disagreement']
   assert 0 < found['total_variation'] < 1
-  assert found['left_out'] == {}
   shown = capsys.readouterr().out
   for who, row in final.items():
     [line] = [one for one in shown.splitlines() if one.split()[:1] == [who]]
@@ -129,10 +126,8 @@ def test_nothing_is_changed_where_jobs_are_at_work(copy, capsys):
     before = contents(copy), sorted(copy.rglob('*'))
     found = numbers_of(copy)
     assert (contents(copy), sorted(copy.rglob('*'))) == before
-  assert {m: one['step'] for m, one in found['members'].items()} == {
-    '0': 8,
-    '1': 4,
-  }
+  steps = {who: one['step'] for who, one in found['members'].items()}
+  assert steps == {'0': 8, '1': 4}
   assert 'ensemble  4 to 8' in capsys.readouterr().out
 
 
@@ -163,13 +158,12 @@ def test_a_member_without_a_checkpoint_is_left_out_with_a_sentence(
 
 def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
   def ruin(trainer):
-    one = trainer.members[1]
-    one.state.variables['params'] = jax.tree.map(
-      lambda leaf: leaf * jnp.nan, one.state.variables['params']
-    )
+    variables = trainer.members[1].state.variables
+    ruined = jax.tree.map(lambda leaf: leaf * jnp.nan, variables['params'])
+    variables['params'] = ruined
 
   with on_row(ruin, step=3, member=0, kind='train'):
-    assert run_command(tmp_path / 'run').status == 1
+    assert run_command(tmp_path / 'run', *DNN).status == 1
   found = numbers_of(tmp_path / 'run')
   assert found['members'].keys() == {'0'}
   assert math.isfinite(found['members']['0']['task_loss'])
@@ -178,8 +172,7 @@ def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
 
 def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
-  assert found['num_examples'] == 512
-  assert found['split'] == 'train'
+  assert (found['num_examples'], found['split']) == (512, 'train')
   final = final_rows(apart / 'rows-0.jsonl', apart / 'rows-1.jsonl')
   assert scores(found['members']) != scores(final)
   # Any other is what the set makes of it.
@@ -188,12 +181,10 @@ def test_the_training_split_is_all_of_it(apart):
 
 def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
   nowhere = tmp_path / 'none' / 'file'
+  no_two = 'there is no member 2: this run has 2, numbered from 0'
   for arguments, sentence in (
     ([tmp_path], f'{tmp_path} holds no run'),
-    (
-      [apart, '--member', '0', '2'],
-      'there is no member 2: this run has 2, numbered from 0',
-    ),
+    ([apart, '--member', '0', '2'], no_two),
     ([apart, f'--json={nowhere}'], f'{nowhere.parent} is no folder'),
   ):
     assert sentence in complaint(capsys, *arguments)
@@ -202,25 +193,18 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
   assert 'holdout' in said
 
 
-# Away from where it ran.
-
-
 def test_a_run_of_more_devices_than_there_are_here(copy):
   for path in copy.glob('run-*.json'):
     run = read_run(path)
-    run['config']['num_devices'] = 4_096
     # Of the eight devices here it fits four.
-    run['config']['eval_batch_size'] = 36
+    run['config'] |= {'num_devices': 4_096, 'eval_batch_size': 36}
     path.write_text(json.dumps(run))
   found = numbers_of(copy)
   assert found['num_examples'] == 32
   final = final_rows(copy / 'rows-0.jsonl', copy / 'rows-1.jsonl')
   for member, (step, accuracy, loss) in scores(final).items():
-    assert found['members'][member] == {
-      'step': step,
-      'accuracy': accuracy,
-      'task_loss': pytest.approx(loss, rel=1e-5),
-    }
+    near = {'accuracy': accuracy, 'task_loss': pytest.approx(loss, rel=1e-5)}
+    assert found['members'][member] == {'step': step, **near}
 
 
 def test_the_config_is_the_runs_and_not_todays(pair):
@@ -242,19 +226,16 @@ def test_a_checkpoint_that_goes_while_it_is_read_is_not_believed(
 
   def load(path, step, *rest):
     read.append(step)
-    if len(read) == 1:
-      # The job is faster: two newer ones, and this one is removed.
-      for newer in ('12', '16'):
-        shutil.copytree(path, path.with_name(newer))
-      shutil.rmtree(path)
+    if len(read) == 3:
+      return real(path, step, *rest)
+    restored = real(path, step, *rest) if len(read) == 2 else None
+    # The job is faster: two newer ones, and this one is removed.
+    for newer in (step + 4, step + 8):
+      shutil.copytree(path, path.with_name(str(newer)))
+    shutil.rmtree(path)
+    if restored is None:
       raise FileNotFoundError(path)
-    if len(read) == 2:
-      restored = real(path, step, *rest)
-      for newer in ('20', '24'):
-        shutil.copytree(path, path.with_name(newer))
-      shutil.rmtree(path)
-      return restored._replace(states={})
-    return real(path, step, *rest)
+    return restored._replace(states={})
 
   monkeypatch.setattr(checkpoint, '_load', load)
   found = numbers_of(copy, '--member', '0')
