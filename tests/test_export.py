@@ -30,14 +30,12 @@ FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
 @pytest.fixture(scope='module', autouse=True)
 def cheap():
   """Programs are those of earlier experiments that are alike."""
+
+  def build(config, member, dataset):
+    return build_cheaply(config, member, dataset=dataset)
+
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      stored,
-      'build',
-      lambda config, member, dataset: build_cheaply(
-        config, member, dataset=dataset
-      ),
-    )
+    patch.setattr(stored, 'build', build)
     yield
 
 
@@ -89,13 +87,12 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   inputs = rng.integers(256, size=(5, 16, 16, 3)).astype('uint8')
   np.save(tmp_path / 'inputs.npy', inputs)
   files = [str(tmp_path / 'inputs.npy'), str(tmp_path / 'outputs.npz')]
+  line = [sys.executable, '-c', before + lines + after, *files]
+  # As it may be moved, too.
+  moved = shutil.copytree(exported, tmp_path / 'moved')
+  env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
   done = subprocess.run(
-    [sys.executable, '-c', before + lines + after, *files],
-    # As it may be moved, too.
-    cwd=shutil.copytree(exported, tmp_path / 'moved'),
-    env={**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)},
-    capture_output=True,
-    text=True,
+    line, cwd=moved, env=env, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
   [member] = [m for m in pair.whole.trainer.members if m.index == 1]
@@ -137,13 +134,11 @@ def test_a_member_of_a_process_of_its_own_needs_no_data(
   out.mkdir()  # Empty is as good as not there.
   command = [str(tmp_path / 'run'), '--member=0', f'--out={out}']
   assert export.main(command) == 0
-  assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in (
-    capsys.readouterr().out
-  )
+  said = capsys.readouterr().out
+  assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in said
   assert {path.name for path in out.iterdir()} == FILES
-  assert 'member 1 has no checkpoint yet' in complaint(
-    capsys, tmp_path / 'run', tmp_path / 'other'
-  )
+  said = complaint(capsys, tmp_path / 'run', tmp_path / 'other')
+  assert 'member 1 has no checkpoint yet' in said
 
 
 def test_what_only_some_platforms_can_do_is_for_those():
@@ -198,10 +193,8 @@ def test_what_makes_no_sense_is_one_sentence_and_leaves_all_alone(
   assert 'pip install flatbuffers' in said
 
 
-@pytest.mark.parametrize('name', ['variables', 'README.md'])
-def test_what_is_interrupted_leaves_nothing(
-  pair, exported_before, tmp_path, monkeypatch, name
-):
+@pytest.mark.usefixtures('exported_before')
+def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   real = export.write_export
 
@@ -216,13 +209,16 @@ def test_what_is_interrupted_leaves_nothing(
     assert not out.exists()
     raise KeyboardInterrupt
 
-  if name == 'variables':
-    monkeypatch.setattr(export, 'save_variables', interrupt)
-  else:
-    monkeypatch.setattr(export, 'write_export', interrupted)
-  with pytest.raises(KeyboardInterrupt):
-    export.main([str(pair.workdir), '--member=0', f'--out={out}'])
-  assert list(tmp_path.iterdir()) == []
+  # After the last file, and at the first.
+  for name, act in (
+    ('write_export', interrupted),
+    ('save_variables', interrupt),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(export, name, act)
+      with pytest.raises(KeyboardInterrupt):
+        export.main([str(pair.workdir), '--member=0', f'--out={out}'])
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures('exported_before')
