@@ -15,6 +15,8 @@ from codistill.models import (
   make_transformer,
   make_wide_resnet,
 )
+from codistill.models.model import make_feedforward
+from codistill.models.resnet import ResNet
 
 SHAPE, CLASSES = (8, 8, 1), 10
 
@@ -33,6 +35,15 @@ make_small_resnet = functools.cache(
     param_dtype='float32',
   )
 )
+
+
+@functools.cache
+def make_tiny_resnet(group_size=None, stages=(1,), width=4, dtype='float32'):
+  """A network of one block, for what has to do with BatchNorm alone."""
+  sizes = stages, False, width, True, CLASSES, 0.9, group_size, False
+  return make_feedforward(ResNet(*sizes, dtype, dtype), SHAPE)
+
+
 make_small_wide_resnet = functools.cache(
   functools.partial(
     make_wide_resnet,

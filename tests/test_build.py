@@ -44,12 +44,27 @@ def smoke(name='imagenet_codistill', **changes):
   return config
 
 
+# Configs that agree in all of these have the same shapes, traced once.
+SHAPES_OF = (
+  *('model', 'optimizer', 'batch_size', 'eval_batch_size', 'num_microbatches'),
+  'num_async_workers',
+)
+traced = set()
+
+
 @every_config
 def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   config = config_lib.load(name)
-  # Configs with the same network trace it once.
   task = make_task(config.data)
   experiment = build_cheaply(config, None, dataset=task.without_examples())
+  updates = experiment.updates
+  peers = int(updates.needs_peers)
+  settings = config.to_dict()
+  alike = [settings[key] for key in SHAPES_OF]
+  alike += [config.data.name, config.codistill.teacher, peers]
+  if str(alike) in traced:
+    return
+  traced.add(str(alike))
   state = jax.eval_shape(functools.partial(experiment.init, 0))
   batch = task.abstract_batch(config.batch_size)
   examples, parameters, features = SIZES[
@@ -59,18 +74,9 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   variables = state.variables
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   assert count == parameters
-  num_peers = config.codistill.members - 1
-  for distill, peers in ((False, 0), (True, num_peers)):
-    if distill and not peers and experiment.updates.needs_peers:
-      continue  # Synchronous SGD never gets there.
-    descend = functools.partial(
-      experiment.updates.descend,
-      state,
-      batch,
-      (variables,) * peers,
-      (state.memory,) * peers,
-      distill,
-    )
+  for distill, taught in ((False, 0), (True, peers)):
+    theirs = (variables,) * taught, (state.memory,) * taught
+    descend = functools.partial(updates.descend, state, batch, *theirs, distill)
     new, metrics, _ = jax.eval_shape(descend)
     shapes = [
       jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -89,15 +95,15 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
 
 
 def test_one_codistilling_update_of_resnet_50s_blocks_for_real(monkeypatch):
-  # One of each kind: of all sixteen compiling takes half a minute.
+  # With a stride and without: all sixteen take half a minute to compile.
   bottleneck = resnet._IMAGENET_STAGES[50][1]
-  stages = {50: ((1, 1, 1, 1), bottleneck)}
+  stages = {50: ((1, 1), bottleneck)}
   monkeypatch.setattr(resnet, '_IMAGENET_STAGES', stages)
   config = config_lib.load('imagenet_codistill')
   config.batch_size = config.eval_batch_size = 2
   config.model.resnet.batch_norm_group_size = 2
   # The network does not know its images' size.
-  config.data.image_shape = (64, 64, 3)
+  config.data.image_shape = (32, 32, 3)
   config.num_devices = 1
   task = make_task(config.data)
   experiment = build(config, None, task.without_examples())
@@ -105,15 +111,14 @@ def test_one_codistilling_update_of_resnet_50s_blocks_for_real(monkeypatch):
   before = np.array(state.variables['params']['head']['kernel'])
   rng = np.random.default_rng(0)
   batch = {
-    'inputs': rng.integers(256, size=(2, 64, 64, 3)).astype(np.uint8),
+    'inputs': rng.integers(256, size=(2, 32, 32, 3)).astype(np.uint8),
     'labels': np.array([3, 999], np.int32),
   }
-  state, metrics = experiment.updates.codistill(
-    state, batch, (Peer(1, 0, peer.variables),)
-  )
+  teacher = Peer(1, 0, peer.variables)
+  state, metrics = experiment.updates.codistill(state, batch, (teacher,))
   # A head near zero predicts all classes alike.
-  np.testing.assert_allclose(metrics['task_loss'], np.log(1000), atol=0.5)
-  np.testing.assert_allclose(metrics['distill_loss'], np.log(1000), atol=0.5)
+  for name in ('task_loss', 'distill_loss'):
+    np.testing.assert_allclose(metrics[name], np.log(1000), atol=0.5)
   after = state.variables['params']['head']['kernel']
   assert np.abs(after - before).max() > 1e-4
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
@@ -151,19 +156,18 @@ def test_small_variants_build_with_their_data(name, variant):
 
 
 def test_arms_are_what_they_are_called():
-  sync, codistilled, ensemble, smoothing = (
-    build(smoke(f'imagenet_{arm}'), None)
-    for arm in ('sync', 'codistill', 'ensemble', 'label_smoothing')
-  )
+  arms = ('sync', 'codistill', 'ensemble', 'label_smoothing')
+  built = [build(smoke(f'imagenet_{arm}'), None) for arm in arms]
+  sync, codistilled, ensemble, smoothing = built
   assert isinstance(codistilled.exchange, InMemoryExchange)
   for arm in (sync, ensemble, smoothing):
     assert isinstance(arm.exchange, FrozenExchange)
-  assert [
-    len(arm.members) for arm in (sync, codistilled, ensemble, smoothing)
-  ] == [1, 2, 2, 1]
-  assert sync.burn_in_steps == sync.num_steps
-  assert ensemble.burn_in_steps == ensemble.num_steps
+  assert [len(arm.members) for arm in built] == [1, 2, 2, 1]
+  for arm in (sync, ensemble):
+    assert arm.burn_in_steps == arm.num_steps
   assert not smoothing.updates.needs_peers
+  # One member of an ensemble is a run.
+  assert build(smoke('imagenet_ensemble'), 1).members == (1,)
 
 
 @pytest.mark.parametrize('changes', [{}, {'schedule.name': 'constant'}])
@@ -204,80 +208,59 @@ def examples_of(experiment, member, num_batches=3):
 
 
 def weights_of(experiment, member):
-  return np.asarray(
-    experiment.init(member).variables['params']['stem']['kernel']
-  )
+  params = experiment.init(member).variables['params']
+  return np.asarray(jax.tree.leaves(params)[1])
 
 
-def diverse(changes=(), **own):
-  config = smoke(**dict(changes))
-  for source in ('initialization', 'order', 'partition'):
-    config.diversity[source] = own.get(source, 'same')
-  return build(config, None)
+def built(name='imagenet_codistill', **changes):
+  return build_cheaply(smoke(name, **DNN, **changes), None)
 
 
-def train(**own):
-  experiment = diverse(DNN, **own)
+def diverse(**own):
+  sources = {'initialization': 'same', 'order': 'same', 'partition': 'same'}
+  sources |= own
+  return built(**{f'diversity.{key}': sources[key] for key in sources})
+
+
+@pytest.mark.parametrize(
+  'source', [None, 'initialization', 'order', 'partition']
+)
+def test_each_source_alone_drives_two_copies_apart_and_none_does_not(source):
+  experiment = diverse(**{source: 'own'} if source else {})
   members = experiment.start()
-  for _ in codistill(
-    members,
-    experiment.updates,
-    experiment.exchange,
-    experiment.burn_in_steps,
-    experiment.num_steps,
-  ):
+  steps = experiment.burn_in_steps, experiment.num_steps
+  for _ in codistill(members, experiment.updates, experiment.exchange, *steps):
     pass
-  return [
+  one, other = (
     jax.tree.map(np.asarray, member.state.variables) for member in members
-  ]
-
-
-def test_two_copies_with_everything_the_same_stay_identical():
-  jax.tree.map(np.testing.assert_array_equal, *train())
-
-
-@pytest.mark.parametrize('source', ['initialization', 'order', 'partition'])
-def test_each_source_alone_drives_two_copies_apart(source):
-  one, other = train(**{source: 'own'})
+  )
+  if source is None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    return
   difference = jax.tree.map(
     lambda a, b: np.abs(a - b).max(), one['params'], other['params']
   )
   assert max(jax.tree.leaves(difference)) > 1e-3
 
 
-def test_initialization_own_changes_weights_and_nothing_else():
-  experiment = diverse(initialization='own')
-  assert (weights_of(experiment, 0) != weights_of(experiment, 1)).any()
-  np.testing.assert_array_equal(
-    examples_of(experiment, 0), examples_of(experiment, 1)
-  )
+@pytest.mark.parametrize(
+  ('source', 'differ'),
+  # Noise goes with the order.
+  [('initialization', [True, False, False]), ('order', [False, True, True])],
+)
+def test_a_source_of_its_own_changes_that_and_nothing_else(source, differ):
+  experiment = diverse(**{source: 'own'})
+  found = [
+    (weights_of(experiment, m), examples_of(experiment, m), noise)
+    for m, noise in enumerate(experiment.init(m).key for m in (0, 1))
+  ]
+  assert [bool((a != b).any()) for a, b in zip(*found, strict=True)] == differ
 
 
-def test_order_own_changes_batches_and_nothing_else():
-  experiment = diverse(order='own')
-  np.testing.assert_array_equal(
-    weights_of(experiment, 0), weights_of(experiment, 1)
-  )
-  assert (examples_of(experiment, 0) != examples_of(experiment, 1)).any()
-
-
-def test_noise_goes_with_the_order():
-  keys = {
-    order: [diverse(order=order).init(member).key for member in (0, 1)]
-    for order in ('own', 'same')
-  }
-  assert (keys['own'][0] != keys['own'][1]).any()
-  np.testing.assert_array_equal(*keys['same'])
-
-
-def test_the_baseline_starts_as_the_first_codistilled_member_does():
-  sync = build(smoke('imagenet_sync'), None)
-  codistilled = build(smoke('imagenet_codistill'), None)
-  np.testing.assert_array_equal(weights_of(sync, 0), weights_of(codistilled, 0))
-
-
-def test_seeds_change_weights_and_batches():
-  one, other = (build(smoke(seed=seed), None) for seed in (0, 1))
+def test_the_baseline_starts_as_the_first_member_and_seeds_change_it():
+  sync, one = built('imagenet_sync'), built()
+  np.testing.assert_array_equal(weights_of(sync, 0), weights_of(one, 0))
+  other = built(seed=1)
   assert (weights_of(one, 0) != weights_of(other, 0)).any()
   assert (examples_of(one, 0) != examples_of(other, 0)).any()
 
@@ -285,79 +268,69 @@ def test_seeds_change_weights_and_batches():
 # What is refused.
 
 
-@pytest.mark.parametrize(
-  ('changes', 'sentence'),
-  [
-    ({'codistill.members': 0}, 'codistill.members is 0; it must be at least 1'),
-    ({'codistill.burn_in_steps': -1}, 'burn_in_steps is -1; it must be'),
-    ({'num_steps': 0}, 'num_steps is 0'),
-    ({'codistill.members': 513}, 'too few for 513 disjoint'),
-    (
-      {'codistill.teacher': 'uniform'},
-      'stands in for the peers; set codistill.exchange to none',
-    ),
-    ({'seed': -1}, 'seed is -1; it must be at least 0'),
-    ({'model.resnet.width': 0}, 'model.resnet.width is 0'),
-    ({'data.image_shape': (28, 28)}, 'must be (height, width, channels)'),
-    (
-      {'schedule.warmup_cosine.warmup_steps': 99},
-      'warmup_steps 99 is not below num_steps 8',
-    ),
-    ({'codistill.exchange': 'post'}, "exchange is 'post'; it can be memory"),
-    ({'codistill.teacher': 'me'}, "teacher is 'me'; it can be peers"),
-    ({'codistill.distill_loss': 'l1'}, "'l1'; it can be cross_entropy, kl"),
-    ({'codistill.topology': 'web'}, "no topology 'web'; there are all"),
-    (
-      {
-        'codistill.topology': 'random',
-        'codistill.num_random_neighbours': 2,
-      },
-      'codistill.num_random_neighbours can be 1 to 1',
-    ),
-    (
-      {'codistill.publish_precision': 'int4'},
-      "publish_precision is 'int4'; it can be float32, bfloat16, int8",
-    ),
-    ({'codistill.teacher_precision': 'half'}, "teacher_precision is 'half'"),
-    ({'codistill.reload_interval_steps': 0}, 'must be at least 1, not 0'),
-    ({'codistill.delay_steps': -1}, 'delay_steps must not be negative'),
-    ({'diversity.order': 'other'}, "order is 'other'; it can be own, same"),
-    (
-      {'model.name': 'vit'},
-      "'vit'; it can be click_dnn, click_regression, dnn",
-    ),
-    ({'model.resnet.depth': 9}, 'no ResNet of depth 9'),
-    ({'model.dtype': 'float8'}, "dtype is 'float8'; it can be float32"),
-    ({'optimizer.name': 'lamb'}, "no optimizer 'lamb'"),
-    ({'schedule.name': 'steps'}, "no schedule 'steps'"),
-    ({'num_devices': 3}, 'batch_size 16 is not divisible by 3 devices'),
-    ({'num_devices': 99}, 'num_devices is 99, but there are 8 devices'),
-    ({'eval_batch_size': 7, 'num_devices': 2}, 'eval_batch_size 7 is not'),
-    ({'data.num_classes': 11}, 'set data.image_shape and data.num_classes'),
-    ({'data.augmentation': 'blur'}, 'blur'),
-    ({'data.eval_split': 'holdout'}, 'the splits train and validation, no'),
-    ({'data.mean': (0.5,)}, 'need one number per channel: images have 3, got'),
-  ],
-)
+REFUSED = {
+  ('codistill.members', 0): 'codistill.members is 0; it must be at least 1',
+  ('codistill.burn_in_steps', -1): 'burn_in_steps is -1; it must be',
+  ('num_steps', 0): 'num_steps is 0',
+  ('codistill.members', 513): 'too few for 513 disjoint',
+  ('codistill.teacher', 'uniform'): (
+    'stands in for the peers; set codistill.exchange to none'
+  ),
+  ('seed', -1): 'seed is -1; it must be at least 0',
+  ('model.resnet.width', 0): 'model.resnet.width is 0',
+  ('data.image_shape', (28, 28)): 'must be (height, width, channels)',
+  ('schedule.warmup_cosine.warmup_steps', 99): (
+    'warmup_steps 99 is not below num_steps 8'
+  ),
+  ('codistill.exchange', 'post'): "exchange is 'post'; it can be memory",
+  ('codistill.teacher', 'me'): "teacher is 'me'; it can be peers",
+  ('codistill.distill_loss', 'l1'): "'l1'; it can be cross_entropy, kl",
+  ('codistill.topology', 'web'): "no topology 'web'; there are all",
+  ('codistill.topology', 'random', 'codistill.num_random_neighbours', 2): (
+    'codistill.num_random_neighbours can be 1 to 1'
+  ),
+  ('codistill.publish_precision', 'int4'): (
+    "publish_precision is 'int4'; it can be float32, bfloat16, int8"
+  ),
+  ('codistill.teacher_precision', 'half'): "teacher_precision is 'half'",
+  ('codistill.reload_interval_steps', 0): 'must be at least 1, not 0',
+  ('codistill.delay_steps', -1): 'delay_steps must not be negative',
+  ('diversity.order', 'other'): "order is 'other'; it can be own, same",
+  ('model.name', 'vit'): "'vit'; it can be click_dnn, click_regression, dnn",
+  ('model.resnet.depth', 9): 'no ResNet of depth 9',
+  ('model.dtype', 'float8'): "dtype is 'float8'; it can be float32",
+  ('optimizer.name', 'lamb'): "no optimizer 'lamb'",
+  ('schedule.name', 'steps'): "no schedule 'steps'",
+  ('num_devices', 3): 'batch_size 16 is not divisible by 3 devices',
+  ('num_devices', 99): 'num_devices is 99, but there are 8 devices',
+  ('eval_batch_size', 7, 'num_devices', 2): 'eval_batch_size 7 is not',
+  ('data.num_classes', 11): 'set data.image_shape and data.num_classes',
+  ('data.augmentation', 'blur'): 'blur',
+  ('data.eval_split', 'holdout'): 'the splits train and validation, no',
+  ('data.mean', (0.5,)): 'need one number per channel: images have 3, got',
+  ('num_microbatches', 3): 'does not divide the 16 examples',
+  ('num_microbatches', 2): 'BatchNorm takes the whole batch',
+  ('num_microbatches', 4, 'model.resnet.batch_norm_group_size', 8): (
+    'does not divide the 4 examples that a device computes'
+  ),
+  ('num_microbatches', 0): 'it must be at least 1',
+  ('model.resnet.teacher_batch_norm', 'mine'): 'there are running, batch',
+}
+
+
+@pytest.mark.parametrize(('changes', 'sentence'), REFUSED.items())
 def test_configs_that_cannot_be_are_refused_in_a_sentence(changes, sentence):
   with pytest.raises(UserError) as error:
-    build(smoke(**changes), None)
+    build(smoke(**dict(zip(changes[::2], changes[1::2], strict=True))), None)
   assert sentence in str(error.value)
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize(
-  ('member', 'name', 'sentence'),
-  [
-    (2, 'imagenet_codistill', '--member=2 is out of range'),
-    (-1, 'imagenet_codistill', '--member=-1 is out of range'),
-    (0, 'imagenet_codistill', 'use --member=all'),
-  ],
-)
-def test_members_that_cannot_be_are_refused(member, name, sentence):
-  with pytest.raises(UserError, match=sentence):
-    build(smoke(name), member)
-
-
-def test_one_member_of_an_ensemble_is_a_run():
-  assert build(smoke('imagenet_ensemble'), 1).members == (1,)
+def test_members_that_cannot_be_are_refused():
+  for member, sentence in {
+    2: '--member=2 is out of range',
+    -1: '--member=-1 is out of range',
+    0: 'use --member=all',
+  }.items():
+    with pytest.raises(UserError, match=sentence):
+      build(smoke(), member)
