@@ -15,7 +15,7 @@ from networks import (
   VOCABULARY,
   make_small_dnn,
   make_small_lstm,
-  make_small_resnet,
+  make_tiny_resnet,
   sgd,
 )
 
@@ -25,7 +25,7 @@ from codistill.exchange import topology
 from codistill.exchange.memory import InMemoryExchange
 from codistill.exchange.rules import ANY_PEER
 from codistill.models import Model, Prediction
-from codistill.models.model import LinearHead
+from codistill.models.model import LinearHead, make_feedforward
 from codistill.train_step import (
   init_state,
   make_objective,
@@ -75,15 +75,26 @@ def assert_same(one, other):
 
 
 def largest_difference(one, other):
-  return max(
-    jax.tree.leaves(
-      jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, other)
-    )
+  each = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, other)
+  return max(jax.tree.leaves(each))
+
+
+def peer_of(model, member=1, mesh=None):
+  variables = state_of(model, member).variables
+  return Peer(
+    member, 0, sharding.replicate(variables, mesh) if mesh else variables
   )
 
 
+def assert_metrics_close(ours, theirs, rtol):
+  for one, other in zip(ours, theirs, strict=True):
+    assert one.keys() == other.keys()
+    for name in one:
+      np.testing.assert_allclose(one[name], other[name], rtol=rtol)
+
+
 def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
-  model = make_small_resnet()
+  model = make_tiny_resnet()
   state, peer = state_of(model), state_of(model, 1).variables
 
   def value(params, peer):
@@ -99,8 +110,7 @@ def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
 
 def test_the_updates_differ_in_psi_alone():
   model = make_small_dnn()
-  peer = Peer(1, 0, state_of(model, 1).variables)
-  updates = updates_of(model)
+  peer, updates = peer_of(model), updates_of(model)
   silent = updates_of(model, distill_weight=0.0)
   alone, metrics = updates.burn_in(state_of(model), batch_of(0))
   unheard, _ = silent.codistill(state_of(model), batch_of(0), (peer,))
@@ -112,12 +122,14 @@ def test_the_updates_differ_in_psi_alone():
   np.testing.assert_allclose(both['task_loss'], metrics['task_loss'], rtol=1e-6)
   logits = model.predict(state_of(model).variables, batch_of(0)['inputs'], ())
   teacher = model.predict(peer.variables, batch_of(0)['inputs'], ())
-  by_hand = -jnp.mean(
-    jnp.sum(
-      jax.nn.softmax(teacher[0].logits) * jax.nn.log_softmax(logits[0].logits),
-      axis=-1,
+  teacher, logits = (
+    function(one[0].logits)
+    for function, one in (
+      (jax.nn.softmax, teacher),
+      (jax.nn.log_softmax, logits),
     )
   )
+  by_hand = -(teacher * logits).sum(-1).mean()
   np.testing.assert_allclose(both['distill_loss'], by_hand, rtol=1e-5)
 
 
@@ -153,10 +165,10 @@ def test_a_constant_teacher_needs_no_peer_and_smooths():
 def test_the_state_is_donated_and_the_peer_is_not():
   model = make_small_dnn()
   state = sharding.replicate(state_of(model), sharding.make_mesh(1))
-  peer = Peer(1, 0, state_of(model, 1).variables)
+  peer = peer_of(model)
   updates_of(model).codistill(state, batch_of(0), (peer,))
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.variables))
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.opt_state))
+  for leaf in jax.tree.leaves((state.variables, state.opt_state)):
+    assert leaf.is_deleted()
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(peer.variables))
 
 
@@ -171,13 +183,9 @@ def test_one_compilation_for_each_number_of_peers():
   mesh = sharding.make_mesh(1)
   updates = updates_of(dataclasses.replace(model, forward=counting), mesh)
   state = sharding.replicate(state_of(model), mesh)
-  peers = [
-    Peer(m, 0, sharding.replicate(state_of(model, m).variables, mesh))
-    for m in range(1, 5)
-  ]
-  for step, team in enumerate(
-    [peers[:1], peers[1:2], peers[:2], peers[2:], peers[:1], peers[:3]]
-  ):
+  peers = [peer_of(model, m, mesh) for m in range(1, 5)]
+  teams = peers[:1], peers[1:2], peers[:2], peers[2:], peers[:1], peers[:3]
+  for step, team in enumerate(teams):
     batch = sharding.split_batch(batch_of(step), mesh)
     state, _ = updates.codistill(state, batch, tuple(team))
   # One, two and three peers, whoever they are.
@@ -185,12 +193,10 @@ def test_one_compilation_for_each_number_of_peers():
 
 
 def test_batch_norm_of_a_teacher_uses_and_keeps_its_statistics():
-  model = make_small_resnet()
+  model = make_tiny_resnet()
   peer = state_of(model, 1).variables
-  shifted = {
-    **peer,
-    'batch_stats': jax.tree.map(lambda x: x + 3.0, peer['batch_stats']),
-  }
+  moved = jax.tree.map(lambda x: x + 3.0, peer['batch_stats'])
+  shifted = {**peer, 'batch_stats': moved}
   updates = updates_of(model)
   one, a = updates.codistill(state_of(model), batch_of(0), (Peer(1, 0, peer),))
   _, b = updates.codistill(state_of(model), batch_of(0), (Peer(1, 0, shifted),))
@@ -227,24 +233,23 @@ def codistilled(num_devices, make_model, num_steps=5, members=2):
   return [host(member.state.variables) for member in team], metrics
 
 
-@pytest.mark.parametrize('make_model', [make_small_dnn, make_small_resnet])
-def test_eight_devices_equal_one_to_rounding(make_model):
+@pytest.mark.parametrize('make_model', [make_small_dnn, make_tiny_resnet])
+def test_eight_devices_equal_one_to_rounding_and_members_stay_apart(make_model):
   ours, our_metrics = codistilled(8, make_model)
   theirs, their_metrics = codistilled(1, make_model)
   for one, other in zip(ours, theirs, strict=True):
     assert largest_difference(one, other) < 2e-5
-  for one, other in zip(our_metrics, their_metrics, strict=True):
-    assert one.keys() == other.keys()
-    for name in one:
-      np.testing.assert_allclose(one[name], other[name], rtol=1e-4)
+  assert_metrics_close(our_metrics, their_metrics, 1e-4)
+  # Members start apart and stay apart.
+  assert largest_difference(*theirs) > 0.05
 
 
-def test_members_start_apart_and_stay_apart():
-  states, _ = codistilled(1, make_small_dnn)
-  assert largest_difference(*states) > 0.05
+# A network with a memory.
 
 
-# A network with a memory: the seam that the language model will need.
+def make_head():
+  kernel = nn.initializers.lecun_normal()
+  return LinearHead(CLASSES, jnp.float32, kernel, name='head')
 
 
 class Counter(nn.Module):
@@ -254,10 +259,7 @@ class Counter(nn.Module):
   def __call__(self, inputs, count):
     features = inputs.reshape(len(inputs), -1)
     features = jnp.concatenate([features, count[:, None]], axis=-1)
-    head = LinearHead(
-      CLASSES, jnp.float32, nn.initializers.lecun_normal(), name='head'
-    )
-    return Prediction(features, head(features)), count + 1
+    return Prediction(features, make_head()(features)), count + 1
 
 
 def make_counter():
@@ -275,7 +277,7 @@ def make_counter():
 def test_a_peers_memory_is_its_own_and_starts_from_zero_when_admitted():
   model = make_counter()
   updates = updates_of(model)
-  first, second = (Peer(m, 0, state_of(model, m).variables) for m in (1, 2))
+  first, second = peer_of(model, 1), peer_of(model, 2)
   state = state_of(model)
   schedule = [(), (first,), (first,), (second, first), (second,), (first,)]
   for step, peers in enumerate(schedule):
@@ -334,13 +336,11 @@ def test_no_gradient_reaches_the_batch_before():
   def loss(variables, through_time):
     memory = jax.tree.map(jnp.asarray, first.memory)
     if through_time:
-      _, memory = model.predict(
-        variables, text_of(0)['inputs'], model.memory(BATCH)
-      )
-    prediction, _ = model.predict(variables, text_of(1)['inputs'], memory)
-    return losses.task_cross_entropy(
-      text_of(1)['labels'], prediction.logits
-    ).mean()
+      start = model.memory(BATCH)
+      _, memory = model.predict(variables, text_of(0)['inputs'], start)
+    batch = text_of(1)
+    logits = model.predict(variables, batch['inputs'], memory)[0].logits
+    return losses.task_cross_entropy(batch['labels'], logits).mean()
 
   here, everywhere = (
     host(jax.jit(jax.grad(loss), static_argnums=1)(first.variables, flag))
@@ -359,7 +359,7 @@ def counted(updates, mesh, num_steps=3):
   """What a member and its peer have counted, lane by lane, after each step."""
   model = make_counter()
   state = place_state(state_of(model), mesh)
-  peer = Peer(1, 0, sharding.replicate(state_of(model, 1).variables, mesh))
+  peer = peer_of(model, 1, mesh)
   seen = []
   for step in range(num_steps):
     batch = sharding.split_batch(batch_of(step), mesh)
@@ -385,23 +385,18 @@ def test_resets_are_of_the_lanes_that_the_key_and_the_step_draw(num_devices):
   assert drawn[1] != drawn[2]
 
 
-@pytest.mark.parametrize(('probability', 'count'), [(0.0, 3), (1.0, 1)])
-def test_no_lane_or_every_lane_is_reset(probability, count):
+def test_no_lane_or_every_lane_is_reset():
   mesh = sharding.make_mesh(1)
-  updates = updates_of(
-    make_counter(), mesh, memory_reset_probability=probability
-  )
-  for carry in counted(updates, mesh)[-1]:
-    np.testing.assert_array_equal(carry, np.full(BATCH, count))
+  for probability, count in ((0.0, 3), (1.0, 1)):
+    reset = {'memory_reset_probability': probability}
+    for carry in counted(updates_of(make_counter(), mesh, **reset), mesh)[-1]:
+      np.testing.assert_array_equal(carry, np.full(BATCH, count))
 
 
 def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
   model = make_small_lstm()
-  objective = make_objective(
-    model,
-    dataclasses.replace(losses.ALGORITHM_1, memory_reset_probability=0.4),
-    sharding.make_mesh(1),
-  )
+  reset = dataclasses.replace(losses.ALGORITHM_1, memory_reset_probability=0.4)
+  objective = make_objective(model, reset, sharding.make_mesh(1))
   rng = np.random.default_rng(0)
   carried = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(x.dtype), model.memory(BATCH)
@@ -423,25 +418,15 @@ def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
   assert largest_difference(host(after(state)), host(expected)) < 1e-6
 
 
-def text_run(num_devices, **changes):
-  """In float64, where rounding cannot hide what is wrong."""
+def exact_run(make_model, batch_of, num_devices, **changes):
+  """Three updates in float64, where rounding cannot hide what is wrong."""
   with jax.enable_x64(True):
-    mesh = sharding.make_mesh(num_devices)
-    model = make_small_lstm(
-      num_layers=1, dtype='float64', param_dtype='float64'
-    )
-    updates = updates_of(
-      model,
-      mesh,
-      optimizer=plain_sgd(),
-      memory_reset_probability=0.2,
-      **changes,
-    )
-    state = place_state(state_of(model), mesh)
-    peer = Peer(1, 0, sharding.replicate(state_of(model, 1).variables, mesh))
-    found = []
+    mesh, model = sharding.make_mesh(num_devices), make_model()
+    updates = updates_of(model, mesh, optimizer=plain_sgd(), **changes)
+    state, found = place_state(state_of(model), mesh), []
+    peer = peer_of(model, 1, mesh)
     for step in range(3):
-      batch = sharding.split_batch(text_of(step), mesh)
+      batch = sharding.split_batch(batch_of(step), mesh)
       state, metrics = updates.codistill(state, batch, (peer,))
       found.append(host(metrics))
     # Each device has its lanes of every carry, and only those.
@@ -451,17 +436,22 @@ def text_run(num_devices, **changes):
     return host(state), found
 
 
+exact_lstm = functools.partial(
+  make_small_lstm, num_layers=1, dtype='float64', param_dtype='float64'
+)
+
+
 def test_eight_devices_equal_one_with_memories_and_in_chunks():
-  theirs, their_metrics = text_run(1)
+  reset = {'memory_reset_probability': 0.2}
+  theirs, their_metrics = exact_run(exact_lstm, text_of, 1, **reset)
   for chunk in (None, 5):
-    ours, our_metrics = text_run(8, loss_chunk_tokens=chunk)
+    ours, our_metrics = exact_run(
+      exact_lstm, text_of, 8, loss_chunk_tokens=chunk, **reset
+    )
     for part in ('variables', 'memory', 'peer_memories'):
       one, other = getattr(ours, part), getattr(theirs, part)
       assert largest_difference(one, other) < 1e-11
-    for one, other in zip(our_metrics, their_metrics, strict=True):
-      assert one.keys() == other.keys()
-      for name in one:
-        np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+    assert_metrics_close(our_metrics, their_metrics, 1e-6)
 
 
 def test_a_placed_state_has_its_carries_split_and_all_else_whole():
@@ -487,15 +477,10 @@ class Dropping(nn.Module):
   def __call__(self, inputs, train):
     features = inputs.reshape(len(inputs), -1)
     features = nn.Dropout(0.5, deterministic=not train)(features)
-    head = LinearHead(
-      CLASSES, jnp.float32, nn.initializers.lecun_normal(), name='head'
-    )
-    return Prediction(features, head(features))
+    return Prediction(features, make_head()(features))
 
 
 def test_noise_follows_the_members_key_and_the_step():
-  from codistill.models import make_feedforward
-
   model = make_feedforward(Dropping(), SHAPE)
   updates = updates_of(model, optimizer=sgd(0.0))
 
@@ -509,50 +494,28 @@ def test_noise_follows_the_members_key_and_the_step():
       result.append(float(metrics['task_loss']))
     return result
 
-  assert task_losses(1) == task_losses(1)
-  assert task_losses(1) != task_losses(2)
   first, second = task_losses(1)
+  assert task_losses(1) == [first, second] != task_losses(2)
   assert first != second
 
 
-def accumulated(model, batch_of, num_devices, num_microbatches, **changes):
-  """Three updates in float64 of a batch that is computed in parts."""
-  with jax.enable_x64(True):
-    mesh = sharding.make_mesh(num_devices)
-    model = model(dtype='float64', param_dtype='float64')
-    updates = updates_of(
-      model,
-      mesh,
-      optimizer=plain_sgd(),
-      num_microbatches=num_microbatches,
-      **changes,
-    )
-    state = place_state(state_of(model), mesh)
-    peer = Peer(1, 0, sharding.replicate(state_of(model, 1).variables, mesh))
-    for step in range(3):
-      batch = sharding.split_batch(batch_of(step), mesh)
-      state, metrics = updates.codistill(state, batch, (peer,))
-    return host(state), host(metrics)
-
-
 @pytest.mark.parametrize(
-  ('model', 'examples'),
+  ('make_model', 'examples'),
   [
-    (functools.partial(make_small_resnet, batch_norm_group_size=2), batch_of),
-    (functools.partial(make_small_lstm, num_layers=1), text_of),
+    (functools.partial(make_tiny_resnet, 2, dtype='float64'), batch_of),
+    (exact_lstm, text_of),
   ],
 )
-def test_the_accumulated_batch_equals_the_big_one(model, examples):
-  whole, wanted = accumulated(model, examples, 1, 1)
+def test_the_accumulated_batch_equals_the_big_one(make_model, examples):
+  whole, wanted = exact_run(make_model, examples, 1)
   # A BatchNorm group of two, or a lane, at a time.
-  ours, metrics = accumulated(model, examples, 2, 4)
+  ours, metrics = exact_run(make_model, examples, 2, num_microbatches=4)
   one, other = (
     (state.variables, state.memory, state.peer_memories)
     for state in (ours, whole)
   )
   assert largest_difference(one, other) < 1e-6
-  for name, value in metrics.items():
-    np.testing.assert_allclose(value, wanted[name], rtol=1e-6)
+  assert_metrics_close(metrics, wanted, 1e-6)
 
 
 def test_each_part_of_a_batch_has_noise_of_its_own():
