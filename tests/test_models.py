@@ -67,14 +67,9 @@ def worked(name):
   """A small network, and all that it makes of one batch."""
   model, inputs = small(name), INPUTS[name]
   variables, zero = model.init(KEY), model.memory(BATCH)
-  return types.SimpleNamespace(
-    model=model,
-    inputs=inputs,
-    variables=variables,
-    zero=zero,
-    predicted=jitted(model.predict)(variables, inputs(), zero),
-    trained=jitted(model.forward)(variables, inputs(), zero, KEY),
-  )
+  predicted = jitted(model.predict)(variables, inputs(), zero)
+  trained = jitted(model.forward)(variables, inputs(), zero, KEY)
+  return types.SimpleNamespace(**locals())
 
 
 @functools.cache
@@ -86,11 +81,8 @@ def of_imagenet(depth):
 
 
 def assert_close(one, other, rtol=1e-7, atol=0.0):
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol),
-    one,
-    other,
-  )
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+  jax.tree.map(close, one, other)
 
 
 def convolutions(model, variables, inputs):
@@ -124,31 +116,26 @@ def test_imagenet_networks_have_the_published_number_of_parameters(
   assert count(variables['params']) == parameters
 
 
-@pytest.mark.parametrize(
-  ('name', 'sizes', 'parameters'),
-  [
+def test_cifar_networks_have_the_published_number_of_parameters():
+  for name, sizes, parameters in (
     # Zagoruyko & Komodakis (2016), table 4: 36.5 M for WRN-28-10; the number
     # is that of its authors' code on CIFAR-10.
     ('wide_resnet', {'depth': 28, 'widening': 10}, 36_479_194),
     # He et al. (2016), table 6: 0.27 M for depth 20; the projections of the
     # two wider stages, with their norms, come on top of it.
     ('resnet', {'depth': 20, 'width': 16}, 269_722 + 2560 + 2 * (32 + 64)),
-  ],
-)
-def test_cifar_networks_have_the_published_number_of_parameters(
-  name, sizes, parameters
-):
-  model = small(name, input_shape=(32, 32, 3), **sizes)
-  assert count(jax.eval_shape(model.init, KEY)['params']) == parameters
+  ):
+    model = small(name, input_shape=(32, 32, 3), **sizes)
+    shapes = jax.eval_shape(model.init, KEY)
+    assert count(shapes['params']) == parameters, name
 
 
 @pytest.mark.parametrize(
   ('name', 'changes', 'said'),
   [
-    *(
-      ('resnet', {'depth': depth}, f'no ResNet of depth {depth}')
-      for depth in (7, 2, 51)
-    ),
+    ('resnet', {'depth': 7}, 'no ResNet of depth 7'),
+    ('resnet', {'depth': 2}, 'no ResNet of depth 2'),
+    ('resnet', {'depth': 51}, 'no ResNet of depth 51'),
     ('resnet', {'teacher_batch_norm': 'none'}, "no teacher_batch_norm 'none'"),
     ('wide_resnet', {'depth': 27}, 'no wide ResNet of depth 27'),
     ('click_dnn', {'table_sizes': (5, 6)}, '2 classes, of 3 categorical'),
@@ -163,29 +150,29 @@ def test_networks_that_cannot_be_are_refused(name, changes, said):
     small(name, **changes)
 
 
+def by_row(inputs):
+  """Tables of 5, 6 and 7 rows are one below the other; and the numbers."""
+  rows = np.asarray(inputs['categories']) + np.array([0, 5, 11])
+  return rows, np.concatenate([inputs['integers'], inputs['missing']], axis=1)
+
+
 def test_the_click_network_by_hand():
   model = networks.make_small_click_dnn(hidden=())
   variables = model.init(KEY)
   assert variables.keys() == {'params'}
   params = variables['params']
-  # Tables of 5, 6 and 7 rows, one below the other.
   assert params['embeddings'].shape == (18, 4)
   inputs = clicks(3)
   prediction, _ = jitted(model.predict)(variables, inputs, ())
-  table = np.asarray(params['embeddings'])
-  rows = np.asarray(inputs['categories']) + np.array([0, 5, 11])
-  features = np.concatenate(
-    [inputs['integers'], inputs['missing'], table[rows].reshape(3, -1)], axis=1
-  )
+  rows, numbers = by_row(inputs)
+  looked_up = np.asarray(params['embeddings'])[rows].reshape(3, -1)
+  features = np.concatenate([numbers, looked_up], axis=1)
   np.testing.assert_allclose(prediction.features, features, rtol=1e-6)
   head = params['head']
   odds = features @ np.asarray(head['kernel']) + np.asarray(head['bias'])
   # A click's probability is the logistic function of its log odds.
-  np.testing.assert_allclose(
-    jax.nn.softmax(prediction.logits)[:, 1],
-    1 / (1 + np.exp(-odds[:, 0])),
-    rtol=1e-5,
-  )
+  found, wanted = jax.nn.softmax(prediction.logits)[:, 1], odds[:, 0]
+  np.testing.assert_allclose(found, 1 / (1 + np.exp(-wanted)), rtol=1e-5)
 
 
 def test_the_click_regression_by_hand():
@@ -201,8 +188,7 @@ def test_the_click_regression_by_hand():
   )
   inputs = clicks(3)
   prediction, _ = jitted(model.predict)({'params': params}, inputs, ())
-  rows = np.asarray(inputs['categories']) + np.array([0, 5, 11])
-  numbers = np.concatenate([inputs['integers'], inputs['missing']], axis=1)
+  rows, numbers = by_row(inputs)
   odds = params['categories'][rows, 0].sum(1) + params['bias']
   odds += (numbers @ params['kernel'])[:, 0]
   np.testing.assert_array_equal(prediction.logits[:, 0], 0)
@@ -210,13 +196,11 @@ def test_the_click_regression_by_hand():
 
 
 def test_imagenet_stem_and_stages_shrink_the_image_thirty_two_times():
-  found = convolutions(
-    *of_imagenet(50), jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
-  )
+  inputs = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+  found = convolutions(*of_imagenet(50), inputs)
   sizes = [equation.outvars[0].aval.shape[1] for equation in found]
-  assert sizes[0] == 112
-  assert sizes[-1] == 7
-  assert len(sizes) == 53  # 49 in stem and blocks, 4 projections.
+  # 49 in stem and blocks, 4 projections.
+  assert (sizes[0], sizes[-1], len(sizes)) == (112, 7, 53)
 
 
 @every_model
@@ -238,12 +222,10 @@ def test_predict_changes_nothing_and_forward_returns_new_statistics(name):
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), one.zero)
 
 
-@pytest.mark.parametrize(
-  'make', [networks.make_small_resnet, networks.make_small_wide_resnet]
-)
-def test_what_is_no_number_is_seen_in_what_is_predicted(make):
+@pytest.mark.parametrize('name', ['resnet', 'wide_resnet'])
+def test_what_is_no_number_is_seen_in_what_is_predicted(name):
   """XLA's maximum makes it 0 on CPUs; in networks as large as these."""
-  model = make(input_shape=(16, 16, 3))
+  model = small(name, input_shape=(16, 16, 3))
   prediction, _ = jitted(model.predict)(
     model.init(KEY), jnp.full((16, 16, 16, 3), jnp.nan), ()
   )
@@ -299,9 +281,8 @@ def test_bf16_computes_in_bf16_and_keeps_float32_parameters(name):
     exact.variables, exact.inputs(), exact.zero
   )
   # So are cells and outputs, which live as long as the stream does.
-  assert {leaf.dtype for leaf in jax.tree.leaves((variables, memory))} == {
-    jnp.dtype('float32')
-  }
+  for leaf in jax.tree.leaves((variables, memory)):
+    assert leaf.dtype == jnp.float32
   assert prediction.features.dtype == jnp.bfloat16
   assert prediction.logits.dtype == jnp.float32
   # The head adds up in float32 what it multiplies in bfloat16.
@@ -323,16 +304,14 @@ def test_a_gradient_in_bf16_is_near_that_in_float32(name):
     model = small(name, dtype=dtype)
 
     def loss(variables):
-      prediction, _, _ = model.forward(
-        variables, inputs, model.memory(BATCH), KEY
-      )
+      zero = model.memory(BATCH)
+      prediction, _, _ = model.forward(variables, inputs, zero, KEY)
       return losses.task_cross_entropy(inputs, prediction.logits).sum()
 
     return jax.jit(jax.grad(loss))(worked(name).variables)
 
-  for one, other in zip(
-    *map(jax.tree.leaves, map(gradient, ('bfloat16', 'float32'))), strict=True
-  ):
+  ours, theirs = gradient('bfloat16'), gradient('float32')
+  for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
     assert one.dtype == other.dtype == jnp.float32
     # Eight bits of a number, through two layers and six tokens.
     assert np.abs(one - other).max() < 0.1 * np.abs(other).max()
@@ -342,32 +321,23 @@ def test_a_gradient_in_bf16_is_near_that_in_float32(name):
 
 
 @pytest.mark.parametrize(
-  ('make', 'wide'),
-  [
-    (networks.make_small_lstm, 'hidden_size'),
-    (networks.make_small_transformer, 'width'),
-  ],
+  ('name', 'wide'), [('lstm', 'hidden_size'), ('transformer', 'width')]
 )
-def test_at_first_all_words_are_about_as_likely(make, wide):
+def test_at_first_all_words_are_about_as_likely(name, wide):
   # Logits of the paper's sizes: a vocabulary of its own, and as wide a head.
-  model = make(num_classes=24_006, num_layers=1, **{wide: 256})
+  model = small(name, num_classes=24_006, num_layers=1, **{wide: 256})
   rng = np.random.default_rng(0)
   inputs, labels = jnp.asarray(rng.integers(24_006, size=(2, BATCH, TOKENS)))
-  prediction, _ = jitted(model.predict)(
-    model.init(KEY), inputs, model.memory(BATCH)
-  )
+  zero = model.memory(BATCH)
+  prediction, _ = jitted(model.predict)(model.init(KEY), inputs, zero)
   loss = losses.task_cross_entropy(labels, prediction.logits).mean()
   assert abs(float(loss) - np.log(24_006)) < 0.15
 
 
 def test_the_papers_lstm_has_the_number_of_parameters_that_it_should():
   words, size, hidden = 24_006, 256, 1024
-  model = networks.make_small_lstm(
-    input_shape=(32,),
-    num_classes=words,
-    embedding_size=size,
-    hidden_size=hidden,
-  )
+  sizes = {'embedding_size': size, 'hidden_size': hidden}
+  model = small('lstm', input_shape=(32,), num_classes=words, **sizes)
   variables = jax.eval_shape(model.init, KEY)
   # Four gates from inputs and past; scale and bias of gates and cell.
   layers = [
@@ -411,9 +381,7 @@ def lstm_by_hand(params, inputs, memory):
       biases = np.split(layer['gate_norm']['bias'], 4)
       i, j, f, o = map(norm, parts, scales, biases)
       new_c = c * sigmoid(f + 1) + sigmoid(i) * np.tanh(j)
-      new_c = norm(
-        new_c, layer['cell_norm']['scale'], layer['cell_norm']['bias']
-      )
+      new_c = norm(new_c, **layer['cell_norm'])
       x = np.tanh(new_c) * sigmoid(o)
       states[number] = (new_c, x)
     outputs.append(x @ params['head']['kernel'] + params['head']['bias'])
@@ -421,16 +389,15 @@ def lstm_by_hand(params, inputs, memory):
 
 
 def test_the_lstm_is_that_of_the_numpy_transcription():
-  model = networks.make_small_lstm()
+  model = small('lstm')
   variables = scrambled(model)
   rng = np.random.default_rng(4)
   memory = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(x.dtype), model.memory(BATCH)
   )
   prediction, after = jitted(model.predict)(variables, tokens(), memory)
-  logits, states = lstm_by_hand(
-    jax.tree.map(np.asarray, variables['params']), tokens(), memory
-  )
+  params = jax.tree.map(np.asarray, variables['params'])
+  logits, states = lstm_by_hand(params, tokens(), memory)
   np.testing.assert_allclose(prediction.logits, logits, atol=2e-5)
   assert_close(after, tuple(states), atol=2e-5)
 
@@ -465,21 +432,18 @@ def test_the_lstms_own_gradient_is_that_of_its_steps():
 
 
 def test_a_batch_of_twice_the_tokens_equals_two_with_the_carry_between():
-  model = networks.make_small_lstm()
+  model = small('lstm')
   variables, predict = scrambled(model), jitted(model.predict)
-  whole, after = predict(
-    variables, tokens(time=2 * TOKENS), model.memory(BATCH)
-  )
-  memory, parts = model.memory(BATCH), []
-  for inputs in jnp.split(tokens(time=2 * TOKENS), 2, axis=1):
+  zero, text = model.memory(BATCH), tokens(time=2 * TOKENS)
+  whole, after = predict(variables, text, zero)
+  memory, parts = zero, []
+  for inputs in jnp.split(text, 2, axis=1):
     part, memory = predict(variables, inputs, memory)
     parts.append(part.logits)
-  np.testing.assert_allclose(
-    whole.logits, jnp.concatenate(parts, axis=1), atol=1e-5
-  )
+  np.testing.assert_allclose(whole.logits, np.hstack(parts), atol=1e-5)
   assert_close(after, memory, atol=1e-5)
   # Without the carry the second half would be another.
-  cold, _ = predict(variables, inputs, model.memory(BATCH))
+  cold, _ = predict(variables, inputs, zero)
   assert np.abs(cold.logits - part.logits).max() > 0.01
 
 
@@ -493,9 +457,8 @@ def test_no_gradient_comes_from_later_tokens_or_other_lanes(name):
 
   def loss(embedding):
     params = {**variables['params'], 'embedding': embedding}
-    prediction, _, _ = model.forward(
-      {'params': params}, inputs, model.memory(2), KEY
-    )
+    zero = model.memory(2)
+    prediction, _, _ = model.forward({'params': params}, inputs, zero, KEY)
     return -jax.nn.log_softmax(prediction.logits[lane, time])[7]
 
   gradient = jax.jit(jax.grad(loss))(variables['params']['embedding'])
@@ -507,7 +470,7 @@ def test_no_gradient_comes_from_later_tokens_or_other_lanes(name):
 
 def test_the_transformer_knows_the_order_of_tokens_and_not_where_they_are():
   # A single layer: with two, the causal mask alone would tell the order.
-  model = networks.make_small_transformer(num_layers=1)
+  model = small('transformer', num_layers=1)
   variables = scrambled(model)
 
   @jax.jit
@@ -534,7 +497,7 @@ def test_weight_decay_leaves_out_norms_and_nothing_else(name):
     optim.decayed(worked(name).variables['params'])
   )
   for path, mark in marks:
-    assert mark == ('norm' not in jax.tree_util.keystr(path).lower())
+    assert mark == ('norm' not in jax.tree_util.keystr(path).lower()), path
   assert {mark for _, mark in marks} == {True, False}
 
 
@@ -565,15 +528,11 @@ def test_strided_convolutions_look_at_both_sides_of_the_shortcut():
 
 def test_batch_norm_normalises_and_remembers():
   one = worked('resnet')
-  _, updated, _ = jitted(one.model.forward)(
-    one.variables, 5 + images(), (), KEY
-  )
+  batch, kernel = 5 + images(), one.variables['params']['stem']['kernel']
+  _, updated, _ = jitted(one.model.forward)(one.variables, batch, (), KEY)
+  order = ('NHWC', 'HWIO', 'NHWC')
   x = jax.lax.conv_general_dilated(
-    5 + images(),
-    one.variables['params']['stem']['kernel'],
-    (1, 1),
-    'SAME',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    batch, kernel, (1, 1), 'SAME', dimension_numbers=order
   )
   before = one.variables['batch_stats']['stem_norm']['mean']
   after = updated['batch_stats']['stem_norm']['mean']
@@ -589,9 +548,8 @@ def test_groups_of_batch_norm_are_normalised_by_themselves():
   )
   variables = worked('resnet').variables
   # Either can go on from the other's weights.
-  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
-    jnp.shape, jax.eval_shape(grouped.init, KEY)
-  )
+  shapes = jax.eval_shape(grouped.init, KEY)
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes)
 
   def forward(model, batch):
     prediction, updated, _ = jitted(model.forward)(variables, batch, (), KEY)
@@ -599,12 +557,10 @@ def test_groups_of_batch_norm_are_normalised_by_themselves():
 
   logits, updated = forward(grouped, batch)
   halves = [forward(whole, batch[:4]), forward(whole, batch[4:])]
-  np.testing.assert_allclose(
-    logits, np.concatenate([half for half, _ in halves]), atol=1e-4
-  )
+  (half, one), (other, two) = halves
+  np.testing.assert_allclose(logits, np.vstack([half, other]), atol=1e-4)
   assert np.abs(logits - forward(whole, batch)[0]).max() > 1e-2
   # The running statistics follow the mean of the groups'.
-  (_, one), (_, two) = halves
   mean = jax.tree.map(lambda x, y: (x + y) / 2, *jax.device_get((one, two)))
   assert_close(updated, mean, rtol=1e-3, atol=1e-4)
   with pytest.raises(ValueError, match='no whole number of BatchNorm groups'):
@@ -637,7 +593,7 @@ def test_a_group_of_all_is_flaxs_batch_norm():
 def test_a_teacher_normalises_with_its_own_or_the_batchs_statistics(statistics):
   batch = 5 * images() + 2
   model, variables = worked('resnet').model, worked('resnet').variables
-  teacher = networks.make_small_resnet(teacher_batch_norm=statistics)
+  teacher = small('resnet', teacher_batch_norm=statistics)
   [told], _ = jax.jit(teacher.teach_each)([variables], batch, [()])
   student, _, _ = jitted(model.forward)(variables, batch, (), KEY)
   alone, _ = jitted(model.predict)(variables, batch, ())
@@ -654,9 +610,8 @@ def test_rematerialised_blocks_have_the_same_weights_and_gradients():
     assert jax.tree.structure(shapes) == jax.tree.structure(variables)
 
     def loss(params, model=model):
-      prediction, _, _ = model.forward(
-        {**variables, 'params': params}, images(), (), KEY
-      )
+      all_of = {**variables, 'params': params}
+      prediction, _, _ = model.forward(all_of, images(), (), KEY)
       return jnp.square(prediction.logits).sum()
 
     lowered = jax.jit(jax.grad(loss)).lower(variables['params'])
@@ -675,11 +630,10 @@ def test_pixels_are_normalised_in_every_function_that_takes_them():
 
   functions = {field.name for field in dataclasses.fields(Model)}
   mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
-  model = with_pixels(
-    Model(**dict.fromkeys(functions, seen)), mean=mean, std=std
-  )
-  pixels = np.random.default_rng(0).integers(256, size=(5, 4, 4, 3))
-  pixels = pixels.astype(np.uint8)
+  plain = Model(**dict.fromkeys(functions, seen))
+  model = with_pixels(plain, mean=mean, std=std)
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(256, size=(5, 4, 4, 3), dtype=np.uint8)
   assert model.init is model.memory is seen
   assert {'predict', 'forward', 'teach'} <= functions
   for name in functions - {'init', 'memory'}:
