@@ -97,32 +97,18 @@ def test_equals_the_numpy_transcription(burn_in):
     for _ in range(MEMBERS)
   ]
   with jax.enable_x64(True):
-    model = make_dnn(
-      input_shape=(FEATURES,),
-      num_classes=CLASSES,
-      hidden=(6,),
-      dtype='float64',
-      param_dtype='float64',
-    )
+    sizes = {'input_shape': (FEATURES,), 'num_classes': CLASSES}
+    types = {'dtype': 'float64', 'param_dtype': 'float64'}
+    model = make_dnn(hidden=(6,), **sizes, **types)
     optimizer = sgd(RATE, momentum=0.0, weight_decay=0.0)
-    updates = make_updates(
-      model,
-      optimizer,
-      sharding.make_mesh(1),
-      losses.ALGORITHM_1,
-      num_async_workers=1,
-      num_microbatches=1,
-    )
+    mesh, descent = sharding.make_mesh(1), losses.ALGORITHM_1
+    parts = {'num_async_workers': 1, 'num_microbatches': 1}
+    updates = make_updates(model, optimizer, mesh, descent, **parts)
     members = []
     for i, stream in enumerate(streams):
-      state = init_state(
-        model,
-        optimizer,
-        batch_size=BATCH,
-        init_key=jax.random.key(i),
-        noise_key=jax.random.key(0),
-        num_async_workers=1,
-      )
+      keys = {'init_key': jax.random.key(i), 'noise_key': jax.random.key(0)}
+      sizes = {'batch_size': BATCH, 'num_async_workers': 1}
+      state = init_state(model, optimizer, **sizes, **keys)
       batches = (
         {'inputs': jnp.asarray(x), 'labels': jnp.asarray(y)} for x, y in stream
       )

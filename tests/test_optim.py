@@ -17,42 +17,35 @@ GOYAL = {
 }
 
 
-@pytest.mark.parametrize(
-  ('step', 'rate'),
-  [(0, 0.1), (5, 3.25), (10, 6.4), (19, 6.4), (20, 0.64), (30, 0.064)],
-)
-def test_warmup_then_drops(step, rate):
-  np.testing.assert_allclose(
-    optim.warmup_piecewise(**GOYAL)(step), rate, rtol=1e-5
-  )
+COSINE = {'initial_rate': 0.0, 'peak_rate': 1.0}
 
 
 @pytest.mark.parametrize(
   ('schedule', 'rates'),
   [
     (
+      optim.warmup_piecewise(**GOYAL),
+      {0: 0.1, 5: 3.25, 10: 6.4, 19: 6.4, 20: 0.64, 30: 0.064},
+    ),
+    (
       optim.warmup_piecewise(**{**GOYAL, 'warmup_steps': 0}),
       {0: 6.4, 20: 0.64},
     ),
     (
-      optim.warmup_cosine(
-        initial_rate=0.0, peak_rate=1.0, warmup_steps=10, num_steps=110
-      ),
+      optim.warmup_cosine(**COSINE, warmup_steps=10, num_steps=110),
       {0: 0, 5: 0.5, 10: 1, 60: 0.5, 110: 0},
     ),
   ],
-  ids=['no warm-up', 'cosine'],
+  ids=['warm-up and drops', 'no warm-up', 'cosine'],
 )
-def test_other_schedules(schedule, rates):
+def test_schedules(schedule, rates):
   found = [float(schedule(step)) for step in rates]
   np.testing.assert_allclose(found, list(rates.values()), rtol=1e-6, atol=1e-6)
 
 
 def test_a_warmup_ends_before_the_run():
   with pytest.raises(ValueError, match='warmup_steps 5 is not below num_steps'):
-    optim.warmup_cosine(
-      initial_rate=0.0, peak_rate=1.0, warmup_steps=5, num_steps=5
-    )
+    optim.warmup_cosine(**COSINE, warmup_steps=5, num_steps=5)
 
 
 def constant(name, rate, **arguments):
@@ -65,9 +58,8 @@ def steps_of(optimizer, gradients, weight=2.0):
   state = optimizer.init(params)
   seen = []
   for gradient in gradients:
-    updates, state = optimizer.update(
-      {'kernel': jnp.float32(gradient)}, state, params
-    )
+    gradient = {'kernel': jnp.float32(gradient)}
+    updates, state = optimizer.update(gradient, state, params)
     params = optax.apply_updates(params, updates)
     seen.append(float(params['kernel']))
   return seen
@@ -77,31 +69,24 @@ def test_sgd_with_momentum_and_weight_decay_by_hand():
   optimizer = sgd(rate=0.5, momentum=0.9, weight_decay=0.1)
   # v = 0.9 v + (g + 0.1 w);  w = w − 0.5 v
   weight, velocity, expected = 2.0, 0.0, []
-  for gradient in (1.0, -1.0, 0.5):
+  gradients = (1.0, -1.0, 0.5)
+  for gradient in gradients:
     velocity = 0.9 * velocity + gradient + 0.1 * weight
     weight -= 0.5 * velocity
     expected.append(weight)
-  np.testing.assert_allclose(
-    steps_of(optimizer, (1.0, -1.0, 0.5)), expected, rtol=1e-5
-  )
+  found = steps_of(optimizer, gradients)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_weight_decay_drops_where_it_is_told_to():
-  optimizer = constant(
-    'sgd',
-    1.0,
-    momentum=0.0,
-    nesterov=False,
-    weight_decay=0.5,
-    weight_decay_drop_at_steps=(1, 3),
-    weight_decay_drop_factor=0.1,
-  )
+  decay = {'weight_decay': 0.5, 'weight_decay_drop_factor': 0.1}
+  decay['weight_decay_drop_at_steps'] = 1, 3
+  optimizer = constant('sgd', 1.0, momentum=0.0, nesterov=False, **decay)
   weights = [2.0]
   for decay in (0.5, 0.05, 0.05, 0.005):
     weights.append(weights[-1] * (1 - decay))
-  np.testing.assert_allclose(
-    steps_of(optimizer, [0.0] * 4), weights[1:], rtol=1e-5
-  )
+  found = steps_of(optimizer, [0.0] * 4)
+  np.testing.assert_allclose(found, weights[1:], rtol=1e-5)
 
 
 def test_lars_gives_matrices_a_rate_of_their_own_and_nothing_else():
