@@ -55,10 +55,9 @@ def test_every_experiment_has_the_paper_s_scale_and_smaller_ones(name):
   assert name in config_lib.names()
   variants = config_lib.variants_of(name)
   assert variants == ('', 'reduced', 'laptop', 'smoke')
-  sizes = []
-  for variant in variants:
-    config = config_lib.load(f'{name}:{variant}'.rstrip(':'))
-    sizes.append(config.num_steps * config.batch_size)
+  labels = [f'{name}:{variant}'.rstrip(':') for variant in variants]
+  configs = map(config_lib.load, labels)
+  sizes = [config.num_steps * config.batch_size for config in configs]
   assert sizes == sorted(set(sizes), reverse=True)
 
 
@@ -165,12 +164,8 @@ def test_overrides_are_what_differs_and_what_follows_from_it(
   [
     (
       'cifar10',
-      {
-        'image_shape': (32, 32, 3),
-        'num_classes': 10,
-        'train_split': 'train[:15000]',
-        'eval_split': 'test',
-      },
+      {'image_shape': (32, 32, 3), 'num_classes': 10, 'eval_split': 'test'}
+      | {'train_split': 'train[:15000]'},
     ),
     ('cifar100:3.0.2', {'num_classes': 100}),
     ('kmnist', {}),
@@ -239,13 +234,8 @@ def test_a_command_that_makes_no_sense_is_one_sentence(parse, arguments, said):
 def test_flags_may_be_typed_with_dashes_and_dashes_in_values_stay(
   parse, spelling
 ):
-  parse(
-    SMOKE,
-    spelling,
-    '--workdir=a-b--c',
-    '--config.data.data_dir=d-e',
-    '--config.num_devices=1',
-  )
+  overrides = ('--config.data.data_dir=d-e', '--config.num_devices=1')
+  parse(SMOKE, spelling, '--workdir=a-b--c', *overrides)
   assert flags.FLAGS.allow_code_change is True
   assert flags.FLAGS.overwrite is False
   assert flags.FLAGS.workdir == 'a-b--c'
@@ -269,6 +259,6 @@ def test_list_shows_every_name_with_its_variants_and_what_it_is(parse, capsys):
 
 def test_no_config_is_one_sentence(parse, capsys):
   assert run.main(parse()) == 2
-  captured = capsys.readouterr()
-  assert captured.err.count('\n') == 1
-  assert '--config=NAME is missing' in captured.err
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  assert '--config=NAME is missing' in error
