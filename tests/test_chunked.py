@@ -1,6 +1,7 @@
 """The chunked loss: values and gradients of the plain one, and no big array."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -35,17 +36,13 @@ MODEL = Model(
 
 def weights(seed, words=WORDS, width=WIDTH, dtype=np.float32):
   rng = np.random.default_rng(seed)
-  shapes = {
-    'embedding': (words, width),
-    'kernel': (width, words),
-    'bias': (words,),
+  shapes = {'embedding': (words, width), 'kernel': (width, words)}
+  shapes['bias'] = (words,)
+  params = {
+    name: jnp.asarray(rng.normal(size=shape), dtype)
+    for name, shape in shapes.items()
   }
-  return {
-    'params': {
-      name: jnp.asarray(rng.normal(size=shape), dtype)
-      for name, shape in shapes.items()
-    }
-  }
+  return {'params': params}
 
 
 def batch_of(shape, words=WORDS, seed=5):
@@ -58,19 +55,11 @@ def batch_of(shape, words=WORDS, seed=5):
 
 def valued(mesh, chunk, peers=2, **changes):
   """(params, peers, batch) → value, metrics."""
-  descended = make_objective(
-    MODEL,
-    dataclasses.replace(
-      losses.ALGORITHM_1,
-      **{
-        'task_weight': 0.7,
-        'distill_weight': 1.3,
-        'loss_chunk_tokens': chunk,
-        **changes,
-      },
-    ),
-    mesh,
+  settings = {'task_weight': 0.7, 'distill_weight': 1.3, **changes}
+  descent = dataclasses.replace(
+    losses.ALGORITHM_1, loss_chunk_tokens=chunk, **settings
   )
+  descended = make_objective(MODEL, descent, mesh)
   distill = peers > 0 or changes.get('constant_targets') is not None
   key = jax.random.key_data(jax.random.key(0))
 
@@ -94,11 +83,8 @@ def descent(*arguments, **changes):
 
 def assert_close(one, other, rtol=2e-5):
   assert jax.tree.structure(one) == jax.tree.structure(other)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6),
-    one,
-    other,
-  )
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-6)
+  jax.tree.map(close, one, other)
 
 
 @pytest.mark.parametrize(

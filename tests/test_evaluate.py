@@ -85,13 +85,10 @@ def test_every_example_counts_once_and_is_written_in_order(
     for one in members
   ]
   mean = np.mean(probs, axis=0)
-  scores = [
-    (
-      np.mean(p.argmax(-1) == LABELS),
-      -np.log(p[np.arange(EXAMPLES), LABELS]).mean(),
-    )
-    for p in [*probs, mean]
-  ]
+  scores = []
+  for p in [*probs, mean]:
+    loss = -np.log(p[np.arange(EXAMPLES), LABELS]).mean()
+    scores.append((np.mean(p.argmax(-1) == LABELS), loss))
   assert result.num_examples == EXAMPLES
   np.testing.assert_allclose(result.members, scores[:num_members], rtol=1e-5)
   if num_members == 1:
@@ -179,11 +176,8 @@ def text(lanes, tokens, length):
   labels = np.zeros((lanes, tokens), np.int32)
   for start in range(0, tokens, length):
     part = slice(start, start + length)
-    yield {
-      'inputs': labels[:, part],
-      'labels': labels[:, part],
-      'mask': mask[:, part],
-    }
+    zeros = labels[:, part]
+    yield {'inputs': zeros, 'labels': zeros, 'mask': mask[:, part]}
 
 
 def loss_by_hand(gain, seen):
@@ -211,16 +205,11 @@ def test_memory_is_carried_and_the_gap_is_that_by_hand(
   for member, (gain, start) in enumerate(zip(gains, carried, strict=True)):
     zero = loss_by_hand(gain, np.tile(seen, (lanes, 1)))
     warm = loss_by_hand(gain, np.asarray(start)[[0, 1, 2, 0], None] + seen)
-    np.testing.assert_allclose(
-      result.members[member].task_loss,
-      (zero * mask).sum() / mask.sum(),
-      rtol=1e-5,
-    )
-    np.testing.assert_allclose(
-      result.memory_gap[member],
-      ((zero - warm) * asked).sum() / asked.sum(),
-      rtol=1e-4,
-    )
+    loss, gap = result.members[member].task_loss, result.memory_gap[member]
+    wanted = (zero * mask).sum() / mask.sum()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    wanted = ((zero - warm) * asked).sum() / asked.sum()
+    np.testing.assert_allclose(gap, wanted, rtol=1e-4)
   assert result.memory_gap[0] > 0.01 > -0.01 > result.memory_gap[1]
   assert result.num_examples == mask.sum()
   # Asking for the gap changes nothing else.

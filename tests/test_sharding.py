@@ -86,9 +86,8 @@ def test_each_device_gets_its_rows_and_together_they_are_the_batch(order):
     assert jax.jit(jax.numpy.mean)(array) == whole[key].mean()
     for place, device in enumerate(mesh.devices):
       [shard] = [s for s in array.addressable_shards if s.device == device]
-      np.testing.assert_array_equal(
-        shard.data, whole[key][2 * place : 2 * place + 2]
-      )
+      rows = whole[key][2 * place : 2 * place + 2]
+      np.testing.assert_array_equal(shard.data, rows)
 
 
 @pytest.mark.parametrize('num_devices', [1, 4])
@@ -99,10 +98,8 @@ def test_microbatches_take_from_every_device_and_come_back(num_devices):
   parts = divide(batch)['x']
   assert parts.shape == (2, 8)
   for shard in parts.addressable_shards:
-    [rows] = [
-      one.data for one in batch['x'].addressable_shards
-      if one.device == shard.device
-    ]  # fmt: skip
+    whole = batch['x'].addressable_shards
+    [rows] = [one.data for one in whole if one.device == shard.device]
     np.testing.assert_array_equal(np.ravel(shard.data), rows)
   back = jax.jit(lambda tree: sharding.from_microbatches(tree, mesh))
   np.testing.assert_array_equal(back({'x': parts})['x'], np.arange(16))
