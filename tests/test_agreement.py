@@ -12,8 +12,7 @@ from codistill import hosts
 from codistill.exchange.folder.agreement import Agreement, Proposal
 from codistill.exchange.memory import Copy
 
-PROCESSES = 3
-MEMBERS = 3
+PROCESSES = MEMBERS = 3
 PEER = 1
 
 
@@ -35,6 +34,12 @@ class Processes:
     told = np.stack(self._told)
     self._barrier.wait()
     return told
+
+  def are_free(self):
+    return all(
+      process.is_free(PEER) and process.wanted(PEER) is None
+      for process in self.all
+    )
 
   def meet(self, reloads=(0,) * PROCESSES):
     """What comes of a meeting: the same for all processes, or it fails."""
@@ -58,7 +63,6 @@ class Processes:
     return outcomes[0]
 
   def load(self, process, proposal, peer=PEER):
-    """As a thread that reads does, once it has what it was to load."""
     incarnation, step = proposal
     variables = {'step': step, 'process': self.all.index(process)}
     process.loaded(peer, step, Copy(variables, True, 0.5, incarnation))
@@ -85,13 +89,7 @@ FIRST, SECOND = Proposal(1, 10), Proposal(1, 20)
 
 
 def test_what_the_first_has_teaches_when_the_slowest_has_it(processes):
-  def all_are_free():
-    return all(
-      process.is_free(PEER) and process.wanted(PEER) is None
-      for process in processes.all
-    )
-
-  assert all_are_free()
+  assert processes.are_free()
   processes.propose(FIRST)
   quick, slow = processes.others
   processes.load(quick, FIRST)
@@ -102,7 +100,7 @@ def test_what_the_first_has_teaches_when_the_slowest_has_it(processes):
     assert not processes.first.is_free(PEER)
   processes.load(slow, FIRST)
   assert processes.meet().agreed == {PEER: FIRST}
-  assert all_are_free()
+  assert processes.are_free()
   # Once; and the draw of neighbours is that of the first.
   assert processes.meet(reloads=(4, 3, 9)) == ({}, (), 4)
 
@@ -114,9 +112,7 @@ def test_one_that_cannot_load_it_drops_it_everywhere(processes):
   unable.failed(PEER)
   assert processes.meet()[:2] == ({}, (PEER,))
   # Nobody holds on to it, and the first looks for another.
-  for process in processes.all:
-    assert process.is_free(PEER)
-    assert process.wanted(PEER) is None
+  assert processes.are_free()
   assert processes.meet().failed == ()
   processes.propose(SECOND)
   processes.follow(SECOND)

@@ -1,5 +1,6 @@
 """One job at a time: who is alive, who is dead, who has been replaced."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -27,7 +28,6 @@ def path(tmp_path):
 
 @pytest.fixture
 def make(path):
-  """Leases that are given back at the end."""
   made = []
 
   def make(timeout_s=60.0, **notes):
@@ -58,11 +58,10 @@ def until(condition):
 def test_a_second_job_is_refused_while_the_first_lives(make):
   first = make()
   assert first.acquire() == 1
-  with pytest.raises(LeaseHeldError) as caught:
+  said = 'another process is at work on member 1: '
+  said += f'pid {os.getpid()} .*lease_timeout_s'
+  with pytest.raises(LeaseHeldError, match=said):
     make().acquire()
-  assert 'another process is at work on member 1' in str(caught.value)
-  assert f'pid {os.getpid()}' in str(caught.value)
-  assert 'lease_timeout_s' in str(caught.value)
   # Each life has the next number.
   first.release()
   second = make()
@@ -77,8 +76,8 @@ def test_what_is_returned_says_so_and_keeps_its_notes(make, path):
   lease.note(step=50)
   found = until(lambda: (f := read_lease(path)).get('step') == 50 and f)
   assert is_held(path, found)
-  assert (found['step'], found['incarnation']) == (50, 1)
-  assert (found['pid'], found['timeout_s']) == (os.getpid(), 60.0)
+  said = {'incarnation': 1, 'pid': os.getpid(), 'timeout_s': 60.0}
+  assert found.items() >= said.items()
   lease.release(step=60)
   found = read_lease(path)
   assert not is_held(path, found)
@@ -117,16 +116,14 @@ ELSEWHERE = {'host': 'elsewhere', 'nonce': 'another'}
     # Its number is that of a process which began at another time.
     ({'process_started': 1.0}, 0, False),
     ({'pid': 2**22}, 0, False),
-    # A process of this host that hangs.
     ({}, 50, True),
-    ({}, 70, False),
+    ({}, 70, False),  # A process of this host that hangs.
     (ELSEWHERE, 50, True),
     (ELSEWHERE, 70, False),
-    # It promised fewer signs of life.
+    # It promised fewer signs of life; its clock is its own; numbers of
+    # processes mean nothing in another container.
     ({**ELSEWHERE, 'timeout_s': 600.0}, 100, True),
-    # Its clock is its own.
     ({**ELSEWHERE, 'heartbeat': '1999-01-01T00:00:00+00:00'}, 0, True),
-    # Numbers of processes mean nothing in another container.
     ({'pid_namespace': 'pid:[1]', 'pid': 2**22}, 0, True),
   ],
 )
@@ -138,10 +135,7 @@ def test_a_holder_is_dead_or_lives(make, path, changes, seconds, lives):
   for probe in (True, False):
     timeout_s = 0.0 if 'timeout_s' in changes else 60.0
     assert is_held(path, read_lease(path), timeout_s, probe=probe) == lives
-  if lives:
-    with pytest.raises(LeaseHeldError):
-      make().acquire()
-  else:
+  with pytest.raises(LeaseHeldError) if lives else contextlib.nullcontext():
     assert make().acquire() == 2
 
 
@@ -160,7 +154,6 @@ def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
 
 
 def test_whoever_was_replaced_does_not_take_it_back(make, path):
-  """Even if its successor has come and gone."""
   first = make()
   first.acquire()
   change(path, held=False)
@@ -205,7 +198,12 @@ def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
   assert held(path)
 
 
-def test_garbage_holds_nothing(make, path):
+def test_garbage_and_what_is_not_there_hold_nothing(make, path):
+  assert read_lease(path) == {}
+  assert not held(path)
+  assert not path.parent.exists()
+  with pytest.raises(ValueError, match='lease_timeout_s must be positive'):
+    make(timeout_s=0.0)
   path.parent.mkdir()
   # All keys, and nonsense in them.
   nonsense = json.dumps(dict.fromkeys(_KINDS, 'x') | {'held': True})
@@ -214,11 +212,3 @@ def test_garbage_holds_nothing(make, path):
     assert read_lease(path) == {}
     assert not held(path)
   assert make().acquire() == 1
-
-
-def test_nobody_holds_what_is_not_there(make, path):
-  assert read_lease(path) == {}
-  assert not held(path)
-  assert not path.parent.exists()
-  with pytest.raises(ValueError, match='lease_timeout_s must be positive'):
-    make(timeout_s=0.0)

@@ -1,7 +1,7 @@
 """Which peers may teach, and the loss that is published."""
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,41 +11,35 @@ from codistill.exchange.rules import ANY_PEER, Rules, TaskLosses
 
 
 @pytest.mark.parametrize(
-  ('age', 'objection'), [(-7, None), (0, None), (20, None), (21, 'old')]
+  ('age', 'theirs', 'mine', 'objection'),
+  [
+    (-7, None, None, None),
+    (0, None, None, None),
+    (20, None, None, None),
+    (21, None, None, 'old'),
+    (0, 0.1, 5.0, None),  # A peer that is far better is a good teacher.
+    (0, 1.5, 0.5, None),
+    (0, 1.6, 0.5, 'worse'),
+    (0, None, 0.5, None),
+    (0, 99.0, None, None),
+    # A student that is ill itself has nothing to compare with.
+    (0, 99.0, float('nan'), None),
+  ],
 )
-def test_a_peer_is_too_old_beyond_the_limit(age, objection):
-  assert Rules(max_age_steps=20).objection(age, None, None) == objection
+def test_a_peer_is_too_old_or_too_bad_beyond_the_limit(
+  age, theirs, mine, objection
+):
+  rules = Rules(max_age_steps=20, max_task_loss_ratio=3.0)
+  assert rules.objection(age, theirs, mine) == objection
   # By default any peer may teach.
   assert ANY_PEER.objection(10**9 * age, 1e9, 1e-9) is None
 
 
-@pytest.mark.parametrize(
-  ('theirs', 'mine', 'objection'),
-  [
-    (0.1, 5.0, None),  # A peer that is far better is a good teacher.
-    (1.5, 0.5, None),
-    (1.6, 0.5, 'worse'),
-    (None, 0.5, None),
-    (99.0, None, None),
-    # A student that is ill itself has nothing to compare with.
-    (99.0, float('nan'), None),
-  ],
-)
-def test_a_peer_is_too_bad_beyond_the_ratio(theirs, mine, objection):
-  rules = Rules(max_task_loss_ratio=3.0)
-  assert rules.objection(0, theirs, mine) == objection
-
-
-@pytest.mark.parametrize(
-  ('limits', 'said'),
-  [
-    ({'max_age_steps': -1}, 'max_age_steps must not be negative'),
-    ({'max_task_loss_ratio': 0.5}, 'max_task_loss_ratio must be at least 1'),
-  ],
-)
-def test_limits_that_no_peer_could_meet_are_refused(limits, said):
-  with pytest.raises(ValueError, match=said):
-    Rules(**limits)
+def test_limits_that_no_peer_could_meet_are_refused():
+  with pytest.raises(ValueError, match='max_age_steps must not be negative'):
+    Rules(max_age_steps=-1)
+  with pytest.raises(ValueError, match='max_task_loss_ratio must be at least'):
+    Rules(max_task_loss_ratio=0.5)
 
 
 def test_what_is_published_is_the_mean_since_the_last_time():
@@ -72,13 +66,11 @@ def test_what_is_published_is_the_mean_since_the_last_time():
 def test_a_mean_goes_on_after_a_resume_bit_for_bit(stop):
   values = np.random.default_rng(0).random(7).astype(np.float32)
   whole, before, after = TaskLosses(), TaskLosses(), TaskLosses()
-  for loss in values:
-    whole.add(0, jnp.asarray(loss))
-  for loss in values[:stop]:
-    before.add(0, jnp.asarray(loss))
-  after.from_json(before.to_json())
-  for loss in values[stop:]:
-    after.add(0, jnp.asarray(loss))
+  for number, loss in enumerate(values):
+    if number == stop:
+      after.from_json(before.to_json())
+    for losses in (whole, before if number < stop else after):
+      losses.add(0, jnp.asarray(loss))
   assert float(after.publish(0)) == float(whole.publish(0))
 
 
@@ -99,12 +91,6 @@ def test_two_threads_that_ask_at_once_are_told_the_same():
   losses = TaskLosses()
   for _ in range(5):
     losses.add(0, Slow())
-  mean, told = losses.publish(0), []
-  threads = [
-    threading.Thread(target=lambda: told.append(float(mean))) for _ in range(4)
-  ]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert told == [3.0] * 4
+  mean = losses.publish(0)
+  with ThreadPoolExecutor(4) as pool:
+    assert list(pool.map(float, [mean] * 4)) == [3.0] * 4
