@@ -1,7 +1,7 @@
 """Members that meet in a folder without waiting: what they see, and when.
 
-What synchronous members see is in the table of tests/test_exchange.py, and
-that whole runs agree in tests/test_apart.py.
+What synchronous members see: tests/test_exchange.py; whole runs:
+tests/test_apart.py.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from codistill.exchange.folder.waiter import (
 )
 from codistill.exchange.rules import ANY_PEER, Rules
 
-LONG = 60.0  # Seconds; nothing takes that long unless it is broken.
+LONG = 60.0  # Seconds; nothing takes that long.
 SETTINGS = Settings(reload_interval_steps=1, poll_interval_s=0.02, keep_s=0.0)
 
 
@@ -38,11 +38,23 @@ def variables(member, step):
   }
 
 
+def on_device(tree):
+  return jax.tree.map(jnp.asarray, tree)
+
+
 def offer(exchange, member, step, loss=None, tree=None):
-  """As a train loop does: arrays of the device."""
-  tree = variables(member, step) if tree is None else tree
-  loss = None if loss is None else jnp.float32(loss)
-  exchange.offer(member, step, jax.tree.map(jnp.asarray, tree), loss)
+  tree = on_device(tree or variables(member, step))
+  exchange.offer(member, step, tree, None if loss is None else np.float32(loss))
+
+
+def publish(exchange, *what, **more):
+  offer(exchange, *what, **more)
+  assert exchange._publisher.flush(LONG)
+
+
+def said(step, member=1, **notes):
+  said = Notes(member, step, 1, time.time(), None, 'ours', 'float32', 40)
+  return said._replace(**notes)
 
 
 class Meeting:
@@ -59,7 +71,7 @@ class Meeting:
       topology.make_topology(graph, members),
       dataclasses.replace(SETTINGS, **settings),
       members=mine,
-      like=jax.tree.map(jnp.asarray, variables(0, 0)) if like is None else like,
+      like=like or on_device(variables(0, 0)),
       rules=rules,
       config_hash='ours',
     )
@@ -68,9 +80,8 @@ class Meeting:
 
   def publish(self, step, member=1, tree=None, **notes):
     """As a member elsewhere does."""
-    tree = variables(member, step) if tree is None else tree
-    said = Notes(member, step, 1, time.time(), None, 'ours', 'float32', 40)
-    publication.write(self.of(member), tree, said._replace(**notes))
+    tree = tree or variables(member, step)
+    publication.write(self.of(member), tree, said(step, member, **notes))
 
   def of(self, member=1):
     return self.folder / str(member)
@@ -82,9 +93,8 @@ class Meeting:
     """Has another job write the lease; the exchange has looked by then."""
     lease = exchange._publisher._leases[member]
     lease.beat()  # So that it writes no more by itself.
-    said = json.loads(lease.path.read_text())
-    lease.path.write_text(json.dumps(said | {'nonce': 'x', **changes}))
-    return lease
+    found = json.loads(lease.path.read_text())
+    lease.path.write_text(json.dumps(found | {'nonce': 'x', **changes}))
 
   def close(self):
     for exchange in self._made:
@@ -135,11 +145,10 @@ def events(exchange, member=0):
 def happened(exchange, event, member=0, times=1):
   """Waits until it has."""
 
-  def now():
-    kinds = [one['event'] for one in events(exchange, member)]
-    return kinds.count(event) >= times
+  def count():
+    return [one['event'] for one in events(exchange, member)].count(event)
 
-  until(now, event)
+  until(lambda: count() >= times, event)
 
 
 def messages(exchange, member=0):
@@ -155,8 +164,8 @@ def test_nobody_there_is_no_peer(meeting):
   exchange = meeting.make(0, members=3)
   assert exchange.freshest(0, 5) == ()
   account = exchange.account(0)
-  assert account.left_out == {1: 'absent', 2: 'absent'}
-  assert account.failed_loads == 0
+  absent = {1: 'absent', 2: 'absent'}
+  assert (account.left_out, account.failed_loads) == (absent, 0)
 
 
 def test_the_freshest_finished_copy_teaches_whatever_its_step(meeting):
@@ -171,8 +180,7 @@ def test_the_freshest_finished_copy_teaches_whatever_its_step(meeting):
   sees(reader, 0)
   for step in (1, 2, 3):
     offer(writer, 1, step, step)
-  # Ahead of its student, by two steps.
-  sees(reader, 3)
+  sees(reader, 3)  # Ahead of its student, by two steps.
   assert left_out(reader) == {}
   for leaf in jax.tree.leaves(reader.freshest(0, 1)[0].variables):
     assert leaf.sharding == place
@@ -186,35 +194,27 @@ def test_a_graph_that_is_redrawn_is_followed(meeting):
   assert set(drawn) == {(1,), (2,)}
   reader = meeting.make(0, members=3, graph='random', reload_interval_steps=10)
 
-  def held():
+  def teach(step, teachers):
+    # Those who teach no more need no memory.
     copies = reader.publications().variables
-    return [member for member, steps in copies.items() if steps]
+    held = tuple(member for member, steps in copies.items() if steps)
+    teach = tuple(peer.member for peer in reader.freshest(0, step))
+    return teach == held == teachers
 
-  for reload, teachers in enumerate(drawn):
-    step = 10 * reload + 1
+  for step, teachers in zip(range(1, 61, 10), drawn, strict=True):
     # The old ones teach until the new ones are there: never none.
-    if reload:
-      assert reader.freshest(0, step)
-    # And those who teach no more need no memory.
-    until(
-      lambda step=step, teachers=teachers: (
-        [peer.member for peer in reader.freshest(0, step)]
-        == held()
-        == list(teachers)
-      ),
-      f'{teachers} to teach',
-    )
+    assert reader.freshest(0, step) or step == 1
+    until(lambda now=(step, teachers): teach(*now), f'{teachers} to teach')
 
 
 def test_only_every_kth_step_is_published(meeting):
   writer = meeting.make(1, reload_interval_steps=4, keep_publications=9)
   for step in range(10):
-    offer(writer, 1, step, step)
-    assert writer._publisher.flush(LONG)
+    publish(writer, 1, step, step)
   assert meeting.steps() == [0, 4, 8]
   notes = publication.read_notes(meeting.of() / '8')
   # The loss is that of steps 5 to 8.
-  assert notes == Notes(1, 8, 1, notes.wall_time, 6.5, 'ours', 'float32', 40)
+  assert notes == said(8, wall_time=notes.wall_time, task_loss=6.5)
   assert abs(notes.wall_time - time.time()) < 2 * LONG
 
 
@@ -235,13 +235,12 @@ def test_a_peer_is_left_out_while_it_is_too_old_or_far_worse(meeting):
 
 def test_what_is_not_finite_is_not_published(meeting):
   writer = meeting.make(1)
-  offer(writer, 1, 0)
-  assert writer._publisher.flush(LONG)
+  publish(writer, 1, 0)
   broken = variables(1, 1)
   broken['params']['w'][2, 1] = np.nan
-  offer(writer, 1, 1, tree=broken)
+  publish(writer, 1, 1, tree=broken)
   happened(writer, 'refuse', 1)
-  offer(writer, 1, 2, np.inf)
+  publish(writer, 1, 2, np.inf)
   happened(writer, 'refuse', 1, times=2)
   assert meeting.steps() == [0]
   assert messages(writer, 1) == [
@@ -255,11 +254,13 @@ def other_names(step):
   return tree
 
 
+def save(meeting, step, **more):
+  publication.ocp.save(meeting.of() / str(step), variables(1, step), **more)
+
+
 def other_numbers(meeting, step):
-  notes = Notes(1, step, 1, time.time(), None, 'ours', 'float32', 40)
-  said = {**notes._asdict(), 'checksum': 0}
-  path, tree = meeting.of() / str(step), variables(1, step)
-  publication.ocp.save(path, tree, custom_metadata=said)
+  notes = {**said(step)._asdict(), 'checksum': 0}
+  save(meeting, step, custom_metadata=notes)
 
 
 # What a member may find in the folder of another, and what it says then.
@@ -270,27 +271,22 @@ SPOILT = (
   ('of another config', lambda m, s: m.publish(s, config_hash='theirs')),
   ('not finite', lambda m, s: m.publish(s, tree=variables(np.nan, s))),
   ('cannot be read', lambda m, s: (m.of() / str(s)).mkdir()),
-  (
-    'cannot be read',
-    lambda m, s: publication.ocp.save(m.of() / str(s), variables(1, s)),
-  ),
+  ('cannot be read', save),
 )
 
 
 def test_what_is_not_for_us_leaves_the_old_copy(meeting):
   meeting.publish(0)
   reader = meeting.make(0)
-  for number, (said, spoil) in enumerate(SPOILT):
+  for number, (words, spoil) in enumerate(SPOILT):
     good, bad = 2 * number, 2 * number + 1
     # The next good one is taken all the same.
     sees(reader, good)
-    failed = reader.account(0).failed_loads
     spoil(meeting, bad)
-    until(
-      lambda failed=failed: reader.account(0).failed_loads >= failed + 2, said
-    )
+    enough = reader.account(0).failed_loads + 2
+    until(lambda n=enough: reader.account(0).failed_loads >= n, words)
     assert f'/1/{bad} ' in reader._reader.why(1)
-    assert said in reader._reader.why(1)
+    assert words in reader._reader.why(1)
     sees(reader, good)
     publication.remove(meeting.of() / str(bad))
     meeting.publish(bad + 1)
@@ -301,8 +297,8 @@ def test_a_failure_is_said_once_and_attempts_become_rarer(meeting):
   (meeting.of() / '9').mkdir(parents=True)
   reader = meeting.make(0)
   happened(reader, 'failed load', times=4)
-  [said] = messages(reader)
-  assert '/1/9 cannot be read' in said
+  [message] = messages(reader)
+  assert '/1/9 cannot be read' in message
   assert reader.account(0).failed_loads >= 4
   [(_, pause)] = reader._reader._patience.values()
   assert pause >= 8 * 0.02
@@ -346,14 +342,12 @@ def test_the_newest_life_counts_not_the_highest_step(meeting):
   sees(reader, 30)
   # It resumed at 15; its lease was lost with its disk, but not this folder.
   writer = meeting.make(1, keep_publications=2)
-  offer(writer, 1, 20, tree=variables(7, 7))
-  assert writer._publisher.flush(LONG)
+  publish(writer, 1, 20, tree=variables(7, 7))
   assert publication.read_notes(meeting.of() / '20').incarnation == 2
   until(lambda: seen_by(reader) == [20])
   [peer] = reader.freshest(0, 1)
   np.testing.assert_array_equal(peer.variables['params']['w'], 707.0)
-  offer(writer, 1, 25)
-  assert writer._publisher.flush(LONG)
+  publish(writer, 1, 25)
   # What the first life left behind goes first.
   assert meeting.steps() == [20, 25]
   sees(reader, 25)
@@ -393,15 +387,14 @@ def test_whoever_has_been_replaced_stops_and_undoes_nothing(meeting):
   old = meeting.make(1)
   with pytest.raises(LeaseHeldError, match='member 1 in'):
     meeting.make(1)
-  offer(old, 1, 5)
+  publish(old, 1, 5)
   happened(old, 'publish', 1)
-  lease = meeting.take_over(old, 1, incarnation=2)
+  meeting.take_over(old, 1, incarnation=2)
   meeting.publish(7, incarnation=2)
   # It was suspended: its last beat was before that.
-  offer(old, 1, 6)
+  publish(old, 1, 6)
   happened(old, 'failed publish', 1)
   assert meeting.steps() == [5, 7]
-  lease.beat()
   for ask in (lambda: offer(old, 1, 8), lambda: old.freshest(1, 8)):
     with pytest.raises(LeaseLostError, match='taken over member 1'):
       ask()
@@ -458,11 +451,9 @@ def test_the_newest_few_stay_and_the_young(meeting):
   writer = meeting.make(1, keep_publications=2)
   patient = meeting.make(0, keep_publications=2, keep_s=1000.0)
   for step in range(4):
-    for member, exchange in ((1, writer), (0, patient)):
-      offer(exchange, member, step)
-      assert exchange._publisher.flush(LONG)
-  assert meeting.steps(1) == [2, 3]
-  assert meeting.steps(0) == [0, 1, 2, 3]
+    publish(writer, 1, step)
+    publish(patient, 0, step)
+  assert (meeting.steps(0), meeting.steps(1)) == ([0, 1, 2, 3], [2, 3])
   # An earlier run is forgotten by its own member only.
   patient.forget()
   assert (meeting.steps(0), meeting.steps(1)) == ([], [2, 3])
@@ -472,12 +463,10 @@ def test_a_folder_that_cannot_be_written_stops_nobody(meeting, monkeypatch):
   writer = meeting.make(1)
   with monkeypatch.context() as patch:
     patch.setattr(publication, 'write', no_disk)
-    offer(writer, 1, 0)
-    happened(writer, 'failed publish', 1)
-    assert messages(writer, 1) == [
-      'member 1 cannot publish: OSError no more disk'
-    ]
-    assert writer._publisher.flush(LONG)
+    publish(writer, 1, 0)
+  happened(writer, 'failed publish', 1)
+  [message] = messages(writer, 1)
+  assert message == 'member 1 cannot publish: OSError no more disk'
   offer(writer, 1, 1)
   happened(writer, 'publish', 1)
 
@@ -487,10 +476,9 @@ def test_a_folder_that_cannot_be_written_stops_nobody(meeting, monkeypatch):
 
 def test_a_synchronous_member_waits_no_longer_than_it_was_told(meeting):
   exchange = meeting.make(0, synchronous=True, wait_timeout_s=0.1)
-  with pytest.raises(PeerTimeoutError) as caught:
+  words = 'member 1 has not published step 0.*codistill.wait_timeout_s'
+  with pytest.raises(PeerTimeoutError, match=words):
     exchange.freshest(0, 1)
-  assert 'member 1 has not published step 0' in str(caught.value)
-  assert 'codistill.wait_timeout_s' in str(caught.value)
   # And says why it waited in vain.
   meeting.publish(0, config_hash='theirs')
   with pytest.raises(PeerTimeoutError, match='/1/0 is of another config'):
@@ -545,25 +533,25 @@ def test_a_member_that_has_withdrawn_holds_nobody_s_copies(meeting):
     if step == 1:
       exchange.withdraw(2)
   held = exchange.publications().variables
-  assert {m: len(steps) for m, steps in held.items()} == {0: 1, 1: 1, 2: 1}
+  assert [len(held[member]) for member in range(3)] == [1, 1, 1]
   assert len(exchange._reader._notes) <= 6
 
 
 @pytest.mark.parametrize(
-  ('keywords', 'said'),
+  ('key', 'value', 'words'),
   [
-    ({'delay_steps': 1}, 'set synchronous, or delay_steps to 0'),
-    ({'delay_steps': -1}, 'delay_steps must not be negative'),
-    ({'reload_interval_steps': 0}, 'must be at least 1'),
-    ({'publish_precision': 'int4'}, 'publish_precision'),
-    ({'teacher_precision': 'int4'}, 'teacher_precision'),
-    ({'keep_publications': 1}, 'keep_publications is 1'),
-    ({'keep_s': -1.0}, 'keep_s must not be negative'),
-    ({'poll_interval_s': -1.0}, 'poll_interval_s must not be negative'),
-    ({'wait_timeout_s': -1.0}, 'wait_timeout_s must not be negative'),
-    ({'lease_timeout_s': 0.0}, 'lease_timeout_s must be positive'),
+    ('delay_steps', 1, 'set synchronous, or delay_steps to 0'),
+    ('delay_steps', -1, 'delay_steps must not be negative'),
+    ('reload_interval_steps', 0, 'must be at least 1'),
+    ('publish_precision', 'int4', 'publish_precision'),
+    ('teacher_precision', 'int4', 'teacher_precision'),
+    ('keep_publications', 1, 'keep_publications is 1'),
+    ('keep_s', -1.0, 'keep_s must not be negative'),
+    ('poll_interval_s', -1.0, 'poll_interval_s must not be negative'),
+    ('wait_timeout_s', -1.0, 'wait_timeout_s must not be negative'),
+    ('lease_timeout_s', 0.0, 'lease_timeout_s must be positive'),
   ],
 )
-def test_numbers_out_of_range_are_refused(keywords, said):
-  with pytest.raises(ValueError, match=said):
-    dataclasses.replace(SETTINGS, **keywords)
+def test_numbers_out_of_range_are_refused(key, value, words):
+  with pytest.raises(ValueError, match=words):
+    dataclasses.replace(SETTINGS, **{key: value})

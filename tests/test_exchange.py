@@ -49,21 +49,20 @@ def rounded(member, step, published, held):
   offered = numbers(member, step)
   if (published, held) == (FULL, FULL):
     return offered
-  return jax.device_get(
-    precision.convert(
-      precision.encode(offered, published), offered, published, held
+  sent = precision.encode(offered, published)
+  return jax.device_get(precision.convert(sent, offered, published, held))
+
+
+def look(exchange, member, step):
+  """Whose copies a member sees, and of when; they are what was offered."""
+  peers = exchange.freshest(member, step)
+  for peer in peers:
+    jax.tree.map(
+      functools.partial(np.testing.assert_array_equal, strict=True),
+      jax.device_get(peer.variables),
+      rounded(peer.member, peer.step, *exchange.precisions),
     )
-  )
-
-
-def assert_is_publication(exchange, peer):
-  expected = rounded(peer.member, peer.step, *exchange.precisions)
-
-  def same(found, wanted):
-    assert found.dtype == wanted.dtype
-    np.testing.assert_array_equal(found, wanted)
-
-  jax.tree.map(same, jax.device_get(peer.variables), expected)
+  return [(peer.member, peer.step) for peer in peers]
 
 
 class Kind(NamedTuple):
@@ -81,39 +80,37 @@ class Kind(NamedTuple):
 PLAIN = Kind()
 
 
-def in_memory(kind=PLAIN, members=3, immediate=False, before=None):
-  exchange = InMemoryExchange(
-    kind.make_graph(members),
-    reload_interval_steps=kind.interval,
-    delay_steps=kind.delay,
-    immediate=immediate,
-    rules=ANY_PEER,
-    publish_precision=kind.precisions[0],
-    teacher_precision=kind.precisions[1],
-  )
+def numbers_of(kind):
+  return {
+    'reload_interval_steps': kind.interval,
+    'delay_steps': kind.delay,
+    'publish_precision': kind.precisions[0],
+    'teacher_precision': kind.precisions[1],
+  }
+
+
+def in_memory(kind=PLAIN, members=3, before=None, immediate=False):
+  graph, more = kind.make_graph(members), numbers_of(kind)
+  more |= {'immediate': immediate, 'rules': ANY_PEER}
+  exchange = InMemoryExchange(graph, **more)
   exchange.precisions = kind.precisions
   return exchange
 
 
 def in_folder(kind, members=3, before=None):
   """All members in this process, synchronous; in the folder of `before`."""
-  if before is None:
-    folder = tempfile.mkdtemp(prefix='exchange-')
-  else:
-    folder = before.folder
+  if before is not None:
     before.__exit__()
+  folder = before.folder if before else tempfile.mkdtemp(prefix='exchange-')
   exchange = CheckpointExchange(
     folder,
     kind.make_graph(members),
     Settings(
-      reload_interval_steps=kind.interval,
-      delay_steps=kind.delay,
-      publish_precision=kind.precisions[0],
-      teacher_precision=kind.precisions[1],
       synchronous=True,
       keep_publications=kind.delay // kind.interval + 4,
       keep_s=0.0,
       wait_timeout_s=5.0,
+      **numbers_of(kind),
     ),
     members=range(members),
     like=variables(0, 0),
@@ -136,9 +133,8 @@ def close():
 
 
 def frozen(kind, before=None):
-  exchange = FrozenExchange(
-    tuple(Peer(m, 7, variables(m, 7)) for m in (10, 11))
-  )
+  peers = tuple(Peer(m, 7, variables(m, 7)) for m in (10, 11))
+  exchange = FrozenExchange(peers)
   exchange.precisions = kind.precisions
   return exchange
 
@@ -168,10 +164,7 @@ def play(exchange, steps, order=(0, 1, 2), after_step=lambda step: None):
   seen = {}
   for step in steps:
     for member in order:
-      peers = exchange.freshest(member, step)
-      seen[member, step] = [(peer.member, peer.step) for peer in peers]
-      for peer in peers:
-        assert_is_publication(exchange, peer)
+      seen[member, step] = look(exchange, member, step)
       exchange.offer(member, step, variables(member, step), jnp.float32(1))
     after_step(step)
   return seen
@@ -203,46 +196,44 @@ def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, kind):
     wanted = [(10, 7), (11, 7)] if make is frozen else expected(kind, *key)
     assert peers == wanted
   if kind.graph == 'random':  # More than one draw, or it shows nothing.
-    drawn = [[p for p, _ in seen[0, step]] for step in steps]
-    assert [1] in drawn
-    assert [2] in drawn
+    assert {p for step in steps for p, _ in seen[0, step]} == {1, 2}
   for copies in exchange.publications().variables.values():
     # Those held back by the delay, the newest visible, and the one before it
     # for a member whose turn is still to come in this round.
     assert len(copies) <= kind.delay // kind.interval + 2
   for order in ([2, 1, 0],) if in_a_folder else ([2, 1, 0], [1, 2, 0]):
-    assert play(make(kind), steps, order) == seen
+    # A tenth of a second a publication in a folder: fewer of them.
+    some = steps[: kind.interval + kind.delay + 2 if in_a_folder else NUM_STEPS]
+    assert play(make(kind), some, order).items() <= seen.items()
   for stop, publications in stored.items():
-    rest = steps[stop : stop + kind.interval + 1]
-    if rest:
+    if rest := steps[stop : stop + kind.interval + 1]:
       after = make(kind, before=exchange)
       after.restore(publications)
-      for key, peers in play(after, rest).items():
-        assert peers == seen[key]
+      assert play(after, rest).items() <= seen.items()
 
 
 @every_exchange
 def test_what_is_seen_survives_the_donation_of_what_was_offered(make, kind):
-  train = jax.jit(
-    lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree),
-    donate_argnums=0,
-  )
-  exchange = make(kind)
+  def train(tree):
+    return jax.tree.map(lambda leaf: leaf * 0 - 1, tree)
+
+  train, exchange = jax.jit(train, donate_argnums=0), make(kind)
   for step in range(7):
     for member in range(3):
       offered = variables(member, step)
       exchange.offer(member, step, offered)
       train(offered)
       assert offered['params']['w'].is_deleted()
-  seen = exchange.freshest(0, 7)
-  assert seen
-  for peer in seen:
-    assert_is_publication(exchange, peer)
+  assert look(exchange, 0, 7)
 
 
-@pytest.mark.parametrize('make', [in_memory, in_folder])
 @pytest.mark.parametrize(
-  'precisions', [('bfloat16', 'int8'), ('int8', 'bfloat16')]
+  ('make', 'precisions'),
+  [
+    (in_memory, ('bfloat16', 'int8')),
+    (in_memory, ('int8', 'bfloat16')),
+    (in_folder, ('int8', 'bfloat16')),
+  ],
 )
 def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
   make, precisions
@@ -251,8 +242,8 @@ def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
   before = make(kind, members=2)
   for member in range(2):
     before.offer(member, 0, variables(member, 0))
+  assert look(before, 0, 1) == [(1, 0)]
   [seen] = before.freshest(0, 1)
-  assert_is_publication(before, seen)
   full = precision.decode(seen.variables, variables(1, 0))['params']
   assert (full['w'] != numbers(1, 0)['params']['w']).any()
   np.testing.assert_array_equal(full['b'], numbers(1, 0)['params']['b'])
@@ -262,8 +253,7 @@ def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
     # From the checkpoint, not from there.
     shutil.rmtree(f'{after.folder}/1')
   after.restore(publications)
-  [again] = after.freshest(0, 1)
-  assert_is_publication(after, again)
+  assert look(after, 0, 1) == [(1, 0)]
 
 
 # What the kind in memory adds.
@@ -276,27 +266,25 @@ def test_weights_that_are_not_finite_are_never_seen():
   broken['params']['w'] = broken['params']['w'].at[2].set(jnp.nan)
   exchange.offer(1, 4, broken)
   assert list(exchange.publications().variables[1]) == [3]
-  assert [peer.step for peer in exchange.freshest(0, 5)] == [3]
-  assert [peer.step for peer in exchange.freshest(0, 50)] == [3]
+  assert look(exchange, 0, 5) == look(exchange, 0, 50) == [(1, 3)]
   # A member that recovers is heard again.
   exchange.offer(1, 51, variables(1, 51))
-  assert [peer.step for peer in exchange.freshest(0, 52)] == [51]
+  assert look(exchange, 0, 52) == [(1, 51)]
   # Nor if only its loss is not.
   exchange.offer(1, 53, variables(1, 53), jnp.float32(jnp.inf))
-  assert [peer.step for peer in exchange.freshest(0, 54)] == [51]
+  assert look(exchange, 0, 54) == [(1, 51)]
 
 
 def test_a_member_that_was_never_finite_is_left_out():
   exchange = in_memory(members=3)
   exchange.offer(1, 0, variables(1, jnp.inf))
   exchange.offer(2, 0, variables(2, 0))
-  assert [peer.member for peer in exchange.freshest(0, 1)] == [2]
+  assert look(exchange, 0, 1) == [(2, 0)]
   # One that stops grows old, and the other does not.
   exchange.offer(1, 1, variables(1, 1))
   for step in range(1, 6):
     exchange.offer(2, step, variables(2, step))
-  seen = [(peer.member, peer.step) for peer in exchange.freshest(0, 6)]
-  assert seen == [(1, 1), (2, 5)]
+  assert look(exchange, 0, 6) == [(1, 1), (2, 5)]
 
 
 def test_immediate_shows_what_a_member_did_earlier_in_the_same_round():
