@@ -47,21 +47,33 @@ def test_the_package_is_codistill_alone(installed):
   assert there == {path.name for path in (ROOT / 'codistill').glob('*.py')}
 
 
-def run(folder, installed, member, code):
+@pytest.fixture
+def play(monkeypatch, capsys, tmp_path):
+  """What a page prints that makes fewer steps, in this process."""
+
+  def play(code, member, steps):
+    assert code.count('1001') == 1
+    folder = str(tmp_path / 'exchange')
+    monkeypatch.setattr(sys, 'argv', ['', str(member), folder])
+    exec(code.replace('1001', str(steps + 1)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == steps // 100
+    return lines
+
+  return play
+
+
+def test_two_members_teach_each_other(tmp_path, installed, play):
   done = subprocess.run(
-    [sys.executable, '-c', code, str(member), str(folder / 'exchange')],
-    cwd=folder,
+    [sys.executable, '-c', CODE, '0', str(tmp_path / 'exchange')],
+    cwd=tmp_path,
     env={**os.environ, 'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
     text=True,
     timeout=200,
   )
   assert done.returncode == 0, done.stderr
-  return done.stdout.splitlines()
-
-
-def test_two_members_teach_each_other(tmp_path, installed):
-  lines = run(tmp_path, installed, 0, CODE)
+  lines = done.stdout.splitlines()
   # Nobody else was there.
   assert [line.partition(':')[0] for line in lines] == [
     f'step {step}' for step in range(100, 1001, 100)
@@ -75,8 +87,7 @@ def test_two_members_teach_each_other(tmp_path, installed):
     '  while not exchange.freshest(member, 1): time.sleep(0.02)\n',
   )
   assert patient != CODE
-  lines = run(tmp_path, installed, 1, patient)
-  for line in lines:
+  for line in play(patient, member=1, steps=400):
     step, loss, age = re.fullmatch(
       r'step (\d+): loss (\S+), ages of the peers \[(.*)\]', line
     ).groups()
@@ -85,9 +96,7 @@ def test_two_members_teach_each_other(tmp_path, installed):
     assert age == (str(int(step) - 1001) if int(step) > 200 else '')
 
 
-def test_without_the_added_lines_it_is_an_ordinary_loop(
-  tmp_path, monkeypatch, capsys
-):
+def test_without_the_added_lines_it_is_an_ordinary_loop(tmp_path, play):
   """So the rest of the page is what a user has already."""
   lines = [
     # What used the peers has none.
@@ -99,7 +108,5 @@ def test_without_the_added_lines_it_is_an_ordinary_loop(
     '  for step in', '  peers = ()\n  for step in'
   )
   assert 'codistill' not in code
-  monkeypatch.setattr(sys, 'argv', ['', '0', str(tmp_path / 'exchange')])
-  exec(code, {})
-  assert len(capsys.readouterr().out.splitlines()) == 10
+  play(code, member=0, steps=200)
   assert not (tmp_path / 'exchange').exists()
