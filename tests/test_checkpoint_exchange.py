@@ -31,9 +31,9 @@ LONG = 60.0  # Seconds; nothing takes that long.
 SETTINGS = Settings(reload_interval_steps=1, poll_interval_s=0.02, keep_s=0.0)
 
 
-def variables(member, step):
+def variables(member, step, name='w'):
   return {
-    'params': {'w': np.full((4, 2), 100 * member + step, np.float32)},
+    'params': {name: np.full((4, 2), 100 * member + step, np.float32)},
     'batch_stats': {'mean': np.full(2, step, np.float32)},
   }
 
@@ -89,13 +89,6 @@ class Meeting:
   def steps(self, member=1):
     return sorted(step_folders.finished(self.of(member)))
 
-  def take_over(self, exchange, member, **changes):
-    """Has another job write the lease; the exchange has looked by then."""
-    lease = exchange._publisher._leases[member]
-    lease.beat()  # So that it writes no more by itself.
-    found = json.loads(lease.path.read_text())
-    lease.path.write_text(json.dumps(found | {'nonce': 'x', **changes}))
-
   def close(self):
     for exchange in self._made:
       exchange.__exit__()
@@ -110,10 +103,9 @@ def meeting(tmp_path):
 
 def until(condition, what='it'):
   deadline = time.monotonic() + LONG
-  while not (result := condition()):
+  while not condition():
     assert time.monotonic() < deadline, f'{what} did not happen'
     time.sleep(0.01)
-  return result
 
 
 def seen_by(exchange, at=1):
@@ -131,29 +123,19 @@ def sees(exchange, *steps, at=1):
     )
 
 
-def left_out(exchange):
-  return exchange.account(0).left_out
-
-
-def events(exchange, member=0):
+def events(exchange, member=0, key='event'):
   """All that happened so far, each time again."""
   kept = exchange.__dict__.setdefault('kept', [])
   kept += exchange.account(member).events
-  return kept
+  return [event[key] for event in kept if key in event]
 
 
 def happened(exchange, event, member=0, times=1):
-  """Waits until it has."""
-
-  def count():
-    return [one['event'] for one in events(exchange, member)].count(event)
-
-  until(lambda: count() >= times, event)
+  until(lambda: events(exchange, member).count(event) >= times, event)
 
 
 def messages(exchange, member=0):
-  found = events(exchange, member)
-  return [event['message'] for event in found if 'message' in event]
+  return events(exchange, member, 'message')
 
 
 def no_disk(*arguments):
@@ -181,7 +163,7 @@ def test_the_freshest_finished_copy_teaches_whatever_its_step(meeting):
   for step in (1, 2, 3):
     offer(writer, 1, step, step)
   sees(reader, 3)  # Ahead of its student, by two steps.
-  assert left_out(reader) == {}
+  assert reader.account(0).left_out == {}
   for leaf in jax.tree.leaves(reader.freshest(0, 1)[0].variables):
     assert leaf.sharding == place
 
@@ -225,10 +207,10 @@ def test_a_peer_is_left_out_while_it_is_too_old_or_far_worse(meeting):
   offer(writer, 1, 2, 9.0)
   sees(reader, 2, at=8)
   assert seen_by(reader, 9) == []
-  assert left_out(reader) == {1: 'old'}
+  assert reader.account(0).left_out == {1: 'old'}
   offer(reader, 0, 1, 3.0)
   assert seen_by(reader, 8) == []
-  assert left_out(reader) == {1: 'worse'}
+  assert reader.account(0).left_out == {1: 'worse'}
   offer(writer, 1, 4, 5.9)
   sees(reader, 4, at=9)
 
@@ -248,12 +230,6 @@ def test_what_is_not_finite_is_not_published(meeting):
   ]  # Once.
 
 
-def other_names(step):
-  tree = variables(1, step)
-  tree['params']['v'] = tree['params'].pop('w')
-  return tree
-
-
 def save(meeting, step, **more):
   publication.ocp.save(meeting.of() / str(step), variables(1, step), **more)
 
@@ -266,7 +242,7 @@ def other_numbers(meeting, step):
 # What a member may find in the folder of another, and what it says then.
 SPOILT = (
   ('other shapes', lambda m, s: m.publish(s, tree={'w': np.zeros((3, 2))})),
-  ('other shapes', lambda m, s: m.publish(s, tree=other_names(s))),
+  ('other shapes', lambda m, s: m.publish(s, tree=variables(1, s, 'v'))),
   ('other numbers', other_numbers),
   ('of another config', lambda m, s: m.publish(s, config_hash='theirs')),
   ('not finite', lambda m, s: m.publish(s, tree=variables(np.nan, s))),
@@ -280,8 +256,7 @@ def test_what_is_not_for_us_leaves_the_old_copy(meeting):
   reader = meeting.make(0)
   for number, (words, spoil) in enumerate(SPOILT):
     good, bad = 2 * number, 2 * number + 1
-    # The next good one is taken all the same.
-    sees(reader, good)
+    sees(reader, good)  # It is taken whatever the last one was.
     spoil(meeting, bad)
     enough = reader.account(0).failed_loads + 2
     until(lambda n=enough: reader.account(0).failed_loads >= n, words)
@@ -330,9 +305,6 @@ def test_a_copy_that_goes_under_the_reader_is_no_loss(
   sees(reader, 4 if is_replaced else 3)
   meeting.publish(5, incarnation=2)
   sees(reader, 5)
-
-
-# A member that comes back.
 
 
 def test_the_newest_life_counts_not_the_highest_step(meeting):
@@ -389,7 +361,10 @@ def test_whoever_has_been_replaced_stops_and_undoes_nothing(meeting):
     meeting.make(1)
   publish(old, 1, 5)
   happened(old, 'publish', 1)
-  meeting.take_over(old, 1, incarnation=2)
+  lease = old._publisher._leases[1]
+  lease.beat()  # So that it writes no more by itself.
+  found = json.loads(lease.path.read_text())
+  lease.path.write_text(json.dumps(found | {'nonce': 'x', 'incarnation': 2}))
   meeting.publish(7, incarnation=2)
   # It was suspended: its last beat was before that.
   publish(old, 1, 6)
@@ -415,9 +390,8 @@ def test_a_relative_folder_is_meant_from_here_and_closed_in_order(
   for name in ('9.orbax-checkpoint-tmp', '.8.removed'):
     (meeting.of() / name / 'state').mkdir(parents=True)
   meeting.make(1)
-  assert {path.name for path in meeting.of().iterdir()} == {
-    *('7', 'lease.json', '.lease.json.lock')
-  }
+  names = sorted(path.name for path in meeting.of().iterdir())
+  assert names == ['.lease.json.lock', '7', 'lease.json']
 
 
 def test_a_resumed_member_has_its_peers_at_once(meeting):
@@ -434,7 +408,7 @@ def test_a_resumed_member_has_its_peers_at_once(meeting):
   # With what it is judged by.
   offer(second, 0, 1, 0.1)
   assert second.freshest(0, 2) == ()
-  assert left_out(second) == {1: 'worse'}
+  assert second.account(0).left_out == {1: 'worse'}
   second.__exit__()
   # What has been read since is not undone.
   meeting.publish(5)
@@ -442,9 +416,6 @@ def test_a_resumed_member_has_its_peers_at_once(meeting):
   sees(third, 5)
   third.restore(publications)
   assert seen_by(third) == [5]
-
-
-# The folder.
 
 
 def test_the_newest_few_stay_and_the_young(meeting):
@@ -469,9 +440,6 @@ def test_a_folder_that_cannot_be_written_stops_nobody(meeting, monkeypatch):
   assert message == 'member 1 cannot publish: OSError no more disk'
   offer(writer, 1, 1)
   happened(writer, 'publish', 1)
-
-
-# Synchronous members.
 
 
 def test_a_synchronous_member_waits_no_longer_than_it_was_told(meeting):

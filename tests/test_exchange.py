@@ -256,9 +256,6 @@ def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
   assert look(after, 0, 1) == [(1, 0)]
 
 
-# What the kind in memory adds.
-
-
 def test_weights_that_are_not_finite_are_never_seen():
   exchange = in_memory(members=2)
   exchange.offer(1, 3, variables(1, 3))

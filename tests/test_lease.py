@@ -97,7 +97,7 @@ def test_a_process_that_was_killed_frees_it_at_once(make, path):
   process = subprocess.Popen(
     [sys.executable, '-c', HOLD, str(path)], stdout=subprocess.PIPE
   )
-  with process, process.stdout:
+  with process:
     assert process.stdout.readline() == b'held\n'
     with pytest.raises(LeaseHeldError, match=f'pid {process.pid}'):
       make().acquire()
