@@ -68,12 +68,10 @@ class Processes:
     process.loaded(peer, step, Copy(variables, True, 0.5, incarnation))
 
   def propose(self, proposal, peer=PEER):
-    """The first has loaded something, and the others have been told."""
     self.load(self.first, proposal, peer)
     assert peer not in self.meet().agreed
 
   def follow(self, proposal, peer=PEER):
-    """The others load what they are told to."""
     for process in self.others:
       assert process.wanted(peer) == proposal
       self.load(process, proposal, peer)
@@ -175,11 +173,10 @@ def test_whoever_is_slow_or_fails_they_stay_the_same(processes, seed):
       processes.load(processes.first, Proposal(1, next(steps)))
     for process in processes.others:
       wanted = process.wanted(PEER)
-      if wanted and rng.random() < 0.5:
-        if rng.random() < 0.2:
-          process.failed(PEER)
-        else:
-          processes.load(process, wanted)
+      if wanted and (chance := rng.random()) < 0.1:
+        process.failed(PEER)
+      elif wanted and chance < 0.5:
+        processes.load(process, wanted)
     taught += [step for _, step in processes.meet().agreed.values()]
   assert taught == sorted(set(taught))
   assert len(taught) > 5

@@ -6,6 +6,7 @@ import functools
 import io
 import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -30,9 +31,6 @@ from codistill.checkpoint import Checkpoints
 from experiments import record
 from experiments.experiment import Experiment
 from experiments.record import read_run
-
-# Bad input.
-
 
 # More of it, without a command around it: tests/test_build.py.
 BAD = {
@@ -84,9 +82,7 @@ def test_a_folder_that_cannot_serve_is_one_sentence(tmp_path, capfd):
 def test_the_process_ends_with_one_line_and_status_2(tmp_path):
   process = start_process(line_of(tmp_path, '--config.codistill.membrs=2'))
   out, err = process.communicate(timeout=100)
-  assert process.returncode == 2
-  assert out == ''
-  assert err.count('\n') == 1
+  assert (process.returncode, out, err.count('\n')) == (2, '', 1)
   assert 'did you mean codistill.members' in err
 
 
@@ -113,15 +109,12 @@ def full_disk_for_rows(patch):
 
 
 def full_disk_for_checkpoints(patch):
-  # What TensorStore says, seen on a file system of 200 kB.
   def save(*arguments, **keywords):
-    try:
-      raise ValueError(
-        'RESOURCE_EXHAUSTED: Error writing "d/0": Failed to write to local '
-        'file [OS error 28: ENOSPC No space left on device]'
-      )
-    except ValueError as error:
-      raise RuntimeError('could not save') from error
+    # What TensorStore says, seen on a file system of 200 kB.
+    raise RuntimeError('could not save') from ValueError(
+      'RESOURCE_EXHAUSTED: Error writing "d/0": Failed to write to local '
+      'file [OS error 28: ENOSPC No space left on device]'
+    )
 
   patch.setattr(Checkpoints, 'save', save)
 
@@ -131,9 +124,7 @@ def full_disk_for_provenance(patch):
 
   def fsync(descriptor):
     calls.append(descriptor)
-    if len(calls) > 1:
-      full()
-    return real(descriptor)
+    return real(descriptor) if len(calls) == 1 else full()
 
   patch.setattr(os, 'fsync', fsync)
 
@@ -148,9 +139,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
   with pytest.MonkeyPatch.context() as patch:
     fill(patch)
     assert run_command(tmp_path, *pair.arguments).status == 1
-  sentence = error_sentence(capfd)
-  assert 'disk is full' in sentence
-  assert 'same command' in sentence
+  assert re.search('disk is full.*same command', error_sentence(capfd))
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Of a line that had room in part.
     rows = rows_of(tmp_path)
@@ -184,25 +173,21 @@ def test_a_checkpoint_that_failed_does_not_keep_the_process(tmp_path):
   process = start_process([sys.executable, '-c', NO_FOLDER, *line[2:]])
   err = process.communicate(timeout=100)[1]
   assert process.returncode == 1
-  assert 'disk is full' in err.splitlines()[-1]
-  assert 'experiments.run: ' in err.splitlines()[-1]
+  assert re.search('experiments.run: .*disk is full', err.splitlines()[-1])
   assert 'future.py' not in err  # What Orbax logs.
   assert max(row['step'] for row in rows_of(tmp_path)) == 4
   assert run_command(tmp_path, config=sync).status == 0
   assert read_run(tmp_path / 'run.json')['status'] == 'done'
 
 
-# A loss that is not finite.
-
-
 @contextlib.contextmanager
-def sick(step, *members):
-  """From that step on these members' examples are not numbers."""
-  real = Experiment.batches
+def sick(step, member):
+  """From that step on this member's examples are not numbers."""
+  real, patient = Experiment.batches, member
 
   def batches(self, member, start):
     for number, batch in enumerate(real(self, member, start), start + 1):
-      if member in members and number >= step:
+      if member == patient and number >= step:
         batch = {**batch, 'inputs': batch['inputs'] * math.nan}
       yield batch
 
@@ -212,7 +197,7 @@ def sick(step, *members):
 
 
 THREE = (
-  '--config.num_steps=10',
+  '--config.num_steps=8',
   '--config.codistill.members=3',
   '--config.codistill.reload_interval_steps=1',
   '--config.eval_interval_steps=4',
@@ -240,9 +225,8 @@ def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
 ):
   workdir = diverged(patient)
   found = read_run(workdir / 'run.json')
-  assert found['status'] == 'diverged'
-  assert found['diverged'].keys() == {str(patient)}
-  assert found['diverged'][str(patient)]['step'] == 5
+  steps = {key: what['step'] for key, what in found['diverged'].items()}
+  assert (found['status'], steps) == ('diverged', {str(patient): 5})
   rows = untimed(strict_rows(workdir))
   well = [member for member in range(3) if member != patient]
   assert [row['step'] for row in rows if row['member'] == patient][-1] == 5
@@ -251,10 +235,9 @@ def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
       assert (row['task_loss'] is None) == (row['step'] >= 5)
     elif row['kind'] == 'train' and row['step'] > 3:
       ages = dict(zip(row['peers'], row['peer_ages'], strict=True))
-      # Its last copy is that of step 4.
-      assert ages[patient] == max(0, row['step'] - 5)
       [other] = set(well) - {row['member']}
-      assert ages[other] == 0
+      # Its last copy is that of step 4.
+      assert ages == {patient: max(0, row['step'] - 5), other: 0}
       assert row['peer_age'] == ages[patient]
       assert math.isfinite(row['task_loss'])
       assert math.isfinite(row['distill_loss'])
@@ -267,15 +250,12 @@ def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
   assert f'member {patient} diverged at step 5' in error_sentence(capfd)
 
 
-@pytest.mark.parametrize(
-  # The last member of a round has made one more update when its loss is known.
-  ('patient', 'stop'),
-  [(0, 5), (2, 5)],
-)
+# The last member of a round has made one more update when its loss is known.
+@pytest.mark.parametrize('patient', [0, 2])
 def test_a_member_that_diverged_stays_out_when_resumed(
-  diverged, tmp_path, patient, stop
+  diverged, tmp_path, patient
 ):
-  with sick(5, patient), stop_after(stop):
+  with sick(5, patient), stop_after(5):
     assert run_command(tmp_path, *THREE).status == 128 + signal.SIGTERM
   # In good health again, and still not asked.
   assert run_command(tmp_path, *THREE).status == 1
@@ -283,7 +263,7 @@ def test_a_member_that_diverged_stays_out_when_resumed(
   assert rows_of(tmp_path) == rows_of(whole)
   one, other = (read_run(w / 'run.json') for w in (whole, tmp_path))
   assert one['diverged'] == other['diverged']
-  assert one['status'] == other['status'] == 'diverged'
+  assert other['status'] == 'diverged'
 
 
 def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
@@ -305,7 +285,6 @@ def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
   assert rows_of(workdir) == pair.rows
 
 
-@contextlib.contextmanager
 def ruined(member, step):
   """As a rate far too high does, between the loss and the next one."""
 
@@ -315,25 +294,19 @@ def ruined(member, step):
       lambda leaf: leaf * math.nan if leaf.dtype == np.float32 else leaf, state
     )
 
-  with on_row(ruin, step=step, member=member, kind='train'):
-    yield
+  return on_row(ruin, step=step, member=member, kind='train')
 
 
 @pytest.mark.parametrize(
-  ('ill', 'step', 'scored'),
-  [
-    (sick(5, 0), 5, False),
-    (sick(8, 0), 8, False),
-    # By its last update: that is found at the end.
-    (ruined(0, 8), 8, True),
-  ],
+  ('make', 'step', 'scored'),
+  # The last one by its last update: that is found at the end.
+  [(sick, 5, False), (sick, 8, False), (ruined, 8, True)],
 )
 def test_when_all_have_diverged_the_run_ends(
-  tmp_path, capfd, ill, step, scored
+  tmp_path, capfd, make, step, scored
 ):
-  with ill:
-    outcome = run_command(tmp_path, config='imagenet_sync:smoke')
-  assert outcome.status == 1
+  with make(step=step, member=0):
+    assert run_command(tmp_path, config='imagenet_sync:smoke').status == 1
   assert f'member 0 diverged at step {step}' in error_sentence(capfd)
   assert read_run(tmp_path / 'run.json')['status'] == 'diverged'
   rows = strict_rows(tmp_path)
@@ -343,7 +316,7 @@ def test_when_all_have_diverged_the_run_ends(
 
 
 def test_a_ruined_member_is_no_part_of_the_ensemble(tmp_path):
-  with ruined(1, 10):
+  with ruined(1, 8):
     assert run_command(tmp_path, *THREE).status == 1
   final = [row for row in strict_rows(tmp_path) if row['kind'] == 'final']
   assert [row['member'] for row in final] == [1, 0, 2, 'ensemble']

@@ -64,16 +64,13 @@ def play(monkeypatch, capsys, tmp_path):
 
 
 def test_two_members_teach_each_other(tmp_path, installed, play):
-  done = subprocess.run(
+  lines = subprocess.check_output(
     [sys.executable, '-c', CODE, '0', str(tmp_path / 'exchange')],
     cwd=tmp_path,
     env={**os.environ, 'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
     text=True,
     timeout=200,
-  )
-  assert done.returncode == 0, done.stderr
-  lines = done.stdout.splitlines()
+  ).splitlines()
   # Nobody else was there.
   assert [line.partition(':')[0] for line in lines] == [
     f'step {step}' for step in range(100, 1001, 100)
