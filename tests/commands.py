@@ -33,29 +33,18 @@ STALE = (
   '--config.eval_interval_steps=4',
   '--config.checkpoint_interval_steps=100',
 )
-# What no program depends on, and so what experiments that share them may
-# differ in.
+# Little to compile.
+DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
+# The only number in a program that follows from num_steps.
+SCHEDULE = '--config.schedule.warmup_cosine.num_steps=100'
+# What experiments that share their programs may differ in.
 NO_PROGRAM = {
-  'config': (
-    'seed',
-    'num_steps',
-    'eval_interval_steps',
-    'checkpoint_interval_steps',
-    'store_predictions',
-    'predictions_interval_steps',
-    'diversity',
-  ),
-  'codistill': (
-    'members',
-    'burn_in_steps',
-    'exchange',
-    'topology',
-    'reload_interval_steps',
-    'delay_steps',
-    'immediate',
-  ),
-  'two_phase': ('members', 'num_steps', 'train_split'),
-  'data': ('max_test_tokens', 'path'),
+  'config': 'seed num_steps eval_interval_steps checkpoint_interval_steps '
+  'store_predictions predictions_interval_steps diversity',
+  'codistill': 'members burn_in_steps exchange topology reload_interval_steps '
+  'delay_steps immediate',
+  'two_phase': 'members num_steps train_split',
+  'data': 'max_test_tokens path',
 }
 _alike = {}
 
@@ -65,24 +54,16 @@ def build_cheaply(config, member, **keywords):
   experiment = build(config, member, **keywords)
   plain = config.to_dict()
   for section, keys in NO_PROGRAM.items():
-    for key in keys:
+    for key in keys.split():
       (plain if section == 'config' else plain[section]).pop(key, None)
   first = _alike.setdefault(json.dumps(plain), experiment)
-  return dataclasses.replace(
-    experiment,
-    model=first.model,
-    optimizer=first.optimizer,
-    updates=first.updates,
-    evaluate=first.evaluate,
-  )
+  programs = ('model', 'optimizer', 'updates', 'evaluate')
+  shared = {name: getattr(first, name) for name in programs}
+  return dataclasses.replace(experiment, **shared)
 
 
 def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):
-  """`python -m experiments.run` in this process.
-
-  Returns:
-    Exit status; config, trainer and experiment if it came to them.
-  """
+  """In this process; what it built and trained, if it came to that."""
   outcome = types.SimpleNamespace(config=None, trainer=None, experiment=None)
 
   def build_and_keep(config, *arguments, **keywords):
@@ -110,30 +91,16 @@ def line_of(workdir, *arguments, config=CODISTILL):
     f'--config={config}',
     f'--workdir={workdir}',
     '--config.num_devices=1',
-    # The only number in a program that follows from num_steps.
-    *(
-      ['--config.schedule.warmup_cosine.num_steps=100']
-      if config.startswith('imagenet')
-      else []
-    ),
+    *([SCHEDULE] if config.startswith('imagenet') else []),
     *arguments,
   ]
 
 
 def start_process(line):
-  environment = {
-    **os.environ,
-    # As in this process, so that compiled programs are shared.
-    'JAX_NUM_CPU_DEVICES': '8',
-  }
-  return subprocess.Popen(
-    line,
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  # As in this process, so that compiled programs are shared.
+  environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8'}
+  pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
+  return subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **pipes)
 
 
 @contextlib.contextmanager
@@ -154,16 +121,11 @@ def on_row(act, **wanted):
 def stop_after(step, number=signal.SIGTERM):
   """A signal in the middle of the round that ends with `step`."""
   # Metrics are late: this row is written when member 1 has made that step.
-  return on_row(
-    lambda trainer: signal.raise_signal(number),
-    step=step,
-    member=0,
-    kind='train',
-  )
+  row = {'step': step, 'member': 0, 'kind': 'train'}
+  return on_row(lambda _: signal.raise_signal(number), **row)
 
 
 def stop_command(step, workdir, *arguments, number=signal.SIGTERM, **options):
-  """The command, with a signal in the middle of the round of `step`."""
   with stop_after(step, number):
     outcome = run_command(workdir, *arguments, **options)
   assert outcome.status == 128 + number
@@ -244,8 +206,8 @@ class Reference:
     return pathlib.Path(shutil.copytree(self.stopped, folder / 'stopped'))
 
 
-def make_reference(folder, members):
-  arguments = (*STALE, f'--config.codistill.members={members}')
+def make_reference(folder, *arguments):
+  arguments = (*STALE, *arguments)
   whole = run_command(folder / 'whole', *arguments)
   assert whole.status == 0
   stop_command(5, folder / 'half', *arguments)

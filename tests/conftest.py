@@ -39,11 +39,19 @@ for key, value in {
 def pair(tmp_path_factory):
   from commands import make_reference
 
-  return make_reference(tmp_path_factory.mktemp('pair'), members=2)
+  return make_reference(tmp_path_factory.mktemp('pair'))
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+  from commands import DNN, make_reference
+
+  return make_reference(tmp_path_factory.mktemp('small'), *DNN)
 
 
 @pytest.fixture(scope='session')
 def triple(tmp_path_factory):
   from commands import make_reference
 
-  return make_reference(tmp_path_factory.mktemp('triple'), members=3)
+  three = '--config.codistill.members=3'
+  return make_reference(tmp_path_factory.mktemp('triple'), three)

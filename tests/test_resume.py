@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 from commands import (
+  DNN,
   ROOT,
   assert_bit_for_bit,
   contents,
@@ -28,12 +29,16 @@ from experiments import record
 from experiments.record import read_rows, read_run
 
 
-@pytest.mark.parametrize('members', ['pair', 'triple'])
-def test_ten_steps_are_five_and_five_bit_for_bit(
-  members, tmp_path, request, capfd
-):
-  reference = request.getfixturevalue(members)
-  workdir = reference.stopped_copy(tmp_path)
+def assert_goes_on(reference, workdir, step, *arguments):
+  """From there, to what the run is that nothing disturbed."""
+  outcome = run_command(workdir, *reference.arguments, *arguments)
+  assert (outcome.status, outcome.trainer.start_step) == (0, step)
+  assert rows_of(workdir) == reference.rows
+  return outcome
+
+
+def test_ten_steps_are_five_and_five_bit_for_bit(pair, tmp_path, capfd):
+  workdir = pair.stopped_copy(tmp_path)
   assert read_run(workdir / 'run.json')['status'] == 'interrupted'
   assert max(row['step'] for row in rows_of(workdir)) == 5
   # What a kill left of steps that are to come is dropped.
@@ -41,11 +46,9 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
     late = {'step': 6, 'member': 0, 'kind': 'train', 'task_loss': 99.0}
     rows.write(json.dumps(late) + '\n')
     rows.write(json.dumps({**late, 'step': 7})[:-9])
-  outcome = run_command(workdir, *reference.arguments)
-  assert (outcome.status, outcome.trainer.start_step) == (0, 5)
+  outcome = assert_goes_on(pair, workdir, 5)
   assert 'goes on from step 5' in capfd.readouterr().out
-  assert rows_of(workdir) == reference.rows
-  assert_bit_for_bit(outcome, reference.whole)
+  assert_bit_for_bit(outcome, pair.whole)
   found = read_run(workdir / 'run.json')
   assert found['status'] == 'done'
   assert len(found['resumed']) == 1
@@ -54,33 +57,31 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-  ('config', 'arguments'),
+  ('config', 'arguments', 'name'),
   [
     (
       'imagenet_codistill:smoke',
-      [
-        '--config.codistill.immediate=True',
-        '--config.num_devices=2',
-        # Little to compile.
-        '--config.model.name=dnn',
-        '--config.model.dnn.hidden=(8,)',
-      ],
+      '--config.codistill.immediate=True --config.codistill.members=3 '
+      '--config.num_devices=2',
+      'rows.jsonl',
     ),
-    ('imagenet_ensemble:smoke', ['--member=1']),
+    ('imagenet_ensemble:smoke', '--member=1', 'rows-1.jsonl'),
   ],
 )
-def test_other_ways_to_run_resume_as_exactly(tmp_path, config, arguments):
+def test_other_ways_to_run_resume_as_exactly(tmp_path, config, arguments, name):
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
-  at_once = run_command(whole, *arguments, config=config)
+
+  def go(workdir):
+    return run_command(workdir, *DNN, *arguments.split(), config=config)
+
+  at_once = go(whole)
   assert at_once.status == 0
   step = {'step': 5, 'member': 1, 'kind': 'train'}
   with on_row(lambda trainer: signal.raise_signal(signal.SIGTERM), **step):
-    status = run_command(halves, *arguments, config=config).status
-  assert status == 128 + signal.SIGTERM
-  outcome = run_command(halves, *arguments, config=config)
+    assert go(halves).status == 128 + signal.SIGTERM
+  outcome = go(halves)
   assert outcome.status == 0
   assert outcome.trainer.start_step in (5, 6)
-  name = 'rows-1.jsonl' if '--member=1' in arguments else 'rows.jsonl'
   assert rows_of(halves, name) == rows_of(whole, name)
   assert_bit_for_bit(outcome, at_once)
 
@@ -116,11 +117,11 @@ def handlers():
 
 
 def test_signals_stop_with_a_checkpoint_and_say_how_to_go_on(
-  pair, tmp_path, capfd, handlers
+  small, tmp_path, capfd, handlers
 ):
   # What Slurm is told to send before it takes a job away is SIGUSR2.
   for step, number in ((4, signal.SIGINT), (7, signal.SIGUSR2)):
-    stop_command(step, tmp_path, *pair.arguments, number=number)
+    stop_command(step, tmp_path, *small.arguments, number=number)
     captured = capfd.readouterr()
     said = f'Stopped at step {step} of 10; the same command goes on'
     assert said in captured.out
@@ -132,9 +133,7 @@ def test_signals_stop_with_a_checkpoint_and_say_how_to_go_on(
       assert signal.getsignal(number) is handler
   # In the last step it is too late to stop anything.
   with stop_after(10):
-    outcome = run_command(tmp_path, *pair.arguments)
-  assert (outcome.status, outcome.trainer.start_step) == (0, 7)
-  assert rows_of(tmp_path) == pair.rows
+    assert_goes_on(small, tmp_path, 7)
 
 
 def wait_for_rows(process, workdir):
@@ -145,12 +144,13 @@ def wait_for_rows(process, workdir):
     if time.monotonic() > deadline:
       process.kill()
       raise AssertionError('no rows in time')
-    time.sleep(0.002)
+    time.sleep(0.01)
 
 
-def test_a_signal_from_outside_stops_the_process(pair, tmp_path):
-  process = start_process(line_of(tmp_path, *pair.arguments))
-  # Before ψ is compiled, so that it has not finished yet.
+def test_a_signal_from_outside_stops_the_process(tmp_path):
+  # It has not finished when the signal comes, however late that is.
+  endless = ('--config.num_steps=100000', *DNN)
+  process = start_process(line_of(tmp_path, *endless))
   wait_for_rows(process, tmp_path)
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=100)
@@ -158,17 +158,19 @@ def test_a_signal_from_outside_stops_the_process(pair, tmp_path):
   assert 'the same command goes on from there' in out
   assert 'Traceback' not in err
   assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
-  outcome = run_command(tmp_path, *pair.arguments)
-  assert outcome.status == 0
-  assert outcome.trainer.start_step > 0
-  assert rows_of(tmp_path) == pair.rows
+  last = max(row['step'] for row in rows_of(tmp_path))
+  stop_command(last + 2, tmp_path, *endless)
+  rows = [row for row in rows_of(tmp_path) if row['kind'] == 'train']
+  assert [(row['step'], row['member']) for row in rows] == [
+    (step, member) for step in range(1, last + 3) for member in (0, 1)
+  ]
 
 
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(
-  pair, tmp_path
+  small, tmp_path
 ):
-  arguments = (*pair.arguments, '--config.checkpoint_interval_steps=3')
-  _, *line = line_of(tmp_path, *arguments)
+  every_three = '--config.checkpoint_interval_steps=3'
+  _, *line = line_of(tmp_path, *small.arguments, every_three)
   code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT / 'tests')!r})
@@ -185,53 +187,45 @@ with commands.on_row(
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # A cut last line is as good as any.
     rows = rows_of(tmp_path)
-  assert rows == pair.rows[: len(rows)]
+  assert rows == small.rows[: len(rows)]
   assert read_run(tmp_path / 'run.json')['status'] == 'running'
-  outcome = run_command(tmp_path, *arguments)
-  assert (outcome.status, outcome.trainer.start_step) == (0, 6)
-  assert rows_of(tmp_path) == pair.rows
+  assert_goes_on(small, tmp_path, 6, every_three)
 
 
-@pytest.mark.parametrize(
-  ('moment', 'goes_on_from'),
-  [
-    # Before its first checkpoint; between the last and its final rows.
-    ({'step': 3, 'kind': 'train'}, 0),
-    ({'kind': 'final', 'member': 1}, 10),
-  ],
-)
-def test_a_run_may_be_killed_at_any_moment(
-  pair, tmp_path, moment, goes_on_from
-):
+def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
   class Killed(BaseException):
     pass
 
   def die(trainer):
     raise Killed
 
-  with on_row(die, **moment), pytest.raises(Killed):
-    run_command(tmp_path, *pair.arguments)
-  assert rows_of(tmp_path)
-  outcome = run_command(tmp_path, *pair.arguments)
-  assert (outcome.status, outcome.trainer.start_step) == (0, goes_on_from)
-  assert rows_of(tmp_path) == pair.rows
+  # Before its first checkpoint; between the last and its final rows.
+  for goes_on_from, moment in (
+    (0, {'step': 3, 'kind': 'train'}),
+    (10, {'kind': 'final', 'member': 1}),
+  ):
+    workdir = tmp_path / str(goes_on_from)
+    with on_row(die, **moment), pytest.raises(Killed):
+      run_command(workdir, *small.arguments)
+    assert rows_of(workdir)
+    assert_goes_on(small, workdir, goes_on_from)
 
 
 # Whose workdir this is.
 
 
-def refused(pair, workdir, capfd, *arguments):
+def refused(reference, workdir, capfd, *arguments):
   """Why a command is refused that then loses nothing."""
   before = contents(workdir)
-  assert run_command(workdir, *pair.arguments, *arguments).status == 2
+  assert run_command(workdir, *reference.arguments, *arguments).status == 2
   assert contents(workdir) == before
   return error_sentence(capfd)
 
 
-def test_a_workdir_of_another_config_is_refused_with_what_differs(pair, capfd):
+def test_a_workdir_of_another_config_is_refused_with_what_differs(small, capfd):
   changes = ('codistill.delay_steps=1', 'optimizer.sgd.momentum=0.5')
   sentence = refused(
-    pair, pair.workdir, capfd, *(f'--config.{one}' for one in changes)
+    small, small.workdir, capfd, *(f'--config.{one}' for one in changes)
   )
   # These and nothing else.
   assert (
@@ -239,6 +233,9 @@ def test_a_workdir_of_another_config_is_refused_with_what_differs(pair, capfd):
     'optimizer.sgd.momentum 0.9 there, 0.5 now)' in sentence
   )
   assert '--overwrite' in sentence
+  # Which with bad input loses nothing.
+  bad = ('--overwrite', '--config.codistill.members=0')
+  assert 'codistill.members' in refused(small, small.workdir, capfd, *bad)
 
 
 @pytest.fixture
@@ -249,41 +246,33 @@ def other_commit(monkeypatch):
 
 
 def test_a_workdir_of_another_commit_is_refused_unless_that_is_allowed(
-  pair, tmp_path, capfd, other_commit
+  small, tmp_path, capfd, other_commit
 ):
-  workdir = pair.stopped_copy(tmp_path)
+  workdir, commit = small.stopped_copy(tmp_path), other_commit['commit']
   first = read_run(workdir / 'run.json')['commit']
-  sentence = refused(pair, workdir, capfd)
-  assert other_commit['commit'][:12] in sentence
-  assert str(first)[:12] in sentence
-  assert '--allow-code-change' in sentence
-  stop_command(7, workdir, *pair.arguments, '--allow-code-change')
+  sentence = refused(small, workdir, capfd)
+  for words in (commit[:12], str(first)[:12], '--allow-code-change'):
+    assert words in sentence
+  stop_command(7, workdir, *small.arguments, '--allow-code-change')
   # The commit that came last may go on without asking.
-  assert run_command(workdir, *pair.arguments).status == 0
+  assert_goes_on(small, workdir, 7)
   found = read_run(workdir / 'run.json')
   assert found['commit'] == first
-  resumed = [
-    (entry['commit'], entry['dirty'], entry['allow_code_change'])
-    for entry in found['resumed']
-  ]
-  assert resumed == [
-    (other_commit['commit'], False, True),
-    (other_commit['commit'], False, False),
-  ]
-  assert rows_of(workdir) == pair.rows
+  keys = ('commit', 'dirty', 'allow_code_change')
+  resumed = [tuple(entry[key] for key in keys) for entry in found['resumed']]
+  assert resumed == [(commit, False, True), (commit, False, False)]
+  # What is finished is shown to any.
+  other_commit['commit'] = 'decaf' * 8
+  assert run_command(workdir, *small.arguments).status == 0
 
 
-def test_a_finished_run_is_shown_whatever_the_commit(pair, other_commit):
-  assert run_command(pair.workdir, *pair.arguments).status == 0
-
-
-def test_overwrite_begins_anew(pair, tmp_path, other_commit):
-  workdir = pair.stopped_copy(tmp_path)
+def test_overwrite_begins_anew(small, tmp_path, other_commit):
+  workdir = small.stopped_copy(tmp_path)
   (workdir / 'mine.txt').write_text('kept')
   # It removes what it does not go on with, wherever that is.
   elsewhere = (workdir / 'checkpoints').rename(tmp_path / 'scratch')
   (workdir / 'checkpoints').symlink_to(elsewhere)
-  arguments = (*pair.arguments, '--config.seed=1', '--overwrite')
+  arguments = (*small.arguments, '--config.seed=1', '--overwrite')
   outcome = run_command(workdir, *arguments)
   assert (outcome.status, outcome.trainer.start_step) == (0, 0)
   found = read_run(workdir / 'run.json')
@@ -291,46 +280,42 @@ def test_overwrite_begins_anew(pair, tmp_path, other_commit):
   assert found['config']['seed'] == 1
   assert 'resumed' not in found
   rows = rows_of(workdir)
-  assert len(rows) == len(pair.rows)
-  assert rows[0]['task_loss'] != pair.rows[0]['task_loss']
+  assert len(rows) == len(small.rows)
+  assert rows[0]['task_loss'] != small.rows[0]['task_loss']
   assert (workdir / 'mine.txt').read_text() == 'kept'
 
 
-def test_overwrite_with_bad_input_loses_nothing(pair, tmp_path, capfd):
-  workdir = pair.stopped_copy(tmp_path)
-  bad = ('--overwrite', '--config.codistill.members=0')
-  assert 'codistill.members' in refused(pair, workdir, capfd, *bad)
-
-
-def test_a_workdir_where_another_process_runs_is_refused(pair, tmp_path, capfd):
-  workdir = pair.stopped_copy(tmp_path)
+def test_a_workdir_where_another_process_runs_is_refused(
+  small, tmp_path, capfd
+):
+  workdir = small.stopped_copy(tmp_path)
   lease = Lease(workdir / 'lease.json', timeout_s=60.0, what='here')
   lease.acquire()
   for overwrite in ([], ['--overwrite']):
-    said = refused(pair, workdir, capfd, *overwrite)
+    said = refused(small, workdir, capfd, *overwrite)
     assert 'another process is at work' in said
   lease.release()
-  stop_command(7, workdir, *pair.arguments)
+  stop_command(7, workdir, *small.arguments)
 
 
-def test_a_part_of_a_run_is_refused(pair, tmp_path, capfd):
-  shutil.copy(pair.workdir / 'run.json', tmp_path)
-  said = refused(pair, tmp_path, capfd)
+def test_a_part_of_a_run_is_refused(small, tmp_path, capfd):
+  shutil.copy(small.workdir / 'run.json', tmp_path)
+  said = refused(small, tmp_path, capfd)
   assert 'rows.jsonl is gone; --overwrite' in said
   # Checkpoints that nobody owns.
-  workdir = pair.stopped_copy(tmp_path)
+  workdir = small.stopped_copy(tmp_path)
   (workdir / 'run.json').unlink()
-  assert 'without run.json' in refused(pair, workdir, capfd)
+  assert 'without run.json' in refused(small, workdir, capfd)
 
 
 def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
-  ensemble = 'imagenet_ensemble:smoke'
-  for arguments, said in (
-    (['--member=0'], None),
-    (['--member=1', '--config.seed=7'], 'seed 0 there, 7 now'),
-    ([], 'member 0 alone, and this is one of all members'),
+  for said, *arguments in (
+    (None, '--member=0'),
+    ('seed 0 there, 7 now', '--member=1', '--config.seed=7'),
+    ('member 0 alone, and this is one of all members',),
   ):
-    status = run_command(tmp_path, *arguments, config=ensemble).status
+    ensemble = 'imagenet_ensemble:smoke'
+    status = run_command(tmp_path, *DNN, *arguments, config=ensemble).status
     assert status == (2 if said else 0)
     assert said is None or said in error_sentence(capfd)
   assert sorted(path.name for path in tmp_path.glob('run*')) == ['run-0.json']
