@@ -89,7 +89,6 @@ def test_all_of_it_comes_back_on_any_number_of_devices(tmp_path):
 
 def assert_restored(found, states, publications, extra):
   assert found.step == 12
-  assert found.step == 12
   assert found.extra == extra
   assert found.states.keys() == states.keys()
   for member, state in states.items():

@@ -1,5 +1,6 @@
 """A run's files: what is written is read back, whatever happens between."""
 
+import contextlib
 import errno
 import json
 import os
@@ -25,31 +26,22 @@ def complete(row):
 @pytest.fixture
 def written(tmp_path):
   rows = Record(tmp_path)
-  for row in ROWS:
-    rows.write_row(row)
-  rows.close()
-  return rows
-
-
-def test_rows_come_back_with_every_field_in_order(tmp_path):
-  rows = Record(tmp_path)
   for number, row in enumerate(ROWS, start=1):
     rows.write_row(row)
     # There before the file is closed.
     assert len(read_rows(rows.rows_path)) == number
   rows.close()
-  found = read_rows(rows.rows_path)
+  return rows
+
+
+def test_rows_come_back_with_every_field_in_order(written):
+  found = read_rows(written.rows_path)
   assert found == [complete(row) for row in ROWS]
   assert all(list(row)[: len(FIELDS)] == list(FIELDS) for row in found)
-
-
-def test_a_member_alone_has_files_of_its_own(tmp_path):
-  names = {
-    path.name
-    for record in (Record(tmp_path, '-0'), Record(tmp_path, '-1'))
-    for path in (record.run_path, record.rows_path)
-  }
-  assert names == {'run-0.json', 'run-1.json', 'rows-0.jsonl', 'rows-1.jsonl'}
+  # A member alone has files of its own.
+  alone = Record(written.rows_path.parent, '-1')
+  assert alone.run_path.name == 'run-1.json'
+  assert alone.rows_path.name == 'rows-1.jsonl'
 
 
 def test_what_is_not_finite_becomes_null(tmp_path):
@@ -80,10 +72,8 @@ def test_a_cut_last_line_is_left_out_with_a_warning(written):
     with pytest.warns(UserWarning, match='cut last line'):
       found = read_rows(written.rows_path)
     assert found == [complete(row) for row in ROWS[:-1]]
-
-
-def test_a_broken_line_elsewhere_is_an_error_that_says_where(written):
-  lines = written.rows_path.read_text().splitlines(keepends=True)
+  # Elsewhere it is an error that says where.
+  lines = whole.decode().splitlines(keepends=True)
   lines[1] = lines[1][:9] + '\n'
   written.rows_path.write_text(''.join(lines))
   with pytest.raises(ValueError, match='line 2'):
@@ -138,13 +128,9 @@ def test_a_replaced_file_is_on_the_disk_before_it_has_its_name(
   assert calls == ['fsync', 'replace']
 
 
-def wrapping(wrapper, *arguments):
+def wrapping(wrapper, room):
   """An `open` whose files are wrapped."""
-
-  def wrapped_open(path, mode, **keywords):
-    return wrapper(open(path, mode, **keywords), *arguments)
-
-  return wrapped_open
+  return lambda *a, **keywords: wrapper(open(*a, **keywords), room)
 
 
 class FullDisk:
@@ -174,10 +160,8 @@ def test_a_full_disk_is_an_error_and_the_rows_before_it_stay(
       written.write_row(ROWS[0])
     written.close()
   assert caught.value.errno == errno.ENOSPC
-  if room:
-    with pytest.warns(UserWarning, match='cut last line'):
-      found = read_rows(written.rows_path)
-  else:
+  cut = pytest.warns(UserWarning, match='cut last line')
+  with cut if room else contextlib.nullcontext():
     found = read_rows(written.rows_path)
   assert found == [complete(row) for row in ROWS]
   written.keep_rows(lambda row: True)
@@ -208,45 +192,36 @@ def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_the_hash_of_a_config_sees_values_and_not_their_order():
-  config = {'a': 1, 'b': {'c': (1, 2), 'd': None}}
+  b = {'c': (1, 2), 'd': None}
   same = {'b': {'d': None, 'c': [1, 2]}, 'a': 1}
-  assert record.config_hash(config) == record.config_hash(same)
-  assert len(record.config_hash(config)) == 64
-  others = [
-    config | {'a': 2},
-    config | {'a': '1'},
-    *(config | {'b': b} for b in ({'c': (2, 1), 'd': None}, {'c': (1, 2)})),
-    config | {'b': {'c': (1, 2), 'd': 0}},
+  assert record.config_hash({'a': 1, 'b': b}) == record.config_hash(same)
+  configs = [
+    *({'a': a, 'b': b} for a in (1, 2, '1')),
+    *(
+      {'a': 1, 'b': o} for o in (b | {'c': (2, 1)}, {'c': (1, 2)}, b | {'d': 0})
+    ),
   ]
-  hashes = {record.config_hash(other) for other in [config, *others]}
-  assert len(hashes) == 1 + len(others)
+  hashes = {record.config_hash(config) for config in configs}
+  assert {len(found) for found in hashes} == {64}
+  assert len(hashes) == 6
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
   """A git checkout with one commit, and nothing of this machine's git."""
-  monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
-  monkeypatch.setenv('GIT_CONFIG_SYSTEM', os.devnull)
+  for name in ('GIT_CONFIG_GLOBAL', 'GIT_CONFIG_SYSTEM'):
+    monkeypatch.setenv(name, os.devnull)
   # A temporary folder may lie inside another checkout.
   monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path))
   for name in ('GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE'):
     monkeypatch.delenv(name, raising=False)
   folder = tmp_path / 'checkout'
   folder.mkdir()
-
-  def git(*arguments):
-    identity = ('-c', 'user.name=a', '-c', 'user.email=a@b')
-    subprocess.run(
-      ['git', *identity, *arguments],
-      cwd=folder,
-      check=True,
-      capture_output=True,
-    )
-
-  git('init')
   (folder / 'code.py').write_text('1')
-  git('add', '.')
-  git('commit', '-m', 'first')
+  for words in ('init', 'add .', 'commit -m first'):
+    identity = '-c user.name=a -c user.email=a@b'
+    command = f'git {identity} {words}'.split()
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
   return folder
 
 
