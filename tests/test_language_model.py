@@ -3,15 +3,14 @@
 import itertools
 import json
 import shutil
-import signal
 
 import jax
 import numpy as np
 import pytest
 from commands import (
+  DNN,
   assert_bit_for_bit,
   error_sentence,
-  on_row,
   rows_of,
   run_command,
   stop_command,
@@ -23,17 +22,17 @@ from experiments.record import read_run
 from experiments.stored import load_teachers
 from scripts import evaluate, export
 
-# Half as much to compile.
-ONE_LAYER = ('--config.model.lstm.num_layers=1',)
 SMALL = (
   '--config.num_steps=6',
   '--config.eval_interval_steps=3',
   '--config.checkpoint_interval_steps=100',
-  # Shorter than the 512 tokens that a lane's memory_gap needs.
+  # The first held-out document alone, some 22,000 tokens; lanes of more than
+  # the 512 tokens that a memory_gap needs.
   '--config.data.max_test_tokens=1000',
-  *ONE_LAYER,
+  '--config.eval_batch_size=32',
+  # Half as much to compile.
+  '--config.model.lstm.num_layers=1',
 )
-RESETS = '--config.model.memory_reset_probability=0.5'
 TWO_PHASES = (*SMALL, '--config.two_phase.num_steps=6')
 
 
@@ -51,12 +50,7 @@ def kinds(rows, kind, member=0):
 
 
 def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
-  outcome = run_command(
-    tmp_path,
-    '--config.eval_interval_steps=8',
-    *ONE_LAYER,
-    config='lm_codistill:smoke',
-  )
+  outcome = run_command(tmp_path, *SMALL, config='lm_codistill:smoke')
   assert outcome.status == 0
   rows = rows_of(tmp_path)
   for row in kinds(rows, 'train'):
@@ -74,14 +68,10 @@ def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
 
 
 def test_carries_and_old_weights_resume_bit_for_bit(tmp_path):
-  arguments = (
-    *SMALL,
-    RESETS,
-    '--config.codistill.members=2',
-    '--config.codistill.exchange=memory',
-    '--config.codistill.burn_in_steps=2',
-    '--config.codistill.reload_interval_steps=2',
-  )
+  peers = ('members=2', 'exchange=memory', 'burn_in_steps=2')
+  arguments = (*SMALL, '--config.model.memory_reset_probability=0.5')
+  for one in (*peers, 'reload_interval_steps=2'):
+    arguments += (f'--config.codistill.{one}',)
   options = {'config': 'lm_async:smoke'}
   whole = run_command(tmp_path / 'whole', *arguments, **options)
   assert whole.status == 0
@@ -111,26 +101,18 @@ def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
 
 
 def test_teachers_of_another_architecture(tmp_path):
-  def go(workdir, hidden, *arguments):
-    return run_command(
-      workdir,
-      '--config.num_steps=2',
-      '--config.eval_interval_steps=2',
-      '--config.model.name=dnn',
-      f'--config.model.dnn.hidden={hidden}',
-      *arguments,
-      config='imagenet_sync:smoke',
-    )
-
+  name, eight = DNN
+  short = (name, '--config.num_steps=2', '--config.eval_interval_steps=2')
+  options = {'config': 'imagenet_sync:smoke'}
   teacher, student = tmp_path / 'teacher', tmp_path / 'student'
-  assert go(teacher, '(5,)').status == 0
-  outcome = go(
-    student,
-    '(8,8)',
+  five = '--config.model.dnn.hidden=(5,)'
+  assert run_command(teacher, *short, five, **options).status == 0
+  taught = (
     '--config.codistill.exchange=frozen',
     f'--config.codistill.frozen_dir={teacher}',
     '--config.codistill.burn_in_steps=0',
   )
+  outcome = run_command(student, *short, eight, *taught, **options)
   assert outcome.status == 0
   assert kinds(rows_of(student), 'train')[0]['distill_loss'] > 0
   # What the student descends is what that network says.
@@ -138,42 +120,31 @@ def test_teachers_of_another_architecture(tmp_path):
   assert peer.variables['params']['Dense_0']['kernel'].shape == (768, 5)
 
 
-@pytest.mark.parametrize(
-  ('student', 'status', 'said'),
-  [
-    ('imagenet_sync', 'done', 'kind is text, and here data.kind is images'),
-    ('lm_two_phase', 'interrupted', 'learn from a finished run'),
-  ],
-)
-def test_runs_that_cannot_teach_are_one_sentence(
-  two_phases, tmp_path, capfd, student, status, said
-):
+def test_runs_that_cannot_teach_are_one_sentence(two_phases, tmp_path, capfd):
   teachers = tmp_path / 'teachers'
   shutil.copytree(two_phases[0] / 'ensemble', teachers)
   run = read_run(teachers / 'run.json')
-  (teachers / 'run.json').write_text(json.dumps({**run, 'status': status}))
-  outcome = run_command(
-    tmp_path / 'student',
+  frozen = (
     '--config.codistill.exchange=frozen',
     f'--config.codistill.frozen_dir={teachers}',
-    config=f'{student}:smoke',
   )
-  assert outcome.status == 2
-  assert said in error_sentence(capfd)
+  for student, status, said in (
+    ('imagenet_sync', 'done', 'kind is text, and here data.kind is images'),
+    ('lm_two_phase', 'interrupted', 'learn from a finished run'),
+  ):
+    (teachers / 'run.json').write_text(json.dumps({**run, 'status': status}))
+    workdir, config = tmp_path / student, f'{student}:smoke'
+    assert run_command(workdir, *frozen, config=config).status == 2
+    assert said in error_sentence(capfd)
 
 
 def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
   (whole, at_once), halves = two_phases, tmp_path / 'halves'
-  for member in (1, 0):  # The ensemble has a member 1, the student has not.
-    seen = {'step': 3, 'member': member, 'num_peers': 2 * (member == 0)}
-    with on_row(
-      lambda trainer: signal.raise_signal(signal.SIGTERM), kind='train', **seen
-    ):
-      status = run_command(
-        halves, *TWO_PHASES, config='lm_two_phase:smoke'
-      ).status
-    assert status == 128 + signal.SIGTERM
-  rest = run_command(halves, *TWO_PHASES, config='lm_two_phase:smoke')
+  options = {'config': 'lm_two_phase:smoke'}
+  # In the first phase; and, after all of its step 3, in the second.
+  stop_command(3, halves, *TWO_PHASES, **options)
+  stop_command(3, halves, *TWO_PHASES, **options)
+  rest = run_command(halves, *TWO_PHASES, **options)
   assert rest.status == 0
   assert rest.trainer.start_step > 0
   assert rows_of(halves) == rows_of(whole)
@@ -181,9 +152,8 @@ def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
   assert_bit_for_bit(rest, at_once)
 
 
-@pytest.mark.parametrize(
-  ('argument', 'said'),
-  [
+def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
+  for argument, said in (
     ('two_phase.num_steps=0', 'say whom to learn from'),
     ('codistill.frozen_dir=/nowhere', '/nowhere holds no run'),
     ('data.vocab_size=7', 'has 512 pieces'),
@@ -192,23 +162,17 @@ def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
     ('num_async_workers=0', 'num_async_workers is 0'),
     ('model.memory_reset_probability=2.0', 'must be in [0, 1]'),
     ('model.lstm.hidden_size=0', 'model.lstm.hidden_size is 0'),
-  ],
-)
-def test_what_makes_no_sense_is_one_sentence(argument, said, tmp_path, capfd):
-  status = run_command(
-    tmp_path / 'run', f'--config.{argument}', config='lm_two_phase:smoke'
-  ).status
-  assert status == 2
-  assert said in error_sentence(capfd)
+  ):
+    options = {'config': 'lm_two_phase:smoke'}
+    outcome = run_command(tmp_path, f'--config.{argument}', **options)
+    assert outcome.status == 2, argument
+    assert said in error_sentence(capfd)
 
 
 def test_the_transformer_is_a_key_away(tmp_path):
-  arguments = (
-    *SMALL,
-    '--config.num_steps=2',
-    '--config.model.name=transformer',
-    '--config.model.transformer.num_layers=1',
-  )
+  transformer = ('name=transformer', 'transformer.num_layers=1')
+  arguments = (*SMALL, '--config.num_steps=2')
+  arguments += tuple(f'--config.model.{one}' for one in transformer)
   assert run_command(tmp_path, *arguments, config='lm_sync:smoke').status == 0
   [final] = kinds(rows_of(tmp_path), 'final')
   assert 'memory_gap' not in final
@@ -219,12 +183,9 @@ def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
   config.num_devices = 1
   experiment = build(config, None)
   stream = experiment.batches(0, start=0)
-  batches, labels = zip(
-    *(
-      (np.asarray(batch['inputs']), np.asarray(batch['labels']))
-      for batch in itertools.islice(stream, 9)
-    ),
-    strict=True,
+  read = list(itertools.islice(stream, 9))
+  batches, labels = (
+    [np.asarray(batch[key]) for batch in read] for key in ('inputs', 'labels')
   )
   later = experiment.batches(0, start=5)
   np.testing.assert_array_equal(next(later)['inputs'], batches[5])
