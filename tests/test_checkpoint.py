@@ -19,11 +19,9 @@ NOTES = {'whatever': {'an': [1, 0.1, None]}}
 
 @functools.cache
 def model():
-  network = make_small_dnn()
   # With a carry, as a network with a memory has it.
-  return dataclasses.replace(
-    network, memory=lambda size: {'h': jnp.zeros((size, 3))}
-  )
+  carry = {'memory': lambda size: {'h': jnp.zeros((size, 3))}}
+  return dataclasses.replace(make_small_dnn(), **carry)
 
 
 def state_of(member, peers=()):
@@ -46,19 +44,17 @@ def state_of(member, peers=()):
 def save(path, states, publications=(), extra=(), step=12):
   mesh = sharding.make_mesh(1)
   states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
+  published = Publications(dict(publications), NOTES)
   checkpoints = Checkpoints(path)
-  checkpoints.save(
-    step, states, Publications(dict(publications), NOTES), dict(extra)
-  )
+  checkpoints.save(step, states, published, dict(extra))
   checkpoints.close()
 
 
 def restore(path, num_devices=1):
   checkpoints = Checkpoints(path)
   abstract = jax.eval_shape(functools.partial(state_of, 0))
-  result = checkpoints.restore(
-    abstract, sharding.make_mesh(num_devices), 'float32'
-  )
+  mesh = sharding.make_mesh(num_devices)
+  result = checkpoints.restore(abstract, mesh, 'float32')
   checkpoints.close()
   return result
 

@@ -7,6 +7,7 @@ import pytest
 from absl.testing import flagsaver
 from commands import (
   CODISTILL,
+  DNN,
   ROOT,
   contents,
   rows_of,
@@ -54,13 +55,8 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
   # Each copy is taken up once, when it first teaches; a row of step 0 does not
   # exist, so that step 1 tells of what was published before.
   assert exchanged == [
-    (1, 'publish', 0),
-    (3, 'publish', 3),
-    (4, 'load', 0),
-    (6, 'load', 3),
-    (6, 'publish', 6),
-    (9, 'load', 6),
-    (9, 'publish', 9),
+    *((1, 'publish', 0), (3, 'publish', 3), (4, 'load', 0), (6, 'load', 3)),
+    *((6, 'publish', 6), (9, 'load', 6), (9, 'publish', 9)),
   ]
   sizes = {row['bytes'] for row in rows if row['kind'] == 'exchange'}
   variables = pair.whole.trainer.members[0].state.variables
@@ -85,25 +81,22 @@ def test_provenance_says_what_made_the_rows(pair):
   assert found['config'] == json.loads(json.dumps(config))
   assert found['config_hash'] == record.config_hash(found['config'])
   # What the command gave otherwise than the config has it, and no more.
-  assert found['overrides'] == {
+  changed = {
     'num_steps': 10,
     'num_devices': 1,
     'checkpoint_interval_steps': 100,
-    'codistill.reload_interval_steps': 3,
-    'codistill.delay_steps': 2,
-    'schedule.warmup_cosine.num_steps': 100,
   }
+  changed |= {'schedule.warmup_cosine.num_steps': 100}
+  for key, value in (('reload_interval_steps', 3), ('delay_steps', 2)):
+    changed[f'codistill.{key}'] = value
+  assert found['overrides'] == changed
   # `dirty` may have changed since, if somebody edits while tests run.
   assert found['commit'] == record.code_version(ROOT)['commit']
   assert found['packages']['jax'] == jax.__version__
   for package in ('python', 'flax', 'optax', 'orbax-checkpoint', 'grain'):
     assert package in found['packages']
-  assert found['device'] == {
-    'platform': 'cpu',
-    'kind': jax.devices()[0].device_kind,
-    'count': 1,
-    'processes': 1,
-  }
+  device = {'platform': 'cpu', 'kind': jax.devices()[0].device_kind}
+  assert found['device'] == {**device, 'count': 1, 'processes': 1}
   assert f'--config={CODISTILL}' in found['argv']
   assert (found['seed'], found['status']) == (0, 'done')
 
@@ -127,19 +120,16 @@ def test_a_finished_run_run_again_shows_its_table_and_trains_nothing(
 
 @pytest.mark.parametrize(
   ('config', 'members', 'taught'),
-  [
-    ('imagenet_sync:smoke', 1, False),
-    ('imagenet_ensemble:smoke', 2, False),
-    ('imagenet_label_smoothing:smoke', 1, True),
-  ],
+  [('sync', 1, False), ('ensemble', 2, False), ('label_smoothing', 1, True)],
 )
 def test_configs_run_to_their_end(
   config, members, taught, tmp_path, monkeypatch
 ):
   """In a relative workdir; codistillation does in all other tests."""
   monkeypatch.chdir(tmp_path)
-  short = '--config.num_steps=4'
-  assert run_command('runs/here', short, config=config).status == 0
+  short = (*DNN, '--config.num_steps=4')
+  options = {'config': f'imagenet_{config}:smoke'}
+  assert run_command('runs/here', *short, **options).status == 0
   workdir = tmp_path / 'runs/here'
   assert read_run(workdir / 'run.json')['status'] == 'done'
   assert (workdir / 'checkpoints/4').is_dir()
@@ -157,7 +147,7 @@ def test_configs_run_to_their_end(
     return
   # One member alone is that member of all.
   apart = tmp_path / 'apart'
-  status = run_command(apart, short, '--member=1', config=config).status
+  status = run_command(apart, *short, '--member=1', **options).status
   found = read_run(apart / 'run-1.json')
   assert (status, found['member'], found['status']) == (0, 1, 'done')
   assert rows_of(apart, 'rows-1.jsonl') == [

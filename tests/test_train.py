@@ -13,11 +13,12 @@ from commands import assert_bit_for_bit, build_cheaply, rows_of, run_command
 from tensorboardX.proto.event_pb2 import Event
 
 
+@dataclasses.dataclass
 class Watched:
   """A metric on the device: what asks for its value is taped."""
 
-  def __init__(self, value, ask):
-    self.value, self._ask = value, ask
+  value: object
+  ask: object
 
   def __array__(self, dtype=None, copy=None):
     return np.asarray(self.block_until_ready().value, dtype)
@@ -26,13 +27,13 @@ class Watched:
     return float(self.__array__())
 
   def block_until_ready(self):
-    self._ask()
+    self.ask()
     return self
 
 
 @pytest.fixture(scope='module')
-def watched(pair, tmp_path_factory):
-  """`pair` once more, with a tape of updates and of who asks for metrics."""
+def watched(small, tmp_path_factory):
+  """`small` once more, with a tape of updates and of who asks for metrics."""
   tape, numbers = [], itertools.count()
 
   def watch(update):
@@ -54,21 +55,15 @@ def watched(pair, tmp_path_factory):
       offer(member, step, variables, getattr(task_loss, 'value', None))
 
     experiment.exchange.offer = offer_to_device
-    return dataclasses.replace(
-      experiment,
-      updates=types.SimpleNamespace(
-        burn_in=watch(updates.burn_in), codistill=watch(updates.codistill)
-      ),
+    watched = types.SimpleNamespace(
+      burn_in=watch(updates.burn_in), codistill=watch(updates.codistill)
     )
+    return dataclasses.replace(experiment, updates=watched)
 
   workdir = tmp_path_factory.mktemp('watched')
-  outcome = run_command(
-    workdir,
-    *pair.arguments,
-    '--config.checkpoint_interval_steps=6',
-    '--tensorboard',
-    builder=build_watched,
-  )
+  often = ('--config.checkpoint_interval_steps=6', '--tensorboard')
+  arguments = (*small.arguments, *often)
+  outcome = run_command(workdir, *arguments, builder=build_watched)
   assert outcome.status == 0
   return workdir, outcome, tape
 
@@ -87,10 +82,10 @@ def test_metrics_are_fetched_one_report_late(watched):
   assert list(dict.fromkeys(watched[2])) == expected
 
 
-def test_the_same_config_twice_gives_identical_rows(watched, pair):
+def test_the_same_config_twice_gives_identical_rows(watched, small):
   workdir, outcome, _ = watched
-  assert rows_of(workdir) == pair.rows
-  assert_bit_for_bit(outcome, pair.whole)
+  assert rows_of(workdir) == small.rows
+  assert_bit_for_bit(outcome, small.whole)
 
 
 def events_of(folder):
@@ -104,9 +99,11 @@ def events_of(folder):
   return events
 
 
-def test_tensorboard_shows_the_rows_without_tensorflow(watched, pair, tmp_path):
-  resumed = pair.stopped_copy(tmp_path)
-  assert run_command(resumed, *pair.arguments, '--tensorboard').status == 0
+def test_tensorboard_shows_the_rows_without_tensorflow(
+  watched, small, tmp_path
+):
+  resumed = small.stopped_copy(tmp_path)
+  assert run_command(resumed, *small.arguments, '--tensorboard').status == 0
   for workdir, start in ((watched[0], 0), (resumed, 5)):
     for who, name in ((0, 'member-0'), (1, 'member-1'), ('ensemble',) * 2):
       events = events_of(workdir / 'tensorboard' / name)
@@ -121,7 +118,7 @@ def test_tensorboard_shows_the_rows_without_tensorflow(watched, pair, tmp_path):
       losses = [f for f in found if f[0].endswith('/task_loss')]
       assert losses == [
         (f'{row["kind"]}/task_loss', row['step'], np.float32(row['task_loss']))
-        for row in pair.rows
+        for row in small.rows
         if row['member'] == who and row['step'] > start
       ]
       tags = {tag for tag, _, _ in found}
