@@ -27,10 +27,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def make(name, **changes):
   arguments = {
-    'train_split': 'train', 'eval_split': 'test', 'augmentation': 'none',
+    'train_split': 'train',
+    'eval_split': 'test',
+    'augmentation': 'none',
     **dict.fromkeys(('unlabelled_split', 'data_dir', 'image_size')),
     **dict.fromkeys(('num_workers', 'num_threads', 'prefetch_batches'), 0),
-    'cache': False, 'padding': 1,
+    'cache': False,
+    'padding': 1,
   }
   return images.make_images(name, **(arguments | changes))
 
