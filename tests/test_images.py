@@ -702,6 +702,10 @@ def test_the_size_of_a_jpeg_is_in_its_header():
       pixels = rng.integers(256, size=(height, width, channels)).astype('uint8')
       data = encode(pixels, '.jpg')
       assert decoding.jpeg_size(data) == (height, width)
+      # A Huffman table, marked much as sizes are, may stand before it.
+      table = b'\xff\xc4\x00\x08' + bytes(6)
+      tabled = data[:2] + table + data[2:]
+      assert decoding.jpeg_size(tabled) == (height, width)
       # Cut short anywhere, it says the same or nothing, and never more.
       for end in range(0, len(data), 7):
         assert decoding.jpeg_size(data[:end]) in (None, (height, width))
