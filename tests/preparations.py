@@ -7,6 +7,8 @@ import pathlib
 
 import numpy as np
 
+from data.preparing.resumable import partial_of
+from data.text import corpus
 from data.text.dataset import make_text
 
 
@@ -44,8 +46,32 @@ def open_text(name, **changes):
   return make_text(str(name), **(arguments | changes))
 
 
-def texts_of(corpus, split):
-  documents, tokenizer = corpus.splits[split], corpus.tokenizer()
+def write_corpus(folder, train, test, shard_tokens=50, vocab_size=1 << 16):
+  """Writes documents, pairs of a hash and tokens, as prepare_text would."""
+  partial = partial_of(folder)
+  writer = corpus.CorpusWriter(partial, {}, shard_tokens)
+  for split, documents in (('train', train), ('test', test)):
+    for key, tokens in documents:
+      writer.append(
+        split,
+        np.array(tokens, np.uint16),
+        np.array([key], np.uint64),
+        np.array([len(tokens)]),
+      )
+  (partial / corpus.TOKENIZER).write_bytes(b'none')
+  state = writer.state()
+  seals = {
+    name: corpus.seal_file(partial / name, size)
+    for name, size in corpus.files_to_seal(state, vocab_size)
+  }
+  corpus.finish(
+    partial, folder, state, seals, {}, vocab_size=vocab_size, invertible=True
+  )
+  return folder
+
+
+def texts_of(made, split):
+  documents, tokenizer = made.splits[split], made.tokenizer()
   return [
     tokenizer.decode(documents.read(np.array([a]), np.array([b - a])))
     for a, b in zip(documents.starts[:-1], documents.starts[1:], strict=True)

@@ -15,6 +15,7 @@ from commands import (
   run_command,
   stop_command,
 )
+from preparations import write_corpus
 
 from experiments import config as config_lib
 from experiments.build import build
@@ -26,23 +27,33 @@ SMALL = (
   '--config.num_steps=6',
   '--config.eval_interval_steps=3',
   '--config.checkpoint_interval_steps=100',
-  # The first held-out document alone, some 22,000 tokens; lanes of more than
-  # the 512 tokens that a memory_gap needs.
-  '--config.data.max_test_tokens=1000',
-  '--config.eval_batch_size=32',
   # Half as much to compile.
   '--config.model.lstm.num_layers=1',
 )
-TWO_PHASES = (*SMALL, '--config.two_phase.num_steps=6')
 
 
 @pytest.fixture(scope='module')
-def two_phases(tmp_path_factory):
+def short(tmp_path_factory):
+  """A few short documents of 64 pieces, instead of the built-in corpus."""
+  folder = tmp_path_factory.mktemp('short')
+  rng = np.random.default_rng(0)
+  train, test = (
+    [(key, rng.integers(64, size=100)) for key in range(count)]
+    for count in (24, 6)
+  )
+  write_corpus(folder / 'text', train, test, shard_tokens=10_000, vocab_size=64)
+  text = ('name=prepared', f'data_dir={folder}/text', 'vocab_size=64')
+  return (*SMALL, *(f'--config.data.{one}' for one in text))
+
+
+@pytest.fixture(scope='module')
+def two_phases(short, tmp_path_factory):
   """Nothing disturbed it: its workdir, and what was in memory at its end."""
   workdir = tmp_path_factory.mktemp('two_phases')
-  outcome = run_command(workdir, *TWO_PHASES, config='lm_two_phase:smoke')
+  arguments = (*short, '--config.two_phase.num_steps=6')
+  outcome = run_command(workdir, *arguments, config='lm_two_phase:smoke')
   assert outcome.status == 0
-  return workdir, outcome
+  return arguments, workdir, outcome
 
 
 def kinds(rows, kind, member=0):
@@ -50,7 +61,10 @@ def kinds(rows, kind, member=0):
 
 
 def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
-  outcome = run_command(tmp_path, *SMALL, config='lm_codistill:smoke')
+  # The first held-out document alone, some 22,000 tokens; lanes of more than
+  # the 512 tokens that a memory_gap needs.
+  data = ('--config.data.max_test_tokens=1000', '--config.eval_batch_size=32')
+  outcome = run_command(tmp_path, *SMALL, *data, config='lm_codistill:smoke')
   assert outcome.status == 0
   rows = rows_of(tmp_path)
   for row in kinds(rows, 'train'):
@@ -67,9 +81,9 @@ def test_members_teach_each_other_and_every_held_out_token_counts(tmp_path):
   assert fingerprint == outcome.experiment.dataset.fingerprint
 
 
-def test_carries_and_old_weights_resume_bit_for_bit(tmp_path):
+def test_carries_and_old_weights_resume_bit_for_bit(short, tmp_path):
   peers = ('members=2', 'exchange=memory', 'burn_in_steps=2')
-  arguments = (*SMALL, '--config.model.memory_reset_probability=0.5')
+  arguments = (*short, '--config.model.memory_reset_probability=0.5')
   for one in (*peers, 'reload_interval_steps=2'):
     arguments += (f'--config.codistill.{one}',)
   options = {'config': 'lm_async:smoke'}
@@ -83,7 +97,7 @@ def test_carries_and_old_weights_resume_bit_for_bit(tmp_path):
 
 
 def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
-  workdir, outcome = two_phases
+  _, workdir, outcome = two_phases
   first, second = rows_of(workdir / 'ensemble'), rows_of(workdir)
   assert not any(row['peers'] for row in kinds(first, 'train'))
   assert {row['member'] for row in first} == {0, 1, 'ensemble'}
@@ -122,7 +136,7 @@ def test_teachers_of_another_architecture(tmp_path):
 
 def test_runs_that_cannot_teach_are_one_sentence(two_phases, tmp_path, capfd):
   teachers = tmp_path / 'teachers'
-  shutil.copytree(two_phases[0] / 'ensemble', teachers)
+  shutil.copytree(two_phases[1] / 'ensemble', teachers)
   run = read_run(teachers / 'run.json')
   frozen = (
     '--config.codistill.exchange=frozen',
@@ -139,12 +153,12 @@ def test_runs_that_cannot_teach_are_one_sentence(two_phases, tmp_path, capfd):
 
 
 def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
-  (whole, at_once), halves = two_phases, tmp_path / 'halves'
+  (arguments, whole, at_once), halves = two_phases, tmp_path / 'halves'
   options = {'config': 'lm_two_phase:smoke'}
   # In the first phase; and, after all of its step 3, in the second.
-  stop_command(3, halves, *TWO_PHASES, **options)
-  stop_command(3, halves, *TWO_PHASES, **options)
-  rest = run_command(halves, *TWO_PHASES, **options)
+  stop_command(3, halves, *arguments, **options)
+  stop_command(3, halves, *arguments, **options)
+  rest = run_command(halves, *arguments, **options)
   assert rest.status == 0
   assert rest.trainer.start_step > 0
   assert rows_of(halves) == rows_of(whole)
@@ -169,9 +183,9 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
     assert said in error_sentence(capfd)
 
 
-def test_the_transformer_is_a_key_away(tmp_path):
+def test_the_transformer_is_a_key_away(short, tmp_path):
   transformer = ('name=transformer', 'transformer.num_layers=1')
-  arguments = (*SMALL, '--config.num_steps=2')
+  arguments = (*short, '--config.num_steps=2')
   arguments += tuple(f'--config.model.{one}' for one in transformer)
   assert run_command(tmp_path, *arguments, config='lm_sync:smoke').status == 0
   [final] = kinds(rows_of(tmp_path), 'final')
@@ -199,7 +213,7 @@ def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
 def test_a_language_model_is_scored_and_not_exported(
   two_phases, tmp_path, capsys
 ):
-  workdir, _ = two_phases
+  _, workdir, _ = two_phases
   [final] = kinds(rows_of(workdir), 'final')
   scores = tmp_path / 'scores.json'
   assert evaluate.main([str(workdir), f'--json={scores}']) == 0

@@ -4,10 +4,9 @@ import itertools
 import numpy as np
 import pytest
 import streams
-from preparations import open_text
+from preparations import open_text, write_corpus
 from streams import MEMBER, assert_rows_are_slices, assert_same, differ
 
-from data.preparing.resumable import partial_of
 from data.text import corpus
 from data.text import dataset as text
 
@@ -15,30 +14,6 @@ T = 5
 END = 1
 # Long and short, and some in a file of their own.
 LENGTHS = [1, 2, 3, 40, 7, 1, 1, 90, 13, 5, 2, 30, 11, 64, 8, 3, 1, 17, 21, 9]
-
-
-def write_corpus(folder, train, test, shard_tokens=50):
-  """Writes documents, pairs of a hash and tokens, as prepare_text would."""
-  partial = partial_of(folder)
-  writer = corpus.CorpusWriter(partial, {}, shard_tokens)
-  for split, documents in (('train', train), ('test', test)):
-    for key, tokens in documents:
-      writer.append(
-        split,
-        np.array(tokens, np.uint16),
-        np.array([key], np.uint64),
-        np.array([len(tokens)]),
-      )
-  (partial / corpus.TOKENIZER).write_bytes(b'none')
-  state = writer.state()
-  seals = {
-    name: corpus.seal_file(partial / name, size)
-    for name, size in corpus.files_to_seal(state, 1 << 16)
-  }
-  corpus.finish(
-    partial, folder, state, seals, {}, vocab_size=1 << 16, invertible=True
-  )
-  return folder
 
 
 def make_documents(lengths, first):
