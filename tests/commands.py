@@ -35,8 +35,12 @@ STALE = (
 )
 # Little to compile.
 DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
-# The only number in a program that follows from num_steps.
-SCHEDULE = '--config.schedule.warmup_cosine.num_steps=100'
+IMAGENET = (
+  # The only number in a program that follows from num_steps.
+  '--config.schedule.warmup_cosine.num_steps=100',
+  # A sixth of the layers to compile.
+  '--config.model.resnet.depth=8',
+)
 # What experiments that share their programs may differ in.
 NO_PROGRAM = {
   'config': 'seed num_steps eval_interval_steps checkpoint_interval_steps '
@@ -91,7 +95,7 @@ def line_of(workdir, *arguments, config=CODISTILL):
     f'--config={config}',
     f'--workdir={workdir}',
     '--config.num_devices=1',
-    *([SCHEDULE] if config.startswith('imagenet') else []),
+    *(IMAGENET if config.startswith('imagenet') else ()),
     *arguments,
   ]
 

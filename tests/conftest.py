@@ -51,7 +51,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def triple(tmp_path_factory):
-  from commands import make_reference
+  from commands import DNN, make_reference
 
-  three = '--config.codistill.members=3'
-  return make_reference(tmp_path_factory.mktemp('triple'), three)
+  three = (*DNN, '--config.codistill.members=3')
+  return make_reference(tmp_path_factory.mktemp('triple'), *three)

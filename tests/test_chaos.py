@@ -96,7 +96,9 @@ def test_nothing_is_decided_by_a_clock_nor_kept_by_a_slow_disk(tmp_path):
 def test_members_that_are_killed_finish_with_all_rows(stage, monkeypatch):
   # As in the processes of other tests, so that compiled programs are shared.
   monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
-  result = process_faults.kills(stage, members=2, num_steps=80)
+  dnn = {'model__name': 'dnn', 'model__dnn__hidden': '(8,)'}
+  short = {'members': 2, 'num_steps': 80, **dnn}
+  result = process_faults.kills(stage, **short)
   assert 'kill -9 × 1' in result.how
 
 

@@ -7,13 +7,16 @@ import re
 import signal
 import statistics
 import time
+from typing import Any
 
 from scripts.chaos.outcome import LONG_S, LOOK_S, Result, expect, until
 from scripts.chaos.runs import Row, Run, Stage, Tail
 from scripts.status import last_rows
 
 
-def kills(stage: Stage, *, members: int = 3, num_steps: int = 6_000) -> Result:
+def kills(
+  stage: Stage, *, members: int = 3, num_steps: int = 6_000, **config: Any
+) -> Result:
   """Kill -9 of random members at random times; each starts again at once."""
   chance = stage.random('kills')
   run = Run(
@@ -22,6 +25,7 @@ def kills(stage: Stage, *, members: int = 3, num_steps: int = 6_000) -> Result:
     members=members,
     num_steps=num_steps,
     checkpoint_interval_steps=min(200, num_steps // 4),
+    **config,
   )
   lives = [run.start(member) for member in range(members)]
   for member in range(members):
