@@ -35,6 +35,11 @@ for key, value in {
   os.environ[key.upper()] = str(value)
 
 
+def pytest_xdist_auto_num_workers():
+  """One more than there are cores: some wait for processes that they began."""
+  return os.cpu_count() + 1
+
+
 @pytest.fixture(scope='session')
 def pair(tmp_path_factory):
   from commands import make_reference
