@@ -7,7 +7,6 @@ import streams
 from preparations import open_text, write_corpus
 from streams import MEMBER, assert_rows_are_slices, assert_same, differ
 
-from data.text import corpus
 from data.text import dataset as text
 
 T = 5
