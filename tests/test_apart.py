@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from commands import (
+  DNN,
   build_cheaply,
   contents,
   error_sentence,
@@ -100,7 +101,7 @@ def test_two_processes_are_one_run_though_one_is_killed(pair, tmp_path):
 
 # Without synchrony.
 
-ALONE = ('--member=0', '--config.num_steps=10')
+ALONE = ('--member=0', '--config.num_steps=10', *DNN)
 
 
 @pytest.fixture(scope='module')
@@ -151,7 +152,7 @@ def test_a_member_that_comes_later_learns_from_what_is_there(alone, tmp_path):
     experiment.exchange.freshest = freshest
     return experiment
 
-  arguments = ('--member=1', '--config.num_steps=10')
+  arguments = ('--member=1', *ALONE[1:])
   outcome = run_command(workdir, *arguments, builder=build_patient)
   assert outcome.status == 0
   for row in rows_by_kind(workdir, 1, 'train')[3:]:

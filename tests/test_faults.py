@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from commands import (
+  DNN,
   contents,
   error_sentence,
   line_of,
@@ -134,19 +135,19 @@ def full_disk_for_provenance(patch):
   [full_disk_for_rows, full_disk_for_checkpoints, full_disk_for_provenance],
 )
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
-  pair, tmp_path, capfd, fill
+  small, tmp_path, capfd, fill
 ):
   with pytest.MonkeyPatch.context() as patch:
     fill(patch)
-    assert run_command(tmp_path, *pair.arguments).status == 1
+    assert run_command(tmp_path, *small.arguments).status == 1
   assert re.search('disk is full.*same command', error_sentence(capfd))
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Of a line that had room in part.
     rows = rows_of(tmp_path)
   assert rows
-  assert rows == pair.rows[: len(rows)]
-  assert run_command(tmp_path, *pair.arguments).status == 0
-  assert rows_of(tmp_path) == pair.rows
+  assert rows == small.rows[: len(rows)]
+  assert run_command(tmp_path, *small.arguments).status == 0
+  assert rows_of(tmp_path) == small.rows
 
 
 # As a process in which no folder for a checkpoint can be made.
@@ -168,15 +169,15 @@ runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
 
 def test_a_checkpoint_that_failed_does_not_keep_the_process(tmp_path):
   """Orbax's threads would, for five minutes."""
-  sync = 'imagenet_sync:smoke'
-  line = line_of(tmp_path, config=sync)
+  config = 'imagenet_sync:smoke'
+  line = line_of(tmp_path, *DNN, config=config)
   process = start_process([sys.executable, '-c', NO_FOLDER, *line[2:]])
   err = process.communicate(timeout=100)[1]
   assert process.returncode == 1
   assert re.search('experiments.run: .*disk is full', err.splitlines()[-1])
   assert 'future.py' not in err  # What Orbax logs.
   assert max(row['step'] for row in rows_of(tmp_path)) == 4
-  assert run_command(tmp_path, config=sync).status == 0
+  assert run_command(tmp_path, *DNN, config=config).status == 0
   assert read_run(tmp_path / 'run.json')['status'] == 'done'
 
 
@@ -197,6 +198,7 @@ def sick(step, member):
 
 
 THREE = (
+  *DNN,
   '--config.num_steps=8',
   '--config.codistill.members=3',
   '--config.codistill.reload_interval_steps=1',
@@ -267,7 +269,7 @@ def test_a_member_that_diverged_stays_out_when_resumed(
 
 
 def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
-  pair, tmp_path
+  small, tmp_path
 ):
   class Killed(BaseException):
     pass
@@ -275,14 +277,14 @@ def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
   def die(trainer):
     raise Killed
 
-  workdir = pair.stopped_copy(tmp_path)
+  workdir = small.stopped_copy(tmp_path)
   with sick(7, 1), on_row(die, step=9, kind='train'), pytest.raises(Killed):
-    run_command(workdir, *pair.arguments)
+    run_command(workdir, *small.arguments)
   assert read_run(workdir / 'run.json')['diverged']
-  assert run_command(workdir, *pair.arguments).status == 0
+  assert run_command(workdir, *small.arguments).status == 0
   found = read_run(workdir / 'run.json')
   assert (found['status'], found['diverged']) == ('done', {})
-  assert rows_of(workdir) == pair.rows
+  assert rows_of(workdir) == small.rows
 
 
 def ruined(member, step):
@@ -306,7 +308,8 @@ def test_when_all_have_diverged_the_run_ends(
   tmp_path, capfd, make, step, scored
 ):
   with make(step=step, member=0):
-    assert run_command(tmp_path, config='imagenet_sync:smoke').status == 1
+    outcome = run_command(tmp_path, *DNN, config='imagenet_sync:smoke')
+  assert outcome.status == 1
   assert f'member 0 diverged at step {step}' in error_sentence(capfd)
   assert read_run(tmp_path / 'run.json')['status'] == 'diverged'
   rows = strict_rows(tmp_path)
