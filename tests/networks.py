@@ -1,11 +1,17 @@
-"""Networks and an optimizer that are small enough to compile in every test.
+"""Networks that are small enough to compile in every test, and what goes along.
 
 Equal networks are one, whose programs are compiled once.
 """
 
 import functools
 
+import jax
+import numpy as np
+
 from codistill import optim
+from codistill.exchange import topology
+from codistill.exchange.memory import InMemoryExchange
+from codistill.exchange.rules import ANY_PEER
 from codistill.models import (
   make_click_dnn,
   make_click_regression,
@@ -19,22 +25,28 @@ from codistill.models.model import make_feedforward
 from codistill.models.resnet import ResNet
 
 SHAPE, CLASSES = (8, 8, 1), 10
+TOKENS, VOCABULARY = 6, 11
 
-make_small_resnet = functools.cache(
-  functools.partial(
-    make_resnet,
-    input_shape=SHAPE,
-    num_classes=CLASSES,
-    depth=8,
-    width=4,
-    batch_norm_momentum=0.9,
-    batch_norm_group_size=None,
-    teacher_batch_norm='running',
-    remat=False,
-    dtype='float32',
-    param_dtype='float32',
-  )
+
+def builder(make, **defaults):
+  defaults = {'dtype': 'float32', 'param_dtype': 'float32', **defaults}
+  return functools.cache(functools.partial(make, **defaults))
+
+
+of_images = functools.partial(builder, input_shape=SHAPE, num_classes=CLASSES)
+make_small_resnet = of_images(
+  make_resnet,
+  depth=8,
+  width=4,
+  batch_norm_momentum=0.9,
+  batch_norm_group_size=None,
+  teacher_batch_norm='running',
+  remat=False,
 )
+make_small_wide_resnet = of_images(
+  make_wide_resnet, depth=10, widening=1, batch_norm_momentum=0.9
+)
+make_small_dnn = of_images(make_dnn, hidden=(8,))
 
 
 @functools.cache
@@ -44,74 +56,21 @@ def make_tiny_resnet(group_size=None, stages=(1,), width=4, dtype='float32'):
   return make_feedforward(ResNet(*sizes, dtype, dtype), SHAPE)
 
 
-make_small_wide_resnet = functools.cache(
-  functools.partial(
-    make_wide_resnet,
-    input_shape=SHAPE,
-    num_classes=CLASSES,
-    depth=10,
-    widening=1,
-    batch_norm_momentum=0.9,
-    dtype='float32',
-    param_dtype='float32',
-  )
+of_clicks = functools.partial(
+  builder,
+  input_shape={'integers': (2,), 'missing': (2,), 'categories': (3,)},
+  num_classes=2,
+  table_sizes=(5, 6, 7),
 )
-make_small_dnn = functools.cache(
-  functools.partial(
-    make_dnn,
-    input_shape=SHAPE,
-    num_classes=CLASSES,
-    hidden=(8,),
-    dtype='float32',
-    param_dtype='float32',
-  )
+make_small_click_dnn = of_clicks(make_click_dnn, embedding_size=4, hidden=(8,))
+make_small_click_regression = of_clicks(make_click_regression)
+
+of_text = functools.partial(
+  builder, input_shape=(TOKENS,), num_classes=VOCABULARY, num_layers=2
 )
-
-
-CLICKS = {
-  'input_shape': {'integers': (2,), 'missing': (2,), 'categories': (3,)},
-  'num_classes': 2,
-  'table_sizes': (5, 6, 7),
-  'dtype': 'float32',
-  'param_dtype': 'float32',
-}
-
-
-def make_small_click_dnn(**changes):
-  arguments = {**CLICKS, 'embedding_size': 4, 'hidden': (8,)}
-  return make_click_dnn(**arguments | changes)
-
-
-def make_small_click_regression(**changes):
-  return make_click_regression(**CLICKS | changes)
-
-
-TOKENS, VOCABULARY = 6, 11
-
-make_small_lstm = functools.cache(
-  functools.partial(
-    make_lstm,
-    input_shape=(TOKENS,),
-    num_classes=VOCABULARY,
-    embedding_size=5,
-    hidden_size=8,
-    num_layers=2,
-    dtype='float32',
-    param_dtype='float32',
-  )
-)
-make_small_transformer = functools.cache(
-  functools.partial(
-    make_transformer,
-    input_shape=(TOKENS,),
-    num_classes=VOCABULARY,
-    width=8,
-    num_layers=2,
-    num_heads=2,
-    mlp_size=16,
-    dtype='float32',
-    param_dtype='float32',
-  )
+make_small_lstm = of_text(make_lstm, embedding_size=5, hidden_size=8)
+make_small_transformer = of_text(
+  make_transformer, width=8, num_heads=2, mlp_size=16
 )
 
 
@@ -126,3 +85,18 @@ def sgd(rate=0.1, momentum=0.9, weight_decay=1e-4):
     weight_decay_drop_at_steps=(),
     weight_decay_drop_factor=1.0,
   )
+
+
+def in_memory(members, interval=1, delay=0, immediate=False):
+  return InMemoryExchange(
+    topology.make_topology('all', members),
+    reload_interval_steps=interval,
+    delay_steps=delay,
+    immediate=immediate,
+    rules=ANY_PEER,
+  )
+
+
+def assert_close(one, other, rtol=0.0, atol=0.0):
+  close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol)
+  jax.tree.map(close, one, other)

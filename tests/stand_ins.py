@@ -99,10 +99,10 @@ def command(folder, word, member='', process=''):
   return (sys.executable, '-c', _PROGRAM, *words)
 
 
-def until(condition, process=None, seconds=240):
+def until(condition, process=None, seconds=240, what='it'):
   """Waits for something, and no longer than a process lives that does it."""
   end = time.monotonic() + seconds
   while not condition():
     assert process is None or process.poll() is None, process.communicate()
-    assert time.monotonic() < end
+    assert time.monotonic() < end, f'{what} did not happen'
     time.sleep(0.02)

@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import sgd
+from networks import in_memory, sgd
 
 from codistill import losses, sharding
 from codistill.algorithm import Member, codistill
-from codistill.exchange import topology
-from codistill.exchange.memory import FrozenExchange, InMemoryExchange
-from codistill.exchange.rules import ANY_PEER
+from codistill.exchange.memory import FrozenExchange
 from codistill.models import make_dnn
 from codistill.train_step import init_state, make_updates
 
@@ -74,16 +72,6 @@ def to_numpy(variables):
     'w2': np.asarray(params['head']['kernel']),
     'b2': np.asarray(params['head']['bias']),
   }
-
-
-def in_memory(members, interval, delay, immediate=False):
-  return InMemoryExchange(
-    topology.make_topology('all', members),
-    reload_interval_steps=interval,
-    delay_steps=delay,
-    immediate=immediate,
-    rules=ANY_PEER,
-  )
 
 
 @pytest.mark.parametrize('burn_in', [0, 4])

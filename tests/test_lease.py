@@ -1,6 +1,7 @@
 """One job at a time: who is alive, who is dead, who has been replaced."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 
 import pytest
+import stand_ins
 
 from codistill.exchange.folder import lease as lease_module
 from codistill.exchange.folder.lease import (
@@ -19,6 +21,8 @@ from codistill.exchange.folder.lease import (
   is_held,
   read_lease,
 )
+
+until = functools.partial(stand_ins.until, seconds=20)
 
 
 @pytest.fixture
@@ -47,14 +51,6 @@ def held(path):
   return is_held(path, read_lease(path))
 
 
-def until(condition):
-  deadline = time.monotonic() + 20
-  while not (result := condition()):
-    assert time.monotonic() < deadline
-    time.sleep(0.005)
-  return result
-
-
 def test_a_second_job_is_refused_while_the_first_lives(make):
   first = make()
   assert first.acquire() == 1
@@ -74,7 +70,8 @@ def test_what_is_returned_says_so_and_keeps_its_notes(make, path):
   lease = make(step=None)
   lease.acquire()
   lease.note(step=50)
-  found = until(lambda: (f := read_lease(path)).get('step') == 50 and f)
+  until(lambda: read_lease(path).get('step') == 50)
+  found = read_lease(path)
   assert is_held(path, found)
   said = {'incarnation': 1, 'pid': os.getpid(), 'timeout_s': 60.0}
   assert found.items() >= said.items()

@@ -1,4 +1,4 @@
-"""The two updates: their one difference, gradients, sharding, compilations."""
+"""The two updates: their one difference, memories, sharding, compilations."""
 
 import dataclasses
 import functools
@@ -13,6 +13,8 @@ from networks import (
   SHAPE,
   TOKENS,
   VOCABULARY,
+  assert_close,
+  in_memory,
   make_small_dnn,
   make_small_lstm,
   make_tiny_resnet,
@@ -21,10 +23,7 @@ from networks import (
 
 from codistill import losses, sharding
 from codistill.algorithm import Member, Peer, codistill
-from codistill.exchange import topology
-from codistill.exchange.memory import InMemoryExchange
-from codistill.exchange.rules import ANY_PEER
-from codistill.models import Model, Prediction
+from codistill.models import Head, Model, Prediction
 from codistill.models.model import LinearHead, make_feedforward
 from codistill.train_step import (
   init_state,
@@ -34,12 +33,13 @@ from codistill.train_step import (
 )
 
 BATCH = 16
+PLAIN_SGD = sgd(0.5, momentum=0.0, weight_decay=0.0)
 
 
-def state_of(model, member=0, optimizer=None):
+def state_of(model, member=0):
   return init_state(
     model,
-    optimizer or sgd(),
+    sgd(),
     batch_size=BATCH,
     init_key=jax.random.key(member),
     noise_key=jax.random.key(100 + member),
@@ -47,11 +47,11 @@ def state_of(model, member=0, optimizer=None):
   )
 
 
-def batch_of(step, member=0, size=BATCH):
+def batch_of(step, member=0):
   rng = np.random.default_rng((step, member))
   return {
-    'inputs': jnp.asarray(rng.normal(size=(size, *SHAPE)), jnp.float32),
-    'labels': jnp.asarray(rng.integers(CLASSES, size=size), jnp.int32),
+    'inputs': jnp.asarray(rng.normal(size=(BATCH, *SHAPE)), jnp.float32),
+    'labels': jnp.asarray(rng.integers(CLASSES, size=BATCH), jnp.int32),
   }
 
 
@@ -70,10 +70,6 @@ def host(tree):
   return jax.tree.map(np.array, tree)
 
 
-def assert_same(one, other):
-  jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
 def largest_difference(one, other):
   each = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), one, other)
   return max(jax.tree.leaves(each))
@@ -86,60 +82,28 @@ def peer_of(model, member=1, mesh=None):
   )
 
 
-def assert_metrics_close(ours, theirs, rtol):
-  for one, other in zip(ours, theirs, strict=True):
-    assert one.keys() == other.keys()
-    for name in one:
-      np.testing.assert_allclose(one[name], other[name], rtol=rtol)
-
-
-def test_the_gradient_with_respect_to_a_peer_is_exactly_zero():
-  model = make_tiny_resnet()
-  state, peer = state_of(model), state_of(model, 1).variables
-
-  def value(params, peer):
-    descended = make_objective(model, losses.ALGORITHM_1, sharding.make_mesh(1))
-    return descended(params, state, batch_of(0), (peer,), ((),), True)[0]
-
-  params = state.variables['params']
-  mine, theirs = jax.jit(jax.grad(value, argnums=(0, 1)))(params, peer)
-  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(mine)) > 1e-3
-  for leaf in jax.tree.leaves(theirs):
-    np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
-
-
 def test_the_updates_differ_in_psi_alone():
   model = make_small_dnn()
-  peer, updates = peer_of(model), updates_of(model)
+  peer, updates, batch = peer_of(model), updates_of(model), batch_of(0)
   silent = updates_of(model, distill_weight=0.0)
-  alone, metrics = updates.burn_in(state_of(model), batch_of(0))
-  unheard, _ = silent.codistill(state_of(model), batch_of(0), (peer,))
-  taught, both = updates.codistill(state_of(model), batch_of(0), (peer,))
+  alone, metrics = updates.burn_in(state_of(model), batch)
+  asked, same = updates.codistill(state_of(model), batch, ())
+  unheard, _ = silent.codistill(state_of(model), batch, (peer,))
+  taught, both = updates.codistill(state_of(model), batch, (peer,))
+  # Without a peer codistill is burn-in.
+  assert_close(host((alone, metrics)), host((asked, same)))
   assert largest_difference(alone.variables, unheard.variables) < 1e-7
   assert largest_difference(alone.variables, taught.variables) > 1e-3
   assert 'distill_loss' not in metrics
   # Logged before weighting, each by itself.
   np.testing.assert_allclose(both['task_loss'], metrics['task_loss'], rtol=1e-6)
-  logits = model.predict(state_of(model).variables, batch_of(0)['inputs'], ())
-  teacher = model.predict(peer.variables, batch_of(0)['inputs'], ())
-  teacher, logits = (
-    function(one[0].logits)
-    for function, one in (
-      (jax.nn.softmax, teacher),
-      (jax.nn.log_softmax, logits),
-    )
+  student, teacher = (
+    model.predict(variables, batch['inputs'], ())[0].logits
+    for variables in (state_of(model).variables, peer.variables)
   )
-  by_hand = -(teacher * logits).sum(-1).mean()
+  by_hand = jax.nn.softmax(teacher) * -jax.nn.log_softmax(student)
+  by_hand = by_hand.sum(-1).mean()
   np.testing.assert_allclose(both['distill_loss'], by_hand, rtol=1e-5)
-
-
-def test_without_a_peer_codistill_is_burn_in():
-  model = make_small_dnn()
-  updates = updates_of(model)
-  alone, _ = updates.burn_in(state_of(model), batch_of(0))
-  asked, metrics = updates.codistill(state_of(model), batch_of(0), ())
-  assert_same(host(alone), host(asked))
-  assert 'distill_loss' not in metrics
 
 
 def test_a_constant_teacher_needs_no_peer_and_smooths():
@@ -162,34 +126,27 @@ def test_a_constant_teacher_needs_no_peer_and_smooths():
   assert float(metrics['distill_loss']) >= np.log(CLASSES) - 1e-6
 
 
-def test_the_state_is_donated_and_the_peer_is_not():
-  model = make_small_dnn()
-  state = sharding.replicate(state_of(model), sharding.make_mesh(1))
-  peer = peer_of(model)
-  updates_of(model).codistill(state, batch_of(0), (peer,))
-  for leaf in jax.tree.leaves((state.variables, state.opt_state)):
-    assert leaf.is_deleted()
-  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(peer.variables))
-
-
-def test_one_compilation_for_each_number_of_peers():
-  model = make_small_dnn()
-  traces = []
+def test_one_compilation_for_each_number_of_peers_and_the_state_is_donated():
+  model, traces, mesh = make_small_dnn(), [], sharding.make_mesh(1)
 
   def counting(*arguments):
     traces.append(len(arguments))
     return model.forward(*arguments)
 
-  mesh = sharding.make_mesh(1)
   updates = updates_of(dataclasses.replace(model, forward=counting), mesh)
   state = sharding.replicate(state_of(model), mesh)
   peers = [peer_of(model, m, mesh) for m in range(1, 5)]
   teams = peers[:1], peers[1:2], peers[:2], peers[2:], peers[:1], peers[:3]
   for step, team in enumerate(teams):
-    batch = sharding.split_batch(batch_of(step), mesh)
+    before, batch = state, sharding.split_batch(batch_of(step), mesh)
     state, _ = updates.codistill(state, batch, tuple(team))
+    for leaf in jax.tree.leaves((before.variables, before.opt_state)):
+      assert leaf.is_deleted()
   # One, two and three peers, whoever they are.
   assert len(traces) == 3
+  # What belongs to them is not donated.
+  for leaf in jax.tree.leaves([peer.variables for peer in peers]):
+    assert not leaf.is_deleted()
 
 
 def test_batch_norm_of_a_teacher_uses_and_keeps_its_statistics():
@@ -204,31 +161,24 @@ def test_batch_norm_of_a_teacher_uses_and_keeps_its_statistics():
   # The student's statistics move, the teacher's do not.
   before = state_of(model).variables['batch_stats']
   assert largest_difference(one.variables['batch_stats'], before) > 1e-3
-  assert_same(peer, state_of(model, 1).variables)
+  assert_close(peer, state_of(model, 1).variables)
 
 
 # Members of a run.
 
 
-def codistilled(num_devices, make_model, num_steps=5, members=2):
-  mesh = sharding.make_mesh(num_devices)
-  model = make_model()
+def codistilled(num_devices, make_model):
+  """The variables and metrics of two members after five steps."""
+  mesh, model = sharding.make_mesh(num_devices), make_model()
   team = [
     Member(
       i,
       sharding.replicate(state_of(model, i), mesh),
-      (sharding.split_batch(batch_of(t, i), mesh) for t in range(num_steps)),
+      (sharding.split_batch(batch_of(t, i), mesh) for t in range(5)),
     )
-    for i in range(members)
+    for i in range(2)
   ]
-  exchange = InMemoryExchange(
-    topology.make_topology('all', members),
-    reload_interval_steps=1,
-    delay_steps=0,
-    immediate=False,
-    rules=ANY_PEER,
-  )
-  reports = codistill(team, updates_of(model, mesh), exchange, 2, num_steps)
+  reports = codistill(team, updates_of(model, mesh), in_memory(2), 2, 5)
   metrics = [host(report.metrics) for report in reports]
   return [host(member.state.variables) for member in team], metrics
 
@@ -239,7 +189,7 @@ def test_eight_devices_equal_one_to_rounding_and_members_stay_apart(make_model):
   theirs, their_metrics = codistilled(1, make_model)
   for one, other in zip(ours, theirs, strict=True):
     assert largest_difference(one, other) < 2e-5
-  assert_metrics_close(our_metrics, their_metrics, 1e-4)
+  assert_close(our_metrics, their_metrics, rtol=1e-4)
   # Members start apart and stay apart.
   assert largest_difference(*theirs) > 0.05
 
@@ -247,38 +197,29 @@ def test_eight_devices_equal_one_to_rounding_and_members_stay_apart(make_model):
 # A network with a memory.
 
 
-def make_head():
-  kernel = nn.initializers.lecun_normal()
-  return LinearHead(CLASSES, jnp.float32, kernel, name='head')
-
-
-class Counter(nn.Module):
+def count(variables, inputs, counted):
   """Counts its batches in its carry; its logits are biased by the count."""
-
-  @nn.compact
-  def __call__(self, inputs, count):
-    features = inputs.reshape(len(inputs), -1)
-    features = jnp.concatenate([features, count[:, None]], axis=-1)
-    return Prediction(features, make_head()(features)), count + 1
+  inputs = inputs.reshape(len(inputs), -1)
+  features = jnp.concatenate([inputs, counted[:, None]], axis=-1)
+  return Prediction(features, Head(**variables['params'])), counted + 1
 
 
-def make_counter():
-  module = Counter()
-  return Model(
-    init=lambda key: module.init(key, jnp.zeros((1, *SHAPE)), jnp.zeros((1,))),
-    predict=module.apply,
-    forward=lambda variables, inputs, memory, key: (
-      lambda prediction, memory: (prediction, {}, memory)
-    )(*module.apply(variables, inputs, memory)),
-    memory=lambda batch_size: jnp.zeros((batch_size,)),
-  )
+def first_weights(key):
+  kernel = jax.random.normal(key, (np.prod(SHAPE) + 1, CLASSES)) / 8
+  return {'params': {'kernel': kernel, 'bias': jnp.zeros(CLASSES)}}
+
+
+COUNTER = Model(
+  init=first_weights,
+  predict=count,
+  forward=lambda v, x, memory, key: (count(v, x, memory)[0], {}, memory + 1),
+  memory=jnp.zeros,
+)
 
 
 def test_a_peers_memory_is_its_own_and_starts_from_zero_when_admitted():
-  model = make_counter()
-  updates = updates_of(model)
-  first, second = peer_of(model, 1), peer_of(model, 2)
-  state = state_of(model)
+  updates, state = updates_of(COUNTER), state_of(COUNTER)
+  first, second = peer_of(COUNTER, 1), peer_of(COUNTER, 2)
   schedule = [(), (first,), (first,), (second, first), (second,), (first,)]
   for step, peers in enumerate(schedule):
     state, _ = updates.codistill(state, batch_of(step), peers)
@@ -286,15 +227,6 @@ def test_a_peers_memory_is_its_own_and_starts_from_zero_when_admitted():
   np.testing.assert_array_equal(state.memory, np.full(BATCH, 6.0))
   np.testing.assert_array_equal(state.peer_memories[1], np.full(BATCH, 4.0))
   np.testing.assert_array_equal(state.peer_memories[2], np.full(BATCH, 2.0))
-
-
-def test_a_reload_of_a_peers_weights_keeps_its_memory():
-  model = make_counter()
-  updates, state = updates_of(model), state_of(model)
-  for step in range(3):
-    peer = Peer(1, step, state_of(model, 10 + step).variables)
-    state, _ = updates.codistill(state, batch_of(step), (peer,))
-  np.testing.assert_array_equal(state.peer_memories[1], np.full(BATCH, 3.0))
 
 
 # The language model's memory.
@@ -305,10 +237,6 @@ def text_of(step, member=0):
   tokens = rng.integers(VOCABULARY, size=(BATCH, TOKENS + 1), dtype=np.int32)
   tokens = jnp.asarray(tokens)
   return {'inputs': tokens[:, :-1], 'labels': tokens[:, 1:]}
-
-
-def plain_sgd(rate=0.5):
-  return sgd(rate, momentum=0.0, weight_decay=0.0)
 
 
 def test_a_peers_memory_goes_on_under_the_weights_that_it_has_now():
@@ -328,7 +256,7 @@ def test_a_peers_memory_goes_on_under_the_weights_that_it_has_now():
 
 def test_no_gradient_reaches_the_batch_before():
   model = make_small_lstm(num_layers=1)
-  updates = updates_of(model, optimizer=plain_sgd())
+  updates = updates_of(model, optimizer=PLAIN_SGD)
   first, _ = updates.burn_in(state_of(model), text_of(0))
   first = host(first)
   second, _ = updates.burn_in(first, text_of(1))
@@ -342,25 +270,20 @@ def test_no_gradient_reaches_the_batch_before():
     logits = model.predict(variables, batch['inputs'], memory)[0].logits
     return losses.task_cross_entropy(batch['labels'], logits).mean()
 
+  gradient = jax.jit(jax.grad(loss), static_argnums=1)
   here, everywhere = (
-    host(jax.jit(jax.grad(loss), static_argnums=1)(first.variables, flag))
-    for flag in (False, True)
+    host(gradient(first.variables, flag)) for flag in (False, True)
   )
-  step = jax.tree.map(
-    lambda before, after: (before - after) / 0.5,
-    first.variables,
-    host(second.variables),
-  )
+  change = jax.tree.map(jnp.subtract, first.variables, second.variables)
+  step = jax.tree.map(lambda x: x / 0.5, host(change))
   assert largest_difference(step, here) < 1e-5
   assert largest_difference(step, everywhere) > 1e-3
 
 
 def counted(updates, mesh, num_steps=3):
   """What a member and its peer have counted, lane by lane, after each step."""
-  model = make_counter()
-  state = place_state(state_of(model), mesh)
-  peer = peer_of(model, 1, mesh)
-  seen = []
+  state, seen = place_state(state_of(COUNTER), mesh), []
+  peer = peer_of(COUNTER, 1, mesh)
   for step in range(num_steps):
     batch = sharding.split_batch(batch_of(step), mesh)
     state, _ = updates.codistill(state, batch, (peer,))
@@ -368,36 +291,37 @@ def counted(updates, mesh, num_steps=3):
   return seen
 
 
-@pytest.mark.parametrize('num_devices', [1, 8])
-def test_resets_are_of_the_lanes_that_the_key_and_the_step_draw(num_devices):
+def drawn_lanes(step, probability):
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(100), step), 1)
+  return np.asarray(jax.random.bernoulli(key, probability, (BATCH,)))
+
+
+@pytest.mark.parametrize(
+  ('num_devices', 'probability'), [(1, 0.0), (1, 0.4), (8, 0.4), (1, 1.0)]
+)
+def test_resets_are_of_the_lanes_that_the_key_and_the_step_draw(
+  num_devices, probability
+):
   mesh = sharding.make_mesh(num_devices)
-  updates = updates_of(make_counter(), mesh, memory_reset_probability=0.4)
-  count, drawn = np.zeros(BATCH), []
+  updates = updates_of(COUNTER, mesh, memory_reset_probability=probability)
+  expected, drawn = np.zeros(BATCH), []
   for step, seen in enumerate(counted(updates, mesh)):
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(100), step), 1)
-    lanes = np.asarray(jax.random.bernoulli(key, 0.4, (BATCH,)))
-    count = np.where(lanes, 0, count) + 1
+    lanes = drawn_lanes(step, probability)
+    expected = np.where(lanes, 0, expected) + 1
     for carry in seen:
-      np.testing.assert_array_equal(carry, count)
+      np.testing.assert_array_equal(carry, expected)
     drawn.append(lanes.tolist())
-  # Neither none nor all, and not the same ones again.
-  assert all(0 < sum(lanes) < BATCH for lanes in drawn)
-  assert drawn[1] != drawn[2]
-
-
-def test_no_lane_or_every_lane_is_reset():
-  mesh = sharding.make_mesh(1)
-  for probability, count in ((0.0, 3), (1.0, 1)):
-    reset = {'memory_reset_probability': probability}
-    for carry in counted(updates_of(make_counter(), mesh, **reset), mesh)[-1]:
-      np.testing.assert_array_equal(carry, np.full(BATCH, count))
+  if probability in (0, 1):
+    assert drawn == [[probability == 1] * BATCH] * 3
+  else:  # Neither none nor all, and not the same ones again.
+    assert all(0 < sum(lanes) < BATCH for lanes in drawn)
+    assert drawn[1] != drawn[2]
 
 
 def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
-  model = make_small_lstm()
+  model, rng = make_small_lstm(), np.random.default_rng(0)
   reset = dataclasses.replace(losses.ALGORITHM_1, memory_reset_probability=0.4)
   objective = make_objective(model, reset, sharding.make_mesh(1))
-  rng = np.random.default_rng(0)
   carried = jax.tree.map(
     lambda x: rng.normal(size=x.shape).astype(x.dtype), model.memory(BATCH)
   )
@@ -408,8 +332,7 @@ def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
     params = state.variables['params']
     return objective(params, state, text_of(0), (), (), False)[1][2]
 
-  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(100), 0), 1)
-  lanes = np.asarray(jax.random.bernoulli(key, 0.4, (BATCH,)))
+  lanes = drawn_lanes(0, 0.4)
   start = jax.tree.map(lambda x: np.where(lanes[:, None], 0, x), carried)
   _, expected = jax.jit(model.predict)(
     state.variables, text_of(0)['inputs'], start
@@ -418,11 +341,12 @@ def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
   assert largest_difference(host(after(state)), host(expected)) < 1e-6
 
 
-def exact_run(make_model, batch_of, num_devices, **changes):
+@functools.cache
+def exact_run(make_model, batch_of, num_devices=1, **changes):
   """Three updates in float64, where rounding cannot hide what is wrong."""
   with jax.enable_x64(True):
     mesh, model = sharding.make_mesh(num_devices), make_model()
-    updates = updates_of(model, mesh, optimizer=plain_sgd(), **changes)
+    updates = updates_of(model, mesh, optimizer=PLAIN_SGD, **changes)
     state, found = place_state(state_of(model), mesh), []
     peer = peer_of(model, 1, mesh)
     for step in range(3):
@@ -433,7 +357,7 @@ def exact_run(make_model, batch_of, num_devices, **changes):
     for carry in jax.tree.leaves((state.memory, state.peer_memories)):
       shapes = {shard.data.shape for shard in carry.addressable_shards}
       assert shapes == {(BATCH // num_devices, 8)}
-    return host(state), found
+    return host((state.variables, state.memory, state.peer_memories)), found
 
 
 exact_lstm = functools.partial(
@@ -441,30 +365,38 @@ exact_lstm = functools.partial(
 )
 
 
-def test_eight_devices_equal_one_with_memories_and_in_chunks():
-  reset = {'memory_reset_probability': 0.2}
-  theirs, their_metrics = exact_run(exact_lstm, text_of, 1, **reset)
-  for chunk in (None, 5):
-    ours, our_metrics = exact_run(
-      exact_lstm, text_of, 8, loss_chunk_tokens=chunk, **reset
-    )
-    for part in ('variables', 'memory', 'peer_memories'):
-      one, other = getattr(ours, part), getattr(theirs, part)
-      assert largest_difference(one, other) < 1e-11
-    assert_metrics_close(our_metrics, their_metrics, 1e-6)
+exact_resnet = functools.partial(make_tiny_resnet, 2, dtype='float64')
+RESET = {'memory_reset_probability': 0.2}
+
+
+@pytest.mark.parametrize(
+  ('run', 'options', 'same', 'difference'),
+  [
+    ((exact_lstm, text_of, 8), RESET, RESET, 1e-11),
+    ((exact_lstm, text_of, 8), {**RESET, 'loss_chunk_tokens': 5}, RESET, 1e-11),
+    # A BatchNorm group of two, or a lane, at a time.
+    ((exact_lstm, text_of, 2), {'num_microbatches': 4}, {}, 1e-6),
+    ((exact_resnet, batch_of, 2), {'num_microbatches': 4}, {}, 1e-6),
+  ],
+)
+def test_a_batch_on_devices_in_chunks_or_in_parts_is_that_of_one_piece(
+  run, options, same, difference
+):
+  ours, metrics = exact_run(*run, **options)
+  theirs, their_metrics = exact_run(*run[:2], **same)
+  assert largest_difference(ours, theirs) < difference
+  assert_close(metrics, their_metrics, rtol=1e-6)
 
 
 def test_a_placed_state_has_its_carries_split_and_all_else_whole():
   mesh, model = sharding.make_mesh(8), make_small_lstm()
   state = place_state(state_of(model), mesh)
-  assert_same(host(state), host(state_of(model)))
-  for leaf in jax.tree.leaves(state.memory):
+  assert_close(host(state), host(state_of(model)))
+  zero = updates_of(model, mesh).zero_memory(BATCH)
+  for leaf in jax.tree.leaves((state.memory, zero)):
     assert leaf.sharding.shard_shape(leaf.shape) == (BATCH // 8, 8)
   for leaf in jax.tree.leaves((state.variables, state.opt_state, state.step)):
     assert leaf.sharding.is_fully_replicated
-  zero = updates_of(model, mesh).zero_memory(BATCH)
-  for leaf in jax.tree.leaves(zero):
-    assert leaf.sharding.shard_shape(leaf.shape) == (BATCH // 8, 8)
 
 
 # Noise.
@@ -477,52 +409,32 @@ class Dropping(nn.Module):
   def __call__(self, inputs, train):
     features = inputs.reshape(len(inputs), -1)
     features = nn.Dropout(0.5, deterministic=not train)(features)
-    return Prediction(features, make_head()(features))
+    kernel = nn.initializers.lecun_normal()
+    head = LinearHead(CLASSES, jnp.float32, kernel, name='head')
+    return Prediction(features, head(features))
 
 
 def test_noise_follows_the_members_key_and_the_step():
   model = make_feedforward(Dropping(), SHAPE)
   updates = updates_of(model, optimizer=sgd(0.0))
 
-  def task_losses(noise, steps=2):
-    state = dataclasses.replace(
-      state_of(model), key=jax.random.key_data(jax.random.key(noise))
-    )
-    result = []
-    for _ in range(steps):
+  def task_losses(noise):
+    key, found = jax.random.key_data(jax.random.key(noise)), []
+    state = dataclasses.replace(state_of(model), key=key)
+    for _ in range(2):
       state, metrics = updates.burn_in(state, batch_of(0))
-      result.append(float(metrics['task_loss']))
-    return result
+      found.append(float(metrics['task_loss']))
+    return found
 
   first, second = task_losses(1)
   assert task_losses(1) == [first, second] != task_losses(2)
   assert first != second
 
 
-@pytest.mark.parametrize(
-  ('make_model', 'examples'),
-  [
-    (functools.partial(make_tiny_resnet, 2, dtype='float64'), batch_of),
-    (exact_lstm, text_of),
-  ],
-)
-def test_the_accumulated_batch_equals_the_big_one(make_model, examples):
-  whole, wanted = exact_run(make_model, examples, 1)
-  # A BatchNorm group of two, or a lane, at a time.
-  ours, metrics = exact_run(make_model, examples, 2, num_microbatches=4)
-  one, other = (
-    (state.variables, state.memory, state.peer_memories)
-    for state in (ours, whole)
-  )
-  assert largest_difference(one, other) < 1e-6
-  assert_metrics_close(metrics, wanted, 1e-6)
-
-
 def test_each_part_of_a_batch_has_noise_of_its_own():
   mesh = sharding.make_mesh(1)
-  updates = updates_of(
-    make_counter(), mesh, memory_reset_probability=0.5, num_microbatches=2
-  )
+  parts = {'memory_reset_probability': 0.5, 'num_microbatches': 2}
+  updates = updates_of(COUNTER, mesh, **parts)
   carry = counted(updates, mesh, num_steps=2)[-1][0]
   halves = np.asarray(carry).reshape(2, -1)
   assert set(halves.ravel()) == {1.0, 2.0}
