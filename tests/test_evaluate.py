@@ -6,22 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import make_small_dnn
 
 from codistill import sharding
 from codistill.evaluate import make_evaluate
-from codistill.models import Head, Model, Prediction, make_dnn
+from codistill.models import Head, Model, Prediction
 
 EXAMPLES, CLASSES = 43, 5
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(EXAMPLES, 6)).astype(np.float32)
 LABELS = RNG.integers(CLASSES, size=EXAMPLES).astype(np.int32)
-MODEL = make_dnn(
-  input_shape=(6,),
-  num_classes=CLASSES,
-  hidden=(8,),
-  dtype='float32',
-  param_dtype='float32',
-)
+MODEL = make_small_dnn(input_shape=(6,), num_classes=CLASSES)
 
 
 @functools.cache

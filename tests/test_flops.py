@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import roofline
 from jax.sharding import PartitionSpec
+from networks import make_small_resnet
 
 from codistill import sharding
-from codistill.models import make_resnet
 from scripts import cost, flops
 
 
@@ -158,20 +158,6 @@ def test_devices_with_a_part_each_count_as_all():
     assert products(multiply, x, weights) == 2 * 16 * 3 * 3
 
 
-def test_the_gradient_of_an_lstm_step():
-  def step(kernel, inputs, cell, output):
-    gates = jnp.concatenate([inputs, output], -1) @ kernel
-    enter, new, keep, show = jnp.split(gates, 4, -1)
-    cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(enter) * jnp.tanh(new)
-    return (jax.nn.sigmoid(show) * jnp.tanh(cell)).sum()
-
-  lanes, size, hidden = 5, 3, 4
-  state = shape(lanes, hidden)
-  arguments = (shape(size + hidden, 4 * hidden), shape(lanes, size))
-  found = products(jax.grad(step, argnums=(0, 1, 3)), *arguments, state, state)
-  assert found == 3 * 2 * lanes * (size + hidden) * 4 * hidden
-
-
 def test_the_papers_language_model_takes_what_the_formula_says():
   experiment = cost.make_experiment('lm_codistill', 1)
   hidden, embedding, pieces = 1_024, 256, 24_006
@@ -182,17 +168,9 @@ def test_the_papers_language_model_takes_what_the_formula_says():
 
 
 def test_a_resnet_50_takes_what_others_count():
-  model = make_resnet(
-    input_shape=(224, 224, 3),
-    num_classes=1_000,
-    depth=50,
-    width=64,
-    batch_norm_momentum=0.9,
-    batch_norm_group_size=None,
-    teacher_batch_norm='running',
-    remat=False,
-    dtype='bfloat16',
-    param_dtype='float32',
+  sizes = {'num_classes': 1_000, 'depth': 50, 'width': 64}
+  model = make_small_resnet(
+    input_shape=(224, 224, 3), dtype='bfloat16', **sizes
   )
   found = products(
     lambda variables, images: model.predict(variables, images, ())[0].logits,
