@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 import stand_ins
@@ -168,12 +169,8 @@ def test_a_disk_that_hangs_or_fails_neither_keeps_nor_ends_it(
 ):
   lease = make()
   lease.acquire()
-
-  def fail():
-    raise RuntimeError('a bucket has errors of its own')
-
-  with monkeypatch.context() as patch:
-    patch.setattr(lease, '_look_and_write', fail)
+  error = RuntimeError('a bucket has errors of its own')
+  with mock.patch.object(lease, '_look_and_write', side_effect=error):
     lease.beat()
   lease.note(step=3)
   until(lambda: read_lease(path).get('step') == 3)

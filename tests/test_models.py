@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
-from networks import TOKENS, VOCABULARY, assert_close
+from networks import SHAPE, TOKENS, VOCABULARY, assert_close
 
 from codistill import losses, optim, sharding
 from codistill.models import MODELS, Model, lstm, transformer, with_pixels
@@ -24,12 +24,12 @@ BATCH = 4
 jitted = functools.cache(jax.jit)
 
 
-def images(batch=BATCH, shape=(8, 8, 1)):
-  return jax.random.normal(jax.random.key(7), (batch, *shape))
+def images(batch=BATCH):
+  return jax.random.normal(jax.random.key(7), (batch, *SHAPE))
 
 
-def tokens(batch=BATCH, time=TOKENS):
-  return jax.random.randint(jax.random.key(7), (batch, time), 0, VOCABULARY)
+def tokens(batch=BATCH):
+  return jax.random.randint(jax.random.key(7), (batch, TOKENS), 0, VOCABULARY)
 
 
 def clicks(batch=BATCH):

@@ -197,11 +197,11 @@ def test_eight_devices_equal_one_to_rounding_and_members_stay_apart(make_model):
 # A network with a memory.
 
 
-def count(variables, inputs, counted):
+def count_batches(variables, inputs, count):
   """Counts its batches in its carry; its logits are biased by the count."""
   inputs = inputs.reshape(len(inputs), -1)
-  features = jnp.concatenate([inputs, counted[:, None]], axis=-1)
-  return Prediction(features, Head(**variables['params'])), counted + 1
+  features = jnp.concatenate([inputs, count[:, None]], axis=-1)
+  return Prediction(features, Head(**variables['params'])), count + 1
 
 
 def first_weights(key):
@@ -211,8 +211,8 @@ def first_weights(key):
 
 COUNTER = Model(
   init=first_weights,
-  predict=count,
-  forward=lambda v, x, memory, key: (count(v, x, memory)[0], {}, memory + 1),
+  predict=count_batches,
+  forward=lambda v, x, n, key: (count_batches(v, x, n)[0], {}, n + 1),
   memory=jnp.zeros,
 )
 
