@@ -176,11 +176,10 @@ def test_each_kth_step_is_published_and_the_newest_and_young_stay(meeting):
 
 def test_a_peer_is_left_out_while_it_is_absent_too_old_or_far_worse(meeting):
   rules = Rules(max_age_steps=5, max_task_loss_ratio=2.0)
-  reader = meeting.make(0, rules=rules)
+  reader, writer = meeting.make(0, rules=rules), meeting.make(1)
   assert reader.freshest(0, 5) == ()
   account = reader.account(0)
   assert (account.left_out, account.failed_loads) == ({1: 'absent'}, 0)
-  writer = meeting.make(1)
   # Its own loss is not known before it publishes.
   offer(writer, 1, 2, 9.0)
   sees(reader, 2, at=8)
