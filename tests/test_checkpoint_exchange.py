@@ -241,6 +241,7 @@ def test_what_is_not_for_us_is_said_once_and_leaves_the_old_copy(meeting):
     meeting.publish(bad + 1)
   sees(reader, 2 * len(SPOILT))
   messages = events(reader, key='message')
+  assert reader.account(0).failed_loads >= 3 * len(SPOILT)
   for words, _ in SPOILT:
     assert sum(words in message for message in messages) == 1, words
 
