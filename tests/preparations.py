@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import json
 import pathlib
 
 import numpy as np
@@ -82,32 +81,25 @@ def write_tfds(
   folder, name, version, features, splits, file_format='array_record'
 ):
   """Writes a set in TFDS's form, without TensorFlow."""
+  import tensorflow_datasets as tfds
   from array_record.python import array_record_module
 
   path = pathlib.Path(folder, name, version)
   path.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(features)
+  template = tfds.core.ShardedFileTemplate(path)
+  infos = []
   for split, examples in splits.items():
     file = path / f'{name}-{split}.{file_format}-00000-of-00001'
     writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
     for example in examples:
       writer.write(features.serialize_example(example))
     writer.close()
-  features.save_config(path)
-  info = {
-    'name': name,
-    'version': version,
-    'fileFormat': file_format,
-    'splits': [
-      {
-        'name': split,
-        'shardLengths': [str(len(examples))],
-        'numBytes': '1',
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      }
-      for split, examples in splits.items()
-    ],
-  }
-  if 'image' in features:
-    keys = [{'featureKey': 'image'}, {'featureKey': 'label'}]
-    info['supervisedKeys'] = {'tuple': {'items': keys}}
-  (path / 'dataset_info.json').write_text(json.dumps(info))
+    infos.append(tfds.core.SplitInfo(split, [len(examples)], 1, template))
+  tfds.folder_dataset.write_metadata(
+    data_dir=path,
+    features=features,
+    split_infos=infos,
+    supervised_keys=('image', 'label') if 'image' in features else None,
+    check_data=False,
+  )

@@ -26,7 +26,7 @@ def differ(batches, others):
 
 def assert_rows_are_slices(make_stream, rows_of, count):
   """Streams of some rows and of all of them agree on those rows."""
-  whole = take(make_stream(None), count)
+  whole = take(make_stream(rows=None), count)
   for rows in map(lambda rows: np.array(rows, int), rows_of):
     sliced = jax.tree.map(lambda array, rows=rows: array[rows], whole)
-    assert_same(take(make_stream(rows), count), sliced)
+    assert_same(take(make_stream(rows=rows), count), sliced)

@@ -340,7 +340,7 @@ def test_english_documents_with_long_paragraphs_stay(file):
 def write_set(folder, splits, file_format='array_record'):
   import tensorflow_datasets as tfds
 
-  features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+  features = {'text': tfds.features.Text()}
   examples = {
     split: [{'text': text} for text in texts] for split, texts in splits.items()
   }
