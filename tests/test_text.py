@@ -19,11 +19,13 @@ def make_documents(lengths, first):
   """Documents in which every token is another; each a hash and tokens."""
   rng = np.random.default_rng(first)
   hashes = rng.integers(1 << 63, size=len(lengths)).tolist()
-  ends = first + np.cumsum(lengths)
-  return [
-    (key, list(range(end - length, end)))
-    for key, end, length in zip(hashes, ends.tolist(), lengths, strict=True)
-  ]
+  tokens = np.arange(first, first + sum(lengths))
+  parts = np.split(tokens, np.cumsum(lengths)[:-1])
+  return [*zip(hashes, (part.tolist() for part in parts), strict=True)]
+
+
+def tokens_of(documents):
+  return [token for _, tokens in documents for token in tokens]
 
 
 make = functools.partial(open_text, sequence_length=T)
@@ -47,20 +49,6 @@ def lanes_of(text_set, length, **changes):
   """The first tokens of each lane: [lanes, length]."""
   batches = take(text_set, -(-length // T), **changes)
   return np.concatenate([b['inputs'] for b in batches], axis=1)[:, :length]
-
-
-def passes(text_set, count, **changes):
-  """Of each pass the tokens of every lane, one lane after the other."""
-  num_lanes = changes['batch_size']
-  seen = own_tokens(text_set, **changes)
-  own = sum(len(tokens) for _, tokens in TRAIN if {*tokens} & seen)
-  sizes = [own // num_lanes + (b < own % num_lanes) for b in range(num_lanes)]
-  lanes = lanes_of(text_set, count * max(sizes), **changes)
-  lanes = [*zip(lanes, sizes, strict=True)]
-  return [
-    np.concatenate([lane[turn * n : (turn + 1) * n] for lane, n in lanes])
-    for turn in range(count)
-  ]
 
 
 def own_tokens(text_set, **changes):
@@ -91,26 +79,38 @@ def test_a_batch_is_lanes_and_what_comes_next(prepared):
 
 @pytest.mark.parametrize('batch_size', [1, 4, 30])
 def test_a_pass_has_every_token_once_and_documents_whole(batch_size, prepared):
-  orders = []
-  for tokens in passes(prepared, 3, batch_size=batch_size):
-    assert sorted(tokens) == [token for _, ts in TRAIN for token in ts]
+  sizes = [*map(len, np.array_split(np.arange(NUM_TRAIN), batch_size))]
+  lanes = lanes_of(prepared, 3 * max(sizes), batch_size=batch_size)
+  orders = set()
+  for turn in range(3):
     # End to end, the lanes are whole documents.
-    documents = {ts[0]: ts for _, ts in TRAIN}
-    order, position = [], 0
-    while position < len(tokens):
-      document = documents[int(tokens[position])]
-      assert list(tokens[position : position + len(document)]) == document
-      order.append(document[0])
-      position += len(document)
-    orders.append(order)
+    tokens = np.concatenate(
+      [
+        lane[turn * size : (turn + 1) * size]
+        for lane, size in zip(lanes, sizes, strict=True)
+      ]
+    )
+    [begins] = np.nonzero(np.isin(tokens, [ts[0] for _, ts in TRAIN]))
+    documents = np.split(tokens, begins[1:])
+    assert sorted(map(list, documents)) == [tokens for _, tokens in TRAIN]
+    orders.add(tuple(tokens[begins]))
   # A new order in each.
-  assert len({tuple(order) for order in orders}) == 3
+  assert len(orders) == 3
 
 
-def test_members_documents_cover_and_do_not_meet(prepared):
+@pytest.mark.parametrize('limit', [None, NUM_TRAIN // 2])
+def test_members_documents_cover_and_do_not_meet(limit, prepared):
+  text_set = make(prepared.corpus.folder, max_train_tokens=limit)
+  in_order = sorted(TRAIN)
+  ends = np.cumsum([len(tokens) for _, tokens in in_order])
+  number = int(np.sum(ends <= (limit or NUM_TRAIN)))
+  assert (1 < number < len(TRAIN)) == (limit is not None)
+  assert text_set.num_documents == number
+  assert text_set.num_train == ends[number - 1]
   thirds = {'members': 3, 'partition': 'disjoint', 'batch_size': 2}
-  own = [own_tokens(prepared, member=m, **thirds) for m in range(3)]
-  assert sum(map(len, own)) == len(set.union(*own)) == NUM_TRAIN
+  own = [own_tokens(text_set, member=m, **thirds) for m in range(3)]
+  assert sum(map(len, own)) == text_set.num_train
+  assert set.union(*own) == {*tokens_of(in_order[:number])}
   for tokens in own:
     # A document has one owner.
     assert all({*ts} <= tokens or not {*ts} & tokens for _, ts in TRAIN)
@@ -129,31 +129,26 @@ def test_a_batch_depends_on_nothing_before_it(prepared, monkeypatch):
 
 def test_rows_are_those_of_the_whole_batch(prepared):
   rows = ([0, 1, 2], [3, 4, 5, 6], [1, 5], [])
-  assert_rows_are_slices(
-    lambda rows: prepared.train(**MEMBER, batch_size=7, rows=rows), rows, 30
-  )
-  assert_rows_are_slices(
-    lambda rows: prepared.eval('test', batch_size=7, rows=rows), rows, 1
-  )
+  train = functools.partial(prepared.train, **MEMBER, batch_size=7)
+  assert_rows_are_slices(train, rows, 30)
+  held_out = functools.partial(prepared.eval, 'test', batch_size=7)
+  assert_rows_are_slices(held_out, rows, 1)
 
 
 def test_lanes_are_the_same_whatever_the_order_of_files(prepared, tmp_path):
   order = np.random.default_rng(0).permutation(len(TRAIN))
   shuffled = [TRAIN[i] for i in order]
-  folder = write_corpus(tmp_path / 'made', shuffled, TEST[::-1], 1_000)
-  other = make(folder)
+  other = make(write_corpus(tmp_path / 'made', shuffled, TEST[::-1], 1_000))
   for changes in ({}, {'members': 2, 'partition': 'disjoint', 'member': 1}):
     assert_same(take(prepared, 50, **changes), take(other, 50, **changes))
-  held_out = (list(t.eval('test', batch_size=3)) for t in (prepared, other))
-  assert_same(*held_out)
+  assert_same(*(list(t.eval('test', batch_size=3)) for t in (prepared, other)))
 
 
 def test_a_batch_may_be_longer_than_many_passes(tmp_path, monkeypatch):
   monkeypatch.setattr(text, '_BLOCK_TOKENS', 1)
-  small = make(
-    write_corpus(tmp_path / 'made', make_documents([2, 3, 1], 10), TEST),
-    sequence_length=50,
-  )
+  documents = make_documents([2, 3, 1], 10)
+  folder = write_corpus(tmp_path / 'made', documents, TEST)
+  small = make(folder, sequence_length=50)
   [batch] = take(small, 1, batch_size=3)
   for turn in batch['inputs'].reshape(3, 25, 2).transpose(1, 0, 2):
     assert sorted(turn.flat) == [10, 11, 12, 13, 14, 15]
@@ -184,27 +179,24 @@ def test_every_held_out_token_is_counted_once(
     assert (np.diff(batch['mask'], axis=1) <= 0).all()
   for one, other in itertools.pairwise(batches):
     assert (one['mask'][:, -1] >= other['mask'][:, 0]).all()
-  assert sorted(counted) == sorted(t for _, ts in documents for t in ts)
+  assert sorted(counted) == tokens_of(documents)
   assert len(counted) == text_set.num_examples(split)
   # The input is the token before: of the document before, or an end of one.
-  in_order = [t for _, ts in sorted(documents) for t in ts]
+  in_order = tokens_of(sorted(documents))
   assert [before[t] for t in in_order] == [END, *in_order[:-1]]
 
 
 def test_a_limit_takes_whole_documents_of_the_smallest_hashes(prepared):
   in_order = sorted(TEST)
-  for limit, documents in ((1, 1), (len(in_order[0][1]) + 1, None), (99, 5)):
-    text_set = make(prepared.corpus.folder, max_test_tokens=limit)
+  ends = np.cumsum([len(tokens) for _, tokens in in_order])
+  for limit in (1, ends[0] + 1, 99):
+    text_set = make(prepared.corpus.folder, max_test_tokens=int(limit))
     [*batches] = text_set.eval('test', batch_size=1)
     mask = np.concatenate([b['mask'][0] for b in batches]) == 1
     counted = np.concatenate([b['labels'][0] for b in batches])[mask].tolist()
+    number = max(1, np.sum(ends <= limit))
+    assert counted == tokens_of(in_order[:number])
     assert len(counted) == text_set.num_examples('test')
-    if documents is None:
-      assert len(counted) <= limit
-      documents = 1
-    assert counted[: len(in_order[0][1])] == in_order[0][1]
-    if documents == 5:
-      assert counted == [t for _, ts in in_order for t in ts]
 
 
 def test_long_documents_are_read_in_parts_that_lie_apart(prepared):
@@ -215,7 +207,7 @@ def test_long_documents_are_read_in_parts_that_lie_apart(prepared):
   # Each token is its own number.
   passes = stream[:NUM_TRAIN], stream[NUM_TRAIN : 2 * NUM_TRAIN]
   for tokens in passes:
-    assert sorted(tokens) == sorted(t for _, ts in TRAIN for t in ts)
+    assert sorted(tokens) == tokens_of(TRAIN)
     places = {token: place for place, token in enumerate(tokens)}
     apart = 0
     for _, document in TRAIN:
@@ -231,26 +223,6 @@ def test_long_documents_are_read_in_parts_that_lie_apart(prepared):
       )
     assert apart
   assert passes[0] != passes[1]
-
-
-def test_members_share_what_a_limit_leaves_to_train_on(prepared):
-  in_order, limit = sorted(TRAIN), NUM_TRAIN // 2
-  text_set = make(prepared.corpus.folder, max_train_tokens=limit)
-  ends = np.cumsum([len(tokens) for _, tokens in in_order])
-  number = int(np.sum(ends <= limit))
-  assert 1 < number < len(in_order)
-  assert text_set.num_documents == number
-  assert text_set.num_train == ends[number - 1]
-  wanted = {token for _, tokens in in_order[:number] for token in tokens}
-  seen = []
-  for member in range(2):
-    # Each token is its own number; as many batches as there could be.
-    changes = {'member': member, 'members': 2, 'partition': 'disjoint'}
-    batches = take(text_set, 2 * NUM_TRAIN // T, **changes, batch_size=1)
-    labels = [batch['labels'] for batch in batches]
-    seen.append(set(np.concatenate(labels, axis=1)[0].tolist()))
-  assert seen[0] | seen[1] == wanted
-  assert not seen[0] & seen[1]
 
 
 def test_the_unigram_distribution_is_exact(tmp_path):
@@ -284,28 +256,27 @@ def test_wrong_arguments_are_named(prepared):
 
 
 def test_all_members_refuse_what_one_of_them_cannot_do(prepared):
-  disjoint = {'members': 3, 'partition': 'disjoint'}
-  tokens = (
-    own_tokens(prepared, **disjoint, member=m, batch_size=2) for m in range(3)
-  )
-  sizes = [*map(len, tokens)]
+  disjoint = {'members': 3, 'partition': 'disjoint', 'batch_size': 2}
+  own = (own_tokens(prepared, member=m, **disjoint) for m in range(3))
+  sizes = [*map(len, own)]
   poorest = int(np.argmin(sizes))
-  lanes = sizes[poorest] + 1
-  assert lanes <= max(sizes)
+  disjoint['batch_size'] = sizes[poorest] + 1
+  assert disjoint['batch_size'] <= max(sizes)
   for member in range(3):
     with pytest.raises(ValueError, match=f'of member {poorest}: prepare more'):
-      take(prepared, 0, **disjoint, member=member, batch_size=lanes)
+      take(prepared, 0, member=member, **disjoint)
 
 
 def test_what_is_not_prepared_says_what_to_do(tmp_path):
-  with pytest.raises(ValueError, match=r'no prepared text in .*prepare_text'):
-    make(tmp_path / 'nowhere')
   (tmp_path / 'begun.partial').mkdir()
-  with pytest.raises(ValueError, match='run the command that began it once'):
-    make(tmp_path / 'begun')
   (tmp_path / 'manifest.json').write_text('{"format": "else"}')
-  with pytest.raises(ValueError, match='is not of prepared text'):
-    make(tmp_path)
+  for name, sentence in (
+    ('nowhere', r'no prepared text in .*prepare_text'),
+    ('begun', 'run the command that began it once'),
+    ('.', 'is not of prepared text'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make(tmp_path / name)
   folder = write_corpus(tmp_path / 'made', TRAIN, TEST)
   parts = ('tokens-00001.bin', 'documents.bin', 'counts.bin')
   for path in (folder / 'train' / name for name in parts):
