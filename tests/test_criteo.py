@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import dataclasses
+import functools
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +43,8 @@ def clicks(cache_dir):
   made = make(cache_dir)
   rows = made.rows.copy()
   rows[:, 2] = np.arange(ROWS)
+  # Negative, none and the largest.
+  rows[:, 3:6] = [-3, 0, 2**31 - 1]
   return dataclasses.replace(made, rows=rows)
 
 
@@ -97,17 +101,6 @@ def test_a_batch_is_what_the_rows_say(clicks):
     assert found.max() < size
 
 
-def test_negative_integers_keep_their_sign(clicks):
-  rows = clicks.rows[:1].copy()
-  rows[0, 1:4] = [-3, 0, 2**31 - 1]
-  manifest = {'splits': {'train': {'rows': 1}}}
-  one = dataclasses.replace(clicks, rows=rows, manifest=manifest)
-  [batch] = one.eval('train', batch_size=1)
-  found = batch['inputs']['integers'][0, :3]
-  wanted = [-np.log(4), 0, 31 * np.log(2)]
-  np.testing.assert_allclose(found, wanted, rtol=1e-6)
-
-
 def test_each_epoch_has_each_example_once_in_a_new_order(clicks):
   assert clicks.num_train == 1_200
   # Batches of 32 straddle epochs.
@@ -119,27 +112,21 @@ def test_each_epoch_has_each_example_once_in_a_new_order(clicks):
   for order in (second, np.arange(1_200)):
     assert np.sum(first == order) < 12
   assert np.sum(first[: len(other)] == other) < 12
+  # A batch larger than an epoch has several.
+  [batch] = take(clicks, 1, batch_size=3_000)
+  counts = np.bincount(examples_of([batch]))
+  assert (set(counts), len(counts)) == ({2, 3}, 1_200)
 
 
 def test_batch_t_is_a_function_of_t_and_hosts_share_it(clicks, monkeypatch):
   whole = take(clicks, 203)
   # Members that share see the same.
   assert_same(take(clicks, 2, member=1, members=3), whole[:2])
-  assert_rows_are_slices(
-    lambda rows: clicks.train(**MEMBER, batch_size=32, rows=rows),
-    ([0, 5, 31], []),
-    40,
-  )
+  train = functools.partial(clicks.train, **MEMBER, batch_size=32)
+  assert_rows_are_slices(train, ([0, 5, 31], []), 40)
   monkeypatch.setattr(dataset, '_READ_ROWS', 100)
   for start in (1, 37, 38, 200):
     assert_same(take(clicks, 3, start=start), whole[start : start + 3])
-
-
-def test_a_batch_larger_than_an_epoch_has_several(clicks):
-  [batch] = take(clicks, 1, batch_size=3_000)
-  counts = np.bincount(examples_of([batch]))
-  assert set(counts) == {2, 3}
-  assert len(counts) == 1_200
 
 
 def test_disjoint_members_cover_the_examples_and_do_not_meet(clicks):
@@ -167,28 +154,22 @@ def test_evaluation_counts_each_example_once(clicks, split):
   batches = list(clicks.eval(split, batch_size=64))
   assert all(len(batch['labels']) == 64 for batch in batches)
   mask = np.concatenate([batch['mask'] for batch in batches])
-  num = {'train': 1_200, 'test': 200}[split]
-  assert mask.sum() == clicks.num_examples(split) == num
-  first = {'train': 0, 'test': 1_200}[split]
-  seen = examples_of(batches)
-  np.testing.assert_array_equal(seen[mask == 1], first + np.arange(num))
+  wanted = {'train': range(1_200), 'test': range(1_200, 1_400)}[split]
+  assert mask.sum() == clicks.num_examples(split) == len(wanted)
+  np.testing.assert_array_equal(examples_of(batches)[mask == 1], wanted)
   last = batches[-1]
   for array in arrays(last).values():
     assert not array[last['mask'] == 0].any()
-  assert_rows_are_slices(
-    lambda rows: clicks.eval(split, batch_size=64, rows=rows),
-    ([1, 63],),
-    len(batches),
-  )
+  stream = functools.partial(clicks.eval, split, batch_size=64)
+  assert_rows_are_slices(stream, ([1, 63],), len(batches))
 
 
 def test_a_part_of_the_held_out_is_evaluated_on(clicks):
-  part = dataclasses.replace(clicks, max_test_rows=70)
-  assert part.num_examples('test') == 70
-  batches = list(part.eval('test', batch_size=64))
-  assert sum(batch['mask'].sum() for batch in batches) == 70
-  more = dataclasses.replace(clicks, max_test_rows=10**9)
-  assert more.num_examples('test') == 200
+  for limit, count in ((70, 70), (10**9, 200)):
+    part = dataclasses.replace(clicks, max_test_rows=limit)
+    batches = part.eval('test', batch_size=64)
+    assert sum(batch['mask'].sum() for batch in batches) == count
+    assert part.num_examples('test') == count
   with pytest.raises(ValueError, match="Unknown split 'validation'"):
     part.eval('validation', batch_size=64)
   # The distribution of labels is the training split's.
@@ -343,17 +324,18 @@ def test_what_cannot_be_made_and_a_folder_that_is_none_are_one_sentence(
   ):
     with pytest.raises(ValueError, match=sentence):
       make(tmp_path / 'file' / 'cache', **arguments)
-  with pytest.raises(ValueError, match='make it with `python -m scripts'):
-    make(None, str(tmp_path / 'nowhere'))
-  (tmp_path / 'log.partial').mkdir()
-  with pytest.raises(ValueError, match='log is not finished: run the command'):
-    make(None, str(tmp_path / 'log'))
-  (tmp_path / 'manifest.json').write_text('{"format": "codistill-text/1"}')
-  with pytest.raises(ValueError, match='is not of a prepared click log'):
-    make(None, str(tmp_path))
-  [folder] = cache_dir.iterdir()
-  manifest = (folder / 'manifest.json').read_bytes()
-  (tmp_path / 'manifest.json').write_bytes(manifest)
-  (tmp_path / 'rows.bin').write_bytes(b'short')
-  with pytest.raises(ValueError, match=r'rows\.bin has 5 bytes, not 224000'):
-    make(None, str(tmp_path))
+  for name in ('log.partial', 'text', 'short'):
+    (tmp_path / name).mkdir()
+  other = '{"format": "codistill-text/1"}'
+  (tmp_path / 'text' / 'manifest.json').write_text(other)
+  [made] = cache_dir.iterdir()
+  shutil.copy(made / 'manifest.json', tmp_path / 'short')
+  (tmp_path / 'short' / 'rows.bin').write_bytes(b'short')
+  for name, sentence in (
+    ('nowhere', 'make it with `python -m scripts'),
+    ('log', 'log is not finished: run the command'),
+    ('text', 'is not of a prepared click log'),
+    ('short', r'rows\.bin has 5 bytes, not 224000'),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      make(None, str(tmp_path / name))
