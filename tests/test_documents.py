@@ -345,13 +345,6 @@ def write_set(folder, splits, file_format='array_record'):
     split: [{'text': text} for text in texts] for split, texts in splits.items()
   }
   write_tfds(folder, 'lm1b', '1.1.0', features, examples, file_format)
-  inputs.tfds_source.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def no_sets_kept():
-  yield
-  inputs.tfds_source.cache_clear()
 
 
 def test_a_prepared_set_is_read(tmp_path, small_chunks):
@@ -368,26 +361,16 @@ def test_a_prepared_set_is_read(tmp_path, small_chunks):
 
 
 def test_a_set_that_is_not_there_is_one_sentence(tmp_path):
-  for form in ('array_record', 'tfrecord'):
-    write_set(tmp_path / form, {'train': ['a']}, form)
-  for pattern, form, key, sentence in (
-    (
-      'tiny_shakespeare',
-      'array_record',
-      'text',
-      'is not prepared in .*: run `p',
-    ),
-    ('no_such_set', 'array_record', 'text', "no set called 'no_such_set'"),
-    (
-      'lm1b[validation]',
-      'array_record',
-      'text',
-      "no split 'validation', but tr",
-    ),
-    ('lm1b', 'array_record', 'body', "no text under 'body', but text"),
-    ('lm1b', 'tfrecord', 'text', 'as tfrecord, not as array_record'),
+  sets = {form: str(tmp_path / form) for form in ('array_record', 'tfrecord')}
+  for form, folder in sets.items():
+    write_set(folder, {'train': ['a']}, form)
+  for pattern, changes, sentence in (
+    ('tiny_shakespeare', {}, 'is not prepared in .*: run `p'),
+    ('no_such_set', {}, "no set called 'no_such_set'"),
+    ('lm1b[validation]', {}, "no split 'validation', but tr"),
+    ('lm1b', {'text_key': 'body'}, "no text under 'body', but text"),
+    ('lm1b', {'data_dir': sets['tfrecord']}, 'as tfrecord, not as array_rec'),
   ):
-    folder = str(tmp_path / form)
-    reading = reading_of('tfds', data_dir=folder, text_key=key)
+    arguments = {'data_dir': sets['array_record']} | changes
     with pytest.raises(InputError, match=sentence):
-      find(reading, pattern)
+      find(reading_of('tfds', **arguments), pattern)

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
+from unittest import mock
 
 import numpy as np
 import preparations
@@ -14,6 +14,7 @@ import psutil
 import pytest
 from preparations import files_of, inline
 from rich.console import Console
+from stand_ins import until
 from test_documents import (
   LONG,
   jsonl,
@@ -25,7 +26,6 @@ from test_documents import (
 
 from data.preparing import resumable, workers
 from data.text import corpus, preparation, records
-from data.text.inputs import tfds_source
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,7 +38,6 @@ def small_and_in_this_process(monkeypatch):
   monkeypatch.setattr(workers, 'processes', inline)
   monkeypatch.setattr(records, 'CHUNK_BYTES', 2_000)
   monkeypatch.setattr(records, '_BLOCK_BYTES', 500)
-  tfds_source.cache_clear()
 
 
 TEXTS = [f'{text}▁é.\nEnd' for text in write_texts(120)]
@@ -231,36 +230,8 @@ def slowly(*arguments):
   write(*arguments)
   time.sleep(0.5)
 resumable.write_state = slowly
-if __name__ == '__main__':
-  sys.exit(prepare_text.main({arguments}))
+sys.exit(prepare_text.main())
 """
-
-
-def start(tmp_path, *arguments):
-  script = tmp_path / 'driver.py'
-  script.write_text(DRIVER.format(arguments=[*map(str, arguments)]))
-  return subprocess.Popen(
-    [sys.executable, str(script)],
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-
-
-def wait_for_chunk(process, partial, chunk):
-  deadline = time.monotonic() + 120
-  while time.monotonic() < deadline:
-    try:
-      state = json.loads((partial / 'state.json').read_text())
-    except FileNotFoundError:
-      state = {'chunk': 0}
-    if state['chunk'] >= chunk:
-      return
-    assert process.poll() is None, process.communicate()
-    time.sleep(0.02)
-  raise TimeoutError
 
 
 def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
@@ -268,21 +239,31 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
   partial = resumable.partial_of(broken)
   assert prepare(whole, books) is None
   arguments = [f'--input={books}', '--format=jsonl', f'--output={broken}']
+
+  def done():
+    state = partial / 'state.json'
+    return json.loads(state.read_text())['chunk'] if state.exists() else 0
+
   # Whatever the number of workers is; in the end they are in this process.
   for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
     flag = f'--workers={chunk // 2}'
-    process = start(tmp_path, *arguments, *ARGUMENTS, flag)
-    wait_for_chunk(process, partial, chunk)
+    process = subprocess.Popen(
+      [sys.executable, '-c', DRIVER, *arguments, *ARGUMENTS, flag],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    until(lambda chunk=chunk: done() >= chunk, process)
     children = psutil.Process(process.pid).children(recursive=True)
     # One run at a time.
     assert prepare(broken, books) == (
       f'Another run is making {broken}: wait for it, or end it.'
     )
-    if number == signal.SIGINT:
-      # As a terminal does: to all of them.
-      os.killpg(process.pid, number)
-    else:
-      process.kill()
+    # As a terminal interrupts: all of them.
+    kill = os.killpg if number == signal.SIGINT else os.kill
+    kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert not broken.exists()
     with pytest.raises(corpus.CorpusError, match='is not finished'):
@@ -308,18 +289,11 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
 
 
 def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
-  class Dying:
-    def __init__(self, *arguments, **keywords):
-      pass
-
-    def submit(self, function, *arguments, **keywords):
-      raise concurrent.futures.BrokenExecutor
-
-    shutdown = __init__
-
   # The pool itself, of processes that the system ends.
   monkeypatch.setattr(workers, 'processes', processes)
-  monkeypatch.setattr(workers.concurrent.futures, 'ProcessPoolExecutor', Dying)
+  dying = mock.Mock()
+  dying.return_value.submit.side_effect = concurrent.futures.BrokenExecutor
+  monkeypatch.setattr(workers.concurrent.futures, 'ProcessPoolExecutor', dying)
   message = prepare(tmp_path / 'out', books)
   assert message.startswith('A worker died, perhaps for want of memory: run')
 
