@@ -3,6 +3,7 @@ import json
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 from scripts import prepare_images
 
@@ -10,13 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def pretend(monkeypatch, **installed):
-  """Lets packages seem installed or not, whatever is."""
+  """Lets packages seem installed or not (None), whatever is."""
   find_spec = importlib.util.find_spec
 
   def find(package):
-    if package not in installed:
-      return find_spec(package)
-    return object() if installed[package] else None
+    return installed[package] if package in installed else find_spec(package)
 
   monkeypatch.setattr(importlib.util, 'find_spec', find)
 
@@ -42,12 +41,10 @@ def prepare(folder, name='fashion_mnist'):
 def test_a_missing_package_says_which_environment(
   monkeypatch, tmp_path, capsys
 ):
-  for package, title in (
-    ('tensorflow', 'TensorFlow'),
-    ('tensorflow_datasets', 'TensorFlow Datasets'),
-  ):
+  for title in ('TensorFlow', 'TensorFlow Datasets'):
+    package = title.lower().replace(' ', '_')
     with monkeypatch.context() as patch:
-      pretend(patch, **{package: False})
+      pretend(patch, **{package: None})
       message = prepare(tmp_path)
     assert message.startswith(f'Preparing fashion_mnist needs {title}, which')
     for command in (
@@ -57,7 +54,7 @@ def test_a_missing_package_says_which_environment(
       f'--data_dir={tmp_path}',
     ):
       assert command in message
-  pretend(monkeypatch, tensorflow=False, tensorflow_datasets=False)
+  pretend(monkeypatch, tensorflow=None, tensorflow_datasets=None)
   assert (ROOT / 'scripts' / 'requirements-prepare.txt').exists()
   # Digits need none of it.
   assert prepare_images.main(['digits']) is None
@@ -65,7 +62,7 @@ def test_a_missing_package_says_which_environment(
 
 
 def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
-  pretend(monkeypatch, tensorflow=False)
+  pretend(monkeypatch, tensorflow=None)
   path = write_info(tmp_path / 'sets', 'array_record')
   said = [
     f'fashion_mnist is already prepared in {path}.',
@@ -84,19 +81,10 @@ def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
   assert capsys.readouterr().out.splitlines() == said[:1]
 
 
-def test_preparing_asks_for_array_record(monkeypatch, tmp_path, capsys):
-  pretend(monkeypatch, tensorflow=True)
-  asked = []
-  replace_download(monkeypatch, lambda b, **o: asked.append((b.name, o)))
-  assert prepare(tmp_path) is None
-  assert asked == [('fashion_mnist', {'file_format': 'array_record'})]
-  assert f'fashion_mnist is prepared in {tmp_path}' in capsys.readouterr().out
-
-
 def test_imagenet_says_what_to_fetch_and_where_to_put_it(
   monkeypatch, tmp_path, capsys
 ):
-  pretend(monkeypatch, tensorflow=False)
+  pretend(monkeypatch, tensorflow=None)
   manual = tmp_path / 'downloads' / 'manual'
   train, validation = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
   said = prepare(tmp_path, 'imagenet2012')
@@ -111,22 +99,22 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
   (manual / validation).write_text('')
   said = prepare(tmp_path, 'imagenet2012')
   assert 'needs TensorFlow, which is not installed' in said
-  pretend(monkeypatch, tensorflow=True)
-  folders = []
-  replace_download(monkeypatch, lambda b, **o: folders.append(b.data_dir))
+  pretend(monkeypatch, tensorflow='there')
+  asked = []
+  replace_download(monkeypatch, lambda b, **o: asked.append((b.data_dir, o)))
   assert prepare(tmp_path, 'imagenet2012') is None
-  assert folders == [str(tmp_path / 'imagenet2012' / '5.1.0')]
-  assert 'imagenet2012 is prepared in' in capsys.readouterr().out
+  folder = str(tmp_path / 'imagenet2012' / '5.1.0')
+  assert asked == [(folder, {'file_format': 'array_record'})]
+  assert f'imagenet2012 is prepared in {tmp_path}' in capsys.readouterr().out
 
 
 def test_what_cannot_be_prepared_is_one_sentence(monkeypatch, tmp_path):
-  def fail(builder, **options):
-    raise ConnectionError('no route to host')
-
-  pretend(monkeypatch, tensorflow=True)
-  replace_download(monkeypatch, fail)
+  pretend(monkeypatch, tensorflow='there')
+  replace_download(
+    monkeypatch, mock.Mock(side_effect=ConnectionError('no route'))
+  )
   assert prepare(tmp_path) == (
-    'fashion_mnist could not be prepared (ConnectionError): no route to host'
+    'fashion_mnist could not be prepared (ConnectionError): no route'
   )
   for name in ('fashion_mnst', 'fashion_mnist:0.0.9'):
     assert prepare(tmp_path, name) == f'TFDS has no set called {name!r}.'
@@ -134,17 +122,18 @@ def test_what_cannot_be_prepared_is_one_sentence(monkeypatch, tmp_path):
   assert 'but as tfrecord, which training cannot read' in prepare(tmp_path)
 
 
+PROGRAM = """
+import runpy, sys
+sys.modules['jax'] = sys.modules['numpy'] = None  # Fails if imported.
+sys.modules['tensorflow_datasets'] = None
+runpy.run_module('scripts.prepare_images', run_name='__main__')
+"""
+
+
 def test_the_command_fails_and_succeeds_and_needs_no_jax():
-  program = (
-    'import sys, runpy\n'
-    "sys.modules['jax'] = sys.modules['numpy'] = None  # Fails if imported.\n"
-    "sys.modules['tensorflow_datasets'] = None\n"
-    "sys.argv[1:] = ['{name}']\n"
-    "runpy.run_module('scripts.prepare_images', run_name='__main__')\n"
-  )
   failed, done = (
     subprocess.run(
-      [sys.executable, '-c', program.format(name=name)],
+      [sys.executable, '-c', PROGRAM, name],
       cwd=ROOT,
       capture_output=True,
       text=True,
