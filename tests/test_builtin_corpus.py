@@ -35,11 +35,10 @@ def pretend(monkeypatch, tmp_path, change):
   name = 'absl-py'
   real = importlib.metadata.distribution(name)
   for path in real.files:
-    if path.suffix in ('.py', '') or '.dist-info' in str(path):
+    if path.locate().is_file() and '..' not in path.parts:
       copy = tmp_path / path
-      if path.locate().is_file() and '..' not in path.parts:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(change(str(path), path.locate().read_bytes()))
+      copy.parent.mkdir(parents=True, exist_ok=True)
+      copy.write_bytes(change(str(path), path.locate().read_bytes()))
   [info] = tmp_path.glob('*.dist-info')
   fake = importlib.metadata.Distribution.at(info)
   monkeypatch.setattr(importlib.metadata, 'distribution', lambda _: fake)

@@ -1,6 +1,5 @@
 """Clicks as batches, and the synthetic log and its truth."""
 
-import concurrent.futures
 import dataclasses
 import functools
 import shutil
@@ -289,23 +288,6 @@ def test_by_name_it_is_made_once(cache_dir, monkeypatch):
   del own.manifest['synthetic']
   assert own.best_log_loss is None
   assert own.rows.shape == (ROWS, 40)
-
-
-def test_two_at_once_make_one_and_a_broken_one_is_made_again(
-  tmp_path, monkeypatch
-):
-  monkeypatch.setattr(synthetic, 'CHUNK_ROWS', 64)
-
-  def make_(number):
-    return make(tmp_path, synthetic_rows=140).fingerprint
-
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    one, two = pool.map(make_, range(2))
-  assert one == two
-  [folder] = tmp_path.iterdir()
-  (folder / 'rows.bin').write_bytes(b'')
-  assert make_(0) == one
-  assert [folder] == list(tmp_path.iterdir())
 
 
 # What a user may do wrong.

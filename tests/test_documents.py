@@ -154,8 +154,8 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
 
   texts = write_texts(40)
   reading = reading_of('parquet', text_key='body')
-  path = tmp_path / 'file'
-  write_parquet(path, [*texts, None], 'body', row_group_size=9)
+  rows = [*texts, None]
+  path = write_parquet(tmp_path / 'file', rows, 'body', row_group_size=9)
   counts = {'records': 41, 'bad: the text is not a string': 1}
   assert read(reading, path) == (texts, counts)
   [one] = find(reading, path)
@@ -164,9 +164,9 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   # A damaged one is counted.
   with parquet.ParquetFile(path) as file:
     start = file.metadata.row_group(1).column(0).dictionary_page_offset
-  content = bytearray(path.read_bytes())
-  content[start : start + 50] = b'\xff' * 50
-  path.write_bytes(content)
+  with open(path, 'r+b') as file:
+    file.seek(start)
+    file.write(b'\xff' * 50)
   found, counts = read(reading, path)
   assert found == texts[:9] + texts[18:]
   assert counts['bad: a damaged row group'] == 1
