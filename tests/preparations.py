@@ -69,7 +69,8 @@ def write_corpus(folder, train, test, shard_tokens=50, vocab_size=1 << 16):
   return folder
 
 
-def texts_of(made, split):
+def texts_of(folder, split):
+  made = corpus.open_corpus(folder)
   documents, tokenizer = made.splits[split], made.tokenizer()
   return [
     tokenizer.decode(documents.read(np.array([a]), np.array([b - a])))

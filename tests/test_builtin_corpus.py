@@ -90,32 +90,28 @@ def test_what_is_not_as_it_was_released_is_named(small, monkeypatch, tmp_path):
 
 
 def test_it_is_made_once_and_reads_as_the_sources(small, monkeypatch, tmp_path):
-  text_set = open_builtin(tmp_path / 'cache')
   documents = builtin_sources.documents()
+  # Of several at once, too.
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    text_set, *others = pool.map(open_builtin, [tmp_path / 'cache'] * 4)
+  assert {o.fingerprint for o in others} == {text_set.fingerprint}
+  folder, made = text_set.corpus.folder, builtin._make
+  assert [folder] == list(folder.parent.iterdir())
+  assert folder.name.startswith('builtin-')
   assert text_set.num_documents in range(len(documents) // 2, len(documents))
   tokenizer = text_set.tokenizer()
   assert tokenizer.invertible
   assert tokenizer.vocab_size == text_set.vocab_size == 512
-  found = texts_of(text_set.corpus, 'test')
+  found = texts_of(folder, 'test')
   assert found
   assert set(found) < set(documents)
   # From now on it is only opened, and a broken one is made again.
-  folder, made = text_set.corpus.folder, builtin._make
   monkeypatch.setattr(builtin, '_make', None)
   assert open_builtin(tmp_path / 'cache').fingerprint == text_set.fingerprint
   monkeypatch.setattr(builtin, '_make', made)
   (folder / 'train' / 'documents.bin').write_bytes(b'')
   assert open_builtin(tmp_path / 'cache').num_train == text_set.num_train
   assert [folder] == list(folder.parent.iterdir())
-
-
-def test_two_at_once_make_one(small, tmp_path):
-  builtin_sources.documents()
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    found = list(pool.map(open_builtin, [tmp_path] * 4))
-  assert len({text_set.fingerprint for text_set in found}) == 1
-  [folder] = tmp_path.iterdir()
-  assert folder.name.startswith('builtin-')
 
 
 def test_the_cache_is_the_users_or_one_sentence(small, monkeypatch, tmp_path):

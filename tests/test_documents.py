@@ -1,5 +1,6 @@
 import bz2
 import collections
+import dataclasses
 import gzip
 import json
 import lzma
@@ -268,17 +269,6 @@ def test_another_format_is_one_sentence(format, content, sentence, file):
   assert str(path) in str(caught.value)
 
 
-def test_what_cannot_be_read_is_named(tmp_path):
-  path = write_parquet(tmp_path / 'file', [1, 2], 'number')
-  for reading, wrong, sentence in (
-    (reading_of('parquet'), path, "has no column 'text', but number"),
-    (reading_of('parquet', text_key='number'), path, 'int64, not strings'),
-    (reading_of('txt'), tmp_path / 'no.txt', r'There is no file .*no\.txt'),
-  ):
-    with pytest.raises(InputError, match=sentence):
-      find(reading, wrong)
-
-
 def test_names_and_order_of_files_do_not_matter(tmp_path):
   reading = reading_of('txt')
 
@@ -360,17 +350,22 @@ def test_a_prepared_set_is_read(tmp_path, small_chunks):
     assert read(reading, pattern)[0] == wanted
 
 
-def test_a_set_that_is_not_there_is_one_sentence(tmp_path):
-  sets = {form: str(tmp_path / form) for form in ('array_record', 'tfrecord')}
-  for form, folder in sets.items():
-    write_set(folder, {'train': ['a']}, form)
-  for pattern, changes, sentence in (
-    ('tiny_shakespeare', {}, 'is not prepared in .*: run `p'),
-    ('no_such_set', {}, "no set called 'no_such_set'"),
-    ('lm1b[validation]', {}, "no split 'validation', but tr"),
-    ('lm1b', {'text_key': 'body'}, "no text under 'body', but text"),
-    ('lm1b', {'data_dir': sets['tfrecord']}, 'as tfrecord, not as array_rec'),
+def test_what_cannot_be_read_is_named(tmp_path):
+  path = write_parquet(tmp_path / 'file', [1, 2], 'number')
+  for form in ('array_record', 'tfrecord'):
+    write_set(tmp_path / form, {'train': ['a']}, form)
+  prepared = reading_of('tfds', data_dir=str(tmp_path / 'array_record'))
+  other = reading_of('tfds', data_dir=str(tmp_path / 'tfrecord'))
+  body = dataclasses.replace(prepared, text_key='body')
+  for reading, wrong, sentence in (
+    (reading_of('parquet'), path, "has no column 'text', but number"),
+    (reading_of('parquet', text_key='number'), path, 'int64, not strings'),
+    (reading_of('txt'), tmp_path / 'no.txt', r'There is no file .*no\.txt'),
+    (prepared, 'tiny_shakespeare', 'is not prepared in .*: run `p'),
+    (prepared, 'no_such_set', "no set called 'no_such_set'"),
+    (prepared, 'lm1b[validation]', "no split 'validation', but tr"),
+    (body, 'lm1b', "no text under 'body', but text"),
+    (other, 'lm1b', 'as tfrecord, not as array_record'),
   ):
-    arguments = {'data_dir': sets['array_record']} | changes
     with pytest.raises(InputError, match=sentence):
-      find(reading_of('tfds', **arguments), pattern)
+      find(reading, wrong)

@@ -1,13 +1,16 @@
 import importlib.util
-import json
 import pathlib
 import subprocess
 import sys
 from unittest import mock
 
+from preparations import write_tfds
+
 from scripts import prepare_images
 
 ROOT = pathlib.Path(__file__).parents[1]
+DOWNLOAD = 'tensorflow_datasets.core.DatasetBuilder.download_and_prepare'
+FASHION_MNIST = 'fashion_mnist', '3.0.1', {}, {'train': []}
 
 
 def pretend(monkeypatch, **installed):
@@ -18,20 +21,6 @@ def pretend(monkeypatch, **installed):
     return installed[package] if package in installed else find_spec(package)
 
   monkeypatch.setattr(importlib.util, 'find_spec', find)
-
-
-def replace_download(monkeypatch, download):
-  path = 'tensorflow_datasets.core.DatasetBuilder.download_and_prepare'
-  monkeypatch.setattr(path, download)
-
-
-def write_info(folder, file_format):
-  path = folder / 'fashion_mnist' / '3.0.1'
-  path.mkdir(parents=True)
-  info = {'name': 'fashion_mnist', 'version': '3.0.1'}
-  info['fileFormat'] = file_format
-  (path / 'dataset_info.json').write_text(json.dumps(info))
-  return path
 
 
 def prepare(folder, name='fashion_mnist'):
@@ -63,7 +52,8 @@ def test_a_missing_package_says_which_environment(
 
 def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
   pretend(monkeypatch, tensorflow=None)
-  path = write_info(tmp_path / 'sets', 'array_record')
+  write_tfds(tmp_path / 'sets', *FASHION_MNIST)
+  path = tmp_path / 'sets' / 'fashion_mnist' / '3.0.1'
   said = [
     f'fashion_mnist is already prepared in {path}.',
     'Training finds it with:',
@@ -101,7 +91,7 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
   assert 'needs TensorFlow, which is not installed' in said
   pretend(monkeypatch, tensorflow='there')
   asked = []
-  replace_download(monkeypatch, lambda b, **o: asked.append((b.data_dir, o)))
+  monkeypatch.setattr(DOWNLOAD, lambda b, **o: asked.append((b.data_dir, o)))
   assert prepare(tmp_path, 'imagenet2012') is None
   folder = str(tmp_path / 'imagenet2012' / '5.1.0')
   assert asked == [(folder, {'file_format': 'array_record'})]
@@ -110,15 +100,14 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
 
 def test_what_cannot_be_prepared_is_one_sentence(monkeypatch, tmp_path):
   pretend(monkeypatch, tensorflow='there')
-  replace_download(
-    monkeypatch, mock.Mock(side_effect=ConnectionError('no route'))
-  )
+  fail = mock.Mock(side_effect=ConnectionError('no route to host'))
+  monkeypatch.setattr(DOWNLOAD, fail)
   assert prepare(tmp_path) == (
-    'fashion_mnist could not be prepared (ConnectionError): no route'
+    'fashion_mnist could not be prepared (ConnectionError): no route to host'
   )
   for name in ('fashion_mnst', 'fashion_mnist:0.0.9'):
     assert prepare(tmp_path, name) == f'TFDS has no set called {name!r}.'
-  write_info(tmp_path, 'tfrecord')
+  write_tfds(tmp_path, *FASHION_MNIST, 'tfrecord')
   assert 'but as tfrecord, which training cannot read' in prepare(tmp_path)
 
 

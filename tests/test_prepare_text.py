@@ -9,10 +9,9 @@ import sys
 from unittest import mock
 
 import numpy as np
-import preparations
 import psutil
 import pytest
-from preparations import files_of, inline
+from preparations import files_of, inline, open_text, texts_of
 from rich.console import Console
 from stand_ins import until
 from test_documents import (
@@ -29,7 +28,6 @@ from data.text import corpus, preparation, records
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
-processes = workers.processes
 ARGUMENTS = ('--vocab-size=300', '--held-out-fraction=0.2')
 
 
@@ -57,10 +55,6 @@ def prepare(output, path, *arguments, format='jsonl'):
   source = [] if path is None else [f'--input={path}']
   source += [f'--output={output}', f'--format={format}', *ARGUMENTS]
   return prepare_text.main([*source, *map(str, arguments)])
-
-
-def texts_of(folder, split):
-  return preparations.texts_of(corpus.open_corpus(folder), split)
 
 
 def all_texts_of(folder):
@@ -99,7 +93,7 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
     assert line in printed
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.
-  text_set = preparations.open_text(output)
+  text_set = open_text(output)
   member = {'member': 0, 'members': 2, 'partition': 'disjoint'}
   next(text_set.train(**member, seed=0, batch_size=4))
   # What is finished is left alone.
@@ -290,7 +284,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
 
 def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
   # The pool itself, of processes that the system ends.
-  monkeypatch.setattr(workers, 'processes', processes)
+  monkeypatch.undo()
   dying = mock.Mock()
   dying.return_value.submit.side_effect = concurrent.futures.BrokenExecutor
   monkeypatch.setattr(workers.concurrent.futures, 'ProcessPoolExecutor', dying)
