@@ -51,12 +51,8 @@ def write_corpus(folder, train, test, shard_tokens=50, vocab_size=1 << 16):
   writer = corpus.CorpusWriter(partial, {}, shard_tokens)
   for split, documents in (('train', train), ('test', test)):
     for key, tokens in documents:
-      writer.append(
-        split,
-        np.array(tokens, np.uint16),
-        np.array([key], np.uint64),
-        np.array([len(tokens)]),
-      )
+      of_one = np.array([key], np.uint64), np.array([len(tokens)])
+      writer.append(split, np.array(tokens, np.uint16), *of_one)
   (partial / corpus.TOKENIZER).write_bytes(b'none')
   state = writer.state()
   seals = {

@@ -15,9 +15,8 @@ def test_a_run_says_what_is_reachable_and_counts_every_row(tmp_path, capfd):
   rows = rows_of(tmp_path)
   best = read_run(tmp_path / 'run.json')['data']['best_log_loss']
   assert 0.3 < best < 0.55
-  assert f'no model can do better than {best:.4f} nats' in (
-    ' '.join(capfd.readouterr().out.split())
-  )
+  said = ' '.join(capfd.readouterr().out.split())
+  assert f'no model can do better than {best:.4f} nats' in said
   dataset = outcome.experiment.dataset
   assert dataset.num_examples('test') == 2_000 - dataset.num_train
   # About the entropy of the share of clicks, and better than a coin.

@@ -90,14 +90,11 @@ def test_a_batch_is_what_the_rows_say(clicks):
   np.testing.assert_allclose(inputs['integers'], wanted, rtol=1e-6)
   hashes = rows[:, 14:].astype(np.int64) % 2**32
   for field, size in enumerate(SIZES):
-    found = inputs['categories'][:, field]
     # Exactly, in Python's integers.
-    assert found.tolist() == [
+    assert inputs['categories'][:, field].tolist() == [
       h if h < 2 else 2 + h * (size - 2) // 2**32
       for h in hashes[:, field].tolist()
     ]
-    assert found.min() >= 0
-    assert found.max() < size
 
 
 def test_each_epoch_has_each_example_once_in_a_new_order(clicks):

@@ -304,6 +304,7 @@ GERMAN = (
 
 
 def test_english_documents_with_long_paragraphs_stay(file):
+  nothing = {'language': None, 'min_paragraph_words': 0}
   for text, changes, kept, reason in (
     (f'Home\nAbout us\n{LONG}\nImprint', {}, LONG, None),
     (f'{LONG}\nHome\n{LONG}', {}, f'{LONG}\n{LONG}', None),
@@ -314,14 +315,13 @@ def test_english_documents_with_long_paragraphs_stay(file):
     (LONG, {'language': 'de'}, None, 'not de'),
     (f'{GERMAN} {GERMAN}', {'language': None}, f'{GERMAN} {GERMAN}', None),
     (LONG, {'min_language_probability': 1.1}, None, 'not surely en'),
+    # Unless something is asked for, all do.
+    (f'Home\n\n{GERMAN}', nothing, f'Home\n\n{GERMAN}', None),
   ):
     reading = {'language': 'en', 'min_paragraph_words': 20} | changes
     found, counts = read(reading_of('wet', **reading), file(wet([text])))
     assert found == ([kept] if kept else []), (text, changes)
     assert counts.get(f'filtered: {reason}', 0) == (reason is not None)
-  # Unless something is asked for, all do.
-  path = file(jsonl([f'Home\n\n{GERMAN}']))
-  assert read(reading_of('jsonl'), path)[0] == [f'Home\n\n{GERMAN}']
 
 
 # TFDS.

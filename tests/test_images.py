@@ -55,7 +55,8 @@ def features_of(shape, num_classes):
   import tensorflow_datasets as tfds
 
   label = tfds.features.ClassLabel(num_classes=num_classes)
-  return {'image': tfds.features.Image(shape=shape), 'label': label}
+  features = {'image': tfds.features.Image(shape=shape), 'label': label}
+  return features | {'id': tfds.features.Text()}
 
 
 @pytest.fixture(scope='module')
@@ -72,15 +73,12 @@ def pixels():
 
 def write_cifar(folder, stored, num_train):
   """Files as CIFAR-10."""
-  import tensorflow_datasets as tfds
-
   examples = [
     {'id': f'{i}', 'image': data, 'label': min(i, 9)}
     for i, data in enumerate(stored)
   ]
-  features = features_of((32, 32, 3), 10) | {'id': tfds.features.Text()}
   splits = {'train': examples[:num_train], 'test': examples[num_train:]}
-  write_tfds(folder, 'cifar10', '3.0.2', features, splits)
+  write_tfds(folder, 'cifar10', '3.0.2', features_of((32, 32, 3), 10), splits)
 
 
 @pytest.fixture(scope='module')
@@ -142,8 +140,7 @@ def test_a_stream_is_a_pure_function_of_its_arguments(monkeypatch):
   shifted = make('digits', augmentation='shift', **threaded)
 
   def batches(count, dataset=shifted, **changes):
-    stream = dataset.train(**(MEMBER | changes), batch_size=64)
-    return take(stream, count)
+    return take(dataset.train(**(MEMBER | changes), batch_size=64), count)
 
   # Batch 50 is in the third epoch.
   whole = batches(53)
@@ -412,7 +409,8 @@ def test_a_tfds_set_reads_back_what_was_written(cifar, pixels, monkeypatch):
 
 def test_a_set_that_tfds_does_not_know_is_read_from_its_files(tmp_path):
   # A grey image in a colour set has three channels.
-  grey = {'image': encode(np.full((4, 4, 1), 77, np.uint8)), 'label': 2}
+  image = encode(np.full((4, 4, 1), 77, np.uint8))
+  grey = {'image': image, 'label': 2, 'id': ''}
   splits = {'train': [grey] * 2, 'test': [grey]}
   write_tfds(tmp_path, 'my_shapes', '1.0.0', features_of((4, 4, 3), 3), splits)
   mine = make('my_shapes', data_dir=tmp_path)
@@ -424,8 +422,6 @@ def test_a_set_that_tfds_does_not_know_is_read_from_its_files(tmp_path):
 def test_sets_that_are_not_prepared_or_of_another_form_are_refused(
   tmp_path, caplog
 ):
-  import tensorflow_datasets as tfds
-
   sentence = (
     rf'\Afashion_mnist is not prepared in {tmp_path}/.* `python -m '
     r'scripts.prepare_images fashion_mnist` once, or set TFDS_DATA_DIR .*\Z'
@@ -437,7 +433,7 @@ def test_sets_that_are_not_prepared_or_of_another_form_are_refused(
   write_tfds(tmp_path, 'mnist', '3.0.1', features, {'train': []}, 'tfrecord')
   with pytest.raises(images.NotPreparedError, match='as tfrecord, not as arr'):
     make('mnist', data_dir=tmp_path)
-  features = {'text': tfds.features.Text(), 'label': features['label']}
+  del features['image']
   write_tfds(tmp_path, 'my_reviews', '1.0.0', features, {'train': []})
   with pytest.raises(ValueError, match='not an image classification set'):
     make('my_reviews', data_dir=tmp_path)
@@ -535,8 +531,7 @@ def test_corrupt_images_leave_a_stream_pure(damaged):
 
 def test_in_evaluation_a_corrupt_image_is_black_and_counts(damaged):
   batches = list(make_imagenet(damaged).eval('train', batch_size=5))
-  levels = [level_of(batch) for batch in batches]
-  assert levels == [[1, 0, 0, 4, 0], [6, 7, 8, 9, 0]]
+  assert [level_of(b) for b in batches] == [[1, 0, 0, 4, 0], [6, 7, 8, 9, 0]]
   assert sum(batch['mask'].sum() for batch in batches) == 10
   assert batches[0]['labels'].tolist() == [0, 100, 200, 300, 400]
   assert len(batches[0]['corrupt']) == 3

@@ -14,6 +14,7 @@ import pytest
 from preparations import files_of, inline, open_text, texts_of
 from rich.console import Console
 from stand_ins import until
+from streams import MEMBER
 from test_documents import (
   LONG,
   jsonl,
@@ -93,9 +94,7 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
     assert line in printed
   assert 'left out, bad: not JSON' in printed
   # And it can be trained on.
-  text_set = open_text(output)
-  member = {'member': 0, 'members': 2, 'partition': 'disjoint'}
-  next(text_set.train(**member, seed=0, batch_size=4))
+  next(open_text(output).train(**MEMBER, batch_size=4))
   # What is finished is left alone.
   before = files_of(output)
   assert prepare(output, books) is None
@@ -139,8 +138,13 @@ def test_every_format_comes_through_the_same_door(tmp_path):
 
   txt, wets, sets = (tmp_path / name for name in ('txt', 'wet', 'tfds'))
   txt.write_text('\n\n\n'.join(t.replace('\n', ' ') for t in TEXTS))
-  found = all_texts_of(prepare_('txt', txt, '--document=blank-line'))
-  assert len(found) == 120
+  # Unknown characters are lost if asked for.
+  lossy = ('--oov=unk', '--vocab-size=40', '--character-coverage=0.99')
+  output = prepare_('txt', txt, '--document=blank-line', *lossy)
+  assert len(all_texts_of(output)) == 120
+  assert any('\ufffd' in text for text in texts_of(output, 'train'))
+  manifest = json.loads((output / 'manifest.json').read_text())
+  assert manifest['tokenizer']['invertible'] is False
   parquet = write_parquet(tmp_path / 'parquet', TEXTS, row_group_size=20)
   assert all_texts_of(prepare_('parquet', parquet)) == sorted(TEXTS)
   wets.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS[:40]]))
@@ -156,31 +160,17 @@ def test_every_format_comes_through_the_same_door(tmp_path):
   assert sorted(texts_of(output, 'test')) == sorted(TEXTS[:9])
 
 
-def test_unknown_characters_are_lost_if_asked_for(books, tmp_path):
-  output = tmp_path / 'out'
-  arguments = ['--oov=unk', '--vocab-size=40', '--character-coverage=0.99']
-  assert prepare(output, books, *arguments) is None
-  assert any('\ufffd' in text for text in texts_of(output, 'train'))
-  manifest = json.loads((output / 'manifest.json').read_text())
-  assert manifest['tokenizer']['invertible'] is False
-
-
 def test_the_tokenizer_learns_from_so_many_documents(
   books, tmp_path, monkeypatch
 ):
-  sampled = []
   real = preparation.train_tokenizer
-
-  def train(texts, **keywords):
-    sampled.append(texts)
-    return real(TEXTS, **keywords)
-
+  train = mock.Mock(side_effect=lambda _, **keywords: real(TEXTS, **keywords))
   monkeypatch.setattr(preparation, 'train_tokenizer', train)
   for count in (5, 500):
     prepare(tmp_path / f'{count}', books, f'--train-from={count}')
   (tmp_path / 'other').write_bytes(jsonl(['Not to be learnt from.'] * 9))
   prepare(tmp_path / 'apart', books, '--held-out', tmp_path / 'other')
-  few, all_of_them, apart = sampled
+  few, all_of_them, apart = (call.args[0] for call in train.call_args_list)
   assert sorted(apart) == sorted(TEXTS)
   assert len(few) == 5
   # None of those that are held out.

@@ -84,12 +84,8 @@ def test_a_pass_has_every_token_once_and_documents_whole(batch_size, prepared):
   orders = set()
   for turn in range(3):
     # End to end, the lanes are whole documents.
-    tokens = np.concatenate(
-      [
-        lane[turn * size : (turn + 1) * size]
-        for lane, size in zip(lanes, sizes, strict=True)
-      ]
-    )
+    parts = [lane[turn * n :][:n] for lane, n in zip(lanes, sizes, strict=True)]
+    tokens = np.concatenate(parts)
     [begins] = np.nonzero(np.isin(tokens, [ts[0] for _, ts in TRAIN]))
     documents = np.split(tokens, begins[1:])
     assert sorted(map(list, documents)) == [tokens for _, tokens in TRAIN]

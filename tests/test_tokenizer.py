@@ -84,12 +84,8 @@ def test_any_unicode_comes_back_exactly(structure, tokenizer):
 def test_marks_stand_for_one_newline_and_one_space(tokenizer):
   def marks(text, structure):
     tokens = tokenizer.encode(text, structure=structure, language='en')
-    pieces = (
-      f'|{SPECIAL_PIECES[token]}|'
-      if token in SPECIAL
-      else tokenizer.decode([token])
-      for token in tokens.tolist()
-    )
+    special = {token: f'|{SPECIAL_PIECES[token]}|' for token in SPECIAL}
+    pieces = (special.get(t) or tokenizer.decode([t]) for t in tokens.tolist())
     return ''.join(pieces).replace('||', '|').strip('|')
 
   text = 'A cat sat. It saw.\nThe hat.\n\nAll.'
