@@ -1,12 +1,20 @@
-"""Processes that stand in for runs and members, and waiting for them.
+"""What stands in for runs, members, a terminal and a user's signals.
 
-Each does what a word says: `command(folder, word)` is a run of a sweep,
+A process does what a word says: `command(folder, word)` is a run of a sweep,
 `command(folder, word, member, process)` a process of a member of a launch.
 """
 
+import contextlib
+import io
+import json
+import signal
 import sys
 import textwrap
 import time
+
+from rich.console import Console
+
+from codistill.exchange.folder.lease import Lease
 
 _PROGRAM = textwrap.dedent("""
   import json, os, pathlib, signal, sys, time
@@ -20,10 +28,9 @@ _PROGRAM = textwrap.dedent("""
   lives = (home / 'starts').read_text().split().count(name)
 
   def write(status, step=0, **more):
-    codistill = {'members': 2, 'exchange': 'none'}
+    config = {'num_steps': 10, 'codistill': {'members': 2, 'exchange': 'none'}}
     run = {'experiment': 'a', 'variant': 'b', 'status': status, **more}
-    run |= {'argv': sys.argv, 'config': {'num_steps': 10}}
-    run['config']['codistill'] = codistill
+    run |= {'argv': sys.argv, 'config': config}
     new = folder / f'new-{name}'
     new.write_text(json.dumps(run))
     new.replace(folder / f'run{suffix}.json')
@@ -53,12 +60,10 @@ _PROGRAM = textwrap.dedent("""
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
   if word == 'fail':
-    print('Traceback …\\nValueError: [/bold]\\n------\\nsome advice')
-    sys.exit(1)
+    sys.exit('Traceback …\\nValueError: [/bold]\\n------\\nsome advice')
   if word == 'diverge':
     write('diverged', 4, diverged={member: {'step': 4}})
-    print('experiments.run: try a lower learning rate')
-    sys.exit(1)
+    sys.exit('experiments.run: try a lower learning rate')
   if word == 'refuse' or word == 'refuse late' and lives == 2:
     print('experiments.run: it is too hot')
     sys.exit(2)
@@ -79,7 +84,8 @@ _PROGRAM = textwrap.dedent("""
   if word == 'terminated':
     sys.exit(143)
   if word == 'stubborn':
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    told = folder / f'told{suffix}'
+    signal.signal(signal.SIGTERM, lambda *_: told.touch())
   if word == 'wait':
     def stop(*_):
       write('interrupted', 4)
@@ -106,3 +112,33 @@ def until(condition, process=None, seconds=240, what='it'):
     assert process is None or process.poll() is None, process.communicate()
     assert time.monotonic() < end, f'{what} did not happen'
     time.sleep(0.02)
+
+
+class Signals(list):
+  """SIGINT, then SIGTERM, each when the files that it waits for are there."""
+
+  def __init__(self, *waits):
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    self._due = list(zip(waits, numbers, strict=False))
+
+  def __len__(self):
+    while self._due and all(path.exists() for path in self._due[0][0]):
+      self.append(self._due.pop(0)[1])
+    return super().__len__()
+
+
+def console_of(width=200, **options):
+  return Console(record=True, width=width, file=io.StringIO(), **options)
+
+
+@contextlib.contextmanager
+def lease(path, **changes):
+  """Held by this process, or by whom the changes say; free afterwards."""
+  held = Lease(path, timeout_s=60.0, what='here')
+  held.acquire()
+  try:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | changes))
+    yield content
+  finally:
+    held.release()

@@ -1,6 +1,5 @@
 """Members at a glance: from a run's files alone, at any time, reading only."""
 
-import contextlib
 import datetime
 import json
 import os
@@ -13,8 +12,8 @@ import tracemalloc
 
 import pytest
 from commands import run_command
+from stand_ins import lease
 
-from codistill.exchange.folder.lease import Lease
 from experiments.record import Record, read_rows
 from scripts import status
 
@@ -44,19 +43,6 @@ def train(record, member, steps, *, rate=100.0, loss=1.0, **fields):
     times = {'step': step, 'seconds': seen / rate, 'examples_seen': seen}
     record.write_row({**row, **times, **fields})
   record.close()
-
-
-@contextlib.contextmanager
-def lease(path, **changes):
-  """Held by this process, or by whom the changes say; free afterwards."""
-  held = Lease(path, timeout_s=60.0, what='here')
-  held.acquire()
-  try:
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | changes))
-    yield content
-  finally:
-    held.release()
 
 
 def lines_of(capsys, workdir, *arguments):
