@@ -240,16 +240,34 @@ def test_later_the_others_go_on_without_one_that_is_refused(tmp_path):
   assert 'member 1 was refused: it is too hot' in said
 
 
-def test_a_signal_stops_all_with_checkpoints(tmp_path):
-  fakes = Fakes(tmp_path, 'wait', 'wait', 'fail', max_restarts=100)
-  stop = Signals([tmp_path / 'waits-0', tmp_path / 'waits-1'])
-  status, ends, said = fakes.run(stop)
-  assert (status, ends[:2]) == (128 + signal.SIGINT, ['stopped', 'stopped'])
-  for index in range(2):
+@pytest.mark.parametrize(
+  ('words', 'waits', 'num_signals', 'end'),
+  [
+    (['wait', 'wait', 'fail'], '0.0 1.0', 1, 'stopped'),
+    # A second signal, however soon it comes.
+    (['stubborn'], '0.0', 2, 'killed'),
+    # A world that is half gone.
+    (['wait/stubborn'], '0.0 0.1', 1, 'stopped'),
+  ],
+)
+def test_a_signal_stops_all_with_checkpoints_and_what_will_not_stop_is_killed(
+  tmp_path, words, waits, num_signals, end
+):
+  fakes = Fakes(tmp_path, *words, max_restarts=100)
+  began = time.monotonic()
+  waits = [tmp_path / f'waits-{process}' for process in waits.split()]
+  status, ends, said = fakes.run(Signals(*[waits] * num_signals))
+  assert time.monotonic() - began < 30
+  assert status == 128 + signal.SIGINT
+  for index in range(len(words) - ('fail' in words)):
+    assert ends[index] == end
     run = read_run(tmp_path / f'run-{index}.json')
-    assert run['status'] == 'interrupted'
+    assert (run['status'] == 'interrupted') == (end == 'stopped')
   assert 'Stopping the members' in said
   assert 'the same command goes on' in said
+  assert ('Killing the members' in said) == (num_signals == 2)
+  # As it was asked to.
+  assert 'member 0 is dead' not in said
 
 
 def test_a_member_that_waits_for_its_restart_is_not_started_any_more(tmp_path):
@@ -260,23 +278,6 @@ def test_a_member_that_waits_for_its_restart_is_not_started_any_more(tmp_path):
   assert one.is_waiting
   one.stop(kill=False)
   assert (one.is_over, one.end) == (True, 'stopped')
-
-
-@pytest.mark.parametrize(
-  ('word', 'num_signals', 'end'),
-  # A second signal, however soon it comes, or a world that is half gone.
-  [('stubborn', 2, 'killed'), ('wait/stubborn', 1, 'stopped')],
-)
-def test_what_will_not_stop_is_killed(tmp_path, word, num_signals, end):
-  fakes = Fakes(tmp_path, word)
-  began = time.monotonic()
-  waits = [tmp_path / f'waits-0.{k}' for k, _ in enumerate(word.split('/'))]
-  status, ends, said = fakes.run(Signals(*[waits] * num_signals))
-  assert (status, ends) == (128 + signal.SIGINT, [end])
-  assert ('Killing the members' in said) == (num_signals == 2)
-  # As it was asked to.
-  assert 'is dead' not in said
-  assert time.monotonic() - began < 30
 
 
 def test_an_error_of_the_launcher_stops_the_members(tmp_path):
@@ -309,9 +310,9 @@ def test_a_world_has_time_to_end_by_itself(tmp_path, monkeypatch):
   assert one.step().startswith('member 0 was refused: it is too hot')
 
 
-@pytest.mark.parametrize(
-  ('text', 'words'),
-  [
+def test_last_words(tmp_path):
+  log, before = tmp_path / 'log.txt', 'experiments.run: before\n'
+  for text, words in (
     ('experiments.run: no\nlater', 'no'),
     ('ValueError: no\n----\nJAX has removed frames.', 'ValueError: no'),
     ('jax.errors.JaxRuntimeError: OOM\nno', 'jax.errors.JaxRuntimeError: OOM'),
@@ -328,19 +329,16 @@ def test_a_world_has_time_to_end_by_itself(tmp_path, monkeypatch):
       'step 3',
     ),
     ('', 'nothing'),
-  ],
-)
-def test_last_words(tmp_path, text, words):
-  log, before = tmp_path / 'log.txt', 'experiments.run: before\n'
-  log.write_text(before + text)
-  since = len(before)
-  assert last_words(log, 1, since) == f'{words} (all of it: {log})'
-  died = f'killed by signal 6; {words} (all of it: {log})'
-  assert last_words(log, -6, since) == died
-  # It did not see it come; what it was at is no reason.
-  killed = last_words(log, -9, since)
-  assert killed.startswith('killed by signal 9; ')
-  assert ('memory is short' in killed) == (words in ('step 3', 'nothing'))
+  ):
+    log.write_text(before + text)
+    for code, died in ((1, ''), (-6, 'killed by signal 6; ')):
+      said = f'{died}{words} (all of it: {log})'
+      assert last_words(log, code, since=len(before)) == said
+    # It did not see it come; what it was at is no reason.
+    killed = last_words(log, -9, since=len(before))
+    assert killed.startswith('killed by signal 9; '), text
+    is_short = 'memory is short' in killed
+    assert is_short == (words in ('step 3', 'nothing')), text
 
 
 # What is shown.
@@ -357,44 +355,40 @@ def test_progress_rate_and_time_left_of_all(tmp_path, monkeypatch):
   monkeypatch.setattr(local.time, 'monotonic', lambda: now[0])
   monkeypatch.setattr(local, 'read_status', lambda workdir: found)
   fakes = Fakes(tmp_path, 'a', 'b', 'c')
-  fakes.picture = local.Picture('some', fakes.members, tmp_path, 100)
-  assert fakes.picture.line() == '3 starting, 0% of 300 steps'
+  picture = local.Picture('some', fakes.members, tmp_path, 100)
+
+  def look(second, *statuses):
+    now[0], found[: len(statuses)] = second, statuses
+    picture.look()
+
+  assert picture.line() == '3 starting, 0% of 300 steps'
   # Compiling takes a minute; the first goes on from step 20.
-  for second, steps in ((0, (20, 0)), (60, (20, 0)), (70, (40, 5))):
-    now[0] = second
-    found[:] = [
-      status_of(index, 'running', step, rate=100.0 * index, task_loss=0.5)
-      for index, step in enumerate(steps)
-    ]
-    fakes.picture.look()
-    assert fakes.picture.has_moved == (second == 70)
+  for second, first, other in ((0, 20, 0), (60, 20, 0), (70, 40, 5)):
+    one = status_of(1, 'running', other, rate=100.0, task_loss=0.5)
+    look(second, status_of(0, 'running', first), one)
+    assert picture.has_moved == (second == 70)
   # The third has no pace of its own: as slow as the second, half a step a
   # second.
-  assert fakes.picture.line().endswith('about 0:03:20 left')
+  assert picture.line().endswith('about 0:03:20 left')
   monkeypatch.setattr(Member, 'is_waiting', False)
   fakes.members[2].end = 'dead'
   fakes.members[1].restarts = 2
-  fakes.picture.look()
+  look(70)
   said = '2 running, 1 dead, 15% of 300 steps, 100 ex/s, about 0:03:10 left'
-  assert fakes.picture.line() == said
+  assert picture.line() == said
   said = 'member 1: running, step 5/100, 100 ex/s, loss 0.5000, 2 restarts'
-  assert fakes.picture.plain(1) == said
-
+  assert picture.plain(1) == said
   # A checkpoint lies before what its rows showed at first.
-  def look(second, state, step):
-    now[0], found[0] = second, status_of(0, state, step)
-    fakes.picture.look()
-
-  look(70, 'running', 10)
-  look(80, 'running', 20)
+  look(70, status_of(0, 'running', 10))
+  look(80, status_of(0, 'running', 20))
   fakes.members[1].end = 'dead'
-  assert '0:01:20 left' in fakes.picture.line()
+  assert '0:01:20 left' in picture.line()
   # Nor are the seconds slow steps in which it was dead.
-  look(1_000, 'dead', 20)
-  assert 'left' not in fakes.picture.line()
-  look(1_000, 'running', 20)
-  look(1_010, 'running', 30)
-  assert '0:01:10 left' in fakes.picture.line()
+  look(1_000, status_of(0, 'dead', 20))
+  assert 'left' not in picture.line()
+  look(1_000, status_of(0, 'running', 20))
+  look(1_010, status_of(0, 'running', 30))
+  assert '0:01:10 left' in picture.line()
 
 
 def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
@@ -421,12 +415,12 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
 def wide_picture(tmp_path, members):
   """Of members of which there is much to say."""
   picture = Fakes(tmp_path, *['work'] * members).picture
+  much = {'rate': 12_345.6, 'task_loss': 2.3456, 'failed_loads': 12}
+  much |= {'incarnation': 7, 'published': '17,950, 59 s', 'num_steps': 18_000}
   for at in range(members):
     peers = [f'{peer}: {250 + peer}' for peer in range(members) if peer != at]
-    said = {'rate': 12_345.6, 'task_loss': 2.3456, 'failed_loads': 12}
-    said |= {'incarnation': 7, 'published': '17,950, 59 s'}
-    said |= {'num_steps': 18_000, 'peers': ', '.join([*peers[1:], '99: old'])}
-    picture.statuses[at] = status_of(at, 'running', 17_950, **said)
+    much['peers'] = ', '.join([*peers[1:], '99: old'])
+    picture.statuses[at] = status_of(at, 'running', 17_950, **much)
   # The last one, whom a low terminal would cut off.
   picture.statuses[-1] = picture.statuses[-1]._replace(state='restarting')
   picture._members[-1].restarts = 2
@@ -488,31 +482,29 @@ def refusal(capsys, workdir, *arguments, has_begun=False):
   return err
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'sentence'),
-  [
-    (['--config=imagenet_sinc'], 'did you mean imagenet_sync'),
-    (['--config=imagenet_sync:tiny'], "no variant 'tiny'"),
-    (['--members=0'], '--members must be at least 1'),
-    (['--max-restarts=-1'], '--max-restarts must be at least 0'),
-    (['--config.codistill.members=x'], "1 or more, not 'x'"),
-    (['--config.codistill.members=2', '--members=2'], 'give one of them'),
-    (['--config.num_step=3'], 'did you mean num_step'),
-    (['--member=0'], "what is '--member=0'"),
-    (['--overwrite'], 'anew at each restart'),
-    (['--workdir='], '--workdir is empty'),
-    (['--slurm=time=3'], 'for --launcher=slurm'),
-    (['--launcher=jobset', '--jobset=image'], 'it is KEY=VALUE'),
-    (['--launcher=jobset'], 'say --jobset image='),
-    (['--launcher=slurm', '--max-restarts=1'], 'is for --launcher=local'),
-    (['--launcher=jobset', '--processes-per-member=2'], 'local or print'),
-    (['--launcher=slurm', '--slurm=tim=3'], 'did you mean time'),
-    ([f'--workdir={__file__}'], 'is a file; choose another --workdir'),
-    ([f'--workdir={__file__}/a'], 'Not a directory); choose another --workdir'),
-  ],
-)
-def test_what_makes_no_sense_is_one_sentence(arguments, sentence, capsys):
-  assert sentence in refusal(capsys, '/shared/never', *arguments)
+def test_what_makes_no_sense_is_one_sentence(capsys):
+  for words, sentence in {
+    '--config=imagenet_sinc': 'did you mean imagenet_sync',
+    '--config=imagenet_sync:tiny': "no variant 'tiny'",
+    '--members=0': '--members must be at least 1',
+    '--max-restarts=-1': '--max-restarts must be at least 0',
+    '--config.codistill.members=x': "1 or more, not 'x'",
+    '--config.codistill.members=2 --members=2': 'give one of them',
+    '--config.num_step=3': 'did you mean num_step',
+    '--member=0': "what is '--member=0'",
+    '--overwrite': 'anew at each restart',
+    '--workdir=': '--workdir is empty',
+    '--slurm=time=3': 'for --launcher=slurm',
+    '--launcher=jobset --jobset=image': 'it is KEY=VALUE',
+    '--launcher=jobset': 'say --jobset image=',
+    '--launcher=slurm --max-restarts=1': 'is for --launcher=local',
+    '--launcher=jobset --processes-per-member=2': 'local or print',
+    '--launcher=slurm --slurm=tim=3': 'did you mean time',
+    '--workdir=/dev/null': 'is a file; choose another --workdir',
+    '--workdir=/dev/null/a': 'Not a directory); choose another --workdir',
+  }.items():
+    said = refusal(capsys, '/shared/never', *words.split())
+    assert sentence in said, words
 
 
 def test_two_launchers_of_one_folder_do_not_share_out_its_members(
@@ -540,21 +532,22 @@ def test_members_that_are_at_work_are_not_started_again(one_at_work, capsys):
 
 
 def printed(capsys, *arguments):
-  """Environment and command of each line."""
+  """Environments and commands, each a line."""
   assert launch.main([f'--config={SMOKE}', *arguments, '--launcher=print']) == 0
-  for line in capsys.readouterr().out.splitlines():
-    words = shlex.split(line)
-    at = words.index(sys.executable)
-    yield dict(word.split('=') for word in words[:at]), words[at:]
+  lines = map(shlex.split, capsys.readouterr().out.splitlines())
+  found = [(words, words.index(sys.executable)) for words in lines]
+  return (
+    [dict(word.split('=') for word in words[:at]) for words, at in found],
+    [words[at:] for words, at in found],
+  )
 
 
 def test_print_prints_what_would_be_started(tmp_path, gpus, capsys):
   given = (f'--workdir={tmp_path}', '--config.batch_size=64', '--tensorboard')
-  lines = list(printed(capsys, '--members=3', *given))
+  environments, commands = printed(capsys, '--members=3', *given)
   shared = {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'}
-  environments = [environment for environment, _ in lines]
   assert environments == [shared, {'CUDA_VISIBLE_DEVICES': '1'}, shared]
-  for index, (_, command) in enumerate(lines):
+  for index, command in enumerate(commands):
     assert command[1:] == [
       *('-m', 'experiments.run', f'--config={SMOKE}', given[0]),
       *('--config.codistill.members=3', *given[1:], f'--member={index}'),
@@ -564,17 +557,14 @@ def test_print_prints_what_would_be_started(tmp_path, gpus, capsys):
 def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   numbers = ('--processes-per-member=2', '--devices-per-member=4')
-  lines = list(printed(capsys, '--config.codistill.members=2', *numbers))
-  assert len(lines) == 4
+  members = '--config.codistill.members=2'
+  environments, commands = printed(capsys, members, *numbers)
+  assert environments == [{'JAX_NUM_CPU_DEVICES': '2'}] * 4
+  workdir = ROOT / 'runs/imagenet_codistill-smoke-members'
   ports = set()
-  for at, (environment, command) in enumerate(lines):
-    assert environment == {'JAX_NUM_CPU_DEVICES': '2'}
-    workdir = ROOT / 'runs/imagenet_codistill-smoke-members'
-    assert f'--workdir={workdir}' in command
-    assert command.count('--config.codistill.members=2') == 1
-    *_, one, address, count, process = command
-    assert one == f'--member={at // 2}'
-    assert count == '--num-processes=2'
+  for at, (*shared, one, address, count, process) in enumerate(commands):
+    assert shared[-2:] == [f'--workdir={workdir}', members]
+    assert (one, count) == (f'--member={at // 2}', '--num-processes=2')
     assert process == f'--process-id={at % 2}'
     assert address.startswith('--coordinator-address=127.0.0.1:')
     ports.add((one, address))
@@ -627,6 +617,11 @@ def holders(workdir):
   return [one['pid'] if one.get('held') else None for one in found]
 
 
+def steps_of(workdir, index):
+  rows = status.last_rows(workdir / f'rows-{index}.jsonl', 1 << 20)
+  return [row['step'] for row in rows if row['kind'] == 'train']
+
+
 def test_one_is_killed_and_goes_on_then_all_are_stopped(
   tmp_path, gpus, monkeypatch
 ):
@@ -656,11 +651,10 @@ def test_one_is_killed_and_goes_on_then_all_are_stopped(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
   assert (process.returncode, err) == (128 + signal.SIGINT, '')
-  visible = [one['CUDA_VISIBLE_DEVICES'] for one in environments]
-  assert visible == ['1', '1']
-  assert [one[MEMORY] for one in environments] == ['0.450', '0.450']
-  # And all that this process has.
-  assert {one['JAX_NUM_CPU_DEVICES'] for one in environments} == {'8'}
+  for one in environments:
+    assert (one['CUDA_VISIBLE_DEVICES'], one[MEMORY]) == ('1', '0.450')
+    # And all that this process has.
+    assert one['JAX_NUM_CPU_DEVICES'] == '8'
   assert 'member 1 died: killed by signal 9' in out
   assert 'the same command goes on' in out
   assert holders(workdir) == [None] * 2
@@ -670,14 +664,6 @@ def test_one_is_killed_and_goes_on_then_all_are_stopped(
     assert steps == list(range(steps[0], steps[-1] + 1))
     assert list((workdir / f'checkpoints-{index}').glob(f'*{steps[-1]}*'))
     assert (workdir / f'log-{index}.txt').stat().st_size > 0
-
-
-def steps_of(workdir, index):
-  path = workdir / f'rows-{index}.jsonl'
-  if not path.exists():
-    return []
-  rows = status.last_rows(path, 1 << 20)
-  return [row['step'] for row in rows if row['kind'] == 'train']
 
 
 def test_a_config_that_is_refused_is_one_sentence(tmp_path, capsys):
