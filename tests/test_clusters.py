@@ -14,7 +14,6 @@ import textwrap
 import time
 
 import jsonschema
-import psutil
 import pytest
 import submitit
 import yaml
@@ -22,44 +21,47 @@ from absl import flags
 from commands import ROOT
 from jax._src.clusters import SlurmCluster
 from stand_ins import until
+from submitit.core.utils import DelayedSubmission
 
 from experiments import config as config_lib
 from experiments import slurm as slurm_lib
 from experiments.errors import UserError
 from scripts import jobset
+from scripts.launch import __main__ as launch
 
 # Slurm: a stub sbatch keeps the script, and a stub srun runs it, as a job of
 # two nodes with a task each.
 
 TASKS = 2
-SBATCH = r"""#!/bin/sh
+TOOLS = {
+  'sbatch': r"""#!/bin/sh
 cat "$1" > {tools}/script
 echo 'Submitted batch job 4711'
-"""
-SRUN = r"""#!/bin/sh
-# Slurm signals the step, and not the shells of a stub.
-trap '' USR2 TERM
+""",
+  'srun': r"""#!/bin/sh
 while [ "${{1#-}}" != "$1" ]; do
   case $1 in --output | --error) shift ;; esac
   shift
 done
 bad=0
 for task in 0 1; do
-  SLURM_NTASKS=2 SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 \
-    SLURM_JOB_NUM_NODES=2 SLURM_STEP_NUM_NODES=2 \
-    SLURM_STEP_NODELIST=localhost SLURM_JOB_NODELIST=localhost \
-    "$@" > {tools}/out.$task 2> {tools}/err.$task &
+  (
+    SLURM_NTASKS=2 SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 \
+      SLURM_JOB_NUM_NODES=2 SLURM_STEP_NUM_NODES=2 \
+      SLURM_STEP_NODELIST=localhost SLURM_JOB_NODELIST=localhost \
+      "$@" > {tools}/out.$task 2> {tools}/err.$task || bad=1
+    touch {tools}/ended.$task
+    exit $bad
+  ) &
   pids="$pids $!"
 done
 for pid in $pids; do wait $pid || bad=1; done
 exit $bad
-"""
-SCONTROL = r"""#!/bin/sh
+""",
+  'scontrol': r"""#!/bin/sh
 (echo "$@"; ls {tools}/member) >> {tools}/requeued
-"""
-
-
-TOOLS = {'sbatch': SBATCH, 'srun': SRUN, 'scontrol': SCONTROL}
+""",
+}
 
 
 class Slurm:
@@ -86,56 +88,52 @@ class Slurm:
   @contextlib.contextmanager
   def job(self, index=0):
     """Runs the script that was submitted, as one job of its array."""
-    environment = {
-      **os.environ,
+    environment = os.environ | {
       # As Slurm numbers them: each job of an array has an id of its own.
       'SLURM_JOB_ID': str(4711 + index),
       'SLURM_ARRAY_JOB_ID': '4711',
       'SLURM_ARRAY_TASK_ID': str(index),
     }
-    line = ['bash', self.tools / 'script']
-    process = subprocess.Popen(
-      line, cwd=ROOT, env=environment, start_new_session=True
-    )
-    try:
-      yield process
-    finally:
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
+    # Slurm signals the step, and not the shells of a stub.
+    line = ['bash', '-c', 'trap "" USR2 TERM; . "$0"', self.tools / 'script']
+    own = {'cwd': ROOT, 'env': environment, 'start_new_session': True}
+    with subprocess.Popen(line, **own) as process:
+      try:
+        yield process
+      finally:
+        with contextlib.suppress(ProcessLookupError):
+          os.killpg(process.pid, signal.SIGKILL)
 
-  def children(self, process, word):
-    """Processes of Python with a word in their command that are there."""
-    for one in psutil.Process(process.pid).children(recursive=True):
-      with contextlib.suppress(psutil.Error):
-        if 'python' in one.name() and word in ' '.join(one.cmdline()):
-          yield one
+  def num_tasks(self):
+    """How many of the tasks of the first job have not ended."""
+    return TASKS - len(list(self.tools.glob('ended.*')))
 
-  def signal(self, process, number):
-    """To all of the step's processes, as Slurm does."""
-    for one in self.children(process, ''):
-      with contextlib.suppress(psutil.Error):
-        one.send_signal(number)
-
-  def num_tasks(self, process):
-    """How many tasks of submitit there are."""
-    return len(list(self.children(process, '-m submitit.core._submit')))
+  def have_all(self, name):
+    """Whether each task has left a file of that name."""
+    return len(list(self.member.glob(f'{name}.?'))) == TASKS
 
   def submissions(self):
     """What was submitted, as submitit keeps it; the newest last."""
     found = (self.workdir / 'slurm').glob('*.pkl')
-    return [
-      submitit.core.utils.DelayedSubmission.load(path)
-      for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)
-    ]
+    return [*map(DelayedSubmission.load, sorted(found, key=os.path.getmtime))]
 
-  def runs(self):
-    return [submission.function for submission in self.submissions()]
+  def commands(self):
+    return [submission.function.command for submission in self.submissions()]
+
+  def script(self):
+    """Its #SBATCH lines, and the words of its commands."""
+    fields, commands = {}, []
+    for line in (self.tools / 'script').read_text().splitlines():
+      if line.startswith('#SBATCH --'):
+        key, equals, value = line.removeprefix('#SBATCH --').partition('=')
+        assert key not in fields
+        fields[key] = shlex.split(value)[0] if equals else True
+      elif line and line[0] != '#':
+        commands.append(shlex.split(line))
+    return fields, commands
 
   def err(self):
-    return ''.join(
-      (self.tools / f'err.{task}').read_text() for task in range(TASKS)
-    )
+    return ''.join(path.read_text() for path in self.tools.glob('err.*'))
 
 
 @pytest.fixture
@@ -145,24 +143,12 @@ def slurm(tmp_path, monkeypatch):
   return cluster
 
 
-def fields_of(script):
-  """Its #SBATCH lines, and the words of its command."""
-  fields = {}
-  for line in script.splitlines():
-    if line.startswith('#SBATCH --'):
-      key, equals, value = line.removeprefix('#SBATCH --').partition('=')
-      assert key not in fields
-      fields[key] = shlex.split(value)[0] if equals else True
-  lines = [line for line in script.splitlines() if line and line[0] != '#']
-  return fields, [shlex.split(line) for line in lines]
-
-
 def test_a_member_of_two_nodes_is_submitted_field_by_field(slurm):
   asked = {'partition': 'gpu', 'gpus_per_node': '8', 'cpus_per_task': '12'}
   ids = slurm.submit('pass', 'pass', jobs=1, **asked)
   assert ids == ['4711_0', '4711_1']
   folder = str(slurm.workdir / 'slurm')
-  fields, commands = fields_of((slurm.tools / 'script').read_text())
+  fields, commands = slurm.script()
   wanted = {key.replace('_', '-'): value for key, value in asked.items()}
   wanted |= {'array': '0-1%1', 'job-name': 'pair', 'wckey': 'submitit'}
   wanted |= {'nodes': '2', 'ntasks-per-node': '1', 'time': '240'}
@@ -186,11 +172,9 @@ WORLD = textwrap.dedent("""
   import json, os, sys
   import jax
   jax.distributed.initialize(initialization_timeout=60)
-  print(json.dumps({
-    'process': [jax.process_index(), jax.process_count()],
-    'devices': os.environ.get('JAX_LOCAL_DEVICE_IDS'),
-    'arguments': sys.argv[1:],
-  }))
+  world = [jax.process_index(), jax.process_count()]
+  devices = os.environ.get('JAX_LOCAL_DEVICE_IDS')
+  print(json.dumps([*world, devices, *sys.argv[1:]]))
 """)
 
 
@@ -199,32 +183,26 @@ def test_every_task_runs_the_command_in_the_world_of_its_member(slurm):
   with slurm.job(1) as process:
     assert process.wait(timeout=90) == 0, slurm.err()
   for task in range(TASKS):
-    shown = json.loads((slurm.tools / f'out.{task}').read_text())
-    assert shown == {
-      'process': [task, TASKS],
-      # All of its node: JAX by itself would take the first.
-      'devices': '0,1,2,3',
-      'arguments': [str(slurm.member), '--distributed'],
-    }
+    # All devices of its node: JAX by itself would take the first.
+    world = [task, TASKS, '0,1,2,3', str(slurm.member), '--distributed']
+    assert json.loads((slurm.tools / f'out.{task}').read_text()) == world
 
 
-def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm, capsys):
-  launch = importlib.import_module('scripts.launch.__main__')
+def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm):
   words = ['--config=imagenet_codistill:smoke', f'--workdir={slurm.workdir}']
   nodes = ['--launcher=slurm', '--slurm=time=9', '--slurm=nodes=2']
   assert launch.main([*words, *nodes]) == 0
-  commands = [run.command for run in slurm.runs()]
-  assert [command[-2:] for command in commands] == [
+  assert [command[-2:] for command in slurm.commands()] == [
     (f'--member={member}', '--distributed') for member in range(2)
   ]
   # Also where it has been asked for.
   two = {'time': '9', 'nodes': '2'}
   slurm_lib.submit([('python', '--distributed')], 1, slurm.workdir, two)
-  assert slurm.runs()[-1].command == ('python', '--distributed')
+  assert slurm.commands()[-1] == ('python', '--distributed')
   # A job of one task is no world.
   slurm.submit('pass', nodes='1', jobs=1)
-  assert '--distributed' not in slurm.runs()[-1].command
-  _, commands = fields_of((slurm.tools / 'script').read_text())
+  assert '--distributed' not in slurm.commands()[-1]
+  _, commands = slurm.script()
   assert not any('bad-exit' in word for word in commands[-1])
 
 
@@ -260,10 +238,6 @@ STOP = textwrap.dedent("""
 """)
 
 
-def are_there(slurm, name):
-  return len(list(slurm.member.glob(f'{name}.?'))) == TASKS
-
-
 # Time that is up, and a job that is preempted.
 @pytest.mark.parametrize(
   'numbers', [[signal.SIGUSR2], [signal.SIGTERM, signal.SIGUSR2]]
@@ -271,19 +245,19 @@ def are_there(slurm, name):
 def test_all_tasks_save_and_then_one_submits_the_job_again(slurm, numbers):
   slurm.submit(STOP, STOP)
   with slurm.job(1) as process:
-    until(lambda: are_there(slurm, 'ready'))
+    until(lambda: slurm.have_all('ready'))
     for number in numbers[:-1]:
-      slurm.signal(process, number)
-      until(lambda: are_there(slurm, 'saved'))
+      os.killpg(process.pid, number)
+      until(lambda: slurm.have_all('saved'))
       # The runs have ended; a task that did so, too, would end the job.
       time.sleep(0.5)
-      assert slurm.num_tasks(process) == TASKS
-    slurm.signal(process, numbers[-1])
+      assert slurm.num_tasks() == TASKS
+    os.killpg(process.pid, numbers[-1])
     until((slurm.tools / 'requeued').exists)
     # The second task is there until Slurm ends it.
-    until(lambda: slurm.num_tasks(process) < TASKS)
+    until(lambda: slurm.num_tasks() < TASKS)
     time.sleep(0.5)
-    assert slurm.num_tasks(process) == 1
+    assert slurm.num_tasks() == 1
   # Once, by the first task, and when all had saved.
   assert (slurm.tools / 'requeued').read_text().split() == [
     *('requeue', '4711_1'),
@@ -291,7 +265,7 @@ def test_all_tasks_save_and_then_one_submits_the_job_again(slurm, numbers):
   ]
   with slurm.job(1) as process:
     assert process.wait(timeout=60) == 0, slurm.err()
-  assert are_there(slurm, 'again')
+  assert slurm.have_all('again')
 
 
 def test_a_process_that_dies_ends_its_task_at_once(slurm):
@@ -309,7 +283,7 @@ def test_parameters_are_what_submitit_takes(slurm):
   given = {'exclusive': 'true', 'setup': 'module load cuda'}
   given |= {'max_num_timeout': '40', 'signal_delay_s': '300'}
   slurm.submit('pass', srun_args='--mpi=none -v', **given)
-  fields, commands = fields_of((slurm.tools / 'script').read_text())
+  fields, commands = slurm.script()
   assert fields['exclusive'] is True
   assert fields['signal'] == 'USR2@300'
   assert commands[0] == ['module', 'load', 'cuda']
@@ -319,21 +293,16 @@ def test_parameters_are_what_submitit_takes(slurm):
   assert 200 < delayed.function._checkpoint_seconds < 300
 
 
-@pytest.mark.parametrize(
-  ('parameters', 'sentence'),
-  [
+def test_a_wrong_parameter_of_slurm_is_one_sentence(slurm):
+  for parameters, sentence in (
     ({'nodes': '2-4'}, "nodes is a number, not '2-4'"),
     ({'max_num_timeout': 'many'}, 'max_num_timeout is a number'),
     ({'nod': '2'}, 'has no nod; did you mean nodes?'),
     ({'additional_parameters': 'x'}, 'has no additional_parameters'),
     ({'time': ''}, 'how long may a run take? say --slurm time=MINUTES'),
-  ],
-)
-def test_a_wrong_parameter_of_slurm_is_one_sentence(
-  slurm, parameters, sentence
-):
-  with pytest.raises(UserError, match=re.escape(sentence)):
-    slurm.submit('pass', **parameters)
+  ):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+      slurm.submit('pass', **parameters)
   assert not (slurm.tools / 'script').exists()
 
 
@@ -376,20 +345,14 @@ def problems(document):
   return [error.message for error in VALIDATOR.iter_errors(document)]
 
 
-@pytest.mark.parametrize(
-  'given',
-  [
-    {},
-    {'hosts': '2', 'gpus': '8', 'cpu': '96', 'memory': '900Gi'},
-    {'hosts': '4', 'queue': 'research', **TPU},
-  ],
-  ids=['cpu', 'gpu', 'tpu'],
-)
-def test_a_manifest_is_what_its_schema_says(given):
-  text = manifest(members=3, **given)
-  assert text == manifest(members=3, **given)
-  assert [problems(found) for found in documents(text)] == [[]] * 3
-  assert max(map(len, text.splitlines())) < 160
+def test_a_manifest_is_what_its_schema_says():
+  gpu = {'hosts': '2', 'gpus': '8', 'cpu': '96', 'memory': '900Gi'}
+  for given in ({}, gpu, {'hosts': '4', 'queue': 'research', **TPU}):
+    text = manifest(members=3, **given)
+    assert text == manifest(members=3, **given)
+    found = [problems(document) for document in documents(text)]
+    assert found == [[]] * 3, given
+    assert max(map(len, text.splitlines())) < 160
 
 
 # Where in a manifest, and what is wrong with it then; ... is taken away.
@@ -421,10 +384,9 @@ def test_the_schema_refuses_what_is_wrong():
     at = document = copy.deepcopy(fine)
     for step in filter(None, where.split('.')):
       at = at[int(step) if step.isdecimal() else step]
+    at[key] = value
     if value is ...:
       del at[key]
-    else:
-      at[key] = value
     assert problems(document), (where, key)
 
 
@@ -439,16 +401,13 @@ def test_every_host_of_a_member_knows_its_place():
     # JobSet: <set>-<replicated job>-<its index>-<pod's index>.<set>
     first = f'{name}-{replicated["name"]}-0-0.{name}'
     assert container['command'] == [
-      *COMMAND,
-      f'--member={member}',
-      f'--coordinator-address={first}:9000',
-      '--num-processes=2',
+      *(*COMMAND, f'--member={member}'),
+      *(f'--coordinator-address={first}:9000', '--num-processes=2'),
       '--process-id=$(JOB_COMPLETION_INDEX)',
     ]
     assert container['ports'] == [{'containerPort': 9000}]
     # The subdomain is the set's name, as it is if nothing is said.
-    assert document['spec']['network']['enableDNSHostnames'] is True
-    assert 'subdomain' not in document['spec']['network']
+    assert document['spec']['network'] == {'enableDNSHostnames': True}
     assert (job['completions'], job['parallelism']) == (2, 2)
     assert job['completionMode'] == 'Indexed'
   # A member of one host is no world.
@@ -458,53 +417,43 @@ def test_every_host_of_a_member_knows_its_place():
 
 def test_who_lost_its_host_starts_again_without_being_counted():
   document, job, pod, container = alone(restarts='5', grace='300')
-  policy = document['spec']['failurePolicy']
-  assert policy['maxRestarts'] == 5
-  [rule] = policy['rules']
-  assert rule == {
-    'name': 'disrupted',
-    'action': 'RestartJobSetAndIgnoreMaxRestarts',
-    'onJobFailureReasons': ['PodFailurePolicy'],
-  }
+  action = 'RestartJobSetAndIgnoreMaxRestarts'
+  rule = {'name': 'disrupted', 'action': action}
+  rule['onJobFailureReasons'] = ['PodFailurePolicy']
+  policy = {'maxRestarts': 5, 'rules': [rule]}
+  assert document['spec']['failurePolicy'] == policy
   assert job['backoffLimit'] == 0
+  evicted = {'type': 'DisruptionTarget', 'status': 'True'}
+  # What experiments.run ends with.
+  told = {'operator': 'In', 'values': [128 + signal.SIGTERM]}
+  told['containerName'] = container['name']
   # The only things that fail a job for that reason.
-  evicted, told = job['podFailurePolicy']['rules']
-  assert evicted == {
-    'action': 'FailJob',
-    'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}],
-  }
-  assert told['action'] == 'FailJob'
-  assert told['onExitCodes'] == {
-    'containerName': container['name'],
-    'operator': 'In',
-    # What experiments.run ends with.
-    'values': [128 + signal.SIGTERM],
-  }
+  assert job['podFailurePolicy']['rules'] == [
+    {'action': 'FailJob', 'onPodConditions': [evicted]},
+    {'action': 'FailJob', 'onExitCodes': told},
+  ]
   assert pod['restartPolicy'] == 'Never'  # As a podFailurePolicy needs it.
   assert pod['terminationGracePeriodSeconds'] == 300
 
 
 def volumes_of(pod):
-  """What a volume is, by its name."""
-  return {volume.pop('name'): volume for volume in pod['volumes']}
+  """What a volume is, by where it is mounted."""
+  volumes = {volume.pop('name'): volume for volume in pod['volumes']}
+  mounts = pod['containers'][0]['volumeMounts']
+  return {mount['mountPath']: volumes[mount['name']] for mount in mounts}
 
 
 def test_what_pods_have():
-  size = {'gpus': '8', 'cpu': '96', 'memory': '900Gi', 'shm': '64Gi'}
-  document, job, pod, container = alone(
-    **size, namespace='research', queue='batch'
-  )
+  given = {'gpus': '8', 'cpu': '96', 'memory': '900Gi', 'shm': '64Gi'}
+  given |= {'namespace': 'research', 'queue': 'batch'}
+  document, job, pod, container = alone(**given)
   assert container['image'] == NEEDED['image']
-  assert container['resources'] == {
-    'requests': {'cpu': '96', 'memory': '900Gi', 'nvidia.com/gpu': 8},
-    'limits': {'nvidia.com/gpu': 8},
-  }
-  mounts = {m['mountPath']: m['name'] for m in container['volumeMounts']}
-  volumes = volumes_of(pod)
+  gpus = {'nvidia.com/gpu': 8}
+  requests = {'cpu': '96', 'memory': '900Gi', **gpus}
+  assert container['resources'] == {'requests': requests, 'limits': gpus}
   shared = {'persistentVolumeClaim': {'claimName': 'shared'}}
-  assert volumes[mounts['/shared']] == shared
   memory = {'emptyDir': {'medium': 'Memory', 'sizeLimit': '64Gi'}}
-  assert volumes[mounts['/dev/shm']] == memory
+  assert volumes_of(pod) == {'/shared': shared, '/dev/shm': memory}
   assert document['metadata']['namespace'] == 'research'
   queue = 'kueue.x-k8s.io/queue-name'
   assert document['metadata']['labels'][queue] == 'batch'
@@ -533,12 +482,11 @@ def test_nothing_gets_out_of_its_place_in_a_manifest():
   assert '$$(HOME)' in words
   assert member == '--member=0'
   claim = {'persistentVolumeClaim': {'claimName': 'a"b: @c'}}
-  assert claim in volumes_of(pod).values()
+  assert volumes_of(pod)['/shared'] == claim
 
 
-@pytest.mark.parametrize(
-  ('given', 'sentence'),
-  [
+def test_a_wrong_parameter_of_a_manifest_is_one_sentence():
+  for given, sentence in (
     ({'gpu': '8'}, 'has no gpu; did you mean gpus'),
     ({'xyzzy': '8'}, 'has no xyzzy; it has image, claim'),
     ({'image': ''}, 'say --jobset image='),
@@ -554,12 +502,10 @@ def test_nothing_gets_out_of_its_place_in_a_manifest():
     ({**TPU, 'topology': 'square'}, 'topology is AxB'),
     ({'name': '8'}, 'no host can be called'),
     ({'name': 'x' * 60}, 'too long for the name of a host'),
-  ],
-)
-def test_a_wrong_parameter_of_a_manifest_is_one_sentence(given, sentence):
-  with pytest.raises(UserError, match=re.escape(sentence)) as raised:
-    manifest(**given)
-  assert '\n' not in str(raised.value)
+  ):
+    with pytest.raises(UserError, match=re.escape(sentence)) as raised:
+      manifest(**given)
+    assert '\n' not in str(raised.value)
 
 
 # docs/clusters.md.
@@ -569,16 +515,10 @@ PAGE = (ROOT / 'docs/clusters.md').read_text(encoding='utf-8')
 
 def commands():
   """`python -m …` in the page's code, as words, continued lines joined."""
-  found = []
-  for block in PAGE.split('```')[1::2]:
-    for line in block.replace('\\\n', ' ').splitlines():
-      words = shlex.split(line.partition('  #')[0]) if 'python' in line else []
-      # Also within what ssh is given.
-      for inner in [words, *(shlex.split(w) for w in words if ' ' in w)]:
-        for at, word in enumerate(inner[:-2]):
-          if word.endswith('python') and inner[at + 1] == '-m':
-            found.append(tuple(inner[at + 2 :]))
-  return found
+  code = ''.join(PAGE.split('```')[1::2]).replace('\\\n', ' ')
+  # A single quotation mark ends what ssh is given.
+  found = re.findall(r'python -m ((?:"[^"\n]*"|[^"\n>])+)', code)
+  return [shlex.split(line, comments=True) for line in found]
 
 
 def flags_of(module, capsys):
@@ -594,38 +534,35 @@ def flags_of(module, capsys):
 
 
 def test_every_command_of_the_page_is_one(capsys):
-  modules = {module for module, *_ in commands()}
-  assert {'experiments.run', 'scripts.launch', 'scripts.status'} <= modules
-  launchers = {word for line in commands() for word in line}
-  assert {'--launcher=slurm', '--launcher=jobset'} <= launchers
+  said = {word for line in commands() for word in line}
+  assert {'experiments.run', 'scripts.launch', 'scripts.status'} <= said
+  assert {'--launcher=slurm', '--launcher=jobset'} <= said
+  of_submitit = submitit.SlurmExecutor._valid_parameters()
+  parameters = {
+    '--slurm': {*of_submitit, 'max_num_timeout'},
+    '--jobset': jobset.PARAMETERS,
+  }
   for module, *words in commands():
-    known, keys, label = flags_of(module, capsys), {}, None
-    for flag, _, value in (word.partition('=') for word in words):
-      key = value.partition('=')[0]
+    known, keys = flags_of(module, capsys), {}
+    given = [word.partition('=')[::2] for word in words]
+    for flag, value in given:
       if flag.startswith('--config.'):
         keys[flag.removeprefix('--config.')] = value
       elif flag.startswith('--'):
         assert flag in known, (module, flag)
-      if flag == '--config':
-        label = value
-      if flag == '--slurm':
-        of_submitit = submitit.SlurmExecutor._valid_parameters()
-        assert key in {*of_submitit, 'max_num_timeout'}
-      if flag == '--jobset':
-        assert key in jobset.PARAMETERS
+      if flag in parameters:
+        assert value.partition('=')[0] in parameters[flag]
     if keys or module in ('experiments.run', 'scripts.launch'):
-      config_lib.check_keys(config_lib.load(label), keys)
+      config_lib.check_keys(config_lib.load(dict(given)['--config']), keys)
 
 
 def test_links_and_the_manifest_of_the_page_can_be_used(capsys):
   for path in re.findall(r'\]\(((?!https?:)[\w/.-]+)', PAGE):
     assert (ROOT / 'docs' / path).exists(), path
-  launch = importlib.import_module('scripts.launch.__main__')
-  [line] = [line for line in commands() if '--launcher=jobset' in line]
-  words = list(line[1 : line.index('>')] if '>' in line else line[1:])
+  [words] = [words for _, *words in commands() if '--launcher=jobset' in words]
   assert launch.main(words) == 0
   found = documents(capsys.readouterr().out)
-  assert [problems(document) for document in found] == [[]] * len(found)
   assert found
+  assert [problems(document) for document in found] == [[]] * len(found)
   named = set(re.findall(r'^\| `(\w+)` \|', PAGE, re.MULTILINE))
   assert named == set(jobset.PARAMETERS)
