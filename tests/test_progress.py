@@ -1,9 +1,7 @@
 """What one sees while a run works."""
 
-import io
-
 import pytest
-from rich.console import Console
+from stand_ins import console_of
 
 from experiments import progress as progress_lib
 from experiments.progress import RunProgress
@@ -23,13 +21,10 @@ def clock(monkeypatch):
 
 def show(terminal, width=160, **changes):
   """A display, and what it has written."""
-  out = io.StringIO()
-  screen = {'force_terminal': terminal, 'width': width, 'color_system': None}
+  console = console_of(width, force_terminal=terminal, color_system=None)
   arguments = {'members': (0, 1), 'num_steps': 2_000, 'start_step': 0}
   arguments |= {'unit': 'examples', **changes}
-  return RunProgress(
-    Console(file=out, **screen), 'name:laptop', **arguments
-  ), out
+  return RunProgress(console, 'name:laptop', **arguments), console.file
 
 
 def row(step, member, **changes):
@@ -41,26 +36,26 @@ def row(step, member, **changes):
 TAUGHT = {'distill_loss': 0.5, 'peer_age': 7}
 
 
-def test_without_a_terminal_plain_lines_say_it_all(clock):
-  display, out = show(terminal=False)
+@pytest.mark.parametrize('terminal', [False, True])
+def test_lines_and_bars_say_it_all(clock, terminal):
+  display, out = show(terminal)
   with display:
-    display.trained(row(1, 0, **TAUGHT))
-    display.trained(row(1, 1, **TAUGHT))
-    clock.now += 10
-    display.trained(row(1_001, 0, **TAUGHT))
-    display.trained(row(1_001, 1, task_loss=0.75, **TAUGHT))
+    for step, later in ((1, 0), (1_001, 10)):
+      clock.now += later
+      for member in (0, 1):
+        display.trained(row(step, member, **TAUGHT))
   text = out.getvalue()
-  assert '\x1b' not in text
-  first, second = text.splitlines()
-  assert 'name:laptop: 2000 steps to go' in first
-  for words in (
-    'step 1,001/2,000',
-    'member 0: task 0.2500, distill 0.5000, age 7, 1,234 ex/s',
-    'member 1: ',
-    # 1,000 steps took 10 seconds, and 999 are to come.
-    ' 00:10 left',
-  ):
-    assert words in second
+  assert ('\x1b' in text) == terminal
+  assert ('name:laptop: 2000 steps to go' in text) == (not terminal)
+  assert ('step 1,001/2,000' in text) == (not terminal)
+  assert terminal or text.count('\n') == 2
+  numbers = 'task 0.2500, distill 0.5000, age 7, 1,234 ex/s'
+  names = ('#1 ', '━') if terminal else (f'member 0: {numbers}', 'member 1: ')
+  # What was drawn last.
+  last = text[text.rindex('#0 ' if terminal else 'step ') :]
+  # 1,000 steps took 10 seconds, and 999 are to come.
+  for words in ('1,001/2,000', numbers, *names, ' 00:10 left'):
+    assert words in last, words
 
 
 def test_plain_lines_come_no_more_often_than_they_should(clock):
@@ -71,23 +66,6 @@ def test_plain_lines_come_no_more_often_than_they_should(clock):
       display.trained(row(step, 0))
   # The first one and one after each five of thirty seconds.
   assert 5 <= len(out.getvalue().splitlines()) <= 7
-
-
-def test_bars_on_a_terminal_say_it_all(clock):
-  display, out = show(terminal=True)
-  with display:
-    for step, later in ((1, 0), (1_001, 10)):
-      clock.now += later
-      for member in (0, 1):
-        display.trained(row(step, member, **TAUGHT))
-  # The bars as they were drawn last.
-  last = out.getvalue().rpartition('#0 ')
-  text = last[1] + last[2]
-  assert '\x1b' in out.getvalue()
-  numbers = 'task 0.2500', 'distill 0.5000', 'age 7', '1,234 ex/s'
-  for words in ('#1 ', '━', '1,001/2,000', *numbers, ' 00:10 left'):
-    assert words in text, words
-  assert 'step 1,001/' not in out.getvalue()
 
 
 def test_bars_say_that_they_compile_and_where_they_begin():
@@ -101,8 +79,10 @@ def test_bars_say_that_they_compile_and_where_they_begin():
 def test_a_row_is_shown_as_it_is(clock):
   for changes, shown, *absent in (
     # What does not apply.
-    ({'examples_per_second': None}, 'task 0.2500', 'distill', 'age', 'ex/s'),
-    ({'examples_per_second': None}, 'task 0.2500', 'left'),
+    (
+      *({'examples_per_second': None}, 'task 0.2500'),
+      *('distill', 'age', 'ex/s', 'left'),
+    ),
     (
       {'left_out': {'1': 'absent', '2': 'old'}},
       'task 0.2500, without 1 (absent), 2 (old) |',

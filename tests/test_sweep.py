@@ -1,6 +1,5 @@
 """A sweep: every point with every seed, exactly once, whatever happens."""
 
-import io
 import json
 import shlex
 import signal
@@ -11,9 +10,8 @@ from unittest import mock
 
 import pytest
 import stand_ins
-from commands import ROOT, start_process
-from rich.console import Console
-from stand_ins import until
+from commands import DNN, ROOT, start_process
+from stand_ins import Signals, console_of, until
 
 from experiments import config as config_lib
 from experiments import processes, sweep
@@ -59,9 +57,9 @@ def test_a_plan_has_every_point_with_every_seed(tmp_path):
 def test_the_showcase_sweeps_what_it_promises(tmp_path):
   runs = plan(tmp_path, config='imagenet_staleness:laptop')
   points = [run.point for run in runs]
-  for interval in (1, 10, 50, 100, 250):
-    assert f'reload_interval_steps={interval}' in points
-  assert 'exchange=none' in points
+  intervals = (1, 10, 50, 100, 250)
+  wanted = {f'reload_interval_steps={interval}' for interval in intervals}
+  assert {'exchange=none', *wanted} <= set(points)
   assert sum('delay_steps' in point for point in points) == 3
 
 
@@ -88,39 +86,40 @@ def test_twice_the_batch_comes_at_twice_the_rate():
     assert len(config_lib.overrides(base, double)) == 2
 
 
-@pytest.mark.parametrize(
-  ('config', 'arguments', 'sentence'),
-  [
-    ('imagenet_sinc', [], 'did you mean imagenet_sync'),
-    ('imagenet_sync:tiny', [], "no variant 'tiny'"),
-    (STALENESS, ['--seeds=0'], '--seeds must be at least 1'),
-    (STALENESS, ['--jobs=0'], '--jobs must be at least 1'),
-    (STALENESS, ['--config.seed=3'], '--seeds=K says how many'),
-    (STALENESS, ['--config.codistill.exchange=none'], 'the sweep varies'),
-    (STALENESS, ['--config.num_step=3'], 'did you mean num_step'),
-    (STALENESS, ['fast'], "what is 'fast'"),
-    (STALENESS, ['--slurm=partition=gpu'], '--launcher=slurm'),
-    (STALENESS, [f'--workdir={__file__}'], 'is a file; choose'),
-  ],
-)
-def test_what_makes_no_sense_is_one_sentence(
-  config, arguments, sentence, capsys
-):
-  where = [f'--config={config}', '--workdir=/nonexistent/never']
-  assert sweep.main([*where, *arguments]) == 2
-  out, err = capsys.readouterr()
-  assert sentence in err
-  assert (out, err.count('\n')) == ('', 1)
+def test_what_makes_no_sense_is_one_sentence(capsys):
+  where = [f'--config={STALENESS}', '--workdir=/nonexistent/never']
+  for argument, sentence in {
+    '--config=imagenet_sinc': 'did you mean imagenet_sync',
+    '--seeds=0': '--seeds must be at least 1',
+    '--jobs=0': '--jobs must be at least 1',
+    '--config.seed=3': '--seeds=K says how many',
+    '--config.codistill.exchange=none': 'the sweep varies',
+    '--config.num_step=3': 'did you mean num_step',
+    'fast': "what is 'fast'",
+    '--slurm=partition=gpu': '--launcher=slurm',
+    f'--workdir={__file__}': 'is a file; choose',
+  }.items():
+    assert sweep.main([*where, argument]) == 2, argument
+    out, err = capsys.readouterr()
+    assert sentence in err, argument
+    assert (out, err.count('\n')) == ('', 1), argument
 
 
-def test_print_prints_what_is_left_to_do(tmp_path, capsys):
+def test_print_and_slurm_get_what_is_left_to_do(tmp_path, monkeypatch, capsys):
   runs = plan(tmp_path)
-  finish(runs[1])
-  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}']
+  finish(runs.pop(1))
+  left = [run.command for run in runs]
+  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}', '--jobs=2']
   assert sweep.main([*arguments, '--launcher=print']) == 0
   printed = capsys.readouterr().out.splitlines()
-  wanted = [run.command for run in (runs[0], *runs[2:])]
-  assert [tuple(shlex.split(line)) for line in printed] == wanted
+  assert [tuple(shlex.split(line)) for line in printed] == left
+  submit = mock.Mock(return_value=['4711_0', '4711_1', '4711_2'])
+  monkeypatch.setattr(sweep, 'submit', submit)
+  slurm = ['--launcher=slurm', '--slurm=partition=gpu', '--slurm=time=30']
+  assert sweep.main([*arguments, *slurm]) == 0
+  parameters = {'partition': 'gpu', 'time': '30'}
+  submit.assert_called_once_with(left, 2, tmp_path, parameters)
+  assert 'submitted 3 runs: 4711_0 to 4711_2' in capsys.readouterr().out
   # And says what it cannot print: there a run has other keys.
   finish(plan(tmp_path, '--config.batch_size=64')[0])
   assert sweep.main([*arguments, '--launcher=print']) == 1
@@ -196,10 +195,6 @@ def fakes(tmp_path, *words):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
   monkeypatch.setattr(sweep, '_POLL_SECONDS', 0.02)
-
-
-def console_of(**options):
-  return Console(record=True, width=200, file=io.StringIO(), **options)
 
 
 def run_locally(runs, jobs=2, stop=(), **options):
@@ -310,16 +305,9 @@ def test_no_more_at_a_time_than_jobs(tmp_path, jobs):
   assert '0-slow seed 0: done' in text
 
 
-def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path, monkeypatch):
+def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
   runs = fakes(tmp_path, 'wait', 'wait', 'done')
-  stop, local_step = [], sweep.LocalRuns.step
-
-  def step(self):
-    if all((run.workdir / 'waits').exists() for run in runs[:2]):
-      stop.append(signal.SIGINT)
-    return local_step(self)
-
-  monkeypatch.setattr(sweep.LocalRuns, 'step', step)
+  stop = Signals([run.workdir / 'waits' for run in runs[:2]])
   assert run_locally(runs, 2, stop)[0] == 128 + signal.SIGINT
   for run in runs[:2]:
     assert read_run(run.workdir / 'run.json')['status'] == 'interrupted'
@@ -328,21 +316,10 @@ def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path, monkeypatch):
 
 def test_a_second_signal_kills_what_will_not_stop(tmp_path):
   [run] = fakes(tmp_path, 'stubborn')
-
-  class Signals(list):
-    """The first when the run is at work, the second while it is waited for."""
-
-    def __bool__(self):
-      if list.__len__(self) == 0 and (run.workdir / 'waits').exists():
-        self.append(signal.SIGTERM)
-      return list.__len__(self) > 0
-
-    def __len__(self):
-      self.append(signal.SIGINT)
-      return list.__len__(self)
-
+  # The second comes while the run is waited for.
+  stop = Signals([run.workdir / 'waits'], [run.workdir / 'told'])
   began = time.monotonic()
-  assert run_locally([run], 1, Signals())[0] == 128 + signal.SIGTERM
+  assert run_locally([run], 1, stop)[0] == 128 + signal.SIGINT
   assert time.monotonic() - began < 30
   assert sweep.state(run).status == 'interrupted'
 
@@ -364,14 +341,8 @@ def test_killed_in_the_middle_it_finishes_every_point_exactly_once(
   tmp_path, capsys
 ):
   config = 'imagenet_codistill:smoke'  # Of two points.
-  keys = (
-    '--config.num_steps=20',
-    '--config.num_devices=1',
-    # Little to compile.
-    '--config.model.name=dnn',
-    '--config.model.dnn.hidden=(8,)',
-    '--config.checkpoint_interval_steps=2',
-  )
+  keys = ('--config.num_steps=20', '--config.num_devices=1', *DNN)
+  keys += ('--config.checkpoint_interval_steps=2',)
   where = (f'--config={config}', f'--workdir={tmp_path}')
   line = [sys.executable, '-m', 'experiments.sweep', *where, *keys]
   runs = plan(tmp_path, *keys, config=config)
@@ -400,20 +371,6 @@ def test_killed_in_the_middle_it_finishes_every_point_exactly_once(
   before = [run.log.read_bytes() for run in runs]
   assert sweep.main(line[3:]) == 0
   assert [run.log.read_bytes() for run in runs] == before
-
-
-def test_slurm_gets_one_array_of_what_is_left(tmp_path, monkeypatch, capsys):
-  submit = mock.Mock(return_value=['4711_0', '4711_1', '4711_2'])
-  monkeypatch.setattr(sweep, 'submit', submit)
-  runs = plan(tmp_path)
-  finish(runs[0])
-  arguments = [f'--config={STALENESS}', f'--workdir={tmp_path}', '--jobs=2']
-  slurm = ['--launcher=slurm', '--slurm=partition=gpu', '--slurm=time=30']
-  assert sweep.main([*arguments, *slurm]) == 0
-  commands = [run.command for run in runs[1:]]
-  parameters = {'partition': 'gpu', 'time': '30'}
-  submit.assert_called_once_with(commands, 2, tmp_path, parameters)
-  assert 'submitted 3 runs: 4711_0 to 4711_2' in capsys.readouterr().out
 
 
 def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
