@@ -155,6 +155,11 @@ def test_states(tmp_path):
   assert sweep.state(stopped).step == 1
   rows.write_text('not a row\n')
   assert sweep.state(stopped).status == 'failed'
+  # The default workdir is the same whatever keys are given; flags are no keys.
+  assert sweep.state(plan(tmp_path, '--tensorboard')[1]).status == 'done'
+  other = sweep.state(plan(tmp_path, '--config.batch_size=64')[1])
+  assert other.status == 'failed'
+  assert 'fewer keys; choose another --workdir' in other.why
 
 
 def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
@@ -167,17 +172,6 @@ def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
   assert status == 1
   assert f'{damaged.workdir} is damaged' in ''.join(shown.split('\n'))
   assert sweep.state(fine).status == 'done'
-
-
-def test_a_run_with_other_keys_is_not_done(tmp_path):
-  # The default workdir is the same whatever keys are given.
-  for run in plan(tmp_path):
-    finish(run)
-  for run in plan(tmp_path, '--config.batch_size=64'):
-    at = sweep.state(run)
-    assert at.status == 'failed'
-    assert 'choose another --workdir' in at.why
-  assert sweep.state(plan(tmp_path, '--tensorboard')[0]).status == 'done'
 
 
 # Processes that stand in for runs: each does what its point says.
