@@ -19,7 +19,7 @@ from experiments.ending import LOST_OTHERS
 from experiments.errors import UserError
 from experiments.processes import last_words
 from experiments.record import read_run
-from scripts import status
+from scripts import jobset, status
 from scripts.launch import __main__ as launch
 from scripts.launch import devices, local, member
 from scripts.launch.member import Member, Process
@@ -485,7 +485,6 @@ def refusal(capsys, workdir, *arguments, has_begun=False):
 def test_what_makes_no_sense_is_one_sentence(capsys):
   for words, sentence in {
     '--config=imagenet_sinc': 'did you mean imagenet_sync',
-    '--config=imagenet_sync:tiny': "no variant 'tiny'",
     '--members=0': '--members must be at least 1',
     '--max-restarts=-1': '--max-restarts must be at least 0',
     '--config.codistill.members=x': "1 or more, not 'x'",
@@ -518,57 +517,57 @@ def test_two_launchers_of_one_folder_do_not_share_out_its_members(
 
 @pytest.fixture
 def one_at_work(tmp_path):
-  """Somebody, this process, holds member 1."""
-  with lease(tmp_path / 'lease-1.json'):
+  """Somebody, this process, holds member 0."""
+  with lease(tmp_path / 'lease-0.json'):
     yield tmp_path
 
 
 def test_members_that_are_at_work_are_not_started_again(one_at_work, capsys):
-  said = refusal(capsys, one_at_work)
-  assert f'still at work in {one_at_work}: member 1;' in said
-  assert f'python -m scripts.status {one_at_work}' in said
-  assert f'kill {os.getpid()}, on ' in said
-  assert [path.name for path in one_at_work.glob('[!.]*')] == ['lease-1.json']
+  slurm = ('--launcher=slurm', '--slurm=time=3')
+  for arguments in ((), ('--members=1', *slurm)):
+    said = refusal(capsys, one_at_work, *arguments)
+    assert f'still at work in {one_at_work}: member 0;' in said
+    assert f'python -m scripts.status {one_at_work}' in said
+    assert f'kill {os.getpid()}, on ' in said
+  assert [path.name for path in one_at_work.glob('[!.]*')] == ['lease-0.json']
 
 
 def printed(capsys, *arguments):
-  """Environments and commands, each a line."""
+  """A line for each process: its environment and its command."""
   assert launch.main([f'--config={SMOKE}', *arguments, '--launcher=print']) == 0
-  lines = map(shlex.split, capsys.readouterr().out.splitlines())
-  found = [(words, words.index(sys.executable)) for words in lines]
-  return (
-    [dict(word.split('=') for word in words[:at]) for words, at in found],
-    [words[at:] for words, at in found],
-  )
+  return capsys.readouterr().out.splitlines()
 
 
 def test_print_prints_what_would_be_started(tmp_path, gpus, capsys):
   given = (f'--workdir={tmp_path}', '--config.batch_size=64', '--tensorboard')
-  environments, commands = printed(capsys, '--members=3', *given)
-  shared = {'CUDA_VISIBLE_DEVICES': '0', MEMORY: '0.450'}
-  assert environments == [shared, {'CUDA_VISIBLE_DEVICES': '1'}, shared]
-  for index, command in enumerate(commands):
-    assert command[1:] == [
-      *('-m', 'experiments.run', f'--config={SMOKE}', given[0]),
+  shared = f'CUDA_VISIBLE_DEVICES=0 {MEMORY}=0.450'
+  lines = printed(capsys, '--members=3', *given)
+  for index, environment in enumerate(
+    (shared, 'CUDA_VISIBLE_DEVICES=1', shared)
+  ):
+    command = (
+      *(sys.executable, '-m', 'experiments.run', f'--config={SMOKE}', given[0]),
       *('--config.codistill.members=3', *given[1:], f'--member={index}'),
-    ]
+    )
+    assert lines[index] == f'{environment} {shlex.join(command)}'
+  assert len(lines) == 3
 
 
 def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   numbers = ('--processes-per-member=2', '--devices-per-member=4')
   members = '--config.codistill.members=2'
-  environments, commands = printed(capsys, members, *numbers)
-  assert environments == [{'JAX_NUM_CPU_DEVICES': '2'}] * 4
   workdir = ROOT / 'runs/imagenet_codistill-smoke-members'
   ports = set()
-  for at, (*shared, one, address, count, process) in enumerate(commands):
+  for at, line in enumerate(printed(capsys, members, *numbers)):
+    environment, *shared, one, address, count, process = shlex.split(line)
+    assert environment == 'JAX_NUM_CPU_DEVICES=2'
     assert shared[-2:] == [f'--workdir={workdir}', members]
     assert (one, count) == (f'--member={at // 2}', '--num-processes=2')
     assert process == f'--process-id={at % 2}'
     assert address.startswith('--coordinator-address=127.0.0.1:')
     ports.add((one, address))
-  assert len(ports) == 2
+  assert (at, len(ports)) == (3, 2)
 
 
 def test_slurm_gets_a_job_a_member_all_at_a_time(
@@ -581,32 +580,25 @@ def test_slurm_gets_a_job_a_member_all_at_a_time(
   assert launch.main([*where, *slurm, '--members=3']) == 0
   commands, *others = submit.call_args.args
   # Those that are not at work.
-  assert [line[-1] for line in commands] == ['--member=0', '--member=2']
+  assert [line[-1] for line in commands] == ['--member=1', '--member=2']
   assert others == [2, one_at_work, {'time': '30', 'nodes': '2'}]
   out = capsys.readouterr().out
   assert 'member 2: job 4711_1' in out
-  assert 'member 1: still at work, and not submitted' in out
+  assert 'member 0: still at work, and not submitted' in out
   assert f'python -m scripts.status {one_at_work} --watch 30' in out
-  os.replace(one_at_work / 'lease-1.json', one_at_work / 'lease-0.json')
-  said = refusal(capsys, one_at_work, *slurm, '--members=1')
-  assert 'still at work' in said
-  submit.assert_called_once()
 
 
-def test_jobset_gets_the_command_of_a_member(monkeypatch, capsys):
-  manifest = mock.Mock(return_value='y')
-  monkeypatch.setattr(launch.jobset, 'manifest', manifest)
+def test_jobset_gets_the_command_of_a_member(capsys):
   config = [f'--config={SMOKE}', '--workdir=/shared/x']
-  jobset = ['--launcher=jobset', '--jobset=image=a=b', '--members=3']
-  assert launch.main([*config, *jobset]) == 0
+  given = ['--members=3', '--jobset=image=a=b', '--jobset=claim=c']
+  assert launch.main([*config, *given, '--launcher=jobset']) == 0
   command = ['python', '-m', 'experiments.run', *config]
-  manifest.assert_called_once_with(
+  assert capsys.readouterr().out == jobset.manifest(
     name='imagenet_codistill-smoke',
     members=3,
     command=[*command, '--config.codistill.members=3'],
-    parameters={'image': 'a=b'},
+    parameters={'image': 'a=b', 'claim': 'c'},
   )
-  assert capsys.readouterr().out == 'y'
 
 
 # With real members.

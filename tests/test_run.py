@@ -81,14 +81,9 @@ def test_provenance_says_what_made_the_rows(pair):
   assert found['config'] == json.loads(json.dumps(config))
   assert found['config_hash'] == record.config_hash(found['config'])
   # What the command gave otherwise than the config has it, and no more.
-  changed = {
-    'num_steps': 10,
-    'num_devices': 1,
-    'checkpoint_interval_steps': 100,
-  }
-  changed |= {'schedule.warmup_cosine.num_steps': 100}
-  for key, value in (('reload_interval_steps', 3), ('delay_steps', 2)):
-    changed[f'codistill.{key}'] = value
+  changed = {'num_steps': 10, 'checkpoint_interval_steps': 100}
+  changed |= {'num_devices': 1, 'schedule.warmup_cosine.num_steps': 100}
+  changed |= {'codistill.reload_interval_steps': 3, 'codistill.delay_steps': 2}
   assert found['overrides'] == changed
   # `dirty` may have changed since, if somebody edits while tests run.
   assert found['commit'] == record.code_version(ROOT)['commit']
