@@ -32,31 +32,28 @@ MEMORY = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
 
 def test_gpus_go_round_evenly():
-  for gpus, members, per_member, processes, visible, memory in (
-    (8, 2, None, 1, '0,1,2,3 4,5,6,7', None),
-    (8, 3, None, 1, '0,1 2,3 4,5', None),
-    (8, 3, 1, 1, '0 1 2', None),
-    (8, 2, None, 2, '0,1 2,3 4,5 6,7', None),
-    (8, 2, 2, 2, '0 1 2 3', None),
+  keys = ('CUDA_VISIBLE_DEVICES', MEMORY)
+  for gpus, members, per_member, processes, wanted in (
+    (8, 2, None, 1, '0,1,2,3 | 4,5,6,7'),
+    (8, 3, None, 1, '0,1 | 2,3 | 4,5'),
+    (8, 3, 1, 1, '0 | 1 | 2'),
+    (8, 2, None, 2, '0,1 2,3 | 4,5 6,7'),
+    (8, 2, 2, 2, '0 1 | 2 3'),
     # What is left of a division stays free.
-    (7, 2, None, 2, '0 1 2 3', None),
-    (1, 3, None, 1, '0 0 0', '0.300'),
-    (2, 4, None, 1, '0 1 0 1', '0.450'),
+    (7, 2, None, 2, '0 1 | 2 3'),
+    (1, 3, None, 1, '0@0.300 | 0@0.300 | 0@0.300'),
+    (2, 4, None, 1, '0@0.450 | 1@0.450 | 0@0.450 | 1@0.450'),
     # One has a GPU of its own.
-    (2, 3, None, 1, '0 1 0', ['0.450', None, '0.450']),
-    (3, 2, 2, 1, '0,1 2,0', '0.450'),
-    (2, 2, 2, 2, '0 1 0 1', '0.450'),
+    (2, 3, None, 1, '0@0.450 | 1 | 0@0.450'),
+    (3, 2, 2, 1, '0,1@0.450 | 2,0@0.450'),
+    (2, 2, 2, 2, '0@0.450 1@0.450 | 0@0.450 1@0.450'),
   ):
     names = [str(gpu) for gpu in range(gpus)]
-    assigned = devices.assign(names, members, per_member, processes, {})
-    case = (gpus, members, per_member, processes)
-    assert [len(each) for each in assigned] == [processes] * members, case
-    flat = [own for each in assigned for own in each]
-    shown = [own['CUDA_VISIBLE_DEVICES'] for own in flat]
-    assert shown == visible.split(), case
-    if not isinstance(memory, list):
-      memory = [memory] * len(flat)
-    assert [own.get(MEMORY) for own in flat] == memory, case
+    found = ' | '.join(
+      ' '.join('@'.join(own[key] for key in keys if key in own) for own in each)
+      for each in devices.assign(names, members, per_member, processes, {})
+    )
+    assert found == wanted
 
 
 def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
