@@ -203,12 +203,6 @@ def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm):
   assert not any('bad-exit' in word for word in commands[-1])
 
 
-def test_without_slurm_it_is_one_sentence(tmp_path, monkeypatch):
-  monkeypatch.setenv('PATH', str(tmp_path))
-  with pytest.raises(UserError, match=r'did not take the jobs: .*srun'):
-    slurm_lib.submit([('true',)], 1, tmp_path, {'time': '9'})
-
-
 def test_two_members_that_share_a_host_do_not_meet(monkeypatch):
   monkeypatch.setenv('SLURM_STEP_NODELIST', 'node[007-008]')
   addresses = set()
@@ -290,7 +284,7 @@ def test_parameters_are_what_submitit_takes(slurm):
   assert 200 < delayed.function._checkpoint_seconds < 300
 
 
-def test_a_wrong_parameter_of_slurm_is_one_sentence(slurm):
+def test_what_slurm_does_not_take_is_one_sentence(slurm, monkeypatch):
   for parameters, sentence in (
     ({'nodes': '2-4'}, "nodes is a number, not '2-4'"),
     ({'max_num_timeout': 'many'}, 'max_num_timeout is a number'),
@@ -300,6 +294,9 @@ def test_a_wrong_parameter_of_slurm_is_one_sentence(slurm):
   ):
     with pytest.raises(UserError, match=re.escape(sentence)):
       slurm.submit('pass', **parameters)
+  monkeypatch.setenv('PATH', str(slurm.workdir))
+  with pytest.raises(UserError, match=r'did not take the jobs: .*srun'):
+    slurm.submit('pass')
   assert not (slurm.tools / 'script').exists()
 
 

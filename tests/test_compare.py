@@ -57,9 +57,7 @@ def keep(path, words):
   path.write_text(''.join(line for line in lines if words in line))
 
 
-def test_members_ensemble_and_baseline_as_a_table_and_as_curves(
-  two_runs, compared
-):
+def test_a_table_and_curves_of_members_and_ensembles(two_runs, compared):
   shown, losses, errors = compared(*two_runs)
   scores = {
     SYNC: ['0 40 80.00 % 0.2000 –'],

@@ -121,9 +121,7 @@ def test_a_name_becomes_its_config_and_overrides_apply(parse, spelling):
     ('imagenet_sync:reduced', {'data.name': 'kmnist'}, {}),
   ],
 )
-def test_overrides_are_what_differs_and_what_follows_from_it(
-  parse, label, given, follows
-):
+def test_overrides_are_what_differs_and_follows(parse, label, given, follows):
   keys = [f'--config.{key}={value}' for key, value in given.items()]
   parse(f'--config={label}', *keys)
   base = config_lib.load(label)
@@ -193,9 +191,7 @@ def test_a_command_that_makes_no_sense_is_one_sentence(parse):
 @pytest.mark.parametrize(
   'spelling', ['--allow-code-change', '--allow_code_change']
 )
-def test_flags_may_be_typed_with_dashes_and_dashes_in_values_stay(
-  parse, spelling
-):
+def test_flags_and_values_may_have_dashes(parse, spelling):
   overrides = ('--config.data.data_dir=d-e', '--config.num_devices=1')
   parse(SMOKE, spelling, '--workdir=a-b--c', *overrides)
   assert flags.FLAGS.allow_code_change is True

@@ -503,9 +503,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
     assert sentence in said, words
 
 
-def test_two_launchers_of_one_folder_do_not_share_out_its_members(
-  tmp_path, capsys
-):
+def test_two_launchers_do_not_share_out_members(tmp_path, capsys):
   for _ in range(2):  # The first gives it back.
     with local.alone(tmp_path):
       said = refusal(capsys, tmp_path)
@@ -567,9 +565,7 @@ def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   assert (at, len(ports)) == (3, 2)
 
 
-def test_slurm_gets_a_job_a_member_all_at_a_time(
-  one_at_work, monkeypatch, capsys
-):
+def test_slurm_gets_all_members_at_a_time(one_at_work, monkeypatch, capsys):
   submit = mock.Mock(return_value=['4711_0', '4711_1'])
   monkeypatch.setattr(launch, 'submit', submit)
   where = [f'--config={SMOKE}', f'--workdir={one_at_work}']
@@ -611,9 +607,7 @@ def steps_of(workdir, index):
   return [row['step'] for row in rows if row['kind'] == 'train']
 
 
-def test_one_is_killed_and_goes_on_then_all_are_stopped(
-  tmp_path, gpus, monkeypatch
-):
+def test_one_is_killed_then_all_are_stopped(tmp_path, gpus, monkeypatch):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '1')
   workdir = tmp_path / 'run'
   line = (

@@ -1,5 +1,7 @@
 """What one sees while a run works."""
 
+import types
+
 import pytest
 from stand_ins import console_of
 
@@ -11,12 +13,9 @@ from experiments.record import FIELDS
 @pytest.fixture
 def clock(monkeypatch):
   """Seconds that pass when told to."""
-
-  class Clock:
-    now = 1000.0
-
-  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: Clock.now)
-  return Clock
+  clock = types.SimpleNamespace(now=1000.0)
+  monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: clock.now)
+  return clock
 
 
 def show(terminal, width=160, **changes):

@@ -96,9 +96,7 @@ def test_provenance_says_what_made_the_rows(pair):
   assert (found['seed'], found['status']) == (0, 'done')
 
 
-def test_a_finished_run_run_again_shows_its_table_and_trains_nothing(
-  pair, capfd
-):
+def test_a_finished_run_shows_its_table_and_trains_nothing(pair, capfd):
   before = contents(pair.workdir)
   capfd.readouterr()
   # Nothing is built.

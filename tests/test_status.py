@@ -120,9 +120,7 @@ check(0)
   assert (tmp_path / 'curves.png').exists()
 
 
-def test_who_holds_the_lease_is_running_and_who_lost_it_is_dead(
-  tmp_path, capsys
-):
+def test_who_holds_the_lease_runs_and_who_lost_it_is_dead(tmp_path, capsys):
   make_run(tmp_path)
   path = tmp_path / 'lease.json'
   with lease(path) as content:
@@ -144,9 +142,7 @@ def test_who_holds_the_lease_is_running_and_who_lost_it_is_dead(
     assert text == f'elsewhere {os.getpid()}, 2 min'
 
 
-def test_a_process_that_is_just_ending_is_not_called_dead(
-  tmp_path, monkeypatch
-):
+def test_a_process_that_is_just_ending_is_not_dead(tmp_path, monkeypatch):
   make_run(tmp_path)
   monkeypatch.setattr(
     status.time, 'sleep', lambda seconds: make_run(tmp_path, state='done')
@@ -266,9 +262,7 @@ def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
   assert status.read_status(tmp_path)[0].published == '60, 3 min'
 
 
-def test_without_a_run_or_with_a_damaged_one_it_is_one_sentence(
-  tmp_path, capsys
-):
+def test_no_run_or_a_damaged_one_is_one_sentence(tmp_path, capsys):
   said = f'{tmp_path} holds no run'
   for text in (None, '', '{}', '[1]', '{"status": "done"}'):
     if text is not None:
@@ -287,9 +281,7 @@ def test_without_a_run_or_with_a_damaged_one_it_is_one_sentence(
     assert f'{seconds!r} is no number of seconds' in capsys.readouterr().err
 
 
-def test_a_watch_ends_when_every_member_has_ended(
-  tmp_path, capsys, monkeypatch
-):
+def test_a_watch_ends_when_all_have_ended(tmp_path, capsys, monkeypatch):
   make_run(tmp_path, members=1, state='interrupted')
   slept = []
 

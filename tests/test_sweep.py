@@ -260,9 +260,7 @@ def test_failed_runs_are_no_progress(tmp_path, monkeypatch):
   assert '1 done, 1 running, 1 failed' in pace.line(states)
 
 
-def test_runs_of_a_killed_sweep_count_as_jobs_and_are_waited_for(
-  tmp_path, monkeypatch
-):
+def test_runs_of_a_killed_sweep_count_as_jobs(tmp_path, monkeypatch):
   runs = fakes(tmp_path, 'work', 'work', 'done')
   for run in runs[:2]:
     run.workdir.mkdir(parents=True)
@@ -331,9 +329,7 @@ def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
 # The command itself, with real runs.
 
 
-def test_killed_in_the_middle_it_finishes_every_point_exactly_once(
-  tmp_path, capsys
-):
+def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
   config = 'imagenet_codistill:smoke'  # Of two points.
   keys = ('--config.num_steps=20', '--config.num_devices=1', *DNN)
   keys += ('--config.checkpoint_interval_steps=2',)
