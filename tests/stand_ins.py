@@ -118,8 +118,7 @@ class Signals(list):
   """SIGINT, then SIGTERM, each when the files that it waits for are there."""
 
   def __init__(self, *waits):
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    self._due = list(zip(waits, numbers, strict=False))
+    self._due = [*zip(waits, (signal.SIGINT, signal.SIGTERM), strict=False)]
 
   def __len__(self):
     while self._due and all(path.exists() for path in self._due[0][0]):

@@ -38,20 +38,17 @@ echo 'Submitted batch job 4711'
 """,
   'srun': r"""#!/bin/sh
 until [ "$1" = {python} ]; do shift; done
-bad=0
 for task in 0 1; do
   (
     SLURM_NTASKS=2 SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 \
       SLURM_JOB_NUM_NODES=2 SLURM_STEP_NUM_NODES=2 \
       SLURM_STEP_NODELIST=localhost SLURM_JOB_NODELIST=localhost \
-      "$@" > {tools}/out.$task 2> {tools}/err.$task || bad=1
-    touch {tools}/ended.$task
-    exit $bad
+      "$@" > {tools}/out.$task 2> {tools}/err.$task
+    echo $? > {tools}/ended.$task
   ) &
-  pids="$pids $!"
 done
-for pid in $pids; do wait $pid || bad=1; done
-exit $bad
+wait
+! grep -qvx 0 {tools}/ended.*
 """,
   'scontrol': r"""#!/bin/sh
 (echo "$@"; ls {tools}/member) >> {tools}/requeued
@@ -113,9 +110,6 @@ class Slurm:
     """What was submitted, as submitit keeps it; the newest last."""
     found = (self.workdir / 'slurm').glob('*.pkl')
     return [*map(DelayedSubmission.load, sorted(found, key=os.path.getmtime))]
-
-  def commands(self):
-    return [submission.function.command for submission in self.submissions()]
 
   def script(self):
     """Its #SBATCH lines, and the words of its commands."""
@@ -189,16 +183,16 @@ def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm):
   words = ['--config=imagenet_codistill:smoke', f'--workdir={slurm.workdir}']
   nodes = ['--launcher=slurm', '--slurm=time=9', '--slurm=nodes=2']
   assert launch.main([*words, *nodes]) == 0
-  assert [command[-2:] for command in slurm.commands()] == [
+  assert [one.function.command[-2:] for one in slurm.submissions()] == [
     (f'--member={member}', '--distributed') for member in range(2)
   ]
   # Also where it has been asked for.
   two = {'time': '9', 'nodes': '2'}
   slurm_lib.submit([('python', '--distributed')], 1, slurm.workdir, two)
-  assert slurm.commands()[-1] == ('python', '--distributed')
+  assert slurm.submissions()[-1].function.command == ('python', '--distributed')
   # A job of one task is no world.
   slurm.submit('pass', nodes='1', jobs=1)
-  assert '--distributed' not in slurm.commands()[-1]
+  assert '--distributed' not in slurm.submissions()[-1].function.command
   _, commands = slurm.script()
   assert not any('bad-exit' in word for word in commands[-1])
 
@@ -316,19 +310,18 @@ def manifest(members=2, command=COMMAND, name='imagenet_codistill', **given):
   )
 
 
-def alone(**given):
-  """The manifest of one member; its job, its pod and its container."""
-  document = yaml.safe_load(manifest(members=1, **given))
-  return document, *parts_of(document)
-
-
 def parts_of(document):
+  """The manifest of a member; its job, its pod and its container."""
   # Whatever befalls a set befalls all its jobs: there is only one.
   [replicated] = document['spec']['replicatedJobs']
   job = replicated['template']['spec']
   pod = job['template']['spec']
   [container] = pod['containers']
-  return job, pod, container
+  return document, job, pod, container
+
+
+def alone(**given):
+  return parts_of(yaml.safe_load(manifest(members=1, **given)))
 
 
 def test_a_manifest_is_what_its_schema_says():
@@ -382,7 +375,7 @@ def test_every_host_of_a_member_knows_its_place():
   for member, document in enumerate(found):
     name = document['metadata']['name']
     assert name == f'imagenet-codistill-{member}'
-    job, _, container = parts_of(document)
+    _, job, _, container = parts_of(document)
     [replicated] = document['spec']['replicatedJobs']
     assert replicated['replicas'] == 1
     # JobSet: <set>-<replicated job>-<its index>-<pod's index>.<set>

@@ -29,9 +29,8 @@ def compared(tmp_path, capsys, monkeypatch):
 
   def close(figure):
     for axis in figure.axes:
-      charts.append([])
-      for line in axis.get_lines():
-        charts[-1].append((line.get_label(), [*map(float, line.get_ydata())]))
+      lines = [(one.get_label(), one.get_ydata()) for one in axis.get_lines()]
+      charts.append([(label, [*map(float, values)]) for label, values in lines])
     real(figure)
 
   monkeypatch.setattr(compare.plt, 'close', close)
