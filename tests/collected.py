@@ -1,5 +1,6 @@
 """Workdirs as runs leave them, and collected results made of them."""
 
+import functools
 import itertools
 
 import matplotlib.pyplot as plt
@@ -53,14 +54,20 @@ def make_run(
   *,
   members=2,
   loss=lambda step, who: 1.0 / step,
+  named=None,
   suffix='',
   **changes,
 ):
-  """Writes run.json and rows.jsonl; `changes` are of the provenance."""
+  """Writes run.json and rows.jsonl.
+
+  Keys in `named` are of the named config, and no point of it; `changes` are of
+  the provenance.
+  """
   point = point or {}
   config = make_config(
     **{'seed': seed, 'codistill.members': members}
     | ({} if members > 1 else {'codistill.exchange': 'none'})
+    | (named or {})
     | point
   )
   run = {
@@ -102,69 +109,80 @@ def make_run(
   return workdir
 
 
+def make_seeds(
+  folder,
+  seeds,
+  experiment='imagenet_codistill',
+  point=None,
+  *,
+  loss=lambda step, who, seed: 1.0 / step,
+  **keywords,
+):
+  """So many runs that differ in nothing else."""
+  for seed in range(seeds):
+    keywords['loss'] = functools.partial(loss, seed=seed)
+    make_run(folder / str(seed), experiment, seed, point, **keywords)
+  return folder
+
+
 LABELS = np.array([0, 1, 1, 0], np.int32)
 
 
-def store(workdir, step=40, labels=LABELS, **predictions):
-  """Predictions as a run leaves them: `member_0=[…]`, `ensemble=[…]`."""
-  names = [name.removeprefix('member_') for name in predictions]
-  whos = [int(name) if name.isdecimal() else name for name in names]
+def store(workdir, predictions, step=40, labels=LABELS):
+  """Predictions as a run leaves them, by predictor."""
   folder = workdir / 'predictions'
-  with Writer(folder, step, whos, len(labels)) as writer:
+  with Writer(folder, step, list(predictions), len(labels)) as writer:
     rows = [np.asarray(one, np.float32) for one in predictions.values()]
     writer.write(labels, rows)
     writer.commit()
 
 
-def make_retrains(folder, experiment='imagenet_sync', members=1, **keywords):
+def make_retrains(
+  folder, experiment='imagenet_sync', point=None, members=1, **keywords
+):
   """Three seeds that predict 0.1 more of class 1 each, and less before."""
+  keywords['members'] = members
+  workdirs = make_seeds(folder / experiment, 3, experiment, point, **keywords)
+  whos = [*range(members), *(['ensemble'] if members > 1 else [])]
   for seed in range(3):
-    workdir = folder / experiment / str(seed)
-    make_run(workdir, experiment, seed, members=members, **keywords)
     for step, scale in ((20, 2), (40, 1)):
       p = np.array([0.1, 0.2, 0.45, 0.3]) + 0.1 * scale * seed
-      whos = [f'member_{member}' for member in range(members)]
-      whos += ['ensemble'] if members > 1 else []
-      store(workdir, step, **dict.fromkeys(whos, p))
-  return folder / experiment
-
-
-POINTS = [
-  *({'codistill.reload_interval_steps': k} for k in (1, 10, 250)),
-  {'codistill.exchange': 'none'},
-  {'codistill.reload_interval_steps': 10, 'codistill.delay_steps': 20},
-]
+      store(workdirs / str(seed), dict.fromkeys(whos, p), step)
+  return workdirs
 
 
 def make_all(folder):
   """Runs of every image config: three seeds of some, one of others."""
   double = {'batch_size': 16, 'schedule.warmup_cosine.peak_rate': 0.2}
-  same = {'diversity.partition': 'same'}
+  stale = {'codistill.reload_interval_steps': 10, 'codistill.delay_steps': 20}
+  ages = [{'codistill.reload_interval_steps': k} for k in (1, 10, 250)]
   keys = [f'diversity.{key}' for key in make_config()['diversity']]
   diverse = [
     dict(zip(keys, values, strict=True))
     for values in itertools.product(('own', 'same'), repeat=3)
     if values[:2] != ('own', 'own')
   ]
-  for experiment, point, seeds, members in (
-    ('imagenet_sync', {}, 3, 1),
-    ('imagenet_sync', double, 1, 1),
-    ('imagenet_codistill', {}, 3, 2),
-    ('imagenet_codistill', same, 1, 2),
-    ('imagenet_ensemble', {}, 3, 2),
-    ('imagenet_label_smoothing', {}, 1, 1),
-    *(('imagenet_staleness', point, 2, 2) for point in POINTS),
-    *(('imagenet_diversity', point, 1, 2) for point in diverse),
+  for number, (experiment, seeds, members, point) in enumerate(
+    (
+      ('imagenet_sync', 3, 1, {}),
+      ('imagenet_sync', 1, 1, double),
+      ('imagenet_codistill', 3, 2, {}),
+      ('imagenet_codistill', 1, 2, {'diversity.partition': 'same'}),
+      ('imagenet_ensemble', 3, 2, {}),
+      ('imagenet_label_smoothing', 1, 1, {}),
+      ('imagenet_staleness', 2, 2, {'codistill.exchange': 'none'}),
+      *(('imagenet_staleness', 2, 2, point) for point in (*ages, stale)),
+      *(('imagenet_diversity', 1, 2, point) for point in diverse),
+    )
   ):
-    for seed in range(seeds):
-      name = '-'.join((experiment, *map(str, point.values()), str(seed)))
-      gain = 0.1 * len(point) + 0.01 * seed + 0.3 * (members == 2)
+    gain = 0.1 * len(point) + 0.3 * (members == 2)
 
-      def loss(step, who, gain=gain):
-        return (1 - 0.1 * (who == 'ensemble')) * (4 - gain) / (step + 10)
+    def loss(step, who, seed, gain=gain):
+      top = 4 - gain - 0.01 * seed
+      return (1 - 0.1 * (who == 'ensemble')) * top / (step + 10)
 
-      keys = {'members': members, 'loss': loss}
-      make_run(folder / 'runs' / name, experiment, seed, point, **keys)
+    keywords = {'members': members, 'loss': loss}
+    make_seeds(folder / str(number), seeds, experiment, point, **keywords)
   collected_rows(folder)
   return folder / 'results'
 
@@ -195,15 +213,15 @@ def table_of(name, rows):
   """The cells of a figure whose rows are there and can be drawn."""
   figure = FIGURES[name]
   assert figure.has_rows(rows)
-  assert_both_panels_show_what_there_is(figure, rows)
+  panels_of(name, rows)
   return cells(figure.table(rows, 'laptop'))
 
 
-def assert_both_panels_show_what_there_is(figure, rows):
-  """The two, drawn; they need not be rendered for that."""
+def panels_of(name, rows):
+  """Both, drawn; what they show needs not be rendered for that."""
   _, panels = plt.subplots(1, 2)
-  figure.draw_left(panels[0], rows)
-  figure.draw_ours(panels[1], rows)
+  FIGURES[name].draw_left(panels[0], rows)
+  FIGURES[name].draw_ours(panels[1], rows)
   for axes in panels:
     assert axes.has_data()
     assert axes.get_xlabel() or axes.get_xticklabels()

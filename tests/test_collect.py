@@ -1,17 +1,27 @@
 """From workdirs to committed results: what is taken, refused, marked."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
-from collected import COMMIT, LABELS, make_retrains, make_run, store
+from collected import (
+  COMMIT,
+  LABELS,
+  make_retrains,
+  make_run,
+  make_seeds,
+  store,
+)
+from complaints import complaint
 
 from experiments import results
+from experiments.record import read_run
 from scripts import collect
 
 
-def run_collect(*arguments):
-  return collect.main([str(argument) for argument in arguments])
+def run_collect(out, *arguments):
+  return collect.main([f'--out={out}', *map(str, arguments)])
 
 
 def one_file(folder):
@@ -27,25 +37,20 @@ def ids_in(folder):
   return [result.id for result in read(folder)]
 
 
-def change_run(workdir, **changes):
-  """None removes a field."""
-  path = workdir / 'run.json'
-  run = json.loads(path.read_text()) | changes
-  kept = {
-    key: value for key, value in run.items() if changes.get(key, 0) is not None
-  }
-  path.write_text(json.dumps(kept))
-
-
 @pytest.fixture
 def out(tmp_path):
   return tmp_path / 'results'
 
 
+@pytest.fixture
+def refusal(out, capsys):
+  return functools.partial(complaint, capsys, collect, f'--out={out}', status=2)
+
+
 def test_a_run_is_its_provenance_and_its_evaluations(tmp_path, out):
   point = {'data.data_dir': '/home/somebody/data'}
   workdir = make_run(tmp_path / 'a', seed=2, point=point)
-  assert run_collect(workdir, f'--out={out}') == 0
+  assert run_collect(out, workdir) == 0
   assert one_file(out).name == 'imagenet_codistill-laptop.jsonl'
   [result] = read(out)
   assert (result.id, result.point) == ('base/seed-2', {})
@@ -74,16 +79,16 @@ def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):
     make_run(tmp_path / f'runs/seed-{seed}', seed=seed, point=point)
   point = {'codistill.reload_interval_steps': 10}
   stale = make_run(tmp_path / 'runs/x', point=point)
-  assert run_collect(tmp_path / 'runs', f'--out={out}') == 0
+  assert run_collect(out, tmp_path / 'runs') == 0
   before = one_file(out).read_bytes()
-  assert run_collect(tmp_path / 'runs', f'--out={out}') == 0
-  assert run_collect(stale, tmp_path / 'runs/seed-2', f'--out={out}') == 0
+  assert run_collect(out, tmp_path / 'runs') == 0
+  assert run_collect(out, stale, tmp_path / 'runs/seed-2') == 0
   assert one_file(out).read_bytes() == before
   seeds = [f'base/seed-{seed}' for seed in (0, 2, 10)]
   assert ids_in(out) == [*seeds, 'reload_interval_steps=10/seed-0']
   assert [path.name for path in out.iterdir()] == [one_file(out).name]
   for folder in sorted(tmp_path.glob('runs/*'), reverse=True):
-    run_collect(folder, f'--out={tmp_path / "two"}')
+    run_collect(tmp_path / 'two', folder)
   assert one_file(tmp_path / 'two').read_bytes() == before
 
 
@@ -99,39 +104,26 @@ def test_refused_unless_allowed_and_then_marked(tmp_path, capsys):
       ('two-commits', {'resumed': [{'commit': 'f' * 40, 'dirty': False}]}),
     )
   ):
-    bad, out = (
-      make_run(tmp_path / f'{number}', **changes),
-      tmp_path / f'o{number}',
-    )
-    assert run_collect(bad, good, f'--out={out}') == 1
+    bad = make_run(tmp_path / f'bad-{number}', **changes)
+    out = tmp_path / f'out-{number}'
+    assert run_collect(out, bad, good) == 1
     err = capsys.readouterr().err
     assert f'{bad} is left out: {mark}' in err
     assert f'--allow={mark}' in err
     assert err.count('\n') == 1
     # The good one is in all the same.
     assert ids_in(out) == ['base/seed-1']
-    assert run_collect(bad, good, f'--out={out}', f'--allow={mark}') == 0
+    assert run_collect(out, bad, good, f'--allow={mark}') == 0
     assert [result.run['marked'] for result in read(out)] == [[mark], []]
 
 
-def test_a_member_apart_alone_is_unfinished_and_both_are_one_run(
-  tmp_path, out, capsys
-):
-  for member in (0, 1):
+def test_a_member_apart_alone_is_unfinished(tmp_path, out, capsys):
+  for member, status in ((0, 1), (1, 0)):
     make_run(tmp_path / 'a', suffix=f'-{member}', member=member, members=2)
-    status = run_collect(tmp_path / 'a', f'--out={out}')
-    assert status == (1 if member == 0 else 0)
+    assert run_collect(out, tmp_path / 'a') == status
   assert 'unfinished' in capsys.readouterr().err
+  # Both are one run.
   assert len(read(out)) == 1
-
-
-def says(capsys, status, *words):
-  err = capsys.readouterr().err
-  assert status == 2
-  assert err.startswith('scripts.collect: ')
-  assert err.count('\n') == 1
-  for word in words:
-    assert word in err
 
 
 def never_began(workdir):
@@ -141,7 +133,7 @@ def never_began(workdir):
 
 
 def damage_predictions(workdir):
-  store(workdir, member_0=[0.5] * 4)
+  store(workdir, {0: [0.5] * 4})
   (workdir / 'predictions/step-40/member-0.npy').write_bytes(b'')
 
 
@@ -157,13 +149,12 @@ def write(name, text):
     (lambda workdir: (workdir / 'rows.jsonl').unlink(), 'has no rows.jsonl'),
     (write('run.json', '{"schema": 1, "experiment": '), 'damaged run.json'),
     (write('run.json', '[]'), 'is not what a run leaves'),
-    (write('run.json', '{"schema": 1}'), 'run it again'),
+    (write('run.json', '{"schema": 1}'), 'keys it changed: a commit from'),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),
     (write('rows.jsonl', ''), 'has no evaluations'),
     (damage_predictions, 'missing or damaged; remove'),
     # Of other code.
-    (lambda workdir: change_run(workdir, schema=2), 'has schema 2'),
-    (lambda workdir: change_run(workdir, overrides=None), 'run it again'),
+    (write('run.json', '{"schema": 2}'), 'has schema 2'),
   ],
 )
 def test_a_damaged_workdir_is_refused_and_the_others_go_in(
@@ -172,7 +163,7 @@ def test_a_damaged_workdir_is_refused_and_the_others_go_in(
   damage(make_run(tmp_path / 'runs/a', point={'num_devices': 1}))
   make_run(tmp_path / 'runs/b', seed=1)
   allow = [f'--allow={mark}' for mark in collect.ALLOWABLE]
-  assert run_collect(tmp_path / 'runs', f'--out={out}', *allow) == 1
+  assert run_collect(out, tmp_path / 'runs', *allow) == 1
   err = capsys.readouterr().err
   assert words in err
   assert str(tmp_path / 'runs/a') in err
@@ -180,48 +171,56 @@ def test_a_damaged_workdir_is_refused_and_the_others_go_in(
   assert ids_in(out) == ['base/seed-1']
 
 
-def test_no_run_or_two_of_one_point(tmp_path, out, capsys):
-  status = run_collect(tmp_path, f'--out={out}')
-  says(capsys, status, 'holds no run', 'experiments.run')
-  make_run(tmp_path / 'a')
+def test_no_run_or_two_of_one_point(tmp_path, out, refusal):
+  said = refusal(tmp_path)
+  assert 'holds no run' in said
+  assert 'experiments.run' in said
+  one = make_run(tmp_path / 'a')
   again = make_run(tmp_path / 'b', started='2026-02-02T00:00:00+00:00')
-  status = run_collect(tmp_path / 'a', again, f'--out={out}')
-  says(capsys, status, 'two runs of imagenet_codistill:laptop base/seed-0')
+  two = 'two runs of imagenet_codistill:laptop base/seed-0'
+  assert two in refusal(one, again)
   assert not out.exists()
-  run_collect(tmp_path / 'a', f'--out={out}')
+  run_collect(out, one)
   before = one_file(out).read_bytes()
-  status = run_collect(again, f'--out={out}')
-  says(capsys, status, 'two runs', '--replace')
+  said = refusal(again)
+  assert two in said
+  assert '--replace' in said
   assert one_file(out).read_bytes() == before
   # Of two that are collected now, neither takes the other's place.
-  status = run_collect(tmp_path / 'a', again, f'--out={out}', '--replace')
-  says(capsys, status, 'two runs')
-  assert run_collect(again, f'--out={out}', '--replace') == 0
+  assert two in refusal(one, again, '--replace')
+  assert run_collect(out, again, '--replace') == 0
   [result] = read(out)
   assert result.run['started'].startswith('2026-02-02')
 
 
-def test_seeds_of_one_point_with_different_configs(tmp_path, out, capsys):
-  make_run(tmp_path / 'a')
-  workdir = make_run(tmp_path / 'b', seed=1)
+def test_seeds_with_different_examples_or_configs(tmp_path, out, refusal):
+  one, two = make_run(tmp_path / 'a'), make_run(tmp_path / 'b', seed=1)
+  store(one, {0: [0.5] * 4})
+  store(two, {0: [0.5] * 4}, labels=np.roll(LABELS, 1))
+  assert 'were evaluated on different examples' in refusal(one, two)
   # As if the named config had changed between the two.
-  config = json.loads((workdir / 'run.json').read_text())['config']
-  change_run(workdir, config=config | {'batch_size': 64})
-  status = run_collect(tmp_path / 'a', workdir, f'--out={out}')
-  says(capsys, status, 'different configs', 'base/seed-0', 'base/seed-1')
+  run = read_run(two / 'run.json')
+  run['config']['batch_size'] = 64
+  (two / 'run.json').write_text(json.dumps(run))
+  said = refusal(one, two)
+  for words in ('different configs', 'base/seed-0', 'base/seed-1'):
+    assert words in said
+  assert not out.exists()
 
 
-def test_a_cut_last_line_is_left_out_with_a_warning(tmp_path, out, capsys):
+def test_a_cut_last_line_is_left_out_with_a_warning(
+  tmp_path, out, capsys, refusal
+):
   workdir = make_run(tmp_path / 'a')
   rows = workdir / 'rows.jsonl'
   rows.write_bytes(rows.read_bytes()[:-20])
-  assert run_collect(workdir, f'--out={out}') == 0
+  assert run_collect(out, workdir) == 0
   assert 'dropped a cut last line' in capsys.readouterr().err
   path = one_file(out)
   assert len(results.read(path)[0].rows) == 11
   # A damaged file of results is not overwritten.
   path.write_text(text := 'not JSON\n' + path.read_text())
-  says(capsys, run_collect(workdir, f'--out={out}'), 'line 1: not a row')
+  assert 'line 1: not a row' in refusal(workdir)
   assert path.read_text() == text
 
 
@@ -232,8 +231,8 @@ def test_seeds_of_a_point_are_compared_pair_by_pair(tmp_path, out):
   folder = make_retrains(tmp_path)
   # Another point, which is a retrain of none of them.
   other = make_run(folder / 'x', 'imagenet_sync', point={'batch_size': 16})
-  store(other, member_0=[0.9] * 4)
-  assert run_collect(folder, f'--out={out}') == 0
+  store(other, {0: [0.9] * 4})
+  assert run_collect(out, folder) == 0
   runs = {run.id: run for run in read(out)}
   found = [
     (row['id'], row['other'], row['step'], row['member'])
@@ -255,20 +254,20 @@ def test_seeds_of_a_point_are_compared_pair_by_pair(tmp_path, out):
 
 def test_only_evaluations_of_two_classes_get_their_auc(tmp_path, out):
   workdir = make_run(tmp_path / 'a')
-  store(workdir, 40, member_0=[0, 1, 1, 0], ensemble=[0.1, 0.1, 0.3, 0.2])
-  store(workdir, 20, member_1=[1, 0, 0, 1])
-  assert run_collect(workdir, f'--out={out}') == 0
+  store(workdir, {0: [0, 1, 1, 0], 'ensemble': [0.1, 0.1, 0.3, 0.2]})
+  store(workdir, {1: [1, 0, 0, 1]}, 20)
+  assert run_collect(out, workdir) == 0
   [result] = read(out)
   found = {
     (r['step'], r['member']): r['auc'] for r in result.rows if 'auc' in r
   }
   assert found == {(40, 0): 1, (40, 'ensemble'): 2.5 / 4, (20, 1): 0}
   # More classes have churn and no AUC.
+  runs, more = make_seeds(tmp_path / 'runs', 2), out.with_name('more')
   for seed in range(2):
-    workdir = make_run(tmp_path / 'runs' / str(seed), seed=seed)
-    store(workdir, member_0=np.eye(3)[[0, 1, 2, seed]])
-  assert run_collect(tmp_path / 'runs', f'--out={out.with_name("more")}') == 0
-  [one, other] = read(out.with_name('more'))
+    store(runs / str(seed), {0: np.eye(3)[[0, 1, 2, seed]]})
+  assert run_collect(more, runs) == 0
+  [one, other] = read(more)
   assert [row['total_variation'] for row in one.churn] == [0.25]
   assert other.churn == ()
   assert not any('auc' in row for row in one.rows)
@@ -276,24 +275,15 @@ def test_only_evaluations_of_two_classes_get_their_auc(tmp_path, out):
 
 def test_what_is_collected_again_keeps_its_churn(tmp_path, out):
   folder = make_retrains(tmp_path)
-  assert run_collect(folder, folder / '0', f'--out={out}') == 0
+  assert run_collect(out, folder, folder / '0') == 0
   before = one_file(out).read_bytes()
-  assert run_collect(folder / '1', f'--out={out}') == 0
+  assert run_collect(out, folder / '1') == 0
   assert one_file(out).read_bytes() == before
   assert results.lines(read(out)) == before.decode()
   # A run in the place of another has no churn of that other's.
   new = {'members': 1, 'started': 'later'}
   fresh = make_run(tmp_path / 'new', 'imagenet_sync', 1, **new)
-  assert run_collect(fresh, f'--out={out}', '--replace') == 0
+  assert run_collect(out, fresh, '--replace') == 0
   churn = [row for run in read(out) for row in run.churn]
   pairs = {(row['id'], row['other']) for row in churn}
   assert pairs == {('base/seed-0', 'base/seed-2')}
-
-
-def test_retrains_on_other_examples_are_one_sentence(tmp_path, out, capsys):
-  for seed in range(2):
-    workdir = make_run(tmp_path / 'runs' / str(seed), seed=seed)
-    store(workdir, labels=np.roll(LABELS, seed), member_0=[0.5] * 4)
-  status = run_collect(tmp_path / 'runs', f'--out={out}')
-  says(capsys, status, 'were evaluated on different examples')
-  assert not out.exists()

@@ -8,7 +8,8 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
-from commands import build_cheaply, contents, on_row, run_command
+from commands import DNN, build_cheaply, contents, on_row, run_command
+from complaints import complaint
 
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
@@ -16,18 +17,14 @@ from experiments import stored
 from experiments.record import read_rows, read_run
 from scripts import evaluate
 
-DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
-
 
 @pytest.fixture(scope='module', autouse=True)
 def cheap():
   """Programs are those of earlier experiments that are alike."""
-
-  def build(config, member, dataset):
-    return build_cheaply(config, member, dataset=dataset)
-
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(stored, 'build', build)
+    patch.setattr(
+      stored, 'build', lambda *args: build_cheaply(*args[:2], dataset=args[2])
+    )
     yield
 
 
@@ -45,36 +42,26 @@ def copy(apart, tmp_path):
   return shutil.copytree(apart, tmp_path / 'copy')
 
 
-def numbers_of(workdir, *arguments, status=0):
+def numbers_of(workdir, *arguments):
   """What the command writes as JSON."""
   file = workdir.parent / 'numbers.json'
-  command = [str(workdir), f'--json={file}', *arguments]
-  assert evaluate.main(command) == status
+  assert evaluate.main([str(workdir), f'--json={file}', *arguments]) == 0
   return json.loads(file.read_text())
 
 
-def complaint(capsys, workdir, *arguments):
-  """The one sentence of a command that fails."""
-  assert evaluate.main([str(workdir), *arguments]) == 1
-  captured = capsys.readouterr()
-  assert captured.out == ''
-  [line] = captured.err.splitlines()
-  assert line.startswith('scripts.evaluate: ')
-  return line
-
-
-def final_rows(*paths):
+def final_rows(workdir):
   return {
     str(row['member']): row
-    for path in paths
+    for path in workdir.glob('rows*.jsonl')
     for row in read_rows(path)
     if row['kind'] == 'final'
   }
 
 
 def scores(rows_or_numbers):
+  keys = ('step', 'accuracy', 'task_loss')
   return {
-    who: (one['step'], one['accuracy'], one['task_loss'])
+    who: tuple(one[key] for key in keys)
     for who, one in rows_or_numbers.items()
     if who != 'ensemble'
   }
@@ -82,7 +69,7 @@ def scores(rows_or_numbers):
 
 def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
   found = numbers_of(pair.workdir)
-  final = final_rows(pair.workdir / 'rows.jsonl')
+  final = final_rows(pair.workdir)
   assert scores(found['members']) == scores(final)
   assert (found['num_examples'], found['left_out']) == (32, {})
   both = {name: final['ensemble'][name] for name in ('accuracy', 'task_loss')}
@@ -100,7 +87,7 @@ def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
 
 def test_members_of_several_processes_are_one_table(apart, capsys):
   found = numbers_of(apart)
-  final = final_rows(apart / 'rows-0.jsonl', apart / 'rows-1.jsonl')
+  final = final_rows(apart)
   assert scores(found['members']) == scores(final)
   assert found['ensemble'] is not None
   assert 'ensemble' in capsys.readouterr().out
@@ -145,15 +132,14 @@ def test_a_member_without_a_checkpoint_is_left_out_with_a_sentence(
   for path in (*copy.glob('*-0.json*'), *copy.glob('*-0')):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   assert numbers_of(copy)['left_out'] == {'0': said}
-  capsys.readouterr()
-  assert said in complaint(capsys, copy, '--member', '0')
+  assert said in complaint(capsys, evaluate, copy, '--member', '0')
   # A damaged one is another matter, and none at all is an error.
   shutil.rmtree(copy / 'checkpoints-1' / '8' / 'states')
-  damaged = complaint(capsys, copy)
+  damaged = complaint(capsys, evaluate, copy)
   assert f'{copy / "checkpoints-1"} cannot be read' in damaged
   assert read_run(copy / 'run-1.json')['commit'][:12] in damaged
   shutil.rmtree(copy / 'checkpoints-1')
-  assert f'nothing to evaluate in {copy}' in complaint(capsys, copy)
+  assert f'nothing to evaluate in {copy}' in complaint(capsys, evaluate, copy)
 
 
 def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
@@ -173,7 +159,7 @@ def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
 def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
   assert (found['num_examples'], found['split']) == (512, 'train')
-  final = final_rows(apart / 'rows-0.jsonl', apart / 'rows-1.jsonl')
+  final = final_rows(apart)
   assert scores(found['members']) != scores(final)
   # Any other is what the set makes of it.
   assert numbers_of(apart, '--split=train[:100]')['num_examples'] == 100
@@ -187,10 +173,9 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
     ([apart, '--member', '0', '2'], no_two),
     ([apart, f'--json={nowhere}'], f'{nowhere.parent} is no folder'),
   ):
-    assert sentence in complaint(capsys, *arguments)
-  said = complaint(capsys, apart, '--split=holdout')
-  assert 'the splits train and validation' in said
-  assert 'holdout' in said
+    assert sentence in complaint(capsys, evaluate, *arguments)
+  said = complaint(capsys, evaluate, apart, '--split=holdout')
+  assert 'the splits train and validation, no holdout' in said
 
 
 def test_a_run_of_more_devices_than_there_are_here(copy):
@@ -201,7 +186,7 @@ def test_a_run_of_more_devices_than_there_are_here(copy):
     path.write_text(json.dumps(run))
   found = numbers_of(copy)
   assert found['num_examples'] == 32
-  final = final_rows(copy / 'rows-0.jsonl', copy / 'rows-1.jsonl')
+  final = final_rows(copy)
   for member, (step, accuracy, loss) in scores(final).items():
     near = {'accuracy': accuracy, 'task_loss': pytest.approx(loss, rel=1e-5)}
     assert found['members'][member] == {'step': step, **near}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import build_cheaply, run_command
+from complaints import complaint
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -30,12 +31,10 @@ FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
 @pytest.fixture(scope='module', autouse=True)
 def cheap():
   """Programs are those of earlier experiments that are alike."""
-
-  def build(config, member, dataset):
-    return build_cheaply(config, member, dataset=dataset)
-
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(stored, 'build', build)
+    patch.setattr(
+      stored, 'build', lambda *args: build_cheaply(*args[:2], dataset=args[2])
+    )
     yield
 
 
@@ -55,17 +54,13 @@ def exported_before(exported, monkeypatch):
   monkeypatch.setattr(export, 'export_predict', lambda *_: found)
 
 
-def complaint(capsys, workdir, out, member=1):
+def refusal(capsys, workdir, out, member=1):
   """The one sentence of a command that fails, and leaves nothing."""
   before = sorted(out.parent.rglob('*'))
-  command = [str(workdir), f'--member={member}', f'--out={out}']
-  assert export.main(command) == 1
-  captured = capsys.readouterr()
-  assert captured.out == ''
-  [line] = captured.err.splitlines()
-  assert line.startswith('scripts.export: ')
+  command = (workdir, f'--member={member}', f'--out={out}')
+  said = complaint(capsys, export, *command)
   assert sorted(out.parent.rglob('*')) == before
-  return line
+  return said
 
 
 def test_the_lines_of_its_readme_predict_as_the_project_does(
@@ -137,7 +132,7 @@ def test_a_member_of_a_process_of_its_own_needs_no_data(
   said = capsys.readouterr().out
   assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in said
   assert {path.name for path in out.iterdir()} == FILES
-  said = complaint(capsys, tmp_path / 'run', tmp_path / 'other')
+  said = refusal(capsys, tmp_path / 'run', tmp_path / 'other')
   assert 'member 1 has no checkpoint yet' in said
 
 
@@ -178,7 +173,7 @@ def test_what_makes_no_sense_is_one_sentence_and_leaves_all_alone(
     (pair.workdir, new, 2, 'there is no member 2'),
     (tmp_path, new, 1, f'{tmp_path} holds no run'),
   ):
-    assert sentence in complaint(capsys, workdir, where, member)
+    assert sentence in refusal(capsys, workdir, where, member)
     assert precious.read_text() == 'mine'
 
   def version(name):
@@ -189,7 +184,7 @@ def test_what_makes_no_sense_is_one_sentence_and_leaves_all_alone(
   # A missing package is told at once.
   monkeypatch.setattr(export, 'version', version)
   monkeypatch.setattr(export, 'rebuild', None)
-  said = complaint(capsys, pair.workdir, new)
+  said = refusal(capsys, pair.workdir, new)
   assert 'pip install flatbuffers' in said
 
 

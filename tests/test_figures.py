@@ -6,23 +6,27 @@ import re
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import cells, collected_rows, make_all, make_retrains
+from collected import (
+  cells,
+  collected_rows,
+  make_all,
+  make_retrains,
+  panels_of,
+  table_of,
+)
+from complaints import complaint
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import results
 from scripts import markdown
 from scripts.figures import __main__ as figures
 from scripts.figures import arms
+from scripts.figures.__main__ import FIGURES
 from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
 from scripts.figures.curves import Curves
 from scripts.figures.figure import COMMAND, command, hours_table
 
 ROOT = pathlib.Path(__file__).parent.parent
-CURVES = {
-  name: figure
-  for name, figure in figures.FIGURES.items()
-  if isinstance(figure, Curves)
-}
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -48,12 +52,6 @@ def no_pixels():
     yield
 
 
-@pytest.fixture(autouse=True)
-def closed():
-  yield
-  plt.close('all')
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   return make_all(tmp_path_factory.mktemp('collected'))
@@ -74,17 +72,17 @@ def legend_of(axes):
 
 def test_the_papers_headline_and_table_1_come_out_of_it():
   # 4.040 nats at 14.3K steps, and 6.8K steps to it when codistilled.
-  table = cells(figures.FIGURES['fig2a'].table({}, 'reduced'))
+  table = cells(FIGURES['fig2a'].table({}, 'reduced'))
   column = 'paper: steps to its baseline’s best'
   assert table['synchronous SGD'][column] == '14,326'
   assert table['codistilled, partitioned data'][column] == '6,820'
   assert table['label smoothing, uniform'][column] == 'not reached'
   assert table['synchronous SGD']['paper: at the end'] == '4.04'
   # 75 % top-1 at step 5,250.
-  table = cells(figures.FIGURES['fig3'].table({}, 'reduced'))
+  table = cells(FIGURES['fig3'].table({}, 'reduced'))
   assert table['two-way codistilled'][column] == '5,271'
   assert table['synchronous SGD, twice the batch'][column] == 'not reached'
-  table = cells(figures.FIGURES['table1'].table({}, 'reduced'))
+  table = cells(FIGURES['table1'].table({}, 'reduced'))
   churn = 'paper: mean absolute difference between retrains'
   assert table['DNN'][churn] == '0.029 ± 0.001'
   assert table['two-way codistilled DNN'][churn] == '0.019 ± 0.002'
@@ -104,7 +102,9 @@ def test_hours_are_steps_times_the_papers_seconds():
 
 def test_every_curve_of_the_paper_is_found_and_an_arm_has_one_colour():
   looks = {}
-  for name, figure in CURVES.items():
+  for name, figure in FIGURES.items():
+    if not isinstance(figure, Curves):
+      continue
     found = {arm.paper for arm in figure.arms if arm.paper_curve(figure.paper)}
     assert found == {arm.paper for arm in figure.arms if arm.paper}
     if name in arms.PAPER:
@@ -141,16 +141,14 @@ def test_a_mean_curve_has_the_steps_that_all_have():
 
 
 def test_the_best_on_the_way_may_be_before_the_end():
-  rows = [
+  rows = tuple(
     {'step': step, 'member': 0, 'kind': kind, 'task_loss': loss}
     for step, kind, loss in ((0, 'eval', 3), (9, 'eval', 1), (20, 'final', 2))
-  ]
-  run = results.Result({'seed': 0}, tuple(rows))
-  assert LOSS.bests([run], 0) == [1.0]
-  assert LOSS.ends([run], 0) == [2.0]
+  )
   # Without an end it does not count.
-  cut = results.Result({'seed': 0}, tuple(rows[:2]))
-  assert LOSS.bests([cut], 0) == []
+  runs = [results.Result({'seed': 0}, some) for some in (rows, rows[:2])]
+  assert LOSS.bests(runs, 0) == [1.0]
+  assert LOSS.ends(runs, 0) == [2.0]
 
 
 def test_gains_are_seed_for_seed_and_positive_where_better(rows):
@@ -167,7 +165,7 @@ def test_gains_are_seed_for_seed_and_positive_where_better(rows):
 
 
 def test_a_table_of_curves(rows):
-  table = cells(figures.FIGURES['controls'].table(rows, 'laptop'))
+  table = table_of('controls', rows)
   end = 'cross-entropy (nats)'
   steps = 'steps to the baseline’s best'
   sync, ours = table['synchronous SGD'], table['codistilled, partitioned data']
@@ -189,9 +187,7 @@ def test_a_table_of_curves(rows):
 
 
 def test_our_panel_shows_the_mean_and_all_seeds(rows):
-  figure = figures.FIGURES['controls']
-  _, axes = plt.subplots()
-  figure.draw_ours(axes, rows)
+  _, axes = panels_of('controls', rows)
   lines = {line.get_label(): line for line in axes.get_lines()}
   line = lines['codistilled, partitioned data (3 seeds)']
   assert line.get_color() == arms.CODISTILL.color
@@ -200,15 +196,12 @@ def test_our_panel_shows_the_mean_and_all_seeds(rows):
   shades = [shade.get_paths()[0].get_extents().y0 for shade in axes.collections]
   assert min(shades) == pytest.approx(0.9 * 3.68 / 50)
   assert 'label smoothing, uniform (1 seed)' in lines
-  assert 'nats' in axes.get_ylabel()
-  assert axes.get_xlabel() == 'step (updates of each member)'
   # Burn-in ends at step 10.
   assert any(list(line.get_xdata()) == [10, 10] for line in axes.get_lines())
 
 
 def test_staleness_has_two_axes_and_what_has_no_peers(rows):
-  figure = figures.FIGURES['staleness']
-  table = cells(figure.table(rows, 'laptop'))
+  table = table_of('staleness', rows)
   assert list(table) == [
     'synchronous SGD, all of the data',
     'reload 1',
@@ -222,18 +215,12 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   paper = 'paper, language model: at the end (nats)'
   assert table['reload 250'][paper] == '4.059'
   assert table['reload 10'][paper] == '–'
-  _, axes = plt.subplots()
-  figure.draw_ours(axes, rows)
-  assert legend_of(axes) == [
-    'reloaded every k updates (2 seeds)',
-    'reloaded every 10, seen d later (2 seeds)',
-    'synchronous SGD (3 seeds)',
-    'no peers, half of the data (2 seeds)',
-  ]
+  _, axes = panels_of('staleness', rows)
+  assert 'reloaded every 10, seen d later (2 seeds)' in legend_of(axes)
 
 
 def test_diversity_has_all_eight_combinations(rows):
-  table = cells(figures.FIGURES['diversity'].table(rows, 'laptop'))
+  table = table_of('diversity', rows)
   first, *_, last = table
   assert (len(table), first, last) == (8, 'own, own, own', 'same, same, same')
   runs = [table[name]['runs'] for name in ('own, own, own', 'own, own, same')]
@@ -243,136 +230,106 @@ def test_diversity_has_all_eight_combinations(rows):
 
 # Churn: make_retrains' seeds 0, 1, 2 predict 0.1 apart, at first 0.2.
 CHURN = 'ours: churn (of the first line’s)'
+CHURN_FIGURES = ('table1', 'churn', 'churn_images', 'choices')
 LATE_CHURN = 'ours: churn, mean over the second half of the steps'
+RELOAD = 'codistill.reload_interval_steps'
+CHOICES = {
+  'codistilled, reload interval 1': {RELOAD: 1},
+  'codistilled, reload interval 200': {RELOAD: 200},
+  'codistilled, ψ from step 0 on': {'codistill.burn_in_steps': 0},
+  'codistilled, disjoint halves of the rows': {'diversity.partition': 'own'},
+  # Two things otherwise are no choice.
+  '': {RELOAD: 1, 'codistill.delay_steps': 7},
+}
 
 
-@pytest.fixture(scope='module', params=['criteo', 'images'])
-def retrains(request, tmp_path_factory):
-  """The models of Table 1: in one config's sweep, or a config each."""
+@pytest.fixture(scope='module')
+def retrains(tmp_path_factory):
+  """The models of Table 1: in one config's sweep, and a config each."""
   folder = tmp_path_factory.mktemp('retrains')
-  alone = {'codistill.exchange': 'none'}
   known = {'data': {'best_log_loss': 0.0125}}
-  for config, members, point in (
-    ('imagenet_sync', 1, {}),
-    ('imagenet_ensemble', 2, alone),
-    ('imagenet_codistill', 2, {'codistill.exchange': 'memory'}),
+  for config, exchange, members in (
+    ('imagenet_sync', 'none', 1),
+    ('imagenet_ensemble', 'none', 2),
+    ('imagenet_codistill', 'memory', 2),
   ):
-    if request.param == 'images':
-      # A config's own keys are no point of it.
-      make_retrains(folder / config, config, members, overrides={}, point=point)
-      continue
-    known['point'] = {**point, 'codistill.members': members}
-    make_retrains(folder / config, 'criteo_table1', members, **known)
-  if request.param == 'images':
-    return collected_rows(folder), None, 'churn_images', 'network'
-  known['point'] = {'model.name': 'click_regression'}
-  make_retrains(folder / 'regression', 'criteo_table1', **known)
-  return collected_rows(folder), 'table1', 'churn', 'DNN'
+    keys = {'codistill.exchange': exchange, 'codistill.members': members}
+    make_retrains(folder, config, None, members, named=keys)
+    make_retrains(folder / config, 'criteo_table1', keys, members, **known)
+  keys = {'model.name': 'click_regression'}
+  make_retrains(folder / 'regression', 'criteo_table1', keys, **known)
+  for name, point in CHOICES.items():
+    keys = {'point': point, 'members': 2, **known}
+    make_retrains(folder / f'choice {name}', 'criteo_choices', **keys)
+  return collected_rows(folder)
 
 
-def test_churn_of_three_models_stands_beside_the_papers(retrains):
-  rows, scatter, steps, network = retrains
-  for name in filter(None, (scatter, steps)):
-    figure = figures.FIGURES[name]
-    assert figure.has_rows(rows)
-    table = cells(figure.table(rows, 'laptop'))
-    ensemble, pair = (
-      f'ensemble of two {network}s',
-      f'two-way codistilled {network}',
-    )
-    names = [network, ensemble, pair]
-    if scatter:
-      if name == scatter:
-        names.append('two-way codistilled DNN, the other copy')
-      names.append('hashed logistic regression')
-      best = table.pop('best that can be reached (the truth itself)')
-      assert best['ours: log loss (nats)'] == '0.0125'
-      assert best[CHURN] == '–'
-      regression = table['hashed logistic regression']
-      assert regression['paper: validation log loss (nats)'] == '–'
-    assert list(table) == names
-    for line in table.values():
-      for column in (CHURN, LATE_CHURN):
-        share = '' if line is table[network] else ' (100 %)'
-        assert line[column] == f'0.1333 ± 0.0500{share}'
-      assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
-      assert line['ours: AUC'] == '0.7500 ± 0.0000'
-      assert line['ours: log loss (nats)'] == '0.0250 ± 0.0000'
-      assert line['our runs'] == '3'
+@pytest.mark.parametrize('name', CHURN_FIGURES)
+def test_churn_of_all_models_stands_beside_the_papers(retrains, name):
+  regression = 'hashed logistic regression'
+  others = {
+    'table1': ['two-way codistilled DNN, the other copy', regression],
+    'churn': [regression],
+    'choices': [choice for choice in CHOICES if choice],
+    'churn_images': [],
+  }[name]
+  network = 'network' if name == 'churn_images' else 'DNN'
+  table = table_of(name, retrains)
+  if network == 'DNN':
+    best = table.pop('best that can be reached (the truth itself)')
+    assert best['ours: log loss (nats)'] == '0.0125'
+    assert best[CHURN] == '–'
+  ensemble, pair = (
+    f'ensemble of two {network}s',
+    f'two-way codistilled {network}',
+  )
+  assert list(table) == [network, ensemble, pair, *others]
+  for model, line in table.items():
+    for column in (CHURN, LATE_CHURN):
+      share = '' if model == network else ' (100 %)'
+      assert line[column] == f'0.1333 ± 0.0500{share}'
+    assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
+    assert line['ours: AUC'] == '0.7500 ± 0.0000'
+    assert line['ours: log loss (nats)'] == '0.0250 ± 0.0000'
+    assert line['our runs'] == '3'
+    if model in others:
+      papers = [cell for key, cell in line.items() if key.startswith('paper')]
+      assert papers == ['–', '–']
 
 
-def test_choices_stand_beside_the_arms_of_table_1(tmp_path):
-  arm = {'codistill.members': 2, 'codistill.exchange': 'memory'}
-  make_retrains(tmp_path / 'arm', 'criteo_table1', 2, point=arm)
-  interval = 'codistill.reload_interval_steps'
-  for number, point in enumerate(
-    (
-      {'diversity.partition': 'own'},
-      {'codistill.burn_in_steps': 0},
-      {interval: 200},
-      {interval: 1},
-      {interval: 1, 'codistill.delay_steps': 7},
-    )
-  ):
-    keys = {'overrides': point, 'point': point}
-    make_retrains(tmp_path / str(number), 'criteo_choices', 2, **keys)
-  rows, figure = collected_rows(tmp_path), figures.FIGURES['choices']
-  assert figure.has_rows(rows)
-  table = cells(figure.table(rows, 'laptop'))
-  names = [
-    'codistilled, reload interval 1',
-    'codistilled, reload interval 200',
-    'codistilled, ψ from step 0 on',
-    'codistilled, disjoint halves of the rows',
-  ]
-  pair = 'two-way codistilled DNN'
-  assert list(table) == ['DNN', 'ensemble of two DNNs', pair, *names]
-  for name in (pair, *names):
-    # There is no DNN to be beside.
-    assert table[name][CHURN] == '0.1333 ± 0.0500'
-    assert table[name]['our runs'] == '3'
-  _, axes = plt.subplots()
-  figure.draw_ours(axes, rows)
-  assert legend_of(axes)[1:] == [f'{name} (3 seeds)' for name in names]
-  del rows['criteo_choices']
-  assert not figure.has_rows(rows)
+def test_choices_are_drawn_and_may_be_all_that_there_is(retrains):
+  _, axes = panels_of('choices', retrains)
+  labels = [f'{name} (3 seeds)' for name in CHOICES if name]
+  assert legend_of(axes)[-4:] == labels
+  alone = {'criteo_choices': retrains['criteo_choices']}
+  # There is no DNN to be beside.
+  for name, line in table_of('choices', alone).items():
+    assert line[CHURN] == ('0.1333 ± 0.0500' if name in CHOICES else '–')
+  assert not FIGURES['choices'].has_rows({**retrains, 'criteo_choices': []})
 
 
 def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
-  rows, scatter, steps, network = retrains
-  labels = [f'{network} (3 pairs)', f'two-way codistilled {network} (3 pairs)']
-  _, axes = plt.subplots()
-  figures.FIGURES[steps].draw_ours(axes, rows)
-  lines = {line.get_label(): line for line in axes.get_lines()}
-  for label in labels:
-    assert list(lines[label].get_xdata()) == [20, 40]
-    assert lines[label].get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
-  # ψ is switched on at step 10.
-  assert any(list(line.get_xdata()) == [10, 10] for line in axes.get_lines())
-  _, axes = plt.subplots()
-  figures.FIGURES[steps].draw_left(axes, rows)
-  [line, *_] = axes.get_lines()
-  assert line.get_label() == f'{network} (3 seeds)'
-  assert list(line.get_ydata()) == pytest.approx([0.1, 0.05, 1 / 30, 0.025])
-  if scatter:
-    _, axes = plt.subplots()
-    figures.FIGURES[scatter].draw_ours(axes, rows)
-    [point, *_] = axes.containers
-    assert point.get_label() == f'{network} (3 seeds)'
-    [at] = point[0].get_xydata()
-    assert at == pytest.approx([0.4 / 3, 0.025])
-    assert 'hashed logistic regression (3 seeds)' in legend_of(axes)
-    note = axes.get_legend().get_title().get_text()
-    assert note == 'best that can be reached: 0.0125 nats'
-
-
-def test_without_churn_it_says_what_makes_it(rows):
-  for name in ('table1', 'churn', 'churn_images', 'choices'):
-    assert not figures.FIGURES[name].has_rows(rows)
-    assert 'No stored predictions yet' in figures.FIGURES[name].how('laptop')
-  how = figures.FIGURES['churn_images'].how('laptop')
-  assert command('imagenet_sync', 'laptop', 5) in ' '.join(how.split())
-  assert 'predictions_interval_steps' in how
+  for name, network in (('churn', 'DNN'), ('churn_images', 'network')):
+    left, right = panels_of(name, retrains)
+    [line, *_] = left.get_lines()
+    assert line.get_label() == f'{network} (3 seeds)'
+    losses = [0.1, 0.05, 1 / 30, 0.025]
+    assert list(line.get_ydata()) == pytest.approx(losses)
+    lines = {line.get_label(): line for line in right.get_lines()}
+    for model in (network, f'two-way codistilled {network}'):
+      line = lines[f'{model} (3 pairs)']
+      assert list(line.get_xdata()) == [20, 40]
+      assert line.get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
+    # ψ is switched on at step 10.
+    assert any(list(line.get_xdata()) == [10, 10] for line in lines.values())
+  _, axes = panels_of('table1', retrains)
+  [point, *_] = axes.containers
+  assert point.get_label() == 'DNN (3 seeds)'
+  [at] = point[0].get_xydata()
+  assert at == pytest.approx([0.4 / 3, 0.025])
+  assert 'hashed logistic regression (3 seeds)' in legend_of(axes)
+  note = axes.get_legend().get_title().get_text()
+  assert note == 'best that can be reached: 0.0125 nats'
 
 
 def test_hours_are_those_of_all_runs(rows):
@@ -398,8 +355,7 @@ def changed(folder, rows, tmp_path):
 def test_marks_are_shown_and_twice_the_batch_is_another_arm(changed):
   old, new = '"marked": []', '"marked": ["dirty"]'
   rows = changed('imagenet_sync', lambda text: text.replace(old, new, 1))
-  table = cells(figures.FIGURES['fig3'].table(rows, 'laptop'))
-  assert table['synchronous SGD']['runs'] == '3 (1 dirty)'
+  assert table_of('fig3', rows)['synchronous SGD']['runs'] == '3 (1 dirty)'
   [double] = arms.SYNC_DOUBLE.runs(rows)
   assert double.run['config']['batch_size'] == 16
   assert [run.point for run in arms.SYNC.runs(rows)] == [{}, {}, {}]
@@ -422,7 +378,7 @@ def test_runs_with_other_keys_are_no_points_of_a_sweep(changed):
   old, new = '"overrides": {', '"overrides": {"seven": 7, '
   for name in ('staleness', 'diversity'):
     rows = changed(f'imagenet_{name}', lambda text: text.replace(old, new))
-    assert not figures.FIGURES[name].has_rows(rows)
+    assert not FIGURES[name].has_rows(rows)
 
 
 def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
@@ -430,13 +386,11 @@ def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
     'imagenet_codistill',
     lambda text: re.sub('.*"base/seed-2".*"final".*\n', '', text),
   )
-  figure = figures.FIGURES['controls']
   column = 'steps to the baseline’s best'
   name = 'codistilled, partitioned data'
-  one, two = (cells(figure.table(some, 'laptop'))[name] for some in (rows, cut))
+  one, two = (table_of('controls', some)[name] for some in (rows, cut))
   assert float(two[column]) == pytest.approx(float(one[column]), abs=1)
-  _, axes = plt.subplots()
-  figure.draw_ours(axes, cut)
+  _, axes = panels_of('controls', cut)
   assert f'{name} (2 seeds)' in legend_of(axes)
 
 
@@ -445,32 +399,31 @@ def test_rows_that_fit_nothing_are_no_rows(rows):
     config: [dataclasses.replace(run, rows=()) for run in runs]
     for config, runs in rows.items()
   }
-  for name, figure in figures.FIGURES.items():
+  for name, figure in FIGURES.items():
     assert not figure.has_rows(without_rows), name
     assert figure.table(without_rows, 'laptop') is not None
+  # Nor are those without stored predictions.
+  for name in CHURN_FIGURES:
+    assert not FIGURES[name].has_rows(rows), name
 
 
-def test_rows_of_some_arms_are_enough_and_styles_change_nothing(
-  folder, tmp_path
-):
+def test_rows_of_some_arms_are_enough_in_any_style(folder, tmp_path):
   name = 'imagenet_sync-laptop.jsonl'
   (tmp_path / name).write_text((folder / name).read_text())
-  arguments = (f'--results={tmp_path}', '--variant=laptop')
+  options = (f'--results={tmp_path}', '--variant=laptop')
   names = ('fig3', 'controls', 'diversity')
-  assert run_figures(*names, *arguments, f'--out={tmp_path}') == 0
+  assert run_figures(*names, *options, f'--out={tmp_path}') == 0
   table = cells((tmp_path / 'fig3-laptop.md').read_text())
   assert table['two-way codistilled']['runs'] == '0'
   assert table['synchronous SGD']['runs'] == '3'
   # Whatever style the user likes.
   with plt.rc_context({'font.family': 'monospace', 'lines.linewidth': 9}):
-    run_figures('fig3', *arguments, f'--out={tmp_path / "two"}')
-  drawn = 'fig3-laptop.svg'
-  assert (tmp_path / drawn).read_bytes() == (
-    (tmp_path / 'two' / drawn).read_bytes()
-  )
+    run_figures('fig3', *options, f'--out={tmp_path / "two"}')
+  one, two = (path.read_bytes() for path in tmp_path.rglob('fig3-laptop.svg'))
+  assert one == two
 
 
-def test_without_rows_it_shows_the_paper_says_how_and_goes_on(
+def test_without_rows_it_shows_the_paper_and_says_how(
   tmp_path, capsys, monkeypatch
 ):
   saved = []
@@ -478,19 +431,23 @@ def test_without_rows_it_shows_the_paper_says_how_and_goes_on(
     plt.Figure, 'savefig', lambda self, path, **_: saved.append(path)
   )
   (tmp_path / 'empty').mkdir()
-  arguments = (f'--results={tmp_path / "empty"}', f'--out={tmp_path}')
-  assert run_figures(*arguments) == 0
+  assert (
+    run_figures(f'--results={tmp_path / "empty"}', f'--out={tmp_path}') == 0
+  )
   lines = {
     pathlib.Path(line.split('-reduced')[0]).name: line
     for line in capsys.readouterr().out.splitlines()
   }
-  assert lines.keys() == figures.FIGURES.keys()
+  assert lines.keys() == FIGURES.keys()
   assert command('imagenet_staleness', 'reduced', 3) in lines['staleness']
   assert all('the paper alone' in line for line in lines.values())
+  for name in CHURN_FIGURES:
+    assert 'No stored predictions yet' in lines[name]
+  assert command('imagenet_sync', 'reduced', 5) in lines['churn_images']
+  assert 'predictions_interval_steps' in lines['churn_images']
   kinds = ('reduced.svg', 'reduced.png')
-  assert saved == [
-    f'{tmp_path}/{name}-{kind}' for name in lines for kind in kinds
-  ]
+  stems = [f'{tmp_path}/{name}' for name in lines]
+  assert saved == [f'{stem}-{kind}' for stem in stems for kind in kinds]
 
 
 def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
@@ -498,26 +455,15 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
   (tmp_path / 'imagenet_sync-laptop.jsonl').write_text('')
   (tmp_path / 'imagenet_sync-reduced.jsonl').write_text(text[:-20])
   where = (f'--results={tmp_path}', f'--out={tmp_path}')
-  for arguments, status, sentence in (
-    (['fig2c'], 2, "no figure 'fig2c'; did you mean fig2b"),
-    (['--results=nowhere'], 2, 'nowhere is no folder of results'),
-    (['--variant=laptop'], 2, 'is empty'),
-    (['fig3', '--variant=reduced'], 0, 'dropped a cut last line'),
+  for argument, sentence in (
+    ('fig2c', "no figure 'fig2c'; did you mean fig2b"),
+    ('--results=nowhere', 'nowhere is no folder of results'),
+    ('--variant=laptop', 'is empty'),
   ):
-    assert run_figures(*where, *arguments) == status
-    err = capsys.readouterr().err
-    assert sentence in err
-    assert err.count('\n') == 1
-
-
-def test_tables_go_between_their_markers():
-  text = 'a\n<!-- table x -->\nold\n<!-- end -->\nb\n'
-  new = markdown.insert(text, {'x': '| new |\n', 'y': 'elsewhere'})
-  assert new == 'a\n<!-- table x -->\n| new |\n<!-- end -->\nb\n'
-  assert markdown.insert(text, {}) == text
-  assert markdown.insert(text * 2, {'x': 'new\n'}).count('new') == 2
-  with pytest.raises(ValueError, match='table x has no <!-- end -->'):
-    markdown.insert('<!-- table x -->\n', {})
+    assert sentence in complaint(capsys, figures, *where, argument, status=2)
+  assert run_figures(*where, 'fig3', '--variant=reduced') == 0
+  [warning] = capsys.readouterr().err.splitlines()
+  assert 'dropped a cut last line' in warning
 
 
 # What is committed: rows, pictures and tables are of one piece.
@@ -540,36 +486,3 @@ def test_committed_pictures_and_tables_are_those_of_the_rows(tmp_path):
     assert names
     assert names <= tables.keys()
     assert markdown.insert(text, tables) == text, 'make figures'
-
-
-def test_committed_rows_say_what_made_them():
-  paths = sorted(results.FOLDER.glob('*.jsonl'))
-  assert paths
-  gaps = {False: [], True: []}
-  for path in paths:
-    found = results.read(path)
-    assert results.lines(found) == path.read_text(encoding='utf-8')
-    for result in found:
-      run = result.run
-      config = run['config']
-      assert path.stem == results.stem(run['experiment'], run['variant'])
-      fault = config.get('fault', {'kind': 'none'})
-      if fault['kind'] == 'rate' and run['status'] == 'diverged':
-        # Whoever was meant to, and nobody else.
-        assert run['diverged'].keys() == {str(fault['member'])}
-        assert run['marked'] == ['unfinished']
-      else:
-        assert run['status'] == 'done'
-        assert run['marked'] == []
-      assert re.fullmatch('[0-9a-f]{40}', run['commit'])
-      assert any(row['kind'] == 'final' for row in result.rows)
-      # Gradients of long ago ruin a run, as they are meant to.
-      gaps[config.get('num_async_workers', 1) > 1] += [
-        abs(row['memory_gap'])
-        for row in result.rows
-        if row.get('memory_gap') is not None
-      ]
-  # The memories of committed runs are those of evaluation.
-  assert len(gaps[False]) > 1_000
-  assert max(gaps[False]) < 0.05
-  assert max(gaps[True]) < 0.06

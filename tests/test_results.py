@@ -1,21 +1,20 @@
 """Reading committed results: what is wrong with a file is one sentence."""
 
+import re
+
 import pytest
-from collected import make_run
+from collected import collected_rows, make_seeds
 
 from experiments import results
-from scripts import collect
 
 BARE = '{"kind": "run", "schema": 1, "id": "a"}\n'
 
 
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('results')
-  for seed in range(2):
-    make_run(folder / f'runs/{seed}', seed=seed)
-  collect.collect([folder / 'runs'], folder / 'out', allow=(), replace=False)
-  [path] = folder.glob('out/imagenet_codistill-laptop.jsonl')
+  folder = make_seeds(tmp_path_factory.mktemp('runs'), 2)
+  collected_rows(folder)
+  [path] = folder.glob('results/*.jsonl')
   return path.read_text(encoding='utf-8')
 
 
@@ -57,13 +56,6 @@ def test_a_damaged_file_is_one_sentence(path, text, damage, words):
     results.read(path)
 
 
-def test_a_cut_last_line_is_dropped_with_a_warning(path):
-  path.write_bytes(path.read_bytes()[:-9])
-  with pytest.warns(UserWarning, match='dropped a cut last line'):
-    cut = results.read(path)
-  assert [len(result.rows) for result in cut] == [12, 11]
-
-
 def test_names_of_points():
   assert results.point_name({}) == 'base'
   point = {'codistill.reload_interval_steps': 10, 'model.dnn.hidden': (2, 3)}
@@ -77,3 +69,36 @@ def test_numbers_in_names_are_in_their_order():
   wanted = ['9', 'no peers', 'reload 1', 'reload 50', 'reload 100']
   names = [wanted[i] for i in (4, 2, 3, 1, 0)]
   assert sorted(names, key=results.natural) == wanted
+
+
+def test_committed_rows_say_what_made_them():
+  paths = sorted(results.FOLDER.glob('*.jsonl'))
+  assert paths
+  gaps = {False: [], True: []}
+  for path in paths:
+    found = results.read(path)
+    assert results.lines(found) == path.read_text(encoding='utf-8')
+    for result in found:
+      run = result.run
+      config = run['config']
+      assert path.stem == results.stem(run['experiment'], run['variant'])
+      fault = config.get('fault', {'kind': 'none'})
+      if fault['kind'] == 'rate' and run['status'] == 'diverged':
+        # Whoever was meant to, and nobody else.
+        assert run['diverged'].keys() == {str(fault['member'])}
+        assert run['marked'] == ['unfinished']
+      else:
+        assert run['status'] == 'done'
+        assert run['marked'] == []
+      assert re.fullmatch('[0-9a-f]{40}', run['commit'])
+      assert any(row['kind'] == 'final' for row in result.rows)
+      # Gradients of long ago ruin a run, as they are meant to.
+      gaps[config.get('num_async_workers', 1) > 1] += [
+        abs(row['memory_gap'])
+        for row in result.rows
+        if row.get('memory_gap') is not None
+      ]
+  # The memories of committed runs are those of evaluation.
+  assert len(gaps[False]) > 1_000
+  assert max(gaps[False]) < 0.05
+  assert max(gaps[True]) < 0.06

@@ -53,6 +53,16 @@ def test_numbers_have_three_digits():
   assert numbers == ['0.160', '1.02', '55,562', '0', '999']
 
 
+def test_tables_go_between_their_markers():
+  text = 'a\n<!-- table x -->\nold\n<!-- end -->\nb\n'
+  new = markdown.insert(text, {'x': '| new |\n', 'y': 'elsewhere'})
+  assert new == 'a\n<!-- table x -->\n| new |\n<!-- end -->\nb\n'
+  assert markdown.insert(text, {}) == text
+  assert markdown.insert(text * 2, {'x': 'new\n'}).count('new') == 2
+  with pytest.raises(ValueError, match='table x has no <!-- end -->'):
+    markdown.insert('<!-- table x -->\n', {})
+
+
 def test_what_makes_no_sense_is_refused(capsys):
   for arguments, said in (
     (['--step-seconds=0'], 'a step takes some time'),

@@ -4,15 +4,15 @@ import functools
 
 import pytest
 from collected import (
-  assert_both_panels_show_what_there_is,
   collected_rows,
-  make_run,
+  make_seeds,
+  panels_of,
   split_table,
   table_of,
 )
 
-from scripts.figures import __main__ as figures
 from scripts.figures import cost
+from scripts.figures.__main__ import FIGURES
 from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
 
 # Text of 4 tokens a lane, 8 lanes a batch.
@@ -22,7 +22,7 @@ ASYNC = {'codistill.members': 1, 'codistill.exchange': 'none', **ALIKE}
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40, **ALIKE}
 
 
-def loss(step, who, *, scale=1.0):
+def loss(step, who, seed, scale):
   return (0.9 if who == 'ensemble' else 1.0) * scale * 4 / (step + 10)
 
 
@@ -68,20 +68,14 @@ RUNS = (
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')
-  for experiment, point, seeds, members, scale in RUNS:
-    # What the named config has is no point of it.
-    named = experiment in ('lm_ensemble', 'lm_same_data', 'lm_two_phase')
-    for seed in range(seeds):
-      name = '-'.join((experiment, *map(str, point.values()), str(seed)))
-      make_run(
-        folder / 'runs' / name,
-        experiment,
-        seed,
-        {'data.sequence_length': 4} | point,
-        members=members,
-        loss=functools.partial(loss, scale=scale),
-        overrides=({} if named else point) | ({'seed': seed} if seed else {}),
-      )
+  for number, (experiment, point, seeds, members, scale) in enumerate(RUNS):
+    keys = {'members': members, 'loss': functools.partial(loss, scale=scale)}
+    named = {'data.sequence_length': 4}
+    if experiment in ('lm_ensemble', 'lm_same_data', 'lm_two_phase'):
+      named, point = named | point, {}
+    make_seeds(
+      folder / str(number), seeds, experiment, point, named=named, **keys
+    )
   return collected_rows(folder)
 
 
@@ -147,9 +141,8 @@ def test_all_steps_of_two_phases_count(rows):
 
 
 def test_batches_and_rates(rows):
-  figure = figures.FIGURES['batch']
-  assert_both_panels_show_what_there_is(figure, rows)
-  _, *lines = split_table(figure.table(rows, 'laptop'))
+  panels_of('batch', rows)
+  _, *lines = split_table(FIGURES['batch'].table(rows, 'laptop'))
   found = {tuple(line[:2]): line[2:] for line in lines}
   at_half, at_less = [(size, '0.5') for size in ('4', '8', '16')], ('8', '0.25')
   assert list(found) == [at_half[0], at_less, *at_half[1:]]
@@ -159,8 +152,7 @@ def test_batches_and_rates(rows):
 
 
 def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
-  figure = figures.FIGURES['staleness_contrast']
-  _, *lines = split_table(figure.table(rows, 'laptop'))
+  _, *lines = split_table(FIGURES['staleness_contrast'].table(rows, 'laptop'))
   assert [line[:2] for line in lines] == [
     ['synchronous SGD', '0'],
     ['stale teachers', '1'],
@@ -170,7 +162,7 @@ def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
   ]
   assert [line[4] for line in lines[-2:]] == ['0.5', '0.125']
   assert lines[1][5] == '2'
-  _, axes = assert_both_panels_show_what_there_is(figure, rows)
+  _, axes = panels_of('staleness_contrast', rows)
   drawn = {line.get_label(): line for line in axes.get_lines()}
   assert list(drawn['stale teachers (1 seed)'].get_xdata()) == [1, 7]
 
@@ -205,8 +197,7 @@ def test_where_codistillation_gains(rows):
   # Members of these runs are alike.
   assert nothing['the same, mean of both members'] == nothing[gains]
   assert large['the ensemble gains'] == f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
-  figure = figures.FIGURES['regime']
-  axes, _ = assert_both_panels_show_what_there_is(figure, rows)
+  axes, _ = panels_of('regime', rows)
   assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
   # Dots, one a seed, condition by condition.
   dots = [line for line in axes.get_lines() if line.get_marker() == 'o']

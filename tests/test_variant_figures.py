@@ -3,9 +3,7 @@
 import functools
 
 import pytest
-from collected import collected_rows, make_run, table_of
-
-from experiments import results
+from collected import collected_rows, make_seeds, table_of
 
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
 ALONE = {'codistill.members': 1}
@@ -34,8 +32,9 @@ RUNS = (
 )
 
 
-def loss(step, who, *, end):
-  return end * (2 - step / 40) * (0.5 if who == 'ensemble' else 1 + 0.1 * who)
+def loss(step, who, seed, end):
+  share = 0.5 if who == 'ensemble' else 1 + 0.1 * who
+  return (end + 0.01 * seed) * (2 - step / 40) * share
 
 
 def teachers(age):
@@ -50,24 +49,13 @@ def teachers(age):
 @pytest.fixture(scope='module')
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('variants')
-  for experiment, point, seeds, members, end in RUNS:
-    apart = 'codistill.exchange' in point
-    taught = not apart and experiment in ('imagenet_two_phase', 'teacher_fit')
-    named = FROZEN | {'two_phase.num_steps': 40} if taught else {}
-    for seed in range(seeds):
-      name = f'{experiment}-{results.point_name(point)}-{seed}'
-      age = point.get('two_phase.num_steps', 40)
-      inside = {} if point is LESS else named | point
-      make_run(
-        folder / 'runs' / name,
-        experiment,
-        seed,
-        inside,
-        members=members,
-        loss=functools.partial(loss, end=end + 0.01 * seed),
-        overrides=point | ({'seed': seed} if seed else {}),
-        **({'teachers': teachers(age)} if taught else {}),
-      )
+  for number, (experiment, point, seeds, members, end) in enumerate(RUNS):
+    keys = {'members': members, 'loss': functools.partial(loss, end=end)}
+    two_phases = experiment in ('imagenet_two_phase', 'teacher_fit')
+    if two_phases and 'codistill.exchange' not in point:
+      keys['named'] = FROZEN | {'two_phase.num_steps': 40}
+      keys['teachers'] = teachers(point.get('two_phase.num_steps', 40))
+    make_seeds(folder / str(number), seeds, experiment, point, **keys)
   return collected_rows(folder)
 
 
