@@ -15,29 +15,33 @@ from scripts.figures.__main__ import FIGURES
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
 
-def make_config(**changes):
-  config = {
-    'seed': 0,
-    'num_steps': 40,
-    'batch_size': 8,
-    'checkpoint_interval_steps': 10,
-    'num_async_workers': 1,
-    'data': {'data_dir': '/home/somebody/data', 'name': 'digits'},
-    'two_phase': {'members': 2, 'num_steps': 0},
-    'codistill': {
-      'members': 2,
-      'burn_in_steps': 10,
-      'exchange': 'memory',
-      'reload_interval_steps': 50,
-      'delay_steps': 0,
-    },
-    'diversity': {'initialization': 'own', 'order': 'own', 'partition': 'own'},
-    'schedule': {
-      'warmup_cosine': {'peak_rate': 0.1},
-      'constant': {'rate': 0.5},
-    },
-  }
-  for key, value in changes.items():
+DIVERSITY = [
+  f'diversity.{source}' for source in ('initialization', 'order', 'partition')
+]
+CONFIG = {
+  'seed': 0,
+  'num_steps': 40,
+  'batch_size': 8,
+  'checkpoint_interval_steps': 10,
+  'num_async_workers': 1,
+  'data.data_dir': '/home/somebody/data',
+  'data.name': 'digits',
+  'two_phase.members': 2,
+  'two_phase.num_steps': 0,
+  'codistill.members': 2,
+  'codistill.burn_in_steps': 10,
+  'codistill.exchange': 'memory',
+  'codistill.reload_interval_steps': 50,
+  'codistill.delay_steps': 0,
+  **dict.fromkeys(DIVERSITY, 'own'),
+  'schedule.warmup_cosine.peak_rate': 0.1,
+  'schedule.constant.rate': 0.5,
+}
+
+
+def make_config(changes):
+  config = {}
+  for key, value in {**CONFIG, **changes}.items():
     *sections, last = key.split('.')
     section = config
     for name in sections:
@@ -64,12 +68,10 @@ def make_run(
   the provenance.
   """
   point = point or {}
-  config = make_config(
-    **{'seed': seed, 'codistill.members': members}
-    | ({} if members > 1 else {'codistill.exchange': 'none'})
-    | (named or {})
-    | point
-  )
+  keys = {'seed': seed, 'codistill.members': members}
+  if members == 1:
+    keys['codistill.exchange'] = 'none'
+  config = make_config({**keys, **(named or {}), **point})
   run = {
     'schema': SCHEMA_VERSION,
     'experiment': experiment,
@@ -86,12 +88,10 @@ def make_run(
     'device': {'platform': 'cpu', 'kind': 'cpu', 'count': 1},
     'argv': ['/home/somebody/run.py', f'--workdir={workdir}'],
     'started': f'2026-01-01T00:00:{seed:02}+00:00',
-    'rows': None,
-  } | changes
-  del run['rows']
+  }
   workdir.mkdir(parents=True, exist_ok=True)
   record = Record(workdir, suffix)
-  record.write_run(run)
+  record.write_run(run | changes)
   whos = [*range(members), *(['ensemble'] if members > 1 else [])]
   for step in range(1, 41):
     for member in range(members):
@@ -156,9 +156,8 @@ def make_all(folder):
   double = {'batch_size': 16, 'schedule.warmup_cosine.peak_rate': 0.2}
   stale = {'codistill.reload_interval_steps': 10, 'codistill.delay_steps': 20}
   ages = [{'codistill.reload_interval_steps': k} for k in (1, 10, 250)]
-  keys = [f'diversity.{key}' for key in make_config()['diversity']]
   diverse = [
-    dict(zip(keys, values, strict=True))
+    dict(zip(DIVERSITY, values, strict=True))
     for values in itertools.product(('own', 'same'), repeat=3)
     if values[:2] != ('own', 'own')
   ]
@@ -178,8 +177,8 @@ def make_all(folder):
     gain = 0.1 * len(point) + 0.3 * (members == 2)
 
     def loss(step, who, seed, gain=gain):
-      top = 4 - gain - 0.01 * seed
-      return (1 - 0.1 * (who == 'ensemble')) * top / (step + 10)
+      share = 0.9 if who == 'ensemble' else 1
+      return share * (4 - gain - 0.01 * seed) / (step + 10)
 
     keywords = {'members': members, 'loss': loss}
     make_seeds(folder / str(number), seeds, experiment, point, **keywords)

@@ -11,35 +11,20 @@ import subprocess
 import types
 
 import pytest
+from in_process import complaint
 from networks import make_small_dnn
 
 from codistill import losses
 from data.preparing import workers
 from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import (
-  clicks,
-  exchange,
-  images,
-  job,
-  loop,
-  loss,
-  lstm,
-  measure,
-  memory,
-  model,
-  report,
-  scale,
-  start,
-  step,
-  text,
-  waiting,
-)
+from scripts.benchmark import job, loop, measure, report
 from scripts.benchmark import networks as measured
 from scripts.benchmark import publication as publishing
 from scripts.benchmark.measure import Limit, Measure, ResNet
 from scripts.benchmark.networks import Network
 
+PARTS = benchmark.PARTS
 TINY = {
   'LSTM': Network('lm_codistill:smoke', {'model.lstm.num_layers': 1}),
   'DNN': Network('criteo_codistill:smoke'),
@@ -61,7 +46,7 @@ def small(monkeypatch):
 def run(monkeypatch, tmp_path):
   monkeypatch.setattr(measure, 'TIMED_SECONDS', 0.0)
 
-  def run_part(name, shapes, rounds=2):
+  def run_part(name, shapes, *timed, rounds=2):
     monkeypatch.setattr(benchmark.PARTS[name], 'SMALL', shapes)
     path = tmp_path / 'found.json'
     line = [name, f'--rounds={rounds}', f'--json={path}']
@@ -72,6 +57,9 @@ def run(monkeypatch, tmp_path):
     values = [value for each in found['values'].values() for value in each]
     assert values
     assert all(map(math.isfinite, values))
+    for one in timed:
+      assert len(found['values'][one]) == rounds, one
+      assert min(found['values'][one]) > 0, one
     run_part.limits = found['limits']
     assert run_part.limits.keys() <= found['values'].keys()
     return found['values']
@@ -80,47 +68,43 @@ def run(monkeypatch, tmp_path):
 
 
 def test_updates_are_timed_beside_their_flops(run, monkeypatch):
-  monkeypatch.setattr(step, 'MEMBERS', (2, 4))
+  monkeypatch.setattr(PARTS['step'], 'MEMBERS', (2, 4))
   # Of an LSTM, tests/test_cost.py counts; four updates take long to compile.
-  found = run('step', {'DNN': TINY['DNN']})
-  assert len(found['DNN, burn-in: time (ms)']) == 2
-  flops = []
-  for members in (2, 4):
-    beside = f'DNN, {members} members'
-    assert min(found[f'{beside}: time (% of burn-in)']) > 0
-    flops += found[f'{beside}: FLOPs (% of burn-in)']
+  beside = [f'DNN, {members} members' for members in (2, 4)]
+  timed = [f'{name}: time (% of burn-in)' for name in beside]
+  found = run('step', {'DNN': TINY['DNN']}, 'DNN, burn-in: time (ms)', *timed)
   # Each teacher is the same forward pass.
-  two, four = flops
+  [two], [four] = (found[f'{name}: FLOPs (% of burn-in)'] for name in beside)
   assert 100 < two < 150
   assert four - 100 == pytest.approx(3 * (two - 100))
 
 
 def test_updates_are_timed_beside_a_product(run):
-  found = run('model', model.Shapes(TINY, 8))
-  assert len(found['a product of 8², float32 (GFLOP/s)']) == 2
-  for name, unit in (('LSTM', 'tokens'), ('DNN', 'examples')):
-    for kind in ('burn-in', 'codistilling'):
-      update = f'{name}, {kind}'
-      assert min(found[f'{update}: rate ({unit}/s)']) > 0
-      assert min(found[f'{update}: share of the product’s rate (%)']) > 0
+  rates = [
+    f'{name}, {kind}: {rate}'
+    for name, unit in (('LSTM', 'tokens'), ('DNN', 'examples'))
+    for kind in ('burn-in', 'codistilling')
+    for rate in (f'rate ({unit}/s)', 'share of the product’s rate (%)')
+  ]
+  product = 'a product of 8², float32 (GFLOP/s)'
+  run('model', PARTS['model'].Shapes(TINY, 8), product, *rates)
 
 
 def test_two_members_need_more_memory_than_one(run):
-  found = run('memory', memory.Shapes(TINY, 16), rounds=1)
+  found = run('memory', PARTS['memory'].Shapes(TINY, 16), rounds=1)
   for name in ('LSTM, plain loss', 'LSTM, chunks of 16 tokens', 'DNN'):
-    assert (
-      found[f'{name}: one member (MB)'] < found[f'{name}: two members (MB)']
+    one, two = (
+      found[f'{name}: {n} (MB)'] for n in ('one member', 'two members')
     )
+    assert one < two
 
 
 def test_training_waits_for_a_part_of_a_step(run):
-  tiny = {'model.name': 'dnn', 'model.dnn.hidden': (8,)}
-  jpegs = {'data.name': 'imagenet2012', **tiny}
-  networks = {
-    'clicks': TINY['DNN'],
-    'images': Network('imagenet_codistill:smoke', jpegs),
-  }
-  found = run('waiting', waiting.Shapes(networks, 2, 1, (2, 20, 30)))
+  changes = {'data.name': 'imagenet2012'}
+  changes |= {'model.name': 'dnn', 'model.dnn.hidden': (8,)}
+  jpegs = Network('imagenet_codistill:smoke', changes)
+  networks = {'clicks': TINY['DNN'], 'images': jpegs}
+  found = run('waiting', PARTS['waiting'].Shapes(networks, 2, 1, (2, 20, 30)))
   for name in networks:
     assert len(found[f'{name}: a step (ms)']) == 2
     assert all(0 <= w < 100 for w in found[f'{name}: waiting (% of a step)'])
@@ -146,8 +130,7 @@ def test_both_ways_of_updating_members_are_the_same(run):
   found = run('together', {'DNN': TINY['DNN']})
   for kind in ('burn-in', 'codistilling'):
     assert min(found[f'DNN, {kind}: together (% of one by one)']) > 0
-    [apart] = found[f'DNN, {kind}: losses apart (nats)']
-    assert apart < 1e-5
+    assert found[f'DNN, {kind}: losses apart (nats)'][0] < 1e-5
 
 
 def test_what_grows_is_beside_the_first_case(run, monkeypatch):
@@ -164,7 +147,7 @@ def test_what_grows_is_beside_the_first_case(run, monkeypatch):
     }
 
   monkeypatch.setattr(job, 'start', made_up)
-  shapes = scale.Shapes(TINY['LSTM'], (1, 2), 4_000, 500, 1)
+  shapes = PARTS['scale'].Shapes(TINY['LSTM'], (1, 2), 4_000, 500, 1)
   found = run('scale', shapes)
   assert found['one member: memory (MB)'] == [1, 1]
   for case, shares in {
@@ -177,10 +160,8 @@ def test_what_grows_is_beside_the_first_case(run, monkeypatch):
     for quantity, share in zip(quantities, shares, strict=True):
       values = found[f'{case}: {quantity} (% of the first)']
       assert values == pytest.approx([share, share])
-  for name, most in (
-    ('2 members: a step', 1.1 * 800 / 3),
-    ('corpus × 10: memory', 110),
-  ):
+  limits = {'2 members: a step': 1.1 * 800 / 3, 'corpus × 10: memory': 110}
+  for name, most in limits.items():
     wanted = ['≤', pytest.approx(most)]
     assert run.limits[f'{name} (% of the first)'] == wanted
 
@@ -214,7 +195,7 @@ def test_a_run_is_started_fresh_and_with_its_programs(run, monkeypatch):
     return subprocess.Popen(['sh', '-c', act])
 
   fake = types.SimpleNamespace(Popen=popen, DEVNULL=None)
-  monkeypatch.setattr(start, 'subprocess', fake)
+  monkeypatch.setattr(PARTS['start'], 'subprocess', fake)
   name = 'lm_codistill:smoke'
   found = run('start', (name,), rounds=1)
   assert found.keys() == {f'{name}, fresh (s)', f'{name}, compiled before (s)'}
@@ -226,41 +207,40 @@ def test_a_run_is_started_fresh_and_with_its_programs(run, monkeypatch):
 
 
 def test_an_update_is_timed_with_each_teacher(small, run):
-  found = run('teacher', SMALL)
-  for name in ('float32', 'bfloat16', 'int8'):
-    assert len(found[f'time, teacher in {name} (ms)']) == 2
-    [memory] = found[f'memory, teacher in {name} (MB)']
+  kinds = ('float32', 'bfloat16', 'int8')
+  found = run(
+    'teacher', SMALL, *(f'time, teacher in {one} (ms)' for one in kinds)
+  )
+  for kind in kinds:
+    [memory] = found[f'memory, teacher in {kind} (MB)']
     assert memory > found['memory, without a teacher (MB)'][0]
 
 
 def test_an_interval_with_an_exchange_is_told_from_one_without(small, run):
-  found = run('exchange', exchange.Shapes({1: SMALL}, {1: 3}))
-  assert len(found['1 M: interval without exchange (s)']) == 2
-  assert min(found['1 M: to load (s)']) > 0
-  assert min(found['1 M: stall (% of the interval)']) > 0
+  timed = (
+    'interval without exchange (s)',
+    'to load (s)',
+    'stall (% of the interval)',
+  )
+  shapes = PARTS['exchange'].Shapes({1: SMALL}, {1: 3})
+  run('exchange', shapes, *(f'1 M: {one}' for one in timed))
 
 
-@pytest.mark.usefixtures('small')
-def test_a_publication_weighs_what_its_precision_says(run):
-  found = run('publication', {1: (8, 4)})
+def test_a_publication_weighs_what_its_precision_says(small, run):
+  found = run('publication', {1: (8, 4)}, '1 M, int8: to write (s)')
   full, half, quarter = (
     found[f'1 M, {name}: bytes (MB)'][0]
     for name in ('float32', 'bfloat16', 'int8')
   )
   assert quarter < half < full < 2.1 * half
   assert full == pytest.approx(4 * found['1 M, float32: numbers (M)'][0])
-  assert len(found['1 M, int8: to write (s)']) == 2
 
 
-def test_a_loss_in_chunks_takes_at_most_a_quarter_of_the_memory(
-  run, monkeypatch
-):
-  sizes = loss.Sizes(
-    lanes=32, tokens=8, words=1_000, embedding=8, hidden=8, chunks=(16,)
-  )
+def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
+  sizes = PARTS['loss'].Sizes(32, 8, 1_000, embedding=8, hidden=8, chunks=(16,))
   psi, function = 'cross_entropy', losses.soft_cross_entropy
   monkeypatch.setattr(losses, 'DISTILL_LOSSES', {psi: function})
-  found = run('loss', sizes)
+  found = run('loss', sizes, 'time, chunks of 16, beside plain (%)')
   for what in ('the loss', 'an update'):
     [plain], [chunked] = (
       found[f'memory of {what}, {psi}, {kind} (MB)']
@@ -269,7 +249,6 @@ def test_a_loss_in_chunks_takes_at_most_a_quarter_of_the_memory(
     # All logits of the student, at the least.
     assert plain > 4 * sizes.lanes * sizes.tokens * sizes.words / 1e6
     assert chunked < plain / 4
-  assert len(found['time, chunks of 16, beside plain (%)']) == 2
 
 
 def test_lanes_and_clicks_are_read_as_often_as_it_was_told(run, monkeypatch):
@@ -279,13 +258,11 @@ def test_lanes_and_clicks_are_read_as_often_as_it_was_told(run, monkeypatch):
   # In this process.
   monkeypatch.setattr(workers, 'processes', workers.threads)
   fake = types.SimpleNamespace(run=prepare, DEVNULL=None)
-  monkeypatch.setattr(clicks, 'subprocess', fake)
-  for module, shapes in (
-    (text, ((4, 32),)),
-    (clicks, clicks.Shapes(1_000, (16,))),
-  ):
-    monkeypatch.setattr(module, '_SECONDS', 0.01)
-    found = run(module.__name__.rpartition('.')[2], shapes)
+  monkeypatch.setattr(PARTS['clicks'], 'subprocess', fake)
+  shapes = {'text': ((4, 32),), 'clicks': PARTS['clicks'].Shapes(1_000, (16,))}
+  for name, sizes in shapes.items():
+    monkeypatch.setattr(PARTS[name], '_SECONDS', 0.01)
+    found = run(name, sizes)
     for values in found.values():
       assert len(values) == 2
       assert min(values) > 0
@@ -293,21 +270,20 @@ def test_lanes_and_clicks_are_read_as_often_as_it_was_told(run, monkeypatch):
 
 
 def test_the_recurrence_keeps_less_than_jax_would(run):
-  found = run('lstm', lstm.Shapes(16, 32, 32))
-  own, theirs = (
-    found[f'memory, {kind} (MB)'][0] for kind in ('its own', 'JAX’s')
+  found = run('lstm', PARTS['lstm'].Shapes(16, 32, 32), 'time, its own (ms)')
+  [own], [theirs] = (
+    found[f'memory, {kind} (MB)'] for kind in ('its own', 'JAX’s')
   )
   assert own < theirs / 2
-  assert len(found['time, its own (ms)']) == 2
 
 
 def test_images_are_read_by_stage_and_by_pipeline(run, monkeypatch, capsys):
-  monkeypatch.setattr(images, 'REST_SECONDS', 0.01)
-  monkeypatch.setattr(images, '_tf_batches', lambda files, shapes: None)
+  monkeypatch.setattr(PARTS['images'], 'REST_SECONDS', 0.01)
+  monkeypatch.setattr(PARTS['images'], '_tf_batches', lambda *_: None)
   small = {'size': (20, 30), 'large': (80, 90), 'image_size': 8}
   batches = {'num_images': 2, 'num_large': 1, 'batch_size': 4, 'num_batches': 4}
   # Processes take seconds to start.
-  shapes = images.Shapes(**small, **batches, workers=(0,))
+  shapes = PARTS['images'].Shapes(**small, **batches, workers=(0,))
   found = run('images', shapes)
   [size] = found.pop('file (kB)')
   assert 0.2 < size < 5
@@ -318,8 +294,9 @@ def test_images_are_read_by_stage_and_by_pipeline(run, monkeypatch, capsys):
   assert 'TensorFlow is not installed' in capsys.readouterr().out
 
 
-def made_up(monkeypatch):
-  """Parts that measure nothing; returns what was asked of them."""
+@pytest.fixture
+def asked(monkeypatch):
+  """Parts measure nothing, and note what was asked of them."""
   asked = []
 
   def make_part(name):
@@ -331,20 +308,16 @@ def made_up(monkeypatch):
         Measure('free', '%', [5.0]),
       ]
 
+    texts = {'TITLE': 'nothing', 'ROUNDS': 'rounds'}
     sizes = {'SMALL': 'small', 'FULL': 'full'}
-    return types.SimpleNamespace(
-      TITLE='nothing', ROUNDS='rounds', measure=measure_nothing, **sizes
-    )
+    return types.SimpleNamespace(measure=measure_nothing, **texts, **sizes)
 
   parts = {name: make_part(name) for name in benchmark.PARTS}
   monkeypatch.setattr(benchmark, 'PARTS', parts)
   return asked
 
 
-def test_without_a_name_all_parts_are_measured_and_nothing_is_written(
-  monkeypatch, tmp_path, capsys
-):
-  asked = made_up(monkeypatch)
+def test_without_a_name_all_are_measured(asked, monkeypatch, tmp_path, capsys):
   monkeypatch.chdir(tmp_path)
   assert benchmark.main(['--rounds=1']) == 0
   assert asked == [(name, 1, 'small') for name in benchmark.PARTS]
@@ -354,8 +327,7 @@ def test_without_a_name_all_parts_are_measured_and_nothing_is_written(
   assert '25.0 % above' in shown
 
 
-def test_several_parts_are_kept_beside_those_of_before(monkeypatch, tmp_path):
-  asked = made_up(monkeypatch)
+def test_several_parts_are_kept_beside_those_of_before(asked, tmp_path):
   path = tmp_path / 'found.json'
   line = ['--rounds=3', f'--json={path}']
   assert benchmark.main(['scale', *line]) == 0
@@ -377,16 +349,14 @@ def test_several_parts_are_kept_beside_those_of_before(monkeypatch, tmp_path):
   assert '| free | 5.00 | 5.00 | 5.00 |  |  | % |' in text
 
 
-def test_what_makes_no_sense_is_refused_before_measuring(
-  monkeypatch, tmp_path, capsys
-):
-  asked = made_up(monkeypatch)
+def test_what_makes_no_sense_is_refused_at_once(asked, tmp_path, capsys):
   path = tmp_path / 'found.json'
   path.write_text('{"step": 1}')
-  assert benchmark.main(['step', f'--json={path}']) == 1
-  assert 'name another file' in capsys.readouterr().err
-  assert benchmark.main(['step', f'--json={tmp_path}/no/found.json']) == 1
-  assert 'is no folder' in capsys.readouterr().err
+  for file, words in (
+    (path, 'name another file'),
+    (tmp_path / 'no/found.json', 'is no folder'),
+  ):
+    assert words in complaint(capsys, benchmark, 'step', f'--json={file}')
   assert report.main([f'--json={path}']) == 2
   for argument, words in (
     ('--rounds=0', '--rounds must be at least 1'),
@@ -409,8 +379,7 @@ def test_the_networks_are_configs_whose_keys_exist():
 
 
 def test_the_documents_tables_are_those_of_the_committed_results():
-  document = measure.ROOT / 'docs/performance.md'
-  text = document.read_text(encoding='utf-8')
+  text = (measure.ROOT / 'docs/performance.md').read_text(encoding='utf-8')
   assert markdown.insert(text, report.tables(report.RESULTS)) == text
   for part in benchmark.PARTS.values():
     assert all((part.SMALL, part.FULL, part.TITLE))

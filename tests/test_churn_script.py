@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from collected import LABELS, make_retrains, make_run, store
 from commands import contents
-from complaints import complaint
+from in_process import complaint, run_script
 
 from scripts import churn
 
@@ -15,10 +15,6 @@ from scripts import churn
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
   monkeypatch.setenv('COLUMNS', '200')
-
-
-def run_churn(*arguments):
-  return churn.main([str(argument) for argument in arguments])
 
 
 def tables(out):
@@ -36,7 +32,7 @@ def tables(out):
 def test_retrains_are_compared_at_their_last_step(tmp_path, capsys):
   folder = make_retrains(tmp_path)
   before = contents(folder)
-  assert run_churn(folder) == 0
+  assert run_script(churn, folder) == 0
   captured = capsys.readouterr()
   assert captured.err == ''
   p = np.array([0.1, 0.2, 0.45, 0.3]) + 0.1 * np.arange(3)[:, None]
@@ -56,7 +52,7 @@ def test_all_steps_and_each_recipe_and_member(tmp_path, capsys):
   make_retrains(tmp_path)
   make_retrains(tmp_path, 'imagenet_codistill', members=2)
   workdirs = [*tmp_path.glob('*/*'), tmp_path / 'imagenet_sync/1']
-  assert run_churn(*workdirs, '--all-steps') == 0
+  assert run_script(churn, *workdirs, '--all-steps') == 0
   found = {
     recipe: [line[:3] for line in lines]
     for recipe, lines in tables(capsys.readouterr().out).items()
@@ -74,25 +70,23 @@ def test_what_only_machines_differ_in_is_one_recipe(tmp_path, capsys):
   for seed, point in enumerate(({}, {'num_devices': 1})):
     workdir = make_run(tmp_path / str(seed), seed=seed, point=point)
     store(workdir, {0: np.eye(3)[[0, 1, 2, seed]]})
-  assert run_churn(tmp_path) == 0
+  assert run_script(churn, tmp_path) == 0
   [[line]] = tables(capsys.readouterr().out).values()
   assert line[3:5] == ['0.2500', '25.00']
   assert line[-1] == '–'
 
 
-def test_a_run_without_predictions_is_left_out_with_a_sentence(
-  tmp_path, capsys
-):
+def test_a_run_without_predictions_is_left_out(tmp_path, capsys):
   folder = make_retrains(tmp_path)
   shutil.rmtree(folder / '1/predictions')
-  assert run_churn(folder) == 0
+  assert run_script(churn, folder) == 0
   captured = capsys.readouterr()
   assert f'{folder / "1"} is left out: it has stored no' in captured.err
   [[line]] = tables(captured.out).values()
   assert line[2] == '2'
   for seed in (0, 2):
     shutil.rmtree(folder / str(seed) / 'predictions')
-  assert run_churn(folder) == 1
+  assert run_script(churn, folder) == 1
   assert capsys.readouterr().err.count('\n') == 3
 
 
@@ -130,9 +124,7 @@ def one_run(folder):
     (lambda folder: (folder / '1/run.json').write_text('{'), 'is damaged'),
   ],
 )
-def test_what_cannot_be_compared_is_one_sentence(
-  tmp_path, capsys, change, sentence
-):
+def test_what_cannot_be_compared(tmp_path, capsys, change, sentence):
   folder = make_retrains(tmp_path)
   change(folder)
   assert sentence in complaint(capsys, churn, folder, folder)

@@ -5,15 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from collected import (
-  COMMIT,
-  LABELS,
-  make_retrains,
-  make_run,
-  make_seeds,
-  store,
-)
-from complaints import complaint
+from collected import COMMIT, LABELS, make_retrains, make_run, make_seeds, store
+from in_process import complaint, run_script
 
 from experiments import results
 from experiments.record import read_run
@@ -21,7 +14,7 @@ from scripts import collect
 
 
 def run_collect(out, *arguments):
-  return collect.main([f'--out={out}', *map(str, arguments)])
+  return run_script(collect, f'--out={out}', *arguments)
 
 
 def one_file(folder):
@@ -157,9 +150,7 @@ def write(name, text):
     (write('run.json', '{"schema": 2}'), 'has schema 2'),
   ],
 )
-def test_a_damaged_workdir_is_refused_and_the_others_go_in(
-  tmp_path, out, capsys, damage, words
-):
+def test_a_damaged_workdir_is_left_out(tmp_path, out, capsys, damage, words):
   damage(make_run(tmp_path / 'runs/a', point={'num_devices': 1}))
   make_run(tmp_path / 'runs/b', seed=1)
   allow = [f'--allow={mark}' for mark in collect.ALLOWABLE]

@@ -8,24 +8,15 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
-from commands import DNN, build_cheaply, contents, on_row, run_command
-from complaints import complaint
+from commands import DNN, contents, on_row, run_command
+from in_process import cheap_builds, complaint, run_script
 
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
-from experiments import stored
 from experiments.record import read_rows, read_run
 from scripts import evaluate
 
-
-@pytest.fixture(scope='module', autouse=True)
-def cheap():
-  """Programs are those of earlier experiments that are alike."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      stored, 'build', lambda *args: build_cheaply(*args[:2], dataset=args[2])
-    )
-    yield
+cheap = pytest.fixture(scope='module', autouse=True)(cheap_builds)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +36,7 @@ def copy(apart, tmp_path):
 def numbers_of(workdir, *arguments):
   """What the command writes as JSON."""
   file = workdir.parent / 'numbers.json'
-  assert evaluate.main([str(workdir), f'--json={file}', *arguments]) == 0
+  assert run_script(evaluate, workdir, f'--json={file}', *arguments) == 0
   return json.loads(file.read_text())
 
 
@@ -87,8 +78,7 @@ def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
 
 def test_members_of_several_processes_are_one_table(apart, capsys):
   found = numbers_of(apart)
-  final = final_rows(apart)
-  assert scores(found['members']) == scores(final)
+  assert scores(found['members']) == scores(final_rows(apart))
   assert found['ensemble'] is not None
   assert 'ensemble' in capsys.readouterr().out
   # One member alone.
@@ -118,9 +108,7 @@ def test_nothing_is_changed_where_jobs_are_at_work(copy, capsys):
   assert 'ensemble  4 to 8' in capsys.readouterr().out
 
 
-def test_a_member_without_a_checkpoint_is_left_out_with_a_sentence(
-  copy, capsys
-):
+def test_a_member_without_a_checkpoint_is_left_out(copy, capsys):
   shutil.rmtree(copy / 'checkpoints-0')
   found = numbers_of(copy)
   assert found['members'].keys() == {'1'}
@@ -159,8 +147,7 @@ def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
 def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
   assert (found['num_examples'], found['split']) == (512, 'train')
-  final = final_rows(apart)
-  assert scores(found['members']) != scores(final)
+  assert scores(found['members']) != scores(final_rows(apart))
   # Any other is what the set makes of it.
   assert numbers_of(apart, '--split=train[:100]')['num_examples'] == 100
 
@@ -168,14 +155,14 @@ def test_the_training_split_is_all_of_it(apart):
 def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
   nowhere = tmp_path / 'none' / 'file'
   no_two = 'there is no member 2: this run has 2, numbered from 0'
-  for arguments, sentence in (
-    ([tmp_path], f'{tmp_path} holds no run'),
-    ([apart, '--member', '0', '2'], no_two),
-    ([apart, f'--json={nowhere}'], f'{nowhere.parent} is no folder'),
+  for sentence, *arguments in (
+    (f'{tmp_path} holds no run', tmp_path),
+    (no_two, apart, '--member', '0', '2'),
+    (f'{nowhere.parent} is no folder', apart, f'--json={nowhere}'),
+    ('the splits train and validation', apart, '--split=holdout'),
+    ('holdout', apart, '--split=holdout'),
   ):
     assert sentence in complaint(capsys, evaluate, *arguments)
-  said = complaint(capsys, evaluate, apart, '--split=holdout')
-  assert 'the splits train and validation, no holdout' in said
 
 
 def test_a_run_of_more_devices_than_there_are_here(copy):
@@ -186,8 +173,7 @@ def test_a_run_of_more_devices_than_there_are_here(copy):
     path.write_text(json.dumps(run))
   found = numbers_of(copy)
   assert found['num_examples'] == 32
-  final = final_rows(copy)
-  for member, (step, accuracy, loss) in scores(final).items():
+  for member, (step, accuracy, loss) in scores(final_rows(copy)).items():
     near = {'accuracy': accuracy, 'task_loss': pytest.approx(loss, rel=1e-5)}
     assert found['members'][member] == {'step': step, **near}
 
@@ -204,9 +190,7 @@ def test_the_config_is_the_runs_and_not_todays(pair):
   assert isinstance(experiment.task.image_shape, tuple)
 
 
-def test_a_checkpoint_that_goes_while_it_is_read_is_not_believed(
-  copy, monkeypatch
-):
+def test_a_checkpoint_that_goes_meanwhile_is_not_believed(copy, monkeypatch):
   real, read = checkpoint._load, []
 
   def load(path, step, *rest):

@@ -7,20 +7,20 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import build_cheaply, run_command
-from complaints import complaint
+from commands import run_command
+from in_process import cheap_builds, complaint, run_script
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from codistill.models import Model, Prediction
 from codistill.models.model import Head
-from experiments import stored
 from experiments.tasks import images
 from scripts import export
 
@@ -28,22 +28,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
 
 
-@pytest.fixture(scope='module', autouse=True)
-def cheap():
-  """Programs are those of earlier experiments that are alike."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      stored, 'build', lambda *args: build_cheaply(*args[:2], dataset=args[2])
-    )
-    yield
+cheap = pytest.fixture(scope='module', autouse=True)(cheap_builds)
 
 
 @pytest.fixture(scope='module')
 def exported(pair, tmp_path_factory):
   """Member 1 of a finished run, where its folder had to be made."""
   out = tmp_path_factory.mktemp('served') / 'new' / 'member'
-  arguments = [str(pair.workdir), '--member=1', f'--out={out}']
-  assert export.main(arguments) == 0
+  assert run_script(export, pair.workdir, '--member=1', f'--out={out}') == 0
   return out
 
 
@@ -63,9 +55,7 @@ def refusal(capsys, workdir, out, member=1):
   return said
 
 
-def test_the_lines_of_its_readme_predict_as_the_project_does(
-  pair, exported, tmp_path
-):
+def test_its_readme_predicts_as_the_project_does(pair, exported, tmp_path):
   readme = (exported / 'README.md').read_text(encoding='utf-8')
   [lines] = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
   assert len(lines.strip().splitlines()) <= 8
@@ -86,10 +76,7 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   # As it may be moved, too.
   moved = shutil.copytree(exported, tmp_path / 'moved')
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
-  done = subprocess.run(
-    line, cwd=moved, env=env, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
+  subprocess.run(line, cwd=moved, env=env, check=True)
   [member] = [m for m in pair.whole.trainer.members if m.index == 1]
   prediction, _ = pair.whole.experiment.model.predict(
     member.state.variables, jnp.asarray(inputs), ()
@@ -119,16 +106,12 @@ def test_it_says_what_it_is_and_is_for_every_platform(pair, exported):
   assert str(outputs.shape) == '(batch, 1000)'
 
 
-def test_a_member_of_a_process_of_its_own_needs_no_data(
-  tmp_path, capsys, monkeypatch
-):
+def test_a_member_alone_needs_no_data(tmp_path, capsys, monkeypatch):
   assert run_command(tmp_path / 'run', '--member=0').status == 0
   monkeypatch.setattr(images.Kind, 'make_dataset', None)
-  capsys.readouterr()
   out = tmp_path / 'out'
   out.mkdir()  # Empty is as good as not there.
-  command = [str(tmp_path / 'run'), '--member=0', f'--out={out}']
-  assert export.main(command) == 0
+  assert run_script(export, tmp_path / 'run', '--member=0', f'--out={out}') == 0
   said = capsys.readouterr().out
   assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in said
   assert {path.name for path in out.iterdir()} == FILES
@@ -144,9 +127,7 @@ def test_what_only_some_platforms_can_do_is_for_those():
     features = twice.bind(inputs.astype('float32'))
     return Prediction(features, Head(**variables)), memory
 
-  def unused(*arguments):
-    raise AssertionError
-
+  unused = mock.Mock(side_effect=AssertionError)
   model = Model(unused, predict, unused, memory=lambda batch_size: ())
   variables = {'kernel': np.ones((3, 2)), 'bias': np.zeros(2)}
   with pytest.raises(NotImplementedError):
@@ -200,11 +181,8 @@ def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
     assert [path.name[0] for path in tmp_path.iterdir()] == ['.']
     raise KeyboardInterrupt
 
-  def interrupt(*arguments, **keywords):
-    assert not out.exists()
-    raise KeyboardInterrupt
-
   # After the last file, and at the first.
+  interrupt = mock.Mock(side_effect=KeyboardInterrupt)
   for name, act in (
     ('write_export', interrupted),
     ('save_variables', interrupt),
@@ -212,7 +190,7 @@ def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(export, name, act)
       with pytest.raises(KeyboardInterrupt):
-        export.main([str(pair.workdir), '--member=0', f'--out={out}'])
+        run_script(export, pair.workdir, '--member=0', f'--out={out}')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,7 +207,6 @@ def test_what_came_into_the_folder_meanwhile_stays(
     (out / 'precious').write_text('mine')
 
   monkeypatch.setattr(export, 'write_export', write)
-  command = [str(pair.workdir), '--member=0', f'--out={out}']
-  assert export.main(command) == 1
+  assert run_script(export, pair.workdir, '--member=0', f'--out={out}') == 1
   assert f'{out} is not empty' in capsys.readouterr().err
   assert list(tmp_path.rglob('*')) == [out, out / 'precious']

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import pytest
@@ -14,7 +15,7 @@ from collected import (
   panels_of,
   table_of,
 )
-from complaints import complaint
+from in_process import complaint
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import results
@@ -60,10 +61,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def rows(folder):
   return results.read_folder(folder, 'laptop')
-
-
-def run_figures(*arguments):
-  return figures.main([str(argument) for argument in arguments])
 
 
 def legend_of(axes):
@@ -202,16 +199,12 @@ def test_our_panel_shows_the_mean_and_all_seeds(rows):
 
 def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   table = table_of('staleness', rows)
-  assert list(table) == [
-    'synchronous SGD, all of the data',
-    'reload 1',
-    'reload 10',
-    'reload 250',
-    'reload 10, delay 20',
-    'no peers, half of the data',
-  ]
+  sync, *ages, alone = table
+  assert sync == 'synchronous SGD, all of the data'
+  assert ages == ['reload 1', 'reload 10', 'reload 250', 'reload 10, delay 20']
+  assert alone == 'no peers, half of the data'
   assert table['reload 10']['mean age (updates)'] == '2.0'
-  assert table['no peers, half of the data']['mean age (updates)'] == '–'
+  assert table[alone]['mean age (updates)'] == '–'
   paper = 'paper, language model: at the end (nats)'
   assert table['reload 250'][paper] == '4.059'
   assert table['reload 10'][paper] == '–'
@@ -279,11 +272,8 @@ def test_churn_of_all_models_stands_beside_the_papers(retrains, name):
     best = table.pop('best that can be reached (the truth itself)')
     assert best['ours: log loss (nats)'] == '0.0125'
     assert best[CHURN] == '–'
-  ensemble, pair = (
-    f'ensemble of two {network}s',
-    f'two-way codistilled {network}',
-  )
-  assert list(table) == [network, ensemble, pair, *others]
+  models = ('{}', 'ensemble of two {}s', 'two-way codistilled {}')
+  assert list(table) == [*(name.format(network) for name in models), *others]
   for model, line in table.items():
     for column in (CHURN, LATE_CHURN):
       share = '' if model == network else ' (100 %)'
@@ -382,10 +372,8 @@ def test_runs_with_other_keys_are_no_points_of_a_sweep(changed):
 
 
 def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
-  cut = changed(
-    'imagenet_codistill',
-    lambda text: re.sub('.*"base/seed-2".*"final".*\n', '', text),
-  )
+  end = '.*"base/seed-2".*"final".*\n'
+  cut = changed('imagenet_codistill', lambda text: re.sub(end, '', text))
   column = 'steps to the baseline’s best'
   name = 'codistilled, partitioned data'
   one, two = (table_of('controls', some)[name] for some in (rows, cut))
@@ -412,28 +400,23 @@ def test_rows_of_some_arms_are_enough_in_any_style(folder, tmp_path):
   (tmp_path / name).write_text((folder / name).read_text())
   options = (f'--results={tmp_path}', '--variant=laptop')
   names = ('fig3', 'controls', 'diversity')
-  assert run_figures(*names, *options, f'--out={tmp_path}') == 0
+  assert figures.main([*names, *options, f'--out={tmp_path}']) == 0
   table = cells((tmp_path / 'fig3-laptop.md').read_text())
   assert table['two-way codistilled']['runs'] == '0'
   assert table['synchronous SGD']['runs'] == '3'
   # Whatever style the user likes.
   with plt.rc_context({'font.family': 'monospace', 'lines.linewidth': 9}):
-    run_figures('fig3', *options, f'--out={tmp_path / "two"}')
+    figures.main(['fig3', *options, f'--out={tmp_path / "two"}'])
   one, two = (path.read_bytes() for path in tmp_path.rglob('fig3-laptop.svg'))
   assert one == two
 
 
-def test_without_rows_it_shows_the_paper_and_says_how(
-  tmp_path, capsys, monkeypatch
-):
-  saved = []
-  monkeypatch.setattr(
-    plt.Figure, 'savefig', lambda self, path, **_: saved.append(path)
-  )
+def test_without_rows_it_says_what_makes_them(tmp_path, capsys, monkeypatch):
+  save = mock.Mock()
+  monkeypatch.setattr(plt.Figure, 'savefig', save)
+  options = [f'--results={tmp_path / "empty"}', f'--out={tmp_path}']
   (tmp_path / 'empty').mkdir()
-  assert (
-    run_figures(f'--results={tmp_path / "empty"}', f'--out={tmp_path}') == 0
-  )
+  assert figures.main(options) == 0
   lines = {
     pathlib.Path(line.split('-reduced')[0]).name: line
     for line in capsys.readouterr().out.splitlines()
@@ -447,7 +430,8 @@ def test_without_rows_it_shows_the_paper_and_says_how(
   assert 'predictions_interval_steps' in lines['churn_images']
   kinds = ('reduced.svg', 'reduced.png')
   stems = [f'{tmp_path}/{name}' for name in lines]
-  assert saved == [f'{stem}-{kind}' for stem in stems for kind in kinds]
+  saved = [f'{stem}-{kind}' for stem in stems for kind in kinds]
+  assert [call.args[0] for call in save.call_args_list] == saved
 
 
 def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
@@ -461,7 +445,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
     ('--variant=laptop', 'is empty'),
   ):
     assert sentence in complaint(capsys, figures, *where, argument, status=2)
-  assert run_figures(*where, 'fig3', '--variant=reduced') == 0
+  assert figures.main([*where, 'fig3', '--variant=reduced']) == 0
   [warning] = capsys.readouterr().err.splitlines()
   assert 'dropped a cut last line' in warning
 
@@ -471,7 +455,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
 
 def test_committed_pictures_and_tables_are_those_of_the_rows(tmp_path):
   for variant in figures.VARIANTS:
-    assert run_figures(f'--variant={variant}', f'--out={tmp_path}') == 0
+    assert figures.main([f'--variant={variant}', f'--out={tmp_path}']) == 0
   drawn, kept = (
     {path.name: path for path in folder.iterdir() if path.suffix != '.png'}
     for folder in (tmp_path, figures.OUT)

@@ -116,11 +116,8 @@ def stored(workdir):
 def test_the_end_of_a_run_is_stored_as_it_was_scored(pair):
   found = predictions.find(pair.workdir)
   assert list(found) == [(10, 0), (10, 1), (10, 'ensemble')]
-  final = {
-    row['member']: row
-    for row in read_rows(pair.workdir / 'rows.jsonl')
-    if row['kind'] == 'final'
-  }
+  rows = read_rows(pair.workdir / 'rows.jsonl')
+  final = {row['member']: row for row in rows if row['kind'] == 'final'}
   _, num_classes, (_, test) = open_set('train', 'validation')
   for (_, who), one in found.items():
     p, right = one.open()
@@ -146,23 +143,22 @@ def test_a_run_that_was_stopped_stores_the_same(small, tmp_path):
   (late / 'member-7.npy').write_text('of another run')
   assert run_command(halves, *small.arguments, EVERY).status == 0
   assert {step for step, _ in stored(halves)} == {4, 8, 10}
-  names = [whole / 'predictions', halves / 'predictions']
-  assert contents(names[0]) == contents(names[1])
+  whole, halves = whole / 'predictions', halves / 'predictions'
+  assert contents(whole) == contents(halves)
   # Which evaluations are stored changes no number.
   plain = small.workdir / 'predictions/step-10'
-  assert contents(names[0] / 'step-10') == contents(plain)
+  assert contents(whole / 'step-10') == contents(plain)
   # Anew, and without.
   again = ('--overwrite', '--config.store_predictions=False')
-  stop_command(5, halves, *small.arguments, *again)
-  assert not (halves / 'predictions').exists()
+  stop_command(5, halves.parent, *small.arguments, *again)
+  assert not halves.exists()
 
 
 def test_members_of_processes_of_their_own_store_their_own(tmp_path):
   def ruin(trainer):
     variables = trainer.members[0].state.variables
-    variables['params'] = jax.tree.map(
-      lambda leaf: leaf * np.nan, variables['params']
-    )
+    ruined = jax.tree.map(lambda leaf: leaf * np.nan, variables['params'])
+    variables['params'] = ruined
 
   one = (*DNN, '--member=1')
   assert run_command(tmp_path, *DNN, '--member=0').status == 0

@@ -1,16 +1,16 @@
 """Resume: bit for bit, after signals and kills, in the right workdir only."""
 
+import functools
 import json
 import shutil
 import signal
 import sys
-import time
 import warnings
+from unittest import mock
 
 import pytest
 from commands import (
   DNN,
-  ROOT,
   assert_bit_for_bit,
   contents,
   error_sentence,
@@ -23,6 +23,7 @@ from commands import (
   stop_after,
   stop_command,
 )
+from stand_ins import until
 
 from codistill.exchange.folder.lease import Lease
 from experiments import record
@@ -57,18 +58,17 @@ def test_ten_steps_are_five_and_five_bit_for_bit(pair, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-  ('config', 'arguments', 'name'),
+  ('name', 'config', 'arguments'),
   [
     (
-      'imagenet_codistill:smoke',
+      *('rows.jsonl', 'imagenet_codistill:smoke'),
       '--config.codistill.immediate=True --config.codistill.members=3 '
       '--config.num_devices=2',
-      'rows.jsonl',
     ),
-    ('imagenet_ensemble:smoke', '--member=1', 'rows-1.jsonl'),
+    ('rows-1.jsonl', 'imagenet_ensemble:smoke', '--member=1'),
   ],
 )
-def test_other_ways_to_run_resume_as_exactly(tmp_path, config, arguments, name):
+def test_other_ways_to_run_resume_as_exactly(tmp_path, name, config, arguments):
   whole, halves = tmp_path / 'whole', tmp_path / 'halves'
 
   def go(workdir):
@@ -77,7 +77,7 @@ def test_other_ways_to_run_resume_as_exactly(tmp_path, config, arguments, name):
   at_once = go(whole)
   assert at_once.status == 0
   step = {'step': 5, 'member': 1, 'kind': 'train'}
-  with on_row(lambda trainer: signal.raise_signal(signal.SIGTERM), **step):
+  with on_row(lambda _: signal.raise_signal(signal.SIGTERM), **step):
     assert go(halves).status == 128 + signal.SIGTERM
   outcome = go(halves)
   assert outcome.status == 0
@@ -116,9 +116,7 @@ def handlers():
     signal.signal(number, handler)
 
 
-def test_signals_stop_with_a_checkpoint_and_say_how_to_go_on(
-  small, tmp_path, capfd, handlers
-):
+def test_signals_stop_with_a_checkpoint(small, tmp_path, capfd, handlers):
   # What Slurm is told to send before it takes a job away is SIGUSR2.
   for step, number in ((4, signal.SIGINT), (7, signal.SIGUSR2)):
     stop_command(step, tmp_path, *small.arguments, number=number)
@@ -136,22 +134,12 @@ def test_signals_stop_with_a_checkpoint_and_say_how_to_go_on(
     assert_goes_on(small, tmp_path, 7)
 
 
-def wait_for_rows(process, workdir):
-  rows, deadline = workdir / 'rows.jsonl', time.monotonic() + 200
-  while not rows.exists() or not rows.read_bytes():
-    if process.poll() is not None:
-      raise AssertionError(process.communicate()[1])
-    if time.monotonic() > deadline:
-      process.kill()
-      raise AssertionError('no rows in time')
-    time.sleep(0.01)
-
-
 def test_a_signal_from_outside_stops_the_process(tmp_path):
   # It has not finished when the signal comes, however late that is.
   endless = ('--config.num_steps=100000', *DNN)
   process = start_process(line_of(tmp_path, *endless))
-  wait_for_rows(process, tmp_path)
+  rows = tmp_path / 'rows.jsonl'
+  until(lambda: rows.exists() and rows.read_bytes(), process)
   process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=100)
   assert process.returncode == 128 + signal.SIGTERM, err
@@ -166,22 +154,19 @@ def test_a_signal_from_outside_stops_the_process(tmp_path):
   ]
 
 
-def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(
-  small, tmp_path
-):
+def test_kill_9_loses_the_steps_since_a_checkpoint_at_most(small, tmp_path):
   every_three = '--config.checkpoint_interval_steps=3'
-  _, *line = line_of(tmp_path, *small.arguments, every_three)
-  code = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT / 'tests')!r})
-import commands
-sys.argv = {line[1:]!r}
-with commands.on_row(
+  code = """
+import os, pathlib, signal, sys
+sys.path.insert(0, 'tests')
+from commands import on_row, run_command
+with on_row(
   lambda _: os.kill(os.getpid(), signal.SIGKILL), step=8, kind='train'
 ):
-  commands.run.main(commands.run.parse_flags(sys.argv))
+  run_command(pathlib.Path(sys.argv[1]), *sys.argv[2:])
 """
-  process = start_process([sys.executable, '-c', code])
+  arguments = (str(tmp_path), *small.arguments, every_three)
+  process = start_process([sys.executable, '-c', code, *arguments])
   _, err = process.communicate(timeout=200)
   assert process.returncode == -signal.SIGKILL, err
   with warnings.catch_warnings():
@@ -196,9 +181,7 @@ def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
   class Killed(BaseException):
     pass
 
-  def die(trainer):
-    raise Killed
-
+  die = mock.Mock(side_effect=Killed)
   # Before its first checkpoint; between the last and its final rows.
   for goes_on_from, moment in (
     (0, {'step': 3, 'kind': 'train'}),
@@ -224,9 +207,8 @@ def refused(reference, workdir, capfd, *arguments):
 
 def test_a_workdir_of_another_config_is_refused_with_what_differs(small, capfd):
   changes = ('codistill.delay_steps=1', 'optimizer.sgd.momentum=0.5')
-  sentence = refused(
-    small, small.workdir, capfd, *(f'--config.{one}' for one in changes)
-  )
+  arguments = (f'--config.{change}' for change in changes)
+  sentence = refused(small, small.workdir, capfd, *arguments)
   # These and nothing else.
   assert (
     '(codistill.delay_steps 2 there, 1 now; '
@@ -245,7 +227,7 @@ def other_commit(monkeypatch):
   return version
 
 
-def test_a_workdir_of_another_commit_is_refused_unless_that_is_allowed(
+def test_a_workdir_of_another_commit_may_be_allowed(
   small, tmp_path, capfd, other_commit
 ):
   workdir, commit = small.stopped_copy(tmp_path), other_commit['commit']
@@ -285,9 +267,7 @@ def test_overwrite_begins_anew(small, tmp_path, other_commit):
   assert (workdir / 'mine.txt').read_text() == 'kept'
 
 
-def test_a_workdir_where_another_process_runs_is_refused(
-  small, tmp_path, capfd
-):
+def test_a_workdir_of_a_process_at_work_is_refused(small, tmp_path, capfd):
   workdir = small.stopped_copy(tmp_path)
   lease = Lease(workdir / 'lease.json', timeout_s=60.0, what='here')
   lease.acquire()
@@ -309,13 +289,12 @@ def test_a_part_of_a_run_is_refused(small, tmp_path, capfd):
 
 
 def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
+  ensemble = functools.partial(run_command, config='imagenet_ensemble:smoke')
+  assert ensemble(tmp_path, *DNN, '--member=0').status == 0
   for said, *arguments in (
-    (None, '--member=0'),
     ('seed 0 there, 7 now', '--member=1', '--config.seed=7'),
     ('member 0 alone, and this is one of all members',),
   ):
-    ensemble = 'imagenet_ensemble:smoke'
-    status = run_command(tmp_path, *DNN, *arguments, config=ensemble).status
-    assert status == (2 if said else 0)
-    assert said is None or said in error_sentence(capfd)
+    assert ensemble(tmp_path, *DNN, *arguments).status == 2
+    assert said in error_sentence(capfd)
   assert sorted(path.name for path in tmp_path.glob('run*')) == ['run-0.json']
