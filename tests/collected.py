@@ -53,8 +53,8 @@ def make_config(changes):
 def make_run(
   workdir,
   experiment='imagenet_codistill',
-  seed=0,
   point=None,
+  seed=0,
   *,
   members=2,
   loss=lambda step, who: 1.0 / step,
@@ -109,19 +109,12 @@ def make_run(
   return workdir
 
 
-def make_seeds(
-  folder,
-  seeds,
-  experiment='imagenet_codistill',
-  point=None,
-  *,
-  loss=lambda step, who, seed: 1.0 / step,
-  **keywords,
-):
-  """So many runs that differ in nothing else."""
+def make_seeds(folder, seeds, *arguments, loss_of=None, **keywords):
+  """So many runs that differ in nothing else, but maybe in a loss by seed."""
   for seed in range(seeds):
-    keywords['loss'] = functools.partial(loss, seed=seed)
-    make_run(folder / str(seed), experiment, seed, point, **keywords)
+    if loss_of:
+      keywords['loss'] = functools.partial(loss_of, seed)
+    make_run(folder / str(seed), *arguments, seed=seed, **keywords)
   return folder
 
 
@@ -137,12 +130,10 @@ def store(workdir, predictions, step=40, labels=LABELS):
     writer.commit()
 
 
-def make_retrains(
-  folder, experiment='imagenet_sync', point=None, members=1, **keywords
-):
+def make_retrains(folder, experiment='imagenet_sync', members=1, **keywords):
   """Three seeds that predict 0.1 more of class 1 each, and less before."""
-  keywords['members'] = members
-  workdirs = make_seeds(folder / experiment, 3, experiment, point, **keywords)
+  workdirs = folder / experiment
+  make_seeds(workdirs, 3, experiment, members=members, **keywords)
   whos = [*range(members), *(['ensemble'] if members > 1 else [])]
   for seed in range(3):
     for step, scale in ((20, 2), (40, 1)):
@@ -176,11 +167,11 @@ def make_all(folder):
   ):
     gain = 0.1 * len(point) + 0.3 * (members == 2)
 
-    def loss(step, who, seed, gain=gain):
+    def loss(seed, step, who, gain=gain):
       share = 0.9 if who == 'ensemble' else 1
       return share * (4 - gain - 0.01 * seed) / (step + 10)
 
-    keywords = {'members': members, 'loss': loss}
+    keywords = {'members': members, 'loss_of': loss}
     make_seeds(folder / str(number), seeds, experiment, point, **keywords)
   collected_rows(folder)
   return folder / 'results'

@@ -1,5 +1,7 @@
-"""Scripts that run in this process: what they build and complain of."""
+"""Scripts and runs in this process: how they go wrong, and what they say."""
 
+import jax
+import numpy as np
 import pytest
 from commands import build_cheaply
 
@@ -15,6 +17,17 @@ def cheap_builds():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(stored, 'build', build)
     yield
+
+
+def ruin(member):
+  """What a trainer does to a member that diverges, for `commands.on_row`."""
+
+  def act(trainer):
+    variables = trainer.members[member].state.variables
+    params = jax.tree.map(lambda leaf: leaf * np.nan, variables['params'])
+    variables['params'] = params
+
+  return act
 
 
 def run_script(script, *arguments):

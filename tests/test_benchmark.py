@@ -20,7 +20,6 @@ from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import job, loop, measure, report
 from scripts.benchmark import networks as measured
-from scripts.benchmark import publication as publishing
 from scripts.benchmark.measure import Limit, Measure, ResNet
 from scripts.benchmark.networks import Network
 
@@ -38,7 +37,7 @@ def small(monkeypatch):
     # Little to compile.
     return make_small_dnn(input_shape=input_shape, num_classes=num_classes)
 
-  for module in (measure, publishing):
+  for module in (measure, PARTS['publication']):
     monkeypatch.setattr(module, 'make_resnet', make_small)
 
 
@@ -252,12 +251,11 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
 
 
 def test_lanes_and_clicks_are_read_as_often_as_it_was_told(run, monkeypatch):
-  def prepare(line, **_):
-    prepare_criteo.main(line[3:])
-
   # In this process.
   monkeypatch.setattr(workers, 'processes', workers.threads)
-  fake = types.SimpleNamespace(run=prepare, DEVNULL=None)
+  fake = types.SimpleNamespace(
+    run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
+  )
   monkeypatch.setattr(PARTS['clicks'], 'subprocess', fake)
   shapes = {'text': ((4, 32),), 'clicks': PARTS['clicks'].Shapes(1_000, (16,))}
   for name, sizes in shapes.items():

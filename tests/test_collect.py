@@ -273,7 +273,7 @@ def test_what_is_collected_again_keeps_its_churn(tmp_path, out):
   assert results.lines(read(out)) == before.decode()
   # A run in the place of another has no churn of that other's.
   new = {'members': 1, 'started': 'later'}
-  fresh = make_run(tmp_path / 'new', 'imagenet_sync', 1, **new)
+  fresh = make_run(tmp_path / 'new', 'imagenet_sync', seed=1, **new)
   assert run_collect(out, fresh, '--replace') == 0
   churn = [row for run in read(out) for row in run.churn]
   pairs = {(row['id'], row['other']) for row in churn}

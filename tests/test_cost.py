@@ -1,5 +1,6 @@
 """What an update costs, found without data, without numbers and in no time."""
 
+import itertools
 import json
 
 import jax
@@ -9,6 +10,7 @@ from in_process import complaint
 from scripts import cost, flops
 
 SMALL = [f'{name}_codistill:smoke' for name in ('lm', 'imagenet', 'criteo')]
+UPDATES = ('burn-in', 'codistilling')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -27,11 +29,7 @@ def test_memory_is_that_of_a_device_and_written_down(tmp_path):
   found = written['cost']
   assert (found['examples_per_step'], found['unit']) == (8 * 8, 'token')
   memory = {(line['devices'], line['update']): line for line in found['memory']}
-  assert list(memory) == [
-    (devices, update)
-    for devices in (1, 2)
-    for update in ('burn-in', 'codistilling')
-  ]
+  assert list(memory) == list(itertools.product((1, 2), UPDATES))
   published = found['bytes']['publication']['float32']
   assert published == 4 * found['parameters']
   for line in memory.values():
@@ -40,7 +38,7 @@ def test_memory_is_that_of_a_device_and_written_down(tmp_path):
     assert line['arguments'] > least * published
     in_all = line['arguments'] + line['while_it_runs']
     assert in_all <= line['in_all'] < 1.1 * in_all
-  for update in ('burn-in', 'codistilling'):
+  for update in UPDATES:
     few, many = memory[2, update], memory[1, update]
     assert few['arguments'] < many['arguments']
     assert few['while_it_runs'] < many['while_it_runs']
@@ -111,7 +109,7 @@ def test_microbatches_take_less_memory_and_are_written_down(tmp_path):
     for one in found['memory']:
       assert one['microbatches'] == parts
       needed[parts, one['update']] = one['while_it_runs']
-  for update in ('burn-in', 'codistilling'):
+  for update in UPDATES:
     assert needed[4, update] < needed[1, update]
 
 

@@ -5,11 +5,9 @@ import json
 import math
 import shutil
 
-import jax
-import jax.numpy as jnp
 import pytest
 from commands import DNN, contents, on_row, run_command
-from in_process import cheap_builds, complaint, run_script
+from in_process import cheap_builds, complaint, ruin, run_script
 
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
@@ -131,12 +129,7 @@ def test_a_member_without_a_checkpoint_is_left_out(copy, capsys):
 
 
 def test_a_member_that_has_diverged_is_left_out(tmp_path, capsys):
-  def ruin(trainer):
-    variables = trainer.members[1].state.variables
-    ruined = jax.tree.map(lambda leaf: leaf * jnp.nan, variables['params'])
-    variables['params'] = ruined
-
-  with on_row(ruin, step=3, member=0, kind='train'):
+  with on_row(ruin(1), step=3, member=0, kind='train'):
     assert run_command(tmp_path / 'run', *DNN).status == 1
   found = numbers_of(tmp_path / 'run')
   assert found['members'].keys() == {'0'}
@@ -159,8 +152,7 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
     (f'{tmp_path} holds no run', tmp_path),
     (no_two, apart, '--member', '0', '2'),
     (f'{nowhere.parent} is no folder', apart, f'--json={nowhere}'),
-    ('the splits train and validation', apart, '--split=holdout'),
-    ('holdout', apart, '--split=holdout'),
+    ("train and validation, no 'holdout'", apart, '--split=holdout'),
   ):
     assert sentence in complaint(capsys, evaluate, *arguments)
 

@@ -14,7 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import run_command
+from commands import ROOT, run_command
 from in_process import cheap_builds, complaint, run_script
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
@@ -24,7 +24,6 @@ from codistill.models.model import Head
 from experiments.tasks import images
 from scripts import export
 
-ROOT = pathlib.Path(__file__).parent.parent
 FILES = {'README.md', 'config.json', 'predict.bin', 'variables'}
 
 
@@ -115,8 +114,8 @@ def test_a_member_alone_needs_no_data(tmp_path, capsys, monkeypatch):
   said = capsys.readouterr().out
   assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in said
   assert {path.name for path in out.iterdir()} == FILES
-  said = refusal(capsys, tmp_path / 'run', tmp_path / 'other')
-  assert 'member 1 has no checkpoint yet' in said
+  missing = 'member 1 has no checkpoint yet'
+  assert missing in refusal(capsys, tmp_path / 'run', tmp_path / 'other')
 
 
 def test_what_only_some_platforms_can_do_is_for_those():
@@ -138,9 +137,7 @@ def test_what_only_some_platforms_can_do_is_for_those():
   assert found.platforms == ('cpu',)
 
 
-def test_what_makes_no_sense_is_one_sentence_and_leaves_all_alone(
-  pair, tmp_path, capsys, monkeypatch
-):
+def test_what_makes_no_sense_leaves_all_alone(pair, tmp_path, capsys):
   out, precious = tmp_path / 'out', tmp_path / 'out' / 'precious'
   link, new = tmp_path / 'link', tmp_path / 'new'
   out.mkdir()
@@ -157,16 +154,12 @@ def test_what_makes_no_sense_is_one_sentence_and_leaves_all_alone(
     assert sentence in refusal(capsys, workdir, where, member)
     assert precious.read_text() == 'mine'
 
-  def version(name):
-    if name == 'flatbuffers':
-      raise export.PackageNotFoundError(name)
-    return '1'
-
   # A missing package is told at once.
-  monkeypatch.setattr(export, 'version', version)
-  monkeypatch.setattr(export, 'rebuild', None)
-  said = refusal(capsys, pair.workdir, new)
-  assert 'pip install flatbuffers' in said
+  *there, missing = export.PACKAGES
+  versions = [*('1' for _ in there), export.PackageNotFoundError(missing)]
+  version = mock.Mock(side_effect=versions)
+  with mock.patch.multiple(export, version=version, rebuild=None):
+    assert f'pip install {missing}' in refusal(capsys, pair.workdir, new)
 
 
 @pytest.mark.usefixtures('exported_before')
@@ -183,10 +176,8 @@ def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
 
   # After the last file, and at the first.
   interrupt = mock.Mock(side_effect=KeyboardInterrupt)
-  for name, act in (
-    ('write_export', interrupted),
-    ('save_variables', interrupt),
-  ):
+  acts = {'write_export': interrupted, 'save_variables': interrupt}
+  for name, act in acts.items():
     with monkeypatch.context() as patch:
       patch.setattr(export, name, act)
       with pytest.raises(KeyboardInterrupt):
@@ -195,9 +186,7 @@ def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures('exported_before')
-def test_what_came_into_the_folder_meanwhile_stays(
-  pair, tmp_path, monkeypatch, capsys
-):
+def test_what_came_meanwhile_stays(pair, tmp_path, monkeypatch, capsys):
   out = tmp_path / 'out'
   real = export.write_export
 

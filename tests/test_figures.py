@@ -109,9 +109,8 @@ def test_every_curve_of_the_paper_is_found_and_an_arm_has_one_colour():
     own = [(arm.color, arm.line) for arm in figure.arms]
     # And no other arm of a figure has it.
     assert len(set(own)) == len(own)
-    for arm in figure.arms:
-      assert looks.setdefault(arm.label, (arm.color, arm.line)) in own
-      assert looks[arm.label] == (arm.color, arm.line)
+    for arm, look in zip(figure.arms, own, strict=True):
+      assert looks.setdefault(arm.label, look) == look
 
 
 def test_the_first_crossing_of_2_by_linear_interpolation():
@@ -247,13 +246,13 @@ def retrains(tmp_path_factory):
     ('imagenet_codistill', 'memory', 2),
   ):
     keys = {'codistill.exchange': exchange, 'codistill.members': members}
-    make_retrains(folder, config, None, members, named=keys)
-    make_retrains(folder / config, 'criteo_table1', keys, members, **known)
-  keys = {'model.name': 'click_regression'}
-  make_retrains(folder / 'regression', 'criteo_table1', keys, **known)
-  for name, point in CHOICES.items():
-    keys = {'point': point, 'members': 2, **known}
-    make_retrains(folder / f'choice {name}', 'criteo_choices', **keys)
+    make_retrains(folder, config, members, named=keys)
+    known['point'] = keys
+    make_retrains(folder / config, 'criteo_table1', members, **known)
+  known['point'] = {'model.name': 'click_regression'}
+  make_retrains(folder / 'regression', 'criteo_table1', **known)
+  for name, known['point'] in CHOICES.items():
+    make_retrains(folder / f'choice {name}', 'criteo_choices', 2, **known)
   return collected_rows(folder)
 
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from commands import (
@@ -14,6 +13,7 @@ from commands import (
   run_command,
   stop_command,
 )
+from in_process import ruin
 
 from codistill.churn import score
 from data.images.imagenet_sample import open_set
@@ -155,17 +155,12 @@ def test_a_run_that_was_stopped_stores_the_same(small, tmp_path):
 
 
 def test_members_of_processes_of_their_own_store_their_own(tmp_path):
-  def ruin(trainer):
-    variables = trainer.members[0].state.variables
-    ruined = jax.tree.map(lambda leaf: leaf * np.nan, variables['params'])
-    variables['params'] = ruined
-
   one = (*DNN, '--member=1')
   assert run_command(tmp_path, *DNN, '--member=0').status == 0
   assert list(stored(tmp_path)) == [(8, 0)]
   # Of one that is ruined in the last step nothing is stored: rows are late, so
   # this is after the last update, and before it is evaluated.
-  with on_row(ruin, step=8, member=1, kind='train'):
+  with on_row(ruin(0), step=8, member=1, kind='train'):
     assert run_command(tmp_path, *one).status == 1
   # What the other one stored stays.
   assert list(stored(tmp_path)) == [(8, 0)]

@@ -96,13 +96,10 @@ def test_a_kill_while_replacing_keeps_the_old_file(tmp_path, monkeypatch, call):
   rows.write_run(run)
   assert read_run(rows.run_path) == run
 
-  class Killed(BaseException):
-    pass
-
-  die = mock.Mock(side_effect=Killed)
+  die = mock.Mock(side_effect=KeyboardInterrupt)
   with monkeypatch.context() as patch:
     patch.setattr(record if call == 'open' else os, call, die, raising=False)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
       rows.write_run({'status': 'done'})
   assert read_run(rows.run_path) == run
   # What the killed process left behind is in nobody's way.
@@ -118,35 +115,35 @@ def test_a_replaced_file_is_on_the_disk_before_it_has_its_name(tmp_path):
   assert [name for name, *_ in calls.mock_calls] == ['fsync', 'replace']
 
 
-def wrapping(wrapper, room):
-  """An `open` whose files are wrapped."""
-  return lambda *a, **keywords: wrapper(open(*a, **keywords), room)
+class Disk:
+  """A raw file that takes so many bytes, a sip at a time, then says ENOSPC."""
 
-
-class FullDisk:
-  """A raw file that takes so many bytes and then says ENOSPC."""
-
-  def __init__(self, raw, room):
-    self._raw, self._room = raw, room
+  def __init__(self, raw, room, sip):
+    self._raw, self._room, self._sip = raw, room, sip
+    self.close = raw.close
 
   def write(self, data):
     if not self._room:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    taken = bytes(data[: self._room])
+    taken = bytes(data[: min(self._room, self._sip)])
     self._room -= len(taken)
     return self._raw.write(taken)
 
-  def close(self):
-    self._raw.close()
+
+def on_a_disk(room=10_000, sip=10_000):
+  """What is opened is on it."""
+
+  def wrapped(*arguments, **keywords):
+    return Disk(open(*arguments, **keywords), room, sip)
+
+  return mock.patch.object(record, 'open', wrapped, create=True)
 
 
 @pytest.mark.parametrize('room', [0, 1, 30])
-def test_a_full_disk_is_an_error_and_rows_stay(written, monkeypatch, room):
-  with monkeypatch.context() as patch:
-    patch.setattr(record, 'open', wrapping(FullDisk, room), raising=False)
-    with pytest.raises(OSError, match='No space') as caught:
-      written.write_row(ROWS[0])
-    written.close()
+def test_a_full_disk_is_an_error_and_rows_stay(written, room):
+  with on_a_disk(room), pytest.raises(OSError, match='No space') as caught:
+    written.write_row(ROWS[0])
+  written.close()
   assert caught.value.errno == errno.ENOSPC
   cut = pytest.warns(UserWarning, match='cut last line')
   with cut if room else contextlib.nullcontext():
@@ -156,17 +153,12 @@ def test_a_full_disk_is_an_error_and_rows_stay(written, monkeypatch, room):
   assert read_rows(written.rows_path) == found
 
 
-def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path, monkeypatch):
-  class Sips(FullDisk):
-    def write(self, data):
-      return self._raw.write(bytes(data[:7]))
-
-  monkeypatch.setattr(record, 'open', wrapping(Sips, 0), raising=False)
+def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path):
   rows = Record(tmp_path)
-  for row in ROWS:
-    rows.write_row(row)
+  with on_a_disk(sip=7):
+    for row in ROWS:
+      rows.write_row(row)
   rows.close()
-  monkeypatch.undo()
   assert read_rows(rows.rows_path) == [complete(row) for row in ROWS]
 
 

@@ -178,17 +178,14 @@ with on_row(
 
 
 def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
-  class Killed(BaseException):
-    pass
-
-  die = mock.Mock(side_effect=Killed)
+  die = mock.Mock(side_effect=SystemExit('killed'))
   # Before its first checkpoint; between the last and its final rows.
   for goes_on_from, moment in (
     (0, {'step': 3, 'kind': 'train'}),
     (10, {'kind': 'final', 'member': 1}),
   ):
     workdir = tmp_path / str(goes_on_from)
-    with on_row(die, **moment), pytest.raises(Killed):
+    with on_row(die, **moment), pytest.raises(SystemExit, match='killed'):
       run_command(workdir, *small.arguments)
     assert rows_of(workdir)
     assert_goes_on(small, workdir, goes_on_from)
@@ -197,18 +194,23 @@ def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
 # Whose workdir this is.
 
 
-def refused(reference, workdir, capfd, *arguments):
+@pytest.fixture
+def refusal(small, capfd):
   """Why a command is refused that then loses nothing."""
-  before = contents(workdir)
-  assert run_command(workdir, *reference.arguments, *arguments).status == 2
-  assert contents(workdir) == before
-  return error_sentence(capfd)
+
+  def refusal(workdir, *arguments):
+    before = contents(workdir)
+    assert run_command(workdir, *small.arguments, *arguments).status == 2
+    assert contents(workdir) == before
+    return error_sentence(capfd)
+
+  return refusal
 
 
-def test_a_workdir_of_another_config_is_refused_with_what_differs(small, capfd):
+def test_another_config_is_refused_with_what_differs(small, refusal):
   changes = ('codistill.delay_steps=1', 'optimizer.sgd.momentum=0.5')
   arguments = (f'--config.{change}' for change in changes)
-  sentence = refused(small, small.workdir, capfd, *arguments)
+  sentence = refusal(small.workdir, *arguments)
   # These and nothing else.
   assert (
     '(codistill.delay_steps 2 there, 1 now; '
@@ -217,7 +219,7 @@ def test_a_workdir_of_another_config_is_refused_with_what_differs(small, capfd):
   assert '--overwrite' in sentence
   # Which with bad input loses nothing.
   bad = ('--overwrite', '--config.codistill.members=0')
-  assert 'codistill.members' in refused(small, small.workdir, capfd, *bad)
+  assert 'codistill.members' in refusal(small.workdir, *bad)
 
 
 @pytest.fixture
@@ -227,12 +229,10 @@ def other_commit(monkeypatch):
   return version
 
 
-def test_a_workdir_of_another_commit_may_be_allowed(
-  small, tmp_path, capfd, other_commit
-):
+def test_another_commit_may_be_allowed(small, tmp_path, refusal, other_commit):
   workdir, commit = small.stopped_copy(tmp_path), other_commit['commit']
   first = read_run(workdir / 'run.json')['commit']
-  sentence = refused(small, workdir, capfd)
+  sentence = refusal(workdir)
   for words in (commit[:12], str(first)[:12], '--allow-code-change'):
     assert words in sentence
   stop_command(7, workdir, *small.arguments, '--allow-code-change')
@@ -267,25 +267,23 @@ def test_overwrite_begins_anew(small, tmp_path, other_commit):
   assert (workdir / 'mine.txt').read_text() == 'kept'
 
 
-def test_a_workdir_of_a_process_at_work_is_refused(small, tmp_path, capfd):
+def test_a_workdir_of_a_process_at_work_is_refused(small, tmp_path, refusal):
   workdir = small.stopped_copy(tmp_path)
   lease = Lease(workdir / 'lease.json', timeout_s=60.0, what='here')
   lease.acquire()
   for overwrite in ([], ['--overwrite']):
-    said = refused(small, workdir, capfd, *overwrite)
-    assert 'another process is at work' in said
+    assert 'another process is at work' in refusal(workdir, *overwrite)
   lease.release()
   stop_command(7, workdir, *small.arguments)
 
 
-def test_a_part_of_a_run_is_refused(small, tmp_path, capfd):
+def test_a_part_of_a_run_is_refused(small, tmp_path, refusal):
   shutil.copy(small.workdir / 'run.json', tmp_path)
-  said = refused(small, tmp_path, capfd)
-  assert 'rows.jsonl is gone; --overwrite' in said
+  assert 'rows.jsonl is gone; --overwrite' in refusal(tmp_path)
   # Checkpoints that nobody owns.
   workdir = small.stopped_copy(tmp_path)
   (workdir / 'run.json').unlink()
-  assert 'without run.json' in refused(small, workdir, capfd)
+  assert 'without run.json' in refusal(workdir)
 
 
 def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):

@@ -15,6 +15,9 @@ from scripts.figures import cost
 from scripts.figures.__main__ import FIGURES
 from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
 
+# Where two that codistil reach the baseline's best, 4/50, by linear
+# interpolation between their 3.6/40 at 30 and 3.6/50 at 40.
+AT = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
 # Text of 4 tokens a lane, 8 lanes a batch.
 TOKENS = 32
 ALIKE = {'diversity.partition': 'same'}
@@ -22,7 +25,7 @@ ASYNC = {'codistill.members': 1, 'codistill.exchange': 'none', **ALIKE}
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40, **ALIKE}
 
 
-def loss(step, who, seed, scale):
+def loss(step, who, scale):
   return (0.9 if who == 'ensemble' else 1.0) * scale * 4 / (step + 10)
 
 
@@ -69,13 +72,12 @@ RUNS = (
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')
   for number, (experiment, point, seeds, members, scale) in enumerate(RUNS):
-    keys = {'members': members, 'loss': functools.partial(loss, scale=scale)}
-    named = {'data.sequence_length': 4}
+    keys = {'members': members, 'named': {'data.sequence_length': 4}}
+    keys['loss'] = functools.partial(loss, scale=scale)
     if experiment in ('lm_ensemble', 'lm_same_data', 'lm_two_phase'):
-      named, point = named | point, {}
-    make_seeds(
-      folder / str(number), seeds, experiment, point, named=named, **keys
-    )
+      keys['named'] |= point
+      point = {}
+    make_seeds(folder / str(number), seeds, experiment, point, **keys)
   return collected_rows(folder)
 
 
@@ -102,21 +104,17 @@ def test_cost_of_a_level(rows):
   sync, pair = (found[arm.label] for arm in (LM_SYNC, LM_CODISTILL))
   wanted = ['40', '1.00', '0.0']
   assert [sync[key] for key in (steps, computing, 'tokens to it (M)')] == wanted
-  # Linear between its values at 30 and 40: 3.6/40 and 3.6/50; wanted: 4/50.
-  at = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
-  assert pair[steps] == f'{at:.0f}'
-  assert pair[computing] == f'{2 * (3 * at + at - 10) / 120:.2f}'
+  assert pair[steps] == f'{AT:.0f}'
+  assert pair[computing] == f'{2 * (3 * AT + AT - 10) / 120:.2f}'
   # The last row before it is of step 30: half a second a step.
-  assert pair['seconds to it, as measured'] == f'{0.5 * at:.0f}'
-  half = found['synchronous SGD, half the batch']
-  assert half[steps] == 'not reached'
+  assert pair['seconds to it, as measured'] == f'{0.5 * AT:.0f}'
+  assert found['synchronous SGD, half the batch'][steps] == 'not reached'
   assert found['ensemble of two']['networks served'] == '2'
 
 
 def test_equal_computing_is_where_twice_the_batch_ends(rows):
   found = table_of('equal_compute', rows)
-  double = found['synchronous SGD, twice the batch']
-  assert double['step'] == '40'
+  assert found['synchronous SGD, twice the batch']['step'] == '40'
   # 2 · 3 · 40 batches: two that codistil have 2 (3 · 30 + 20) at step 30.
   pair = found[LM_CODISTILL.label]
   assert pair['step'] == '30'
@@ -132,12 +130,10 @@ def test_all_steps_of_two_phases_count(rows):
   student = found[LM_TWO_PHASE.label]
   assert student['steps of a first phase'] == '20'
   assert student['all steps to codistillation’s best'] == '60'
-  at = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
-  best = int(student['all steps to the baseline’s best'])
-  assert best == 20 + round(at)
+  assert int(student['all steps to the baseline’s best']) == 20 + round(AT)
   assert student['paper: all steps to 4.0 nats'] == '27,000'
-  sync = found[LM_SYNC.label]
-  assert sync['all steps to codistillation’s best'] == 'not reached'
+  never = found[LM_SYNC.label]['all steps to codistillation’s best']
+  assert never == 'not reached'
 
 
 def test_batches_and_rates(rows):

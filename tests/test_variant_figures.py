@@ -32,7 +32,7 @@ RUNS = (
 )
 
 
-def loss(step, who, seed, end):
+def loss(seed, step, who, end):
   share = 0.5 if who == 'ensemble' else 1 + 0.1 * who
   return (end + 0.01 * seed) * (2 - step / 40) * share
 
@@ -50,7 +50,7 @@ def teachers(age):
 def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('variants')
   for number, (experiment, point, seeds, members, end) in enumerate(RUNS):
-    keys = {'members': members, 'loss': functools.partial(loss, end=end)}
+    keys = {'members': members, 'loss_of': functools.partial(loss, end=end)}
     two_phases = experiment in ('imagenet_two_phase', 'teacher_fit')
     if two_phases and 'codistill.exchange' not in point:
       keys['named'] = FROZEN | {'two_phase.num_steps': 40}
