@@ -173,11 +173,11 @@ def make_all(folder):
 
     keywords = {'members': members, 'loss_of': loss}
     make_seeds(folder / str(number), seeds, experiment, point, **keywords)
-  collected_rows(folder)
+  rows_in(folder)
   return folder / 'results'
 
 
-def collected_rows(folder):
+def rows_in(folder):
   """Of all runs below; their files are in its `results`."""
   out = folder / 'results'
   collect.collect([folder], out, allow=(), replace=False)
@@ -203,12 +203,12 @@ def table_of(name, rows):
   """The cells of a figure whose rows are there and can be drawn."""
   figure = FIGURES[name]
   assert figure.has_rows(rows)
-  panels_of(name, rows)
+  drawn(name, rows)
   return cells(figure.table(rows, 'laptop'))
 
 
-def panels_of(name, rows):
-  """Both, drawn; what they show needs not be rendered for that."""
+def drawn(name, rows):
+  """Both panels, in which there is something; they need not be rendered."""
   _, panels = plt.subplots(1, 2)
   FIGURES[name].draw_left(panels[0], rows)
   FIGURES[name].draw_ours(panels[1], rows)

@@ -337,8 +337,7 @@ def test_several_parts_are_kept_beside_those_of_before(asked, tmp_path):
   assert found['step']['full']
   assert not found['scale']['full']
   document = tmp_path / 'document.md'
-  markers = '<!-- table benchmark-step -->\nold\n<!-- end -->\n'
-  document.write_text(f'a\n{markers}b\n')
+  document.write_text('<!-- table benchmark-step -->\nold\n<!-- end -->\n')
   assert report.main([f'--json={path}', f'--into={document}']) == 0
   text = document.read_text()
   assert 'old' not in text

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 from commands import DNN, contents, on_row, run_command
-from in_process import cheap_builds, complaint, ruin, run_script
+from in_process import complaint, run_script
+from rebuilt import cheap_builds, ruin
 
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease

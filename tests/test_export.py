@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import ROOT, run_command
-from in_process import cheap_builds, complaint, run_script
+from in_process import complaint, run_script
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from rebuilt import cheap_builds
 
 from codistill.models import Model, Prediction
 from codistill.models.model import Head
@@ -76,10 +77,9 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   moved = shutil.copytree(exported, tmp_path / 'moved')
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
   subprocess.run(line, cwd=moved, env=env, check=True)
-  [member] = [m for m in pair.whole.trainer.members if m.index == 1]
-  prediction, _ = pair.whole.experiment.model.predict(
-    member.state.variables, jnp.asarray(inputs), ()
-  )
+  model, [_, member] = pair.whole.experiment.model, pair.whole.trainer.members
+  variables = member.state.variables
+  prediction, _ = model.predict(variables, jnp.asarray(inputs), ())
   expected = jax.nn.softmax(prediction.logits)
   found = np.load(tmp_path / 'outputs.npz')
   np.testing.assert_allclose(found['all'], expected, rtol=1e-5)

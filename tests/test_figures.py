@@ -7,14 +7,7 @@ from unittest import mock
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import (
-  cells,
-  collected_rows,
-  make_all,
-  make_retrains,
-  panels_of,
-  table_of,
-)
+from collected import cells, drawn, make_all, make_retrains, rows_in, table_of
 from in_process import complaint
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -183,7 +176,7 @@ def test_a_table_of_curves(rows):
 
 
 def test_our_panel_shows_the_mean_and_all_seeds(rows):
-  _, axes = panels_of('controls', rows)
+  _, axes = drawn('controls', rows)
   lines = {line.get_label(): line for line in axes.get_lines()}
   line = lines['codistilled, partitioned data (3 seeds)']
   assert line.get_color() == arms.CODISTILL.color
@@ -207,7 +200,7 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   paper = 'paper, language model: at the end (nats)'
   assert table['reload 250'][paper] == '4.059'
   assert table['reload 10'][paper] == '–'
-  _, axes = panels_of('staleness', rows)
+  _, axes = drawn('staleness', rows)
   assert 'reloaded every 10, seen d later (2 seeds)' in legend_of(axes)
 
 
@@ -253,7 +246,7 @@ def retrains(tmp_path_factory):
   make_retrains(folder / 'regression', 'criteo_table1', **known)
   for name, known['point'] in CHOICES.items():
     make_retrains(folder / f'choice {name}', 'criteo_choices', 2, **known)
-  return collected_rows(folder)
+  return rows_in(folder)
 
 
 @pytest.mark.parametrize('name', CHURN_FIGURES)
@@ -287,7 +280,7 @@ def test_churn_of_all_models_stands_beside_the_papers(retrains, name):
 
 
 def test_choices_are_drawn_and_may_be_all_that_there_is(retrains):
-  _, axes = panels_of('choices', retrains)
+  _, axes = drawn('choices', retrains)
   labels = [f'{name} (3 seeds)' for name in CHOICES if name]
   assert legend_of(axes)[-4:] == labels
   alone = {'criteo_choices': retrains['criteo_choices']}
@@ -299,11 +292,10 @@ def test_choices_are_drawn_and_may_be_all_that_there_is(retrains):
 
 def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
   for name, network in (('churn', 'DNN'), ('churn_images', 'network')):
-    left, right = panels_of(name, retrains)
+    left, right = drawn(name, retrains)
     [line, *_] = left.get_lines()
     assert line.get_label() == f'{network} (3 seeds)'
-    losses = [0.1, 0.05, 1 / 30, 0.025]
-    assert list(line.get_ydata()) == pytest.approx(losses)
+    assert list(line.get_ydata()) == pytest.approx([0.1, 0.05, 1 / 30, 0.025])
     lines = {line.get_label(): line for line in right.get_lines()}
     for model in (network, f'two-way codistilled {network}'):
       line = lines[f'{model} (3 pairs)']
@@ -311,7 +303,7 @@ def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
       assert line.get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
     # ψ is switched on at step 10.
     assert any(list(line.get_xdata()) == [10, 10] for line in lines.values())
-  _, axes = panels_of('table1', retrains)
+  _, axes = drawn('table1', retrains)
   [point, *_] = axes.containers
   assert point.get_label() == 'DNN (3 seeds)'
   [at] = point[0].get_xydata()
@@ -377,7 +369,7 @@ def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
   name = 'codistilled, partitioned data'
   one, two = (table_of('controls', some)[name] for some in (rows, cut))
   assert float(two[column]) == pytest.approx(float(one[column]), abs=1)
-  _, axes = panels_of('controls', cut)
+  _, axes = drawn('controls', cut)
   assert f'{name} (2 seeds)' in legend_of(axes)
 
 
@@ -455,12 +447,12 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
 def test_committed_pictures_and_tables_are_those_of_the_rows(tmp_path):
   for variant in figures.VARIANTS:
     assert figures.main([f'--variant={variant}', f'--out={tmp_path}']) == 0
-  drawn, kept = (
+  made, kept = (
     {path.name: path for path in folder.iterdir() if path.suffix != '.png'}
     for folder in (tmp_path, figures.OUT)
   )
-  assert kept.keys() == drawn.keys()
-  for name, path in drawn.items():
+  assert kept.keys() == made.keys()
+  for name, path in made.items():
     assert kept[name].read_bytes() == path.read_bytes(), f'{name}: make figures'
   tables = {file.stem: file.read_text() for file in tmp_path.glob('*.md')}
   for path in ('README.md', 'docs/reproduction.md'):

@@ -13,7 +13,7 @@ from commands import (
   run_command,
   stop_command,
 )
-from in_process import ruin
+from rebuilt import ruin
 
 from codistill.churn import score
 from data.images.imagenet_sample import open_set

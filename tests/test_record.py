@@ -187,8 +187,7 @@ def checkout(tmp_path, monkeypatch):
   folder.mkdir()
   (folder / 'code.py').write_text('1')
   for words in ('init', 'add .', 'commit -m first'):
-    identity = '-c user.name=a -c user.email=a@b'
-    command = f'git {identity} {words}'.split()
+    command = f'git -c user.name=a -c user.email=a@b {words}'.split()
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
   return folder
 
@@ -197,9 +196,8 @@ def test_code_version_tells_clean_dirty_and_nothing(checkout, monkeypatch):
   clean = record.code_version(checkout)
   assert len(clean['commit']) == 40
   assert clean['dirty'] is False
-  new = checkout / 'more' / 'new.py'
-  new.parent.mkdir()
-  new.write_text('1')
+  (checkout / 'more').mkdir()
+  (checkout / 'more/new.py').write_text('1')
   assert record.code_version(checkout) == {**clean, 'dirty': True}
   assert record.code_version(checkout, besides=('more',)) == clean
   (checkout / 'code.py').write_text('2')

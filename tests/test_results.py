@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from collected import collected_rows, make_seeds
+from collected import make_seeds, rows_in
 
 from experiments import results
 
@@ -13,7 +13,7 @@ BARE = '{"kind": "run", "schema": 1, "id": "a"}\n'
 @pytest.fixture(scope='module')
 def text(tmp_path_factory):
   folder = make_seeds(tmp_path_factory.mktemp('runs'), 2)
-  collected_rows(folder)
+  rows_in(folder)
   [path] = folder.glob('results/*.jsonl')
   return path.read_text(encoding='utf-8')
 
@@ -53,16 +53,13 @@ def test_a_damaged_file_is_one_sentence(path, text, damage, words):
     results.read(path)
 
 
-def test_names_of_points():
+def test_names_of_points_and_their_order():
   assert results.point_name({}) == 'base'
   point = {'codistill.reload_interval_steps': 10, 'model.dnn.hidden': (2, 3)}
   assert results.point_name(point) == 'reload_interval_steps=10,hidden=(2,3)'
   # They are folders, and Orbax reads nothing below brackets.
   point = {'data.train_split': 'train[:50%]'}
   assert results.point_name(point) == 'train_split=train(:50%)'
-
-
-def test_numbers_in_names_are_in_their_order():
   wanted = ['9', 'no peers', 'reload 1', 'reload 50', 'reload 100']
   names = [wanted[i] for i in (4, 2, 3, 1, 0)]
   assert sorted(names, key=results.natural) == wanted

@@ -3,20 +3,13 @@
 import functools
 
 import pytest
-from collected import (
-  collected_rows,
-  make_seeds,
-  panels_of,
-  split_table,
-  table_of,
-)
+from collected import drawn, make_seeds, rows_in, split_table, table_of
 
 from scripts.figures import cost
 from scripts.figures.__main__ import FIGURES
 from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
 
-# Where two that codistil reach the baseline's best, 4/50, by linear
-# interpolation between their 3.6/40 at 30 and 3.6/50 at 40.
+# Where a pair reaches the baseline's best, 4/50: linear between 30 and 40.
 AT = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
 # Text of 4 tokens a lane, 8 lanes a batch.
 TOKENS = 32
@@ -29,7 +22,6 @@ def loss(step, who, scale):
   return (0.9 if who == 'ensemble' else 1.0) * scale * 4 / (step + 10)
 
 
-# Experiment, point, seeds, members, and its loss over that of one network.
 LITTLE = {'data.max_train_tokens': 136_533}
 WHOLE = {'data.max_document_tokens': 9}
 FAST = {'schedule.constant.rate': 0.5}
@@ -40,6 +32,7 @@ WEIGHTS = {'codistill.task_weight': 0.9, 'codistill.distill_weight': 0.1}
 UNTAUGHT = {'codistill.members': 1, 'codistill.burn_in_steps': 0}
 SMOOTH = {**UNTAUGHT, 'codistill.teacher': 'uniform', **WEIGHTS}
 STALE = {**ASYNC, 'num_async_workers': 8}
+# Experiment, point, seeds, members, and its loss over that of one network.
 RUNS = (
   ('lm_sync', {}, 3, 1, 1.0),
   ('lm_sync', LARGE, 1, 1, 0.8),
@@ -78,7 +71,7 @@ def rows(tmp_path_factory):
       keys['named'] |= point
       point = {}
     make_seeds(folder / str(number), seeds, experiment, point, **keys)
-  return collected_rows(folder)
+  return rows_in(folder)
 
 
 def test_an_update_costs_three_forward_passes_and_one_for_each_teacher(rows):
@@ -137,7 +130,7 @@ def test_all_steps_of_two_phases_count(rows):
 
 
 def test_batches_and_rates(rows):
-  panels_of('batch', rows)
+  drawn('batch', rows)
   _, *lines = split_table(FIGURES['batch'].table(rows, 'laptop'))
   found = {tuple(line[:2]): line[2:] for line in lines}
   at_half, at_less = [(size, '0.5') for size in ('4', '8', '16')], ('8', '0.25')
@@ -158,9 +151,9 @@ def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
   ]
   assert [line[4] for line in lines[-2:]] == ['0.5', '0.125']
   assert lines[1][5] == '2'
-  _, axes = panels_of('staleness_contrast', rows)
-  drawn = {line.get_label(): line for line in axes.get_lines()}
-  assert list(drawn['stale teachers (1 seed)'].get_xdata()) == [1, 7]
+  _, axes = drawn('staleness_contrast', rows)
+  curves = {line.get_label(): line for line in axes.get_lines()}
+  assert list(curves['stale teachers (1 seed)'].get_xdata()) == [1, 7]
 
 
 def test_where_codistillation_gains(rows):
@@ -187,7 +180,7 @@ def test_where_codistillation_gains(rows):
   # Members of these runs are alike.
   assert nothing['the same, mean of both members'] == nothing[gains]
   assert large['the ensemble gains'] == f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
-  axes, _ = panels_of('regime', rows)
+  axes, _ = drawn('regime', rows)
   assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
   # Dots, one a seed, condition by condition.
   dots = [line for line in axes.get_lines() if line.get_marker() == 'o']

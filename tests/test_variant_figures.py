@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from collected import collected_rows, make_seeds, table_of
+from collected import make_seeds, rows_in, table_of
 
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
 ALONE = {'codistill.members': 1}
@@ -56,7 +56,7 @@ def rows(tmp_path_factory):
       keys['named'] = FROZEN | {'two_phase.num_steps': 40}
       keys['teachers'] = teachers(point.get('two_phase.num_steps', 40))
     make_seeds(folder / str(number), seeds, experiment, point, **keys)
-  return collected_rows(folder)
+  return rows_in(folder)
 
 
 def test_each_way_to_spend_a_budget_has_its_own_runs(rows):
