@@ -33,7 +33,8 @@ def written(tmp_path):
     # There before the file is closed.
     assert len(read_rows(rows.rows_path)) == number
   rows.close()
-  return rows
+  yield rows
+  rows.close()
 
 
 def test_rows_come_back_with_every_field_in_order(written):
