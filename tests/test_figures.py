@@ -224,7 +224,7 @@ CHOICES = {
   'codistilled, ψ from step 0 on': {'codistill.burn_in_steps': 0},
   'codistilled, disjoint halves of the rows': {'diversity.partition': 'own'},
   # Two things otherwise are no choice.
-  '': {RELOAD: 1, 'codistill.delay_steps': 7},
+  '': {RELOAD: 7, 'codistill.delay_steps': 7},
 }
 
 
