@@ -64,7 +64,10 @@ def is_caught(mutant: Mutant) -> bool:
     path.write_text(text, encoding='utf-8')
     _copies.put(copy)
   # 1: some failed. Code that cannot be imported is an error of the collection.
-  return status == 1 or (status in (2, 4) and 'Error' in output)
+  caught = status == 1 or (status in (2, 4) and 'Error' in output)
+  if status and not caught:
+    raise RuntimeError(f'pytest ended with {status}: {output[-2_000:]}')
+  return caught
 
 
 def _give_up(*_):
