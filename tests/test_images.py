@@ -71,10 +71,10 @@ def pixels():
   return rng.integers(256, size=(28, 32, 32, 3)).astype(np.uint8)
 
 
-def write_cifar(folder, stored, num_train):
+def write_cifar(folder, stored, num_train, labels=None):
   """Files as CIFAR-10."""
   examples = [
-    {'id': f'{i}', 'image': data, 'label': min(i, 9)}
+    {'id': f'{i}', 'image': data, 'label': labels[i] if labels else min(i, 9)}
     for i, data in enumerate(stored)
   ]
   splits = {'train': examples[:num_train], 'test': examples[num_train:]}
