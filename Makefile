@@ -16,6 +16,8 @@ run: $(VENV)/installed
 	$(BIN)/python -m scripts.compare runs/imagenet_sync-laptop \
 	  runs/imagenet_codistill-laptop --out=runs/laptop.png
 
+# Processes that tests start import what has been compiled.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
