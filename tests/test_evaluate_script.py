@@ -57,9 +57,9 @@ def scores(rows_or_numbers):
   }
 
 
-def test_members_and_ensemble_score_what_they_scored_at_the_end(pair, capsys):
-  found = numbers_of(pair.workdir)
-  final = final_rows(pair.workdir)
+def test_members_and_ensemble_score_what_they_scored_at_the_end(small, capsys):
+  found = numbers_of(small.workdir)
+  final = final_rows(small.workdir)
   assert scores(found['members']) == scores(final)
   assert (found['num_examples'], found['left_out']) == (32, {})
   both = {name: final['ensemble'][name] for name in ('accuracy', 'task_loss')}
@@ -171,8 +171,8 @@ def test_a_run_of_more_devices_than_there_are_here(copy):
     assert found['members'][member] == {'step': step, **near}
 
 
-def test_the_config_is_the_runs_and_not_todays(pair):
-  runs = evaluate.read_runs(pair.workdir)
+def test_the_config_is_the_runs_and_not_todays(small):
+  runs = evaluate.read_runs(small.workdir)
   config = runs[None]['config']
   assert config['num_steps'] == 10  # And not the named config's 8.
   config['a_key_of_former_days'] = 17

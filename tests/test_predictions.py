@@ -113,10 +113,10 @@ def stored(workdir):
   return {key: one.open()[0] for key, one in predictions.find(workdir).items()}
 
 
-def test_the_end_of_a_run_is_stored_as_it_was_scored(pair):
-  found = predictions.find(pair.workdir)
+def test_the_end_of_a_run_is_stored_as_it_was_scored(small):
+  found = predictions.find(small.workdir)
   assert list(found) == [(10, 0), (10, 1), (10, 'ensemble')]
-  rows = read_rows(pair.workdir / 'rows.jsonl')
+  rows = read_rows(small.workdir / 'rows.jsonl')
   final = {row['member']: row for row in rows if row['kind'] == 'final'}
   _, num_classes, (_, test) = open_set('train', 'validation')
   for (_, who), one in found.items():
@@ -128,7 +128,7 @@ def test_the_end_of_a_run_is_stored_as_it_was_scored(pair):
     mine = score(p, right)
     assert mine.log_loss == pytest.approx(final[who]['task_loss'], rel=1e-5)
     assert mine.accuracy == pytest.approx(final[who]['accuracy'], abs=1e-6)
-  p, q, mean = stored(pair.workdir).values()
+  p, q, mean = stored(small.workdir).values()
   np.testing.assert_allclose(mean, (p + q) / 2, rtol=1e-4, atol=1e-7)
 
 
