@@ -51,9 +51,9 @@ def test_a_run_through_a_folder_that_resumes_is_one_in_memory(triple, tmp_path):
     assert leaf.tobytes() == whole[path].tobytes(), path
 
 
-def test_two_processes_are_one_run_though_one_is_killed(pair, tmp_path):
+def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
   """Bit for bit: rows, and the members' states at the end."""
-  line = line_of(tmp_path, *pair.arguments, *APART, '--member=1')
+  line = line_of(tmp_path, *small.arguments, *APART, '--member=1')
   lives = [start_process(line)]
 
   def kill_and_start_again():
@@ -70,7 +70,7 @@ def test_two_processes_are_one_run_though_one_is_killed(pair, tmp_path):
 
   thread = threading.Thread(target=kill_and_start_again)
   thread.start()
-  outcome = run_command(tmp_path, *pair.arguments, *APART, '--member=0')
+  outcome = run_command(tmp_path, *small.arguments, *APART, '--member=0')
   assert outcome.status == 0
   thread.join()
   assert len(lives) == 2, lives[0].communicate()[1]
@@ -86,12 +86,12 @@ def test_two_processes_are_one_run_though_one_is_killed(pair, tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal,
     [outcome.trainer.members[0].state, restored.states[1]],
-    [member.state for member in pair.whole.trainer.members],
+    [member.state for member in small.whole.trainer.members],
   )
   for member in range(2):
     # Of an evaluation, a process knows its own member alone.
     assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
-      row for row in pair.rows if row['member'] == member
+      row for row in small.rows if row['member'] == member
     ]
   lease = tmp_path / 'exchange' / '1' / 'lease.json'
   assert json.loads(lease.read_text())['incarnation'] == 2
@@ -174,11 +174,11 @@ def test_overwrite_forgets_what_was_published(alone, tmp_path):
   assert published(workdir) == 4
 
 
-def test_members_apart_do_not_meet_a_run_of_all(pair, tmp_path, capfd):
+def test_members_apart_do_not_meet_a_run_of_all(small, tmp_path, capfd):
   """Not even where it is by default: members apart have their own folder."""
-  workdir = pair.stopped_copy(tmp_path)
+  workdir = small.stopped_copy(tmp_path)
   before = contents(workdir)
-  assert run_command(workdir, *pair.arguments, '--member=0').status == 2
+  assert run_command(workdir, *small.arguments, '--member=0').status == 2
   assert 'run of all members' in error_sentence(capfd)
   assert contents(workdir) == before
 
