@@ -101,7 +101,25 @@ def lost(error: BaseException) -> str:
 
 def are_several() -> bool:
   """Whether this member has more than this process."""
-  return jax.process_count() > 1
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def devices() -> list[jax.Device]:
+  """Those of all processes of this member.
+
+  Raises:
+    ValueError: if there is none of the kind that JAX_PLATFORMS asks for.
+  """
+  try:
+    return jax.devices()
+  # JAX tells the reason once, and later fails an assertion.
+  except (RuntimeError, AssertionError) as error:
+    reason = str(error).partition('\n')[0]
+    raise ValueError(
+      f'JAX has none of the devices that it was told to use'
+      f'{f" ({reason})" if reason else ""}; install JAX for them, or unset '
+      'JAX_PLATFORMS'
+    ) from error
 
 
 def is_first() -> bool:

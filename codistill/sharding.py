@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from codistill import hosts
+
 PyTree = Any
 DATA_AXIS = 'data'
 
@@ -24,7 +26,7 @@ def make_mesh(num_devices: int | None) -> Mesh:
   Raises:
     ValueError: if there are not that many.
   """
-  devices = jax.devices()
+  devices = hosts.devices()
   wanted = len(devices) if num_devices is None else num_devices
   if not 1 <= wanted <= len(devices):
     raise ValueError(

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from data.images import sets as image_sets
 from experiments.errors import UserError, check_least
+from experiments.paths import local_path
 from experiments.results import MACHINE_KEYS
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
@@ -122,6 +123,24 @@ def _following(config: ConfigDict) -> dict[str, Any]:
   return {
     f'data.{key}': value for key, value in facts.items() if key in config.data
   }
+
+
+def expand_paths(config: ConfigDict) -> None:
+  """Makes paths of a config those of this machine, wherever it is read.
+
+  Raises:
+    argparse.ArgumentTypeError: for a URL.
+  """
+  for section, key in (
+    ('codistill', 'exchange_dir'),
+    ('codistill', 'frozen_dir'),
+    ('data', 'data_dir'),
+    ('data', 'path'),
+  ):
+    path = config.get(section, {}).get(key)
+    # TFDS reads from buckets, too.
+    if path and not (key == 'data_dir' and '://' in path):
+      config[section][key] = str(local_path(path))
 
 
 def first_phase(config: ConfigDict) -> ConfigDict:

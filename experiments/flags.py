@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import pathlib
 
@@ -9,7 +10,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import config as config_lib
-from experiments.errors import UserError
+from experiments.errors import UserError, user_errors
+from experiments.paths import local_path
 
 _RUNS = pathlib.Path(__file__).parent.parent / 'runs'
 
@@ -132,6 +134,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   if name is not None:
     config_lib.check_elements(base, _CONFIG.value)
     config_lib.follow_name(_CONFIG.value, keys)
+    with user_errors(argparse.ArgumentTypeError):
+      config_lib.expand_paths(_CONFIG.value)
     # For the default workdir and the provenance.
     rest.append(name)
   return rest
@@ -157,13 +161,14 @@ def make_request(name_and_variant: str) -> Request:
     if config.codistill.exchange == 'memory':
       # Alone in a process, it meets its peers in a folder.
       config.codistill.exchange = 'checkpoints'
-  workdir = pathlib.Path(_WORKDIR.value or _RUNS / default)
+  with user_errors(argparse.ArgumentTypeError):
+    workdir = local_path(_WORKDIR.value or str(_RUNS / default))
   return Request(
     name=name,
     variant=variant,
     label=label,
     config=config,
-    workdir=workdir.expanduser().absolute(),  # Orbax takes no other.
+    workdir=workdir,
     member=member,
     world=_world(),
     overwrite=_OVERWRITE.value,

@@ -191,9 +191,14 @@ def code_version(
     return {'commit': None, 'dirty': None}
 
 
-def package_versions(names: Iterable[str]) -> dict[str, str]:
-  """Versions of Python and of installed packages."""
-  versions = {name: importlib.metadata.version(name) for name in names}
+def package_versions(names: Iterable[str]) -> dict[str, str | None]:
+  """Versions of Python and of packages; None for those without metadata."""
+  versions = {}
+  for name in names:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = None
   return {'python': platform.python_version(), **versions}
 
 

@@ -111,6 +111,8 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       start_timeout_s=codistill.wait_timeout_s,
       heartbeat_timeout_s=codistill.lease_timeout_s,
     )
+  with user_errors(ValueError):
+    hosts.devices()
   if codistill.exchange != 'frozen':
     return _train(request, Teachers(), console, stop)
   frozen = codistill.frozen_dir
@@ -126,7 +128,7 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
     status = _train(ensemble, Teachers(), console, stop)
     if status:
       return status
-  frozen = pathlib.Path(frozen).expanduser().absolute()
+  frozen = pathlib.Path(frozen)
   peers, model = load_teachers(frozen, request.config.data)
   teachers = Teachers(peers, model, fit_of(frozen))
   return _train(request, teachers, console, stop)
@@ -155,6 +157,13 @@ def _train(
   if workdir.finished:
     console.print(f'{label} is finished; --overwrite runs it again.')
     return _conclude(label, workdir, console)
+  devices = hosts.devices()
+  count = request.config.num_devices or len(devices)
+  console.print(
+    f'{label} on {count} × {devices[0].device_kind}',
+    highlight=False,
+    markup=False,
+  )
   # Everything that can be refused is refused before the first file is written.
   experiment = build(
     request.config,
@@ -313,7 +322,7 @@ def _provenance(request: Request) -> record.Row:
   """What makes the rows, before the first of them."""
   name, variant, config = request.name, request.variant, request.config
   plain = config.to_dict()
-  devices = jax.devices()
+  devices = hosts.devices()
   return {
     'schema': record.SCHEMA_VERSION,
     'experiment': name,
@@ -351,6 +360,8 @@ def main(argv: list[str]) -> int:
     # and each of its tasks.
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
+    # This one says that there is a GPU, and that JAX cannot use it.
+    python_logging.getLogger('jax._src.xla_bridge').setLevel('WARNING')
     warnings.filterwarnings(
       'ignore', 'coroutine .* was never awaited', RuntimeWarning
     )

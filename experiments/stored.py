@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from codistill import hosts
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from codistill.models import Model
 from experiments import config as config_lib
 from experiments.build import build
-from experiments.errors import UserError
+from experiments.errors import UserError, user_errors
 from experiments.experiment import Experiment
 from experiments.record import Record, read_rows
 from experiments.runs import (
@@ -75,7 +76,8 @@ def rebuild(
         f'there is no split {eval_split!r}: text has train and test'
       )
     config.data.eval_split = eval_split
-  here = len(jax.devices())
+  with user_errors(ValueError):
+    here = len(hosts.devices())
   config.num_devices = max(
     devices
     for devices in range(1, min(here, config.num_devices or here) + 1)
@@ -122,7 +124,7 @@ def load_members(
     if not mine:
       continue
     suffix = '' if process is None else f'-{process}'
-    folder = workdir.expanduser().absolute() / f'checkpoints{suffix}'
+    folder = workdir / f'checkpoints{suffix}'
     try:
       restored = read_newest(
         folder,

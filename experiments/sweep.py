@@ -44,6 +44,7 @@ from rich.text import Text
 from experiments import config as config_lib
 from experiments import results
 from experiments.errors import UserError
+from experiments.paths import local_path
 from experiments.processes import (
   ROOT,
   given_keys,
@@ -430,7 +431,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--workdir',
-    type=pathlib.Path,
+    type=local_path,
     metavar='DIR',
     help='of the whole sweep (default: runs/sweeps/NAME-variant)',
   )
@@ -465,9 +466,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
         f'--slurm {parameter}: it is KEY=VALUE, and for --launcher=slurm'
       )
   stem = results.stem(*config_lib.split_name(arguments.config))
-  workdir = (
-    (arguments.workdir or ROOT / 'runs/sweeps' / stem).expanduser().absolute()
-  )
+  workdir = arguments.workdir or ROOT / 'runs/sweeps' / stem
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir} is a file; choose another --workdir')
   runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)

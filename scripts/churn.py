@@ -32,6 +32,7 @@ from rich.text import Text
 from codistill.churn import Score, score
 from experiments import predictions, results, retrains
 from experiments.errors import UserError
+from experiments.paths import local_path
 from experiments.predictions import Who
 from experiments.retrains import Row
 from experiments.runs import label_of, read_runs, some_run
@@ -178,9 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    'workdirs', metavar='WORKDIR', nargs='+', type=pathlib.Path
-  )
+  parser.add_argument('workdirs', metavar='WORKDIR', nargs='+', type=local_path)
   parser.add_argument('--all-steps', action='store_true')
 
   def say(sentence: str) -> None:

@@ -35,6 +35,7 @@ from typing import Any
 
 from codistill.churn import area_under_curve
 from experiments import predictions, results, retrains
+from experiments.paths import local_path
 from experiments.predictions import Who
 from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
@@ -407,8 +408,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('workdirs', nargs='+', type=pathlib.Path)
-  parser.add_argument('--out', type=pathlib.Path, default=results.FOLDER)
+  parser.add_argument('workdirs', nargs='+', type=local_path)
+  parser.add_argument('--out', type=local_path, default=results.FOLDER)
   parser.add_argument('--allow', action='append', default=[], choices=ALLOWABLE)
   parser.add_argument(
     '--replace',

@@ -20,6 +20,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from rich.console import Console
 
+from experiments.paths import local_path
 from experiments.record import read_rows, read_run
 from experiments.summary import results_table
 
@@ -123,8 +124,8 @@ def draw(
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table, draws the picture, says where all of it lies."""
   parser = argparse.ArgumentParser(prog='scripts.compare', description=__doc__)
-  parser.add_argument('workdirs', nargs='+', type=pathlib.Path)
-  parser.add_argument('--out', required=True, type=pathlib.Path)
+  parser.add_argument('workdirs', nargs='+', type=local_path)
+  parser.add_argument('--out', required=True, type=local_path)
   arguments = parser.parse_args(argv)
   try:
     runs = [read_workdir(workdir) for workdir in arguments.workdirs]

@@ -19,7 +19,6 @@ import argparse
 import ast
 import contextlib
 import json
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +33,7 @@ from experiments import config as configs
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.experiment import Experiment
+from experiments.paths import local_path
 from experiments.processes import given_keys
 from experiments.tasks import make_task
 from scripts import flops
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--microbatches', metavar='M', type=int, nargs='+', default=[1]
   )
   parser.add_argument('--teachers', metavar='N', type=int, default=1)
-  parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
+  parser.add_argument('--json', type=local_path, metavar='FILE')
   arguments, extra = parser.parse_known_args(argv)
   numbers = [*arguments.devices, *arguments.microbatches, arguments.teachers]
   if min(numbers) < 1:

@@ -32,6 +32,7 @@ from rich.text import Text
 from codistill.evaluate import Evaluation, Score
 from experiments.errors import UserError
 from experiments.experiment import Experiment
+from experiments.paths import local_path
 from experiments.runs import label_of, members_of, read_runs, some_run
 from experiments.stored import Stored, load_members, rebuild
 from experiments.summary import number, percent
@@ -172,10 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('workdir', metavar='WORKDIR', type=pathlib.Path)
+  parser.add_argument('workdir', metavar='WORKDIR', type=local_path)
   parser.add_argument('--split', default='test')
   parser.add_argument('--member', metavar='I', type=int, nargs='+')
-  parser.add_argument('--json', metavar='FILE', type=pathlib.Path)
+  parser.add_argument('--json', metavar='FILE', type=local_path)
   arguments = parser.parse_args(argv)
   prepare_jax()
 

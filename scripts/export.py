@@ -34,6 +34,7 @@ import jax.export
 from codistill.checkpoint import save_variables
 from codistill.models import Model
 from experiments.errors import UserError
+from experiments.paths import local_path
 from experiments.runs import (
   Run,
   commit_of,
@@ -212,7 +213,7 @@ def check_packages() -> None:
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   """Does what the arguments say."""
   workdir, member = arguments.workdir, arguments.member
-  out = arguments.out.expanduser().absolute()
+  out = arguments.out
   check_empty(out)
   check_packages()
   runs = read_runs(workdir)
@@ -251,9 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('workdir', metavar='WORKDIR', type=pathlib.Path)
+  parser.add_argument('workdir', metavar='WORKDIR', type=local_path)
   parser.add_argument('--member', metavar='I', type=int, required=True)
-  parser.add_argument('--out', metavar='DIR', type=pathlib.Path, required=True)
+  parser.add_argument('--out', metavar='DIR', type=local_path, required=True)
   arguments = parser.parse_args(argv)
   prepare_jax()
   try:

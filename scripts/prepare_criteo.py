@@ -35,6 +35,7 @@ from data.clicks import log, preparation, synthetic
 from data.clicks.dataset import HELD_OUT_FRACTION, MIN_COUNT, ClicksError
 from data.preparing import resumable, workers
 from data.preparing.compressed import InputError
+from experiments.paths import local_path
 from scripts import preparing
 
 
@@ -59,10 +60,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     help='instead, so many rows of the synthetic log',
   )
   target = parser.add_mutually_exclusive_group(required=True)
-  target.add_argument('--output', metavar='DIR', help='the folder to be made')
+  target.add_argument(
+    '--output', metavar='DIR', type=local_path, help='the folder to be made'
+  )
   target.add_argument(
     '--write',
     metavar='FILE',
+    type=local_path,
     help='instead, the synthetic log as text; compressed if it ends in .gz',
   )
   parser.add_argument(
@@ -222,13 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   console = Console()
   try:
     if flags.write:
-      path = pathlib.Path(flags.write).expanduser()
       facts = write_synthetic(
-        flags.synthetic_rows, flags.held_out_fraction, path
+        flags.synthetic_rows, flags.held_out_fraction, flags.write
       )
       console.print(optimum(facts), soft_wrap=True, highlight=False)
       return None
-    output = pathlib.Path(flags.output).expanduser()
+    output = flags.output
     inputs = (
       log.find_inputs(flags.input, preparing.find_files)
       if flags.input

@@ -19,6 +19,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+from experiments.paths import local_path
+
 ENVIRONMENT = (
   'Preparing {name} needs {package}, which is not installed here; in an '
   'environment of its own:\n'
@@ -128,12 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('name', metavar='NAME', help="TFDS's name of the set")
-  parser.add_argument('--data_dir', metavar='DIR', help='where TFDS sets lie')
-  flags = parser.parse_args(arguments)
-  # Relative to here, so that the line to export is right from everywhere.
-  data_dir = flags.data_dir and str(
-    pathlib.Path(flags.data_dir).expanduser().absolute()
+  parser.add_argument(
+    '--data_dir', metavar='DIR', type=local_path, help='where TFDS sets lie'
   )
+  flags = parser.parse_args(arguments)
+  data_dir = flags.data_dir and str(flags.data_dir)
   try:
     print(prepare(flags.name, data_dir))
   except PreparationError as error:

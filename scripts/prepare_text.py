@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,6 +22,7 @@ from data.preparing.compressed import InputError
 from data.preparing.resumable import PreparationError
 from data.text import corpus, inputs, preparation, tokenizer
 from data.text.documents import languages
+from experiments.paths import local_path
 from scripts import preparing
 
 
@@ -108,7 +108,13 @@ def _add_files(add: Callable[..., None]) -> None:
     metavar='GLOB',
   )
   add('--format', 'of all of them', required=True, choices=inputs.FORMATS)
-  add('--output', 'the folder to be made', required=True, metavar='DIR')
+  add(
+    '--output',
+    'the folder to be made',
+    required=True,
+    type=local_path,
+    metavar='DIR',
+  )
   add('--vocab-size', 'number of pieces', required=True, type=int, metavar='N')
   add(
     '--held-out',
@@ -270,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   flags = parse(arguments)
   console = Console()
-  output = pathlib.Path(flags.output).expanduser()
+  output = flags.output
   unit = 'documents' if flags.format in ('tfds', 'builtin') else 'MB'
   try:
     settings = settings_of(flags)

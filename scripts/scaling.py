@@ -25,6 +25,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
+from experiments.paths import local_path
 from scripts import markdown, plan
 
 _MEASURED = (
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     help=f'measured; plans are {", ".join(plan.PLANS)}',
   )
   parser.add_argument(
-    '--into', type=pathlib.Path, nargs='+', metavar='FILE', default=[]
+    '--into', type=local_path, nargs='+', metavar='FILE', default=[]
   )
   arguments = parser.parse_args(argv)
   if arguments.step_seconds <= 0 or arguments.reload_interval_steps < 1:

@@ -35,6 +35,7 @@ from rich.text import Text
 
 from codistill.exchange.folder.lease import is_held, read_lease
 from experiments.errors import UserError
+from experiments.paths import local_path
 from experiments.record import Record
 from experiments.runs import Run, label_of, members_of, read_runs, some_run
 from experiments.summary import number
@@ -383,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('workdir', metavar='WORKDIR', type=pathlib.Path)
+  parser.add_argument('workdir', metavar='WORKDIR', type=local_path)
   parser.add_argument('--watch', metavar='SECONDS', type=_positive)
   arguments = parser.parse_args(argv)
   console = Console()

@@ -335,7 +335,7 @@ def make_clicks(
   if name == 'synthetic':
     rows, manifest = _open_synthetic(synthetic_rows, cache_dir)
   else:
-    rows, manifest = open_clicks(os.path.expanduser(name))
+    rows, manifest = open_clicks(name)
   return ClickSet(
     rows=rows,
     manifest=manifest,

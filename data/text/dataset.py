@@ -441,10 +441,7 @@ def make_text(
   ):
     if limit is not None and limit < 1:
       raise ValueError(f'{key} must be at least 1, got {limit}.')
-  if name == 'builtin':
-    corpus = open_builtin(cache_dir)
-  else:
-    corpus = open_corpus(os.path.expanduser(name))
+  corpus = open_builtin(cache_dir) if name == 'builtin' else open_corpus(name)
   return TextSet(
     corpus=corpus,
     sequence_length=sequence_length,

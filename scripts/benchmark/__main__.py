@@ -40,6 +40,7 @@ from absl import logging
 from rich.console import Console
 
 from experiments.errors import UserError
+from experiments.paths import local_path
 from scripts.benchmark import (
   clicks,
   exchange,
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('what', nargs='*', metavar='WHAT')
   parser.add_argument('--full', action='store_true')
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
+  parser.add_argument('--json', type=local_path, metavar='FILE')
   arguments = parser.parse_args(argv)
   if arguments.rounds < 1:
     parser.error('--rounds must be at least 1')

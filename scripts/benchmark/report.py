@@ -20,6 +20,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from experiments.paths import local_path
 from scripts import markdown
 from scripts.benchmark.measure import ROOT, Limit, Measure
 
@@ -156,10 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    '--json', type=pathlib.Path, metavar='FILE', default=RESULTS
+    '--json', type=local_path, metavar='FILE', default=RESULTS
   )
   parser.add_argument(
-    '--into', type=pathlib.Path, nargs='+', metavar='FILE', default=[]
+    '--into', type=local_path, nargs='+', metavar='FILE', default=[]
   )
   arguments = parser.parse_args(argv)
   try:

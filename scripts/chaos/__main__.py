@@ -33,6 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from experiments.paths import local_path
 from scripts.chaos import folder_faults, process_faults, publication_faults
 from scripts.chaos.outcome import FailedError, Result
 from scripts.chaos.publication_faults import Spoil
@@ -174,9 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--seed', type=_number(0), default=0)
   parser.add_argument('--kills', type=_number(1), default=20)
   parser.add_argument(
-    '--keep', metavar='DIR', type=pathlib.Path, help='for runs and logs'
+    '--keep', metavar='DIR', type=local_path, help='for runs and logs'
   )
-  parser.add_argument('--markdown', metavar='FILE', type=pathlib.Path)
+  parser.add_argument('--markdown', metavar='FILE', type=local_path)
   arguments = parser.parse_args(argv)
   names = list(dict.fromkeys(arguments.names))
   if unknown := [name for name in names if name not in (*FAULTS, 'all')]:
@@ -192,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(f'{passed:5.0f} s  {escape(text)}', highlight=False)
 
   folder = arguments.keep or pathlib.Path(tempfile.mkdtemp(prefix='chaos-'))
-  folder = folder.expanduser().absolute()
   folder.mkdir(parents=True, exist_ok=True)
   folder = pathlib.Path(tempfile.mkdtemp(prefix='', dir=folder))
   say(f'seed {arguments.seed}, in {folder}')

@@ -26,6 +26,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from experiments import results
+from experiments.paths import local_path
 from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
@@ -300,21 +301,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument(
     '--results',
-    type=pathlib.Path,
+    type=local_path,
     default=results.FOLDER,
     metavar='DIR',
     help='where rows lie (default: experiments/results)',
   )
   parser.add_argument(
     '--out',
-    type=pathlib.Path,
+    type=local_path,
     default=OUT,
     metavar='DIR',
     help='where figures and tables go (default: docs/figures)',
   )
   parser.add_argument(
     '--into',
-    type=pathlib.Path,
+    type=local_path,
     action='append',
     default=[],
     metavar='FILE',

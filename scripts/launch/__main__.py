@@ -52,7 +52,8 @@ from rich.console import Console
 
 from experiments import config as config_lib
 from experiments import results
-from experiments.errors import UserError
+from experiments.errors import UserError, user_errors
+from experiments.paths import local_path
 from experiments.processes import ROOT, given_keys, say, stop_signals
 from experiments.slurm import submit
 from scripts import jobset
@@ -164,8 +165,10 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
   stem = results.stem(*config_lib.split_name(arguments.config))
   if arguments.workdir is not None and not arguments.workdir.strip():
     raise UserError('--workdir is empty; say which folder, or leave it out')
-  workdir = pathlib.Path(arguments.workdir or ROOT / 'runs' / f'{stem}-members')
-  workdir = workdir.expanduser().absolute()
+  with user_errors(argparse.ArgumentTypeError):
+    workdir = local_path(
+      arguments.workdir or str(ROOT / 'runs' / f'{stem}-members')
+    )
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir} is a file; choose another --workdir')
   return Plan(
