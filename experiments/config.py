@@ -307,6 +307,7 @@ def check_numbers(config: ConfigDict) -> None:
       'eval_batch_size': (config.eval_batch_size, 1),
       'codistill.members': (config.codistill.members, 1),
       'codistill.burn_in_steps': (config.codistill.burn_in_steps, 0),
+      'codistill.lease_timeout_s': (config.codistill.lease_timeout_s, 1),
       'num_steps': (config.num_steps, 1),
       'num_async_workers': (config.num_async_workers, 1),
       'num_microbatches': (config.num_microbatches, 1),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+from rich.console import Console
 
 from codistill import hosts
 from codistill.exchange.folder.lease import LeaseLostError
@@ -73,6 +74,21 @@ def is_disk_full(error: BaseException | None) -> bool:
 def complain(sentence: str) -> None:
   """Says what went wrong; what starts runs looks for such a line."""
   print(f'experiments.run: {sentence}', file=sys.stderr)
+
+
+class RunConsole(Console):
+  """A run's; when nobody reads any more, the run ends as if told to."""
+
+  def __init__(self, stop: list[int]):
+    """`stop` gets SIGPIPE when standard output is gone, as `… | head` does."""
+    super().__init__()
+    self._stop = stop
+
+  def on_broken_pipe(self) -> None:
+    """Called by what prints."""
+    self.quiet = True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    self._stop.append(signal.SIGPIPE)
 
 
 @contextlib.contextmanager

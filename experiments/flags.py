@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -16,9 +17,12 @@ from experiments.paths import local_path
 _RUNS = pathlib.Path(__file__).parent.parent / 'runs'
 
 LIST = flags.DEFINE_bool('list', False, 'List the configs.')
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', help_string='NAME[:variant]; --list shows what there is.'
-)
+try:
+  _CONFIG = config_flags.DEFINE_config_file(
+    'config', help_string='NAME[:variant]; --list shows what there is.'
+  )
+except flags.CantOpenFlagFileError as error:  # It reads --flagfile at once.
+  sys.exit(f'experiments.run: {error}')
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where the run lies; runs/<name>-<variant> by default.'
 )
@@ -104,6 +108,10 @@ def parse_flags(argv: list[str]) -> list[str]:
   Raises:
     UserError: unknown config, variant, key or flag, or a value of a wrong type.
   """
+  try:
+    argv = flags.FLAGS.read_flags_from_files(argv)
+  except flags.Error as error:
+    raise UserError(str(error).partition('\n')[0]) from error
   argv = [_dashes(argument) for argument in argv]
   name, keys = None, []
   for position, argument in enumerate(argv):

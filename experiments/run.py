@@ -45,6 +45,7 @@ from experiments import flags, record
 from experiments.build import build
 from experiments.ending import (
   REFUSED,
+  RunConsole,
   complain,
   ending_of,
   is_disk_full,
@@ -372,7 +373,7 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
       raise UserError('--config=NAME is missing; --list shows what there is')
     with stop_on_signals() as stop:
-      status = run(make_request(argv[1]), Console(), stop)
+      status = run(make_request(argv[1]), RunConsole(stop), stop)
     hosts.leave()
     return status
   except Exception as error:

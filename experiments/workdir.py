@@ -114,7 +114,7 @@ def open_workdir(
   overwrite: bool,
   allow_code_change: bool,
 ) -> Workdir:
-  """Opens a run's folder, and makes it if need be; changes nothing in it.
+  """Opens a run's folder, which need not exist; changes nothing.
 
   Args:
     path: the folder.
@@ -138,9 +138,10 @@ def open_workdir(
     )
   new = _workdir(Record, path, run, member)
   record = new.record
+  there = next(one for one in (path, *path.parents) if one.exists())
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
+    # What is refused later leaves nothing.
+    with tempfile.TemporaryFile(dir=there):
       pass
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

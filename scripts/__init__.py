@@ -1,1 +1,3 @@
 """Chores, thin, each run as `python -m scripts.NAME`."""
+
+import experiments  # noqa: F401 - prepares what they print to

@@ -63,6 +63,8 @@ def summary(manifest: dict) -> Table:
   for reason, count in manifest['counts'].items():
     if reason.startswith(('bad: ', 'filtered: ')):
       table.add_row(f'left out, {reason}', f'{count:,}', '')
+    elif reason.startswith('note: '):
+      table.add_row(reason, f'{count:,}', '')
   return table
 
 

@@ -1,5 +1,6 @@
 """Configs by name, and flags that make no sense said in one sentence."""
 
+import pathlib
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from absl.testing import flagsaver
 from experiments import config as config_lib
 from experiments import run
 from experiments.errors import UserError
+from experiments.flags import make_request
 
 SMOKE = '--config=imagenet_codistill:smoke'
 
@@ -23,6 +25,33 @@ def parse(monkeypatch):
 
   with flagsaver.flagsaver():
     yield parse
+
+
+def test_paths_are_expanded_alike(parse, monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  for config, key in (
+    ('imagenet_codistill', 'codistill.exchange_dir'),
+    ('imagenet_codistill', 'codistill.frozen_dir'),
+    ('imagenet_codistill', 'data.data_dir'),
+    ('criteo_dnn', 'data.path'),
+  ):
+    for written in ('~/a', 'a', str(tmp_path / 'b' / '..' / 'a')):
+      with flagsaver.flagsaver():
+        parse(f'--config={config}', f'--config.{key}={written}')
+        section, name = key.split('.')
+        assert flags.FLAGS['config'].value[section][name] == f'{tmp_path}/a'
+    if key != 'data.data_dir':  # Which TFDS reads.
+      said = refusal(parse, f'--config={config}', f'--config.{key}=gs://b/a')
+      assert 'gs://b/a is not on this machine' in said
+  with flagsaver.flagsaver(workdir='~/a'):
+    assert make_request('imagenet_codistill').workdir == tmp_path / 'a'
+
+
+def test_flags_may_be_in_a_file(parse, tmp_path):
+  (tmp_path / 'flags').write_text(f'{SMOKE}\n--config.num_steps=4\n')
+  parse(f'--flagfile={tmp_path}/flags', '--config.seed=3')
+  assert (config().num_steps, config().seed) == (4, 3)
 
 
 def config():
@@ -198,7 +227,7 @@ def test_flags_and_values_may_have_dashes(parse, spelling):
   assert flags.FLAGS.overwrite is False
   assert flags.FLAGS.workdir == 'a-b--c'
   # Overrides of None have their type.
-  assert config().data.data_dir == 'd-e'
+  assert config().data.data_dir == str(pathlib.Path('d-e').absolute())
   assert config().num_devices == 1
   with pytest.raises(AttributeError):
     config().codistill.membrs = 3

@@ -146,11 +146,12 @@ def test_chunks_lose_nothing(format, small_chunks, file):
   found, counts = read(reading, file(content[: len(content) // 2]))
   assert 20 < len(found) < 400
   assert found == texts[: len(found)]
-  assert counts['bad: the file is damaged from here on'] == 1
+  assert counts['bad: a damaged part of a file'] == 1
   assert sum(counts.values()) == len(found) + 1
 
 
 def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
+  import pyarrow
   from pyarrow import parquet
 
   texts = write_texts(40)
@@ -162,6 +163,17 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   [one] = find(reading, path)
   assert len(list(read_chunks(one, reading))) == 5
   assert [c.number for c in read_chunks(one, reading, 3)] == [3, 4]
+  # Text is text, whatever holds it.
+  for column in (
+    pyarrow.array(texts, pyarrow.string_view()),
+    pyarrow.array(texts).dictionary_encode(),
+  ):
+    assert read(reading, write_parquet(path, column, 'body'))[0] == texts
+  twice = pyarrow.table([texts, texts], ['body', 'body'])
+  parquet.write_table(twice, path)
+  with pytest.raises(InputError, match="has 2 columns 'body': rename"):
+    find(reading, path)
+  write_parquet(path, rows, 'body', row_group_size=9)
   # A damaged one is counted.
   with parquet.ParquetFile(path) as file:
     start = file.metadata.row_group(1).column(0).dictionary_page_offset
@@ -237,6 +249,51 @@ def test_which_records_of_a_wet_are_documents(file, small_chunks, monkeypatch):
     read(reading_of('txt'), file(b'a' * 5_000))
 
 
+@pytest.mark.parametrize('document', ['line', 'blank-line', 'whole'])
+def test_texts_of_windows_are_the_same_texts(document, file):
+  reading = reading_of('txt', document=document)
+  text = 'one\n\ntwo\nthree\n'
+  plain = read(reading, file(text.encode()))
+  for other in (
+    text.encode('utf-8-sig'),
+    text.replace('\n', '\r\n').encode(),
+    text.replace('\n', '\r\n').encode('utf-8-sig'),
+  ):
+    assert read(reading, file(other)) == plain
+
+
+@pytest.mark.parametrize('format', ['jsonl', 'line', 'blank-line', 'wet'])
+@pytest.mark.parametrize('block', [128, 1 << 20])
+def test_damage_costs_what_is_damaged(format, block, file, monkeypatch):
+  monkeypatch.setattr(records, '_BLOCK_BYTES', block)
+  reading, write = FORMATS[format]
+  texts = write_texts(90)
+  # Behind its end a file may have anything: of the data nothing is lost.
+  found, counts = read(reading, file(gzip.compress(write(texts)) + b'garbage'))
+  note = 'note: a file has bytes behind its end'
+  assert (found, counts) == (texts, {'records': 90, note: 1})
+  # Each third in a stream of its own; the second one's checksum is wrong.
+  ends = {'line': b'\n', 'blank-line': b'\n\n'}.get(format, b'')
+  parts = [write(texts[at : at + 30]) + ends for at in (0, 30, 60)]
+  first, second, third = map(gzip.compress, parts)
+  second = second[:-8] + bytes([second[-8] ^ 1]) + second[-7:]
+  found, counts = read(reading, file(first + second + third))
+  # Of text nobody knows what the third begins in, nor whether the paragraph
+  # before goes on.
+  before = texts[: 60 - (format == 'blank-line')]
+  assert found == before + texts[60 + (format in ('line', 'blank-line')) :]
+  assert counts == {'records': len(found), 'bad: a damaged part of a file': 1}
+
+
+def test_some_records_of_a_file_may_lack_text(file):
+  texts = write_texts(5)
+  lines = b'{"note": "of this file"}\n{"id": 0, "text": null}\n' + jsonl(texts)
+  lines += b'{"id": %s, "text": "long"}\n' % (b'1' * 5_000)
+  found, counts = read(reading_of('jsonl'), file(lines))
+  assert found == [*texts, 'long']
+  assert counts['records'] == 8
+
+
 # What is said of files that are something else.
 
 PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
@@ -248,6 +305,7 @@ PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
     ('jsonl', b'Once upon\n', 'is not jsonl: its first line is not JSON'),
     ('jsonl', b'["a"]\n', 'its first line is not a JSON object'),
     ('jsonl', b'{"body": "", "b": 1}', "under 'text', but body, b; name"),
+    ('jsonl', b'{"a": 1}\n{"b": 1}\n{}', "under 'text', but a, b; name"),
     ('jsonl', wet(['a']), 'it is WARC or WET'),
     ('jsonl', b'PAR1aaa', 'it is Parquet'),
     ('txt', b'a\0b', 'it has bytes of zero'),

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 from commands import (
+  CODISTILL,
   DNN,
-  contents,
   error_sentence,
   line_of,
   on_row,
@@ -47,6 +47,11 @@ BAD = {
   '--config.codistill.exchange=pigeon': (
     *("'pigeon'", 'memory, checkpoints, frozen, none'),
   ),
+  '--config.codistill.lease_timeout_s=0': ('must be at least 1',),
+  **{
+    f'--config.data.{key}=-1': (f'data.{key} is -1; it must be at least 0',)
+    for key in ('num_workers', 'num_threads', 'prefetch_batches')
+  },
 }
 
 
@@ -56,7 +61,10 @@ def test_bad_input_is_one_sentence_and_makes_no_run(tmp_path, capfd):
     sentence = error_sentence(capfd)
     for words in said:
       assert words in sentence
-  assert contents(tmp_path) == {}
+  assert list(tmp_path.iterdir()) == []
+  # Nor the folder.
+  assert run_command(tmp_path / 'run', '--member=7').status == 2
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_serve_is_one_sentence(tmp_path, capfd):
@@ -72,6 +80,7 @@ def test_a_folder_that_cannot_serve_is_one_sentence(tmp_path, capfd):
     (tmp_path / 'run', unprepared, 'TFDS_DATA_DIR'),
     (below, (), f'cannot write to {below}'),
     (below, (), '--workdir'),
+    ('s3://bucket/run', (), 's3://bucket/run is not on this machine'),
     # Nobody could read its checkpoints.
     (tmp_path / 'train[:50%]' / 'run', (), 'because of its brackets; choose'),
   ):
@@ -85,6 +94,27 @@ def test_the_process_ends_with_one_line_and_status_2(tmp_path):
   out, err = process.communicate(timeout=100)
   assert (process.returncode, out, err.count('\n')) == (2, '', 1)
   assert 'did you mean codistill.members' in err
+
+
+def test_output_never_decides_whether_it_trains(tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
+  long = ('--config.num_steps=1000000', '--config.eval_interval_steps=1000000')
+  with start_process(line_of(tmp_path, *DNN, *long)) as process:
+    # It says where it runs; then nobody reads any more.
+    assert process.stdout.readline() == f'{CODISTILL} on 1 ? cpu\n'
+    process.stdout.close()
+    assert process.stderr.read() == ''
+  assert process.returncode == 128 + signal.SIGPIPE
+  assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
+
+
+def test_devices_that_are_not_there_are_one_sentence(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+  process = start_process(line_of(tmp_path / 'run', *DNN))
+  out, err = process.communicate(timeout=100)
+  assert (process.returncode, out, err.count('\n')) == (2, '', 1)
+  assert 'unset JAX_PLATFORMS' in err
+  assert not (tmp_path / 'run').exists()
 
 
 def full(*arguments, **keywords):

@@ -212,6 +212,7 @@ def test_code_version_tells_clean_dirty_and_nothing(checkout, monkeypatch):
 
 
 def test_package_versions_names_python_and_what_is_asked():
-  found = record.package_versions(['pytest'])
+  found = record.package_versions(['pytest', 'no-such-package'])
   assert found['pytest'] == pytest.__version__
+  assert found['no-such-package'] is None
   assert found['python'].count('.') == 2

@@ -61,7 +61,7 @@ class ClickDNN(nn.Module):
       [
         inputs['integers'],
         inputs['missing'],
-        embedded.reshape(len(embedded), -1),
+        embedded.reshape(embedded.shape[0], -1),
       ],
       axis=-1,
       dtype=self.dtype,

@@ -29,7 +29,7 @@ class DNN(nn.Module):
   @nn.compact
   def __call__(self, inputs: Array, train: bool) -> Prediction:
     """Prediction for inputs of shape [batch, …]."""
-    features = inputs.reshape(len(inputs), -1).astype(self.dtype)
+    features = inputs.reshape(inputs.shape[0], -1).astype(self.dtype)
     for width in self.hidden:
       features = relu(
         nn.Dense(

@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt32
 
 from data.preparing.compressed import (
-  DAMAGE,
+  Gap,
   Input,
   InputError,
-  decompress,
   file_input,
+  read_blocks,
 )
 
 NUM_INTEGERS = 13
@@ -136,19 +136,16 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
     data = bytes(kept[:end])
     return Chunk(source, number, data, line, position)
 
-  with open(source.path, 'rb') as raw, decompress(raw) as stream:
-    while True:
-      try:
-        block = stream.read(_BLOCK_BYTES)
-      except DAMAGE as error:
+  with open(source.path, 'rb') as raw:
+    for part in read_blocks(raw, _BLOCK_BYTES):
+      if isinstance(part, Gap):
         line += kept.count(b'\n')
         raise InputError(
-          f'{source.path} cannot be read on in line {line:,} ({error}): it is '
-          'damaged, or was cut short; get it again.'
-        ) from error
-      kept += block
-      if not block:
-        break
+          f'{source.path} cannot be read on in line {line:,} ({part.reason}): '
+          'it is damaged, or was cut short; get it again.'
+        )
+      if isinstance(part, bytes):
+        kept += part
       if len(kept) >= CHUNK_BYTES:
         end = kept.rfind(b'\n') + 1
         if not end:

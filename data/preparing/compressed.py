@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import bz2
+import collections
+import contextlib
 import dataclasses
-import gzip
+import functools
 import hashlib
 import io
 import lzma
 import os
+import re
 import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
 
 _HEAD_BYTES = 1 << 16
-# What reading a damaged file raises.
-DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, OSError)
+# Of compressed bytes that are read at once, and of what they become.
+_PART_BYTES = 1 << 16
+# What decompressing damaged data raises.
+_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 class InputError(ValueError):
   """The input is not what it is said to be; the message is for the user."""
+
+
+class Gap(NamedTuple):
+  """Something of a file is missing here; why."""
+
+  reason: str
+
+
+class Behind(NamedTuple):
+  """A file has bytes behind the end of its data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,23 +65,181 @@ def file_input(path: str) -> Input:
   return Input(os.path.basename(path), path, size, digest.hexdigest())
 
 
-def decompress(raw: io.BufferedReader) -> io.BufferedIOBase:
-  """A file to be read decompressed, whatever its name ends in.
+def read_blocks(
+  raw: io.BufferedReader, size: int
+) -> Iterator[bytes | Gap | Behind]:
+  """A file, decompressed whatever its name ends in.
+
+  All that can be decompressed is: what is before damage, and what is behind it
+  from the next stream on that is whole. (Files of Common Crawl have a stream a
+  page, and tools that compress in parallel one for each part.)
+
+  Args:
+    raw: the file, at its start.
+    size: bytes of a block.
+
+  Yields:
+    Blocks in order; `Gap`, where bytes are missing; and `Behind`, at last, if
+    the file has others behind a stream that was verified. These are no data:
+    gunzip leaves them out, too.
 
   Raises:
     InputError: for a compression that is not read here.
   """
-  magic = raw.read(6)
-  raw.seek(0)
-  if magic.startswith(b'\x1f\x8b'):
-    return gzip.GzipFile(fileobj=raw)
-  if magic.startswith(b'BZh'):
-    return bz2.BZ2File(raw)
-  if magic.startswith(b'\xfd7zXZ\x00'):
-    return lzma.LZMAFile(raw)
-  if magic.startswith(b'\x28\xb5\x2f\xfd'):
+  kept = bytearray()
+  for part in _read_parts(raw):
+    if isinstance(part, bytes):
+      kept += part
+      while len(kept) >= size:
+        yield bytes(kept[:size])
+        del kept[:size]
+    else:
+      if kept:
+        yield bytes(kept)
+        kept.clear()
+      yield part
+  if kept:
+    yield bytes(kept)
+
+
+def _read_parts(raw):
+  head = raw.read(6)
+  if head.startswith(b'\x28\xb5\x2f\xfd'):
     raise InputError(
       f'{raw.name} is compressed with zstd, which is not read here: compress '
       'it with gzip, or not at all.'
     )
-  return raw
+  for pattern, make in _KINDS.items():
+    if re.match(pattern, head):
+      yield from _read_streams(raw, pattern, make)
+      return
+  raw.seek(0)
+  try:
+    yield from iter(functools.partial(raw.read, _PART_BYTES), b'')
+  except OSError as error:
+    yield Gap(str(error))
+
+
+def _read_streams(raw, pattern, make):
+  position = 0
+  while position is not None:
+    known = 0
+    stream = _Stream(raw, position, make)
+    try:
+      for block in stream.read():
+        known += len(block)
+        yield block
+    except _DAMAGE as error:
+      # Again, byte by byte: the last call kept what it had found.
+      yield from _Stream(raw, position, make).read_to_damage(known)
+      yield Gap(str(error))
+      position = _find_whole(raw, position + 1, pattern, make)
+      continue
+    raw.seek(stream.end)
+    behind = raw.read(_PART_BYTES).lstrip(b'\0')  # Padding of tapes.
+    position = raw.tell() - len(behind)
+    if not re.match(pattern, behind):
+      if behind:
+        yield Behind()
+      return
+
+
+class _Stream:
+  """A compressed stream, from its header to its checksum.
+
+  Attributes:
+    end: where it ends in the file, once it has been read.
+  """
+
+  end: int
+
+  def __init__(self, raw, position, make):
+    self._raw, self._position, self._make = raw, position, make
+
+  def read(self, known: int | None = None) -> Iterator[bytes]:
+    """Its blocks; behind the first `known` bytes of it, one byte at a time."""
+    self._raw.seek(self._position)
+    decompressor, data, seen = self._make(), b'', 0
+    while not decompressor.eof:
+      if decompressor.needs_input:
+        data = self._raw.read(_PART_BYTES)
+        if not data:
+          raise EOFError('it ends too early')
+      most = _PART_BYTES if known is None else max(1, known - seen)
+      block = decompressor.decompress(data, min(most, _PART_BYTES))
+      data, seen = b'', seen + len(block)
+      if block:
+        yield block
+    self.end = self._raw.tell() - len(decompressor.unused_data)
+
+  def read_to_damage(self, known: int) -> Iterator[bytes]:
+    """What it has between its first `known` bytes and the damage."""
+    seen, found = 0, bytearray()
+    with contextlib.suppress(*_DAMAGE):
+      for block in self.read(known):
+        seen += len(block)
+        if seen > known:
+          found += block
+    yield bytes(found)
+
+
+def _find_whole(raw, position, pattern, make):
+  """Where the next stream begins that is whole; None if none is."""
+  while True:
+    raw.seek(position)
+    window = raw.read(_PART_BYTES)
+    found = re.search(pattern, window)
+    if found:
+      position += found.start()
+      try:
+        collections.deque(_Stream(raw, position, make).read(), maxlen=0)
+        return position
+      except _DAMAGE:
+        position += 1
+    elif len(window) < _PART_BYTES:
+      return None
+    else:
+      # A header may be cut in two.
+      position += len(window) - 16
+
+
+class _Gzip:
+  """zlib's decompressor, with the methods of those of bz2 and lzma.
+
+  But that it returns what is before damage, and raises when called again.
+  """
+
+  def __init__(self):
+    self._inner, self.needs_input = zlib.decompressobj(wbits=31), True
+    self._error = None
+
+  @property
+  def eof(self):
+    return self._inner.eof
+
+  @property
+  def unused_data(self):
+    return self._inner.unused_data
+
+  def decompress(self, data, max_length):
+    if self._error:
+      raise self._error
+    data = self._inner.unconsumed_tail + data
+    before = self._inner.copy()
+    try:
+      block = self._inner.decompress(data, max_length)
+      self.needs_input = len(block) < max_length
+    except zlib.error as error:
+      self._error, self.needs_input, block = error, False, b''
+      with contextlib.suppress(zlib.error):
+        for at in range(len(data)):
+          block += before.decompress(data[at : at + 1])
+    return block
+
+
+# By how a stream begins.
+_KINDS = {
+  rb'\x1f\x8b': _Gzip,
+  rb'BZh[1-9]': bz2.BZ2Decompressor,
+  rb'\xfd7zXZ\0': functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ),
+}

@@ -33,7 +33,9 @@ def read_documents(
     Text without surrogates.
   """
   if chunk.damaged:
-    counts['bad: the file is damaged from here on'] += 1
+    counts['bad: a damaged part of a file'] += 1
+  if chunk.behind:
+    counts['note: a file has bytes behind its end'] += 1
   for record in read_records(chunk, reading):
     counts['records'] += 1
     try:

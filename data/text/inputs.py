@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import hashlib
@@ -11,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data.preparing.compressed import (
-  DAMAGE,
+  Gap,
   Input,
   InputError,
-  decompress,
   file_input,
+  read_blocks,
 )
 from data.text import builtin_sources, warc
 
@@ -108,16 +109,17 @@ def check_format(path: str, reading: Reading) -> None:
     if reading.format == 'parquet':
       _check_parquet(path, reading, refuse)
       return
-    with open(path, 'rb') as raw, decompress(raw) as stream:
-      head, whole = b'', False
-      try:
-        while len(head) < _HEAD_BYTES and not whole:
-          block = stream.read(4_096)
-          head, whole = head + block, not block
-      except DAMAGE as error:
-        # If it is damaged further on, what comes before is of use.
-        if not head:
-          raise refuse(f'it cannot be decompressed ({error})') from error
+    head, whole = b'', True
+    with open(path, 'rb') as raw:
+      for part in read_blocks(raw, 4_096):
+        if isinstance(part, bytes):
+          head += part
+        elif isinstance(part, Gap) and not head:
+          raise refuse(f'it cannot be decompressed ({part.reason})')
+        if len(head) >= _HEAD_BYTES or isinstance(part, Gap):
+          # If it is damaged further on, what comes before is of use.
+          whole = False
+          break
   except PermissionError as error:
     raise InputError(f'{path} cannot be read: {error.strerror}.') from error
   if not head:
@@ -157,24 +159,25 @@ def _check_jsonl(head, whole, reading, refuse):
   # The last one may be cut.
   if not whole:
     lines = lines[:-1]
-  why = None
+  found, why = [], None
   for line in lines[:50]:
     try:
-      record = json.loads(line)
-    except ValueError:
+      # However many digits.
+      record = json.loads(line.removeprefix(codecs.BOM_UTF8), parse_int=float)
+    except (ValueError, RecursionError):
       why = why or 'its first line is not JSON'
       continue
-    if isinstance(record, dict) and isinstance(
-      record.get(reading.text_key), str
-    ):
+    if not isinstance(record, dict):
+      why = why or 'its first line is not a JSON object'
+      continue
+    if isinstance(record.get(reading.text_key), str):
       return
-    if isinstance(record, dict):
-      keys = ', '.join(record) or 'nothing'
-      raise refuse(
-        f'its records have no text under {reading.text_key!r}, but {keys}; '
-        'name what holds it with --text-key'
-      )
-    why = why or 'its first line is not a JSON object'
+    found += [key for key in record if key not in found]
+  if found:
+    raise refuse(
+      f'its records have no text under {reading.text_key!r}, but '
+      f'{", ".join(found)}; name what holds it with --text-key'
+    )
   if why:
     raise refuse(why)
 
@@ -194,8 +197,16 @@ def _check_parquet(path, reading, refuse):
       f'{", ".join(names) or "none"}: name the one that holds the text with '
       '--text-key.'
     )
+  if names.count(reading.text_key) > 1:
+    raise InputError(
+      f'{path} has {names.count(reading.text_key)} columns '
+      f'{reading.text_key!r}: rename all but the one that holds the text.'
+    )
   kind = schema.field(reading.text_key).type
-  if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+  types = pyarrow.types
+  values = kind.value_type if types.is_dictionary(kind) else kind
+  texts = (types.is_string, types.is_large_string, types.is_string_view)
+  if not any(is_text(values) for is_text in texts):
     raise InputError(
       f'The column {reading.text_key!r} of {path} holds {kind}, not strings: '
       'name the one that holds the text with --text-key.'

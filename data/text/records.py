@@ -7,13 +7,20 @@ chunk is in memory. Chunks depend on the files alone.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import functools
 import json
 import re
 from collections.abc import Callable, Iterator
 
-from data.preparing.compressed import DAMAGE, Input, InputError, decompress
+from data.preparing.compressed import (
+  Behind,
+  Gap,
+  Input,
+  InputError,
+  read_blocks,
+)
 from data.text import builtin_sources, warc
 from data.text.inputs import Reading, tfds_source
 
@@ -42,7 +49,8 @@ class Chunk:
     rows: for parquet the row group, for sets the first record and the one past
       the last.
     position: how much of `input.size` had been read at its end.
-    damaged: the file could not be read on after it.
+    damaged: after it, something of the file is missing.
+    behind: the file has bytes behind the end of its data.
   """
 
   input: Input
@@ -51,6 +59,7 @@ class Chunk:
   rows: tuple[int, int]
   position: int
   damaged: bool = False
+  behind: bool = False
 
 
 def read_chunks(
@@ -97,20 +106,23 @@ def _byte_chunks(source, reading, start):
     'txt': {
       'line': _after_newline,
       'blank-line': _after_blank_line,
-      'whole': lambda data: 0,
+      'whole': lambda data, first=False: 0,
     }.get(reading.document),
   }[reading.format]
-  number, kept, damaged = 0, bytearray(), False
-  with open(source.path, 'rb') as raw, decompress(raw) as stream:
-    while True:
-      try:
-        block = stream.read(_BLOCK_BYTES)
-      except DAMAGE:
+  number, kept, begun, behind = 0, bytearray(), True, False
+  with open(source.path, 'rb') as raw:
+    for part in read_blocks(raw, _BLOCK_BYTES):
+      damaged, behind = (isinstance(part, one) for one in (Gap, Behind))
+      if isinstance(part, bytes):
+        kept += part
+      if not begun:
+        # Of the record that is here, the beginning is missing.
+        end = cut(kept, first=True)
+        begun = end > 0
+        del kept[:end]
+      if damaged or (begun and len(kept) >= CHUNK_BYTES):
         # What came before may be whole; the record that was begun is not.
-        block, damaged = b'', True
-      kept += block
-      if len(kept) >= CHUNK_BYTES or damaged:
-        end = cut(kept)
+        end = cut(kept) if begun else 0
         if end or damaged:
           if number >= start:
             yield Chunk(
@@ -118,25 +130,27 @@ def _byte_chunks(source, reading, start):
             )
           number += 1
           del kept[:end]
-      if damaged or not block:
-        break
+      if damaged:
+        kept.clear()
+        begun = reading.format != 'txt'
       if len(kept) > MAX_RECORD_BYTES:
         raise InputError(
           f'{source.path} has a record of more than '
           f'{MAX_RECORD_BYTES >> 20} MiB: cut it into several.'
         )
-  if kept and not damaged and number >= start:
-    yield Chunk(source, number, bytes(kept), (0, 0), source.size)
+  rest = bytes(kept) if begun else b''
+  if (rest or behind) and number >= start:
+    yield Chunk(source, number, rest, (0, 0), source.size, behind=behind)
 
 
-def _after_newline(data: bytearray) -> int:
-  return data.rfind(b'\n') + 1
+def _after_newline(data: bytearray, first: bool = False) -> int:
+  return (data.find(b'\n') if first else data.rfind(b'\n')) + 1
 
 
-def _after_blank_line(data: bytearray) -> int:
+def _after_blank_line(data: bytearray, first: bool = False) -> int:
   # The last place where text starts again after empty lines.
   ends = [found.end() for found in _BLANK_LINES.finditer(data)]
-  return ends[-1] if ends else 0
+  return ends[0 if first else -1] if ends else 0
 
 
 # From chunks to records.
@@ -176,13 +190,18 @@ def _txt_records(chunk, reading):
   if not chunk.data:
     # All that is left of a damaged file.
     return
+  data = chunk.data
+  if not chunk.number:
+    data = data.removeprefix(codecs.BOM_UTF8)
+  # Of Windows, so that equal texts are equal.
+  data = data.replace(b'\r\n', b'\n')
   match reading.document:
     case 'whole':
-      parts = [chunk.data]
+      parts = [data]
     case 'line':
-      parts = chunk.data.removesuffix(b'\n').split(b'\n')
+      parts = data.removesuffix(b'\n').split(b'\n')
     case 'blank-line':
-      whole = _EMPTY_ENDS.sub(b'', chunk.data)
+      whole = _EMPTY_ENDS.sub(b'', data)
       parts = re.split(rb'\n(?:[ \t\r]*\n)+', whole)
   for part in parts:
     yield functools.partial(_decode, part)
@@ -192,7 +211,7 @@ def _jsonl_records(chunk, reading):
   def parse(line):
     try:
       # As bytes json would guess the encoding.
-      record = json.loads(_decode(line).removeprefix('\ufeff'))
+      record = json.loads(_decode(line).removeprefix('\ufeff'), parse_int=float)
     except BadRecordError:
       raise
     except (ValueError, RecursionError):

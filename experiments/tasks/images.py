@@ -13,7 +13,7 @@ from jaxtyping import Array
 from codistill import losses
 from codistill.models import Model, with_pixels
 from data.images.dataset import BadDataError, NotPreparedError, make_images
-from experiments.errors import UserError, user_errors
+from experiments.errors import UserError, check_least, user_errors
 from experiments.tasks import Dataset, Task
 
 
@@ -47,6 +47,11 @@ class Kind(Task):
       raise UserError(
         f'data.image_shape is {shape}; it must be (height, width, channels)'
       )
+    counts = ('padding', 'num_workers', 'num_threads', 'prefetch_batches')
+    check_least(
+      {f'data.{key}': (getattr(self, key), 0) for key in counts}
+      | {'data.num_classes': (self.num_classes, 1)}
+    )
 
   def make_dataset(self) -> Dataset:
     """Digits, ImageNet's sample or a set of TFDS."""

@@ -1,0 +1,87 @@
+"""Files that are compressed: all that can be read of them is, and no more."""
+
+import bz2
+import gzip
+import lzma
+
+import pytest
+
+from data.preparing import compressed
+from data.preparing.compressed import Behind, Gap, InputError, read_blocks
+
+COMPRESS = [gzip.compress, bz2.compress, lzma.compress]
+# Of several parts, and as little compressible as text is.
+CONTENT = b''.join(
+  b'%d: %x\n' % (number, pow(3, number, 1 << 127)) for number in range(9_000)
+)
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+  """What is read of a file with some content: bytes, and what is between."""
+
+  def read(data, size=1 << 20):
+    (tmp_path / 'file').write_bytes(data)
+    with open(tmp_path / 'file', 'rb') as raw:
+      found = list(read_blocks(raw, size))
+    assert all(len(one) <= size for one in found if isinstance(one, bytes))
+    joined = [b'']
+    for one in found:
+      if isinstance(one, bytes):
+        joined[-1] += one
+      else:
+        joined += [one, b'']
+    return joined
+
+  monkeypatch.setattr(compressed, '_PART_BYTES', 5_000)
+  return read
+
+
+@pytest.mark.parametrize('compress', [bytes, *COMPRESS])
+@pytest.mark.parametrize('size', [700, 1 << 20])
+def test_a_whole_file_is_read_in_one_or_in_many_streams(read, compress, size):
+  assert read(compress(CONTENT), size) == [CONTENT]
+  parts = (CONTENT[:300], CONTENT[300:70_000], CONTENT[70_000:])
+  assert read(b''.join(map(compress, parts)), size) == [CONTENT]
+  assert read(compress(b''), size) == [b'']
+
+
+@pytest.mark.parametrize('compress', COMPRESS)
+def test_bytes_behind_a_verified_end_are_no_data(read, compress):
+  whole = compress(CONTENT)
+  assert read(whole + b'\0' * 100) == [CONTENT]
+  for behind in (b'x', b'\n' * 6, b'garbage' * 2_000):
+    assert read(whole + behind) == [CONTENT, Behind(), b'']
+
+
+@pytest.mark.parametrize('compress', COMPRESS)
+def test_what_is_before_damage_is_read_up_to_it(read, compress):
+  whole = compress(CONTENT)
+  begun, gap, rest = read(whole[: len(whole) * 9 // 10])
+  assert (isinstance(gap, Gap), rest) == (True, b'')
+  assert CONTENT.startswith(begun)
+  # bz2 verifies 900 kB at a time, and here there is one such block.
+  assert len(begun) > 0.8 * len(CONTENT) or compress is bz2.compress
+  # Of a wrong checksum, everything.
+  if compress is gzip.compress:
+    damaged = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    assert read(damaged)[0] == CONTENT
+
+
+@pytest.mark.parametrize('compress', COMPRESS)
+def test_behind_damage_the_next_whole_stream_is_read(read, compress):
+  parts = [CONTENT[at : at + 60_000] for at in range(0, 240_000, 60_000)]
+  streams = [bytearray(compress(part)) for part in parts]
+  streams[1][len(streams[1]) // 2] ^= 0xFF
+  before, gap, behind = read(b''.join(streams))
+  assert before.startswith(parts[0])
+  assert isinstance(gap, Gap)
+  assert behind == parts[2] + parts[3]
+  # Another that is damaged is not the next.
+  streams[2][len(streams[2]) // 2] ^= 0xFF
+  assert read(b''.join(streams))[-1] == parts[3]
+
+
+def test_zstd_is_a_sentence(read):
+  with pytest.raises(InputError, match='compressed with zstd, which is not'):
+    read(b'\x28\xb5\x2f\xfd' + b'\0' * 20)
