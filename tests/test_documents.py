@@ -306,6 +306,7 @@ PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
     ('jsonl', b'["a"]\n', 'its first line is not a JSON object'),
     ('jsonl', b'{"body": "", "b": 1}', "under 'text', but body, b; name"),
     ('jsonl', b'{"a": 1}\n{"b": 1}\n{}', "under 'text', but a, b; name"),
+    ('jsonl', b'{}\n{}', "no text under 'text', but nothing; name"),
     ('jsonl', wet(['a']), 'it is WARC or WET'),
     ('jsonl', b'PAR1aaa', 'it is Parquet'),
     ('txt', b'a\0b', 'it has bytes of zero'),

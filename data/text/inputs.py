@@ -159,7 +159,7 @@ def _check_jsonl(head, whole, reading, refuse):
   # The last one may be cut.
   if not whole:
     lines = lines[:-1]
-  found, why = [], None
+  keys, why = None, None
   for line in lines[:50]:
     try:
       # However many digits.
@@ -172,11 +172,11 @@ def _check_jsonl(head, whole, reading, refuse):
       continue
     if isinstance(record.get(reading.text_key), str):
       return
-    found += [key for key in record if key not in found]
-  if found:
+    keys = (keys or {}) | dict.fromkeys(record)
+  if keys is not None:
     raise refuse(
       f'its records have no text under {reading.text_key!r}, but '
-      f'{", ".join(found)}; name what holds it with --text-key'
+      f'{", ".join(keys) or "nothing"}; name what holds it with --text-key'
     )
   if why:
     raise refuse(why)

@@ -458,7 +458,7 @@ def _nothing_left(split: str, counts: dict[str, int]) -> PreparationError:
 
 
 def _summary(counts: dict[str, int]) -> str:
-  """What was left out and why, most frequent first; and notes."""
+  """What was left out and why, most frequent first."""
   left_out = sorted(
     (
       (count, reason)
