@@ -126,7 +126,7 @@ def _following(config: ConfigDict) -> dict[str, Any]:
 
 
 def expand_paths(config: ConfigDict) -> None:
-  """Makes paths of a config those of this machine, wherever it is read.
+  """Makes the paths of a config absolute, with ~ expanded.
 
   Raises:
     argparse.ArgumentTypeError: for a URL.

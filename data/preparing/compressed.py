@@ -68,7 +68,7 @@ def file_input(path: str) -> Input:
 def read_blocks(
   raw: io.BufferedReader, size: int
 ) -> Iterator[bytes | Gap | Behind]:
-  """A file, decompressed whatever its name ends in.
+  """A file, decompressed if its first bytes say that it is compressed.
 
   All that can be decompressed is: what is before damage, and what is behind it
   from the next stream on that is whole. (Files of Common Crawl have a stream a
