@@ -195,7 +195,7 @@ def test_a_run_is_started_fresh_and_with_its_programs(run, monkeypatch):
 
   fake = types.SimpleNamespace(Popen=popen, DEVNULL=None)
   monkeypatch.setattr(PARTS['start'], 'subprocess', fake)
-  name = 'lm_codistill:smoke'
+  name = 'imagenet_codistill:smoke'
   found = run('start', (name,), rounds=1)
   assert found.keys() == {f'{name}, fresh (s)', f'{name}, compiled before (s)'}
   (fresh, programs, _), (again, same, _) = started

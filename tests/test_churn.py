@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from codistill import churn as churn_lib
 from codistill.churn import area_under_curve, churn, score
@@ -59,8 +58,16 @@ def test_it_is_a_distance(classes):
       churn(one, other)
 
 
+@pytest.fixture
+def metrics():
+  """Scikit-learn's, which take a second to import."""
+  from sklearn import metrics
+
+  return metrics
+
+
 @pytest.mark.parametrize('classes', [2, 5])
-def test_scores_are_those_of_scikit_learn(classes):
+def test_scores_are_those_of_scikit_learn(classes, metrics):
   p, labels = predictions(classes), LABELS[classes]
   found = score(p, labels)
   exact = p.astype(np.float64)
@@ -75,7 +82,7 @@ def test_scores_are_those_of_scikit_learn(classes):
 
 
 @pytest.mark.parametrize('levels', [1, 2, 10, 300])
-def test_auc_counts_ties_half_as_scikit_learn_does(levels):
+def test_auc_counts_ties_half_as_scikit_learn_does(levels, metrics):
   rng = np.random.default_rng(levels)
   p = (rng.integers(levels, size=1_001) / 1_000).astype(np.float32)
   labels = LABELS[2]

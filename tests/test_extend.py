@@ -37,11 +37,7 @@ def copy(tmp_path_factory):
   """The project with the page's files and lines in it."""
   folder = tmp_path_factory.mktemp('extended')
   for package in ('codistill', 'data', 'experiments', 'scripts'):
-    shutil.copytree(
-      ROOT / package,
-      folder / package,
-      ignore=shutil.ignore_patterns('__pycache__'),
-    )
+    shutil.copytree(ROOT / package, folder / package)
   (folder / 'tests').mkdir()
   shutil.copy(ROOT / 'pyproject.toml', folder)
   for verb, what, code in BLOCK.findall(TEXT):
