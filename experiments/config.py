@@ -10,12 +10,12 @@ import ast
 import difflib
 import importlib
 import pathlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data.images import sets as image_sets
+from experiments import given
 from experiments.errors import UserError, check_least
 from experiments.paths import local_path
 from experiments.results import MACHINE_KEYS
@@ -78,7 +78,8 @@ def load_changed(
     changes: dotted keys, and what to set them to.
 
   Raises:
-    UserError: besides, if there is no such key, or a value is of another type.
+    UserError: besides, if there is no such key, nothing here reads it, or a
+      value is of another type.
   """
   config = load(name_and_variant)
   check_keys(config, changes)
@@ -86,6 +87,8 @@ def load_changed(
     config.update_from_flattened_dict(changes)
   except TypeError as error:
     raise UserError(str(error)) from error
+  given.follow(config, changes)
+  given.check_read(config, changes)
   return config
 
 
@@ -101,28 +104,6 @@ def points(name_and_variant: str) -> list[dict[str, Any]]:
   name, variant = split_name(name_and_variant)
   module = importlib.import_module(f'experiments.configs.{name}')
   return module.sweep(variant) if hasattr(module, 'sweep') else [{}]
-
-
-def follow_name(config: ConfigDict, given: Collection[str]) -> None:
-  """Sets what follows from the set of images that has been named.
-
-  Args:
-    config: with `data.name` as it was given.
-    given: keys that were, dotted; these stay, and without `data.name` all do.
-  """
-  if 'data.name' in given:
-    following = _following(config).items()
-    config.update_from_flattened_dict(
-      {key: value for key, value in following if key not in given}
-    )
-
-
-def _following(config: ConfigDict) -> dict[str, Any]:
-  """Dotted keys that `data.name` says the values of."""
-  facts = image_sets.facts_of(config.data.get('name', ''))
-  return {
-    f'data.{key}': value for key, value in facts.items() if key in config.data
-  }
 
 
 def expand_paths(config: ConfigDict) -> None:
@@ -184,16 +165,20 @@ def first_phase(config: ConfigDict) -> ConfigDict:
 def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
   """What a config has otherwise than its base: dotted keys with values.
 
-  Of another set of images that is its name, and not what follows from it.
+  Of other data that is their name or folder, and not what follows from it.
   """
-  before = dict(_leaves(base))
-  if before.get('data.name') != config.data.get('name'):
-    before |= _following(config)
-  return {
-    key: value
-    for key, value in _leaves(config)
-    if key not in before or before[key] != value
-  }
+  before, after = dict(_leaves(base)), dict(_leaves(config))
+
+  def changed() -> dict[str, Any]:
+    return {
+      key: value
+      for key, value in after.items()
+      if key not in before or before[key] != value
+    }
+
+  which = {'data.data_dir', 'data.name', 'data.path'} & changed().keys()
+  before |= given.following(config, which)
+  return changed()
 
 
 def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:

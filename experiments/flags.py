@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import config as config_lib
+from experiments import given
 from experiments.errors import UserError, user_errors
 from experiments.paths import local_path
 
@@ -141,9 +142,14 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(f'what is {rest[1]!r}? flags begin with --')
   if name is not None:
     config_lib.check_elements(base, _CONFIG.value)
-    config_lib.follow_name(_CONFIG.value, keys)
+    config = _CONFIG.value
+    if _MEMBER.value != 'all' and config.codistill.exchange == 'memory':
+      # Alone in a process, it meets its peers in a folder.
+      config.codistill.exchange = 'checkpoints'
     with user_errors(argparse.ArgumentTypeError):
-      config_lib.expand_paths(_CONFIG.value)
+      config_lib.expand_paths(config)
+    given.follow(config, keys)
+    given.check_read(config, keys)
     # For the default workdir and the provenance.
     rest.append(name)
   return rest
@@ -166,9 +172,6 @@ def make_request(name_and_variant: str) -> Request:
   if member is not None:
     label += f' member {member}'
     default += '-members'
-    if config.codistill.exchange == 'memory':
-      # Alone in a process, it meets its peers in a folder.
-      config.codistill.exchange = 'checkpoints'
   with user_errors(argparse.ArgumentTypeError):
     workdir = local_path(_WORKDIR.value or str(_RUNS / default))
   return Request(

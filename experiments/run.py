@@ -173,11 +173,18 @@ def _train(
     teachers=teachers.peers,
     teacher=teachers.model,
   )
+  data = _describe_data(experiment.dataset, workdir)
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack)
     )
-    _describe_data(experiment.dataset, workdir, console)
+    if data:
+      workdir.write_run(data=data)
+    if 'best_log_loss' in data:
+      console.print(
+        'A synthetic log: in the mean no model can do better than '
+        f'{data["best_log_loss"]:.4f} nats on all of its held-out rows.'
+      )
     if teachers.peers:
       workdir.write_run(teachers=teachers.fit)
     trainer = stack.enter_context(
@@ -260,22 +267,24 @@ def _begin(
   return lease
 
 
-def _describe_data(
-  dataset: Dataset, workdir: Workdir, console: Console
-) -> None:
-  """Records which data it is, of a kind whose name alone does not say."""
+def _describe_data(dataset: Dataset, workdir: Workdir) -> record.Row:
+  """Which data it is, of a kind whose name alone does not say.
+
+  Raises:
+    UserError: if the run that is gone on with learnt from other data.
+  """
   facts = {
     name: getattr(dataset, name, None)
     for name in ('fingerprint', 'best_log_loss')
   }
   found = {name: fact for name, fact in facts.items() if fact is not None}
-  if found:
-    workdir.write_run(data=found)
-  if 'best_log_loss' in found:
-    console.print(
-      'A synthetic log: in the mean no model can do better than '
-      f'{found["best_log_loss"]:.4f} nats on all of its held-out rows.'
+  before = workdir.run.get('data', {}).get('fingerprint')
+  if workdir.resumes and before not in (None, found.get('fingerprint')):
+    raise UserError(
+      f'{workdir.path} began on data whose fingerprint is {before[:12]}, and '
+      'these have another one; give it those, or choose another --workdir'
     )
+  return found
 
 
 def _conclude(label: str, workdir: Workdir, console: Console) -> int:

@@ -8,7 +8,8 @@ r"""Runs every point of a config's `sweep()` with several seeds.
 Each run is a process of its own, `python -m experiments.run …`, and lies in
 <workdir>/<point>/seed-<k>. The same command again goes on: finished runs are
 left alone, interrupted ones continue from their checkpoints, failed ones are
-tried again. A key or flag of experiments.run is given to every run.
+tried again. A flag of experiments.run is given to every run, and a key to all
+that read it: codistill.reload_interval_steps not to those without peers.
 
 local runs N at a time, print prints the commands of what is left to do, slurm
 submits that as one array of at most N at a time (--slurm partition=gpu,
@@ -42,7 +43,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import config as config_lib
-from experiments import results
+from experiments import given, results
 from experiments.errors import UserError
 from experiments.paths import local_path
 from experiments.processes import (
@@ -105,17 +106,18 @@ def plan(
     label: NAME[:variant] of the config.
     seeds: how many: 0, 1, ….
     workdir: of the whole sweep.
-    extra: `--config.key=value` and flags for every run.
+    extra: flags for every run, and `--config.key=value` for those that read it.
 
   Raises:
-    UserError: unknown config, variant or key; a key that the sweep sets.
+    UserError: unknown config, variant or key; a key that the sweep sets, or
+      that none of its points reads.
   """
   points = config_lib.points(label)
-  given = given_keys(extra)
+  keys = given_keys(extra)
   base = config_lib.load(label)
-  config_lib.check_keys(base, given)
+  config_lib.check_keys(base, keys)
   for key in ('seed', *(key for point in points for key in point)):
-    if key in given:
+    if key in keys:
       raise UserError(
         f'--config.{key} is what the sweep varies'
         + ('; --seeds=K says how many' if key == 'seed' else '')
@@ -123,11 +125,14 @@ def plan(
   named = {results.point_name(point): point for point in points}
   if len(named) < len(points):
     raise ValueError(f'{label}: two points of its sweep() share a name')
+  unread = {name: _unread(label, point, keys) for name, point in named.items()}
+  for key in set.intersection(*map(set, unread.values())):
+    raise UserError(next(iter(unread.values()))[key])
   return [
     Run(
       name,
       seed,
-      _num_steps(base.num_steps, point, given),
+      _num_steps(base.num_steps, point, keys),
       path := workdir / name / f'seed-{seed}',
       (
         sys.executable,
@@ -137,12 +142,29 @@ def plan(
         f'--workdir={path}',
         f'--config.seed={seed}',
         *(f'--config.{key}={value}' for key, value in point.items()),
-        *extra,
+        *(
+          argument
+          for argument in extra
+          if not given_keys([argument]).keys() & unread[name].keys()
+        ),
       ),
     )
     for seed in range(seeds)
     for name, point in named.items()
   ]
+
+
+def _unread(
+  label: str, point: Mapping[str, Any], keys: Mapping[str, str]
+) -> dict[str, str]:
+  """As `given.unread`, of a point of a sweep."""
+  config = config_lib.load(label)
+  typed = {key: given.literal(text) for key, text in keys.items()}
+  try:
+    config.update_from_flattened_dict({**point, **typed})
+  except TypeError:
+    return {}  # experiments.run says which value is of a wrong type.
+  return given.unread(config, keys)
 
 
 def _num_steps(default: int, *changes: Mapping[str, Any]) -> int:

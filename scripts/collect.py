@@ -5,7 +5,8 @@
 A WORKDIR is a run's folder, or one with runs anywhere below it, such as a
 sweep's. Writes `<config>-<variant>.jsonl` in experiments/results, or in --out:
 of each run its provenance and its evaluations, without the machine's paths and
-names. Runs that are there already stay; a second collect changes nothing.
+names. Data of one's own are another point, named by their fingerprint. Runs
+that are there already stay; a second collect changes nothing.
 
 Where runs have stored predictions, evaluations of two classes get their AUC,
 and seeds of one point that are collected by one command their churn.
@@ -41,7 +42,7 @@ from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
 
 ALLOWABLE = ('unfinished', 'dirty', 'no-commit', 'two-commits')
-# Of the provenance. Not argv and not data_dir: they have paths in them.
+# Of the provenance. Not argv, which has paths in it.
 _KEPT = (
   'schema',
   'experiment',
@@ -163,15 +164,9 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   if not scored:
     raise ValueError(f'{workdir} has no evaluations; left out')
   aucs = _aucs(workdir)
-  overrides = {
-    key: value
-    for key, value in first['overrides'].items()
-    if key != 'data.data_dir'
-  }
+  overrides, config = _without_paths(first)
   point = results.point_of(overrides)
   id_ = f'{results.point_name(point)}/seed-{first["seed"]}'
-  config = json.loads(json.dumps(first['config']))
-  config['data']['data_dir'] = None
   return Result(
     {
       'kind': 'run',
@@ -199,6 +194,23 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
       for row in scored
     ),
   )
+
+
+def _without_paths(
+  run: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Overrides and config of a run, with what its data are and not where."""
+  config = json.loads(json.dumps(run['config']))
+  overrides = dict(run['overrides'])
+  # Others than the variant names.
+  own = bool({'data.name', 'data.path'} & overrides.keys())
+  for key in ('data_dir', 'path'):
+    overrides.pop(f'data.{key}', None)
+    if key in config['data']:
+      config['data'][key] = None
+  if own and (fingerprint := run.get('data', {}).get('fingerprint')):
+    overrides['data.fingerprint'] = fingerprint[:12]
+  return overrides, config
 
 
 def _aucs(workdir: pathlib.Path) -> dict[tuple[int, Who], float | None]:
@@ -260,7 +272,7 @@ def merge(
 
   Raises:
     ValueError: for two different runs of one point, or for seeds of one point
-      that were run with different configs.
+      that were run with different configs, or on different data.
   """
   merged = {result.id: result for result in old}
   for result in new:
@@ -277,12 +289,20 @@ def merge(
   seen: dict[str, Result] = {}
   for result in merged.values():
     first = seen.setdefault(_point(result.id), result)
-    recipes = [results.recipe_of(one.run['config']) for one in (first, result)]
-    if recipes[0] != recipes[1]:
-      raise ValueError(
-        f'{first.id} and {result.id} of {result.run["experiment"]} were run '
-        'with different configs; run one of them again'
-      )
+    both = [one.run for one in (first, result)]
+    for what, (one, other) in {
+      'with different configs': [
+        results.recipe_of(run['config']) for run in both
+      ],
+      'on different data': [
+        run.get('data', {}).get('fingerprint') for run in both
+      ],
+    }.items():
+      if one != other:
+        raise ValueError(
+          f'{first.id} and {result.id} of {result.run["experiment"]} were run '
+          f'{what}; run one of them again'
+        )
   return list(merged.values())
 
 

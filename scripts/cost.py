@@ -16,7 +16,6 @@ asked for. An update's batch may be computed in parts, as many as
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import json
 import sys
@@ -33,6 +32,7 @@ from experiments import config as configs
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.experiment import Experiment
+from experiments.given import literal
 from experiments.paths import local_path
 from experiments.processes import given_keys
 from experiments.tasks import make_task
@@ -264,16 +264,6 @@ def tables(found: dict[str, Any]) -> list[Table]:
   return [work, memory]
 
 
-def _literal(text: str) -> Any:
-  """A number, a truth or a tuple as flags have them, or else the text."""
-  if text.lower() in ('true', 'false'):
-    return text.lower() == 'true'
-  try:
-    return ast.literal_eval(text)
-  except (SyntaxError, ValueError):
-    return text
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; errors that a user can cause end in one sentence."""
   parser = argparse.ArgumentParser(
@@ -309,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       arguments.config,
       dict(sorted(zip(arguments.devices, parts, strict=True))),
       arguments.teachers,
-      {key: _literal(value) for key, value in given_keys(extra).items()},
+      {key: literal(value) for key, value in given_keys(extra).items()},
     )
     for table in tables(found):
       Console().print(table)

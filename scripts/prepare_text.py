@@ -309,9 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
     return 130
   console.print(summary(manifest))
   console.print(
-    f'{output} is prepared; train on it with --config.data.name=prepared '
-    f'--config.data.data_dir={output} '
-    f'--config.data.vocab_size={manifest["tokenizer"]["vocab_size"]}',
+    f'{output} is prepared; train on it with --config.data.data_dir={output}',
     highlight=False,
     soft_wrap=True,
   )

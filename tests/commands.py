@@ -35,12 +35,13 @@ STALE = (
 )
 # Little to compile.
 DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
-IMAGENET = (
+# Where no other schedule or network is named.
+IMAGENET = {
   # The only number in a program that follows from num_steps.
-  '--config.schedule.warmup_cosine.num_steps=100',
+  '--config.schedule.name': '--config.schedule.warmup_cosine.num_steps=100',
   # A sixth of the layers to compile.
-  '--config.model.resnet.depth=8',
-)
+  '--config.model.name': '--config.model.resnet.depth=8',
+}
 # What experiments that share their programs may differ in.
 NO_PROGRAM = {
   'config': 'seed num_steps eval_interval_steps checkpoint_interval_steps '
@@ -88,6 +89,8 @@ def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):
 
 
 def line_of(workdir, *arguments, config=CODISTILL):
+  named = {argument.partition('=')[0] for argument in arguments}
+  of_images = IMAGENET if config.startswith('imagenet') else {}
   return [
     sys.executable,
     '-m',
@@ -95,7 +98,7 @@ def line_of(workdir, *arguments, config=CODISTILL):
     f'--config={config}',
     f'--workdir={workdir}',
     '--config.num_devices=1',
-    *(IMAGENET if config.startswith('imagenet') else ()),
+    *(one for key, one in of_images.items() if key not in named),
     *arguments,
   ]
 

@@ -5,6 +5,7 @@ import pathlib
 import signal
 
 import jax
+import numpy as np
 import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -62,3 +63,17 @@ def triple(tmp_path_factory):
 
   three = (*DNN, '--config.codistill.members=3')
   return make_reference(tmp_path_factory.mktemp('triple'), *three)
+
+
+@pytest.fixture(scope='session')
+def short_text(tmp_path_factory):
+  """A few short documents of 64 pieces, instead of the built-in corpus."""
+  from preparations import write_corpus
+
+  folder = tmp_path_factory.mktemp('short') / 'text'
+  rng = np.random.default_rng(0)
+  train, test = (
+    [(key, rng.integers(64, size=100)) for key in range(count)]
+    for count in (24, 6)
+  )
+  return write_corpus(folder, train, test, shard_tokens=10_000, vocab_size=64)

@@ -250,13 +250,16 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
     assert chunked < plain / 4
 
 
-def test_lanes_and_clicks_are_read_as_often_as_it_was_told(run, monkeypatch):
+def test_lanes_and_clicks_are_read_as_often_as_it_was_told(
+  run, short_text, monkeypatch
+):
   # In this process.
   monkeypatch.setattr(workers, 'processes', workers.threads)
   fake = types.SimpleNamespace(
     run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
   )
   monkeypatch.setattr(PARTS['clicks'], 'subprocess', fake)
+  monkeypatch.setattr(PARTS['text'], 'NAME', str(short_text))
   shapes = {'text': ((4, 32),), 'clicks': PARTS['clicks'].Shapes(1_000, (16,))}
   for name, sizes in shapes.items():
     monkeypatch.setattr(PARTS[name], '_SECONDS', 0.01)

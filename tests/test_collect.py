@@ -65,6 +65,33 @@ def test_a_run_is_its_provenance_and_its_evaluations(tmp_path, out):
     assert word not in text
 
 
+def test_data_of_ones_own_are_another_point_wherever_they_lie(
+  tmp_path, out, refusal
+):
+  mine, others = ({'fingerprint': 8 * letters} for letters in ('abcd', 'ef01'))
+  own = {'data.name': 'prepared', 'data.path': '/home/somebody/clicks'}
+  for seed, point, data in (
+    (0, own, mine),
+    (1, own | {'data.path': '/elsewhere'}, mine),
+    (0, own, others),
+    (0, {}, {}),
+  ):
+    folder = tmp_path / 'runs' / f'{len(data)}-{seed}-{data == mine}'
+    make_run(folder, seed=seed, point=point, data=data)
+  assert run_collect(out, tmp_path / 'runs') == 0
+  assert [result.id for result in read(out)] == [
+    'base/seed-0',
+    'fingerprint=abcdabcdabcd,name=prepared/seed-0',
+    'fingerprint=abcdabcdabcd,name=prepared/seed-1',
+    'fingerprint=ef01ef01ef01,name=prepared/seed-0',
+  ]
+  for word in ('somebody', 'elsewhere'):
+    assert word not in one_file(out).read_text()
+  # Where a variant names no data, those of one point are the same.
+  other = make_run(tmp_path / 'other', seed=2, data=mine)
+  assert 'were run on different data' in refusal(other)
+
+
 def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):
   # Keys of the machine are no point of a sweep.
   machine = {'num_devices': 1, 'checkpoint_interval_steps': 5}

@@ -8,7 +8,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import config as config_lib
-from experiments import run
+from experiments import given, run
+from experiments.build import build
 from experiments.errors import UserError
 from experiments.flags import make_request
 
@@ -30,15 +31,15 @@ def parse(monkeypatch):
 def test_paths_are_expanded_alike(parse, monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
   monkeypatch.chdir(tmp_path)
-  for config, key in (
-    ('imagenet_codistill', 'codistill.exchange_dir'),
-    ('imagenet_codistill', 'codistill.frozen_dir'),
+  for config, key, *more in (
+    ('imagenet_codistill', 'codistill.exchange_dir', '--member=0'),
+    ('imagenet_two_phase', 'codistill.frozen_dir'),
     ('imagenet_codistill', 'data.data_dir'),
     ('criteo_dnn', 'data.path'),
   ):
     for written in ('~/a', 'a', str(tmp_path / 'b' / '..' / 'a')):
       with flagsaver.flagsaver():
-        parse(f'--config={config}', f'--config.{key}={written}')
+        parse(f'--config={config}', f'--config.{key}={written}', *more)
         section, name = key.split('.')
         assert flags.FLAGS['config'].value[section][name] == f'{tmp_path}/a'
     if key != 'data.data_dir':  # Which TFDS reads.
@@ -82,6 +83,7 @@ def test_scales_of_an_experiment_grow_and_points_of_its_sweep_fit(name):
       config = config_lib.load(label)
       config_lib.check_keys(base, point)
       config.update_from_flattened_dict(point)
+      assert not given.unread(config, point)
       # That each point's own keys say all that it changes, and no two agree,
       # is what collected results are told apart by.
       assert set(config_lib.overrides(base, config)) <= set(point)
@@ -176,6 +178,108 @@ def test_what_is_known_of_a_set_of_images(parse, name, known):
   assert known.items() <= found.items()
   assert len(found['mean']) == len(found['std']) == (3 if known else 1)
   assert (found['mean'] == base['mean']) == (not known)
+
+
+def test_a_folder_that_is_given_is_what_is_read(parse, short_text, tmp_path):
+  for label, key, follows in (
+    ('lm_codistill', f'data_dir={short_text}', {'vocab_size': 64}),
+    ('lm_sync:laptop', f'data_dir={short_text}', {'vocab_size': 64}),
+    ('criteo_dnn:laptop', f'path={tmp_path}', {}),
+  ):
+    with flagsaver.flagsaver():
+      parse(f'--config={label}', f'--config.data.{key}')
+      assert (
+        config().data.to_dict().items()
+        >= {'name': 'prepared', **follows}.items()
+      )
+      # A row's point is its data; that these have 64 pieces follows.
+      base = config_lib.load(label)
+      key, _, value = key.partition('=')
+      named = {'data.name': 'prepared'}
+      if base.data.name == 'prepared':
+        named = {}
+      found = config_lib.overrides(base, config())
+      assert found == {f'data.{key}': value, **named}
+  wrong = (f'--config.data.data_dir={tmp_path}',)
+  clicks = ('--config=criteo_dnn:laptop', '--config.data.path=/a')
+  text = ('--config=lm_sync:laptop', f'--config.data.data_dir={short_text}')
+  with flagsaver.flagsaver():
+    parse(*text, '--config.data.vocab_size=65')
+    with pytest.raises(UserError, match='has 64 pieces; set '):
+      build(config(), None)
+  for more, said in (
+    ((*text, '--config.data.name=builtin'), 'builtin, which lies in no folder'),
+    (
+      (*clicks, '--config.data.name=synthetic'),
+      'synthetic, which lies in no folder',
+    ),
+    ((SMOKE, *wrong), 'imagenet_sample lies in no folder'),
+  ):
+    with flagsaver.flagsaver():
+      parse(*more)
+      with pytest.raises(UserError, match=said):
+        build(config(), None)
+  said = refusal(parse, '--config=lm_sync:laptop', *wrong)
+  assert f'There is no prepared text in {tmp_path}' in said
+
+
+def test_a_key_that_nothing_reads_is_refused(parse):
+  for label, keys, decides in (
+    (
+      'imagenet_codistill',
+      'model.name=dnn model.resnet.depth=18',
+      'model.name',
+    ),
+    ('imagenet_codistill', 'optimizer.lars.momentum=0.5', 'optimizer.name'),
+    (
+      'lm_sync',
+      'schedule.name=warmup_cosine schedule.constant.rate=1',
+      'sched',
+    ),
+    ('lm_codistill', 'codistill.keep_s=1', "codistill.exchange is 'memory'"),
+    ('lm_sync', 'codistill.reload_interval_steps=9', "exchange is 'none'"),
+    ('lm_sync', 'codistill.distill_weight=0.5', 'memory or checkpoints'),
+    (
+      'lm_codistill',
+      'codistill.num_random_neighbours=2',
+      'set codistill.topol',
+    ),
+    ('imagenet_codistill', 'fault.step=3', 'rate or noise'),
+    ('imagenet_codistill', 'two_phase.num_steps=3', 'frozen'),
+    ('imagenet_codistill', 'model.memory_reset_probability=0.1', 'or transf'),
+    ('imagenet_codistill', 'data.padding=3', 'shift or shift_flip'),
+    ('criteo_dnn', 'data.synthetic_rows=3', 'synthetic'),
+  ):
+    set_by_hand = [f'--config.{key}' for key in keys.split()]
+    said = refusal(parse, f'--config={label}', *set_by_hand)
+    key = set_by_hand[-1].partition('=')[0]
+    assert f'{key} changes nothing where ' in said
+    assert decides in said
+  for label, *set_by_hand in (
+    # Members that are started one by one meet in a folder.
+    ('imagenet_codistill', '--config.codistill.keep_s=1', '--member=0'),
+    ('lm_label_smoothing', '--config.codistill.distill_weight=0.5'),
+    # That of the first phase.
+    (
+      'imagenet_two_phase',
+      *('--config.model.name=dnn', '--config.two_phase.model=resnet'),
+      '--config.model.resnet.depth=18',
+    ),
+  ):
+    with flagsaver.flagsaver():
+      parse(f'--config={label}', *set_by_hand)
+
+
+def test_conditions_are_of_keys_that_exist():
+  configs = [config_lib.load(name) for name in config_lib.names()]
+
+  def exists(key):
+    section, _, name = key.partition('.')
+    return any(name in config[section] for config in configs)
+
+  for key, conditions in given._READ_WHERE.items():
+    assert exists(key)
+    assert all(exists(condition.key) for condition in conditions)
 
 
 def test_a_bad_override_is_refused_by_name(parse):

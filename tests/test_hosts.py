@@ -32,6 +32,9 @@ ARGUMENTS = (
   '--config.checkpoint_interval_steps=3',
   '--config.codistill.burn_in_steps=1',
   '--config.codistill.reload_interval_steps=2',
+)
+APART = (
+  *ARGUMENTS,
   '--config.codistill.synchronous=True',
   '--config.codistill.wait_timeout_s=200',
   '--config.codistill.lease_timeout_s=10',
@@ -50,7 +53,7 @@ def start(workdir):
   processes = []
   for number in range(2):
     which = ('--num-processes=2', f'--process-id={number}')
-    line = line_of(workdir, *ARGUMENTS, *world, *which)
+    line = line_of(workdir, *APART, *world, *which)
     processes.append(
       subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **options)
     )
@@ -88,7 +91,7 @@ def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
   together = run_command(one, *ARGUMENTS)
   assert together.status == 0
   # With the same programs, and so in this process.
-  assert run_command(two, *ARGUMENTS, '--member=1').status == 0
+  assert run_command(two, *APART, '--member=1').status == 0
   world.join()
   lost, _, *again = [process.returncode for process in STARTED]
   # In a collective, or where JAX itself aborts it.

@@ -15,6 +15,7 @@ from stand_ins import Signals, console_of, until
 
 from experiments import config as config_lib
 from experiments import processes, sweep
+from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 
 STALENESS = 'imagenet_staleness:smoke'
@@ -126,6 +127,14 @@ def test_print_and_slurm_get_what_is_left_to_do(tmp_path, monkeypatch, capsys):
   captured = capsys.readouterr()
   assert captured.out.count('experiments.run') == 2
   assert captured.err.count('choose another --workdir') == 1
+
+
+def test_a_key_is_given_to_the_points_that_read_it(tmp_path):
+  key = '--config.codistill.topology=ring'
+  without = [run.point for run in plan(tmp_path, key) if key not in run.command]
+  assert without == ['exchange=none']
+  with pytest.raises(UserError, match='changes nothing where '):
+    plan(tmp_path, '--config.model.dnn.hidden=(8,)')
 
 
 # States, from what lies in the folder.

@@ -413,5 +413,10 @@ def _check(name, stored, augmentation, viewed, cache, num_workers):
 def _open(name, data_dir, train_split, eval_split):
   """The stored shape, the number of classes, and the two splits of a set."""
   if name in SETS:
+    if data_dir is not None:
+      raise ValueError(
+        f'{name} lies in no folder: leave data.data_dir out, or name a set of '
+        'TFDS with data.name.'
+      )
     return SETS[name](train_split, eval_split)
   return open_tfds(name, data_dir, train_split, eval_split, others=SETS)

@@ -33,6 +33,7 @@ MACHINE_KEYS = (
   'data.data_dir',
   'data.num_threads',
   'data.num_workers',
+  'data.path',
   'data.prefetch_batches',
   'eval_batch_size',
   'num_devices',

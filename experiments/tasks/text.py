@@ -28,6 +28,13 @@ class Kind(Task):
   max_train_tokens: int | None
   max_test_tokens: int | None
 
+  def __post_init__(self):
+    if self.name == 'builtin' and self.data_dir:
+      raise UserError(
+        f'data.data_dir is {self.data_dir}, and data.name builtin, which lies '
+        'in no folder; set data.name to prepared, or leave data.data_dir out'
+      )
+
   def make_dataset(self) -> Dataset:
     """The built-in corpus, or a prepared one."""
     name = 'builtin' if self.name == 'builtin' else self.data_dir
@@ -43,7 +50,7 @@ class Kind(Task):
         max_document_tokens=self.max_document_tokens,
         max_train_tokens=self.max_train_tokens,
         max_test_tokens=self.max_test_tokens,
-        cache_dir=self.data_dir if self.name == 'builtin' else None,
+        cache_dir=None,
       )
     if dataset.vocab_size != self.vocab_size:
       raise UserError(

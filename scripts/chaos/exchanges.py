@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import pathlib
 import time
 from collections.abc import Iterator, Sequence
@@ -87,15 +88,17 @@ class InProcess(World):
       self._events.update(events)
 
 
+@functools.lru_cache(512)
 def weights(member: int, step: int) -> PyTree:
   """Weights that no other member has at any step."""
-  numbers = np.random.default_rng((member, step))
+  rng = np.random.default_rng((member, step))
+
+  def numbers(*shape: int) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape).astype(np.float32))
+
   return {
-    'params': {
-      'kernel': jnp.asarray(numbers.normal(size=(64, 16)), jnp.float32),
-      'bias': jnp.asarray(numbers.normal(size=16), jnp.float32),
-    },
-    'batch_stats': {'mean': jnp.asarray(numbers.normal(size=16), jnp.float32)},
+    'params': {'kernel': numbers(64, 16), 'bias': numbers(16)},
+    'batch_stats': {'mean': numbers(16)},
   }
 
 
