@@ -7,6 +7,7 @@ needs no jax.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -162,33 +163,60 @@ def code_version(
     besides: paths in it that are no code, such as results.
 
   Returns:
-    {'commit': …, 'dirty': …}; both None outside a git checkout.
+    {'commit': …, 'dirty': …}; both None where git does not tell.
   """
-
-  def git(*arguments: str) -> str:
-    return subprocess.run(
-      ['git', *arguments],
-      cwd=directory,
-      check=True,
-      capture_output=True,
-      text=True,
-    ).stdout.strip()
-
   try:
-    return {
-      'commit': git('rev-parse', 'HEAD'),
-      'dirty': bool(
-        git(
-          'status',
-          '--porcelain',
-          '--',
-          '.',
-          *(f':(exclude){path}' for path in besides),
-        )
-      ),
-    }
+    commit = _git(directory, 'rev-parse', 'HEAD')
+    but = (f':(exclude){path}' for path in besides)
+    edited = _git(directory, 'status', '--porcelain', '--', '.', *but)
   except (OSError, subprocess.CalledProcessError):
     return {'commit': None, 'dirty': None}
+  return {'commit': commit, 'dirty': bool(edited)}
+
+
+def why_unknown(directory: str | os.PathLike[str]) -> str | None:
+  """Why git does not tell the commit, and what to do; None if it does."""
+  try:
+    _git(directory, 'rev-parse', 'HEAD')
+  except FileNotFoundError:
+    return 'there is no git: install it'
+  except (OSError, subprocess.CalledProcessError) as error:
+    said = (getattr(error, 'stderr', None) or str(error)).strip()
+    reason = said.partition('\n')[0].removeprefix('fatal: ')
+    if 'dubious ownership' in said:
+      return f'{reason}: git config --global --add safe.directory {directory}'
+    return f'{reason}: take the code from a clone'
+  return None
+
+
+@functools.cache
+def code_hash(directory: pathlib.Path, packages: tuple[str, ...]) -> str:
+  """A hash of the sources of packages, which tells a change without git.
+
+  It is read once a process, as the code is.
+
+  Args:
+    directory: that the packages lie in.
+    packages: their names.
+  """
+  paths = [
+    path for name in packages for path in (directory / name).rglob('*.py')
+  ]
+  whole = hashlib.sha256()
+  for path in sorted(paths):
+    part = hashlib.sha256(path.read_bytes()).hexdigest()
+    whole.update(f'{path.relative_to(directory)} {part}\n'.encode())
+  return whole.hexdigest()
+
+
+def _git(directory: str | os.PathLike[str], *arguments: str) -> str:
+  return subprocess.run(
+    ['git', *arguments],
+    cwd=directory,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout.strip()
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:

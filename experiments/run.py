@@ -165,6 +165,13 @@ def _train(
     highlight=False,
     markup=False,
   )
+  if why := record.why_unknown(ROOT):
+    console.print(
+      f'The commit of this code is unknown, and its rows cannot say what made '
+      f'them ({why}).',
+      highlight=False,
+      markup=False,
+    )
   # Everything that can be refused is refused before the first file is written.
   experiment = build(
     request.config,
@@ -347,6 +354,7 @@ def _provenance(request: Request) -> record.Row:
     ),
     'config_hash': record.config_hash(plain),
     **record.code_version(ROOT),
+    'code': record.code_hash(ROOT, ('codistill', 'data', 'experiments')),
     'packages': record.package_versions(PACKAGES),
     'device': {
       'platform': devices[0].platform,

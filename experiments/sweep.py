@@ -54,7 +54,7 @@ from experiments.processes import (
   start,
   stop_signals,
 )
-from experiments.record import code_version, read_run
+from experiments.record import code_version, read_run, why_unknown
 from experiments.slurm import submit
 from experiments.workdir import is_running
 
@@ -492,8 +492,9 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir} is a file; choose another --workdir')
   runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)
-  if arguments.launcher != 'print' and code_version(ROOT)['dirty']:
-    say(console, 'There are uncommitted changes: collect will refuse the rows.')
+  if arguments.launcher != 'print' and code_version(ROOT)['dirty'] is not False:
+    why = why_unknown(ROOT) or 'there are uncommitted changes'
+    say(console, f'collect will refuse the rows: {why}.')
   if arguments.launcher == 'local':
     with stop_signals() as stop:
       return run_locally(arguments.config, runs, arguments.jobs, console, stop)

@@ -166,7 +166,10 @@ def open_workdir(
   if not opened.finished:
     _check_code(path, found, run, allow_code_change)
     found.setdefault('resumed', []).append(
-      {key: run[key] for key in ('commit', 'dirty', 'packages', 'device')}
+      {
+        key: run[key]
+        for key in ('code', 'commit', 'dirty', 'packages', 'device')
+      }
       | {'time': run['started'], 'allow_code_change': allow_code_change}
     )
   return opened
@@ -259,14 +262,25 @@ def _check_config(
 
 
 def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
-  before = (found.get('resumed') or [found])[-1]['commit']
-  if before == run['commit'] or allow:
+  before = (found.get('resumed') or [found])[-1]
+  # Runs from before it was recorded have no hash; without git there is no
+  # commit, and unknown is not the same as unchanged.
+  known = [key for key in ('code', 'commit') if before.get(key) and run[key]]
+  if allow or (known and before[known[0]] == run[known[0]]):
     return
   raise UserError(
-    f'{path} holds a run made by commit {str(before)[:12]}, and this is '
-    f'{str(run["commit"])[:12]}; check that commit out, or go on with '
-    '--allow-code-change (it is recorded), or --overwrite to begin anew'
+    f'{path} holds a run made by {_code(before)}, and this is {_code(run)}; '
+    'take the code that made it, or go on with --allow-code-change (it is '
+    'recorded), or --overwrite to begin anew'
   )
+
+
+def _code(version: Mapping[str, Any]) -> str:
+  """'commit 0123456789ab, with changes' or 'an unknown commit, code …'."""
+  if version['commit'] is None:
+    return f'an unknown commit (code {str(version.get("code"))[:12]})'
+  edited = ' with uncommitted changes' if version['dirty'] else ''
+  return f'commit {version["commit"][:12]}{edited}'
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 from unittest import mock
 
@@ -205,10 +206,36 @@ def test_code_version_tells_clean_dirty_and_nothing(checkout, monkeypatch):
   assert record.code_version(checkout, besides=('more',)) == clean
   (checkout / 'code.py').write_text('2')
   assert record.code_version(checkout, besides=('more',))['dirty'] is True
+  assert record.why_unknown(checkout) is None
   nothing = {'commit': None, 'dirty': None}
   assert record.code_version(checkout.parent) == nothing
-  monkeypatch.setenv('PATH', str(checkout))  # Without git.
+  assert 'not a git repository' in record.why_unknown(checkout.parent)
+  with monkeypatch.context() as patch:
+    patch.setenv('PATH', str(checkout))  # Without git.
+    assert record.code_version(checkout) == nothing
+    assert 'install it' in record.why_unknown(checkout)
+  # A container that runs as another user.
+  monkeypatch.setenv('GIT_TEST_ASSUME_DIFFERENT_OWNER', '1')
   assert record.code_version(checkout) == nothing
+  mend = f'git config --global --add safe.directory {checkout}'
+  assert record.why_unknown(checkout).endswith(mend)
+
+
+def test_a_hash_of_the_code_is_of_what_it_says_and_where(tmp_path):
+  seen = set()
+  for number, files in enumerate(
+    ({'a': '1', 'b': '2'}, {'a': '12', 'b': ''}, {'a': '1', 'c': '2'})
+  ):
+    package = tmp_path / str(number) / 'package'
+    package.mkdir(parents=True)
+    for name, text in files.items():
+      (package / f'{name}.py').write_text(text)
+    (package / 'notes.txt').write_text(str(number))
+    seen.add(record.code_hash(package.parent, ('package',)))
+  assert len(seen) == 3
+  shutil.copytree(tmp_path / '0', tmp_path / 'copy')
+  (tmp_path / 'copy/package/notes.txt').unlink()
+  assert record.code_hash(tmp_path / 'copy', ('package',)) in seen
 
 
 def test_package_versions_names_python_and_what_is_asked():

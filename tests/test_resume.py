@@ -224,9 +224,11 @@ def test_another_config_is_refused_with_what_differs(small, refusal):
 
 @pytest.fixture
 def other_commit(monkeypatch):
-  version = {'commit': 'c0ffee' * 6 + 'cafe', 'dirty': False}
-  monkeypatch.setattr(record, 'code_version', lambda directory: version)
-  return version
+  version = {'commit': 'c0ffee' * 6 + 'cafe', 'dirty': False, 'code': 'other'}
+  parts = {key: version[key] for key in ('commit', 'dirty')}
+  monkeypatch.setattr(record, 'code_version', lambda directory: dict(parts))
+  monkeypatch.setattr(record, 'code_hash', lambda *_: version['code'])
+  return parts
 
 
 def test_another_commit_may_be_allowed(small, tmp_path, refusal, other_commit):
@@ -246,6 +248,41 @@ def test_another_commit_may_be_allowed(small, tmp_path, refusal, other_commit):
   # What is finished is shown to any.
   other_commit['commit'] = 'decaf' * 8
   assert run_command(workdir, *small.arguments).status == 0
+
+
+def test_unknown_code_is_not_unchanged_code(
+  small, tmp_path, refusal, other_commit, capfd, monkeypatch
+):
+  other_commit.update(commit=None, dirty=None)
+  why = 'git is not here: bring it'
+  monkeypatch.setattr(record, 'why_unknown', lambda directory: why)
+  ours = read_run(small.stopped_copy(tmp_path / 'first') / 'run.json')
+  changed = '--allow-code-change'
+  for name, before, words in (
+    # Of another hash, with a commit or without.
+    (
+      'known',
+      {},
+      (ours['commit'][:12], 'unknown commit (code other)', changed),
+    ),
+    ('unknown', {'commit': None}, ('by an unknown commit (code ', changed)),
+    # From before hashes were recorded.
+    ('older', {'code': None}, (ours['commit'][:12], changed)),
+    ('neither', {'code': None, 'commit': None}, (changed,)),
+  ):
+    workdir = small.stopped_copy(tmp_path / name)
+    (workdir / 'run.json').write_text(json.dumps(ours | before))
+    sentence = refusal(workdir)
+    for word in words:
+      assert word in sentence
+  # The same code goes on, whatever git says, and says what is not known.
+  monkeypatch.setattr(record, 'code_hash', lambda *_: ours['code'])
+  for before in ({}, {'commit': None}):
+    workdir = small.stopped_copy(tmp_path / f'same{len(before)}')
+    (workdir / 'run.json').write_text(json.dumps(ours | before))
+    capfd.readouterr()
+    stop_command(7, workdir, *small.arguments)
+    assert 'commit of this code is unknown, and its' in capfd.readouterr().out
 
 
 def test_overwrite_begins_anew(small, tmp_path, other_commit):
