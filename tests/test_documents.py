@@ -150,6 +150,29 @@ def test_chunks_lose_nothing(format, small_chunks, file):
   assert sum(counts.values()) == len(found) + 1
 
 
+def test_parquet_with_any_byte_damaged_is_counted_or_refused(file):
+  import pyarrow
+
+  values = pyarrow.array(['a', 'b', 'a', 'c']).dictionary_encode()
+  options = {'store_schema': False, 'write_statistics': False}
+  checked = {'write_page_checksum': True, 'compression': 'none'}
+  path = write_parquet(file(b''), values, **options, **checked)
+  whole = path.read_bytes()
+  found = collections.Counter()
+  for position in range(len(whole)):
+    damaged = bytearray(whole)
+    damaged[position] ^= 0xFF
+    try:
+      texts, counts = read(reading_of('parquet'), file(damaged))
+    except InputError:
+      found['refused'] += 1
+    else:
+      found['counted'] += any(name.startswith('bad') for name in counts)
+      # Of what is not under a checksum, but never another text.
+      assert set(texts) <= set('abc')
+  assert min(found['refused'], found['counted']) > 50
+
+
 def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   import pyarrow
   from pyarrow import parquet

@@ -188,7 +188,8 @@ def _check_parquet(path, reading, refuse):
 
   try:
     schema = parquet.read_schema(path)
-  except (pyarrow.ArrowInvalid, OSError) as error:
+  # Names that are not UTF-8 are a ValueError.
+  except (pyarrow.ArrowException, OSError, ValueError) as error:
     raise refuse('its end does not say so') from error
   names = schema.names
   if reading.text_key not in names:

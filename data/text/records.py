@@ -232,7 +232,9 @@ def _parquet_records(chunk, reading):
   from pyarrow import parquet
 
   try:
-    with parquet.ParquetFile(chunk.input.path) as file:
+    with parquet.ParquetFile(
+      chunk.input.path, page_checksum_verification=True
+    ) as file:
       batches = file.iter_batches(
         batch_size=_ROWS,
         row_groups=[chunk.rows[0]],
@@ -245,7 +247,7 @@ def _parquet_records(chunk, reading):
             yield value.as_py()
           except UnicodeDecodeError:
             yield functools.partial(_bad, 'not UTF-8')
-  except (pyarrow.ArrowInvalid, OSError):
+  except (pyarrow.ArrowException, OSError):
     yield functools.partial(_bad, 'a damaged row group')
 
 
