@@ -161,6 +161,9 @@ def summary(manifest: dict) -> list[Table]:
     splits.add_row(split, f'{facts["rows"]:,}', f'{share:.2%}')
   for reason, count in manifest['bad_lines_by_kind'].items():
     splits.add_row(f'left out: malformed {reason}', f'{count:,}', '')
+  # Not of folders that an older version prepared.
+  for name in manifest.get('files_with_bytes_behind_their_end', ()):
+    splits.add_row(f'note: {name} has bytes behind its end', '', '')
   fields = Table(box=box.SIMPLE_HEAD)
   for column in ('field', 'categories', 'kept', 'rows: missing', 'rare'):
     fields.add_column(column, justify='right')

@@ -289,6 +289,20 @@ def test_malformed_lines_are_counted_and_too_many_refused(log, tmp_path):
   assert numbers == [4, 51, 151]
 
 
+def test_bytes_behind_a_compressed_end_are_a_note(log, tmp_path, capsys):
+  content = log.read_bytes()
+  for number, behind in enumerate((b'', b'garbage')):
+    log.write_bytes(gzip.compress(content) + behind)
+    output = tmp_path / f'out{number}'
+    assert prepare(output, '--input', log) is None
+    rows, manifest = open_clicks(output)
+    assert len(rows) == len(LINES)
+    noted = [log.name] if behind else []
+    assert manifest['files_with_bytes_behind_their_end'] == noted
+    said = capsys.readouterr().out
+    assert (f'{log.name} has bytes behind its end' in said) == bool(behind)
+
+
 def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
   output = tmp_path / 'out'
   content = gzip.compress(log.read_bytes())

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8, UInt32
 
 from data.preparing.compressed import (
+  Behind,
   Gap,
   Input,
   InputError,
@@ -88,6 +89,7 @@ class Chunk:
     data: the lines' bytes.
     first_line: the number of the first, from 1.
     position: how much of `input.size` had been read at its end.
+    behind: the file has bytes behind the end of what was compressed.
   """
 
   input: Input
@@ -95,6 +97,7 @@ class Chunk:
   data: bytes
   first_line: int
   position: int
+  behind: bool = False
 
 
 def find_inputs(
@@ -130,11 +133,11 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
   Raises:
     InputError: if it cannot be decompressed, or has no lines.
   """
-  number, line, kept = 0, 1, bytearray()
+  number, line, kept, behind = 0, 1, bytearray(), False
 
   def chunk(end, position):
     data = bytes(kept[:end])
-    return Chunk(source, number, data, line, position)
+    return Chunk(source, number, data, line, position, behind)
 
   with open(source.path, 'rb') as raw:
     for part in read_blocks(raw, _BLOCK_BYTES):
@@ -144,8 +147,10 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
           f'{source.path} cannot be read on in line {line:,} ({part.reason}): '
           'it is damaged, or was cut short; get it again.'
         )
-      if isinstance(part, bytes):
-        kept += part
+      if isinstance(part, Behind):
+        behind = True
+        break
+      kept += part
       if len(kept) >= CHUNK_BYTES:
         end = kept.rfind(b'\n') + 1
         if not end:
@@ -161,7 +166,7 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
         number += 1
         line += found.data.count(b'\n')
         del kept[:end]
-  if kept and number >= start:
+  if (kept or behind) and number >= start:
     yield chunk(len(kept), source.size)
 
 

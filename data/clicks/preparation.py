@@ -191,6 +191,9 @@ class _Run:
         strip=lambda chunk: dataclasses.replace(chunk, data=b''),
       ):
         state['rows'].append(rows)
+        if chunk.behind:
+          # Of a preparation that an older version began there are none.
+          state.setdefault('behind', []).append(one.name)
         state['bad'] += [
           (f'line {line:,} of {one.name}: {reason}', kind)
           for line, kind, reason in bad
@@ -261,6 +264,7 @@ class _Run:
       'fields': state['fields'],
       'bad_lines': [where for where, _ in state['bad']],
       'bad_lines_by_kind': dict(sorted(collections.Counter(kinds).items())),
+      'files_with_bytes_behind_their_end': state.get('behind', []),
       'sha256_of_blocks': [digest for digest, _, _ in blocks],
     }
 
