@@ -44,7 +44,7 @@ from scripts.figures.cost import Cost, EqualCompute
 from scripts.figures.curves import Curves
 from scripts.figures.diversity import Diversity
 from scripts.figures.failed_peer import FailedPeer
-from scripts.figures.figure import GRAY, Figure, hours_table
+from scripts.figures.figure import Figure, hours_table
 from scripts.figures.half_the_steps import HalfTheSteps
 from scripts.figures.regime import Regime
 from scripts.figures.staleness import Staleness
@@ -229,20 +229,7 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
     for axes, title in zip((paper, ours), figure.titles, strict=True):
       axes.set_title(title.format(variant=variant))
     figure.draw_left(paper, rows)
-    if figure.has_rows(rows):
-      figure.draw_ours(ours, rows)
-    else:
-      ours.axis('off')
-      ours.text(
-        0.02,
-        0.6,
-        figure.how(variant),
-        family='monospace',
-        fontsize=8,
-        color=GRAY,
-        va='top',
-        transform=ours.transAxes,
-      )
+    figure.draw_ours(ours, rows)
     picture.savefig(f'{stem}.svg', metadata={'Date': None})
     picture.savefig(f'{stem}.png', dpi=DPI, metadata={'Software': None})
     plt.close(picture)
@@ -270,14 +257,14 @@ def _make(arguments: argparse.Namespace) -> None:
   for name in names:
     figure = FIGURES[name]
     stem = arguments.out / f'{name}-{arguments.variant}'
-    draw(figure, rows, arguments.variant, stem)
     tables[stem.name] = figure.table(rows, arguments.variant)
     stem.with_suffix('.md').write_text(tables[stem.name], encoding='utf-8')
     if figure.has_rows(rows):
+      draw(figure, rows, arguments.variant, stem)
       print(f'{stem}.svg, .png, .md')
     else:
       why = ' '.join(figure.how(arguments.variant).split())
-      print(f'{stem}.svg, .png, .md: the paper alone. {why}')
+      print(f'{stem}.md, no picture. {why}')
   hours = arguments.out / f'hours-{arguments.variant}.md'
   tables[hours.stem] = hours_table(rows, arguments.variant)
   hours.write_text(tables[hours.stem], encoding='utf-8')
