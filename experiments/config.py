@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments import given
 from experiments.errors import UserError, check_least
-from experiments.paths import local_path
+from experiments.paths import local_path, path_or_url
 from experiments.results import MACHINE_KEYS
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
@@ -119,9 +119,9 @@ def expand_paths(config: ConfigDict) -> None:
     ('data', 'path'),
   ):
     path = config.get(section, {}).get(key)
-    # TFDS reads from buckets, too.
-    if path and not (key == 'data_dir' and '://' in path):
-      config[section][key] = str(local_path(path))
+    if path:
+      kind = path_or_url if key == 'data_dir' else local_path
+      config[section][key] = str(kind(path))
 
 
 def first_phase(config: ConfigDict) -> ConfigDict:

@@ -7,6 +7,11 @@ import os
 import pathlib
 
 
+def path_or_url(text: str) -> str:
+  """A path as below, or a URL as it is: TFDS reads from buckets, too."""
+  return text if '://' in text else str(local_path(text))
+
+
 def local_path(text: str) -> pathlib.Path:
   """A path of this machine: absolute, and ~ is the user's home.
 

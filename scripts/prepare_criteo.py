@@ -119,6 +119,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
   if flags.write and flags.synthetic_rows is None:
     parser.error('--write is for the synthetic log: give --synthetic-rows')
+  written = not flags.write, 'beside --write'
+  if problem := preparing.unread(
+    parser,
+    flags,
+    {
+      '--max-bad-lines': (flags.input, 'of a log that is made here'),
+      **dict.fromkeys(('--min-count', '--workers', '--overwrite'), written),
+    },
+  ):
+    parser.error(problem)
   return flags
 
 

@@ -22,7 +22,7 @@ from data.preparing.compressed import InputError
 from data.preparing.resumable import PreparationError
 from data.text import corpus, inputs, preparation, tokenizer
 from data.text.documents import languages
-from experiments.paths import local_path
+from experiments.paths import local_path, path_or_url
 from scripts import preparing
 
 
@@ -95,11 +95,43 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     '--overwrite', action='store_true', help='begin anew, and replace DIR'
   )
   flags = parser.parse_args(arguments)
-  if flags.format == 'builtin':
-    flags.input, flags.held_out = ['builtin'], []
-  if problem := _problem(flags):
+  if problem := _unread(parser, flags) or _problem(flags):
     parser.error(problem)
+  if flags.format == 'builtin':
+    flags.input = ['builtin']
   return flags
+
+
+def _unread(
+  parser: argparse.ArgumentParser, flags: argparse.Namespace
+) -> str | None:
+  """Which flag another one makes useless, in a sentence."""
+  where = f'where --format is {flags.format}'
+  own = flags.format != 'builtin'
+  return preparing.unread(
+    parser,
+    flags,
+    {
+      '--input': (own, where),
+      '--held-out': (own, where),
+      '--structure': (own, where),
+      '--held-out-fraction': (not flags.held_out, 'beside --held-out'),
+      '--sentence-language': (
+        own and flags.structure == 'sentences',
+        'where sentences are not marked',
+      ),
+      '--text-key': (flags.format in ('jsonl', 'parquet', 'tfds'), where),
+      '--data-dir': (flags.format == 'tfds', where),
+      '--min-language-probability': (
+        _language(flags) != 'any',
+        'where documents of any language are kept',
+      ),
+    },
+  )
+
+
+def _language(flags: argparse.Namespace) -> str:
+  return flags.language or ('en' if flags.format == 'wet' else 'any')
 
 
 def _add_files(add: Callable[..., None]) -> None:
@@ -185,7 +217,7 @@ def _add_documents(add: Callable[..., None]) -> None:
     default='text',
     metavar='NAME',
   )
-  add('--data-dir', 'where TFDS sets lie', metavar='DIR')
+  add('--data-dir', 'where TFDS sets lie', type=path_or_url, metavar='DIR')
   add(
     '--language',
     'keep documents in this language, or any (default: en for wet, any for '
@@ -216,7 +248,7 @@ def _add_documents(add: Callable[..., None]) -> None:
 
 def _problem(flags: argparse.Namespace) -> str | None:
   """What is wrong with the flags, in a sentence."""
-  if not flags.input:
+  if not flags.input and flags.format != 'builtin':
     return '--input is needed for all formats but builtin'
   least = {
     '--train-from': (flags.train_from, 1),
@@ -244,8 +276,7 @@ def settings_of(flags: argparse.Namespace) -> preparation.Settings:
   Raises:
     InputError: for a language that the identifier does not know.
   """
-  wet = flags.format == 'wet'
-  language = flags.language or ('en' if wet else 'any')
+  wet, language = flags.format == 'wet', _language(flags)
   if language != 'any' and language not in languages():
     raise InputError(
       f'--language {language} is not known: use any, or one of '

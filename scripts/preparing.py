@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -16,6 +17,25 @@ INTERRUPTED = 'Interrupted: the same command goes on from here.'
 _PLAIN_INTERVAL_S = 5.0
 # Of the last seconds, not of the whole run: the first are slow.
 _RATE_WINDOW_S = 30.0
+
+
+def unread(
+  parser: argparse.ArgumentParser,
+  flags: argparse.Namespace,
+  read: Mapping[str, tuple[bool, str]],
+) -> str | None:
+  """What is wrong with a flag that was set and changes nothing, in a sentence.
+
+  Args:
+    parser: of the flags, which knows their defaults.
+    flags: as they were given.
+    read: by name, whether a flag is read, and where it is not.
+  """
+  for name, (is_read, where) in read.items():
+    key = name.removeprefix('--').replace('-', '_')
+    if not is_read and getattr(flags, key) != parser.get_default(key):
+      return f'{name} changes nothing {where}: leave it out'
+  return None
 
 
 class Display:

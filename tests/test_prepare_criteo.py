@@ -337,6 +337,10 @@ def test_a_wrong_command_line_is_named(capsys):
     (['--input=x', '--min-count=0'], '--min-count is 0; it must be at least 1'),
     (['--input=x', '--held-out-fraction=1'], 'must be between 0 and 1'),
     (['--input=x', '--held-out-fraction=1/0'], 'is neither a number nor a'),
+    (
+      ['--synthetic-rows=9', '--max-bad-lines=3'],
+      '--max-bad-lines changes nothing of a log that is made here',
+    ),
   ):
     with pytest.raises(SystemExit, match='2'):
       prepare('out', *arguments)

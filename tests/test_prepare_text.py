@@ -54,7 +54,9 @@ def prepare(output, path, *arguments, format='jsonl'):
   # New processes have nothing open.
   preparation._open_tokenizer.cache_clear()
   source = [] if path is None else [f'--input={path}']
-  source += [f'--output={output}', f'--format={format}', *ARGUMENTS]
+  # Whoever names what is held out gives no fraction.
+  some = ARGUMENTS[:1] if '--held-out' in arguments else ARGUMENTS
+  source += [f'--output={output}', f'--format={format}', *some]
   return prepare_text.main([*source, *map(str, arguments)])
 
 
@@ -312,7 +314,18 @@ def test_a_wrong_command_line_is_named(capsys):
     ('x', '--format=csv', 'invalid choice'),
     ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
     ('x', '--held-out-fraction=2', 'between 0 and 1'),
+    # Flags that nothing reads.
+    ('x', '--held-out-fraction=0.1 --held-out=y', 'beside --held-out'),
+    ('x', '--structure=none --sentence-language=de', 'are not marked: leave'),
+    ('x', '--format=txt --text-key=body', 'where --format is txt: leave it'),
+    (
+      'x',
+      '--data-dir=/sets',
+      '--data-dir changes nothing where --format is js',
+    ),
+    ('x', '--min-language-probability=0.5', 'of any language are kept: leave'),
+    ('x', '--format=builtin', '--input changes nothing where --format is bui'),
   ):
     with pytest.raises(SystemExit, match='2'):
-      prepare('out', path, argument)
+      prepare('out', path, *argument.split())
     assert sentence in capsys.readouterr().err
