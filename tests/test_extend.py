@@ -61,7 +61,12 @@ def run(copy, line):
   return subprocess.run(
     [sys.executable, *line.split()[1:]],
     cwd=copy,
-    env={**os.environ, 'PYTHONPATH': str(copy)},
+    # What tests of the page's code check at run time takes seconds to load.
+    env={
+      **os.environ,
+      'PYTHONPATH': str(copy),
+      'PYTEST_ADDOPTS': '--jaxtyping-packages=',
+    },
     capture_output=True,
     text=True,
     timeout=300,

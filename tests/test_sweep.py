@@ -344,32 +344,32 @@ def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
   keys += ('--config.checkpoint_interval_steps=2',)
   where = (f'--config={config}', f'--workdir={tmp_path}')
   line = [sys.executable, '-m', 'experiments.sweep', *where, *keys]
-  runs = plan(tmp_path, *keys, config=config)
+  done, other = plan(tmp_path, *keys, config=config)
+  finish(done)
   with start_process(line):
-    until(lambda: any(sweep.state(run).status == 'done' for run in runs))
-    # The other, after a checkpoint, at step 2, and before the end.
-    until(lambda: any(4 <= sweep.state(run).step < 20 for run in runs))
+    # After a checkpoint, at step 2, and before the end.
+    until(lambda: 4 <= sweep.state(other).step < 20)
     # The sweep, and what it had started: as a machine that loses power.
     subprocess.run(['pkill', '-KILL', '-f', str(tmp_path)])
   assert sweep.main(line[3:]) == 0
   assert '2 done' in capsys.readouterr().out
-  told = [read_run(run.workdir / 'run.json') for run in runs]
-  assert [run['status'] for run in told] == ['done', 'done']
-  assert any(run.get('resumed') for run in told)
-  for run in runs:
-    # A row of an exchange may say the same twice, of two publications.
-    found = [
-      (row['step'], row['member'], row['kind'])
-      for row in read_rows(run.workdir / 'rows.jsonl')
-      if row['kind'] != 'exchange'
-    ]
-    assert len(set(found)) == len(found)
-    assert sum(kind == 'final' for _, _, kind in found) == 3
-    assert sum(kind == 'train' for _, _, kind in found) == 40
-  # Nothing is left, so nothing starts.
-  before = [run.log.read_bytes() for run in runs]
+  told = read_run(other.workdir / 'run.json')
+  assert told['status'] == 'done'
+  assert told['resumed']
+  # A row of an exchange may say the same twice, of two publications.
+  found = [
+    (row['step'], row['member'], row['kind'])
+    for row in read_rows(other.workdir / 'rows.jsonl')
+    if row['kind'] != 'exchange'
+  ]
+  assert len(set(found)) == len(found)
+  assert sum(kind == 'final' for _, _, kind in found) == 3
+  assert sum(kind == 'train' for _, _, kind in found) == 40
+  # What was done before has not been touched; now nothing is left to start.
+  before = other.log.read_bytes()
   assert sweep.main(line[3:]) == 0
-  assert [run.log.read_bytes() for run in runs] == before
+  assert other.log.read_bytes() == before
+  assert not done.log.exists()
 
 
 def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
