@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import re
 import sys
 
 from absl import flags
@@ -34,7 +35,7 @@ _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Begin anew, whatever the workdir holds.'
 )
 _ALLOW_CODE_CHANGE = flags.DEFINE_bool(
-  'allow_code_change', False, 'Resume a run that another commit made.'
+  'allow_code_change', False, 'Resume a run that other code made.'
 )
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'One of several processes: a world of jax.distributed.'
@@ -81,7 +82,7 @@ class Request:
     member: the one member that this process trains, or None for all.
     world: the processes of this member, or None if this is the only one.
     overwrite: do not go on with what the workdir holds.
-    allow_code_change: go on although another commit made the run.
+    allow_code_change: go on although other code made the run.
     tensorboard: write event files, too.
   """
 
@@ -127,8 +128,8 @@ def parse_flags(argv: list[str]) -> list[str]:
       path = f'{config_lib.CONFIGS / path}.py{colon}{variant}'
       name = value
       argv[position + (not equals)] = f'--config={path}' if equals else path
-    elif flag.startswith('--config.'):
-      keys.append(flag.removeprefix('--config.'))
+    elif match := re.match(r'--(?:no)?config\.(.+)', flag):
+      keys.append(match[1])
   if keys and name is None:
     raise UserError('--config.… changes a config: name it with --config=NAME')
   if name is not None:
@@ -190,6 +191,8 @@ def make_request(name_and_variant: str) -> Request:
 
 def _dashes(argument: str) -> str:
   """Flags of absl have underscores; people type --allow-code-change."""
+  if re.match(r'-\w', argument):
+    argument = f'-{argument}'
   flag, equals, value = argument.partition('=')
   if not flag.startswith('--') or flag.startswith('--config.'):
     return argument

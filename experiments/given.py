@@ -1,15 +1,15 @@
 """Keys that are set by hand: what follows from them, and whether it is read.
 
-One that a config does not have is a typing error, and `config.check_keys` finds
-it. One that it has, and that changes nothing here, is refused as well: the
-depth of a network that is not trained, a folder that nobody meets in.
+One that a config does not have is a typo, and `config.check_keys` finds it. One
+that it has, and that the choices made elsewhere leave unread, is refused as
+well: the depth of a network that is not trained, a folder that nobody meets in.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,6 +17,9 @@ from ml_collections import ConfigDict
 from data.images import sets as image_sets
 from data.text.corpus import open_corpus
 from experiments.errors import UserError, user_errors
+
+# Nested, by dotted keys: a ConfigDict, or what a run.json has of one.
+Config = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +36,26 @@ class Condition:
   holds: Callable[[Any], bool]
   wanted: str
 
-  def complaint(self, config: ConfigDict, key: str) -> str | None:
+  def complaint(self, config: Config, key: str) -> str | None:
     """Why `key` changes nothing, and what to do; None if it is read."""
-    section, _, name = self.key.rpartition('.')
-    value = config[section].get(name)
-    if self.holds(value):
+    value = _value(config, self.key)
+    # What is no choice at all is refused as such, and first.
+    known = _CHOICES.get(self.key, (value,))
+    if value not in known or self.holds(value):
       return None
     return (
       f'--config.{key} changes nothing where {self.key} is {value!r}: leave it '
       f'out, or set {self.key} to {self.wanted}'
     )
+
+
+def _value(config: Config, key: str) -> Any:
+  """Of a dotted key; None if there is none."""
+  for name in key.split('.'):
+    if not isinstance(config, (Mapping, ConfigDict)) or name not in config:
+      return None
+    config = config[name]
+  return config
 
 
 def _is(key: str, *values: Any) -> Condition:
@@ -56,8 +69,11 @@ def _is_not(key: str, value: Any, wanted: str) -> Condition:
 
 
 _EXCHANGE = 'codistill.exchange'
+_CHOICES = {_EXCHANGE: ('memory', 'checkpoints', 'frozen', 'none')}
 _LIVE = _is(_EXCHANGE, 'memory', 'checkpoints')
 _FOLDER = _is(_EXCHANGE, 'checkpoints')
+_FIRST = 'two_phase.model'
+_TAUGHT = _is_not(_EXCHANGE, 'none', 'memory or checkpoints')
 _TWO_PHASES = (
   _is(_EXCHANGE, 'frozen'),
   _is('codistill.frozen_dir', None),
@@ -89,9 +105,11 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
   'codistill.keep_publications': (_FOLDER,),
   'codistill.keep_s': (_FOLDER,),
   'codistill.poll_interval_s': (_FOLDER,),
-  'codistill.wait_timeout_s': (_FOLDER,),
   'data.padding': (_MOVED,),
-  'data.synthetic_rows': (_is('data.name', 'synthetic'),),
+  'data.synthetic_rows': (
+    _is('data.name', 'synthetic'),
+    _is('data.path', None),
+  ),
   'fault.member': (_is_not('fault.kind', 'none', 'rate or noise'),),
   'fault.step': (_is_not('fault.kind', 'none', 'rate or noise'),),
   'fault.rate_factor': (_is('fault.kind', 'rate'),),
@@ -101,6 +119,10 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
       lambda name: name not in _WITHOUT_MEMORY,
       'lstm or transformer',
     ),
+  ),
+  'model.resnet.teacher_batch_norm': (_TAUGHT,),
+  'optimizer.sgd.weight_decay_drop_factor': (
+    Condition('optimizer.sgd.weight_decay_drop_at_steps', bool, 'some steps'),
   ),
   'two_phase.num_steps': _TWO_PHASES,
   'two_phase.members': _TWO_PHASES,
@@ -127,8 +149,8 @@ def literal(text: str) -> Any:
 def following(config: ConfigDict, given: Collection[str]) -> dict[str, Any]:
   """Keys that follow from the data, where these were given.
 
-  Of a set of images what is known of it; a folder of text or of clicks is a
-  prepared one, and has the vocabulary that its manifest says.
+  Of a set of images what is known of it; a folder of text is a prepared one,
+  and has the vocabulary that its manifest says.
 
   Args:
     config: with keys as they were given.
@@ -143,8 +165,6 @@ def following(config: ConfigDict, given: Collection[str]) -> dict[str, Any]:
   data, found = config.data, {}
   if 'data.name' in given:
     found |= image_sets.facts_of(data.name)
-  if 'data.path' in given and data.path:
-    found['name'] = 'prepared'
   if 'data.data_dir' in given and data.data_dir and 'vocab_size' in data:
     found['name'] = 'prepared'
     with user_errors(ValueError, OSError):
@@ -161,7 +181,7 @@ def follow(config: ConfigDict, given: Collection[str]) -> None:
   config.update_from_flattened_dict(following(config, given))
 
 
-def unread(config: ConfigDict, given: Iterable[str]) -> dict[str, str]:
+def unread(config: Config, given: Iterable[str]) -> dict[str, str]:
   """Keys that nothing reads.
 
   Args:
@@ -179,19 +199,25 @@ def unread(config: ConfigDict, given: Iterable[str]) -> dict[str, str]:
   return found
 
 
-def check_read(config: ConfigDict, given: Iterable[str]) -> None:
+def check_read(config: Config, given: Iterable[str]) -> None:
   """Raises a `UserError` for the first key that nothing reads."""
   for complaint in unread(config, given).values():
     raise UserError(complaint)
 
 
-def _conditions(config: ConfigDict, key: str) -> Iterator[Condition]:
+def _conditions(config: Config, key: str) -> Iterator[Condition]:
   yield from _READ_WHERE.get(key, ())
-  if key in _OF_TEACHERS and config.codistill.teacher == 'peers':
-    yield _is_not(_EXCHANGE, 'none', 'memory or checkpoints')
+  if key in _OF_TEACHERS and _value(config, 'codistill.teacher') == 'peers':
+    yield _TAUGHT
+  if key == 'data.name' and _value(config, key) == 'synthetic':
+    # A path is somebody's own log, whatever else the variant would take.
+    yield _is('data.path', None)
   section, _, rest = key.partition('.')
   choice, _, keyword = rest.partition('.')
-  if keyword and 'name' in config[section]:
-    first = config.two_phase.model if section == 'model' else None
-    if choice != first:
+  # What is no choice at all is refused as such, and first.
+  chosen = _value(config, f'{section}.name')
+  if keyword and _value(config, f'{section}.{chosen}') is not None:
+    # The network of a first phase is trained, too.
+    first = not any(one.complaint(config, key) for one in _TWO_PHASES)
+    if not (first and key.startswith(f'model.{_value(config, _FIRST)}.')):
       yield _is(f'{section}.name', choice)

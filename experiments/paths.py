@@ -6,6 +6,14 @@ import argparse
 import os
 import pathlib
 
+# Of a config: where something lies on this machine.
+PATH_KEYS = (
+  ('codistill', 'exchange_dir'),
+  ('codistill', 'frozen_dir'),
+  ('data', 'data_dir'),
+  ('data', 'path'),
+)
+
 
 def path_or_url(text: str) -> str:
   """A path as below, or a URL as it is: TFDS reads from buckets, too."""

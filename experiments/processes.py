@@ -28,7 +28,7 @@ _MOST_LETTERS = 300
 
 
 def given_keys(extra: Sequence[str]) -> dict[str, str]:
-  """The keys among arguments that every one of many runs gets.
+  """The keys among arguments that are given to many runs.
 
   Args:
     extra: `--config.key=value` and flags of experiments.run.
@@ -46,7 +46,7 @@ def given_keys(extra: Sequence[str]) -> dict[str, str]:
       continue
     if not key.startswith('--config.') or not equals:
       raise UserError(
-        f'what is {argument!r}? a key of every run is --config.key=value'
+        f'what is {argument!r}? a key is set with --config.key=value'
       )
     given[key.removeprefix('--config.')] = value
   return given

@@ -166,47 +166,53 @@ def code_version(
     {'commit': …, 'dirty': …}; both None where git does not tell.
   """
   try:
-    commit = _git(directory, 'rev-parse', 'HEAD')
-    but = (f':(exclude){path}' for path in besides)
-    edited = _git(directory, 'status', '--porcelain', '--', '.', *but)
+    return _version(directory, besides)
   except (OSError, subprocess.CalledProcessError):
     return {'commit': None, 'dirty': None}
-  return {'commit': commit, 'dirty': bool(edited)}
 
 
 def why_unknown(directory: str | os.PathLike[str]) -> str | None:
   """Why git does not tell the commit, and what to do; None if it does."""
   try:
-    _git(directory, 'rev-parse', 'HEAD')
+    _version(directory)
   except FileNotFoundError:
-    return 'there is no git: install it'
+    return 'git is not installed; install it'
   except (OSError, subprocess.CalledProcessError) as error:
     said = (getattr(error, 'stderr', None) or str(error)).strip()
     reason = said.partition('\n')[0].removeprefix('fatal: ')
     if 'dubious ownership' in said:
-      return f'{reason}: git config --global --add safe.directory {directory}'
-    return f'{reason}: take the code from a clone'
+      return f'{reason}; git config --global --add safe.directory {directory}'
+    return f'{reason}; run the code from a clone'
   return None
 
 
 @functools.cache
-def code_hash(directory: pathlib.Path, packages: tuple[str, ...]) -> str:
-  """A hash of the sources of packages, which tells a change without git.
+def code_hash(directory: pathlib.Path) -> str:
+  """A hash of what makes a run, which tells a change with git or without.
 
-  It is read once a process, as the code is.
-
-  Args:
-    directory: that the packages lie in.
-    packages: their names.
+  It is read once a process, as the code is. Configs are no part of it: a run
+  has its own.
   """
   paths = [
-    path for name in packages for path in (directory / name).rglob('*.py')
+    path
+    for package in ('codistill', 'data', 'experiments')
+    for path in (directory / package).rglob('*.py')
+    if directory / 'experiments/configs' not in path.parents
   ]
   whole = hashlib.sha256()
   for path in sorted(paths):
     part = hashlib.sha256(path.read_bytes()).hexdigest()
     whole.update(f'{path.relative_to(directory)} {part}\n'.encode())
   return whole.hexdigest()
+
+
+def _version(
+  directory: str | os.PathLike[str], besides: Sequence[str] = ()
+) -> dict[str, Any]:
+  commit = _git(directory, 'rev-parse', 'HEAD')
+  but = (f':(exclude){path}' for path in besides)
+  edited = _git(directory, 'status', '--porcelain', '--', '.', *but)
+  return {'commit': commit, 'dirty': bool(edited)}
 
 
 def _git(directory: str | os.PathLike[str], *arguments: str) -> str:

@@ -354,7 +354,7 @@ def _provenance(request: Request) -> record.Row:
     ),
     'config_hash': record.config_hash(plain),
     **record.code_version(ROOT),
-    'code': record.code_hash(ROOT, ('codistill', 'data', 'experiments')),
+    'code': record.code_hash(ROOT),
     'packages': record.package_versions(PACKAGES),
     'device': {
       'platform': devices[0].platform,

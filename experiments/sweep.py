@@ -157,13 +157,19 @@ def plan(
 def _unread(
   label: str, point: Mapping[str, Any], keys: Mapping[str, str]
 ) -> dict[str, str]:
-  """As `given.unread`, of a point of a sweep."""
+  """As `given.unread`, of a point of a sweep.
+
+  Raises:
+    UserError: if keys leave unread what makes it this point.
+  """
   config = config_lib.load(label)
-  typed = {key: given.literal(text) for key, text in keys.items()}
-  try:
-    config.update_from_flattened_dict({**point, **typed})
-  except TypeError:
-    return {}  # experiments.run says which value is of a wrong type.
+  config.update_from_flattened_dict(point)
+  for key, text in keys.items():
+    # Of a wrong type, which experiments.run says.
+    with contextlib.suppress(TypeError):
+      config.update_from_flattened_dict({key: given.literal(text)})
+  given.follow(config, keys)
+  given.check_read(config, point)
   return given.unread(config, keys)
 
 
@@ -494,7 +500,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
   runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)
   if arguments.launcher != 'print' and code_version(ROOT)['dirty'] is not False:
     why = why_unknown(ROOT) or 'there are uncommitted changes'
-    say(console, f'collect will refuse the rows: {why}.')
+    say(console, f'collect will refuse the rows ({why}).')
   if arguments.launcher == 'local':
     with stop_signals() as stop:
       return run_locally(arguments.config, runs, arguments.jobs, console, stop)

@@ -25,6 +25,7 @@ from codistill.exchange.folder.lease import (
 )
 from experiments import predictions
 from experiments.errors import UserError
+from experiments.given import unread
 from experiments.record import Record, SilentRecord, read_run
 
 Run = dict[str, Any]
@@ -121,7 +122,7 @@ def open_workdir(
     run: the provenance of the run that is wanted.
     member: the one member that this process trains, or None for all.
     overwrite: do not go on, whatever is there.
-    allow_code_change: go on although the run was made by another commit.
+    allow_code_change: go on although the run was made by other code.
 
   Returns:
     The folder, with the provenance of the run that is there, or with `run`.
@@ -250,10 +251,17 @@ def _check_config(
   # As it will be read back: JSON has lists where configs have tuples.
   wanted = json.loads(json.dumps(run['config']))
   old, new = _flat(found['config']), _flat(wanted)
-  changes = [
-    f'{key} {_show(old, key)} there, {_show(new, key)} now'
+  differ = [
+    key
     for key in sorted(old.keys() | new.keys())
     if _show(old, key) != _show(new, key)
+  ]
+  if all(key in new for key in differ) and not (
+    set(differ) - unread(wanted, differ).keys()
+  ):
+    return  # In keys that were set, and refused since, for nothing reads them.
+  changes = [
+    f'{key} {_show(old, key)} there, {_show(new, key)} now' for key in differ
   ]
   raise UserError(
     f'{path} holds a run of another config ({"; ".join(changes)}); choose '
@@ -276,11 +284,10 @@ def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
 
 
 def _code(version: Mapping[str, Any]) -> str:
-  """'commit 0123456789ab, with changes' or 'an unknown commit, code …'."""
-  if version['commit'] is None:
-    return f'an unknown commit (code {str(version.get("code"))[:12]})'
+  """'commit 0123456789ab with uncommitted changes (code 0123456789ab)'."""
   edited = ' with uncommitted changes' if version['dirty'] else ''
-  return f'commit {version["commit"][:12]}{edited}'
+  commit = str(version['commit'] or 'unknown')[:12]
+  return f'commit {commit}{edited} (code {str(version.get("code"))[:12]})'
 
 
 def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

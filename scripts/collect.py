@@ -36,7 +36,7 @@ from typing import Any
 
 from codistill.churn import area_under_curve
 from experiments import predictions, results, retrains
-from experiments.paths import local_path
+from experiments.paths import PATH_KEYS, local_path
 from experiments.predictions import Who
 from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
@@ -50,6 +50,7 @@ _KEPT = (
   'seed',
   'status',
   'config_hash',
+  'code',
   'commit',
   'dirty',
   'packages',
@@ -147,7 +148,8 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
     or (apart and len(runs) < members),
     'dirty': any(version['dirty'] for version in versions),
     'no-commit': any(version['commit'] is None for version in versions),
-    'two-commits': len({version['commit'] for version in versions}) > 1,
+    'two-commits': len({one.get('code') or one['commit'] for one in versions})
+    > 1,
   }
   marked = [mark for mark in ALLOWABLE if marks[mark]]
   for mark in marked:
@@ -171,7 +173,7 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
     {
       'kind': 'run',
       'id': id_,
-      **{key: first[key] for key in _KEPT},
+      **{key: first[key] for key in _KEPT if key in first},
       # What is known of it, such as the best that can be reached.
       'data': first.get('data', {}),
       'overrides': overrides,
@@ -202,14 +204,19 @@ def _without_paths(
   """Overrides and config of a run, with what its data are and not where."""
   config = json.loads(json.dumps(run['config']))
   overrides = dict(run['overrides'])
-  # Others than the variant names.
-  own = bool({'data.name', 'data.path'} & overrides.keys())
-  for key in ('data_dir', 'path'):
-    overrides.pop(f'data.{key}', None)
-    if key in config['data']:
-      config['data'][key] = None
+  # Others than the variant has: one that is of prepared data names none.
+  own = 'data.name' in overrides or (
+    'data.path' in overrides and config['data']['name'] != 'prepared'
+  )
   if own and (fingerprint := run.get('data', {}).get('fingerprint')):
     overrides['data.fingerprint'] = fingerprint[:12]
+  if teachers := overrides.get('codistill.frozen_dir'):
+    overrides['codistill.frozen_dir'] = pathlib.PurePath(teachers).name
+  for section, key in PATH_KEYS:
+    if key != 'frozen_dir':  # Whose name is kept.
+      overrides.pop(f'{section}.{key}', None)
+    if key in config.get(section, {}):
+      config[section][key] = None
   return overrides, config
 
 
@@ -287,22 +294,22 @@ def merge(
       )
     merged[result.id] = result
   seen: dict[str, Result] = {}
+  known: dict[str, str] = {}
   for result in merged.values():
     first = seen.setdefault(_point(result.id), result)
-    both = [one.run for one in (first, result)]
-    for what, (one, other) in {
-      'with different configs': [
-        results.recipe_of(run['config']) for run in both
-      ],
-      'on different data': [
-        run.get('data', {}).get('fingerprint') for run in both
-      ],
-    }.items():
-      if one != other:
-        raise ValueError(
-          f'{first.id} and {result.id} of {result.run["experiment"]} were run '
-          f'{what}; run one of them again'
-        )
+    recipes = [results.recipe_of(one.run['config']) for one in (first, result)]
+    if recipes[0] != recipes[1]:
+      raise ValueError(
+        f'{first.id} and {result.id} of {result.run["experiment"]} were run '
+        'with different configs; run one of them again'
+      )
+    data = result.run.get('data', {}).get('fingerprint')
+    # Of many that were collected before it was recorded it is not known.
+    if data and known.setdefault(_point(result.id), data) != data:
+      raise ValueError(
+        f'{result.id} of {result.run["experiment"]} was run on other data than '
+        'another seed; collect it elsewhere, with --out'
+      )
   return list(merged.values())
 
 

@@ -87,9 +87,20 @@ def test_data_of_ones_own_are_another_point_wherever_they_lie(
   ]
   for word in ('somebody', 'elsewhere'):
     assert word not in one_file(out).read_text()
-  # Where a variant names no data, those of one point are the same.
-  other = make_run(tmp_path / 'other', seed=2, data=mine)
-  assert 'were run on different data' in refusal(other)
+  # Where it is the variant's own name that says nothing, and both are known.
+  for seed, data in ((2, mine), (3, others)):
+    other = make_run(tmp_path / f'other{seed}', seed=seed, data=data)
+    if seed == 2:
+      assert run_collect(out, other) == 0
+  assert 'was run on other data than another seed' in refusal(other)
+
+
+def test_where_a_teacher_lies_is_no_matter(tmp_path, out):
+  point = {'codistill.frozen_dir': '/home/somebody/runs/pair'}
+  assert run_collect(out, make_run(tmp_path / 'a', point=point)) == 0
+  [result] = read(out)
+  assert result.id == 'frozen_dir=pair/seed-0'
+  assert 'somebody' not in one_file(out).read_text()
 
 
 def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):

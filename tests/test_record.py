@@ -226,16 +226,19 @@ def test_a_hash_of_the_code_is_of_what_it_says_and_where(tmp_path):
   for number, files in enumerate(
     ({'a': '1', 'b': '2'}, {'a': '12', 'b': ''}, {'a': '1', 'c': '2'})
   ):
-    package = tmp_path / str(number) / 'package'
+    package = tmp_path / str(number) / 'data'
     package.mkdir(parents=True)
     for name, text in files.items():
       (package / f'{name}.py').write_text(text)
     (package / 'notes.txt').write_text(str(number))
-    seen.add(record.code_hash(package.parent, ('package',)))
+    seen.add(record.code_hash(package.parent))
   assert len(seen) == 3
   shutil.copytree(tmp_path / '0', tmp_path / 'copy')
-  (tmp_path / 'copy/package/notes.txt').unlink()
-  assert record.code_hash(tmp_path / 'copy', ('package',)) in seen
+  (tmp_path / 'copy/data/notes.txt').unlink()
+  # A run has its own config.
+  (tmp_path / 'copy/experiments/configs').mkdir(parents=True)
+  (tmp_path / 'copy/experiments/configs/new.py').write_text('new')
+  assert record.code_hash(tmp_path / 'copy') in seen
 
 
 def test_package_versions_names_python_and_what_is_asked():

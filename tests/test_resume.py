@@ -263,9 +263,9 @@ def test_unknown_code_is_not_unchanged_code(
     (
       'known',
       {},
-      (ours['commit'][:12], 'unknown commit (code other)', changed),
+      (ours['commit'][:12], 'commit unknown (code other)', changed),
     ),
-    ('unknown', {'commit': None}, ('by an unknown commit (code ', changed)),
+    ('unknown', {'commit': None}, ('by commit unknown', 'code other', changed)),
     # From before hashes were recorded.
     ('older', {'code': None}, (ours['commit'][:12], changed)),
     ('neither', {'code': None, 'commit': None}, (changed,)),

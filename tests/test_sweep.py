@@ -133,8 +133,22 @@ def test_a_key_is_given_to_the_points_that_read_it(tmp_path):
   key = '--config.codistill.topology=ring'
   without = [run.point for run in plan(tmp_path, key) if key not in run.command]
   assert without == ['exchange=none']
-  with pytest.raises(UserError, match='changes nothing where '):
-    plan(tmp_path, '--config.model.dnn.hidden=(8,)')
+  for keys, config in (
+    (('--config.model.dnn.hidden=(8,)',), STALENESS),
+    # It would leave unread what the points differ in.
+    (('--config.codistill.exchange=none',), 'lm_topology:smoke'),
+    # What follows from a key counts, and a value of a wrong type does not.
+    (
+      (
+        '--config.data.path=/a',
+        '--config.data.synthetic_rows=9',
+        '--config.model.click_dnn.hidden=8',
+      ),
+      'criteo_table1:smoke',
+    ),
+  ):
+    with pytest.raises(UserError, match='changes nothing where '):
+      plan(tmp_path, *keys, config=config)
 
 
 # States, from what lies in the folder.

@@ -30,17 +30,11 @@ class Kind(Task):
   table_sizes: tuple[int, ...]
   max_test_rows: int | None
 
-  def __post_init__(self):
-    if self.name == 'synthetic' and self.path:
-      raise UserError(
-        f'data.path is {self.path}, and data.name synthetic, which lies in no '
-        'folder; set data.name to prepared, or leave data.path out'
-      )
-
   def make_dataset(self) -> Dataset:
     """A synthetic log, or a prepared one."""
-    name = 'synthetic' if self.name == 'synthetic' else self.path
-    if name is None:
+    # A path is somebody's own log, whatever else the variant would take.
+    name = self.path or self.name
+    if name == 'prepared':
       raise UserError(
         'data.name is prepared: say where with --config.data.path=DIR, a '
         'folder that scripts.prepare_criteo made; or set data.name to synthetic'

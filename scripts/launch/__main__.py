@@ -19,7 +19,7 @@ A member that dies is started again, R times at most, after 1, 2, 4, … seconds
 and goes on from its checkpoint; the others do not notice. When one of its P
 processes dies, the others have ten seconds to end. Not started again: one that
 diverged, one that somebody else stopped with a signal, and one that was refused
-(experiments.run ends with 2: another commit, keys that make no sense). If one
+(experiments.run ends with 2: other code, keys that make no sense). If one
 is refused before any has made a step, the command is wrong: all are stopped.
 Later the others go on without it.
 
