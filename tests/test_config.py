@@ -254,11 +254,7 @@ def test_a_key_that_nothing_reads_is_refused(parse):
       'set data.path to None',
     ),
     ('imagenet_sync', 'optimizer.sgd.weight_decay_drop_factor=0.5', 'some st'),
-    (
-      'cifar100_offline',
-      'model.resnet.depth=18',
-      "where model.name is 'wide_r",
-    ),
+    ('cifar100_offline', 'model.dnn.hidden=(8,)', "model.name is 'resnet'"),
   ):
     set_by_hand = [f'--config.{key}' for key in keys.split()]
     said = refusal(parse, f'--config={label}', *set_by_hand)
