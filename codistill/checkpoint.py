@@ -2,22 +2,29 @@
 
 A checkpoint holds all members of a process after the same step, with what the
 exchange had published by then, in one Orbax step folder: it is there whole or
-not at all.
+not at all. A checksum says whether it still is what was saved; one that is not
+is passed over for the one before it.
+
+The item of the states is called `state`, because that is what Orbax loads when
+it is not told what to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from codistill import precision, sharding, step_folders
+from codistill import hosts, precision, sharding, step_folders
 from codistill.algorithm import Publications
+from codistill.step_folders import UnreadableError, brief
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any
@@ -33,12 +40,14 @@ class Restored(NamedTuple):
     states: by member number.
     publications: of the exchange.
     extra: the JSON that was saved with it.
+    passed_over: why newer ones were, a sentence for each, newest first.
   """
 
   step: int
   states: dict[int, TrainState]
   publications: Publications
   extra: dict[str, Any]
+  passed_over: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -50,11 +59,13 @@ class Checkpoints:
     Args:
       directory: absolute path, or object store as far as Orbax goes.
     """
-    self._checkpointer = ocp.training.Checkpointer(
-      epath.Path(directory),
-      preservation_policy=ocp.training.preservation_policies.LatestN(_KEPT),
-      cleanup_tmp_directories=True,
-    )
+    self._directory = epath.Path(directory)
+    # Those that are known to be good, oldest first.
+    self._good: list[int] = []
+    self._has_complained = False
+    if hosts.is_first():
+      self._directory.mkdir(parents=True, exist_ok=True)
+      step_folders.tidy(self._directory)
 
   def save(
     self,
@@ -62,63 +73,78 @@ class Checkpoints:
     states: Mapping[int, TrainState],
     publications: Publications,
     extra: Mapping[str, Any],
-  ) -> None:
+  ) -> str:
     """Writes a checkpoint; returns when it is complete.
 
     It waits because the next update donates these very buffers.
 
     Args:
-      step: the updates behind the members.
+      step: the updates behind the members; what is there already at this step
+        is replaced.
       states: by member number.
       publications: of the exchange.
-      extra: JSON; keys `layout` and `exchange` are taken.
+      extra: JSON; keys `layout`, `exchange` and `checksum` are taken.
+
+    Returns:
+      A sentence, the first time that older ones cannot be removed; else ''.
     """
     variables = publications.variables
     layout = {
       'admitted': {str(m): sorted(s.peer_memories) for m, s in states.items()},
       'published': {str(m): sorted(p) for m, p in variables.items()},
     }
+    said = {**extra, 'layout': layout, 'exchange': publications.notes}
+    items = _by_name(states, variables)
+    checksum = _checksum(items, said)
+    path = self._directory / str(step)
+    if hosts.is_first():
+      step_folders.remove(path)
     with step_folders.one_save_at_a_time():
-      self._checkpointer.save_checkpointables(
-        step,
-        _by_name(states, variables),
-        custom_metadata={
-          **extra,
-          'layout': layout,
-          'exchange': publications.notes,
-        },
+      ocp.save_checkpointables(
+        path, items, custom_metadata={**said, 'checksum': checksum}
       )
+    self._good = [*self._good, step][-_KEPT:]
+    return self._tidy() if hosts.is_first() else ''
 
   def restore(
     self,
     abstract: TrainState,
     mesh: Mesh,
     teacher_precision: str,
+    why_not: Callable[[int], str] = lambda step: '',
   ) -> Restored | None:
-    """Loads the newest checkpoint straight into this mesh's shardings.
+    """Loads the newest good checkpoint straight into this mesh's shardings.
 
     Args:
       abstract: shapes of a member's initial state (`jax.eval_shape`).
       mesh: where to put it; may differ from the mesh that saved it.
       teacher_precision: of the publications.
+      why_not: step → why one of that step will not do, '' if it will; the same
+        in all processes.
 
     Returns:
       Its content, or None if there is no checkpoint.
-    """
-    latest = self._checkpointer.latest
-    if latest is None:
-      return None
-    return _load(
-      latest.path,
-      latest.step,
-      abstract,
-      mesh,
-      teacher_precision,
-    )
 
-  def close(self) -> None:
-    """Releases the folder."""
-    self._checkpointer.close()
+    Raises:
+      UnreadableError: as `read_newest`.
+    """
+    restored = read_newest(
+      self._directory, abstract, mesh, teacher_precision, why_not
+    )
+    self._good = [] if restored is None else [restored.step]
+    return restored
+
+  def _tidy(self) -> str:
+    """Removes all but the newest that are good, or leaves it to the next time.
+
+    Whatever Orbax's own policies cannot remove ends the run.
+    """
+    there = step_folders.finished(self._directory)
+    why = step_folders.tidy(self._directory, there.keys() - self._good)
+    if not why or self._has_complained:
+      return ''
+    self._has_complained = True
+    return f'{why}; going on, and trying again at each checkpoint'
 
 
 def read_newest(
@@ -126,40 +152,46 @@ def read_newest(
   abstract: TrainState,
   mesh: Mesh,
   teacher_precision: str,
+  why_not: Callable[[int], str] = lambda step: '',
 ) -> Restored | None:
-  """The newest checkpoint of a process that may be at work; changes nothing.
+  """The newest good checkpoint of a process that may be at work.
+
+  Changes nothing. All processes of a member come to the same.
 
   Args:
     directory: of the checkpoints, absolute.
     abstract: as `Checkpoints.restore`.
     mesh: likewise.
     teacher_precision: likewise.
+    why_not: likewise.
 
   Returns:
     Its content, or None if there is no finished checkpoint or no such folder.
 
   Raises:
-    Exception: whatever Orbax raises for a checkpoint that is damaged, or that
-      does not fit.
+    UnreadableError: if there are some and none is good, because they are
+      damaged, do not fit or will not do.
   """
   directory = epath.Path(directory)
-  while steps := step_folders.finished(directory):
-    newest = max(steps)
-    try:
-      restored = _load(
-        directory / str(newest),
-        newest,
-        abstract,
-        mesh,
-        teacher_precision,
-      )
-    except Exception:
-      if newest in _kept(directory):
-        raise
+  passed_over: dict[int, str] = {}
+  while left := sorted(_steps(directory) - passed_over.keys()):
+    step = left[-1]
+    path = directory / str(step)
+    if why := why_not(step):
+      passed_over[step] = f'{path} will not do: {why}'
       continue
-    # What was removed while it was read may have come without all its numbers.
-    if newest in _kept(directory):
-      return restored
+    try:
+      restored = _load(path, step, abstract, mesh, teacher_precision)
+    except UnreadableError as error:
+      passed_over[step] = str(error)
+    else:
+      # What was removed while it was read may lack some of its numbers.
+      if step in _steps(directory):
+        return restored._replace(passed_over=tuple(passed_over.values()))
+    if step not in _steps(directory):
+      passed_over.pop(step, None)
+  if passed_over:
+    raise UnreadableError('; '.join(passed_over.values()))
   return None
 
 
@@ -175,9 +207,9 @@ def save_variables(path: epath.PathLike, variables: PyTree) -> None:
     ocp.save(epath.Path(path), jax.device_get(variables))
 
 
-def _kept(directory: epath.Path) -> list[int]:
-  """The steps that the process at work there will not remove next."""
-  return sorted(step_folders.finished(directory))[-_KEPT:]
+def _steps(directory: epath.Path) -> set[int]:
+  """The steps of which there is a checkpoint, as the first process sees it."""
+  return set(hosts.tell(sorted(step_folders.finished(directory))))
 
 
 def _load(
@@ -187,9 +219,57 @@ def _load(
   mesh: Mesh,
   teacher_precision: str,
 ) -> Restored:
-  """Loads one checkpoint straight into a mesh's shardings."""
-  extra = dict(ocp.checkpointables_metadata(path).custom_metadata)
-  layout, notes = extra.pop('layout'), extra.pop('exchange')
+  """Loads one checkpoint straight into a mesh's shardings, or none does."""
+  failed = None
+  try:
+    loaded, said, checksum = _load_items(
+      path, abstract, mesh, teacher_precision
+    )
+  # Orbax and TensorStore raise anything, a bare Exception included.
+  except Exception as error:
+    if hosts.lost(error):
+      raise
+    failed = error
+  if hosts.any_says(failed is not None):
+    why = brief(failed) if failed else 'another process could not'
+    raise UnreadableError(
+      f'{path} is damaged or does not fit ({why})'
+    ) from failed
+  if checksum is not None and _checksum(loaded, said) != checksum:
+    raise UnreadableError(f'{path} is damaged: it is not what was saved')
+  layout, notes = said.pop('layout'), said.pop('exchange')
+  states, variables = loaded['state'], loaded.get('publications', {})
+  return Restored(
+    step,
+    {
+      int(member): dataclasses.replace(
+        states[member],
+        peer_memories={
+          peer: states[member].peer_memories[str(peer)] for peer in peers
+        },
+      )
+      for member, peers in layout['admitted'].items()
+    },
+    Publications(
+      {
+        int(member): {step: variables[member][str(step)] for step in steps}
+        for member, steps in layout['published'].items()
+      },
+      notes,
+    ),
+    said,
+  )
+
+
+def _load_items(
+  path: epath.Path,
+  abstract: TrainState,
+  mesh: Mesh,
+  teacher_precision: str,
+) -> tuple[dict[str, PyTree], dict[str, Any], int | None]:
+  """The items by their names, what is said with them, and their checksum."""
+  found = ocp.checkpointables_metadata(path)
+  said = dict(found.custom_metadata)
   place, whole = state_sharding(mesh), sharding.replicated(mesh)
   states = {
     int(member): _placed(
@@ -198,34 +278,29 @@ def _load(
       ),
       place,
     )
-    for member, peers in layout['admitted'].items()
+    for member, peers in said['layout']['admitted'].items()
   }
   copy = precision.abstract(abstract.variables, teacher_precision, whole)
-  variables = {
-    int(member): dict.fromkeys(steps, copy)
-    for member, steps in layout['published'].items()
-  }
-  loaded = ocp.load_checkpointables(path, _by_name(states, variables))
-  return Restored(
-    step,
+  items = _by_name(
+    states,
     {
-      member: _load_state(loaded['states'][str(member)], state)
-      for member, state in states.items()
+      int(member): dict.fromkeys(steps, copy)
+      for member, steps in said['layout']['published'].items()
     },
-    Publications(
-      {
-        member: {
-          step: loaded['publications'][str(member)][str(step)]
-          for step in published
-        }
-        if published
-        else {}
-        for member, published in variables.items()
-      },
-      notes,
-    ),
-    extra,
   )
+  checksum = said.pop('checksum', None)
+  if checksum is not None:
+    return ocp.load_checkpointables(path, items), said, checksum
+  # As it was called before there were checksums.
+  items['states'] = items.pop('state')
+  loaded = ocp.load_checkpointables(path, items)
+  return {**loaded, 'state': loaded['states']}, said, None
+
+
+def _checksum(items: dict[str, PyTree], said: Mapping[str, Any]) -> int:
+  """Of the numbers and of what is said with them."""
+  text = json.dumps(json.loads(json.dumps(said)), sort_keys=True)
+  return step_folders.checksum([items, np.frombuffer(text.encode(), np.uint8)])
 
 
 def _by_name(
@@ -234,7 +309,7 @@ def _by_name(
 ) -> dict[str, PyTree]:
   """Orbax's view: string keys, and no item without a leaf."""
   items: dict[str, PyTree] = {
-    'states': {
+    'state': {
       str(member): dataclasses.replace(
         state, peer_memories={str(p): m for p, m in state.peer_memories.items()}
       )
@@ -247,16 +322,6 @@ def _by_name(
     if steps
   }
   return {**items, 'publications': published} if published else items
-
-
-def _load_state(loaded: TrainState, target: TrainState) -> TrainState:
-  """A loaded state with its peers' memories keyed by number again."""
-  return dataclasses.replace(
-    loaded,
-    peer_memories={
-      peer: loaded.peer_memories[str(peer)] for peer in target.peer_memories
-    },
-  )
 
 
 def _placed(tree: PyTree, places: PyTree) -> PyTree:

@@ -147,6 +147,21 @@ def any_says(flag: bool) -> bool:
   return bool(gather(flag).any())
 
 
+def whole(leaf: Any) -> np.ndarray:
+  """All of an array; every process that has a part of it must ask.
+
+  Args:
+    leaf: of the host, or of devices of one process or several.
+  """
+  if isinstance(leaf, jax.Array):
+    if leaf.is_fully_replicated:
+      # An array of its own, so that no copy stays with the leaf.
+      leaf = leaf.addressable_data(0)
+    elif not leaf.is_fully_addressable:
+      leaf = multihost_utils.process_allgather(leaf, tiled=True)
+  return np.asarray(leaf)
+
+
 def tell(value: Any) -> Any:
   """What the first process says; all must ask, at the same point.
 

@@ -1,4 +1,4 @@
-"""Folders that Orbax writes, one a step: which are whole, and how to save one.
+"""Folders that Orbax writes, one a step: saved, listed, checked and removed.
 
 Checkpoints and publications both lie in such folders.
 """
@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import jax
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
+
+from codistill import hosts
 
 # Orbax 0.12 tells what goes on in one process apart by a number that saves and
 # loads share ("the current operation"): beside a load, a save may begin to
@@ -21,6 +28,31 @@ _FOLDERS_FIRST.asynchronous.create_directories_asynchronously = False
 _SAVING = threading.Lock()
 # Seconds; a save to a disk that hangs is no danger to another.
 _SAVING_S = 60.0
+
+
+class UnreadableError(Exception):
+  """What lies at a step is damaged, gone, or of another kind: one sentence."""
+
+
+def brief(error: Exception) -> str:
+  """An error in a line; what Orbax says may be pages of specification."""
+  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'
+
+
+def checksum(tree: Any) -> int:
+  """Of all numbers, bit for bit; a leaf at a time, so that memory stays flat.
+
+  Orbax notices what it cannot decode, and a flipped bit decodes well.
+
+  Args:
+    tree: of arrays, whatever their places; all processes that have parts of
+      them must ask at the same point.
+  """
+  found = 0
+  for leaf in jax.tree.leaves(tree):
+    leaf = np.ascontiguousarray(hosts.whole(leaf)).reshape(-1)
+    found = zlib.crc32(leaf.view(np.uint8), found)
+  return found
 
 
 @contextlib.contextmanager
@@ -59,3 +91,48 @@ def finished(folder: epath.Path) -> dict[int, int]:
       if stat.is_directory:
         found[int(path.name)] = int(stat.mtime)
   return found
+
+
+def remove(path: epath.Path) -> None:
+  """Removes a step: first out of sight, so that none is half there.
+
+  What of it cannot be removed, such as a file that is in use on NFS, is left to
+  `tidy`.
+
+  Raises:
+    OSError: if it cannot be put out of sight.
+  """
+  if not path.exists():
+    return
+  hidden = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.removed')
+  path.rename(hidden)
+  with contextlib.suppress(OSError):
+    hidden.rmtree()
+
+
+def tidy(folder: epath.Path, steps: Iterable[int] = ()) -> str:
+  """Removes steps, and whatever was left half written or half removed.
+
+  What cannot be removed stays until the next time.
+
+  Returns:
+    A sentence on the first that could not be; '' if all is tidy.
+
+  Raises:
+    OSError: if the folder cannot be listed.
+  """
+  failed = []
+
+  def attempt(action: Callable[[], None]) -> None:
+    try:
+      action()
+    # Whatever a disk may raise: it is no reason to stop.
+    except Exception as error:
+      failed.append(brief(error))
+
+  for step in steps:
+    attempt(lambda path=folder / str(step): remove(path))
+  for path in folder.iterdir():
+    if path.name.endswith(('.orbax-checkpoint-tmp', '.removed')):
+      attempt(path.rmtree)
+  return f'cannot tidy up {folder}: {failed[0]}' if failed else ''

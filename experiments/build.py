@@ -266,11 +266,11 @@ def _make_exchange(
   names = (field.name for field in dataclasses.fields(Settings))
   settings = Settings(**{name: codistill[name] for name in names})
   if codistill.synchronous:
-    # A member that has lost the steps since its last checkpoint may ask for
-    # what a teacher published then, who in a ring may be ahead by an interval
-    # for every member between.
+    # A member that has lost the steps since its last checkpoint, or since the
+    # one before if that is damaged, may ask for what a teacher published then,
+    # who in a ring may be ahead by an interval for every member between.
     ahead = codistill.reload_interval_steps + codistill.delay_steps
-    steps = config.checkpoint_interval_steps + codistill.members * ahead
+    steps = 2 * config.checkpoint_interval_steps + codistill.members * ahead
     least = 4 + math.ceil(steps / codistill.reload_interval_steps)
     keep = max(settings.keep_publications, least)
     settings = dataclasses.replace(settings, keep_publications=keep)

@@ -90,13 +90,22 @@ class Record:
   def keep_rows(self, keep: Callable[[Row], bool]) -> None:
     """Drops the rows that are not kept, and a line that a kill cut short."""
     self.close()
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # The cut line is about to be mended.
-      rows = read_rows(self.rows_path) if self.rows_path.exists() else []
+    rows = self.read_rows()
     _replace(
       self.rows_path,
       ''.join(json.dumps(row) + '\n' for row in rows if keep(row)),
     )
+
+  def read_rows(self) -> list[Row]:
+    """The rows so far; none if there is no file.
+
+    Raises:
+      ValueError: as the function of that name.
+    """
+    with warnings.catch_warnings():
+      # Whoever goes on mends the cut line.
+      warnings.simplefilter('ignore')
+      return read_rows(self.rows_path) if self.rows_path.exists() else []
 
   def close(self) -> None:
     """Closes the rows; the next row opens them again."""
@@ -127,16 +136,18 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     ValueError: if any other line is not a JSON object.
   """
   rows = []
-  with open(path, encoding='utf-8') as lines:
+  with open(path, 'rb') as lines:
     for number, line in enumerate(lines, start=1):
       try:
         row = json.loads(line)
-      except json.JSONDecodeError:
+      except ValueError:  # No JSON, or no text.
         row = None
       if isinstance(row, dict):
         rows.append(row)
-      elif line.endswith('\n'):
-        raise ValueError(f'{path}, line {number}: not a row')
+      elif line.endswith(b'\n'):
+        raise ValueError(
+          f'{path}, line {number}: not a row; put back a copy of the file'
+        )
       else:
         warnings.warn(f'{path}: dropped a cut last line', stacklevel=2)
   return rows

@@ -194,14 +194,24 @@ def _train(
       )
     if teachers.peers:
       workdir.write_run(teachers=teachers.fit)
-    trainer = stack.enter_context(
-      contextlib.closing(Trainer(experiment, workdir))
-    )
+    try:
+      trainer = stack.enter_context(
+        contextlib.closing(Trainer(experiment, workdir))
+      )
+    except UserError:
+      workdir.write_run(status='interrupted')
+      raise
     if request.tensorboard and hosts.is_first():
       tensorboard = TensorBoard(workdir.tensorboard, trainer.start_step)
       trainer.observers.append(stack.enter_context(tensorboard).write)
     if trainer.start_step:
-      console.print(f'{label} goes on from step {trainer.start_step:,}.')
+      why = ''.join(f'{sentence}; ' for sentence in trainer.passed_over)
+      console.print(
+        f'{why}{label} goes on from step {trainer.start_step:,}.',
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+      )
     progress = stack.enter_context(
       RunProgress(
         console,
@@ -303,7 +313,8 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
     raise UserError(
       f'{workdir.record.rows_path} is gone; --overwrite runs it again'
     )
-  rows = record.read_rows(workdir.record.rows_path)
+  with user_errors(ValueError):
+    rows = record.read_rows(workdir.record.rows_path)
   console.print(results_table([(label, rows)]))
   console.print(
     f'rows {_shown(workdir.record.rows_path)}, '

@@ -29,12 +29,7 @@ def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
       continue
     member = None if match[1] is None else int(match[1])
     try:
-      runs[member] = _checked(read_run(path))
-    except (ValueError, KeyError, TypeError) as error:
-      raise UserError(
-        f'{path} is damaged; restore it, or begin that run anew with '
-        '--overwrite'
-      ) from error
+      runs[member] = read_checked(path)
     except FileNotFoundError:
       continue  # Begun anew since the folder was listed.
   if not runs:
@@ -45,13 +40,26 @@ def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
   return runs
 
 
-def _checked(run: Run) -> Run:
-  """The same, unless a key or a type shows that it is no run's provenance."""
-  label_of(run)
-  _num_members(run)
-  for value in (run['status'], run['config']['num_steps']):
-    if not isinstance(value, (str, int)):
-      raise TypeError(value)
+def read_checked(path: pathlib.Path) -> Run:
+  """The provenance in a `run.json`.
+
+  Raises:
+    UserError: if it is damaged: no JSON, or a key or a type shows that it is no
+      run's provenance.
+    FileNotFoundError: if it is gone.
+  """
+  try:
+    run = read_run(path)
+    label_of(run)
+    _num_members(run)
+    for value in (run['status'], run['config']['num_steps']):
+      if not isinstance(value, (str, int)):
+        raise TypeError(value)
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f'{path} is damaged; put back a copy of it, or begin that run anew with '
+      '--overwrite'
+    ) from error
   return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pathlib
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from codistill import hosts
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from codistill.models import Model
+from codistill.step_folders import UnreadableError
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
@@ -92,21 +93,23 @@ def load_members(
   runs: Mapping[int | None, Run],
   experiment: Experiment,
   wanted: Collection[int],
+  say: Callable[[str], None],
 ) -> tuple[dict[int, Stored], dict[int, str]]:
-  """The newest stored state of members.
+  """The newest good stored state of members.
 
   Args:
     workdir: of the run.
     runs: the provenance of its processes.
     experiment: rebuilt from it.
     wanted: numbers of members.
+    say: told in a sentence what is damaged, and so is not what is returned.
 
   Returns:
     The members that there are, and for each of the others why not.
 
   Raises:
-    UserError: for a number that no member has, or a checkpoint that cannot be
-      read.
+    UserError: for a number that no member has, or if there are checkpoints and
+      none can be read.
   """
   for member in wanted:
     if member not in members_of(runs):
@@ -132,15 +135,18 @@ def load_members(
         experiment.mesh,
         experiment.teacher_precision,
       )
-    # Orbax and TensorStore raise anything.
-    except Exception as error:
+    except UnreadableError as error:
       raise UserError(
-        f'the newest checkpoint in {folder} cannot be read '
-        f'({type(error).__name__}); if it is not damaged, check out commit '
-        f'{commit_of(runs[process])}, which made it'
+        f'no checkpoint in {folder} can be read: {error}; put back a copy, or '
+        f'check out commit {commit_of(runs[process])}, which made them'
       ) from error
     if restored is None:
       continue
+    if restored.passed_over:
+      say(
+        f'{"; ".join(restored.passed_over)}; taking that of step '
+        f'{restored.step:,}'
+      )
     for member in mine & restored.states.keys():
       if member in restored.extra['active']:
         variables = restored.states[member].variables
@@ -162,7 +168,8 @@ def load_teachers(
 
   Raises:
     UserError: if there is no run, or it has not finished, or not all of its
-      members can be read, or they know examples of another kind.
+      members can be read as they were at its end, or they know examples of
+      another kind.
   """
   runs = read_runs(workdir)
   for run in runs.values():
@@ -181,7 +188,18 @@ def load_teachers(
         f'data.{key} is {ours}; choose other teachers or other data'
       )
   members = members_of(runs)
-  found, missing = load_members(workdir, runs, experiment, members)
+  said: list[str] = []
+  found, missing = load_members(workdir, runs, experiment, members, said.append)
+  for member, one in found.items():
+    if one.step < (steps := some_run(runs)['config']['num_steps']):
+      missing[member] = '; '.join(
+        [
+          *said,
+          f'member {member} is there after {one.step:,} of {steps:,} updates; '
+          'put back a copy of its last checkpoint, or run it again with '
+          '--overwrite',
+        ]
+      )
   if missing:
     raise UserError(f'{workdir}: {"; ".join(missing.values())}')
   peers = tuple(
@@ -204,15 +222,21 @@ def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
   Returns:
     Its number of steps, and {'task_loss', 'accuracy'} of `train`, the last 20
     batches of each member while it trained on them, and of `held_out`, all that
-    it was evaluated on at the end: means over the members. None if its rows are
-    gone.
+    it was evaluated on at the end: means over the members. None if its rows, or
+    the last of them, are gone.
+
+  Raises:
+    UserError: if they are damaged.
   """
   rows = []
   for process in read_runs(workdir):
     path = Record(workdir, '' if process is None else f'-{process}').rows_path
     if not path.exists():
       return None
-    rows += read_rows(path)
+    with user_errors(ValueError):
+      rows += read_rows(path)
+  if not any(row['kind'] == 'final' for row in rows):
+    return None
   last = max(row['step'] for row in rows)
 
   def mean(kind, first):

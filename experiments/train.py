@@ -16,6 +16,7 @@ from codistill.exchange.folder.waiter import (
   PeerTimeoutError,
   WaitInterruptedError,
 )
+from codistill.step_folders import UnreadableError
 from experiments import predictions
 from experiments.errors import UserError
 from experiments.experiment import Experiment
@@ -35,6 +36,10 @@ class Trainer:
   Metrics are fetched one report late: an update's numbers are asked for when
   the next update has been dispatched, so that the device never waits for the
   log. Before an evaluation or a checkpoint the late report is caught up with.
+
+  Attributes:
+    start_step: where it goes on; 0 at the beginning.
+    passed_over: why not from newer checkpoints, a sentence for each.
   """
 
   def __init__(self, experiment: Experiment, workdir: Workdir):
@@ -43,6 +48,9 @@ class Trainer:
     Args:
       experiment: what to train.
       workdir: where rows, provenance and checkpoints go.
+
+    Raises:
+      UserError: if there is something to go on with, and it is not enough.
     """
     self._experiment = experiment
     self._workdir = workdir
@@ -55,6 +63,7 @@ class Trainer:
     self._last_row_at: dict[int, float] = {}
     self._late: tuple[Report, Account, list[str]] | None = None
     self.start_step = 0
+    self.passed_over: tuple[str, ...] = ()
     self.members = (
       self._restore() if workdir.resumes else None
     ) or experiment.start()
@@ -147,7 +156,6 @@ class Trainer:
   def close(self) -> None:
     """Closes files."""
     self._record.close()
-    self._checkpoints.close()
 
   def _agree_to_stop(self, step: int, should_stop: Callable[[], bool]) -> bool:
     """Whether to stop here; the same for all processes of a member."""
@@ -349,7 +357,7 @@ class Trainer:
     if step == self._saved_step:
       return
     self._saved_step = step
-    self._checkpoints.save(
+    why = self._checkpoints.save(
       step,
       {member.index: member.state for member in self.members},
       self._experiment.exchange.publications(),
@@ -358,17 +366,39 @@ class Trainer:
         'active': [m.index for m in self.members if m.active],
       },
     )
+    # So that it is missed when it is gone.
+    self._workdir.write_run(checkpoint=step)
+    if why:
+      progress.say(f'step {step:,}  {why}')
 
   def _restore(self) -> list[Member] | None:
     experiment = self._experiment
-    restored = self._checkpoints.restore(
-      jax.eval_shape(lambda: experiment.init(0)),
-      experiment.mesh,
-      experiment.teacher_precision,
+    folder, run = self._workdir.checkpoints, self._workdir.run
+    last, rows = self._last_whole_step(), self._record.rows_path.name
+    remedy = (
+      'put back a copy, go on with the code that wrote it, or --overwrite to '
+      'begin anew'
     )
+    try:
+      restored = self._checkpoints.restore(
+        jax.eval_shape(lambda: experiment.init(0)),
+        experiment.mesh,
+        experiment.teacher_precision,
+        lambda step: f'{rows} ends at step {last:,}' if step > last else '',
+      )
+    except UnreadableError as error:
+      raise UserError(
+        f'no checkpoint in {folder} can be gone on from: {error}; {remedy}'
+      ) from error
+    if restored is None and 'checkpoint' in run:
+      raise UserError(
+        f'{folder} is empty, and {self._record.run_path.name} knows of a '
+        f'checkpoint of step {run["checkpoint"]:,}; {remedy}'
+      )
     if restored is None:
       return None
     self.start_step = restored.step
+    self.passed_over = restored.passed_over
     self._seconds_before = restored.extra['seconds']
     experiment.exchange.restore(restored.publications)
     return [
@@ -380,6 +410,37 @@ class Trainer:
       )
       for member, state in sorted(restored.states.items())
     ]
+
+  def _last_whole_step(self) -> int:
+    """The last step that all rows are there of, as the first process sees it.
+
+    Raises:
+      UserError: if they cannot be read.
+    """
+
+    def find() -> int:
+      last = dict.fromkeys(self._experiment.members, 0)
+      try:
+        rows = self._record.read_rows()
+      except ValueError as error:
+        raise UserError(f'{error}, or --overwrite to begin anew') from error
+      for row in rows:
+        if row['kind'] == 'train':
+          last[row['member']] = row['step']
+      # One that has diverged has no rows after that.
+      diverged = self._workdir.run.get('diverged', {})
+      return min(
+        (
+          step
+          for member, step in last.items()
+          if step < diverged.get(str(member), {'step': math.inf})['step']
+        ),
+        default=self._experiment.num_steps,
+      )
+
+    return hosts.tell(
+      hosts.first_then_others(lambda: find() if hosts.is_first() else None)
+    )
 
   def _seconds(self) -> float:
     """Seconds of training, those before a resume included."""

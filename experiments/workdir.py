@@ -26,7 +26,8 @@ from codistill.exchange.folder.lease import (
 from experiments import predictions
 from experiments.errors import UserError
 from experiments.given import unread
-from experiments.record import Record, SilentRecord, read_run
+from experiments.record import Record, SilentRecord
+from experiments.runs import read_checked
 
 Run = dict[str, Any]
 
@@ -161,7 +162,7 @@ def open_workdir(
         '--overwrite to begin anew there'
       )
     return new
-  found = read_run(record.run_path)
+  found = read_checked(record.run_path)
   _check_config(path, found, run)
   opened = new._replace(run=found, resumes=True)
   if not opened.finished:
@@ -229,7 +230,7 @@ def _check_others(path: pathlib.Path, record: Record, run: Run) -> None:
   for other in sorted(path.glob('run*.json')):
     if other == record.run_path:
       continue
-    found = read_run(other)
+    found = read_checked(other)
     if None in (found['member'], run['member']):
       raise UserError(
         f'{path} holds a run of {_members(found)}, and this is one of '

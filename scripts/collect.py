@@ -165,6 +165,12 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
   )
   if not scored:
     raise ValueError(f'{workdir} has no evaluations; left out')
+  last = scored[-1]['step']
+  if not marks['unfinished'] and last < first['config']['num_steps']:
+    raise ValueError(
+      f'{workdir} is done, and its evaluations end at step {last:,}; put back '
+      'a copy of its rows, or run it again'
+    )
   aucs = _aucs(workdir)
   overrides, config = _without_paths(first)
   point = results.point_of(overrides)

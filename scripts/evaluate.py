@@ -135,7 +135,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   own = arguments.split in ('test', 'train')
   experiment = rebuild(runs, eval_split=None if own else arguments.split)
   wanted = sorted(set(arguments.member or members_of(runs)))
-  stored, missing = load_members(workdir, runs, experiment, wanted)
+  stored, missing = load_members(workdir, runs, experiment, wanted, say)
   if not stored:
     raise UserError(
       f'nothing to evaluate in {workdir}: {"; ".join(missing.values())}'

@@ -223,7 +223,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
       'have to carry; only image classifiers are exported'
     )
   experiment = rebuild(runs, with_data=False)
-  stored, missing = load_members(workdir, runs, experiment, [member])
+  stored, missing = load_members(workdir, runs, experiment, [member], say)
   if missing:
     raise UserError(f'nothing to export: {missing[member]}')
   exported = export_predict(

@@ -1,16 +1,23 @@
 """What is saved comes back: bit for bit, on other devices, with stale peers."""
 
 import dataclasses
+import errno
 import functools
+import os
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from networks import make_small_dnn, sgd
+from orbax.checkpoint import v1 as ocp
 
 from codistill import sharding
 from codistill.algorithm import Publications
 from codistill.checkpoint import Checkpoints
+from codistill.step_folders import UnreadableError
 from codistill.train_step import init_state
 
 BATCH = 8
@@ -41,22 +48,21 @@ def state_of(member, peers=()):
   )
 
 
-def save(path, states, publications=(), extra=(), step=12):
+def save(where, states, publications=(), extra=(), step=12):
+  """Into a folder, or with what has it open."""
+  checkpoints = where if isinstance(where, Checkpoints) else Checkpoints(where)
   mesh = sharding.make_mesh(1)
   states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
   published = Publications(dict(publications), NOTES)
-  checkpoints = Checkpoints(path)
-  checkpoints.save(step, states, published, dict(extra))
-  checkpoints.close()
+  return checkpoints.save(step, states, published, dict(extra))
 
 
-def restore(path, num_devices=1):
-  checkpoints = Checkpoints(path)
+def restore(path, num_devices=1, last=99):
   abstract = jax.eval_shape(functools.partial(state_of, 0))
   mesh = sharding.make_mesh(num_devices)
-  result = checkpoints.restore(abstract, mesh, 'float32')
-  checkpoints.close()
-  return result
+  return Checkpoints(path).restore(
+    abstract, mesh, 'float32', lambda step: 'so late' if step > last else ''
+  )
 
 
 def assert_same(one, other):
@@ -99,16 +105,166 @@ def test_without_publications_and_before_there_is_one(tmp_path):
   assert_restored(restore(tmp_path / 'c'), {3: state_of(3)}, {}, {})
 
 
+def at(step):
+  return {0: dataclasses.replace(state_of(0), step=jnp.int32(step))}
+
+
+def steps_in(folder):
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def damage(path, way):
+  """As a disk, or whoever copies it, may."""
+  if path.is_dir():
+    return shutil.rmtree(path)
+  content = path.read_bytes()
+  place = len(content) * 2 // 3
+  flipped = bytearray(content)
+  if content:
+    flipped[place] ^= 16
+  made = {'cut': content[:place], 'emptied': b'', 'flipped': bytes(flipped)}
+  if way == 'missing':
+    path.unlink()
+  else:
+    path.write_bytes(made[way])
+  return None
+
+
 def test_the_newest_that_is_whole_wins_and_the_one_before_it_is_kept(tmp_path):
-  state = state_of(0)
+  folder = tmp_path / 'c'
+  checkpoints = Checkpoints(folder)
   for step in (4, 8, 12):
-    state = dataclasses.replace(state, step=jnp.int32(step))
-    save(tmp_path / 'c', {0: state}, step=step)
+    assert save(checkpoints, at(step), step=step) == ''
   # What a killed process left half done: a step folder is renamed into place
   # when it is whole.
-  half = tmp_path / 'c' / '13.orbax-checkpoint-tmp'
-  (half / 'states').mkdir(parents=True)
-  found = restore(tmp_path / 'c')
+  (folder / '13.orbax-checkpoint-tmp' / 'state').mkdir(parents=True)
+  found = restore(folder)
   assert found.step == found.states[0].step == 12
-  steps = {int(p.name) for p in (tmp_path / 'c').iterdir() if p.name.isdigit()}
-  assert steps == {8, 12}
+  assert found.passed_over == ()
+  assert [path.name for path in sorted(folder.iterdir())] == ['12', '8']
+  # Whoever knows better may ask for an older one.
+  found = restore(folder, last=11)
+  assert (found.step, found.states[0].step) == (8, 8)
+  with pytest.raises(UnreadableError, match=r'12 will not do: so late.*8 will'):
+    restore(folder, last=7)
+
+
+# A file or folder of a checkpoint, what is done to it, and what is read then.
+DAMAGE = (
+  ('_CHECKPOINT_METADATA', 'flipped', 8),
+  ('state', 'missing', 8),
+  ('state/_METADATA', 'emptied', 8),
+  ('state/d/*', 'cut', 8),
+  ('state/d/*', 'flipped', 8),
+  ('state/manifest.ocdbt', 'missing', 8),
+  ('publications', 'missing', 8),
+  ('publications/*/d/*', 'flipped', 8),
+  # Nothing depends on it.
+  ('state/_sharding', 'cut', 12),
+)
+
+
+def test_a_damaged_one_is_passed_over_whatever_is_damaged(tmp_path):
+  folder = tmp_path / 'c'
+  state, publications = state_of(0), {0: {9: state_of(5).variables}}
+  checkpoints = Checkpoints(folder)
+  for step in (8, 12):
+    save(checkpoints, {0: state}, publications, {'at': step}, step=step)
+  kept = shutil.copytree(folder, tmp_path / 'kept')
+  for name, way, step in DAMAGE:
+    [path] = (folder / '12').glob(name)
+    damage(path, way)
+    found = restore(folder)
+    assert found.step == step, name
+    said = re.escape(f'{folder}/12 is damaged')
+    assert len(found.passed_over) == (step == 8)
+    assert all(re.match(f'{said}.*$', why) for why in found.passed_over)
+    # What is good enough to be read is what was saved.
+    assert_same(found.states[0], state)
+    assert_same(found.publications.variables, publications)
+    assert found.extra == {'at': step}
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+
+
+def test_numbers_that_changed_are_noticed_and_what_is_left_is_kept(tmp_path):
+  folder = tmp_path / 'c'
+  opened = Checkpoints(folder)
+  for step in (4, 8):
+    save(opened, at(step), step=step)
+  # As a bit that was flipped where it decodes well.
+  other = tmp_path / 'other'
+  save(other, {0: state_of(1)}, step=8)
+  shutil.rmtree(folder / '8' / 'state')
+  shutil.copytree(other / '8' / 'state', folder / '8' / 'state')
+  abstract, mesh = jax.eval_shape(lambda: state_of(0)), sharding.make_mesh(1)
+  checkpoints = Checkpoints(folder)
+  found = checkpoints.restore(abstract, mesh, 'float32')
+  assert found.step == 4
+  assert '8 is damaged: it is not what was saved' in found.passed_over[0]
+  # The damaged one is no successor of the good one, and neither does it stay
+  # nor stand in the way when its step has come again.
+  save(checkpoints, at(6), step=6)
+  assert steps_in(folder) == [4, 6]
+  shutil.copytree(other / '8', folder / '8')
+  save(checkpoints, at(8), step=8)
+  assert steps_in(folder) == [6, 8]
+  assert restore(folder).states[0].step == 8
+  for path in folder.glob('*/state/_METADATA'):
+    path.unlink()
+  with pytest.raises(UnreadableError, match=r'/8 is damaged.*/6 is damaged'):
+    restore(folder)
+
+
+def test_what_cannot_be_removed_is_said_once_and_tried_again(
+  tmp_path, monkeypatch
+):
+  folder = tmp_path / 'c'
+  real, busy = os.unlink, True
+
+  def unlink(path, *arguments, **keywords):
+    # As NFS says while somebody has the file open.
+    if busy and os.fspath(path).endswith('_METADATA'):
+      raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+    return real(path, *arguments, **keywords)
+
+  monkeypatch.setattr(os, 'unlink', unlink)
+  checkpoints = Checkpoints(folder)
+  said = [save(checkpoints, at(step), step=step) for step in (1, 2, 3, 4)]
+  assert [bool(sentence) for sentence in said] == [False, False, True, False]
+  assert re.search(r'cannot tidy up .*/c: .*busy.*going on', said[2])
+  assert steps_in(folder) == [3, 4]
+  assert len(list(folder.glob('.*.removed'))) == 2
+  # Nor does it keep a run from its beginning.
+  checkpoints = Checkpoints(folder)
+  busy = False
+  save(checkpoints, at(5), step=5)
+  assert [path.name for path in folder.iterdir()] == ['5']
+
+
+def test_what_was_written_before_there_were_checksums_is_read(tmp_path):
+  states = {0: state_of(0, peers=(1,)), 1: state_of(1)}
+  peers = {'1': states[0].peer_memories[1]}
+  variables = state_of(6).variables
+  with ocp.training.Checkpointer(tmp_path / 'c') as checkpointer:
+    checkpointer.save_checkpointables(
+      12,
+      {
+        'states': {
+          '0': dataclasses.replace(states[0], peer_memories=peers),
+          '1': states[1],
+        },
+        'publications': {'1': {'9': variables}},
+      },
+      custom_metadata={
+        'seconds': 1.5,
+        'layout': {
+          'admitted': {'0': [1], '1': []},
+          'published': {'0': [], '1': [9]},
+        },
+        'exchange': NOTES,
+      },
+    )
+  found = restore(tmp_path / 'c')
+  published = {0: {}, 1: {9: variables}}
+  assert_restored(found, states, published, {'seconds': 1.5})

@@ -237,7 +237,7 @@ def test_what_is_not_for_us_is_said_once_and_leaves_the_old_copy(meeting):
     pauses = [pause for _, pause in reader._reader._patience.values()]
     assert max(pauses) >= 8 * 0.02
     sees(reader, good)
-    publication.remove(meeting.of() / str(bad))
+    step_folders.remove(meeting.of() / str(bad))
     meeting.publish(bad + 1)
   sees(reader, 2 * len(SPOILT))
   messages = events(reader, key='message')
@@ -260,7 +260,7 @@ def test_a_copy_may_go_under_the_reader(meeting, monkeypatch, is_replaced):
       if is_replaced:
         meeting.publish(4, incarnation=2)
       else:
-        publication.remove(path)
+        step_folders.remove(path)
     return result
 
   monkeypatch.setattr(publication.ocp, 'load', load)
@@ -294,7 +294,7 @@ def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):
   reader, writer = meeting.make(0), meeting.make(1)
   offer(writer, 1, 20)
   sees(reader, 20)
-  publication.remove(meeting.of() / '20')
+  step_folders.remove(meeting.of() / '20')
   time.sleep(0.2)
   sees(reader, 20)
   # Nor does one of the same life when the newest is damaged.

@@ -168,6 +168,13 @@ def damage_predictions(workdir):
   (workdir / 'predictions/step-40/member-0.npy').write_bytes(b'')
 
 
+def cut_short(workdir):
+  lines = (workdir / 'rows.jsonl').read_text().splitlines(keepends=True)
+  kept = [line for line in lines if json.loads(line)['kind'] != 'final']
+  kept = [line for line in kept if json.loads(line)['step'] < 40]
+  (workdir / 'rows.jsonl').write_text(''.join(kept))
+
+
 def write(name, text):
   return lambda workdir: (workdir / name).write_text(text)
 
@@ -183,6 +190,7 @@ def write(name, text):
     (write('run.json', '{"schema": 1}'), 'keys it changed: a commit from'),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),
     (write('rows.jsonl', ''), 'has no evaluations'),
+    (cut_short, 'is done, and its evaluations end at step'),
     (damage_predictions, 'missing or damaged; remove'),
     # Of other code.
     (write('run.json', '{"schema": 2}'), 'has schema 2'),

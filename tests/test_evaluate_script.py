@@ -12,6 +12,7 @@ from rebuilt import cheap_builds, ruin
 
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
+from codistill.step_folders import UnreadableError
 from experiments.record import read_rows, read_run
 from scripts import evaluate
 
@@ -120,10 +121,15 @@ def test_a_member_without_a_checkpoint_is_left_out(copy, capsys):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   assert numbers_of(copy)['left_out'] == {'0': said}
   assert said in complaint(capsys, evaluate, copy, '--member', '0')
-  # A damaged one is another matter, and none at all is an error.
-  shutil.rmtree(copy / 'checkpoints-1' / '8' / 'states')
+  # Of a damaged one there is the one before, and none at all is an error.
+  shutil.rmtree(copy / 'checkpoints-1' / '8' / 'state')
+  assert numbers_of(copy)['members']['1']['step'] == 4
+  said = capsys.readouterr().err
+  assert f'{copy / "checkpoints-1" / "8"} is damaged' in said
+  assert 'taking that of step 4' in said
+  shutil.rmtree(copy / 'checkpoints-1' / '4' / 'state')
   damaged = complaint(capsys, evaluate, copy)
-  assert f'{copy / "checkpoints-1"} cannot be read' in damaged
+  assert f'no checkpoint in {copy / "checkpoints-1"} can be read' in damaged
   assert read_run(copy / 'run-1.json')['commit'][:12] in damaged
   shutil.rmtree(copy / 'checkpoints-1')
   assert f'nothing to evaluate in {copy}' in complaint(capsys, evaluate, copy)
@@ -196,7 +202,7 @@ def test_a_checkpoint_that_goes_meanwhile_is_not_believed(copy, monkeypatch):
       shutil.copytree(path, path.with_name(str(newer)))
     shutil.rmtree(path)
     if restored is None:
-      raise FileNotFoundError(path)
+      raise UnreadableError(path)
     return restored._replace(states={})
 
   monkeypatch.setattr(checkpoint, '_load', load)

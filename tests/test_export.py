@@ -63,6 +63,10 @@ def test_its_readme_predicts_as_the_project_does(pair, exported, tmp_path):
   after = """
 single = jax.jit(exported.call)(variables, images[:1])
 numpy.savez(sys.argv[2], all=probabilities, single=single)
+same = numpy.testing.assert_array_equal
+jax.tree.map(same, members['1']['variables'], variables)
+assert members['1']['step'] == 10
+assert jax.tree.leaves(members['0']['opt_state'])
 ours = {'codistill', 'data', 'experiments', 'scripts', 'flax'}
 assert not ours & {name.split('.')[0] for name in sys.modules}
 """
@@ -72,7 +76,13 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   inputs = rng.integers(256, size=(5, 16, 16, 3)).astype('uint8')
   np.save(tmp_path / 'inputs.npy', inputs)
   files = [str(tmp_path / 'inputs.npy'), str(tmp_path / 'outputs.npz')]
-  line = [sys.executable, '-c', before + lines + after, *files]
+  # And by the project's own for checkpoints, of that which it was made of.
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  [plain] = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  assert len(plain.replace('\n\n', '\n').splitlines()) == 3
+  [path] = re.findall(r"'(runs/.*)'", plain)
+  plain = plain.replace(path, str(pair.workdir / 'checkpoints/10'))
+  line = [sys.executable, '-c', before + lines + plain + after, *files]
   # As it may be moved, too.
   moved = shutil.copytree(exported, tmp_path / 'moved')
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}

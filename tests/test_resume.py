@@ -333,3 +333,120 @@ def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
     assert ensemble(tmp_path, *DNN, *arguments).status == 2
     assert said in error_sentence(capfd)
   assert sorted(path.name for path in tmp_path.glob('run*')) == ['run-0.json']
+
+
+# What a disk, or whoever copies a run, may do to it.
+
+
+def no_states(workdir, step):
+  shutil.rmtree(workdir / 'checkpoints' / str(step) / 'state')
+
+
+def flipped(workdir, step):
+  """A number of the peers' copies, in a file that decodes all the same."""
+  [path] = (workdir / f'checkpoints/{step}').glob('publications/*/d/*')
+  content = bytearray(path.read_bytes())
+  content[len(content) * 2 // 3] ^= 16
+  path.write_bytes(content)
+
+
+def cut_rows(workdir, step):
+  """The last row of that step, and all after it."""
+  path = workdir / 'rows.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  end = max(
+    n for n, line in enumerate(lines) if json.loads(line)['step'] < step
+  )
+  path.write_text(''.join(lines[: end + 2]))
+
+
+@pytest.fixture(scope='module')
+def two(small, tmp_path_factory):
+  """A run with checkpoints of steps 5 and 7."""
+  workdir = small.stopped_copy(tmp_path_factory.mktemp('two'))
+  stop_command(7, workdir, *small.arguments)
+  assert read_run(workdir / 'run.json')['checkpoint'] == 7
+  return workdir
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'why'),
+  [
+    (no_states, 'checkpoints/7 is damaged or does not fit'),
+    (flipped, 'checkpoints/7 is damaged: it is not what was saved'),
+    (cut_rows, 'checkpoints/7 will not do: rows.jsonl ends at step 6'),
+  ],
+)
+def test_what_is_damaged_costs_the_steps_since_the_checkpoint_before(
+  small, two, tmp_path, capfd, spoil, why
+):
+  workdir = shutil.copytree(two, tmp_path / 'run')
+  spoil(workdir, 7)
+  stop_command(7, workdir, *small.arguments)
+  said = capfd.readouterr().out
+  [line] = [line for line in said.splitlines() if 'goes on from step' in line]
+  assert why in line
+  assert 'goes on from step 5.' in line
+  # It has been saved again, and is as good as any.
+  assert_goes_on(small, workdir, 7)
+  kept = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+  assert kept == ['10', '7']
+
+
+def both_damaged(workdir):
+  for step in (5, 7):
+    no_states(workdir, step)
+
+
+def emptied(name):
+  return lambda workdir: (workdir / name).write_text('')
+
+
+def half(name):
+  def spoil(workdir):
+    content = (workdir / name).read_bytes()
+    (workdir / name).write_bytes(content[: len(content) // 2])
+
+  return spoil
+
+
+def garbled(workdir):
+  content = (workdir / 'rows.jsonl').read_bytes()
+  (workdir / 'rows.jsonl').write_bytes(b'\xff' + content[1:])
+
+
+@pytest.mark.parametrize(
+  ('spoil', 'words'),
+  [
+    (both_damaged, ('no checkpoint in', '7 is damaged', '5 is damaged')),
+    (
+      lambda workdir: shutil.rmtree(workdir / 'checkpoints'),
+      ('checkpoints is empty', 'run.json knows of a checkpoint of step 7'),
+    ),
+    (
+      lambda workdir: (workdir / 'rows.jsonl').unlink(),
+      ('5 will not do: rows.jsonl ends at step 0',),
+    ),
+    (lambda workdir: cut_rows(workdir, 5), ('rows.jsonl ends at step 4',)),
+    (garbled, ('rows.jsonl, line 1: not a row',)),
+    (emptied('run.json'), ('run.json is damaged',)),
+    (half('run.json'), ('run.json is damaged',)),
+  ],
+)
+def test_what_cannot_be_gone_on_with_is_one_sentence(
+  small, two, tmp_path, capfd, spoil, words
+):
+  workdir = shutil.copytree(two, tmp_path / 'run')
+  spoil(workdir)
+  before = contents(workdir)
+  assert run_command(workdir, *small.arguments).status == 2
+  sentence = error_sentence(capfd)
+  for part in (*words, 'put back a copy', '--overwrite'):
+    assert part in sentence
+  # Whatever is there yet can be put together with what is put back.
+  after = contents(workdir)
+  assert {name for name in after if after[name] != before.get(name)} <= {
+    'run.json',
+    'lease.json',
+  }
+  assert after.keys() == before.keys()

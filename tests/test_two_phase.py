@@ -192,6 +192,19 @@ def test_half_of_the_steps_are_half_of_the_whole_schedule():
       assert half.schedule.warmup_cosine.num_steps == half.num_steps
 
 
+def test_a_teacher_is_as_it_was_at_its_end_or_none(student, tmp_path, capfd):
+  workdir = shutil.copytree(student[0], tmp_path / 'student')
+  newest = workdir / 'ensemble' / 'checkpoints' / '4'
+  shutil.copytree(newest, newest.with_name('2'))
+  shutil.rmtree(newest / 'state')
+  config = 'imagenet_two_phase:smoke'
+  unseen = f'--config.data.unlabelled_split={UNSEEN}'
+  assert run_command(workdir, *SHORT, unseen, config=config).status == 2
+  sentence = error_sentence(capfd)
+  assert f'{newest} is damaged' in sentence
+  assert 'after 2 of 4 updates; put back a copy' in sentence
+
+
 def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
   for name, argument, said in (
     ('imagenet_sync', f'data.unlabelled_split={UNSEEN}', 'nobody teaches'),

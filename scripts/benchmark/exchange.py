@@ -153,7 +153,7 @@ def _publish_as_peer(
 ) -> None:
   """Leaves a publication of member 1, outside of what is measured."""
   for old in step_folders.finished(epath.Path(folder) / '1'):
-    publication.remove(epath.Path(folder) / '1' / str(old))
+    step_folders.remove(epath.Path(folder) / '1' / str(old))
   publication.write(
     epath.Path(folder) / '1',
     state.variables,

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from codistill import hosts
 from codistill.exchange.copies import Copy, reload_number
 from codistill.exchange.folder.agreement import Agreement
-from codistill.exchange.folder.publication import brief
 from codistill.exchange.folder.reader import Reader
 from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.topology import Teachers, Topology
+from codistill.step_folders import brief
 
 # Meetings of a member's processes in a reload interval: a copy is proposed at
 # one and teaches from the next or a later one on.

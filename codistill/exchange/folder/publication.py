@@ -8,16 +8,15 @@ cannot rename, its own mark says so.
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from codistill import precision as precision_lib
 from codistill import step_folders
+from codistill.step_folders import UnreadableError, brief
 
 PyTree = Any
 
@@ -49,10 +48,6 @@ class Notes(NamedTuple):
   num_bytes: int
 
 
-class UnreadableError(Exception):
-  """A publication that is damaged, gone, or of another kind."""
-
-
 def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
   """Publishes; returns when all of it is there for others.
 
@@ -64,28 +59,10 @@ def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
     notes: said with them.
   """
   path = folder / str(notes.step)
-  remove(path)
-  said = {**notes._asdict(), 'checksum': _checksum(variables)}
+  step_folders.remove(path)
+  said = {**notes._asdict(), 'checksum': step_folders.checksum(variables)}
   with step_folders.one_save_at_a_time():
     ocp.save(path, variables, custom_metadata=said)
-
-
-def remove(path: epath.Path) -> None:
-  """Removes a publication: first out of sight, so that none is half there."""
-  if not path.exists():
-    return
-  hidden = path.with_name(f'.{path.name}.removed')
-  if hidden.exists():
-    hidden.rmtree()
-  path.rename(hidden)
-  hidden.rmtree()
-
-
-def clear(folder: epath.Path) -> None:
-  """Removes what a job that was killed left half written or half removed."""
-  for path in folder.iterdir():
-    if path.name.endswith(('.orbax-checkpoint-tmp', '.removed')):
-      path.rmtree()
 
 
 def read_notes(path: epath.Path) -> Notes:
@@ -126,8 +103,7 @@ def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
   # Orbax and TensorStore raise anything, a bare Exception included.
   except Exception as error:
     raise UnreadableError(f'{path} cannot be loaded: {brief(error)}') from error
-  # Orbax notices what it cannot decode, and a flipped bit decodes well.
-  if _checksum(variables) != checksum:
+  if step_folders.checksum(variables) != checksum:
     raise UnreadableError(f'{path} holds other numbers than were published')
   if read_notes(path) != before:
     raise UnreadableError(f'{path} was replaced while it was read')
@@ -142,11 +118,6 @@ def host_device() -> jax.Device:
     return jax.local_devices()[0]  # It was told to have no other.
 
 
-def brief(error: Exception) -> str:
-  """An error in a line; what Orbax says may be pages of specification."""
-  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'
-
-
 def _read(
   path: epath.Path,
 ) -> tuple[Notes, int, dict[str, tuple[int, ...]]]:
@@ -158,14 +129,6 @@ def _read(
     return Notes(**said), checksum, _shapes(metadata.metadata)
   except Exception as error:
     raise UnreadableError(f'{path} cannot be read: {brief(error)}') from error
-
-
-def _checksum(variables: PyTree) -> int:
-  """Of all numbers, bit for bit."""
-  checksum = 0
-  for leaf in jax.tree.leaves(jax.device_get(variables)):
-    checksum = zlib.crc32(np.asarray(leaf).tobytes(), checksum)
-  return checksum
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -21,9 +21,10 @@ from codistill.exchange.copies import Copy, make_copy
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
 from codistill.exchange.folder.lease import Lease, LeaseLostError, read_lease
-from codistill.exchange.folder.publication import Notes, UnreadableError, brief
+from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.rules import MeanLoss
+from codistill.step_folders import UnreadableError, brief
 
 PyTree = Any
 # Seconds between two looks at whether to stop waiting for the disk.
@@ -119,7 +120,7 @@ class Publisher:
           lease.notes['refused'] = before
         lease.acquire(at_least=1 + max(known, default=0))
         stack.callback(lease.release)
-        publication.clear(self._folder_of(member))
+        step_folders.tidy(self._folder_of(member))
       stack.pop_all()
     if self._leases:
       # A daemon: a disk that hangs must not keep the process.
@@ -199,7 +200,7 @@ class Publisher:
     for member, lease in self._leases.items():
       folder = self._folder_of(member)
       for step in step_folders.finished(folder):
-        publication.remove(folder / str(step))
+        step_folders.remove(folder / str(step))
       lease.note(refused=[])
 
   def _enqueue(self, offer: _Offer) -> None:
@@ -274,7 +275,7 @@ class Publisher:
       # Whatever a disk or Orbax may raise: training goes on without it.
       except Exception as error:
         with contextlib.suppress(OSError):
-          publication.clear(self._folder_of(member))  # Disks are finite.
+          step_folders.tidy(self._folder_of(member))  # Disks are finite.
         self._note_failure(offer, error)
         if self._closing.wait(1.0) or time.monotonic() > until:
           if self._settings.synchronous:
@@ -282,13 +283,14 @@ class Publisher:
           return
     lease.note(step=offer.step)
     try:
-      self._prune(member)
+      why = self._prune(member)
     except Exception as error:
+      why = brief(error)
+    if why:
       self._journal.note(
         member,
         'failed prune',
-        message=f'cannot remove old publications of member {member}: '
-        f'{brief(error)}',
+        message=f'cannot remove old publications of member {member}: {why}',
       )
 
   def _note_failure(self, offer: _Offer, error: Exception) -> None:
@@ -334,8 +336,8 @@ class Publisher:
       return False
     return there.config_hash == notes.config_hash
 
-  def _prune(self, member: int) -> None:
-    """Removes what is neither among the newest nor young."""
+  def _prune(self, member: int) -> str:
+    """Removes what is neither among the newest nor young, as `tidy`."""
     folder = self._folder_of(member)
     now = time.monotonic()
     # What this life did not publish is older than all that it did, unless it
@@ -347,12 +349,16 @@ class Publisher:
         step,
       ),
     )
+    old = []
     for step in ordered[: -self._settings.keep_publications]:
       # What was there before this life is as old as it at the least.
       born = self._published_at.get((member, step), self._began)
       if now - born >= self._settings.keep_s:
-        publication.remove(folder / str(step))
-        self._published_at.pop((member, step), None)
+        old.append(step)
+    why = step_folders.tidy(folder, old)
+    for step in old:
+      self._published_at.pop((member, step), None)
+    return why
 
   def _incarnations(self, member: int) -> list[int]:
     """Of all that a member has published and not removed."""

@@ -15,9 +15,10 @@ from codistill.exchange.copies import Copy, all_finite
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
 from codistill.exchange.folder.lease import read_lease
-from codistill.exchange.folder.publication import Notes, UnreadableError
+from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Topology
+from codistill.step_folders import UnreadableError
 
 PyTree = Any
 # Seconds: the most between two attempts at what cannot be read.
