@@ -290,6 +290,9 @@ def _load_items(
   )
   checksum = said.pop('checksum', None)
   if checksum is not None:
+    for name in items.keys() - found.metadata.keys():
+      # Orbax says so at length.
+      raise FileNotFoundError(f'it has no {name}')
     return ocp.load_checkpointables(path, items), said, checksum
   # As it was called before there were checksums.
   items['states'] = items.pop('state')

@@ -113,7 +113,7 @@ def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
       f'{workdir} has no {pathlib.Path(error.filename).name}: rows and what '
       'made them belong together; run it again'
     ) from error
-  except json.JSONDecodeError as error:
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(
       f'{workdir} has a damaged run.json; run it again'
     ) from error

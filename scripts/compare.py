@@ -20,8 +20,10 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from rich.console import Console
 
+from experiments.errors import UserError
 from experiments.paths import local_path
-from experiments.record import read_rows, read_run
+from experiments.record import read_rows
+from experiments.runs import read_checked
 from experiments.summary import results_table
 
 # Okabe & Ito (2008): told apart by colour-blind readers, too.
@@ -36,6 +38,8 @@ def read_workdir(
 
   Raises:
     FileNotFoundError: if the folder holds no run.
+    UserError: if its provenance is damaged.
+    ValueError: if its rows are.
   """
   files = sorted(workdir.glob('run*.json'))
   if not files:
@@ -45,7 +49,7 @@ def read_workdir(
     )
   rows = []
   for file in files:
-    run = read_run(file)
+    run = read_checked(file)
     path = file.with_name(file.name.replace('run', 'rows', 1) + 'l')
     rows += read_rows(path) if path.exists() else []
   name = ':'.join(filter(None, (run['experiment'], run['variant'])))
@@ -130,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     runs = [read_workdir(workdir) for workdir in arguments.workdirs]
     draw(runs, arguments.out)
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, UserError) as error:
     print(f'scripts.compare: {error}', file=sys.stderr)
     return 1
   console = Console()

@@ -17,6 +17,7 @@ from codistill import step_folders
 from experiments.record import Record
 from scripts.chaos import __main__ as command
 from scripts.chaos import (
+  checkpoint_faults,
   exchanges,
   folder_faults,
   outcome,
@@ -82,6 +83,18 @@ def test_a_publication_damaged_at_any_file_is_refused_or_right(tmp_path):
   result = publication_faults.damaged(tmp_path, ways, chance())
   refused, _, tried, *_ = result.lost.split()
   assert 10 <= int(refused) < int(tried)
+
+
+def test_a_checkpoint_damaged_at_any_file_is_passed_over_or_right(tmp_path):
+  ways = {'flip': publication_faults.FLIPPED['flip 0']}
+  result = checkpoint_faults.damaged(tmp_path, ways, chance())
+  passed_over, _, tried, *_ = result.lost.split()
+  assert 4 <= int(passed_over) < int(tried)
+
+
+def test_checkpoints_that_stay_are_said_once_and_removed_later(tmp_path):
+  result = checkpoint_faults.busy(tmp_path, steps=4)
+  assert 'for 4 checkpoints' in result.how
 
 
 def test_nothing_is_decided_by_a_clock_nor_kept_by_a_slow_disk(tmp_path):

@@ -6,8 +6,10 @@ tests/test_apart.py.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
+import os
 import re
 import time
 from unittest import mock
@@ -348,6 +350,33 @@ def test_a_relative_folder_is_meant_from_here_and_closed_in_order(meeting):
   meeting.make(1)
   names = sorted(path.name for path in meeting.of().iterdir())
   assert names == ['.lease.json.lock', '7', 'lease.json']
+
+
+def test_what_cannot_be_removed_keeps_nobody(meeting, monkeypatch):
+  real = os.unlink
+
+  def unlink(path, *arguments, **keywords):
+    # As NFS says while somebody has the file open.
+    if os.fspath(path).endswith('_METADATA'):
+      raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+    return real(path, *arguments, **keywords)
+
+  monkeypatch.setattr(os, 'unlink', unlink)
+  writer = meeting.make(1, keep_publications=2)
+  for step in range(5):
+    publish(writer, 1, step)
+  assert meeting.steps() == [3, 4]
+  assert events(writer, 1, 'message') == [mock.ANY]
+  assert events(writer, 1).count('failed prune') == 3
+  writer.__exit__()
+  # Not even one that begins again, and publishes a step once more.
+  writer = meeting.make(1, keep_publications=2)
+  publish(writer, 1, 4)
+  assert events(writer, 1).count('publish') == 1
+  assert len(list(meeting.of().glob('.*.removed'))) == 4
+  monkeypatch.undo()
+  publish(writer, 1, 5)
+  assert not list(meeting.of().glob('.*.removed'))
 
 
 def test_a_resumed_member_has_its_peers_at_once(meeting):

@@ -186,6 +186,10 @@ def write(name, text):
     (lambda workdir: (workdir / 'run.json').unlink(), 'has no run.json'),
     (lambda workdir: (workdir / 'rows.jsonl').unlink(), 'has no rows.jsonl'),
     (write('run.json', '{"schema": 1, "experiment": '), 'damaged run.json'),
+    (
+      lambda workdir: (workdir / 'run.json').write_bytes(b'{"\xff'),
+      'damaged run.json',
+    ),
     (write('run.json', '[]'), 'is not what a run leaves'),
     (write('run.json', '{"schema": 1}'), 'keys it changed: a commit from'),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),

@@ -116,3 +116,7 @@ def test_a_folder_without_a_run_is_one_sentence(two_runs, tmp_path, capsys):
   assert f'{empty} holds no run' in captured.err
   assert 'experiments.run' in captured.err
   assert not out.exists()
+  empty.mkdir()
+  (empty / 'run.json').write_text('{"experiment": "cut')
+  assert compare.main([str(empty), f'--out={out}']) == 1
+  assert f'{empty}/run.json is damaged; put back' in capsys.readouterr().err

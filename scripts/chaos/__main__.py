@@ -5,9 +5,10 @@
 
 Processes that are killed, stopped or started late; an exchange folder that is
 read-only, gone, moved or full of garbage; publications that are damaged or of
-another time; disks that are slow. A line a fault at the end: how it was done,
-what was lost, how long it took until all was well again. Exit status 1 if
-something was lost that must not be, or did not come back.
+another time; disks that are slow; checkpoints that are damaged, or that cannot
+be removed. A line a fault at the end: how it was done, what was lost, how long
+it took until all was well again. Exit status 1 if something was lost that must
+not be, or did not come back.
 
 Each process trains one member of `imagenet_codistill:smoke` on one CPU device.
 Everything is drawn from the seed, but not when the machine does what. Every
@@ -34,7 +35,12 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.paths import local_path
-from scripts.chaos import folder_faults, process_faults, publication_faults
+from scripts.chaos import (
+  checkpoint_faults,
+  folder_faults,
+  process_faults,
+  publication_faults,
+)
 from scripts.chaos.outcome import FailedError, Result
 from scripts.chaos.publication_faults import Spoil
 from scripts.chaos.runs import Stage, World
@@ -80,6 +86,14 @@ FAULTS: dict[str, Callable[[Stage], Result]] = {
   ),
   'slow-writer': lambda stage: publication_faults.slow_writer(
     stage.folder('slow-writer')
+  ),
+  'damaged-checkpoint': lambda stage: checkpoint_faults.damaged(
+    stage.folder('damaged-checkpoint'),
+    publication_faults.TRUNCATED | publication_faults.FLIPPED,
+    stage.random('damaged-checkpoint'),
+  ),
+  'busy-checkpoint': lambda stage: checkpoint_faults.busy(
+    stage.folder('busy-checkpoint')
   ),
 }
 COLUMNS = ('fault', 'how', 'lost', 'recovery', 'outcome')

@@ -1,0 +1,119 @@
+"""Faults to checkpoints: damaged, not to be removed; read in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import random
+import time
+from collections.abc import Iterator, Mapping
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from codistill import sharding, step_folders
+from codistill.algorithm import Publications
+from codistill.checkpoint import Checkpoints, Restored
+from codistill.train_step import TrainState
+from scripts.chaos.exchanges import files_of, weights
+from scripts.chaos.outcome import Result, expect
+from scripts.chaos.publication_faults import Spoil
+
+_NOTHING = Publications({}, {})
+
+
+def damaged(
+  folder: pathlib.Path, ways: Mapping[str, Spoil], chance: random.Random
+) -> Result:
+  """Each file of the newest checkpoint is damaged in turn."""
+  checkpoints = Checkpoints(folder)
+  for step in (1, 2):
+    checkpoints.save(step, {0: _state(step)}, _NOTHING, {})
+  files = files_of(folder / '2')
+  passed_over, seconds = 0, []
+  for path in files:
+    whole = path.read_bytes()
+    for spoil in ways.values():
+      path.write_bytes(spoil(whole, chance))
+      began = time.monotonic()
+      passed_over += _restore(checkpoints).step == 1
+      seconds.append(time.monotonic() - began)
+    path.write_bytes(whole)
+  (folder / '2/state/_METADATA').unlink()
+  expect(_restore(checkpoints).step == 1, 'a checkpoint without metadata')
+  checkpoints.save(2, {0: _state(2)}, _NOTHING, {})
+  expect(_restore(checkpoints).step == 2, 'step 2 was not saved again')
+  tried = len(files) * len(ways)
+  return Result(
+    f'each of {len(files)} files of a checkpoint in turn: {", ".join(ways)}',
+    f'{passed_over} of {tried} passed over for the checkpoint before, '
+    f'{tried - passed_over} read right without that file',
+    f'read within {max(seconds):.1f} s; written again when its step came again',
+  )
+
+
+def busy(folder: pathlib.Path, steps: int = 20) -> Result:
+  """Files of old checkpoints that cannot be removed."""
+  checkpoints = Checkpoints(folder)
+
+  def save(step: int) -> str:
+    return checkpoints.save(step, {0: _state(step)}, _NOTHING, {})
+
+  with _busy('_METADATA'):
+    said = [save(step) for step in range(1, steps + 1)]
+  expect(sum(map(bool, said)) == 1, f'it was said {said}')
+  left = len(list(folder.glob('.*')))
+  expect(left == steps - 2, f'{left} of {steps - 2} old ones are out of sight')
+  save(steps + 1)
+  there = sorted(step_folders.finished(epath.Path(folder)))
+  expect(there == [steps, steps + 1], f'{there} are kept')
+  expect(not list(folder.glob('.*')), 'not all was removed in the end')
+  expect(_restore(checkpoints).step == steps + 1, 'not the newest is read')
+  return Result(
+    f'a file that is busy in each checkpoint, for {steps} checkpoints',
+    'nothing: said once, and the old ones put out of sight',
+    'all removed at the next checkpoint',
+  )
+
+
+def _state(step: int) -> TrainState:
+  """Weights and an optimizer's state that no other step has."""
+  state = TrainState(
+    step=jnp.int32(step),
+    variables=weights(0, step),
+    opt_state=weights(1, step),
+    memory={},
+    peer_memories={},
+    key=jnp.zeros(2, jnp.uint32),
+    past=(),
+  )
+  return sharding.replicate(state, sharding.make_mesh(1))
+
+
+def _restore(checkpoints: Checkpoints) -> Restored:
+  """What there is to go on with; it is right."""
+  abstract = jax.eval_shape(lambda: _state(0))
+  found = checkpoints.restore(abstract, sharding.make_mesh(1), 'float32')
+  expect(found is not None, 'no checkpoint is left')
+  same = jax.tree.map(np.array_equal, found.states[0], _state(found.step))
+  expect(jax.tree.all(same), f'step {found.step} has numbers of its own')
+  return found
+
+
+@contextlib.contextmanager
+def _busy(name: str) -> Iterator[None]:
+  """Makes files of that name stay, as NFS does with those that are open."""
+  real = os.unlink
+
+  def unlink(path, *arguments, **keywords):
+    if os.fspath(path).endswith(name):
+      raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+    real(path, *arguments, **keywords)
+
+  with mock.patch.object(os, 'unlink', unlink):
+    yield
