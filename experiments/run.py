@@ -315,6 +315,11 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
     )
   with user_errors(ValueError):
     rows = record.read_rows(workdir.record.rows_path)
+  if not diverged and not any(row['kind'] == 'final' for row in rows):
+    raise UserError(
+      f'{workdir.record.rows_path} ends before the run did; put back a copy, '
+      'or --overwrite runs it again'
+    )
   console.print(results_table([(label, rows)]))
   console.print(
     f'rows {_shown(workdir.record.rows_path)}, '
