@@ -57,6 +57,12 @@ def ending_of(error: Exception) -> Ending | None:
       'the disk is full; free some space and run the same command again: it '
       'goes on from its last checkpoint',
     )
+  if isinstance(error, OSError) and error.filename is not None:
+    return Ending(
+      1,
+      f'{error.filename}: {error.strerror}; see to that and run the same '
+      'command again: it goes on from its last checkpoint',
+    )
   return None
 
 

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import warnings
+from unittest import mock
 
 import jax
 import numpy as np
@@ -178,6 +179,17 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
   assert rows == small.rows[: len(rows)]
   assert run_command(tmp_path, *small.arguments).status == 0
   assert rows_of(tmp_path) == small.rows
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(
+  small, tmp_path, capfd, monkeypatch
+):
+  path = str(tmp_path / 'checkpoints/10')
+  denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+  monkeypatch.setattr(Checkpoints, 'save', mock.Mock(side_effect=denied))
+  assert run_command(tmp_path, *small.arguments).status == 1
+  sentence = error_sentence(capfd)
+  assert f'{path}: Permission denied; see to that' in sentence
 
 
 # As a process in which no folder for a checkpoint can be made.
