@@ -37,6 +37,7 @@ from rich.console import Console
 
 from codistill import hosts
 from codistill.algorithm import Exchange, Peer
+from codistill.exchange.folder import lease as lease_lib
 from codistill.exchange.folder.lease import Lease, LeaseHeldError
 from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.models import Model
@@ -394,8 +395,9 @@ def main(argv: list[str]) -> int:
     # and each of its tasks.
     logging.set_verbosity(logging.FATAL)
     python_logging.getLogger('asyncio').setLevel(python_logging.CRITICAL)
-    # This one says that there is a GPU, and that JAX cannot use it.
-    python_logging.getLogger('jax._src.xla_bridge').setLevel('WARNING')
+    # These say that there is a GPU that JAX cannot use, and what is waited for.
+    for name in ('jax._src.xla_bridge', lease_lib.__name__):
+      python_logging.getLogger(name).setLevel('WARNING')
     warnings.filterwarnings(
       'ignore', 'coroutine .* was never awaited', RuntimeWarning
     )

@@ -209,7 +209,7 @@ def _workdir(
 def is_running(path: pathlib.Path) -> bool:
   """Whether a process is at work on all members of the run in a folder."""
   lease = path / 'lease.json'
-  return is_held(lease, read_lease(lease), probe=False)
+  return bool(is_held(lease, read_lease(lease), probe=False))
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -9,8 +9,9 @@ the names in the exchange folder. Ages of files are by this host's clock. With
 diverged.
 
 running: a process gives signs of life. dead: it should, and does not; its
-command resumes it. stopped: by a signal, with a checkpoint. elsewhere: at work
-on the same exchange folder, with another workdir.
+command resumes it. unclear: its last one is of the future; its command waits
+until it knows. stopped: by a signal, with a checkpoint. elsewhere: at work on
+the same exchange folder, with another workdir.
 """
 
 from __future__ import annotations
@@ -55,12 +56,13 @@ class LeaseStatus(NamedTuple):
 
   Attributes:
     incarnation: which life of the job it is from; None if nobody knows.
-    alive: whether a process holds it and gives signs of life.
+    alive: whether a process holds it and gives signs of life; None if the time
+      of the last one does not tell.
     text: who, and when last; 'free', 'missing' or 'unreadable'.
   """
 
   incarnation: int | None
-  alive: bool
+  alive: bool | None
   text: str
 
 
@@ -69,7 +71,8 @@ class Status(NamedTuple):
 
   Attributes:
     member: its number.
-    state: running, stopped, done, diverged, dead, elsewhere or not started.
+    state: running, stopped, done, diverged, dead, unclear, elsewhere or not
+      started.
     step: updates it has rows of.
     num_steps: updates in all.
     rate: examples a second over the last train rows, evaluations included.
@@ -174,7 +177,7 @@ def _begun(
   if diverged:
     state = 'diverged'
   elif run['status'] == 'running':
-    state = 'running' if lease.alive else 'dead'
+    state = {True: 'running', False: 'dead', None: 'unclear'}[lease.alive]
   else:
     state = _STATES.get(run['status'], run['status'])
   last = trained[-1] if trained else {}
@@ -264,7 +267,8 @@ def _read_lease(path: epath.PathLike) -> LeaseStatus:
     return LeaseStatus(None, False, 'unreadable')
   text = 'free'
   if found['held']:
-    text = f'{found["host"]} {found["pid"]}, {_age(age)}'
+    told = _age(age) if age >= 0 else f'{_age(-age)} from now'
+    text = f'{found["host"]} {found["pid"]}, {told}'
   return LeaseStatus(found['incarnation'], alive, text)
 
 

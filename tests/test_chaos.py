@@ -77,6 +77,14 @@ def test_garbage_in_a_folder_is_no_publication(world):
   outcome.until(tidy, 'only what was published to be there')
 
 
+def test_a_lease_of_tomorrow_is_watched(tmp_path):
+  result = folder_faults.tomorrow(tmp_path)
+  # Four seconds are a timeout there, and one is between two beats.
+  free, refused = map(float, re.findall(r'after ([\d.]+) s', result.recovery))
+  assert 4 <= free < 20
+  assert refused < 4
+
+
 def test_a_publication_damaged_at_any_file_is_refused_or_right(tmp_path):
   known = publication_faults.TRUNCATED | publication_faults.FLIPPED
   ways = {name: known[name] for name in ('to a half', 'flip 0')}

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -137,6 +138,61 @@ def test_a_holder_is_dead_or_lives(make, path, changes, seconds, lives):
     assert make().acquire() == 2
 
 
+def date(path, seconds):
+  """As if the clock of the file system had been set back since."""
+  then = time.time() + seconds
+  os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize('probe', [True, False])
+def test_a_time_to_come_is_no_sign_of_life_nor_of_death(make, path, probe):
+  make().acquire()
+  found = read_lease(path)
+  for seconds, held in ((50, True), (70, None), (86_400, None)):
+    date(path, seconds)
+    assert is_held(path, found, probe=probe) is held
+  # Nor is a time that nobody gets to know.
+  with mock.patch.object(lease_module, '_age_s', side_effect=OSError):
+    assert is_held(path, found, probe=probe) is None
+  # Whoever is dead for sure is so at any time.
+  assert is_held(path, found | {'pid': 2**22}, probe=probe) is False
+
+
+def test_a_dead_holder_of_tomorrow_is_forgotten_after_a_timeout(
+  make, path, caplog
+):
+  make(timeout_s=0.3).acquire()
+  change(path, **ELSEWHERE)
+  date(path, 86_400)
+  began = time.monotonic()
+  assert make(timeout_s=0.2).acquire() == 2
+  # For as long as its holder said.
+  assert 0.3 <= time.monotonic() - began < 5
+  [message] = caplog.messages  # Once.
+  said = r'member 1 \(pid .* on elsewhere, .*waiting for at most 0\.3 s'
+  assert re.search(said, message)
+
+
+def test_a_live_holder_keeps_it_when_the_clock_is_set_back(
+  make, path, monkeypatch, caplog
+):
+  holder = make(timeout_s=60.0)
+  holder.acquire()
+  date(path, 3_600)
+  # A clock that stays behind: each beat is of the future, too.
+  real = Lease._write
+  monkeypatch.setattr(
+    Lease, '_write', lambda self: (real(self), date(path, 9e3))
+  )
+  threading.Timer(0.2, holder.beat).start()
+  began = time.monotonic()
+  with pytest.raises(LeaseHeldError, match=f'pid {os.getpid()}'):
+    make().acquire()
+  assert time.monotonic() - began < 20
+  assert len(caplog.messages) == 1
+  holder.check()
+
+
 def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
   first = make(timeout_s=0.2)
   first.acquire()
@@ -146,6 +202,10 @@ def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
   first.beat()
   with pytest.raises(LeaseLostError, match='pid 7 on elsewhere'):
     first.check()
+  # Nobody waits for what does not happen any more.
+  began = time.monotonic()
+  first.beat()
+  assert time.monotonic() - began < 5
   first.note(step=9)
   first.release()
   assert path.read_text() == theirs

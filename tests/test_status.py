@@ -139,6 +139,12 @@ def test_who_holds_the_lease_runs_and_who_lost_it_is_dead(tmp_path, capsys):
     assert states_of(tmp_path) == ['dead', 'dead']
     text = status.read_status(tmp_path)[0].lease
     assert text == f'elsewhere {os.getpid()}, 2 min'
+    # A clock was set back: who must not wait says what there is.
+    tomorrow = datetime.datetime.now().timestamp() + 86_500
+    os.utime(path, (tomorrow, tomorrow))
+    assert states_of(tmp_path) == ['unclear', 'unclear']
+    text = status.read_status(tmp_path)[0].lease
+    assert text == f'elsewhere {os.getpid()}, 24 h from now'
 
 
 def test_a_process_that_is_just_ending_is_not_dead(tmp_path, monkeypatch):

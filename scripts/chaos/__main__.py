@@ -4,11 +4,11 @@
     [--markdown FILE]
 
 Processes that are killed, stopped or started late; an exchange folder that is
-read-only, gone, moved or full of garbage; publications that are damaged or of
-another time; disks that are slow; checkpoints that are damaged, or that cannot
-be removed. A line a fault at the end: how it was done, what was lost, how long
-it took until all was well again. Exit status 1 if something was lost that must
-not be, or did not come back.
+read-only, gone, moved or full of garbage; publications that are damaged or, as
+leases, of another time; disks that are slow; checkpoints that are damaged, or
+that cannot be removed. A line a fault at the end: how it was done, what was
+lost, how long it took until all was well again. Exit status 1 if something was
+lost that must not be, or did not come back.
 
 Each process trains one member of `imagenet_codistill:smoke` on one CPU device.
 Everything is drawn from the seed, but not when the machine does what. Every
@@ -77,6 +77,7 @@ FAULTS: dict[str, Callable[[Stage], Result]] = {
     stage.pair(), stage.random('garbage')
   ),
   'stop': process_faults.stop,
+  'tomorrow': lambda stage: folder_faults.tomorrow(stage.folder('tomorrow')),
   'truncated': _damaged('truncated', publication_faults.TRUNCATED),
   'random-bytes': _damaged('random-bytes', publication_faults.RANDOM),
   'flipped-bits': _damaged('flipped-bits', publication_faults.FLIPPED),

@@ -1,21 +1,24 @@
-"""Faults to the folder: not writable, removed, moved, full of garbage."""
+"""Faults to the folder: read-only, removed, moved, garbage, of tomorrow."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import random
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 
 from etils import epath
 
 from codistill import step_folders
-from scripts.chaos.exchanges import files_of
-from scripts.chaos.outcome import FailedError, Result, until
+from codistill.exchange.folder.lease import LeaseHeldError
+from scripts.chaos.exchanges import files_of, make_exchange
+from scripts.chaos.outcome import FailedError, Result, expect, until
 from scripts.chaos.runs import World
 
 
@@ -157,6 +160,39 @@ def spoil(folder: pathlib.Path, chance: random.Random) -> None:
   for name in ('_CHECKPOINT_METADATA', 'state/_METADATA', 'state/d/0'):
     (junk / name).parent.mkdir(parents=True, exist_ok=True)
     (junk / name).write_bytes(chance.randbytes(1_000))
+
+
+def tomorrow(folder: pathlib.Path) -> Result:
+  """A lease whose time is to come, of a dead holder and of one that lives."""
+  lease = folder / '1' / 'lease.json'
+  with make_exchange(folder, 1):
+    pass
+  dead = {'held': True, 'host': 'elsewhere', 'nonce': 'another'}
+  lease.write_text(json.dumps(json.loads(lease.read_text()) | dead))
+  _date_tomorrow(lease)
+  began = time.monotonic()
+  with make_exchange(folder, 1) as holder:
+    freed = time.monotonic() - began
+    _date_tomorrow(lease)
+    began = time.monotonic()
+    try:
+      make_exchange(folder, 1).__enter__()
+    except LeaseHeldError:
+      refused = time.monotonic() - began
+    else:
+      raise FailedError('a second job took the lease of one that lives')
+    holder.freshest(1, 1)  # Raises if it has been replaced.
+  expect(freed >= 4, f'a lease was taken after {freed:.1f} s of watching')
+  return Result(
+    'a heartbeat of tomorrow, of a dead holder elsewhere and of a live one',
+    'nothing: a second job is refused while the holder lives',
+    f'free after {freed:.1f} s of watching, refused after {refused:.1f} s',
+  )
+
+
+def _date_tomorrow(lease: pathlib.Path) -> None:
+  at = time.time() + 86_400
+  os.utime(lease, (at, at))
 
 
 def _await_leases(world: World) -> None:

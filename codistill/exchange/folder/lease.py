@@ -4,7 +4,9 @@ A small JSON file says which process on which host does the work, and in which
 of its lives (incarnation). On this machine a holder that is dead frees its
 lease at once; a holder elsewhere, or one that hangs, once its heartbeat is
 older than the timeout. Ages are differences between two times that the file
-system gave, so clocks of hosts need not agree.
+system gave, so clocks of hosts need not agree. Where that clock has been set
+back a heartbeat is of the future, and no age tells: whoever wants the lease
+watches for as long as the timeout whether the heartbeat moves.
 
 On a local file system taking a lease is exclusive. On an object store it is
 the best that can be done without locks: of two jobs that start within an
@@ -18,6 +20,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -29,6 +32,7 @@ from typing import Any
 import psutil
 from etils import epath
 
+_LOG = logging.getLogger(__name__)
 # What a lease must have to be one.
 _KINDS = {
   'held': bool,
@@ -45,6 +49,12 @@ _BEATS = 4
 # Seconds to wait for whoever is just taking a lease, and to give one back: a
 # disk that hangs must not keep the process.
 _PATIENCE_S = 10.0
+# The most between two looks at whether a heartbeat moves.
+_LOOK_S = 1.0
+
+
+# What a lease says, and when it was written.
+_Sign = tuple[dict[str, Any], int | float | None]
 
 
 class LeaseHeldError(Exception):
@@ -103,6 +113,9 @@ class Lease:
   def acquire(self, at_least: int = 1) -> int:
     """Takes the lease and begins to renew it.
 
+    If the time of a heartbeat tells nothing it says so and waits, at most as
+    long as a timeout, until that has moved or has not.
+
     Args:
       at_least: the incarnation is this or more.
 
@@ -114,17 +127,10 @@ class Lease:
       OSError: if nothing can be written there.
     """
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusively(self.path):
-      found = read_lease(self.path)
-      if is_held(self.path, found, self._timeout):
-        raise LeaseHeldError(
-          f'another process is at work on {self._what}: {describe(found)}; '
-          f'stop it, or wait: a dead one is forgotten after '
-          f'{self._timeout:g} s (lease_timeout_s), here at once'
-        )
-      self.incarnation = max(at_least, found.get('incarnation', 0) + 1)
-      self._held = True
-      self._write()
+    watched = None
+    while not self._take(at_least, watched):
+      # Not under the lock, which a holder needs to give a sign of life.
+      watched = self._watch()
     self._thread = threading.Thread(
       target=self._renew, name=f'lease {self.path.parent.name}', daemon=True
     )
@@ -143,8 +149,10 @@ class Lease:
       self._wanted += 1
       wanted = self._wanted
       self._changed.notify_all()
-      if wait_s and self._thread is not None:
-        self._changed.wait_for(lambda: self._beats >= wanted, wait_s)
+      # Whoever has lost it, or returned it, looks no more.
+      self._changed.wait_for(
+        lambda: self._beats >= wanted or self._lost or not self._held, wait_s
+      )
 
   def check(self) -> None:
     """Finds out whether the lease was still this process's at its last beat.
@@ -166,6 +174,45 @@ class Lease:
       self._changed.notify_all()
     if self._thread is not None:
       self._thread.join(_PATIENCE_S)
+
+  def _take(self, at_least: int, watched: _Sign | None) -> bool:
+    """Takes the lease, unless its time does not tell whether it is held.
+
+    Args:
+      at_least: the incarnation is this or more.
+      watched: the heartbeat that was there one timeout ago or when it moved.
+    """
+    with _exclusively(self.path):
+      found = read_lease(self.path)
+      held = is_held(self.path, found, self._timeout)
+      if held is None:
+        if watched is None:
+          return False
+        held = _sign(self.path) != watched
+      if held:
+        raise LeaseHeldError(
+          f'another process is at work on {self._what}: {describe(found)}; '
+          f'stop it, or wait: a dead one is forgotten after '
+          f'{self._timeout:g} s (lease_timeout_s), here at once'
+        )
+      self.incarnation = max(at_least, found.get('incarnation', 0) + 1)
+      self._held = True
+      self._write()
+    return True
+
+  def _watch(self) -> _Sign:
+    """Waits for a heartbeat to move, for one timeout; what it was before."""
+    before = _sign(self.path)
+    seconds = max(self._timeout, before[0].get('timeout_s', 0.0))
+    _LOG.warning(
+      'the heartbeat of another process at work on %s (%s) is of the future, '
+      'or of no time; waiting for at most %g s to see whether it moves',
+      *(self._what, describe(before[0]), seconds),
+    )
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and _sign(self.path) == before:
+      time.sleep(min(_LOOK_S, seconds / 20))
+    return before
 
   def _renew(self) -> None:
     while not self._lost:
@@ -200,7 +247,7 @@ class Lease:
         self._write()
 
   def _write(self) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='milliseconds')
     with self._changed:
       content = {
         'held': self._held,
@@ -238,8 +285,8 @@ def is_held(
   timeout_s: float = 0.0,
   *,
   probe: bool = True,
-) -> bool:
-  """Whether the holder of a lease lives.
+) -> bool | None:
+  """Whether the holder of a lease lives, as far as one look tells.
 
   Args:
     path: of the lease.
@@ -248,6 +295,10 @@ def is_held(
       that is more.
     probe: ask the file system for the time, by a file that is there for an
       instant; else this host's clock has to do, and nothing is written.
+
+  Returns:
+    None if its time is not known, or later than now by a timeout and more:
+    whether its heartbeat moves will tell.
   """
   if not found.get('held'):
     return False
@@ -256,9 +307,12 @@ def is_held(
     return False
   try:
     age = _age_s(epath.Path(path), probe)
-  except OSError:
+  except FileNotFoundError:
     return False  # Removed meanwhile.
-  return age < max(timeout_s, found['timeout_s'])
+  except OSError:
+    return None
+  timeout_s = max(timeout_s, found['timeout_s'])
+  return None if age <= -timeout_s else age < timeout_s
 
 
 def describe(found: Mapping[str, Any]) -> str:
@@ -304,6 +358,14 @@ def _age_s(path: epath.Path, probe: bool) -> float:
       now = clock.stat().mtime
       clock.unlink()
   return float(now - path.stat().mtime)
+
+
+def _sign(path: epath.Path) -> _Sign:
+  """What is another one after each sign of life of a holder."""
+  try:
+    return read_lease(path), path.stat().mtime
+  except OSError:
+    return read_lease(path), None
 
 
 @contextlib.contextmanager
