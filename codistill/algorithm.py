@@ -186,9 +186,6 @@ class Exchange(Protocol):
   def withdraw(self, member: int) -> None:
     """Nothing more will come from a member of this process: it diverged."""
 
-  def forget(self) -> None:
-    """Removes what this process's members published in an earlier run."""
-
   def publications(self) -> Publications:
     """What a resumed run needs to see again: the copies, and JSON."""
     ...
@@ -220,8 +217,9 @@ class Account(NamedTuple):
   """What an exchange did for a member, for the rows.
 
   Attributes:
-    left_out: why a neighbour did not teach in the last step: `absent`, `old`
-      or `worse`, by member number.
+    left_out: why a neighbour did not teach in the last step: `absent`,
+      `earlier` (it has published nothing since this member began), `old` or
+      `worse`, by member number.
     failed_loads: attempts to read a publication that failed, since the process
       began.
     stall_seconds: how long `offer` and `freshest` kept the train loop; None

@@ -280,8 +280,6 @@ def _begin(
       'set codistill.exchange_dir to another one'
     ) from error
   workdir.begin()
-  if not workdir.resumes:
-    exchange.forget()
   return lease
 
 

@@ -21,7 +21,7 @@ from commands import (
   stop_command,
 )
 from etils import epath
-from stand_ins import until
+from stand_ins import lease, until
 
 from codistill import step_folders
 from codistill.checkpoint import read_newest
@@ -93,8 +93,10 @@ def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
     assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
       row for row in small.rows if row['member'] == member
     ]
-  lease = tmp_path / 'exchange' / '1' / 'lease.json'
-  assert json.loads(lease.read_text())['incarnation'] == 2
+  found = json.loads((tmp_path / 'exchange/1/lease.json').read_text())
+  # It went on with its first life.
+  facts = {'incarnation': 2, 'began': 1, 'finished': True}
+  assert found.items() >= facts.items()
   run = read_run(tmp_path / 'run-1.json')
   assert (run['status'], len(run['resumed'])) == ('done', 1)
 
@@ -137,24 +139,34 @@ def test_a_member_alone_goes_on_without_peers(alone):
   assert overrides['codistill.exchange'] == 'checkpoints'
 
 
-def test_a_member_that_comes_later_learns_from_what_is_there(alone, tmp_path):
+def test_a_member_that_comes_later_learns_from_who_is_at_work(
+  alone, tmp_path, capfd
+):
   workdir = shutil.copytree(alone, tmp_path / 'alone')
 
   def build_patient(config, member, **keywords):
     """Waits in its first step, so that the reader has time to look."""
     experiment = build_cheaply(config, member, **keywords)
-    real = experiment.exchange.freshest
+    exchange = experiment.exchange
+    real = exchange.freshest
 
     def freshest(*arguments):
-      until(lambda: real(*arguments), seconds=60)
+      until(
+        lambda: real(*arguments) or exchange._reader.absence(0) == 'earlier',
+        seconds=60,
+      )
       return real(*arguments)
 
-    experiment.exchange.freshest = freshest
+    exchange.freshest = freshest
     return experiment
 
-  arguments = ('--member=1', *ALONE[1:])
-  outcome = run_command(workdir, *arguments, builder=build_patient)
-  assert outcome.status == 0
+  def train(*more):
+    arguments = ('--member=1', *ALONE[1:], *more)
+    outcome = run_command(workdir, *arguments, builder=build_patient)
+    assert outcome.status == 0
+
+  with lease(workdir / 'exchange/0/lease.json'):
+    train()
   for row in rows_by_kind(workdir, 1, 'train')[3:]:
     assert row['peers'] == [0]
     # Ahead: it has been at the end for long.
@@ -164,6 +176,14 @@ def test_a_member_that_comes_later_learns_from_what_is_there(alone, tmp_path):
   [load] = [row for row in exchanged if row['event'] == 'load']
   assert (load['publication'], load['peer']) == (10, 0)
   assert load['bytes'] > 1000
+  # Not from who has finished before it begins anew.
+  train('--overwrite')
+  for row in rows_by_kind(workdir, 1, 'train')[3:]:
+    assert (row['peers'], row['left_out']) == ([], {'0': 'earlier'})
+  events = rows_by_kind(workdir, 1, 'exchange')
+  [said] = [row for row in events if 'peer' in row]
+  assert (said['event'], said['peer']) == ('leave out', 0)
+  assert said['message'] in capfd.readouterr().out.replace('\n', ' ')
 
 
 def test_overwrite_forgets_what_was_published(alone, tmp_path):
@@ -187,14 +207,14 @@ def test_a_second_job_or_a_folder_that_cannot_be_written_is_refused(
   tmp_path, capfd
 ):
   home = tmp_path / 'exchange' / '0'
-  lease = Lease(home / 'lease.json', timeout_s=60.0, what='it')
-  lease.acquire()
+  taken = Lease(home / 'lease.json', timeout_s=60.0, what='it')
+  taken.acquire()
   # In another workdir, but with the same exchange.
   elsewhere = f'--config.codistill.exchange_dir={tmp_path / "exchange"}'
   arguments = (*ALONE, elsewhere, '--config.num_steps=4')
   assert run_command(tmp_path / 'a', *arguments).status == 2
   assert 'another process is at work on member 0' in error_sentence(capfd)
-  lease.release()
+  taken.release()
   assert run_command(tmp_path / 'b', *arguments).status == 0
   assert published(tmp_path) == 4
   shutil.rmtree(home)
@@ -209,12 +229,12 @@ def test_a_second_job_or_a_folder_that_cannot_be_written_is_refused(
 def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
   def replace(trainer):
     path = tmp_path / 'exchange' / '0' / 'lease.json'
-    lease = trainer._experiment.exchange._publisher._leases[0]
+    mine = trainer._experiment.exchange._publisher._leases[0]
     taken = json.loads(path.read_text()) | {'nonce': 'x', 'pid': 7}
     for _ in range(9):  # A beat that is under way writes over it.
       path.write_text(json.dumps(taken))
-      lease.beat()
-      if lease._lost:
+      mine.beat()
+      if mine._lost:
         break
 
   with on_row(replace, step=5, kind='train'):

@@ -22,6 +22,7 @@ from etils import epath
 from networks import assert_close
 
 from codistill import sharding, step_folders
+from codistill.algorithm import Publications
 from codistill.exchange import topology
 from codistill.exchange.folder import publication, waiter
 from codistill.exchange.folder.exchange import CheckpointExchange
@@ -34,6 +35,16 @@ LONG = 60.0  # Seconds; nothing takes that long.
 FULL = OSError('no more disk')
 NO_DISK = mock.patch.object(publication, 'write', side_effect=FULL)
 until = functools.partial(stand_ins.until, seconds=LONG)
+# What a checkpoint says of a member that goes on, and that nobody had taught;
+# so did those that were made before lives were told apart.
+GOES_ON = Publications(
+  {},
+  {
+    'losses': {'running': {}, 'published': {}},
+    'copies': {},
+    'last_step': {},
+  },
+)
 SETTINGS = Settings(reload_interval_steps=1, poll_interval_s=0.02, keep_s=0.0)
 
 
@@ -66,7 +77,14 @@ class Meeting:
     self.folder, self._exits = epath.Path(folder), exits
 
   def make(
-    self, *mine, members=2, like=None, graph='all', rules=ANY_PEER, **settings
+    self,
+    *mine,
+    members=2,
+    like=None,
+    graph='all',
+    rules=ANY_PEER,
+    anew=False,
+    **settings,
   ):
     exchange = CheckpointExchange(
       self.folder,
@@ -77,7 +95,10 @@ class Meeting:
       rules=rules,
       config_hash='ours',
     )
-    return self._exits.enter_context(exchange)
+    self._exits.enter_context(exchange)
+    if not anew:
+      exchange.restore(GOES_ON)
+    return exchange
 
   def publish(self, step, member=1, tree=None, **notes):
     """As a member elsewhere does."""
@@ -171,8 +192,9 @@ def test_each_kth_step_is_published_and_the_newest_and_young_stay(meeting):
   # The loss is that of steps 5 to 8.
   assert notes == said(8, wall_time=notes.wall_time, task_loss=6.5)
   assert abs(notes.wall_time - time.time()) < 2 * LONG
-  # An earlier run is forgotten by its own member only.
-  patient.forget()
+  # Whoever begins anew forgets an earlier run, of its own member only.
+  patient.__exit__()
+  offer(meeting.make(0, anew=True, **settings), 0, 1)
   assert (meeting.steps(0), meeting.steps(1)) == ([], [4, 8])
 
 
@@ -288,6 +310,44 @@ def test_the_newest_life_counts_not_the_highest_step(meeting):
   # What the first life left behind goes first.
   assert meeting.steps() == [20, 25]
   sees(reader, 25)
+
+
+@pytest.mark.parametrize('synchronous', [False, True])
+def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
+  meeting, synchronous
+):
+  settings = {'synchronous': synchronous, 'wait_timeout_s': 0.2, 'anew': True}
+  first = [meeting.make(member, **settings) for member in (0, 1)]
+  for member, exchange in enumerate(first):
+    publish(exchange, member, 9, 1.0)
+  sees(first[0], 9, at=10)
+  for exchange in first:
+    exchange.__exit__()
+  one = meeting.make(0, **settings)
+
+  def leaves_out():
+    try:
+      assert one.freshest(0, 10) == ()
+    except waiter.PeerTimeoutError as error:
+      return 'until member 1 is at work again, what' in str(error)
+    return one.account(0).left_out == {1: 'earlier'}
+
+  until(leaves_out)
+  # Nor is its own publication of that step taken for this run's.
+  publish(one, 0, 9, 2.0)
+  notes = publication.read_notes(meeting.of(0) / '9')
+  assert (notes.incarnation, notes.task_loss) == (2, 2.0)
+  assert json.loads((meeting.of(0) / 'lease.json').read_text())['began'] == 2
+  other = meeting.make(1, **settings)
+  for step in (8, 9):
+    publish(other, 1, step, 1.0)
+    assert meeting.steps() == [8, 9][: step - 7]
+    sees(one, step, at=step + 1)
+  # One that begins anew beside a peer at work is taught by it, which is ahead.
+  one.__exit__()
+  one = meeting.make(0, **settings | {'wait_timeout_s': LONG})
+  sees(one, 9, at=10 if synchronous else 1)
+  assert one.account(0).left_out == {}
 
 
 def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):

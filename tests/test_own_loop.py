@@ -47,15 +47,20 @@ def test_the_package_is_codistill_alone(installed):
   assert there == {path.name for path in (ROOT / 'codistill').glob('*.py')}
 
 
+def short(steps, code=CODE):
+  """A page that makes fewer steps."""
+  assert code.count('1001') == 1
+  return code.replace('1001', str(steps + 1))
+
+
 @pytest.fixture
 def play(monkeypatch, capsys, tmp_path):
   """What a page prints that makes fewer steps, in this process."""
 
   def play(code, member, steps):
-    assert code.count('1001') == 1
     folder = str(tmp_path / 'exchange')
     monkeypatch.setattr(sys, 'argv', ['', str(member), folder])
-    exec(code.replace('1001', str(steps + 1)), {})
+    exec(short(steps, code), {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == steps // 100
     return lines
@@ -63,34 +68,43 @@ def play(monkeypatch, capsys, tmp_path):
   return play
 
 
-def test_two_members_teach_each_other(tmp_path, installed, play):
-  lines = subprocess.check_output(
-    [sys.executable, '-c', CODE, '0', str(tmp_path / 'exchange')],
-    cwd=tmp_path,
-    env={**os.environ, 'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
-    text=True,
-    timeout=200,
-  ).splitlines()
-  # Nobody else was there.
-  assert [line.partition(':')[0] for line in lines] == [
-    f'step {step}' for step in range(100, 1001, 100)
-  ]
-  assert all(line.endswith('[]') for line in lines)
-  # The page promises nothing of how fast a thread is: wait in the loop.
-  patient = CODE.replace(
-    'with exchange:  # +\n',
-    'import time\n'
-    'with exchange:  # +\n'
-    '  while not exchange.freshest(member, 1): time.sleep(0.02)\n',
-  )
-  assert patient != CODE
-  for line in play(patient, member=1, steps=400):
+def ages(lines):
+  found = {}
+  for line in lines:
     step, loss, age = re.fullmatch(
       r'step (\d+): loss (\S+), ages of the peers \[(.*)\]', line
     ).groups()
     assert float(loss) < 1
-    # The other one is at its end.
-    assert age == (str(int(step) - 1001) if int(step) > 200 else '')
+    found[int(step)] = age
+  return found
+
+
+def test_two_members_teach_each_other_and_no_second_run(
+  tmp_path, installed, play
+):
+  with subprocess.Popen(
+    [sys.executable, '-c', short(400), '0', str(tmp_path / 'exchange')],
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
+    text=True,
+    stdout=subprocess.PIPE,
+  ) as other:
+    here = play(CODE, member=1, steps=400)
+    out, _ = other.communicate(timeout=200)
+  assert other.returncode == 0
+  for lines in (here, out.splitlines()):
+    found = ages(lines)
+    assert list(found) == [100, 200, 300, 400]
+    assert (found[100], found[200]) == ('', '')
+    for step in (300, 400):
+      published = step - 1 - int(found[step])
+      assert published in range(50, 401, 50)
+  # Again in that folder; the other one is not there.
+  wait = 'not exchange.freshest(member, step)'
+  knows = "exchange.account(member).left_out == {0: 'earlier'}"
+  alone = CODE.replace(wait, f'{wait} and not {knows}')
+  assert alone != CODE
+  assert {*ages(play(alone, member=1, steps=300)).values()} == {''}
 
 
 def test_without_the_added_lines_it_is_an_ordinary_loop(tmp_path, play):

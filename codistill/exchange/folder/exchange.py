@@ -9,6 +9,10 @@ whoever is left goes on with what it has.
 With `synchronous` on, members wait for each other instead, so that every one
 sees exactly what it would see of members in the same process.
 
+Members for whom nothing is restored begin anew: what they published in another
+life goes, and peers teach that are at work since (`codistill.exchange.folder.
+lives`).
+
 Of a member of several processes (`codistill.hosts`) the first one publishes and
 holds the lease; all of them load the same copies.
 """
@@ -31,6 +35,8 @@ from codistill.exchange.copies import (
 )
 from codistill.exchange.folder.follower import Follower
 from codistill.exchange.folder.journal import Journal
+from codistill.exchange.folder.lease import LeaseLostError
+from codistill.exchange.folder.lives import Lives
 from codistill.exchange.folder.publisher import Publisher
 from codistill.exchange.folder.reader import Reader
 from codistill.exchange.folder.settings import CLOSE_S, Settings
@@ -95,6 +101,16 @@ class CheckpointExchange(Exchange):
       call=call,
       should_stop=lambda: self.should_stop(),
     )
+    candidates = {
+      peer for member in members for peer in topology.candidates(member)
+    }
+    self._lives = Lives(
+      folder,
+      members,
+      sorted(candidates - {*members}),
+      synchronous=settings.synchronous,
+      incarnations=self._publisher.incarnations,
+    )
     self._reader = Reader(
       folder,
       topology,
@@ -102,6 +118,7 @@ class CheckpointExchange(Exchange):
       members=members,
       like=like,
       config_hash=config_hash,
+      lives=self._lives,
       journal=self._journal,
       call=call,
     )
@@ -117,31 +134,34 @@ class CheckpointExchange(Exchange):
       )
     else:
       self._view = Follower(topology, settings, self._reader, members)
+    self._reads = False
     self._last_step: dict[int, int] = {}
     self._left_out: dict[int, dict[int, str]] = {}
     self._stalls: dict[int, float] = {}
 
   def __enter__(self) -> CheckpointExchange:
-    """Takes the leases and starts to publish and to read.
+    """Takes the leases and starts to publish.
 
     Raises:
       LeaseHeldError: if another job does one of these members' work.
       OSError: if the folder cannot be written.
     """
+    if hosts.is_first():
+      self._lives.look()
     self._publisher.open()
-    self._view.open()
     return self
 
   def __exit__(self, *exception: object) -> None:
     """Publishes what was offered, within bounds, and returns the leases."""
-    self._publisher.close(self._last_step)
+    finished = not any(exception)
+    try:
+      finished = finished and not self.should_stop()
+    except LeaseLostError:
+      finished = False
+    self._publisher.close(self._last_step, finished=finished)
     self._view.close()
     if self._beside is not None:
       self._beside.close()
-
-  def forget(self) -> None:
-    """Removes what this process's members published in an earlier run."""
-    self._publisher.forget()
 
   def offer(
     self, member: int, step: int, variables: PyTree, task_loss: Any = None
@@ -156,6 +176,7 @@ class CheckpointExchange(Exchange):
     """
     began = time.monotonic()
     self._publisher.check_leases()
+    self._begin()
     self._last_step[member] = step
     self._losses.add(member, task_loss)
     if step % self._settings.reload_interval_steps == 0:
@@ -174,11 +195,12 @@ class CheckpointExchange(Exchange):
     """
     began = time.monotonic()
     self._publisher.check_leases()
+    self._begin()
 
     def newest(peer: int) -> tuple[int, Copy] | None:
       return self._view.newest(member, peer, step)
 
-    peers, self._left_out[member] = choose_peers(
+    peers, left_out = choose_peers(
       member,
       step,
       self._view.teachers(member, step),
@@ -186,6 +208,10 @@ class CheckpointExchange(Exchange):
       self._rules,
       self._losses,
     )
+    self._left_out[member] = {
+      peer: self._reader.absence(peer) if why == 'absent' else why
+      for peer, why in left_out.items()
+    }
     self._stall(member, began)
     return peers
 
@@ -227,7 +253,9 @@ class CheckpointExchange(Exchange):
         )
     found = to_publications(self._view.copies(), self._losses)
     steps = {str(member): step for member, step in self._last_step.items()}
-    return found._replace(notes={**found.notes, 'last_step': steps})
+    lives = self._lives.notes()
+    notes = {**found.notes, 'last_step': steps, 'lives': lives}
+    return found._replace(notes=notes)
 
   def restore(self, publications: Publications) -> None:
     """Puts back what `publications` returned."""
@@ -235,6 +263,22 @@ class CheckpointExchange(Exchange):
     for member, step in publications.notes['last_step'].items():
       self._last_step[int(member)] = step
     self._view.restore(copies)
+    # Of a run that was begun before there was such a note, whoever is there
+    # teaches.
+    self._publisher.go_on(self._lives.restore(publications.notes.get('lives')))
+    self._read()
+
+  def _begin(self) -> None:
+    """Begins anew, unless members have begun or go on."""
+    if not self._reads:
+      self._lives.begin(self._publisher.begin())
+      self._read()
+
+  def _read(self) -> None:
+    """Starts to read, now that it is known which lives may teach."""
+    if not self._reads:
+      self._reads = True
+      self._view.open()
 
   def _stall(self, member: int, began: float) -> None:
     """Notes how long the train loop has been kept."""

@@ -201,7 +201,7 @@ class Follower:
       if (notes := self._reader.notes(peer, step, written)) is not None
     }
     if have is not None and when and have[0] > max(when)[0]:
-      lease = self._reader.lease(peer)
+      lease = self._reader.lives.lease(peer)
       if lease and lease['incarnation'] < have[0]:
         # It has begun anew, in a folder that was emptied.
         have = None

@@ -90,6 +90,10 @@ class Publisher:
         step=None,
         refused=[],
         withdrawn=None,
+        # Which of its lives this one goes on with, once it is known; whether
+        # that has come to its end.
+        began=None,
+        finished=False,
       )
       for member in members
     }
@@ -113,7 +117,7 @@ class Publisher:
     """
     with contextlib.ExitStack() as stack:
       for member, lease in self._leases.items():
-        known = self._incarnations(member)
+        known = self.incarnations(member)
         before = read_lease(lease.path).get('refused')
         if isinstance(before, list):
           # Peers may not have got there yet.
@@ -129,11 +133,12 @@ class Publisher:
       )
       self._thread.start()
 
-  def close(self, last_steps: Mapping[int, int]) -> None:
+  def close(self, last_steps: Mapping[int, int], *, finished: bool) -> None:
     """Publishes what was offered, within bounds, and returns the leases.
 
     Args:
       last_steps: how far each member got, said in its lease.
+      finished: whether that is the end, said likewise.
     """
     with contextlib.suppress(LeaseLostError):
       self.check_leases()
@@ -145,7 +150,7 @@ class Publisher:
       # The interpreter's end is no place for one at work in native code.
       self._thread.join(CLOSE_S)
     for member, lease in self._leases.items():
-      lease.release(step=last_steps.get(member))
+      lease.release(step=last_steps.get(member), finished=finished)
 
   def check_leases(self) -> None:
     """Finds out whether each member is still this job's.
@@ -195,13 +200,31 @@ class Publisher:
     if member in self._leases:
       self._leases[member].note(withdrawn=last_step)
 
-  def forget(self) -> None:
-    """Removes what these members published in an earlier run."""
+  def begin(self) -> dict[int, int]:
+    """These members begin anew: removes what they published in another life.
+
+    Returns:
+      The incarnation of each.
+    """
     for member, lease in self._leases.items():
-      folder = self._folder_of(member)
-      for step in step_folders.finished(folder):
-        step_folders.remove(folder / str(step))
-      lease.note(refused=[])
+      self._tidy(member, self._all)
+      lease.note(refused=[], began=lease.incarnation)
+    return {member: one.incarnation for member, one in self._leases.items()}
+
+  def go_on(self, began: Mapping[int, int]) -> None:
+    """These members go on with lives that began in these incarnations."""
+    for member, lease in self._leases.items():
+      lease.note(began=began[member])
+
+  def incarnations(self, member: int) -> list[int]:
+    """Of all that a member has published and not removed."""
+    folder = self._folder_of(member)
+    found = []
+    for step in step_folders.finished(folder):
+      with contextlib.suppress(UnreadableError):
+        notes = self._call(publication.read_notes, folder / str(step))
+        found.append(notes.incarnation)
+    return found
 
   def _enqueue(self, offer: _Offer) -> None:
     with self._changed:
@@ -282,8 +305,13 @@ class Publisher:
             self.gave_up[member, offer.step] = brief(error)
           return
     lease.note(step=offer.step)
+    self._tidy(member, self._old)
+
+  def _tidy(self, member: int, choose: Callable[[int], list[int]]) -> None:
+    """Removes steps of a member; what cannot be removed is tried again."""
     try:
-      why = self._prune(member)
+      why = step_folders.tidy(self._folder_of(member), choose(member))
+    # Whatever a disk may raise: it is no reason to stop.
     except Exception as error:
       why = brief(error)
     if why:
@@ -336,14 +364,17 @@ class Publisher:
       return False
     return there.config_hash == notes.config_hash
 
-  def _prune(self, member: int) -> str:
-    """Removes what is neither among the newest nor young, as `tidy`."""
-    folder = self._folder_of(member)
+  def _all(self, member: int) -> list[int]:
+    """The steps that a member has published."""
+    return list(step_folders.finished(self._folder_of(member)))
+
+  def _old(self, member: int) -> list[int]:
+    """Those that are neither among the newest nor young."""
     now = time.monotonic()
     # What this life did not publish is older than all that it did, unless it
     # is synchronous and does the same again.
     ordered = sorted(
-      step_folders.finished(folder),
+      self._all(member),
       key=lambda step: (
         self._settings.synchronous or (member, step) in self._published_at,
         step,
@@ -354,21 +385,9 @@ class Publisher:
       # What was there before this life is as old as it at the least.
       born = self._published_at.get((member, step), self._began)
       if now - born >= self._settings.keep_s:
+        self._published_at.pop((member, step), None)
         old.append(step)
-    why = step_folders.tidy(folder, old)
-    for step in old:
-      self._published_at.pop((member, step), None)
-    return why
-
-  def _incarnations(self, member: int) -> list[int]:
-    """Of all that a member has published and not removed."""
-    folder = self._folder_of(member)
-    found = []
-    for step in step_folders.finished(folder):
-      with contextlib.suppress(UnreadableError):
-        notes = self._call(publication.read_notes, folder / str(step))
-        found.append(notes.incarnation)
-    return found
+    return old
 
   def _folder_of(self, member: int) -> epath.Path:
     return self._folder / str(member)

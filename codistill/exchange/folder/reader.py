@@ -14,7 +14,7 @@ from codistill import precision, step_folders
 from codistill.exchange.copies import Copy, all_finite
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
-from codistill.exchange.folder.lease import read_lease
+from codistill.exchange.folder.lives import Lives
 from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Topology
@@ -40,6 +40,7 @@ class Reader:
 
   Attributes:
     folder: shared by all members.
+    lives: which of its peers' may teach.
   """
 
   def __init__(
@@ -51,6 +52,7 @@ class Reader:
     members: Iterable[int],
     like: PyTree,
     config_hash: str,
+    lives: Lives,
     journal: Journal,
     call: Callable[..., Any],
   ):
@@ -65,6 +67,7 @@ class Reader:
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
         shardings that peers are to be loaded into.
       config_hash: publications with another one are not read.
+      lives: nor are those of lives that may not teach.
       journal: told what happens.
       call: calls a function of `publication` that saves or loads.
     """
@@ -83,6 +86,7 @@ class Reader:
     )
     self._settings = settings
     self._config_hash = config_hash
+    self.lives = lives
     self._journal = journal
     self._call = call
     self._notes: dict[_Key, Notes] = {}
@@ -91,6 +95,8 @@ class Reader:
     self._patience: dict[_Key, tuple[float, float]] = {}
     self._failed_loads: dict[int, int] = {}
     self._why: dict[int, str] = {}
+    # Peers of whom there is only what may not teach.
+    self._earlier: set[int] = set()
 
   def students(self, peer: int) -> list[int]:
     """Those of this process's members that may learn from a peer."""
@@ -102,11 +108,14 @@ class Reader:
     Raises:
       OSError: if they cannot be listed.
     """
-    return step_folders.finished(self.folder / str(peer))
+    listed = step_folders.finished(self.folder / str(peer))
+    if not listed:
+      self._earlier.discard(peer)
+    return listed
 
-  def lease(self, peer: int) -> dict[str, Any]:
-    """What a peer's lease says; {} if there is none that can be read."""
-    return read_lease(self.folder / str(peer) / 'lease.json')
+  def absence(self, peer: int) -> str:
+    """Why there is no copy of a peer: 'absent', or 'earlier' lives alone."""
+    return 'earlier' if peer in self._earlier else 'absent'
 
   def notes(self, peer: int, step: int, written: int) -> Notes | None:
     """What a publication says of itself, if it can be read and is for us."""
@@ -124,6 +133,9 @@ class Reader:
     if notes.config_hash != self._config_hash:
       if self._may_try(key):
         self._failed(f'{path} is of another config', key)
+      return None
+    if not self.lives.may_teach(peer, notes.incarnation):
+      self._leave_out(peer)
       return None
     return notes
 
@@ -153,6 +165,7 @@ class Reader:
       self._failed(str(error), key)
       return False
     take(Copy(variables, True, notes.task_loss, notes.incarnation))
+    self._earlier.discard(peer)
     self._journal.note(
       self.students(peer)[0],
       'load',
@@ -217,6 +230,20 @@ class Reader:
   def _may_try(self, key: _Key) -> bool:
     with self._lock:
       return time.monotonic() >= self._patience.get(key, (0.0, 0.0))[0]
+
+  def _leave_out(self, peer: int) -> None:
+    """Says once that what a peer has published is of an earlier life."""
+    if peer in self._earlier:
+      return
+    self._earlier.add(peer)
+    student = self.students(peer)[0]
+    text = (
+      f'until member {peer} is at work again, what it published before member '
+      f'{student} began does not teach'
+    )
+    with self._lock:
+      self._why[peer] = text
+    self._journal.note(student, 'leave out', peer=peer, message=text)
 
   def _failed(self, text: str, key: _Key) -> None:
     """Counts a failed read, warns once a peer, and has patience with it."""

@@ -180,7 +180,7 @@ class Waiter:
 
   def _never_comes(self, peer: int, step: int) -> bool:
     """Whether a member has said that it will not publish a step."""
-    lease = self._reader.lease(peer)
+    lease = self._reader.lives.present(peer)
     refused, last = lease.get('refused'), lease.get('withdrawn')
     # Anything may stand in a file that others can write.
     return (isinstance(refused, list) and step in refused) or (
