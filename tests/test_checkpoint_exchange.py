@@ -84,6 +84,7 @@ class Meeting:
     graph='all',
     rules=ANY_PEER,
     anew=False,
+    before=None,
     **settings,
   ):
     exchange = CheckpointExchange(
@@ -95,6 +96,8 @@ class Meeting:
       rules=rules,
       config_hash='ours',
     )
+    if before is not None:
+      exchange.restore(before)
     self._exits.enter_context(exchange)
     if not anew:
       exchange.restore(GOES_ON)
@@ -333,10 +336,15 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
     return one.account(0).left_out == {1: 'earlier'}
 
   until(leaves_out)
+  # It goes on so, even if what is stored is put back before it enters.
+  stored = one.publications()
+  one.__exit__()
+  one = meeting.make(0, before=stored, **settings)
+  until(leaves_out)
   # Nor is its own publication of that step taken for this run's.
   publish(one, 0, 9, 2.0)
   notes = publication.read_notes(meeting.of(0) / '9')
-  assert (notes.incarnation, notes.task_loss) == (2, 2.0)
+  assert (notes.incarnation, notes.task_loss) == (3, 2.0)
   assert json.loads((meeting.of(0) / 'lease.json').read_text())['began'] == 2
   other = meeting.make(1, **settings)
   for step in (8, 9):

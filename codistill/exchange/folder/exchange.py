@@ -146,7 +146,7 @@ class CheckpointExchange(Exchange):
       LeaseHeldError: if another job does one of these members' work.
       OSError: if the folder cannot be written.
     """
-    if hosts.is_first():
+    if hosts.is_first() and not self._reads:
       self._lives.look()
     self._publisher.open()
     return self

@@ -13,6 +13,7 @@ began, whatever clocks say.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -76,9 +77,10 @@ class Lives:
       lease = self.lease(peer)
       if self._synchronous and not (again and lease.get('finished')):
         continue
-      before = lease.get('incarnation')
-      if before is None:
-        before = max(self._incarnations(peer), default=0)
+      before = lease.get('incarnation', 0)
+      # A folder may be anything; whoever looks for it later says so.
+      with contextlib.suppress(OSError):
+        before = before or max(self._incarnations(peer), default=0)
       alive = is_held(self._folder / str(peer) / 'lease.json', lease)
       # Whatever the lease of one that is at work says, it is another by now.
       self._past[peer] = _Past(before, {} if alive else lease)
