@@ -12,7 +12,6 @@ it is not told what to.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -302,8 +301,8 @@ def _load_items(
 
 def _checksum(items: dict[str, PyTree], said: Mapping[str, Any]) -> int:
   """Of the numbers and of what is said with them."""
-  text = json.dumps(json.loads(json.dumps(said)), sort_keys=True)
-  return step_folders.checksum([items, np.frombuffer(text.encode(), np.uint8)])
+  of_said = np.uint32(step_folders.checksum_of_json(said))
+  return step_folders.checksum([items, of_said])
 
 
 def _by_name(

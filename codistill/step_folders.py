@@ -6,10 +6,11 @@ Checkpoints and publications both lie in such folders.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -53,6 +54,12 @@ def checksum(tree: Any) -> int:
     leaf = np.ascontiguousarray(hosts.whole(leaf)).reshape(-1)
     found = zlib.crc32(leaf.view(np.uint8), found)
   return found
+
+
+def checksum_of_json(content: Mapping[str, Any]) -> int:
+  """Of what is said with numbers, as it will be read back, in any order."""
+  read = json.loads(json.dumps(content))
+  return zlib.crc32(json.dumps(read, sort_keys=True).encode())
 
 
 @contextlib.contextmanager

@@ -61,8 +61,10 @@ class Record:
     self._rows = None
 
   def write_run(self, run: Mapping[str, Any]) -> None:
-    """Replaces the provenance, atomically."""
-    text = json.dumps(run, indent=2, ensure_ascii=False) + '\n'
+    """Replaces the provenance, atomically; with a checksum of the rest."""
+    run = json.loads(json.dumps(run))  # As it will be read back.
+    sealed = {**run, 'checksum': config_hash(run)}
+    text = json.dumps(sealed, indent=2, ensure_ascii=False) + '\n'
     _replace(self.run_path, text)
 
   def write_row(self, row: Row) -> None:
@@ -154,12 +156,25 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
 
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
-  """The provenance in a `run.json`."""
-  return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  """The provenance in a `run.json`, without its checksum.
+
+  Raises:
+    ValueError: if it is damaged. What was edited on purpose has no checksum.
+    OSError: if it cannot be read.
+  """
+  run = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  if not isinstance(run, dict):
+    raise ValueError(f'{path} is no JSON object')
+  checksum = run.pop('checksum', None)
+  if checksum not in (None, config_hash(run)):
+    raise ValueError(
+      f'{path} is damaged, or was edited without removing its "checksum"'
+    )
+  return run
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-  """SHA-256 of the config's JSON, whatever the order of its keys."""
+  """SHA-256 of a config's JSON, whatever the order of its keys."""
   text = json.dumps(config, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

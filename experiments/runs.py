@@ -57,8 +57,8 @@ def read_checked(path: pathlib.Path) -> Run:
         raise TypeError(value)
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f'{path} is damaged; put back a copy of it, or begin that run anew with '
-      '--overwrite'
+      f'{path} is damaged, or was edited without removing its "checksum"; put '
+      'back a copy of it, or begin that run anew with --overwrite'
     ) from error
   return run
 

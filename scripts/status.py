@@ -402,6 +402,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (UserError, OSError) as error:
     print(f'scripts.status: {error}', file=sys.stderr)
     return 1
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    print(
+      f'scripts.status: what lies in {arguments.workdir} is not what a run '
+      f'leaves ({error!r}); put back a copy of it',
+      file=sys.stderr,
+    )
+    return 1
   return 0
 
 

@@ -48,6 +48,29 @@ def test_rows_come_back_with_every_field_in_order(written):
   assert alone.rows_path.name == 'rows-1.jsonl'
 
 
+def test_provenance_with_any_byte_damaged_is_refused_or_the_same(tmp_path):
+  record = Record(tmp_path)
+  run = {'member': None, 'diverged': {10: {'step': 4}, 9: {}}, 'loss': [0.5]}
+  record.write_run(run)
+  expected, whole = read_run(record.run_path), record.run_path.read_bytes()
+  assert expected == json.loads(json.dumps(run))
+  refused = 0
+  for position in range(len(whole)):
+    flipped = bytearray(whole)
+    flipped[position] ^= 1 << position % 8
+    for damaged in (whole[:position], whole[position + 1 :], flipped):
+      record.run_path.write_bytes(damaged)
+      try:
+        # Spaces, or the name of the checksum: nothing that is read.
+        assert read_run(record.run_path).items() >= expected.items()
+      except ValueError:
+        refused += 1
+  assert refused > 0.8 * 3 * len(whole)
+  # What is edited on purpose, and what older code wrote, has none.
+  record.run_path.write_text(json.dumps(run))
+  assert read_run(record.run_path) == expected
+
+
 def test_what_is_not_finite_becomes_null(tmp_path):
   rows = Record(tmp_path)
   for bad in (np.nan, np.inf, -np.inf):

@@ -60,7 +60,11 @@ def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
   """
   path = folder / str(notes.step)
   step_folders.remove(path)
-  said = {**notes._asdict(), 'checksum': step_folders.checksum(variables)}
+  said = {
+    **notes._asdict(),
+    'checksum': step_folders.checksum(variables),
+    'notes_checksum': step_folders.checksum_of_json(notes._asdict()),
+  }
   with step_folders.one_save_at_a_time():
     ocp.save(path, variables, custom_metadata=said)
 
@@ -125,10 +129,14 @@ def _read(
   try:
     metadata = ocp.metadata(path)
     said = dict(metadata.custom_metadata)
-    checksum = said.pop('checksum')
-    return Notes(**said), checksum, _shapes(metadata.metadata)
+    checksum, sealed = said.pop('checksum'), said.pop('notes_checksum', None)
+    found = Notes(**said), checksum, _shapes(metadata.metadata)
   except Exception as error:
     raise UnreadableError(f'{path} cannot be read: {brief(error)}') from error
+  # Publications from before it was written have none.
+  if sealed not in (None, step_folders.checksum_of_json(said)):
+    raise UnreadableError(f'{path} says something else than was published')
+  return found
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
