@@ -32,6 +32,7 @@ from experiments import record
 from experiments.errors import UserError, check_choice, check_least, user_errors
 from experiments.experiment import PARTITIONS, Diversity, Experiment
 from experiments.faults import Fault
+from experiments.given import EXCHANGES
 from experiments.tasks import Dataset, Task, make_task
 
 # Keys that an experiment has under the same names.
@@ -300,9 +301,7 @@ def _check_members(
 ) -> tuple[int, ...]:
   """The members of this process, if they can meet the others."""
   exchange = codistill.exchange
-  check_choice(
-    'codistill.exchange', exchange, ('memory', 'checkpoints', 'frozen', 'none')
-  )
+  check_choice('codistill.exchange', exchange, EXCHANGES)
   if codistill.immediate and exchange == 'checkpoints':
     raise UserError(
       'codistill.immediate is the letter of Algorithm 1, which parallel jobs '

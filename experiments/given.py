@@ -68,8 +68,9 @@ def _is_not(key: str, value: Any, wanted: str) -> Condition:
   return Condition(key, lambda found: found != value, wanted)
 
 
+EXCHANGES = ('memory', 'checkpoints', 'frozen', 'none')
 _EXCHANGE = 'codistill.exchange'
-_CHOICES = {_EXCHANGE: ('memory', 'checkpoints', 'frozen', 'none')}
+_CHOICES = {_EXCHANGE: EXCHANGES}
 _LIVE = _is(_EXCHANGE, 'memory', 'checkpoints')
 _FOLDER = _is(_EXCHANGE, 'checkpoints')
 _FIRST = 'two_phase.model'
