@@ -133,13 +133,27 @@ class Checkpoints:
     self._good = [] if restored is None else [restored.step]
     return restored
 
+  def leave_behind(self, last: int) -> None:
+    """Puts those after a step out of sight, for a run that goes on from it.
+
+    They are of another course than the steps from there on, and must not come
+    back once there are rows of these.
+    """
+    if hosts.is_first():
+      for step in step_folders.finished(self._directory):
+        if step > last:
+          step_folders.put_out_of_sight(self._directory / str(step))
+
   def _tidy(self) -> str:
     """Removes all but the newest that are good, or leaves it to the next time.
 
     Whatever Orbax's own policies cannot remove ends the run.
     """
-    there = step_folders.finished(self._directory)
-    why = step_folders.tidy(self._directory, there.keys() - self._good)
+    try:
+      there = step_folders.finished(self._directory)
+      why = step_folders.tidy(self._directory, there.keys() - self._good)
+    except OSError as error:
+      why = f'cannot tidy up {self._directory}: {brief(error)}'
     if not why or self._has_complained:
       return ''
     self._has_complained = True
@@ -234,7 +248,10 @@ def _load(
     raise UnreadableError(
       f'{path} is damaged or does not fit ({why})'
     ) from failed
-  if checksum is not None and _checksum(loaded, said) != checksum:
+  # All processes gather all numbers, and what one of them sees is so for all.
+  if hosts.any_says(
+    checksum is not None and _checksum(loaded, said) != checksum
+  ):
     raise UnreadableError(f'{path} is damaged: it is not what was saved')
   layout, notes = said.pop('layout'), said.pop('exchange')
   states, variables = loaded['state'], loaded.get('publications', {})

@@ -100,6 +100,13 @@ def finished(folder: epath.Path) -> dict[int, int]:
   return found
 
 
+def put_out_of_sight(path: epath.Path) -> epath.Path:
+  """Gives a step a name that is none, which `tidy` removes; returns it."""
+  hidden = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.removed')
+  path.rename(hidden)
+  return hidden
+
+
 def remove(path: epath.Path) -> None:
   """Removes a step: first out of sight, so that none is half there.
 
@@ -111,8 +118,7 @@ def remove(path: epath.Path) -> None:
   """
   if not path.exists():
     return
-  hidden = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.removed')
-  path.rename(hidden)
+  hidden = put_out_of_sight(path)
   with contextlib.suppress(OSError):
     hidden.rmtree()
 

@@ -107,7 +107,14 @@ class Record:
     with warnings.catch_warnings():
       # Whoever goes on mends the cut line.
       warnings.simplefilter('ignore')
-      return read_rows(self.rows_path) if self.rows_path.exists() else []
+      rows = read_rows(self.rows_path) if self.rows_path.exists() else []
+    for number, row in enumerate(rows, start=1):
+      if not {'step', 'member', 'kind'} <= row.keys():
+        raise ValueError(
+          f'{self.rows_path}, line {number}: not a row; put back a copy of the '
+          'file'
+        )
+    return rows
 
   def close(self) -> None:
     """Closes the rows; the next row opens them again."""

@@ -200,6 +200,9 @@ def _train(
         contextlib.closing(Trainer(experiment, workdir))
       )
     except UserError:
+      if workdir.resumes:
+        # It did not; what wrote the checkpoints may.
+        workdir.run['resumed'].pop()
       workdir.write_run(status='interrupted')
       raise
     if request.tensorboard and hosts.is_first():

@@ -399,6 +399,7 @@ class Trainer:
       return None
     self.start_step = restored.step
     self.passed_over = restored.passed_over
+    self._checkpoints.leave_behind(restored.step)
     self._seconds_before = restored.extra['seconds']
     experiment.exchange.restore(restored.publications)
     return [

@@ -230,7 +230,10 @@ def _check_others(path: pathlib.Path, record: Record, run: Run) -> None:
   for other in sorted(path.glob('run*.json')):
     if other == record.run_path:
       continue
-    found = read_checked(other)
+    try:
+      found = read_checked(other)
+    except FileNotFoundError:
+      continue  # Begun anew since the folder was listed.
     if None in (found['member'], run['member']):
       raise UserError(
         f'{path} holds a run of {_members(found)}, and this is one of '

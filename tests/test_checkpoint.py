@@ -209,3 +209,13 @@ def test_what_was_written_before_there_were_checksums_is_read(tmp_path):
   found = restore(tmp_path / 'c')
   published = {0: {}, 1: {9: variables}}
   assert_restored(found, states, published, {'seconds': 1.5})
+
+
+def test_what_is_newer_than_where_a_run_goes_on_does_not_come_back(tmp_path):
+  for step in (4, 8, 12):
+    (tmp_path / str(step)).mkdir()
+  Checkpoints(tmp_path).leave_behind(8)
+  seen = [path.name for path in tmp_path.iterdir() if path.name.isdecimal()]
+  assert sorted(seen) == ['4', '8']
+  Checkpoints(tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['4', '8']

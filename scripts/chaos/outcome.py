@@ -40,9 +40,18 @@ def expect(condition: Any, what: str) -> None:
 
 
 def until(
-  condition: Callable[[], Any], what: str, jobs: Sequence[Job] = ()
+  condition: Callable[[], Any],
+  what: str,
+  jobs: Sequence[Job] = (),
+  progress: Callable[[], Any] = lambda: None,
 ) -> float:
   """Waits, within bounds, and not for processes that have ended.
+
+  Args:
+    condition: what is waited for.
+    what: it is, for errors.
+    jobs: that must not end before.
+    progress: while it changes, waiting begins anew.
 
   Returns:
     For how many seconds.
@@ -50,10 +59,13 @@ def until(
   Raises:
     FailedError: if it did not come true in time, or one of `jobs` has ended.
   """
-  began = time.monotonic()
+  began = moved = time.monotonic()
+  at = progress()
   while not condition():
+    if (now := progress()) != at:
+      at, moved = now, time.monotonic()
     for job in jobs:
       expect(job.process.poll() is None, f'{what}: {job.ended()}')
-    expect(time.monotonic() - began < LONG_S, f'{what}: not in {LONG_S:g} s')
+    expect(time.monotonic() - moved < LONG_S, f'{what}: not in {LONG_S:g} s')
     time.sleep(LOOK_S)
   return time.monotonic() - began

@@ -62,11 +62,9 @@ def kills(
     )
   stage.say('no more kills; the run goes on to its end …')
   until(
-    lambda: (
-      [job.trained() for job in run.jobs.values()]
-      and all(job.process.poll() is not None for job in run.jobs.values())
-    ),
+    lambda: all(job.process.poll() is not None for job in run.jobs.values()),
     'the run to end',
+    progress=lambda: sum(job.trained() for job in run.jobs.values()),
   )
   run.finish()
   for member, job in run.jobs.items():

@@ -210,7 +210,13 @@ class Lease:
       *(self._what, describe(before[0]), seconds),
     )
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and _sign(self.path) == before:
+    while time.monotonic() < deadline:
+      now = _sign(self.path)
+      # A moment in which it cannot be read is no sign of life.
+      if not before[0]:
+        before = now
+      elif now[0] and now != before:
+        break
       time.sleep(min(_LOOK_S, seconds / 20))
     return before
 

@@ -214,7 +214,9 @@ class Publisher:
   def go_on(self, began: Mapping[int, int]) -> None:
     """These members go on with lives that began in these incarnations."""
     for member, lease in self._leases.items():
-      lease.note(began=began[member])
+      # In a folder that was emptied meanwhile lives are counted anew.
+      least = min(began[member], lease.incarnation or began[member])
+      lease.note(began=least)
 
   def incarnations(self, member: int) -> list[int]:
     """Of all that a member has published and not removed."""
