@@ -171,7 +171,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
   """
   run = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
   if not isinstance(run, dict):
-    raise ValueError(f'{path} is no JSON object')
+    raise ValueError(f'{path} is not what a run leaves')
   checksum = run.pop('checksum', None)
   if checksum not in (None, config_hash(run)):
     raise ValueError(
