@@ -147,7 +147,7 @@ class Checkpoints:
   def _tidy(self) -> str:
     """Removes all but the newest that are good, or leaves it to the next time.
 
-    Whatever Orbax's own policies cannot remove ends the run.
+    What Orbax's own policies cannot remove would end the run.
     """
     try:
       there = step_folders.finished(self._directory)

@@ -46,7 +46,7 @@ def checksum(tree: Any) -> int:
   Orbax notices what it cannot decode, and a flipped bit decodes well.
 
   Args:
-    tree: of arrays, whatever their places; all processes that have parts of
+    tree: of arrays, in any place; all processes that have parts of
       them must ask at the same point.
   """
   found = 0
@@ -124,7 +124,7 @@ def remove(path: epath.Path) -> None:
 
 
 def tidy(folder: epath.Path, steps: Iterable[int] = ()) -> str:
-  """Removes steps, and whatever was left half written or half removed.
+  """Removes steps, and all that was left half written or half removed.
 
   What cannot be removed stays until the next time.
 
@@ -139,7 +139,7 @@ def tidy(folder: epath.Path, steps: Iterable[int] = ()) -> str:
   def attempt(action: Callable[[], None]) -> None:
     try:
       action()
-    # Whatever a disk may raise: it is no reason to stop.
+    # A disk may raise anything: it is no reason to stop.
     except Exception as error:
       failed.append(brief(error))
 

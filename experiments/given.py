@@ -211,7 +211,7 @@ def _conditions(config: Config, key: str) -> Iterator[Condition]:
   if key in _OF_TEACHERS and _value(config, 'codistill.teacher') == 'peers':
     yield _TAUGHT
   if key == 'data.name' and _value(config, key) == 'synthetic':
-    # A path is somebody's own log, whatever else the variant would take.
+    # A path is a log of one's own, and counts before the name.
     yield _is('data.path', None)
   section, _, rest = key.partition('.')
   choice, _, keyword = rest.partition('.')

@@ -181,7 +181,7 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-  """SHA-256 of a config's JSON, whatever the order of its keys."""
+  """SHA-256 of a config's JSON, with its keys in any order."""
   text = json.dumps(config, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 

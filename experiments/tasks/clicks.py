@@ -32,7 +32,7 @@ class Kind(Task):
 
   def make_dataset(self) -> Dataset:
     """A synthetic log, or a prepared one."""
-    # A path is somebody's own log, whatever else the variant would take.
+    # A path is a log of one's own, and counts before the variant's name.
     name = self.path or self.name
     if name == 'prepared':
       raise UserError(

@@ -313,7 +313,7 @@ class Publisher:
     """Removes steps of a member; what cannot be removed is tried again."""
     try:
       why = step_folders.tidy(self._folder_of(member), choose(member))
-    # Whatever a disk may raise: it is no reason to stop.
+    # A disk may raise anything: it is no reason to stop.
     except Exception as error:
       why = brief(error)
     if why:
