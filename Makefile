@@ -24,6 +24,7 @@ test: lint
 # The paper's figures beside ours, and the tables, from committed rows.
 figures: $(VENV)/installed
 	$(BIN)/python -m scripts.figures all --variant=reduced $(TABLES)
+	$(BIN)/python -m scripts.figures all --variant=narrow $(TABLES)
 	$(BIN)/python -m scripts.figures all --variant=laptop $(TABLES)
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \

@@ -405,6 +405,13 @@ def test_without_rows_it_says_what_makes_them(tmp_path, capsys):
   options = [f'--results={tmp_path / "empty"}', f'--out={tmp_path}']
   (tmp_path / 'empty').mkdir()
   assert figures.main(options) == 0
+  [line] = capsys.readouterr().out.splitlines()
+  assert line.startswith('without rows: fig1a, fig1b, ')
+  assert {path.stem for path in tmp_path.iterdir()} == {
+    'empty',
+    'hours-reduced',
+  }
+  assert figures.main([*FIGURES, *options]) == 0
   lines = {
     pathlib.Path(line.split('-reduced')[0]).name: line
     for line in capsys.readouterr().out.splitlines()

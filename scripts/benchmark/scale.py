@@ -49,7 +49,7 @@ SMALL = Shapes(
   Network('lm_codistill:laptop'), (1, 2, 8), 4_000_000, 50_000, steps=5
 )
 FULL = Shapes(
-  Network('lm_codistill:reduced'), (1, 2, 4, 8), 4_000_000, 100_000, steps=50
+  Network('lm_codistill:narrow'), (1, 2, 4, 8), 4_000_000, 100_000, steps=50
 )
 
 

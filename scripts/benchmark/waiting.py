@@ -60,7 +60,7 @@ SMALL = Shapes(
 FULL = SMALL._replace(
   networks={
     'images': networks.FULL['ResNet-50'],
-    'text': Network('lm_codistill:reduced'),
+    'text': Network('lm_codistill:narrow'),
     'clicks': Network('criteo_codistill:reduced'),
   },
   steps=50,

@@ -1,13 +1,13 @@
 """Redraws the paper's figures beside ours, and their numbers as tables.
 
-  python -m scripts.figures [NAME … | all] [--variant=reduced|laptop]
+  python -m scripts.figures [NAME … | all] [--variant=reduced|narrow|laptop]
     [--results=DIR] [--out=DIR] [--into=FILE …]
 
 Left what the paper shows, read off its figures; right what our committed rows
 show. Writes <name>-<variant>.svg, .png and .md in docs/figures, or in --out,
 byte for byte the same each time; --into also puts the tables between a file's
-markers. A figure whose rows are not there says what makes them. Needs neither
-jax nor the data.
+markers. A figure that is named and has no rows says what makes them. Needs
+neither jax nor the data.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from scripts.figures.transfer import Transfer
 from scripts.figures.two_phase import TwoPhase
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
-VARIANTS = ('reduced', 'laptop')
+VARIANTS = ('reduced', 'narrow', 'laptop')
 DPI = 150  # Of PNGs.
 # The same for the same rows: no dates, no random ids, letters as outlines.
 STYLE = {
@@ -235,10 +235,21 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
     plt.close(picture)
 
 
-def choose(names: Sequence[str]) -> list[str]:
-  """The figures that are meant; ValueError for one that there is not."""
+def choose(names: Sequence[str], rows: Rows) -> list[str]:
+  """The figures that are meant; ValueError for one that there is not.
+
+  All are those of which at least one config has rows.
+  """
   if not names or 'all' in names:
-    return list(FIGURES)
+    found = {
+      name: any(rows.get(config) for config in figure.configs)
+      for name, figure in FIGURES.items()
+    }
+    if without := [name for name in FIGURES if not found[name]]:
+      print(
+        f'without rows: {", ".join(without)}; name one to see what makes it'
+      )
+    return [name for name in FIGURES if found[name]]
   for name in names:
     if name not in FIGURES:
       near = difflib.get_close_matches(name, FIGURES)
@@ -250,8 +261,8 @@ def choose(names: Sequence[str]) -> list[str]:
 
 
 def _make(arguments: argparse.Namespace) -> None:
-  names = choose(arguments.names)
   rows = results.read_folder(arguments.results, arguments.variant)
+  names = choose(arguments.names, rows)
   arguments.out.mkdir(parents=True, exist_ok=True)
   tables = {}
   for name in names:
