@@ -16,6 +16,15 @@ from codistill.exchange.folder.lives import Lives
 OVER = {'began': 2, 'held': False, 'finished': True}
 STOPPED = OVER | {'finished': False}
 KILLED = STOPPED | {'held': True, 'host': 'elsewhere'}
+# It has begun anew since it was over.
+AGAIN = OVER | {
+  'held': True,
+  'finished': False,
+  'over': 3,
+  'incarnation': 4,
+  'began': 4,
+  'withdrawn': None,
+}
 # And what they say later.
 BEATS = {'heartbeat': 'later'}
 GOES_ON = {'held': True, 'incarnation': 4, 'nonce': 'new'}
@@ -24,11 +33,11 @@ UNKNOWN = GOES_ON | {'began': None}
 EMPTIED = GOES_ON | {'began': 1, 'incarnation': 1}
 
 
-def write(path, content):
+def write(path, content, seconds_ago=1e4):
   path.parent.mkdir(exist_ok=True)
   path.write_text(json.dumps(content))
-  long_ago = time.time() - 1e4
-  os.utime(path, (long_ago, long_ago))
+  then = time.time() - seconds_ago
+  os.utime(path, (then, then))
 
 
 @pytest.fixture
@@ -97,6 +106,19 @@ def test_peers_teach_that_are_at_work_since_a_member_began(
   assert taught_by(again) == [1, 2, 3, 4, 5]
 
 
+def test_who_was_killed_elsewhere_a_moment_ago_is_not_at_work(
+  tmp_path, content
+):
+  path = tmp_path / '1/lease.json'
+  write(path, content | KILLED, seconds_ago=0)
+  mine = lives_in(tmp_path)
+  mine.look()
+  mine.begin({0: 7})
+  assert taught_by(mine) == [4, 5]
+  write(path, content | KILLED | BEATS, seconds_ago=0)
+  assert taught_by(mine) == [2, 3, 4, 5]
+
+
 def test_peers_at_work_teach_with_all_of_their_present_life(tmp_path):
   lease = Lease(tmp_path / '1/lease.json', timeout_s=60.0, what='', began=None)
   lease.acquire(at_least=4)
@@ -118,6 +140,10 @@ def test_peers_at_work_teach_with_all_of_their_present_life(tmp_path):
   [
     # A run that both have finished is another one.
     (OVER, OVER, True),
+    # It is, though one of them has begun it before the other does.
+    (OVER, AGAIN, True),
+    (AGAIN, OVER, True),
+    (AGAIN, STOPPED, False),
     # Whoever has not is about to repeat itself, and may need what is there.
     (STOPPED, OVER, False),
     (OVER, STOPPED, False),

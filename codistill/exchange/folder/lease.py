@@ -196,6 +196,7 @@ class Lease:
           f'{self._timeout:g} s (lease_timeout_s), here at once'
         )
       self.incarnation = max(at_least, found.get('incarnation', 0) + 1)
+      self.notes['over'] = over_in(found)
       self._held = True
       self._write()
     return True
@@ -285,6 +286,20 @@ def read_lease(path: epath.PathLike) -> dict[str, Any]:
   return found if whole else {}
 
 
+def over_in(found: Mapping[str, Any]) -> int:
+  """The last life that got to its end (`finished` among its notes); or 0."""
+  last = found.get('incarnation' if found.get('finished') else 'over', 0)
+  return last if isinstance(last, int) else 0
+
+
+def lives_here(found: Mapping[str, Any]) -> bool | None:
+  """Whether the process that wrote it runs; None if that is elsewhere."""
+  here = (socket.gethostname(), _pid_namespace())
+  if (found['host'], found['pid_namespace']) != here:
+    return None
+  return _runs(found)
+
+
 def is_held(
   path: epath.PathLike,
   found: Mapping[str, Any],
@@ -308,8 +323,7 @@ def is_held(
   """
   if not found.get('held'):
     return False
-  here = (socket.gethostname(), _pid_namespace())
-  if (found['host'], found['pid_namespace']) == here and not _lives(found):
+  if lives_here(found) is False:
     return False
   try:
     age = _age_s(epath.Path(path), probe)
@@ -329,8 +343,7 @@ def describe(found: Mapping[str, Any]) -> str:
   )
 
 
-def _lives(found: Mapping[str, Any]) -> bool:
-  """Whether a process of this host is the one that wrote this, and runs."""
+def _runs(found: Mapping[str, Any]) -> bool:
   try:
     process = psutil.Process(found['pid'])
     # A number that another process has got since is not it.

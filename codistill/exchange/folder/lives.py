@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from codistill import hosts
-from codistill.exchange.folder.lease import is_held, read_lease
+from codistill.exchange.folder.lease import lives_here, over_in, read_lease
 
 
 class _Past(NamedTuple):
@@ -72,17 +72,20 @@ class Lives:
 
   def look(self) -> None:
     """Notes who is at work, before this process's members are."""
-    again = all(self.lease(member).get('finished') for member in self._members)
+    again = all(over_in(self.lease(member)) for member in self._members)
     for peer in self._peers:
       lease = self.lease(peer)
-      if self._synchronous and not (again and lease.get('finished')):
-        continue
       before = lease.get('incarnation', 0)
+      if self._synchronous:
+        before = over_in(lease)
+        if not (again and before):
+          continue
       # A folder may be anything; whoever looks for it later says so.
       with contextlib.suppress(OSError):
         before = before or max(self._incarnations(peer), default=0)
-      alive = is_held(self._folder / str(peer) / 'lease.json', lease)
       # Whatever the lease of one that is at work says, it is another by now.
+      # Of one on another host its next sign of life tells.
+      alive = lease.get('held') and lives_here(lease)
       self._past[peer] = _Past(before, {} if alive else lease)
 
   def begin(self, incarnations: Mapping[int, int]) -> None:
