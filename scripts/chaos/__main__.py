@@ -70,6 +70,7 @@ FAULTS: dict[str, Callable[[Stage], Result]] = {
   'missing': process_faults.missing,
   'late': process_faults.late,
   'slow-jobs': process_faults.slow_jobs,
+  'output': process_faults.output,
   'read-only': _on_pair(folder_faults.read_only),
   'removed': _on_pair(folder_faults.removed),
   'moved': _on_pair(folder_faults.moved),

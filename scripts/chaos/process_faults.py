@@ -1,4 +1,4 @@
-"""Faults to processes: killed, doubled, frozen, missing, late, slow."""
+"""Faults to processes: killed, doubled, frozen, late, slow, unheard."""
 
 from __future__ import annotations
 
@@ -269,6 +269,24 @@ def slow_jobs(stage: Stage, seconds: float = 2.0) -> Result:
     f'{len(skipped)} publications skipped and counted; peers up to {age} steps '
     f'old; the train loops were kept {max(shares):.1%} of their time',
     f'stopped within {max(stopping):.1f} s',
+  )
+
+
+def output(stage: Stage, *, num_steps: int = 100, **config: Any) -> Result:
+  """An output that can encode ASCII alone, where a run says "…" and "×"."""
+  folder = stage.folder('output')
+  run = Run(stage, folder, members=2, num_steps=num_steps, **config)
+  for member in (0, 1):
+    run.start(member, encoding='ascii')
+  run.finish()
+  for member, job in run.jobs.items():
+    run.check_rows(member, num_steps)
+    expect(job.said().isascii(), f'member {member} wrote more than ASCII')
+    expect('?' in job.said(), f'member {member} had nothing to replace')
+  return Result(
+    'two members whose output can encode ASCII alone',
+    'nothing: what cannot be encoded is a question mark',
+    f'both trained {num_steps} steps, rows 1, 2, 3, …',
   )
 
 

@@ -174,10 +174,19 @@ class Run:
     ]
     self.jobs: dict[int, Job] = {}
 
-  def start(self, member: int, *arguments: str, slow: str | None = None) -> Job:
+  def start(
+    self,
+    member: int,
+    *arguments: str,
+    slow: str | None = None,
+    encoding: str = 'utf-8',
+  ) -> Job:
     """Starts a member's process, as often as one likes; the last one counts."""
     how = ['-m', 'experiments.run'] if slow is None else ['-c', _SLOW, slow]
-    line = [sys.executable, *how, *self._line, f'--member={member}', *arguments]
+    line = [
+      *('env', f'PYTHONIOENCODING={encoding}', sys.executable, *how),
+      *(*self._line, f'--member={member}', *arguments),
+    ]
     job = self._stage.start(line, self.rows_path(member))
     self.jobs[member] = job
     return job
