@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +20,7 @@ from ml_collections import ConfigDict
 from experiments import given
 from experiments.errors import UserError, check_least
 from experiments.paths import PATH_KEYS, local_path, path_or_url
-from experiments.results import MACHINE_KEYS
+from experiments.results import MACHINE_KEYS, recipe_of
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
 # Added to the seed of a first phase: with a teacher's own a student would start
@@ -102,6 +104,40 @@ def points(name_and_variant: str) -> list[dict[str, Any]]:
   name, variant = split_name(name_and_variant)
   module = importlib.import_module(f'experiments.configs.{name}')
   return module.sweep(variant) if hasattr(module, 'sweep') else [{}]
+
+
+def recorded_point(
+  name_and_variant: str, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """Which point of an experiment the config of a recorded run is.
+
+  Args:
+    name_and_variant: of the config; errors as `split_name`.
+    config: as `run.json` has it. Not compared are keys that its code did not
+      have yet, or that nothing reads, `results.MACHINE_KEYS` and the seed.
+
+  Returns:
+    What the point sets: of `points`, or {}; None if it is none of them.
+  """
+  found = dict(_leaves(ConfigDict(recipe_of(config))))
+  for point, wanted, changed in _recipes(name_and_variant):
+    other = [key for key in found if wanted.get(key, _leaves) != found[key]]
+    if len(given.unread(changed, other)) == len(other):
+      return dict(point)
+  return None
+
+
+@functools.cache
+def _recipes(
+  name_and_variant: str,
+) -> list[tuple[dict[str, Any], dict[str, Any], ConfigDict]]:
+  """The points of an experiment, none first, with their recipe and config."""
+  found = []
+  for point in ({}, *points(name_and_variant)):
+    config = load_changed(name_and_variant, point)
+    recipe = json.loads(json.dumps(recipe_of(config.to_dict())))
+    found.append((point, dict(_leaves(ConfigDict(recipe))), config))
+  return found
 
 
 def expand_paths(config: ConfigDict) -> None:

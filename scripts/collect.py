@@ -1,12 +1,17 @@
 """Puts finished runs' rows and provenance where figures are drawn from.
 
   python -m scripts.collect WORKDIR [WORKDIR …] [--out=DIR]
+  python -m scripts.collect ROWS.jsonl [ROWS.jsonl …] --variant=NAME
 
 A WORKDIR is a run's folder, or one with runs anywhere below it, such as a
 sweep's. Writes `<config>-<variant>.jsonl` in experiments/results, or in --out:
 of each run its provenance and its evaluations, without the machine's paths and
 names. Data of one's own are another point, named by their fingerprint. Runs
 that are there already stay; a second collect changes nothing.
+
+ROWS.jsonl were collected elsewhere, and their runs called by a variant and what
+they changed of it. If their settings are those of another variant, or of a
+point of its sweep, --variant names it; the rest of what made them stays.
 
 Where runs have stored predictions, evaluations of two classes get their AUC,
 and seeds of one point that are collected by one command their churn.
@@ -35,7 +40,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codistill.churn import area_under_curve
+from experiments import config as config_lib
 from experiments import predictions, results, retrains
+from experiments.errors import UserError
 from experiments.paths import PATH_KEYS, local_path
 from experiments.predictions import Who
 from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
@@ -57,6 +64,60 @@ _KEPT = (
   'device',
   'started',
 )
+
+
+def read_collected(path: pathlib.Path, variant: str) -> list[Result]:
+  """Runs that were collected elsewhere, called by a variant that they are.
+
+  Args:
+    path: of the rows.
+    variant: of the experiments that they are of.
+
+  Raises:
+    ValueError: as `results.read`, and for a run that no point of the variant
+      is.
+    UserError: if there is no such experiment or variant.
+  """
+  found = results.read(path)
+  ids = {result.id: _id_as(variant, result, path) for result in found}
+  return [
+    Result(
+      {
+        **result.run,
+        'id': ids[result.id][0],
+        'variant': variant,
+        'overrides': ids[result.id][1],
+        'config': _without_folders(result.run['config']),
+        'collected_as': result.run['variant'],
+      },
+      tuple(row | {'id': ids[result.id][0]} for row in result.rows),
+      tuple(
+        row | {'id': ids[result.id][0], 'other': ids[row['other']][0]}
+        for row in result.churn
+      ),
+    )
+    for result in found
+  ]
+
+
+def _id_as(
+  variant: str, result: Result, path: pathlib.Path
+) -> tuple[str, dict[str, Any]]:
+  """What a run is called as one of a variant, and what it changes of it."""
+  run = result.run
+  label = f'{run["experiment"]}:{variant}'
+  point = config_lib.recorded_point(label, run['config'])
+  if point is None:
+    raise ValueError(
+      f'{result.id} in {path} is no point of {label}: its settings are others; '
+      'collect it as it was called, from its own workdir'
+    )
+  changes = point | ({'seed': run['seed']} if run['seed'] else {})
+  overrides = config_lib.overrides(
+    config_lib.load(label), config_lib.load_changed(label, changes)
+  )
+  name = results.point_name(results.point_of(overrides))
+  return f'{name}/seed-{run["seed"]}', overrides
 
 
 def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
@@ -208,11 +269,10 @@ def _without_paths(
   run: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Overrides and config of a run, with what its data are and not where."""
-  config = json.loads(json.dumps(run['config']))
   overrides = dict(run['overrides'])
   # Others than the variant has: one that is of prepared data names none.
   own = 'data.name' in overrides or (
-    'data.path' in overrides and config['data']['name'] != 'prepared'
+    'data.path' in overrides and run['config']['data']['name'] != 'prepared'
   )
   if own and (fingerprint := run.get('data', {}).get('fingerprint')):
     overrides['data.fingerprint'] = fingerprint[:12]
@@ -221,9 +281,15 @@ def _without_paths(
   for section, key in PATH_KEYS:
     if key != 'frozen_dir':  # Whose name is kept.
       overrides.pop(f'{section}.{key}', None)
-    if key in config.get(section, {}):
-      config[section][key] = None
-  return overrides, config
+  return overrides, _without_folders(run['config'])
+
+
+def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
+  kept = json.loads(json.dumps(config))
+  for section, key in PATH_KEYS:
+    if key in kept.get(section, {}):
+      kept[section][key] = None
+  return kept
 
 
 def _aucs(workdir: pathlib.Path) -> dict[tuple[int, Who], float | None]:
@@ -386,14 +452,16 @@ def collect(
   *,
   allow: Sequence[str],
   replace: bool,
+  variant: str = '',
 ) -> tuple[dict[pathlib.Path, int], list[str]]:
   """Writes the files of results.
 
   Args:
-    workdirs: runs, or folders of runs.
+    workdirs: runs, or folders of runs; or files of rows.
     out: folder of the files.
     allow: as `read_result`.
     replace: of two runs of one point, take the one that comes later.
+    variant: what runs in files of rows are.
 
   Returns:
     How many runs each file that changed or stayed has, and what was refused.
@@ -405,7 +473,15 @@ def collect(
   files: dict[str, list[Result]] = {}
   folders: dict[str, dict[str, pathlib.Path]] = {}
   refused = []
+  churn: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
   for workdir in workdirs:
+    if workdir.is_file():
+      for result in read_collected(workdir, variant):
+        name = results.stem(result.run['experiment'], variant)
+        files[name] = merge(files.get(name, []), [result], replace=False)
+        for row in result.churn:
+          churn[result.id, row['other']].append(row)
+      continue
     for folder, records in find_runs(workdir).items():
       if not records:
         refused.append(f'{folder} is left out: it failed, see its log.txt')
@@ -425,7 +501,8 @@ def collect(
     path = out / f'{name}.jsonl'
     old = results.read(path) if path.exists() else []
     merged = merge(old, new, replace=replace)
-    texts[path] = _with_churn(merged, old, _compare(folders[name]))
+    new_churn = churn | _compare(folders.get(name, {}))
+    texts[path] = _with_churn(merged, old, new_churn)
   out.mkdir(parents=True, exist_ok=True)
   for path, merged in texts.items():
     fresh = path.with_suffix('.new')
@@ -449,7 +526,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     action='store_true',
     help='of two runs of one point, keep the one collected now',
   )
+  parser.add_argument(
+    '--variant', help='what the runs in files of rows are', metavar='NAME'
+  )
   arguments = parser.parse_args(argv)
+  files = [path for path in arguments.workdirs if path.is_file()]
+  if bool(files) != (arguments.variant is not None):
+    parser.error(
+      f'{files[0]} is a file of rows: say with --variant=NAME what they are'
+      if files
+      else '--variant is for files of rows; a workdir says what it is'
+    )
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     try:
@@ -458,8 +545,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.out,
         allow=arguments.allow,
         replace=arguments.replace,
+        variant=arguments.variant or '',
       )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
       print(f'scripts.collect: {error}', file=sys.stderr)
       return 2
   for warning in caught:

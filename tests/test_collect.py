@@ -8,6 +8,7 @@ import pytest
 from collected import COMMIT, LABELS, make_retrains, make_run, make_seeds, store
 from in_process import complaint, run_script
 
+from experiments import config as config_lib
 from experiments import results
 from experiments.record import read_run
 from scripts import collect
@@ -101,6 +102,46 @@ def test_where_a_teacher_lies_is_no_matter(tmp_path, out):
   [result] = read(out)
   assert result.id == 'frozen_dir=pair/seed-0'
   assert 'somebody' not in one_file(out).read_text()
+
+
+def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(
+  tmp_path, out, refusal
+):
+  # What was run as another variant with every key changed.
+  _, double = config_lib.points('imagenet_sync:smoke')
+  config = config_lib.load_changed('imagenet_sync:smoke', double)
+  settings = {
+    key: value for key, value in config.to_dict().items() if key != 'seed'
+  }
+  folder = make_retrains(tmp_path, point=settings, variant='reduced')
+  elsewhere = tmp_path / 'elsewhere'
+  assert run_collect(elsewhere, folder) == 0
+  [path] = elsewhere.glob('*.jsonl')
+  assert run_collect(out, path, '--variant=smoke') == 0
+  assert one_file(out).name == 'imagenet_sync-smoke.jsonl'
+  for old, new in zip(read(elsewhere), read(out), strict=True):
+    assert new.point == double
+    assert new.run['collected_as'] == 'reduced'
+    for key in ('commit', 'started', 'packages', 'config_hash', 'seed'):
+      assert new.run[key] == old.run[key]
+    for one, other in zip(
+      (*old.rows, *old.churn), (*new.rows, *new.churn), strict=True
+    ):
+      names = {'id', 'other'}
+      assert {k: one[k] for k in one.keys() - names} == {
+        k: other[k] for k in other.keys() - names
+      }
+  ids = ids_in(out)
+  assert ids == [f'{results.point_name(double)}/seed-{k}' for k in range(3)]
+  assert [row['other'] for row in read(out)[0].churn[::2]] == ids[1:]
+  assert 'is no point of imagenet_sync:laptop' in refusal(
+    path, '--variant=laptop'
+  )
+  assert "no variant 'huge'" in refusal(path, '--variant=huge')
+  with pytest.raises(SystemExit, match='2'):
+    run_collect(out, path)
+  with pytest.raises(SystemExit, match='2'):
+    run_collect(out, folder, '--variant=smoke')
 
 
 def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):

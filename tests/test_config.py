@@ -73,8 +73,8 @@ def refusal(parse, *arguments):
 @pytest.mark.parametrize('name', config_lib.names())
 def test_scales_of_an_experiment_grow_and_points_of_its_sweep_fit(name):
   variants = config_lib.variants_of(name)
-  scales = ('', 'reduced', 'laptop', 'smoke')
-  assert set(variants) - set(scales) <= {'narrow'}
+  scales = ('', 'gpu', 'reduced', 'laptop', 'smoke')
+  assert set(scales) - set(variants) <= {'gpu'}
   sizes = {}
   for variant in variants:
     label = f'{name}:{variant}'.rstrip(':')
@@ -93,7 +93,7 @@ def test_scales_of_an_experiment_grow_and_points_of_its_sweep_fit(name):
     assert seen
     assert len(set(seen)) == len(seen)
   if name != 'topology':  # Two of its scales differ in something else.
-    grown = [sizes[variant] for variant in scales]
+    grown = [sizes[variant] for variant in scales if variant in sizes]
     assert grown == sorted(set(grown), reverse=True)
   # Without a sweep there is one point.
   assert config_lib.points('imagenet_ensemble:smoke') == [{}]
@@ -365,7 +365,7 @@ def test_list_shows_every_name_with_its_variants_and_what_it_is(parse, capsys):
   assert named == config_lib.names()
   variants = [line for line in lines if line.startswith('  variants: ')]
   assert len(variants) == len(named)
-  assert '  variants: :reduced, :narrow, :laptop, :smoke' in variants
+  assert '  variants: :gpu, :reduced, :narrow, :laptop, :smoke' in variants
   assert '  Two-way codistillation: two ResNet-50 on ImageNet' in shown
 
 

@@ -5,6 +5,7 @@ import re
 import pytest
 from collected import make_seeds, rows_in
 
+from experiments import config as config_lib
 from experiments import results
 
 BARE = '{"kind": "run", "schema": 1, "id": "a"}\n'
@@ -75,6 +76,9 @@ def test_committed_rows_say_what_made_them():
     for result in runs:
       run, config = result.run, result.run['config']
       assert path.stem == results.stem(run['experiment'], run['variant'])
+      label = f'{run["experiment"]}:{run["variant"]}'
+      point = config_lib.recorded_point(label, config)
+      assert point is not None, (path.name, result.id)
       fault = config.get('fault', {'kind': 'none'})
       if fault['kind'] == 'rate' and run['status'] == 'diverged':
         # Whoever was meant to, and nobody else.

@@ -22,6 +22,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.codistill.burn_in_steps = {
     '': 2_000,
     'reduced': 2_000,
+    'sample': 200,
     'laptop': 200,
     'smoke': 3,
   }[variant]

@@ -13,6 +13,7 @@ embeddings of 16 numbers for each field.
   python -m experiments.run --config=criteo_dnn:laptop
 
 A synthetic click log, which nobody clicked: under a minute on two CPU cores.
+`:sample` is the same for a small sample of the challenge's (docs/criteo.md).
 
 This file is what every `criteo_*` config starts from; they differ from it in
 the keys that they set and in nothing else.
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict, config_dict
 
 from experiments.configs import base
 
-VARIANTS = ('', 'reduced', 'laptop', 'smoke')
+VARIANTS = ('', 'reduced', 'sample', 'laptop', 'smoke')
 _NUM_FIELDS = 26
 
 
@@ -68,8 +69,11 @@ def get_config(variant: str = '') -> ConfigDict:
 
   if variant != '':
     _synthetic(config)
-  if variant in ('laptop', 'smoke'):
+  if variant in ('sample', 'laptop', 'smoke'):
     _minutes(config)
+  if variant == 'sample':
+    # Of the challenge's log, rather than a synthetic one; the rest as it is.
+    config.data.name = 'prepared'
   if variant == 'smoke':
     _smoke(config)
   return config

@@ -32,6 +32,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # Between two publications, so that a mean loss shows it at the next.
   config.fault.step = {
     '': 4_010,
+    'gpu': 4_010,
     'reduced': 310,
     'laptop': 310,
     'smoke': 5,

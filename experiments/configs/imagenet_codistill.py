@@ -33,6 +33,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.codistill.members = 2
   config.codistill.burn_in_steps = {
     '': 3_000,
+    'gpu': 3_000,
     'reduced': 250,
     'laptop': 200,
     'smoke': 3,

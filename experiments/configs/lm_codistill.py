@@ -14,6 +14,8 @@ Python sources, two networks of 2 × 64 units: two minutes on two CPU cores.
 `:reduced` has 2 × 256 and three times the steps: half an hour.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.configs import lm_sync
@@ -25,8 +27,17 @@ def get_config(variant: str = '') -> ConfigDict:
   """`lm_sync` with two members that teach each other."""
   config = lm_sync.get_config(variant)
   config.codistill.members = 2
-  config.codistill.burn_in_steps = {'': 2_000, 'smoke': 3}.get(variant, 250)
+  config.codistill.burn_in_steps = {
+    '': 2_000,
+    'gpu': 500,
+    'smoke': 3,
+  }.get(variant, 250)
   config.codistill.exchange = 'memory'
   config.codistill.reload_interval_steps = {'smoke': 2}.get(variant, 50)
   config.diversity.partition = 'own'
   return config
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """At `:gpu` also at half the rate and twice."""
+  return lm_sync.rates(variant)

@@ -9,6 +9,8 @@ workers ends at 3.89 nats, and serving it costs twice as much.
   python -m experiments.run --config=lm_ensemble:laptop
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.configs import lm_sync
@@ -21,3 +23,8 @@ def get_config(variant: str = '') -> ConfigDict:
   config = lm_sync.get_config(variant)
   config.codistill.members = 2
   return config
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """At `:gpu` also at half the rate and twice."""
+  return lm_sync.rates(variant)

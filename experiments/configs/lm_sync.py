@@ -9,6 +9,12 @@ Text is prepared by `scripts.prepare_text`. No run at this scale has been made
 with this code. Not the paper's: Adam at 0.001, clipped, where the paper names
 0.1 to 0.4 for an Adam that it does not describe.
 
+  python -m experiments.sweep --config=lm_sync:gpu --seeds=3 \
+    --config.data.data_dir=runs/imdb
+
+The reviews of IMDB in 1,024 pieces, networks of 2 × 512 units: five minutes a
+run on one GPU, thirteen at once in seven. docs/text.md prepares the text.
+
   python -m experiments.sweep --config=lm_sync:reduced --seeds=3
 
 Python sources in 512 pieces, a network of 2 × 256 units: a quarter of an hour
@@ -31,7 +37,7 @@ from ml_collections import ConfigDict, config_dict
 
 from experiments.configs import base
 
-VARIANTS = ('', 'reduced', 'narrow', 'laptop', 'smoke')
+VARIANTS = ('', 'gpu', 'reduced', 'narrow', 'laptop', 'smoke')
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -91,6 +97,8 @@ def get_config(variant: str = '') -> ConfigDict:
     _minutes(config)
   if variant == 'reduced':
     _wide(config)
+  if variant == 'gpu':
+    _reviews(config)
   if variant == 'smoke':
     _smoke(config)
   return config
@@ -114,6 +122,13 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     | ({} if factor == 1 else {'schedule.constant.rate': factor * rate})
     for size, factor in pairs
   ]
+
+
+def rates(variant: str) -> list[dict[str, Any]]:
+  """The baseline's rate, and at `:gpu` half of it and twice."""
+  rate = get_config(variant).schedule.constant.rate
+  factors = (1 / 2, 2) if variant == 'gpu' else ()
+  return [{}, *({'schedule.constant.rate': rate * by} for by in factors)]
 
 
 def _python_sources(config: ConfigDict) -> None:
@@ -147,6 +162,22 @@ def _minutes(config: ConfigDict) -> None:
   config.eval_interval_steps = 100
   config.data.max_test_tokens = 50_000
   config.schedule.constant.rate = 0.008
+
+
+def _reviews(config: ConfigDict) -> None:
+  """Half of the paper's units in bfloat16, 24.6 million tokens a member."""
+  config.num_steps = 6_000
+  config.batch_size = 128
+  config.eval_interval_steps = 200
+  config.eval_batch_size = 256
+  config.checkpoint_interval_steps = 3_000
+  config.data.name = 'prepared'
+  config.data.max_test_tokens = 200_000
+  config.data.vocab_size = 1_024
+  config.model.dtype = 'bfloat16'
+  config.model.lstm.embedding_size = 256
+  config.model.lstm.hidden_size = 512
+  config.schedule.constant.rate = 0.004
 
 
 def _wide(config: ConfigDict) -> None:

@@ -41,7 +41,9 @@ class Kind(Task):
     if name is None:
       raise UserError(
         f'data.name is {self.name}: say where with --config.data.data_dir=DIR, '
-        'a folder that scripts.prepare_text made; or set data.name to builtin'
+        'a folder that python -m scripts.prepare_text --output=DIR '
+        f'--vocab-size={self.vocab_size} … made (docs/text.md has the commands '
+        'for the text of the variant gpu); or set data.name to builtin'
       )
     with user_errors(ValueError, OSError):
       dataset = make_text(

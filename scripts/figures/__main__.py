@@ -1,6 +1,6 @@
 """Redraws the paper's figures beside ours, and their numbers as tables.
 
-  python -m scripts.figures [NAME … | all] [--variant=reduced|narrow|laptop]
+  python -m scripts.figures [NAME … | all] [--variant=NAME]
     [--results=DIR] [--out=DIR] [--into=FILE …]
 
 Left what the paper shows, read off its figures; right what our committed rows
@@ -55,7 +55,7 @@ from scripts.figures.transfer import Transfer
 from scripts.figures.two_phase import TwoPhase
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
-VARIANTS = ('reduced', 'narrow', 'laptop')
+VARIANTS = ('gpu', 'reduced', 'sample', 'narrow', 'laptop')
 DPI = 150  # Of PNGs.
 # The same for the same rows: no dates, no random ids, letters as outlines.
 STYLE = {
@@ -75,7 +75,7 @@ STYLE = {
 _text = functools.partial(
   Curves,
   metric=LOSS,
-  baseline=arms.LM_SYNC,
+  baseline=arms.LM_ALONE,
   paper_label='validation cross-entropy (nats a token)',
   paper_range=(3.85, 4.75),
 )
@@ -84,7 +84,7 @@ _FIGURE_2A = _text(
   'Figure 2a: codistillation, its controls, the ensemble',
   paper=('fig2a',),
   arms=(
-    arms.LM_SYNC,
+    arms.LM_ALONE,
     arms.LM_UNIFORM,
     arms.LM_UNIGRAM,
     arms.LM_CODISTILL,
@@ -95,14 +95,14 @@ _FIGURE_2A = _text(
 _FIGURE_2B = _text(
   'Figure 2b: the same data against partitioned data',
   paper=('fig2b',),
-  arms=(arms.LM_SYNC, arms.LM_SAME, arms.LM_CODISTILL, arms.LM_ENSEMBLE),
+  arms=(arms.LM_ALONE, arms.LM_SAME, arms.LM_CODISTILL, arms.LM_ENSEMBLE),
   paper_steps=_WINDOW,
 )
 _FIGURE_4 = _text(
   'Figure 4: how often peers are reloaded',
   paper=('fig4', 'fig2a'),
   arms=(
-    arms.LM_SYNC,
+    arms.LM_ALONE,
     arms.LM_CODISTILL,
     arms.LM_RELOAD_10,
     arms.LM_RELOAD_25,
@@ -119,12 +119,14 @@ FIGURES: Mapping[str, Figure] = {
     'Figure 1a: half the batch and twice the batch, by steps',
     paper=('fig1a',),
     arms=_BATCHES,
+    baseline=arms.LM_SYNC,
     paper_steps=_WINDOW,
   ),
   'fig1b': _text(
     'Figure 1b: half the batch and twice the batch, by hours',
     paper=('fig1b',),
     arms=_BATCHES,
+    baseline=arms.LM_SYNC,
     paper_steps=_WINDOW,
     by_hours=True,
   ),
@@ -168,7 +170,7 @@ FIGURES: Mapping[str, Figure] = {
   ),
   'equal_compute': EqualCompute('Two networks’ worth of computing'),
   'table1': Churn(
-    'Table 1: Criteo, and ours on a synthetic log',
+    'Table 1: log loss and churn of retrains',
     ('criteo_table1',),
     'DNN',
     (*MODELS, OTHER_COPY, REGRESSION),
@@ -200,7 +202,7 @@ FIGURES: Mapping[str, Figure] = {
   'topology': Topology('Who should learn from whom?'),
   'teacher_precision': TeacherPrecision('How precise must a teacher be?'),
   'churn': ChurnOverSteps(
-    'Log loss and churn on the way: a synthetic click log',
+    'Log loss and churn on the way: clicks',
     ('criteo_table1',),
     'DNN',
     (*MODELS, REGRESSION),
@@ -238,18 +240,15 @@ def draw(figure: Figure, rows: Rows, variant: str, stem: pathlib.Path) -> None:
 def choose(names: Sequence[str], rows: Rows) -> list[str]:
   """The figures that are meant; ValueError for one that there is not.
 
-  All are those of which at least one config has rows.
+  All are those that have rows.
   """
   if not names or 'all' in names:
-    found = {
-      name: any(rows.get(config) for config in figure.configs)
-      for name, figure in FIGURES.items()
-    }
-    if without := [name for name in FIGURES if not found[name]]:
+    there = [name for name in FIGURES if FIGURES[name].has_rows(rows)]
+    if without := [name for name in FIGURES if name not in there]:
       print(
         f'without rows: {", ".join(without)}; name one to see what makes it'
       )
-    return [name for name in FIGURES if found[name]]
+    return there
   for name in names:
     if name not in FIGURES:
       near = difflib.get_close_matches(name, FIGURES)

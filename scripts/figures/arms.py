@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import results
-from experiments.results import Result
+from experiments.results import Result, Row
 
 PAPER = json.loads((results.FOLDER / 'paper.json').read_text(encoding='utf-8'))
 
 Curve = Sequence[tuple[float, float]]
+# Who is shown, if not one member or the ensemble: the mean over the members.
+MEMBERS = 'members'
 Rows = Mapping[str, Sequence[Result]]
 
 
@@ -47,20 +49,38 @@ class Metric:
     return [run for run in runs if self.ends([run], who)]
 
   def curve(self, result: Result, who: int | str) -> Curve:
-    """(step, value) at each evaluation of a member."""
+    """(step, value) at each evaluation of a member, or of all in the mean."""
+    values: dict[int, dict[int | str, float]] = {}
+    for row in self._rows(result, who):
+      # The last evaluation is there twice, as the final one, too.
+      by_member = values.setdefault(row['step'], {})
+      by_member[row['member']] = row[self.key] * self.scale
     return [
-      (row['step'], row[self.key] * self.scale)
-      for row in result.rows
-      if row['member'] == who and self.key in row
+      (step, statistics.fmean(by_member.values()))
+      for step, by_member in values.items()
     ]
 
   def ends(self, runs: Sequence[Result], who: int | str) -> list[float]:
     """A member's value at the end of each run that got there."""
-    return [
-      row[self.key] * self.scale
+    found = (
+      [row for row in self._rows(run, who) if row['kind'] == 'final']
       for run in runs
-      for row in run.rows
-      if row['kind'] == 'final' and row['member'] == who and self.key in row
+    )
+    return [
+      statistics.fmean(row[self.key] for row in rows) * self.scale
+      for rows in found
+      if rows
+    ]
+
+  def _rows(self, result: Result, who: int | str) -> list[Row]:
+    return [
+      row
+      for row in result.rows
+      if self.key in row
+      and (
+        row['member'] == who
+        or (who == MEMBERS and isinstance(row['member'], int))
+      )
     ]
 
   def mean_curve(self, runs: Sequence[Result], who: int | str) -> Curve:
@@ -89,16 +109,39 @@ class Metric:
 
     A seed is the same initialisation in both, and with the same data and batch
     the same order, so that this varies less than what it is the difference of.
+    So are two members of one number: where all are shown they are compared one
+    by one, and one alone with the first.
     """
+    if who == baseline_who == MEMBERS:
+      by_member = [
+        self._gains(runs, member, baseline, member)
+        for member in sorted(_members(runs) & _members(baseline))
+      ]
+    else:
+      by_member = [self._gains(runs, who, baseline, baseline_who)]
+    seeds = sorted(set().union(*by_member))
+    return [
+      statistics.fmean(gains[seed] for gains in by_member if seed in gains)
+      for seed in seeds
+    ]
+
+  def _gains(
+    self,
+    runs: Sequence[Result],
+    who: int | str,
+    baseline: Sequence[Result],
+    baseline_who: int | str,
+  ) -> dict[int, float]:
+    """By seed."""
     theirs, ours = (
       {run.run['seed']: end for run in some for end in self.ends([run], member)}
       for some, member in ((baseline, baseline_who), (runs, who))
     )
     sign = 1 if self.best is max else -1
-    return [
-      sign * (ours[seed] - theirs[seed])
-      for seed in sorted(ours.keys() & theirs.keys())
-    ]
+    return {
+      seed: sign * (ours[seed] - theirs[seed])
+      for seed in ours.keys() & theirs.keys()
+    }
 
   def text(self, values: Sequence[float], sign: str = '') -> str:
     """Mean ± half the range, as in the paper's Table 1; one has no range."""
@@ -121,6 +164,15 @@ LOSS = Metric(
 TOP_1 = Metric(
   'accuracy', 'held-out top-1 accuracy (%)', 'top-1 (%)', 100, max, 2
 )
+
+
+def _members(runs: Sequence[Result]) -> set[int]:
+  return {
+    row['member']
+    for run in runs
+    for row in run.rows
+    if isinstance(row['member'], int)
+  }
 
 
 class _Anything:
@@ -147,11 +199,13 @@ class Arm:
     line: Matplotlib's style.
     paper: its curve's name in paper.json, or None.
     config: whose results.
+    instead: whose, where it has none.
     point: what its runs have otherwise than the config.
     batch: its batch size, in batch sizes of the config; another one comes
       with another learning rate.
     who: the member that is shown. The paper evaluates one copy, chosen
-      arbitrarily; here it is the first.
+      arbitrarily; on images it is the first, on text the mean of all members,
+      whose parts of the text are not alike.
     seconds_per_step: on the paper's cluster: Figure 1b over Figure 1a.
   """
 
@@ -160,6 +214,7 @@ class Arm:
   line: str = '-'
   paper: str | None = None
   config: str = ''
+  instead: str = ''
   point: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   batch: float = 1.0
   who: int | str = 0
@@ -171,7 +226,7 @@ class Arm:
     Raises:
       ValueError: if a seed was run in two ways that both are this arm.
     """
-    runs = rows.get(self.config, ())
+    runs = rows.get(self.config) or rows.get(self.instead, ())
     base = {
       run.run['config']['batch_size']
       for run in runs
@@ -348,8 +403,11 @@ LM_SYNC = _of(
   _SYNC,
   paper='sync_128_workers',
   config='lm_sync',
+  who=MEMBERS,
   seconds_per_step=4.55,
 )
+# The same by more runs: two that never meet are two such networks.
+LM_ALONE = _of(LM_SYNC, config='lm_ensemble', instead='lm_sync')
 LM_HALF = Arm(
   'synchronous SGD, half the batch',
   '#999999',
@@ -357,18 +415,21 @@ LM_HALF = Arm(
   paper='sync_64_workers',
   config='lm_sync',
   batch=0.5,
+  who=MEMBERS,
   seconds_per_step=4.0,
 )
 LM_DOUBLE = _of(
   _DOUBLE,
   paper='sync_256_workers',
   config='lm_sync',
+  who=MEMBERS,
   seconds_per_step=10.0,
 )
 LM_UNIFORM = _of(
   _UNIFORM,
   paper='label_smoothing_uniform_0.99',
   config='lm_label_smoothing',
+  who=MEMBERS,
 )
 LM_UNIGRAM = Arm(
   'label smoothing, unigram',
@@ -376,6 +437,7 @@ LM_UNIGRAM = Arm(
   '--',
   paper='label_smoothing_unigram_0.9',
   config='lm_label_smoothing',
+  who=MEMBERS,
   point={
     'codistill.distill_weight': 0.1,
     'codistill.task_weight': 0.9,
@@ -386,8 +448,11 @@ LM_CODISTILL = _of(
   _CODISTILL,
   paper='codistill_2x128_partitioned_reload_50',
   config='lm_codistill',
+  who=MEMBERS,
 )
-LM_SAME = _of(_SAME, paper='codistill_2x128_same_data', config='lm_same_data')
+LM_SAME = _of(
+  _SAME, paper='codistill_2x128_same_data', config='lm_same_data', who=MEMBERS
+)
 LM_ENSEMBLE = _of(_ENSEMBLE, paper='ensemble_2x128', config='lm_ensemble')
 LM_RELOAD_100, LM_RELOAD_250, LM_RELOAD_10, LM_RELOAD_25 = (
   Arm(
@@ -397,6 +462,7 @@ LM_RELOAD_100, LM_RELOAD_250, LM_RELOAD_10, LM_RELOAD_25 = (
     paper=f'codistill_2x128_reload_{steps}' if line == '-' else None,
     config='lm_staleness',
     point={'codistill.reload_interval_steps': steps},
+    who=MEMBERS,
   )
   for steps, color, line in (
     (100, '#56B4E9', '-'),
@@ -405,7 +471,7 @@ LM_RELOAD_100, LM_RELOAD_250, LM_RELOAD_10, LM_RELOAD_25 = (
     (25, '#009E73', ':'),
   )
 )
-LM_NO_PEERS = _of(HALF_OF_THE_DATA, config='lm_staleness')
+LM_NO_PEERS = _of(HALF_OF_THE_DATA, config='lm_staleness', who=MEMBERS)
 # A first phase of its own, whose steps come before the student's.
 LM_TWO_PHASE = Arm(
   'student of a frozen ensemble', '#0072B2', config='lm_two_phase'

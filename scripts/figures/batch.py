@@ -48,8 +48,8 @@ class Batch(Figure):
     self.title = title
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether the baseline got to its end."""
-    return bool(_points(rows))
+    """Whether three batches have runs that got to their end."""
+    return len({size for size, _ in _points(rows)}) > 2
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """A line a batch."""

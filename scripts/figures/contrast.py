@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from experiments.results import Result
 from scripts import markdown
 from scripts.figures.arms import (
+  LM_ALONE,
   LM_CODISTILL,
   LM_NO_PEERS,
-  LM_SYNC,
   LOSS,
+  MEMBERS,
   Rows,
   one_a_seed,
   seeds_text,
@@ -68,10 +69,10 @@ class Contrast(Figure):
     for kind, points in _points(rows).items():
       color, _, line = _LOOKS[kind]
       delay, runs = max(points.items())
-      mean = zip(*LOSS.mean_curve(runs, 0), strict=True)
+      mean = zip(*LOSS.mean_curve(runs, MEMBERS), strict=True)
       axes.plot(*mean, line, color=color, label=f'{kind}, {delay} updates')
-    for arm in (LM_SYNC, LM_CODISTILL):
-      if mean := LOSS.mean_curve(arm.runs(rows), 0):
+    for arm in (LM_ALONE, LM_CODISTILL):
+      if mean := LOSS.mean_curve(arm.runs(rows), MEMBERS):
         style = {'color': arm.color, 'linewidth': 0.8, 'label': arm.label}
         line = '-.' if arm is LM_CODISTILL else '-'
         axes.plot(*zip(*mean, strict=True), line, **style)
@@ -87,7 +88,7 @@ class Contrast(Figure):
     for kind, points in _points(rows).items():
       color, marker, line = _LOOKS[kind]
       delays = sorted(points)
-      ends = [LOSS.ends(points[delay], 0) for delay in delays]
+      ends = [LOSS.ends(points[delay], MEMBERS) for delay in delays]
       axes.plot(
         delays,
         [statistics.fmean(values) for values in ends],
@@ -104,7 +105,7 @@ class Contrast(Figure):
         alpha=0.18,
         linewidth=0,
       )
-    for arm in (LM_SYNC, LM_NO_PEERS):
+    for arm in (LM_ALONE, LM_NO_PEERS):
       draw_reference(axes, arm, LOSS, rows)
     delays = sorted({d for points in _points(rows).values() for d in points})
     axes.set(
@@ -118,13 +119,13 @@ class Contrast(Figure):
 
   def table(self, rows: Rows, variant: str) -> str:
     """A line a kind and delay."""
-    baseline = LM_SYNC.runs(rows)
+    baseline = LM_ALONE.runs(rows)
     lines = [
       [
         kind,
         f'{delay:,}',
-        LOSS.text(LOSS.ends(runs, 0)),
-        gain_cell(LOSS, runs, 0, LM_SYNC, rows),
+        LOSS.text(LOSS.ends(runs, MEMBERS)),
+        gain_cell(LOSS, runs, MEMBERS, LM_ALONE, rows),
         _pace(runs),
         count_cell(runs),
         command_cell(_CONFIG, variant, runs),
@@ -133,10 +134,10 @@ class Contrast(Figure):
       for delay, runs in sorted(points.items())
     ]
     if lines and baseline:
-      cells = [LOSS.text(LOSS.ends(baseline, 0)), '–', _pace(baseline)]
+      cells = [LOSS.text(LOSS.ends(baseline, MEMBERS)), '–', _pace(baseline)]
       count = count_cell(baseline)
       made_by = command_cell('lm_sync', variant, baseline)
-      lines.insert(0, [LM_SYNC.label, '0', *cells, count, made_by])
+      lines.insert(0, [LM_ALONE.label, '0', *cells, count, made_by])
     header = [
       'what is stale',
       'delay (updates)',
@@ -158,7 +159,7 @@ def _points(rows: Rows) -> Points:
   """Runs that got to their end, by kind and delay."""
   points: Points = {kind: {} for kind in _LOOKS}
   for run in rows.get(_CONFIG, ()):
-    if not set(run.point) <= _KEYS or not LOSS.ends([run], 0):
+    if not set(run.point) <= _KEYS or not LOSS.ends([run], MEMBERS):
       continue
     config = run.run['config']
     if config['codistill']['exchange'] == 'none':

@@ -121,8 +121,9 @@ class Cost(Figure):
     return tuple(dict.fromkeys(arm.config for arm in self.arms))
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether an arm has a run that got to its end."""
-    return any(curve(arm, rows) for arm in self.arms)
+    """Whether the baseline and another arm have runs that got to their end."""
+    there = [arm for arm in self.arms if curve(arm, rows)]
+    return self.baseline in there and len(there) > 1
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """Over steps, one after another."""
@@ -195,8 +196,8 @@ class EqualCompute(Figure):
     self.title = title
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether an arm has a run that got to its end."""
-    return any(curve(arm, rows) for arm in _TWO)
+    """Whether half of the arms have runs that got to their end."""
+    return 2 * sum(bool(curve(arm, rows)) for arm in _TWO) >= len(_TWO)
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """Over tokens that all members together have trained on."""

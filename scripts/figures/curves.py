@@ -71,8 +71,10 @@ class Curves(Figure):
     return tuple(dict.fromkeys(arm.config for arm in self.arms))
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether an arm has a run that got to its end."""
-    return any(self._runs(arm, rows) for arm in self.arms)
+    """Whether half of the arms have runs that got to their end."""
+    return 2 * sum(bool(self._runs(arm, rows)) for arm in self.arms) >= len(
+      self.arms
+    )
 
   def draw_paper(self, axes: Axes) -> None:
     """Single runs, without error bars: so the paper shows them."""

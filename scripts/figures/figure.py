@@ -108,6 +108,8 @@ def command_cell(
   """
   if not runs and not _exists(config):
     return f'`{config}`, not built yet'
+  if runs:  # Of another config's, perhaps.
+    config = runs[0].run['experiment']
   seeds = max((run.run['seed'] + 1 for run in runs), default=seeds)
   return f'`{_flags(config, variant, seeds)}`'
 

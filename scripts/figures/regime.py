@@ -50,8 +50,8 @@ class Regime(Figure):
     self.title = title
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether there is a condition beside the config's own."""
-    return len(_conditions(rows)) > 1
+    """Whether there are conditions of its own."""
+    return bool(_conditions(rows)) and bool(rows.get(_CONFIG))
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """What codistillation gains over a network alone."""
