@@ -189,7 +189,7 @@ def test_a_member_that_comes_later_learns_from_who_is_at_work(
 def test_overwrite_forgets_what_was_published(alone, tmp_path):
   workdir = shutil.copytree(alone, tmp_path / 'alone')
   assert published(workdir) == 10
-  arguments = ('--member=0', '--config.num_steps=4', '--overwrite')
+  arguments = (*ALONE, '--config.num_steps=4', '--overwrite')
   assert run_command(workdir, *arguments).status == 0
   assert published(workdir) == 4
 

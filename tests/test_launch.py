@@ -650,7 +650,7 @@ def test_one_is_killed_then_all_are_stopped(tmp_path, gpus, monkeypatch):
 
 
 def test_a_config_that_is_refused_is_one_sentence(tmp_path, capsys):
-  config = ('--config.codistill.topology=rung', '--config.num_devices=1')
+  config = ('--config.codistill.topology=rung', '--members=1')
   said = refusal(capsys, tmp_path, *config, has_begun=True)
   assert "was refused: no topology 'rung'" in said
   assert not list(tmp_path.glob('run*.json'))
