@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 
+import grain  # noqa: F401 - defines flags, before any are saved
 import psutil
 import pytest
+from absl.testing import flagsaver
 from etils import epath
 
 from codistill import step_folders
+from experiments.flags import make_request, parse_flags
 from experiments.record import Record
 from scripts.chaos import __main__ as command
 from scripts.chaos import (
@@ -114,13 +117,71 @@ def test_nothing_is_decided_by_a_clock_nor_kept_by_a_slow_disk(tmp_path):
   assert sorted(there) == [1, 30]  # Nothing grows.
 
 
-def test_members_that_are_killed_finish_with_all_rows(stage, monkeypatch):
-  # As in the processes of other tests, so that compiled programs are shared.
-  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '8')
-  dnn = {'model__name': 'dnn', 'model__dnn__hidden': '(8,)'}
-  short = {'members': 2, 'num_steps': 80, **dnn}
-  result = process_faults.kills(stage, **short)
-  assert 'kill -9 × 1' in result.how
+# As far as rows tell, a member that has a checkpoint of each 20th step.
+MEMBER = """
+import json, pathlib, sys, time
+
+path, ending, steps, lost = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+lines = path.read_text().splitlines(True) if path.exists() else []
+start = len(lines) // 20 * 20
+print('goes on from step', start)
+new = path.with_name(f'new{ending}')
+new.write_text(''.join(lines[:start]))
+new.replace(path)
+
+def write(**row):
+  row |= {'member': int(ending[1:]), 'peer_ages': []}
+  with open(path, 'a') as rows:
+    rows.write(json.dumps(row) + '\\n')
+
+for step in range(start + 1 + int(lost) * bool(lines), int(steps) + 1):
+  write(kind='train', step=step)
+  time.sleep(0.02)
+write(kind='final', step=int(steps))
+path.with_name(f'run{ending}.json').write_text('{"status": "done"}')
+"""
+
+
+@pytest.fixture
+def light(stage, monkeypatch):
+  """A stage on which what is written stands in for members."""
+  start = stage.start
+
+  def light(lost):
+    def start_light(line, rows):
+      ending = rows.stem.removeprefix('rows')
+      return start(
+        [sys.executable, '-c', MEMBER, rows, ending, '80', lost], rows
+      )
+
+    monkeypatch.setattr(stage, 'start', start_light)
+    return stage
+
+  return light
+
+
+def test_members_that_are_killed_finish_with_all_rows(light):
+  result = process_faults.kills(light('0'), members=2, num_steps=80)
+  assert 'kill -9 × 1, 2 members of 80 steps' in result.how
+  again, most = map(int, re.findall(r'(\d+) (?:steps|a kill)', result.lost))
+  assert 0 <= again == most < 20
+
+
+def test_a_row_that_is_lost_with_a_member_that_is_killed_is_found(light):
+  with pytest.raises(outcome.FailedError, match='are not 1, 2, 3'):
+    process_faults.kills(light('1'), members=2, num_steps=80)
+
+
+def test_members_are_runs_of_this_project(stage, tmp_path, monkeypatch):
+  monkeypatch.setattr(stage, 'start', lambda line, rows: line)
+  line = runs.Run(stage, tmp_path, members=3, num_steps=7).start(1)
+  assert line[:3] == [sys.executable, '-m', 'experiments.run']
+  monkeypatch.setattr(sys, 'argv', line[2:])
+  with flagsaver.flagsaver():
+    request = make_request(parse_flags(sys.argv)[-1])
+  config = request.config
+  assert (request.workdir, request.member) == (tmp_path, 1)
+  assert (config.codistill.members, config.num_steps) == (3, 7)
 
 
 def write_rows(workdir, steps, *, final=(0,), status='done', ages=()):
