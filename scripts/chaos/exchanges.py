@@ -58,7 +58,7 @@ class InProcess(World):
 
     def done() -> bool:
       self._take_step(seen)
-      return self.step >= began + 20 and all(
+      return self.step >= began + 5 and all(
         event is None or event in events for events in seen
       )
 
