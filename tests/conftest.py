@@ -58,14 +58,6 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def triple(tmp_path_factory):
-  from commands import DNN, make_reference
-
-  three = (*DNN, '--config.codistill.members=3')
-  return make_reference(tmp_path_factory.mktemp('triple'), *three)
-
-
-@pytest.fixture(scope='session')
 def short_text(tmp_path_factory):
   """A few short documents of 64 pieces, instead of the built-in corpus."""
   from preparations import write_corpus

@@ -37,14 +37,14 @@ FOLDER = (
 APART = (*FOLDER[1:], '--config.checkpoint_interval_steps=4')
 
 
-def test_a_run_through_a_folder_that_resumes_is_one_in_memory(triple, tmp_path):
-  arguments = (*triple.arguments, *FOLDER)
+def test_a_run_through_a_folder_that_resumes_is_one_in_memory(small, tmp_path):
+  arguments = (*small.arguments, *FOLDER)
   stop_command(7, tmp_path, *arguments)
   outcome = run_command(tmp_path, *arguments)
   assert (outcome.status, outcome.trainer.start_step) == (0, 7)
-  assert rows_of(tmp_path) == triple.rows
+  assert rows_of(tmp_path) == small.rows
   # Memory still has what nobody asks for any more.
-  whole, found = leaves_of(triple.whole), leaves_of(outcome)
+  whole, found = leaves_of(small.whole), leaves_of(outcome)
   assert sum('publications' in path for path in found) > 3
   for path, leaf in found.items():
     assert leaf.dtype == whole[path].dtype
