@@ -353,7 +353,7 @@ def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
 
 
 def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
-  config = 'imagenet_codistill:smoke'  # Of two points.
+  config = 'imagenet_sync:smoke'  # Of two points.
   keys = ('--config.num_steps=20', '--config.num_devices=1', *DNN)
   keys += ('--config.checkpoint_interval_steps=2',)
   where = (f'--config={config}', f'--workdir={tmp_path}')
@@ -377,8 +377,8 @@ def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
     if row['kind'] != 'exchange'
   ]
   assert len(set(found)) == len(found)
-  assert sum(kind == 'final' for _, _, kind in found) == 3
-  assert sum(kind == 'train' for _, _, kind in found) == 40
+  assert sum(kind == 'final' for _, _, kind in found) == 1
+  assert sum(kind == 'train' for _, _, kind in found) == 20
   # What was done before has not been touched; now nothing is left to start.
   before = other.log.read_bytes()
   assert sweep.main(line[3:]) == 0
