@@ -90,13 +90,6 @@ def test_a_folder_that_cannot_serve_is_one_sentence(tmp_path, capfd):
   assert not (tmp_path / 'train[:50%]').exists()
 
 
-def test_the_process_ends_with_one_line_and_status_2(tmp_path):
-  process = start_process(line_of(tmp_path, '--config.codistill.membrs=2'))
-  out, err = process.communicate(timeout=100)
-  assert (process.returncode, out, err.count('\n')) == (2, '', 1)
-  assert 'did you mean codistill.members' in err
-
-
 def test_output_never_decides_whether_it_trains(tmp_path, monkeypatch):
   monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
   long = ('--config.num_steps=1000000', '--config.eval_interval_steps=1000000')

@@ -645,8 +645,10 @@ def test_one_is_killed_and_goes_on_and_is_stopped(tmp_path, gpus):
   assert (workdir / 'log-0.txt').stat().st_size > 0
 
 
-def test_a_config_that_is_refused_is_one_sentence(tmp_path, capsys):
-  config = ('--config.codistill.topology=rung', '--members=1')
+def test_a_value_that_is_refused_is_one_line(tmp_path, capsys):
+  config = ('--config.model.dnn.hidden=x', '--members=1')
   said = refusal(capsys, tmp_path, *config, has_begun=True)
-  assert "was refused: no topology 'rung'" in said
+  [line] = (tmp_path / 'log-0.txt').read_text().splitlines()
+  assert 'model.dnn.hidden' in line
+  assert f'was refused: {line.removeprefix("experiments.run: ")}' in said
   assert not list(tmp_path.glob('run*.json'))
