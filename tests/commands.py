@@ -47,7 +47,8 @@ NO_PROGRAM = {
   'config': 'seed num_steps eval_interval_steps checkpoint_interval_steps '
   'store_predictions predictions_interval_steps diversity',
   'codistill': 'members burn_in_steps exchange topology reload_interval_steps '
-  'delay_steps immediate',
+  'delay_steps immediate synchronous wait_timeout_s lease_timeout_s '
+  'exchange_dir',
   'two_phase': 'members num_steps train_split',
   'data': 'max_test_tokens path',
 }
