@@ -49,7 +49,7 @@ SHAPES_OF = (
   *('model', 'optimizer', 'batch_size', 'eval_batch_size', 'num_microbatches'),
   'num_async_workers',
 )
-traced = set()
+states, traced = {}, set()
 
 
 def shapes_of(tree):
@@ -64,32 +64,38 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   updates = experiment.updates
   peers = int(updates.needs_peers)
   settings = config.to_dict()
-  alike = [settings[key] for key in SHAPES_OF]
-  alike += [config.data.name, config.codistill.teacher, peers]
-  if str(alike) in traced:
-    return
-  traced.add(str(alike))
-  state = jax.eval_shape(functools.partial(experiment.init, 0))
+  network = str([config.data.name, *(settings[key] for key in SHAPES_OF)])
+  if network not in states:
+    states[network] = jax.eval_shape(functools.partial(experiment.init, 0))
+    assert_sizes(config, task, experiment.model, states[network].variables)
+  state = states[network]
   batch = task.abstract_batch(config.batch_size)
-  examples, parameters, features = SIZES[
-    'cifar100' if config.data.name == 'cifar100' else task.kind
-  ]
-  assert config.batch_size * config.num_async_workers == examples
-  variables = state.variables
-  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  assert count == parameters
+  teacher = config.codistill.teacher
   for distill, taught in ((False, 0), (True, peers)):
-    theirs = (variables,) * taught, (state.memory,) * taught
+    update = network, distill and teacher, taught
+    if update in traced:
+      continue
+    traced.add(update)
+    theirs = (state.variables,) * taught, (state.memory,) * taught
     descend = functools.partial(updates.descend, state, batch, *theirs, distill)
     new, metrics, _ = jax.eval_shape(descend)
     assert shapes_of(state) == shapes_of(new)
     assert ('distill_loss' in metrics) == distill
     assert all(value.shape == () for value in metrics.values())
+
+
+def assert_sizes(config, task, model, variables):
+  examples, parameters, features = SIZES[
+    'cifar100' if config.data.name == 'cifar100' else task.kind
+  ]
+  assert config.batch_size * config.num_async_workers == examples
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  assert count == parameters
   prediction, _ = jax.eval_shape(
-    experiment.model.predict,
+    model.predict,
     variables,
     task.abstract_batch(config.eval_batch_size)['inputs'],
-    jax.eval_shape(lambda: experiment.model.memory(config.eval_batch_size)),
+    jax.eval_shape(lambda: model.memory(config.eval_batch_size)),
   )
   assert prediction.features.shape == (config.eval_batch_size, *features)
 
@@ -168,7 +174,7 @@ def test_unigram_smoothing_takes_the_labels_frequencies():
   changes = {'codistill.teacher': 'unigram', 'schedule.name': 'constant', **DNN}
   experiment = build(smoke('imagenet_label_smoothing', **changes), None)
   state, batch = experiment.init(0), next(experiment.batches(0, 0))
-  prediction, _, _ = experiment.model.forward(
+  prediction, _, _ = jax.jit(experiment.model.forward)(
     state.variables, batch['inputs'], (), jax.random.key(0)
   )
   unigram = experiment.dataset.label_distribution()
