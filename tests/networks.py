@@ -50,9 +50,11 @@ make_small_dnn = of_images(make_dnn, hidden=(8,))
 
 
 @functools.cache
-def make_tiny_resnet(group_size=None, stages=(1,), width=4, dtype='float32'):
-  """A network of one block, for what has to do with BatchNorm alone."""
-  sizes = stages, False, width, True, CLASSES, 0.9, group_size, False
+def make_tiny_resnet(
+  group_size=None, stages=(1,), width=4, dtype='float32', remat=False
+):
+  """A network of one block, for what depends on no more."""
+  sizes = stages, False, width, True, CLASSES, 0.9, group_size, remat
   return make_feedforward(ResNet(*sizes, dtype, dtype), SHAPE)
 
 

@@ -216,10 +216,10 @@ def test_predict_changes_nothing_and_forward_returns_new_statistics(name):
 
 @pytest.mark.parametrize('name', ['resnet', 'wide_resnet'])
 def test_what_is_no_number_is_seen_in_what_is_predicted(name):
-  """XLA's maximum makes it 0 on CPUs; in networks as large as these."""
-  model = small(name, input_shape=(16, 16, 3))
-  prediction, _ = jitted(model.predict)(
-    model.init(KEY), jnp.full((16, 16, 16, 3), jnp.nan), ()
+  """XLA's maximum makes it 0 on CPUs; in images as large as these."""
+  one = worked(name)
+  prediction, _ = jitted(one.model.predict)(
+    one.variables, jnp.full((16, 16, 16, 1), jnp.nan), ()
   )
   assert np.isnan(prediction.logits).all()
 
@@ -287,22 +287,22 @@ def test_bf16_computes_in_bf16_and_keeps_float32_parameters(name):
 
 @text_models
 def test_a_gradient_in_bf16_is_near_that_in_float32(name):
-  inputs = tokens()
+  inputs, variables = tokens(), small(name, num_layers=1).init(KEY)
 
   def gradient(dtype):
-    model = small(name, dtype=dtype)
+    model = small(name, num_layers=1, dtype=dtype)
 
     def loss(variables):
       zero = model.memory(BATCH)
       prediction, _, _ = model.forward(variables, inputs, zero, KEY)
       return losses.task_cross_entropy(inputs, prediction.logits).sum()
 
-    return jax.jit(jax.grad(loss))(worked(name).variables)
+    return jax.jit(jax.grad(loss))(variables)
 
   ours, theirs = gradient('bfloat16'), gradient('float32')
   for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
     assert one.dtype == other.dtype == jnp.float32
-    # Eight bits of a number, through two layers and six tokens.
+    # Eight bits of a number, through a layer and six tokens.
     assert np.abs(one - other).max() < 0.1 * np.abs(other).max()
 
 
@@ -313,14 +313,14 @@ def test_a_gradient_in_bf16_is_near_that_in_float32(name):
   ('name', 'wide'), [('lstm', 'hidden_size'), ('transformer', 'width')]
 )
 def test_at_first_all_words_are_about_as_likely(name, wide):
-  # Logits of the paper's sizes: a vocabulary of its own, and as wide a head.
-  model = small(name, num_classes=24_006, num_layers=1, **{wide: 256})
+  # Logits as large as the paper's: of a head that is wide, and many words.
+  model = small(name, num_classes=1_000, num_layers=1, **{wide: 256})
   rng = np.random.default_rng(0)
-  inputs, labels = jnp.asarray(rng.integers(24_006, size=(2, BATCH, TOKENS)))
+  inputs, labels = jnp.asarray(rng.integers(1_000, size=(2, BATCH, TOKENS)))
   zero = model.memory(BATCH)
   prediction, _ = jitted(model.predict)(model.init(KEY), inputs, zero)
   loss = losses.task_cross_entropy(labels, prediction.logits).mean()
-  assert abs(float(loss) - np.log(24_006)) < 0.15
+  assert abs(float(loss) - np.log(1_000)) < 0.15
 
 
 def scrambled(tree):
@@ -423,14 +423,14 @@ def test_the_transformer_knows_the_order_of_tokens_and_not_where_they_are():
   def last(inputs):
     return model.predict(variables, inputs, ())[0].logits[:, -1]
 
-  inputs = tokens()
-  swapped = inputs.at[:, :2].set(inputs[:, 1::-1])
+  inputs = np.array(tokens())
+  swapped = np.concatenate([inputs[:, 1::-1], inputs[:, 2:]], axis=1)
   assert np.abs(last(inputs) - last(swapped)).max() > 1e-3
   # Queries and keys that both move on are as far apart as before.
   x = np.random.default_rng(0).normal(size=(1, 1, 1, 8)).astype(np.float32)
   turned = jax.jit(transformer.rotate)(np.tile(x, (1, 9, 1, 1)))[0, :, 0]
   products = np.asarray(turned) @ np.asarray(turned).T
-  expected = jax.scipy.linalg.toeplitz(products[0])
+  expected = products[0][np.abs(np.subtract.outer(range(9), range(9)))]
   np.testing.assert_allclose(products, expected, rtol=1e-5)
   assert np.unique(np.round(products[0], 4)).size == 9
 
@@ -507,24 +507,24 @@ def test_a_group_of_all_is_flaxs_batch_norm():
   arguments = {'momentum': 0.9, 'dtype': 'float32', 'param_dtype': 'float32'}
   ours = functools.partial(BatchNorm, group_size=8, **arguments)
   theirs = functools.partial(nn.BatchNorm, epsilon=EPSILON, **arguments)
-  variables, same = (
-    make(use_running_average=True).init(KEY, x) for make in (ours, theirs)
-  )
-  assert_close(variables, same)
-  variables['params'] = {'scale': jnp.arange(1.0, 4), 'bias': jnp.ones(3)}
-  results = []
-  for make in (ours, theirs):
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def results(make):
     training, evaluating = (make(use_running_average=b) for b in (False, True))
+    first = evaluating.init(KEY, x)
+    params = {'scale': jnp.arange(1.0, 4), 'bias': jnp.ones(3)}
+    variables = {**first, 'params': params}
     trained, updated = training.apply(variables, x, mutable=['batch_stats'])
     evaluated = evaluating.apply({**variables, **updated}, x)
-    results.append((trained, updated, evaluated))
-  assert_close(*results, rtol=1e-4, atol=1e-5)
+    return first, trained, updated, evaluated
+
+  assert_close(*map(results, (ours, theirs)), rtol=1e-4, atol=1e-5)
 
 
 def test_rematerialised_blocks_have_the_same_weights_and_gradients():
-  variables, results, sizes = worked('resnet').variables, [], []
+  variables, results, sizes = networks.make_tiny_resnet().init(KEY), [], []
   for remat in (False, True):
-    model = small('resnet', remat=remat)
+    model = networks.make_tiny_resnet(remat=remat)
     assert jax.tree.structure(shapes_of(model)) == jax.tree.structure(variables)
 
     def loss(variables, model=model):
