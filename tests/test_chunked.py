@@ -85,13 +85,16 @@ def descent(*arguments, **changes):
 @pytest.mark.parametrize(
   ('num_devices', 'chunk', 'options'),
   [
-    # 40 tokens in chunks of 6 or 7, or 5 a device in chunks of 2 or 1.
+    # 40 tokens at once, in chunks of 6 or 7, one by one; more than there are.
     *(
-      (1, 7, {'distill_loss': loss}) for loss in losses.DISTILL_LOSSES.values()
+      (1, chunk, {'distill_loss': loss})
+      for chunk, loss in zip(
+        (40, 7, 1), losses.DISTILL_LOSSES.values(), strict=True
+      )
     ),
+    (1, 1_000, {'peers': 1}),
+    # 5 a device in chunks of 2 or 1.
     (8, 2, {}),
-    # One token, all of them, and more than there are.
-    *((1, chunk, {'peers': 1}) for chunk in (1, 40, 1_000)),
     # Burn-in, which has no ψ; a constant teacher; labels without time.
     (2, 3, {'peers': 0}),
     (2, 3, {'peers': 0, 'constant_targets': UNIGRAM}),

@@ -33,11 +33,14 @@ def test_distill_losses_by_hand():
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-every_psi = pytest.mark.parametrize('loss', losses.DISTILL_LOSSES.values())
+# Each one program, which is soon compiled; op by op they are many.
+every_psi = pytest.mark.parametrize(
+  'loss', [*map(jax.jit, losses.DISTILL_LOSSES.values())]
+)
 
 
 def gradient(loss, targets, logits):
-  return jax.grad(lambda z: loss(targets, z).sum())(logits)
+  return jax.jit(jax.grad(lambda z: loss(targets, z).sum()))(logits)
 
 
 @every_psi
@@ -82,7 +85,7 @@ def test_of_a_click_it_is_the_binary_cross_entropy():
   p = 1 / (1 + np.exp(-np.asarray(z)))
   wanted = -q * np.log(p) - (1 - q) * np.log(1 - p)
   np.testing.assert_allclose(loss(z), wanted, rtol=1e-5)
-  found = jax.grad(lambda z: loss(z).sum())(z)
+  found = jax.jit(jax.grad(lambda z: loss(z).sum()))(z)
   np.testing.assert_allclose(found, p - q, rtol=1e-5)
 
 
@@ -96,7 +99,7 @@ def test_no_gradient_flows_into_a_teacher():
   def loss(z):
     return losses.soft_cross_entropy(losses.average_of_peers([z]), LOGITS).sum()
 
-  found = jax.grad(loss)(LOGITS + 1)
+  found = jax.jit(jax.grad(loss))(LOGITS + 1)
   np.testing.assert_array_equal(found, np.zeros((2, 2)))
 
 
