@@ -89,7 +89,8 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   subprocess.run(line, cwd=moved, env=env, check=True)
   model, [_, member] = pair.whole.experiment.model, pair.whole.trainer.members
   variables = member.state.variables
-  prediction, _ = model.predict(variables, jnp.asarray(inputs), ())
+  predict = jax.jit(model.predict)
+  prediction, _ = predict(variables, jnp.asarray(inputs), ())
   expected = jax.nn.softmax(prediction.logits)
   found = np.load(tmp_path / 'outputs.npz')
   np.testing.assert_allclose(found['all'], expected, rtol=1e-5)
@@ -115,6 +116,7 @@ def test_it_says_what_it_is_and_is_for_every_platform(pair, exported):
   assert str(outputs.shape) == '(batch, 1000)'
 
 
+@pytest.mark.usefixtures('exported_before')
 def test_a_member_alone_needs_no_data(tmp_path, capsys, monkeypatch):
   assert run_command(tmp_path / 'run', '--member=0').status == 0
   monkeypatch.setattr(images.Kind, 'make_dataset', None)

@@ -28,6 +28,8 @@ SMALL = (
   '--config.checkpoint_interval_steps=100',
   # Half as much to compile.
   '--config.model.lstm.num_layers=1',
+  # A memory_gap needs lanes of more than 512 tokens: one of all 600.
+  '--config.eval_batch_size=1',
 )
 
 
@@ -53,9 +55,7 @@ def kinds(rows, kind, member=0):
 def test_members_teach_each_other_and_every_held_out_token_counts(
   short, tmp_path
 ):
-  # A memory_gap needs lanes of more than 512 tokens: one of all 600.
-  arguments = (*short, '--config.eval_batch_size=1')
-  outcome = run_command(tmp_path, *arguments, config='lm_codistill:smoke')
+  outcome = run_command(tmp_path, *short, config='lm_codistill:smoke')
   assert outcome.status == 0
   rows = rows_of(tmp_path)
   for row in kinds(rows, 'train'):
