@@ -329,7 +329,7 @@ def test_a_bad_override_is_refused_by_name(parse):
 def test_a_command_that_makes_no_sense_is_one_sentence(parse):
   for arguments, said in (
     (['--config'], 'needs a name'),
-    (['--config=imagenet_sync:labtop'], "'labtop'; it has reduced, laptop, sm"),
+    (['--config=imagenet_sync:labtop'], "'labtop'; it has gpu, reduced, lap"),
     (['--config.num_steps=3'], '--config=NAME'),
     (['--config.num_steps=3', SMOKE], 'before'),
     ([SMOKE, 'laptop'], "'laptop'"),

@@ -179,14 +179,13 @@ class Run:
     member: int,
     *arguments: str,
     slow: str | None = None,
-    encoding: str = 'utf-8',
+    encoding: str | None = None,
   ) -> Job:
     """Starts a member's process, as often as one likes; the last one counts."""
     how = ['-m', 'experiments.run'] if slow is None else ['-c', _SLOW, slow]
-    line = [
-      *('env', f'PYTHONIOENCODING={encoding}', sys.executable, *how),
-      *(*self._line, f'--member={member}', *arguments),
-    ]
+    line = [sys.executable, *how, *self._line, f'--member={member}', *arguments]
+    if encoding:
+      line = ['env', f'PYTHONIOENCODING={encoding}', *line]
     job = self._stage.start(line, self.rows_path(member))
     self.jobs[member] = job
     return job
