@@ -19,7 +19,7 @@ class Member:
 
   Attributes:
     index: the member's number, 0 ≤ index < N.
-    state: what an update reads and returns; has `.variables`, which peers get.
+    state: what an update reads and returns.
     batches: endless; each `next` is the member's next batch of examples.
     active: a consumer clears it to let the others go on without this member.
   """
@@ -80,7 +80,7 @@ def codistill(
   """
   if start_step == 0:
     for member in members:
-      exchange.offer(member.index, 0, member.state.variables)
+      exchange.offer(member.index, 0, updates.published(member.state))
 
   # for n_burn_in steps do
   for step in range(start_step + 1, min(burn_in_steps, num_steps) + 1):
@@ -90,7 +90,7 @@ def codistill(
       batch = next(member.batches)
       # θᵢ = θᵢ − η ∇{ φ(y, F(θᵢ, f)) }
       member.state, metrics = updates.burn_in(member.state, batch)
-      _offer(exchange, member, step, metrics)
+      _offer(exchange, updates, member, step, metrics)
       yield Report(member, step, metrics, (), ends_round)
 
   # while not converged do
@@ -103,7 +103,7 @@ def codistill(
       peers = exchange.freshest(member.index, step)
       # θᵢ = θᵢ − η ∇{ φ(y, F(θᵢ, f)) + ψ(1/(N−1) Σ_{j≠i} F(θⱼ, f), F(θᵢ, f)) }
       member.state, metrics = updates.codistill(member.state, batch, peers)
-      _offer(exchange, member, step, metrics)
+      _offer(exchange, updates, member, step, metrics)
       yield Report(member, step, metrics, peers, ends_round)
 
 
@@ -114,10 +114,11 @@ def _active(members: Sequence[Member]) -> Iterator[tuple[Member, bool]]:
     yield member, position == len(active)
 
 
-def _offer(exchange: Exchange, member: Member, step: int, metrics: Any) -> None:
-  exchange.offer(
-    member.index, step, member.state.variables, metrics['task_loss']
-  )
+def _offer(
+  exchange: Exchange, updates: Updates, member: Member, step: int, metrics: Any
+) -> None:
+  variables = updates.published(member.state)
+  exchange.offer(member.index, step, variables, metrics['task_loss'])
 
 
 @runtime_checkable
@@ -132,6 +133,10 @@ class Updates(Protocol):
     self, state: Any, batch: Any, peers: tuple[Peer, ...]
   ) -> tuple[Any, Any]:
     """One step down ∇(φ + ψ); the burn-in update if there is no teacher."""
+    ...
+
+  def published(self, state: Any) -> Any:
+    """What peers get of a member: its variables."""
     ...
 
 

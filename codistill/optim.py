@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
 PyTree = Any
 
@@ -180,6 +182,62 @@ OPTIMIZERS = {
   'adagrad': adagrad,
   'lars': lars,
 }
+
+
+class Averaged(NamedTuple):
+  """What `averaging` keeps: the optimizer's state, updates, mean weights."""
+
+  inner: PyTree
+  count: Int[Array, '']
+  average: PyTree
+
+
+def averaging(
+  optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+  """The same updates, and a running average of the weights that they lead to.
+
+  After update t it is d · average + (1 − d) · weights, with the smaller of
+  `decay` and (1 + t) / (10 + t) for d, as TensorFlow has it, so that the first
+  weights are soon forgotten.
+
+  Args:
+    optimizer: whose updates are taken.
+    decay: in [0, 1).
+
+  Returns:
+    An optimizer with the state `Averaged`.
+  """
+
+  def init(params):
+    # Copies, because a state is donated, and no buffer twice.
+    average = jax.tree.map(jnp.copy, params)
+    return Averaged(optimizer.init(params), jnp.zeros((), jnp.int32), average)
+
+  def update(gradients, state, params):
+    steps, inner = optimizer.update(gradients, state.inner, params)
+    count = state.count + 1
+    keep = jnp.minimum(decay, (1 + count) / (10 + count))
+    average = jax.tree.map(
+      lambda new, old: (keep * old + (1 - keep) * new).astype(old.dtype),
+      optax.apply_updates(params, steps),
+      state.average,
+    )
+    return steps, Averaged(inner, count, average)
+
+  return optax.GradientTransformation(init, update)
+
+
+def averaged(variables: PyTree, opt_state: PyTree) -> PyTree:
+  """A member's variables with the average of its weights in their place.
+
+  Statistics of BatchNorm stay those of the weights.
+
+  Args:
+    variables: {'params': …, …}.
+    opt_state: of an optimizer that `averaging` made.
+  """
+  return {**variables, 'params': opt_state.average}
 
 
 def make_optimizer(

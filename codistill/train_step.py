@@ -22,6 +22,7 @@ from codistill import asynchronous, chunked, precision, sharding
 from codistill.algorithm import Peer
 from codistill.losses import Objective
 from codistill.models import Model, Prediction
+from codistill.optim import averaged
 
 PyTree = Any
 Batch = dict[str, Any]
@@ -37,7 +38,7 @@ class TrainState:
 
   Attributes:
     step: updates behind it, int32 [].
-    variables: {'params': …, 'batch_stats': …}; what peers get a copy of.
+    variables: {'params': …, 'batch_stats': …}.
     opt_state: the optimizer's.
     memory: the carry of its own forward pass over its stream.
     peer_memories: a dict by member number of each peer's carry over *this*
@@ -215,11 +216,14 @@ class JittedUpdates:
       peer memories), jitted; donates the state and the peers' memories.
     zero_memory: batch size → a peer's zero carry, on the mesh.
     needs_peers: False if a constant distribution is the teacher.
+    publish_average: peers get the average of the weights, which the optimizer
+      keeps (`codistill.optim.averaging`), instead of the weights.
   """
 
   descend: Callable[..., tuple[TrainState, Metrics, tuple[PyTree, ...]]]
   zero_memory: Callable[[int], PyTree]
   needs_peers: bool
+  publish_average: bool = False
 
   def burn_in(
     self, state: TrainState, batch: Batch
@@ -234,6 +238,12 @@ class JittedUpdates:
     if not self.needs_peers:
       return self._update(state, batch, (), distill=True)
     return self._update(state, batch, peers, distill=bool(peers))
+
+  def published(self, state: TrainState) -> PyTree:
+    """What peers get a copy of."""
+    if self.publish_average:
+      return averaged(state.variables, state.opt_state)
+    return state.variables
 
   def _update(self, state, batch, peers, *, distill):
     # Peers' memories pass through jit as a tuple, so that one compilation

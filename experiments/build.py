@@ -39,6 +39,7 @@ from experiments.tasks import Dataset, Task, make_task
 _SAME = (
   'seed',
   'num_steps',
+  'average_decay',
   'batch_size',
   'eval_batch_size',
   'num_async_workers',
@@ -89,6 +90,8 @@ def build(
     _check_microbatches(config, mesh)
     model = _make_model(config, task)
     optimizer = fault.prepare(_make_optimizer(config))
+    if config.average_decay:
+      optimizer = optim.averaging(optimizer, config.average_decay)
     exchange = _make_exchange(
       config, members, model, mesh, exchange_folder, teachers
     )
@@ -112,13 +115,16 @@ def build(
     mesh=mesh,
     model=model,
     optimizer=optimizer,
-    updates=make_updates(
-      model,
-      optimizer,
-      mesh,
-      objective,
-      num_async_workers=config.num_async_workers,
-      num_microbatches=config.num_microbatches,
+    updates=dataclasses.replace(
+      make_updates(
+        model,
+        optimizer,
+        mesh,
+        objective,
+        num_async_workers=config.num_async_workers,
+        num_microbatches=config.num_microbatches,
+      ),
+      publish_average=codistill.publish_average,
     ),
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,

@@ -333,6 +333,11 @@ def check_numbers(config: ConfigDict) -> None:
       'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
     }
   )
+  if not 0 <= config.average_decay < 1:
+    raise UserError(
+      f'average_decay is {config.average_decay}; it must be 0, for no average, '
+      'or between 0 and 1'
+    )
   often = config.predictions_interval_steps
   if often % config.eval_interval_steps:
     raise UserError(

@@ -71,6 +71,7 @@ class Experiment:
     dataset: the examples.
     burn_in_steps: n_burn_in.
     num_steps: updates of each member.
+    average_decay: of the running average of the weights; 0 for none.
     batch_size: global, a member; images, or lanes of text.
     eval_batch_size: likewise.
     num_async_workers: W of asynchronous SGD.
@@ -97,6 +98,7 @@ class Experiment:
   dataset: Dataset
   burn_in_steps: int
   num_steps: int
+  average_decay: float
   batch_size: int
   eval_batch_size: int
   num_async_workers: int

@@ -95,6 +95,10 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
   ),
   'codistill.publish_precision': (_LIVE,),
   'codistill.teacher_precision': (_LIVE,),
+  'codistill.publish_average': (
+    _LIVE,
+    Condition('average_decay', bool, 'more than 0'),
+  ),
   'codistill.reload_interval_steps': (_LIVE,),
   'codistill.delay_steps': (_LIVE,),
   'codistill.immediate': (_LIVE,),

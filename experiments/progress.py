@@ -119,7 +119,12 @@ class RunProgress:
     """Shows the rows of one evaluation."""
     scores = [
       f'{_name(row["member"])} '
-      f'{number(row["task_loss"])} ({percent(row["accuracy"])})'
+      f'{number(row["task_loss"])} ({percent(row["accuracy"])}'
+      + (
+        f', averaged {number(row["average_task_loss"])})'
+        if 'average_task_loss' in row
+        else ')'
+      )
       for row in rows
     ]
     self.say(f'step {rows[0]["step"]:,}  held out: {", ".join(scores)}')

@@ -9,6 +9,8 @@ METRICS = (
   'task_loss',
   'distill_loss',
   'accuracy',
+  'average_task_loss',
+  'average_accuracy',
   'disagreement',
   'peer_age',
   'examples_per_second',

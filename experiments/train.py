@@ -12,10 +12,12 @@ import jax
 from codistill import algorithm, hosts
 from codistill.algorithm import Account, Member, Report
 from codistill.checkpoint import Checkpoints
+from codistill.evaluate import Evaluation, Score
 from codistill.exchange.folder.waiter import (
   PeerTimeoutError,
   WaitInterruptedError,
 )
+from codistill.optim import averaged
 from codistill.step_folders import UnreadableError
 from experiments import predictions
 from experiments.errors import UserError
@@ -28,6 +30,18 @@ Row = dict[str, Any]
 # Updates between two times that processes of a member ask each other whether to
 # stop: each makes them wait for the device.
 _AGREE_STEPS = 10
+
+
+def _by_predictor(
+  active: list[Member], result: Evaluation
+) -> dict[int | str, Score]:
+  numbers = (member.index for member in active)
+  scores: dict[int | str, Score] = dict(
+    zip(numbers, result.members, strict=True)
+  )
+  if result.ensemble is not None:
+    scores['ensemble'] = result.ensemble
+  return scores
 
 
 class Trainer:
@@ -307,24 +321,41 @@ class Trainer:
     if ruined:
       self._evaluate(step, kind, progress)  # The others, and their ensemble.
       return
-    scores = [(member.index, score) for member, score in scored]
-    if result.ensemble is not None:
-      scores.append(('ensemble', result.ensemble))
+    scores = _by_predictor(active, result)
+    averages = self._evaluate_averages(active)
     rows = [
       self._scored_row(
         step,
         kind,
         who,
         **score._asdict(),
+        **averages.get(who, {}),
         disagreement=result.disagreement if who == 'ensemble' else None,
         **({'memory_gap': gaps[who]} if who in gaps else {}),
         **({'corrupt': corrupt} if corrupt else {}),
       )
-      for who, score in scores
+      for who, score in scores.items()
     ]
     for row in rows:
       self._write(row)
     progress.evaluated(rows)
+
+  def _evaluate_averages(
+    self, active: list[Member]
+  ) -> dict[int | str, dict[str, float]]:
+    """What averaged weights score, and their ensemble, for the same rows."""
+    experiment = self._experiment
+    if not experiment.average_decay:
+      return {}
+    result = experiment.evaluate(
+      [averaged(m.state.variables, m.state.opt_state) for m in active],
+      experiment.eval_batches(),
+      [experiment.carried(member) for member in active],
+    )
+    return {
+      who: {f'average_{key}': value for key, value in score._asdict().items()}
+      for who, score in _by_predictor(active, result).items()
+    }
 
   def _stores(self, step: int, kind: str) -> bool:
     """Whether what is predicted in an evaluation is kept."""

@@ -259,6 +259,8 @@ def _check_config(
     key
     for key in sorted(old.keys() | new.keys())
     if _show(old, key) != _show(new, key)
+    # What older code did not have yet was not set there, either.
+    and (key in old or key in run['overrides'])
   ]
   if all(key in new for key in differ) and not (
     set(differ) - unread(wanted, differ).keys()

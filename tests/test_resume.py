@@ -233,6 +233,14 @@ def other_commit(monkeypatch):
 
 def test_another_commit_may_be_allowed(small, tmp_path, refusal, other_commit):
   workdir, commit = small.stopped_copy(tmp_path), other_commit['commit']
+  # Its code did not have this key yet.
+  run = read_run(workdir / 'run.json')
+  del run['config']['average_decay']
+  old = {**run, 'config_hash': record.config_hash(run['config'])}
+  record.Record(workdir).write_run(old)
+  sentence = refusal(workdir, '--config.average_decay=0.5')
+  assert 'average_decay' in sentence
+  assert '0.5 now' in sentence
   first = read_run(workdir / 'run.json')['commit']
   sentence = refusal(workdir)
   for words in (commit[:12], str(first)[:12], '--allow-code-change'):

@@ -7,10 +7,20 @@ import struct
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
-from commands import assert_bit_for_bit, build_cheaply, rows_of, run_command
+from commands import (
+  DNN,
+  assert_bit_for_bit,
+  build_cheaply,
+  rows_of,
+  run_command,
+)
 from tensorboardX.proto.event_pb2 import Event
+
+from codistill.checkpoint import read_newest
+from codistill.optim import averaged
 
 
 @dataclasses.dataclass
@@ -56,7 +66,9 @@ def watched(small, tmp_path_factory):
 
     experiment.exchange.offer = offer_to_device
     watched = types.SimpleNamespace(
-      burn_in=watch(updates.burn_in), codistill=watch(updates.codistill)
+      burn_in=watch(updates.burn_in),
+      codistill=watch(updates.codistill),
+      published=updates.published,
     )
     return dataclasses.replace(experiment, updates=watched)
 
@@ -86,6 +98,70 @@ def test_the_same_config_twice_gives_identical_rows(watched, small):
   workdir, outcome, _ = watched
   assert rows_of(workdir) == small.rows
   assert_bit_for_bit(outcome, small.whole)
+
+
+def test_averages_of_weights_are_scored_taught_and_gone_on_with(tmp_path):
+  offered = {}
+
+  def build_and_keep(config, member, **keywords):
+    experiment = build_cheaply(config, member, **keywords)
+    offer = experiment.exchange.offer
+
+    def keep(member, step, variables, task_loss=None):
+      offered[member, step] = jax.tree.map(np.array, variables)
+      offer(member, step, variables, task_loss)
+
+    experiment.exchange.offer = keep
+    return experiment
+
+  arguments = (
+    *DNN,
+    '--config.average_decay=0.9',
+    '--config.codistill.publish_average=True',
+    '--config.num_steps=6',
+    '--config.eval_interval_steps=3',
+  )
+  done = run_command(tmp_path, *arguments, builder=build_and_keep)
+  assert done.status == 0
+  members = done.trainer.members
+  averages = [
+    averaged(member.state.variables, member.state.opt_state)
+    for member in members
+  ]
+  # By hand, with the decays of TensorFlow, from what was offered along the way:
+  # an average is as far from the one before as from the weights, in proportion.
+  for member, average in zip(members, averages, strict=True):
+    before, after = (offered[member.index, step]['params'] for step in (5, 6))
+    jax.tree.map(
+      lambda old, new, weights: np.testing.assert_allclose(
+        new, 7 / 16 * old + 9 / 16 * np.asarray(weights), rtol=1e-5, atol=1e-7
+      ),
+      *(before, after, member.state.variables['params']),
+    )
+    jax.tree.map(np.testing.assert_array_equal, after, average['params'])
+  experiment = done.experiment
+  scored = experiment.evaluate(averages, experiment.eval_batches())
+  rows = [row for row in rows_of(tmp_path) if row['kind'] != 'train']
+  assert len(rows) == 6
+  for row in rows:
+    assert row['average_task_loss'] != row['task_loss']
+  for row, score in zip(
+    rows[-3:], (*scored.members, scored.ensemble), strict=True
+  ):
+    assert row['average_task_loss'] == score.task_loss
+    assert row['average_accuracy'] == score.accuracy
+  restored = read_newest(
+    tmp_path / 'checkpoints',
+    jax.eval_shape(lambda: experiment.init(0)),
+    experiment.mesh,
+    experiment.teacher_precision,
+  )
+  for number, average in enumerate(averages):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      restored.states[number].opt_state.average,
+      average['params'],
+    )
 
 
 def events_of(folder):

@@ -48,6 +48,9 @@ def get_base() -> ConfigDict:
   config.model.memory_reset_probability = 0.0
 
   config.optimizer = ConfigDict()
+  # Of a running average of the weights, which is evaluated beside them; 0 for
+  # none.
+  config.average_decay = 0.0
 
   config.schedule = ConfigDict()
   # For schedule.name constant.
@@ -70,6 +73,8 @@ def get_base() -> ConfigDict:
   # float32 (as trained), bfloat16, int8.
   config.codistill.publish_precision = 'float32'
   config.codistill.teacher_precision = 'float32'
+  # The average of the weights instead of the weights.
+  config.codistill.publish_average = False
   config.codistill.reload_interval_steps = 50
   config.codistill.delay_steps = 0
   config.codistill.immediate = False

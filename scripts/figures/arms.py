@@ -52,7 +52,6 @@ class Metric:
     """(step, value) at each evaluation of a member, or of all in the mean."""
     values: dict[int, dict[int | str, float]] = {}
     for row in self._rows(result, who):
-      # The last evaluation is there twice, as the final one, too.
       by_member = values.setdefault(row['step'], {})
       by_member[row['member']] = row[self.key] * self.scale
     return [

@@ -1,0 +1,55 @@
+"""Does averaging give for nothing what a peer gives? Not in the paper.
+
+  python -m experiments.sweep --config=lm_average:reduced --seeds=3
+
+A running average of one's own weights, or a rate that falls to zero, costs no
+second network. Here every run is evaluated with its weights and with their
+average, members and ensembles; alone (two that never meet) and codistilled, at
+the constant rate and with a cosine to zero, alone also from twice the rate; and
+with the average, instead of the weights, as the teacher.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import lm_codistill
+
+VARIANTS = lm_codistill.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`lm_codistill` with an average of the weights."""
+  config = lm_codistill.get_config(variant)
+  # Of some five hundred steps, or of a sixth of a short run.
+  config.average_decay = {
+    'narrow': 0.995,
+    'laptop': 0.995,
+    'smoke': 0.5,
+  }.get(variant, 0.998)
+  schedule = config.schedule.warmup_cosine = ConfigDict()
+  schedule.initial_rate = 0.0
+  schedule.peak_rate = config.schedule.constant.rate
+  schedule.warmup_steps = 0
+  schedule.num_steps = config.get_oneway_ref('num_steps')
+  return config
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """Codistilled and alone, constant and falling rate; averages as teachers."""
+  config = get_config(variant)
+  alone = {
+    'codistill.exchange': 'none',
+    'codistill.burn_in_steps': config.num_steps,
+    'diversity.partition': 'same',
+  }
+  falling = {'schedule.name': 'warmup_cosine'}
+  twice = 2 * config.schedule.constant.rate
+  return [
+    {},
+    alone,
+    falling,
+    falling | alone,
+    falling | alone | {'schedule.warmup_cosine.peak_rate': twice},
+    {'codistill.publish_average': True},
+  ]

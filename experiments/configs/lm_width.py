@@ -1,0 +1,45 @@
+"""What codistillation and an ensemble gain over the width of the network.
+
+  python -m experiments.sweep --config=lm_width:reduced --seeds=3
+
+Not in the paper, which has one width. The reading to be tested: a narrow
+network has no room for what an ensemble knows. At each width networks that
+never meet, at half the rate, the rate and twice the rate, choose their own;
+pairs that codistil are run at all three. The widest network is that of `lm_codistill` and
+`lm_ensemble`; embeddings have half of its units.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import lm_codistill
+
+VARIANTS = lm_codistill.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`lm_codistill`."""
+  return lm_codistill.get_config(variant)
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """A half, a quarter and an eighth of the units; the widest at other rates."""
+  config = get_config(variant)
+  alone = {
+    'codistill.exchange': 'none',
+    'codistill.burn_in_steps': config.num_steps,
+    'diversity.partition': 'same',
+  }
+  units, rate = config.model.lstm.hidden_size, config.schedule.constant.rate
+  points = []
+  for part in (1, 2, 4, 8):
+    for factor in (1, 1 / 2, 2):
+      changed = {}
+      if part > 1:
+        changed['model.lstm.hidden_size'] = units // part
+        changed['model.lstm.embedding_size'] = max(1, units // (2 * part))
+      if factor != 1:
+        changed['schedule.constant.rate'] = factor * rate
+      points += [changed, changed | alone]
+  return points
