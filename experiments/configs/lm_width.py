@@ -5,8 +5,8 @@
 Not in the paper, which has one width. The reading to be tested: a narrow
 network has no room for what an ensemble knows. At each width networks that
 never meet, at half the rate, the rate and twice the rate, choose their own;
-pairs that codistil are run at all three. The widest network is that of `lm_codistill` and
-`lm_ensemble`; embeddings have half of its units.
+pairs that codistil are run at all three. The widest network is that of
+`lm_codistill` and `lm_ensemble`; embeddings have half of its units.
 """
 
 from typing import Any
