@@ -39,5 +39,6 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """At `:gpu` also at half the rate and twice."""
-  return lm_sync.rates(variant)
+  """At `:gpu` also at half the rate and twice, and with the largest batches."""
+  large = lm_sync.large_batches((16, 32)) if variant == 'gpu' else []
+  return [*lm_sync.rates(variant), *large]

@@ -31,6 +31,7 @@ This file is what every `lm_*` config starts from; they differ from it in the
 keys that they set and in nothing else.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -107,9 +108,18 @@ def get_config(variant: str = '') -> ConfigDict:
 def sweep(variant: str = '') -> list[dict[str, Any]]:
   """A quarter of the baseline's batch to twice it; rates that follow it.
 
-  And at `:laptop`, where there is text enough for it, up to 16 times.
+  And at `:laptop`, where there is text enough for it, up to 16 times; at `:gpu`
+  from twice to 32 times, for a quarter of the steps.
   """
   config = get_config(variant)
+  if variant == 'gpu':
+    return [
+      *rates(variant),
+      *(
+        point | {'codistill.burn_in_steps': point['num_steps']}
+        for point in large_batches((16, 8, 32, 4, 2))
+      ),
+    ]
   batch, rate = config.batch_size, config.schedule.constant.rate
   pairs = [
     *((1, 1), (1 / 2, 1), (2, 1)),
@@ -129,6 +139,27 @@ def rates(variant: str) -> list[dict[str, Any]]:
   rate = get_config(variant).schedule.constant.rate
   factors = (1 / 2, 2) if variant == 'gpu' else ()
   return [{}, *({'schedule.constant.rate': rate * by} for by in factors)]
+
+
+def large_batches(sizes: Sequence[int]) -> list[dict[str, Any]]:
+  """So many times the lanes of `:gpu`, for a quarter of its steps.
+
+  At rates that follow; the largest read the text twice and more. In the order
+  in which they are wanted, should there be no time for all.
+  """
+  config = get_config('gpu')
+  batch, rate = config.batch_size, config.schedule.constant.rate
+  factors = {2: (1,), 4: (1.5,), 8: (2, 1.5), 16: (2, 3), 32: (3, 2)}
+  return [
+    {
+      'num_steps': config.num_steps // 4,
+      'batch_size': size * batch,
+      'schedule.constant.rate': factors[size][again] * rate,
+    }
+    for again in (0, 1)
+    for size in sizes
+    if again < len(factors[size])
+  ]
 
 
 def _python_sources(config: ConfigDict) -> None:
