@@ -104,6 +104,8 @@ def make_run(
       row = {'step': step, 'member': who, 'kind': kind, 'seconds': 0.5 * step}
       row |= {'examples_seen': 8 * step, 'task_loss': value}
       row |= {'disagreement': 0.125 if who == 'ensemble' else None}
+      if config.get('average_decay'):
+        row['average_task_loss'] = value / 2
       record.write_row({**row, 'accuracy': 1 - value})
   record.close()
   return workdir

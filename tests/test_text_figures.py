@@ -32,6 +32,8 @@ WEIGHTS = {'codistill.task_weight': 0.9, 'codistill.distill_weight': 0.1}
 UNTAUGHT = {'codistill.members': 1, 'codistill.burn_in_steps': 0}
 SMOOTH = {**UNTAUGHT, 'codistill.teacher': 'uniform', **WEIGHTS}
 STALE = {**ASYNC, 'num_async_workers': 8}
+NARROW = {'model.lstm.hidden_size': 4}
+FALLS = {'schedule.name': 'warmup_cosine'}
 # Experiment, point, seeds, members, and its loss over that of one network.
 RUNS = (
   ('lm_sync', {}, 3, 1, 1.0),
@@ -54,6 +56,13 @@ RUNS = (
   ('lm_regime', {**FAST, **APART}, 1, 2, 0.98),
   ('lm_regime', {'codistill.distill_weight': 2.0}, 1, 2, 0.95),
   ('lm_regime', {'codistill.burn_in_steps': 20}, 1, 2, 0.97),
+  ('lm_width', NARROW, 2, 2, 1.05),
+  ('lm_width', {**NARROW, **APART}, 2, 2, 1.1),
+  ('lm_width', {**NARROW, 'schedule.constant.rate': 1.0}, 1, 2, 0.5),
+  ('lm_width', {**NARROW, **APART, 'schedule.constant.rate': 1.0}, 1, 2, 1.2),
+  ('lm_average', {}, 2, 2, 0.9),
+  ('lm_average', APART, 2, 2, 1.0),
+  ('lm_average', {**APART, **FALLS}, 1, 2, 0.95),
   ('staleness_contrast', {'codistill.delay_steps': 6}, 1, 2, 0.9),
   ('staleness_contrast', {}, 2, 2, 0.85),
   ('staleness_contrast', STALE, 1, 1, 1.5),
@@ -66,6 +75,9 @@ def rows(tmp_path_factory):
   folder = tmp_path_factory.mktemp('text')
   for number, (experiment, point, seeds, members, scale) in enumerate(RUNS):
     keys = {'members': members, 'named': {'data.sequence_length': 4}}
+    keys['named'] |= {'model.lstm.hidden_size': 8}
+    if experiment == 'lm_average':
+      keys['named']['average_decay'] = 0.5
     keys['loss'] = functools.partial(loss, scale=scale)
     if experiment in ('lm_ensemble', 'lm_same_data', 'lm_two_phase'):
       keys['named'] |= point
@@ -185,6 +197,43 @@ def test_where_codistillation_gains(rows):
   # Dots, one a seed, condition by condition.
   dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
   assert [len(line.get_xdata()) for line in dots] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
+
+
+def test_gains_over_widths_are_those_at_each_widths_own_rate(rows):
+  found = table_of('width', rows)
+  assert list(found) == ['2 × 4', '2 × 8']
+  narrow, wide = found.values()
+  # At twice the rate a pair ends lower still; but not two that are alone.
+  assert narrow['learning rate, best alone'] == '0.5'
+  end = 4 / 50
+  for line, codistilled, ensemble, share in (
+    (narrow, 0.05, 0.11, '45 %'),
+    (wide, 0.1, 0.1, '100 %'),
+  ):
+    assert line['codistillation gains'].startswith(f'+{codistilled * end:.4f}')
+    assert line['the ensemble gains'].startswith(f'+{ensemble * end:.4f}')
+    assert line['share'] == share
+  assert not FIGURES['width'].has_rows({**rows, 'lm_width': []})
+
+
+def test_averages_and_falling_rates_stand_beside_peers(rows):
+  found = table_of('average', rows)
+  alone, falls, pair = (
+    found[name] for name in ('alone', 'alone, rate falls', 'codistilled')
+  )
+  losses = [f'{kind}: cross-entropy (nats)' for kind in ('one', 'ensemble')]
+  one, ensemble = (name.replace(':', ', weights:') for name in losses)
+  averaged = losses[0].replace(':', ', averaged:')
+  gain = 'weights gain over alone, seed for seed'
+  assert alone[one] == '0.0800 ± 0.0000'
+  assert (alone[averaged], alone[ensemble]) == (
+    '0.0400 ± 0.0000',
+    '0.0720 ± 0.0000',
+  )
+  assert (falls[one], falls[gain], falls['runs']) == ('0.0760', '+0.0040', '1')
+  assert pair[gain] == '+0.0080 ± 0.0000'
+  assert found['codistilled, rate falls']['runs'] == '0'
+  assert not FIGURES['average'].has_rows({})
 
 
 def test_the_arms_of_figure_2_where_one_network_over_fits(rows):

@@ -32,7 +32,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     'diversity.partition': 'same',
   }
   units, rate = config.model.lstm.hidden_size, config.schedule.constant.rate
-  points = []
+  points = []  # But for what `lm_codistill` and `lm_ensemble` are.
   for part in (1, 2, 4, 8):
     for factor in (1, 1 / 2, 2):
       changed = {}
@@ -41,5 +41,6 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
         changed['model.lstm.embedding_size'] = max(1, units // (2 * part))
       if factor != 1:
         changed['schedule.constant.rate'] = factor * rate
-      points += [changed, changed | alone]
+      if changed:
+        points += [changed, changed | alone]
   return points

@@ -30,6 +30,7 @@ from experiments.paths import local_path
 from scripts import markdown
 from scripts.figures import arms
 from scripts.figures.arms import LOSS, TOP_1, Rows
+from scripts.figures.average import Average
 from scripts.figures.batch import Batch
 from scripts.figures.churn import (
   MODELS,
@@ -53,6 +54,7 @@ from scripts.figures.teacher_precision import TeacherPrecision
 from scripts.figures.topology import Topology
 from scripts.figures.transfer import Transfer
 from scripts.figures.two_phase import TwoPhase
+from scripts.figures.width import Width
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
 VARIANTS = ('gpu', 'reduced', 'sample', 'narrow', 'laptop')
@@ -152,6 +154,8 @@ FIGURES: Mapping[str, Figure] = {
     baseline=arms.OVER_FITTING[0],
     paper_steps=_WINDOW,
   ),
+  'width': Width('The wider the network, the more a peer gives?'),
+  'average': Average('Does averaging give for nothing what a peer gives?'),
   'two_phase': TwoPhase('Two phases, all steps counted'),
   'staleness_contrast': Contrast('Stale gradients and stale predictions'),
   'cost': Cost(
