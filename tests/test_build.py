@@ -48,6 +48,7 @@ def smoke(name='imagenet_codistill', **changes):
 SHAPES_OF = (
   *('model', 'optimizer', 'batch_size', 'eval_batch_size', 'num_microbatches'),
   'num_async_workers',
+  'average_decay',
 )
 states, traced = {}, set()
 

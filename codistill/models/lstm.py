@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from codistill.models.model import LinearHead, Model, Prediction
+from codistill.models.model import LinearHead, Model, Prediction, matmul
 
 PyTree = Any
 # Scale and bias of a normalisation.
@@ -42,15 +42,6 @@ _EPSILON = 1e-6
 def _uniform(limit: float) -> Callable[..., Array]:
   return lambda key, shape, dtype: jax.random.uniform(
     key, shape, dtype, -limit, limit
-  )
-
-
-def _matmul(x: Array, kernel: Array, dtype: Any) -> Array:
-  """Multiplied in `dtype`, added up in float32 or better."""
-  return jnp.matmul(
-    x.astype(dtype),
-    kernel.astype(dtype),
-    preferred_element_type=jnp.promote_types(dtype, jnp.float32),
   )
 
 
@@ -91,7 +82,7 @@ def _scan(kernel, gate_norm, cell_norm, projected, carry, dtype, keep):
 
   def step(carry, projected):
     cell, output = carry
-    gates = projected + _matmul(output, kernel, dtype)
+    gates = projected + matmul(output.astype(dtype), kernel)
     after = _activate(gate_norm, cell_norm, gates, cell)
     return after, (after[1], (gates, cell, output) if keep else ())
 
@@ -152,7 +143,7 @@ def _recur_backward(dtype, residuals, cotangents):
     _, pull = jax.vjp(_activate, *norms, gates, cell)
     *d_here, d_gates, d_cell = pull((d_cell, d_output + d_now))
     d_norms = jax.tree.map(jnp.add, d_norms, tuple(d_here))
-    return (d_cell, _matmul(d_gates, cast.T, dtype), d_norms), d_gates
+    return (d_cell, matmul(d_gates.astype(dtype), cast.T), d_norms), d_gates
 
   (d_cell, d_output, d_norms), d_gates = jax.lax.scan(
     step,
@@ -212,7 +203,7 @@ class _Layer(nn.Module):
     gate_norm = _Norm(4 * hidden, self.param_dtype, name='gate_norm')(exact)
     cell_norm = _Norm(hidden, self.param_dtype, name='cell_norm')(exact)
     # All tokens' inputs as one product, outside of the recurrence.
-    projected = _matmul(inputs, enter, self.dtype)
+    projected = matmul(inputs.astype(self.dtype), enter.astype(self.dtype))
     return recur(past, gate_norm, cell_norm, projected, carry, self.dtype)
 
 
