@@ -310,6 +310,9 @@ def in_common(config: ConfigDict) -> dict[str, Any]:
       holder = plain[section] if section else plain
       if name in holder:
         del holder[name]
+    # As of code that did not have these yet.
+    if not plain.average_decay:
+      del plain.average_decay, plain.codistill.publish_average
   return plain.to_dict()
 
 

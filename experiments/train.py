@@ -352,6 +352,7 @@ class Trainer:
       experiment.eval_batches(),
       [experiment.carried(member) for member in active],
     )
+    experiment.take_corrupt('eval')  # They were named for the same examples.
     return {
       who: {f'average_{key}': value for key, value in score._asdict().items()}
       for who, score in _by_predictor(active, result).items()

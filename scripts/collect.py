@@ -66,19 +66,34 @@ _KEPT = (
 )
 
 
-def read_collected(path: pathlib.Path, variant: str) -> list[Result]:
+def read_collected(
+  path: pathlib.Path, variant: str, allow: Sequence[str]
+) -> list[Result]:
   """Runs that were collected elsewhere, called by a variant that they are.
 
   Args:
     path: of the rows.
     variant: of the experiments that they are of.
+    allow: what is not refused, of `ALLOWABLE`.
 
   Raises:
-    ValueError: as `results.read`, and for a run that no point of the variant
-      is.
+    ValueError: as `results.read`, for a run that no point of the variant is or
+      that is marked, and for runs on different data.
     UserError: if there is no such experiment or variant.
   """
   found = results.read(path)
+  for result in found:
+    for mark in result.run['marked']:
+      if mark not in allow:
+        raise ValueError(
+          f'{result.id} in {path} is {mark}; --allow={mark} takes it'
+        )
+  data = {result.run.get('data', {}).get('fingerprint') for result in found}
+  if len(data) > 1:
+    raise ValueError(
+      f'runs in {path} were made on different data; collect them one by one, '
+      'each with an --out of its own'
+    )
   ids = {result.id: _id_as(variant, result, path) for result in found}
   return [
     Result(
@@ -88,7 +103,7 @@ def read_collected(path: pathlib.Path, variant: str) -> list[Result]:
         'variant': variant,
         'overrides': ids[result.id][1],
         'config': _without_folders(result.run['config']),
-        'collected_as': result.run['variant'],
+        'collected_as': result.run.get('collected_as', result.run['variant']),
       },
       tuple(row | {'id': ids[result.id][0]} for row in result.rows),
       tuple(
@@ -370,7 +385,7 @@ def merge(
   for result in merged.values():
     first = seen.setdefault(_point(result.id), result)
     recipes = [results.recipe_of(one.run['config']) for one in (first, result)]
-    if recipes[0] != recipes[1]:
+    if not _agree(*recipes):
       raise ValueError(
         f'{first.id} and {result.id} of {result.run["experiment"]} were run '
         'with different configs; run one of them again'
@@ -383,6 +398,13 @@ def merge(
         'another seed; collect it elsewhere, with --out'
       )
   return list(merged.values())
+
+
+def _agree(one: Any, other: Any) -> bool:
+  """Whether two recipes are alike in what the code of both knew."""
+  if not (isinstance(one, dict) and isinstance(other, dict)):
+    return bool(one == other)
+  return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
 
 
 def _identity(result: Result) -> tuple[Any, ...]:
@@ -473,14 +495,17 @@ def collect(
   files: dict[str, list[Result]] = {}
   folders: dict[str, dict[str, pathlib.Path]] = {}
   refused = []
-  churn: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
+  churn: dict[str, dict[tuple[str, str], list[Row]]] = {}
   for workdir in workdirs:
     if workdir.is_file():
-      for result in read_collected(workdir, variant):
+      for result in read_collected(workdir, variant, allow):
         name = results.stem(result.run['experiment'], variant)
         files[name] = merge(files.get(name, []), [result], replace=False)
-        for row in result.churn:
-          churn[result.id, row['other']].append(row)
+        pairs = churn.setdefault(name, {})
+        for other in {row['other'] for row in result.churn}:
+          pairs[result.id, other] = [
+            row for row in result.churn if row['other'] == other
+          ]
       continue
     for folder, records in find_runs(workdir).items():
       if not records:
@@ -501,7 +526,7 @@ def collect(
     path = out / f'{name}.jsonl'
     old = results.read(path) if path.exists() else []
     merged = merge(old, new, replace=replace)
-    new_churn = churn | _compare(folders.get(name, {}))
+    new_churn = churn.get(name, {}) | _compare(folders.get(name, {}))
     texts[path] = _with_churn(merged, old, new_churn)
   out.mkdir(parents=True, exist_ok=True)
   for path, merged in texts.items():

@@ -117,7 +117,8 @@ def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(
   elsewhere = tmp_path / 'elsewhere'
   assert run_collect(elsewhere, folder) == 0
   [path] = elsewhere.glob('*.jsonl')
-  assert run_collect(out, path, '--variant=smoke') == 0
+  # Named twice it is there once.
+  assert run_collect(out, path, path, '--variant=smoke') == 0
   assert one_file(out).name == 'imagenet_sync-smoke.jsonl'
   for old, new in zip(read(elsewhere), read(out), strict=True):
     assert new.point == double
@@ -138,10 +139,21 @@ def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(
     path, '--variant=laptop'
   )
   assert "no variant 'huge'" in refusal(path, '--variant=huge')
+  marked = tmp_path / 'marked.jsonl'
+  text = path.read_text()
+  marked.write_text(text.replace('"marked": []', '"marked": ["dirty"]'))
+  assert '--allow=dirty' in refusal(marked, '--variant=smoke')
   with pytest.raises(SystemExit, match='2'):
     run_collect(out, path)
   with pytest.raises(SystemExit, match='2'):
     run_collect(out, folder, '--variant=smoke')
+
+
+def test_a_seed_of_newer_code_joins_those_that_lack_a_key_of_it(tmp_path, out):
+  assert run_collect(out, make_run(tmp_path / 'a')) == 0
+  newer = make_run(tmp_path / 'b', seed=1, named={'codistill.new_key': 1})
+  assert run_collect(out, newer) == 0
+  assert ids_in(out) == ['base/seed-0', 'base/seed-1']
 
 
 def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):

@@ -374,3 +374,14 @@ def test_no_config_is_one_sentence(parse, capsys):
   error = capsys.readouterr().err
   assert error.count('\n') == 1
   assert '--config=NAME is missing' in error
+
+
+def test_members_of_code_without_averages_have_as_much_in_common():
+  config = config_lib.load('lm_codistill:smoke')
+  known = config_lib.in_common(config)
+  assert 'average_decay' not in known
+  assert 'publish_average' not in known['codistill']
+  config.average_decay = 0.5
+  found = config_lib.in_common(config)
+  assert found['average_decay'] == 0.5
+  assert not found['codistill']['publish_average']

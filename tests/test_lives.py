@@ -142,7 +142,9 @@ def test_peers_at_work_teach_with_all_of_their_present_life(tmp_path):
     (OVER, OVER, True),
     # It is, though one of them has begun it before the other does.
     (OVER, AGAIN, True),
-    (AGAIN, OVER, True),
+    # Killed in the run that the other has finished since.
+    (AGAIN, OVER, False),
+    (AGAIN, AGAIN, True),
     (AGAIN, STOPPED, False),
     # Whoever has not is about to repeat itself, and may need what is there.
     (STOPPED, OVER, False),

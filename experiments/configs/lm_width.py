@@ -6,7 +6,8 @@ Not in the paper, which has one width. The reading to be tested: a narrow
 network has no room for what an ensemble knows. At each width networks that
 never meet, at half the rate, the rate and twice the rate, choose their own;
 pairs that codistil are run at all three. The widest network is that of
-`lm_codistill` and `lm_ensemble`; embeddings have half of its units.
+`lm_codistill` and `lm_ensemble`, at `:gpu` with their rates; embeddings shrink
+with the layers.
 """
 
 from typing import Any
@@ -31,14 +32,16 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     'codistill.burn_in_steps': config.num_steps,
     'diversity.partition': 'same',
   }
-  units, rate = config.model.lstm.hidden_size, config.schedule.constant.rate
+  lstm, rate = config.model.lstm, config.schedule.constant.rate
   points = []  # But for what `lm_codistill` and `lm_ensemble` are.
   for part in (1, 2, 4, 8):
+    if part == 1 and variant == 'gpu':
+      continue
     for factor in (1, 1 / 2, 2):
       changed = {}
       if part > 1:
-        changed['model.lstm.hidden_size'] = units // part
-        changed['model.lstm.embedding_size'] = max(1, units // (2 * part))
+        changed['model.lstm.hidden_size'] = lstm.hidden_size // part
+        changed['model.lstm.embedding_size'] = lstm.embedding_size // part
       if factor != 1:
         changed['schedule.constant.rate'] = factor * rate
       if changed:

@@ -17,11 +17,14 @@ from matplotlib.axes import Axes
 from experiments.results import Result
 from scripts import markdown
 from scripts.figures.arms import (
+  LM_ALONE,
   LM_CODISTILL,
   LM_DOUBLE,
   LM_ENSEMBLE,
   LM_SAME,
+  LM_SYNC,
   LOSS,
+  MEMBERS,
   Arm,
   Curve,
   Metric,
@@ -42,7 +45,7 @@ _UPDATE = 3
 # What two networks' worth of computing is spent on; and of the last one's two
 # networks one alone.
 _TWO = (LM_DOUBLE, LM_CODISTILL, LM_SAME, LM_ENSEMBLE)
-_ONE = {'label': 'one of two that never meet', 'who': 0}
+_ONE = {'label': 'one of two that never meet', 'who': MEMBERS}
 
 
 def trained_on(run: Result, step: float) -> float:
@@ -122,7 +125,7 @@ class Cost(Figure):
 
   def has_rows(self, rows: Rows) -> bool:
     """Whether the baseline and another arm have runs that got to their end."""
-    there = [arm for arm in self.arms if curve(arm, rows)]
+    there = [arm for arm in self.arms if LOSS.whole(arm.runs(rows), arm.who)]
     return self.baseline in there and len(there) > 1
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
@@ -159,7 +162,7 @@ class Cost(Figure):
         last = runs[0].rows[-1]['step']
         cells += [
           f'{forward_passes(runs[0], last) / 1e6:.0f}',
-          LOSS.text(LOSS.ends(runs, arm.who)),
+          LOSS.text(LOSS.ends(learning(arm).runs(rows), arm.who)),
         ]
       lines.append(
         [
@@ -196,8 +199,9 @@ class EqualCompute(Figure):
     self.title = title
 
   def has_rows(self, rows: Rows) -> bool:
-    """Whether half of the arms have runs that got to their end."""
-    return 2 * sum(bool(curve(arm, rows)) for arm in _TWO) >= len(_TWO)
+    """Whether twice the batch, the budget, and another got to their end."""
+    there = [arm for arm in _TWO if curve(arm, rows)]
+    return LM_DOUBLE in there and len(there) > 1
 
   def draw_left(self, axes: Axes, rows: Rows) -> None:
     """Over tokens that all members together have trained on."""
@@ -270,7 +274,7 @@ def draw_curves(
   for arm in arms:
     runs = metric.whole(arm.runs(rows), arm.who)
     points = curve(arm, rows, metric)
-    if not points:
+    if not points or not runs:
       continue
     x, y = zip(*points, strict=True)
     late += [b for a, b in points if a > early * x[-1]]
@@ -297,4 +301,13 @@ def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
 
 def curve(arm: Arm, rows: Rows, metric: Metric = LOSS) -> Curve:
   """(step, mean over seeds) of an arm."""
+  arm = learning(arm)
   return metric.mean_curve(arm.runs(rows), arm.who)
+
+
+def learning(arm: Arm) -> Arm:
+  """Whose losses are an arm's: of one alone, those of both that never meet.
+
+  What others end at is a mean of both members; what one costs is one's own.
+  """
+  return LM_ALONE if arm is LM_SYNC else arm

@@ -14,7 +14,7 @@ from scripts.figures.arms import (
   Rows,
   crossing,
 )
-from scripts.figures.cost import curve, draw_curves, total_steps
+from scripts.figures.cost import curve, draw_curves, learning, total_steps
 from scripts.figures.figure import (
   COMMAND,
   Figure,
@@ -85,7 +85,7 @@ class TwoPhase(Figure):
           f'{first:,.0f}' if first else '–',
           reached(best),
           reached(end),
-          LOSS.text(LOSS.ends(runs, arm.who)),
+          LOSS.text(LOSS.ends(learning(arm).runs(rows), arm.who)),
           f'{sum(paper):,}' if paper else '–',
           count_cell(runs),
           command_cell(arm.config, variant, runs),

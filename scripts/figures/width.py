@@ -26,6 +26,7 @@ from scripts.figures.figure import (
 )
 
 _CONFIG = 'lm_width'
+_RATE = 'schedule.constant.rate'
 
 
 class _Width(NamedTuple):
@@ -127,36 +128,33 @@ class Width(Figure):
 
 def _widths(rows: Rows) -> dict[int, _Width]:
   """By units, ascending; of each the rate at which two alone end best."""
-  found: dict[tuple[int, float, bool], list[Result]] = {}
-  runs = (
-    *rows.get(_CONFIG, ()),
-    *LM_CODISTILL.runs(rows),
-    *LM_ENSEMBLE.runs(rows),
-  )
-  for run in LOSS.whole(runs, MEMBERS):
-    config = run.run['config']
-    key = (
-      config['model']['lstm']['hidden_size'],
-      config['schedule']['constant']['rate'],
-      config['codistill']['exchange'] == 'none',
-    )
-    found.setdefault(key, []).append(run)
-  widths: dict[int, _Width] = {}
-  for units, rate, is_apart in sorted(found):
-    together = found.get((units, rate, False))
-    if not is_apart or not together:
+  runs = list(rows.get(_CONFIG, ()))
+  for config in ('lm_codistill', 'lm_ensemble'):
+    runs += [run for run in rows.get(config, ()) if run.point.keys() <= {_RATE}]
+  found: dict[int, dict[float, tuple[list[Result], list[Result]]]] = {}
+  for run in runs:
+    # Of a run that lost a member nothing can be compared.
+    if not all(LOSS.ends([run], who) for who in (0, 1, 'ensemble')):
       continue
-    width = _Width(
-      rate, one_a_seed(together), one_a_seed(found[units, rate, True])
-    )
-    best = widths.setdefault(units, width)
-    if _end(width) < _end(best):
+    config = run.run['config']
+    by_rate = found.setdefault(config['model']['lstm']['hidden_size'], {})
+    pair = by_rate.setdefault(config['schedule']['constant']['rate'], ([], []))
+    pair[config['codistill']['exchange'] == 'none'].append(run)
+  widths = {}
+  for units, by_rate in sorted(found.items()):
+    ends = {
+      rate: statistics.fmean(LOSS.ends(apart, MEMBERS))
+      for rate, (_, apart) in by_rate.items()
+      if apart
+    }
+    if not ends:
+      continue
+    best = min(ends, key=lambda rate: ends[rate])
+    together, apart = by_rate[best]
+    width = _Width(best, one_a_seed(together), one_a_seed(apart))
+    if width.codistilled:
       widths[units] = width
   return widths
-
-
-def _end(width: _Width) -> float:
-  return statistics.fmean(LOSS.ends(width.apart, MEMBERS))
 
 
 def _along_widths(axes: Axes, rows: Rows) -> None:

@@ -72,12 +72,16 @@ class Lives:
 
   def look(self) -> None:
     """Notes who is at work, before this process's members are."""
-    again = all(over_in(self.lease(member)) for member in self._members)
+    mine = [self.lease(member) for member in self._members]
+    again = all(map(over_in, mine))
+    finished = all(lease.get('finished') for lease in mine)
     for peer in self._peers:
       lease = self.lease(peer)
       before = lease.get('incarnation', 0)
       if self._synchronous:
-        before = over_in(lease)
+        # One that is in the middle of a run does again what it did, and a peer
+        # that has finished since has finished this run.
+        before = over_in(lease if finished else lease | {'finished': False})
         if not (again and before):
           continue
       # A folder may be anything; whoever looks for it later says so.
