@@ -15,6 +15,7 @@ from scripts.figures.arms import (
   LM_ENSEMBLE,
   LM_SAME,
   LOSS,
+  MEMBERS,
   Arm,
   Rows,
   one_a_seed,
@@ -66,15 +67,14 @@ class Regime(Figure):
     """A line a condition."""
     lines = []
     for name, (together, apart) in _conditions(rows).items():
-      ends = LOSS.ends(together, 0)
+      ends = LOSS.ends(together, MEMBERS)
       lines.append(
         [
           name,
-          LOSS.text(LOSS.ends(apart, 0)),
+          LOSS.text(LOSS.ends(apart, MEMBERS)),
           LOSS.text(ends),
           LOSS.text(LOSS.ends(apart, 'ensemble')),
           LOSS.text(_codistilled((together, apart)), sign='+'),
-          LOSS.text(_members((together, apart)), sign='+'),
           LOSS.text(_ensemble((together, apart)), sign='+'),
           count_cell(together),
           command_cell(_CONFIG, variant, together),
@@ -86,7 +86,6 @@ class Regime(Figure):
       f'codistilled: {LOSS.short}',
       f'ensemble of two: {LOSS.short}',
       'codistillation gains',
-      'the same, mean of both members',
       'the ensemble gains',
       'runs',
       COMMAND,
@@ -96,19 +95,12 @@ class Regime(Figure):
 
 def _codistilled(pair: Pair) -> list[float]:
   together, apart = pair
-  return LOSS.gains(together, 0, apart, 0)
-
-
-def _members(pair: Pair) -> list[float]:
-  """As `_codistilled`, of the mean over a run's two members."""
-  together, apart = pair
-  by_member = (LOSS.gains(together, who, apart, who) for who in (0, 1))
-  return [statistics.fmean(gains) for gains in zip(*by_member, strict=True)]
+  return LOSS.gains(together, MEMBERS, apart, MEMBERS)
 
 
 def _ensemble(pair: Pair) -> list[float]:
   _, apart = pair
-  return LOSS.gains(apart, 'ensemble', apart, 0)
+  return LOSS.gains(apart, 'ensemble', apart, MEMBERS)
 
 
 def _base(rows: Rows, arm: Arm = LM_CODISTILL) -> Pair:
