@@ -105,6 +105,8 @@ class Objective:
     memory_reset_probability: with which each lane's carry, the member's and its
       teachers' alike, is zeroed before a batch. The lanes are drawn from the
       state's key and step.
+    publish_average: peers get the average of the weights, which the optimizer
+      keeps (`codistill.optim.averaging`), instead of the weights.
     loss_chunk_tokens: of how many tokens a device holds the logits at a time;
       None or 0 for all of its part of the batch.
   """
@@ -116,6 +118,7 @@ class Objective:
   teacher: Model | None
   constant_targets: ArrayLike | None
   memory_reset_probability: float
+  publish_average: bool
   loss_chunk_tokens: int | None
 
   @property
@@ -153,5 +156,6 @@ ALGORITHM_1 = Objective(
   teacher=None,
   constant_targets=None,
   memory_reset_probability=0.0,
+  publish_average=False,
   loss_chunk_tokens=None,
 )

@@ -203,11 +203,13 @@ def averaging(
 
   Args:
     optimizer: whose updates are taken.
-    decay: in [0, 1).
+    decay: in [0, 1); 0 for no average.
 
   Returns:
-    An optimizer with the state `Averaged`.
+    An optimizer with the state `Averaged`; without an average the one given.
   """
+  if not decay:
+    return optimizer
 
   def init(params):
     # Copies, because a state is donated, and no buffer twice.

@@ -216,14 +216,13 @@ class JittedUpdates:
       peer memories), jitted; donates the state and the peers' memories.
     zero_memory: batch size → a peer's zero carry, on the mesh.
     needs_peers: False if a constant distribution is the teacher.
-    publish_average: peers get the average of the weights, which the optimizer
-      keeps (`codistill.optim.averaging`), instead of the weights.
+    publish_average: as `Objective`.
   """
 
   descend: Callable[..., tuple[TrainState, Metrics, tuple[PyTree, ...]]]
   zero_memory: Callable[[int], PyTree]
   needs_peers: bool
-  publish_average: bool = False
+  publish_average: bool
 
   def burn_in(
     self, state: TrainState, batch: Batch
@@ -345,6 +344,7 @@ def make_updates(
     descend,
     zero_memory=jax.jit(zero_memory, static_argnums=0, out_shardings=part),
     needs_peers=objective.needs_peers,
+    publish_average=objective.publish_average,
   )
 
 

@@ -89,9 +89,7 @@ def build(
       sharding.check_batch_size(config[key], mesh, key)
     _check_microbatches(config, mesh)
     model = _make_model(config, task)
-    optimizer = fault.prepare(_make_optimizer(config))
-    if config.average_decay:
-      optimizer = optim.averaging(optimizer, config.average_decay)
+    optimizer = _make_optimizer(config, fault)
     exchange = _make_exchange(
       config, members, model, mesh, exchange_folder, teachers
     )
@@ -115,16 +113,13 @@ def build(
     mesh=mesh,
     model=model,
     optimizer=optimizer,
-    updates=dataclasses.replace(
-      make_updates(
-        model,
-        optimizer,
-        mesh,
-        objective,
-        num_async_workers=config.num_async_workers,
-        num_microbatches=config.num_microbatches,
-      ),
-      publish_average=codistill.publish_average,
+    updates=make_updates(
+      model,
+      optimizer,
+      mesh,
+      objective,
+      num_async_workers=config.num_async_workers,
+      num_microbatches=config.num_microbatches,
     ),
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
@@ -162,15 +157,18 @@ def _make_model(config: ConfigDict, task: Task) -> Model:
   )
 
 
-def _make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def _make_optimizer(
+  config: ConfigDict, fault: Fault
+) -> optax.GradientTransformation:
   name = config.schedule.name
-  return optim.make_optimizer(
+  made = optim.make_optimizer(
     config.optimizer.name,
     name,
     # A schedule that there is not is refused there.
     _chosen(config, 'schedule') if name in optim.SCHEDULES else {},
     **config.optimizer.get(config.optimizer.name, {}),
   )
+  return optim.averaging(fault.prepare(made), config.average_decay)
 
 
 def _chosen(config: ConfigDict, section: str) -> dict[str, Any]:
@@ -227,11 +225,6 @@ def _check_objective(config: ConfigDict) -> None:
     raise UserError(
       f'data.unlabelled_split is {unlabelled!r}, and nobody teaches what is in '
       'it; set codistill.exchange, or leave it out'
-    )
-  chance = config.model.memory_reset_probability
-  if not 0 <= chance <= 1:
-    raise UserError(
-      f'model.memory_reset_probability is {chance}; it must be in [0, 1]'
     )
 
 

@@ -341,6 +341,11 @@ def check_numbers(config: ConfigDict) -> None:
       f'average_decay is {config.average_decay}; it must be 0, for no average, '
       'or between 0 and 1'
     )
+  chance = config.model.memory_reset_probability
+  if not 0 <= chance <= 1:
+    raise UserError(
+      f'model.memory_reset_probability is {chance}; it must be in [0, 1]'
+    )
   often = config.predictions_interval_steps
   if often % config.eval_interval_steps:
     raise UserError(

@@ -148,6 +148,7 @@ def _join(world: World, **timeouts: float) -> None:
     ) from error
 
 
+# Long, because what is opened here, one in the other, is closed at its end.
 def _train(
   request: Request, teachers: Teachers, console: Console, stop: list[int]
 ) -> int:

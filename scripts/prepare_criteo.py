@@ -39,6 +39,7 @@ from experiments.paths import local_path
 from scripts import preparing
 
 
+# Long, because it is a table: an option, and below it what it means.
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   """Reads the command line."""
   parser = argparse.ArgumentParser(

@@ -55,6 +55,7 @@ class CheckpointExchange(Exchange):
   that reads.
   """
 
+  # Long, because it wires: each part is handed what it needs by name.
   def __init__(
     self,
     folder: epath.PathLike,
