@@ -1,5 +1,6 @@
 """Figures of the language model: computing, batches, two phases, staleness."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -232,6 +233,24 @@ def test_averages_and_falling_rates_stand_beside_peers(rows):
   assert pair[gain] == '+0.0080 ± 0.0000'
   assert found['codistilled, rate falls']['runs'] == '0'
   assert not FIGURES['average'].has_rows({})
+  # What other configs' runs are is taken from them, if they averaged.
+  averaged_there = rows['lm_average']
+  alone_there, falling, pair_there = (
+    [run for run in averaged_there if run.point.items() == point.items()]
+    for point in (APART, {**APART, **FALLS}, {})
+  )
+  assert not FIGURES['average'].has_rows({**rows, 'lm_average': falling})
+  instead = {
+    'lm_average': falling,
+    'lm_ensemble': [
+      dataclasses.replace(run, run={**run.run, 'overrides': {}})
+      for run in alone_there
+    ],
+    'lm_codistill': pair_there,
+  }
+  assert table_of('average', instead).keys() == found.keys()
+  assert table_of('average', instead)['alone'][one] == alone[one]
+  assert table_of('average', instead)['codistilled'][gain] == pair[gain]
 
 
 def test_the_arms_of_figure_2_where_one_network_over_fits(rows):

@@ -21,7 +21,7 @@ VARIANTS = lm_codistill.VARIANTS
 def get_config(variant: str = '') -> ConfigDict:
   """`lm_codistill` with an average of the weights."""
   config = lm_codistill.get_config(variant)
-  # Of some five hundred steps, or of a sixth of a short run.
+  # As at `:reduced`, or of a sixth of a short run.
   config.average_decay = {
     'narrow': 0.995,
     'laptop': 0.995,
@@ -36,7 +36,10 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """Codistilled and alone, constant and falling rate; averages as teachers."""
+  """Codistilled and alone, constant and falling rate; averages as teachers.
+
+  At `:reduced` `lm_codistill` and `lm_ensemble` are the first two.
+  """
   config = get_config(variant)
   alone = {
     'codistill.exchange': 'none',
@@ -46,8 +49,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   falling = {'schedule.name': 'warmup_cosine'}
   twice = 2 * config.schedule.constant.rate
   return [
-    {},
-    alone,
+    *([] if variant == 'reduced' else [{}, alone]),
     falling,
     falling | alone,
     falling | alone | {'schedule.warmup_cosine.peak_rate': twice},

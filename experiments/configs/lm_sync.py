@@ -214,9 +214,12 @@ def _reviews(config: ConfigDict) -> None:
 def _wide(config: ConfigDict) -> None:
   """A quarter of the paper's units, which know what an ensemble can add to."""
   config.num_steps = 3_000
+  config.eval_interval_steps = 200
   config.checkpoint_interval_steps = 500
   # Curves are smooth to a hundredth of a nat.
   config.data.max_test_tokens = 200_000
+  # Weights averaged over some five hundred steps are evaluated, too.
+  config.average_decay = 0.998
   config.model.lstm.embedding_size = 128
   config.model.lstm.hidden_size = 256
   config.model.transformer.width = 256

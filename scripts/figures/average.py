@@ -9,7 +9,16 @@ from matplotlib.axes import Axes
 
 from experiments.results import Result
 from scripts import markdown
-from scripts.figures.arms import ANY, LOSS, MEMBERS, Arm, Metric, Rows
+from scripts.figures.arms import (
+  ANY,
+  LM_CODISTILL,
+  LM_ENSEMBLE,
+  LOSS,
+  MEMBERS,
+  Arm,
+  Metric,
+  Rows,
+)
 from scripts.figures.figure import COMMAND, Figure, command_cell, count_cell
 
 _CONFIG = 'lm_average'
@@ -44,6 +53,8 @@ _TRAINED: Mapping[str, Arm] = {
     ),
   )
 }
+# Runs of other configs that average, too, are not made again.
+_ELSEWHERE = {'alone': LM_ENSEMBLE, 'codistilled': LM_CODISTILL}
 _KINDS = ((LOSS, 'o', 'weights'), (AVERAGE_LOSS, 'D', 'averaged weights'))
 
 
@@ -105,7 +116,10 @@ class Average(Figure):
 
 
 def _runs(rows: Rows, name: str) -> list[Result]:
-  return LOSS.whole(_TRAINED[name].runs(rows), MEMBERS)
+  runs = _TRAINED[name].runs(rows)
+  if not runs and name in _ELSEWHERE:
+    runs = _ELSEWHERE[name].runs(rows)
+  return AVERAGE_LOSS.whole(runs, MEMBERS)
 
 
 def _draw(axes: Axes, rows: Rows, who: str) -> None:
