@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TABLES := --into=README.md --into=docs/reproduction.md --into=docs/criteo.md
+TABLES := --into=docs/criteo.md $(addprefix --into=,$(wildcard docs/results/*.md))
 # Compiled programs are kept between runs and tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
@@ -26,6 +26,7 @@ figures: $(VENV)/installed
 	for variant in gpu reduced sample narrow laptop; do \
 	  $(BIN)/python -m scripts.figures all --variant=$$variant $(TABLES) || \
 	    exit 1; done
+	$(BIN)/python -m scripts.diagram
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \
 	  docs/scaling.md docs/criteo.md

@@ -77,7 +77,7 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   np.save(tmp_path / 'inputs.npy', inputs)
   files = [str(tmp_path / 'inputs.npy'), str(tmp_path / 'outputs.npz')]
   # And by the project's own for checkpoints, of that which it was made of.
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  text = (ROOT / 'docs/running.md').read_text(encoding='utf-8')
   [plain] = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
   assert len(plain.replace('\n\n', '\n').splitlines()) == 3
   [path] = re.findall(r"'(runs/.*)'", plain)

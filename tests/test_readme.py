@@ -1,4 +1,4 @@
-"""The README says what is so: links, the map of Algorithm 1, names, targets."""
+"""README and docs say what is so: links, the map of Algorithm 1, names."""
 
 import contextlib
 import pathlib
@@ -8,11 +8,13 @@ import pytest
 
 from experiments import config as config_lib
 from experiments.errors import UserError
+from scripts import diagram
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 MAP = re.findall(r'\[`([^`]+)`\]\(([\w/.]+)#L(\d+)\)', README)
-FILES = re.findall(r'\]\(((?!https?:)[\w/.-]+)', README)
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+LINK = re.compile(r'\]\((?!https?:)([\w/.-]*)(?:#([\w-]+))?\)')
 
 
 def test_the_map_of_algorithm_1_is_long_enough():
@@ -26,14 +28,51 @@ def test_the_map_of_algorithm_1_points_at_its_lines(code, path, line):
   assert int(line) in found, f'{code} is at line {found} of {path}'
 
 
-@pytest.mark.parametrize('path', sorted(set(FILES)))
-def test_links_lead_somewhere(path):
-  assert (ROOT / path).exists()
+def anchors(text):
+  """Of its headings, as GitHub makes them."""
+  headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+  return {
+    re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
+    for heading in headings
+  }
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+  for path, anchor in LINK.findall(page.read_text(encoding='utf-8')):
+    target = page.parent / path if path else page
+    assert target.exists(), path
+    if anchor and target.suffix == '.md':
+      found = anchors(target.read_text(encoding='utf-8'))
+      assert anchor in found, f'{path}#{anchor}; there are {found}'
 
 
 def test_every_config_is_in_the_table_and_no_other():
-  named = re.findall(r'^\| `(\w+)` \|', README, re.MULTILINE)
+  page = (ROOT / 'docs/experiments.md').read_text(encoding='utf-8')
+  named = re.findall(r'^\| `(\w+)` \|', page, re.MULTILINE)
   assert sorted(named) == config_lib.names()
+
+
+def test_every_result_has_a_line_in_the_index():
+  index = (ROOT / 'docs/results/README.md').read_text(encoding='utf-8')
+  for page in (ROOT / 'docs/results').glob('*.md'):
+    assert page.name == 'README.md' or f'({page.name})' in index
+
+
+def test_every_picture_is_shown_or_linked():
+  text = ''.join(page.read_text(encoding='utf-8') for page in PAGES)
+  for picture in (ROOT / 'docs/figures').glob('*.svg'):
+    assert f'figures/{picture.name})' in text
+
+
+def test_the_readme_is_short():
+  assert len(README.split()) < 1_600
+
+
+def test_the_diagram_is_what_its_script_draws(tmp_path):
+  diagram.draw(tmp_path / 'method.svg')
+  kept = ROOT / 'docs/images/method.svg'
+  assert (tmp_path / 'method.svg').read_bytes() == kept.read_bytes()
 
 
 def is_key(config, key):
@@ -46,8 +85,9 @@ def is_key(config, key):
 def test_every_key_that_is_named_exists():
   labels = ('imagenet_codistill:laptop', 'lm_codistill', 'criteo_codistill')
   configs = [config_lib.load(label) for label in labels]
-  keys = re.findall(r'`((?:codistill|data|diversity)\.\w+)`', README)
-  keys += re.findall(r'--config\.([\w.]+)=', README)
+  text = README + (ROOT / 'docs/running.md').read_text(encoding='utf-8')
+  keys = re.findall(r'`((?:codistill|data|diversity)\.\w+)`', text)
+  keys += re.findall(r'--config\.([\w.]+)=', text)
   keys = [key for key in keys if key != 'key' and not key.endswith('.py')]
   assert len(keys) > 6
   # Of one kind of data or another.
@@ -79,6 +119,9 @@ def test_make_has_the_commands_that_are_promised():
   makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
   for target in ('run', 'test', 'lint', 'venv'):
     assert re.search(rf'^{target}:', makefile, re.MULTILINE)
-  for pin in re.findall(r"'jax\[\w+\](==[\d.]+)'", README):
-    requirements = (ROOT / 'requirements.txt').read_text(encoding='utf-8')
+  requirements = (ROOT / 'requirements.txt').read_text(encoding='utf-8')
+  running = (ROOT / 'docs/running.md').read_text(encoding='utf-8')
+  pins = re.findall(r"'jax\[\w+\](==[\d.]+)'", README + running)
+  assert len(pins) == 4
+  for pin in pins:
     assert f'jax{pin}' in requirements
