@@ -26,7 +26,7 @@ figures: $(VENV)/installed
 	for variant in gpu reduced sample narrow laptop; do \
 	  $(BIN)/python -m scripts.figures all --variant=$$variant $(TABLES) || \
 	    exit 1; done
-	$(BIN)/python -m scripts.diagram
+	$(BIN)/python -m scripts.figures.diagram
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \
 	  docs/scaling.md docs/criteo.md

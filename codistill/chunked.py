@@ -16,8 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
+from codistill.losses import weigh
 from codistill.models import Prediction
 from codistill.sharding import DATA_AXIS
 
@@ -94,7 +96,7 @@ def sum_in_chunks(
 
 def mean_in_chunks(
   measure: Callable[..., Metrics],
-  weigh: Callable[[Metrics], Array],
+  weights: tuple[ArrayLike, ArrayLike],
   student: Prediction,
   teachers: Sequence[Prediction],
   labels: Int[Array, '*batch'],
@@ -109,7 +111,7 @@ def mean_in_chunks(
 
   Args:
     measure: (student, teachers, labels) → name → [tokens]. Called on chunks.
-    weigh: means by name → what is descended; linear.
+    weights: of φ and ψ in what is descended.
     student: what the member predicts.
     teachers: what its peers predict.
     labels: what is right.
@@ -137,12 +139,12 @@ def mean_in_chunks(
     )
 
   def part(student, teachers, labels, counted):
-    """A chunk's part in the means, which is all that `weigh` has to see."""
+    """A chunk's part in the means and, linear in these, in their sum."""
     means = {
       name: jnp.where(counted > 0, values, 0).sum() / num_tokens
       for name, values in measure(student, teachers, labels).items()
     }
-    return weigh(means), means
+    return weigh(means, weights), means
 
   @jax.custom_vjp
   def mean(student, teachers, labels):

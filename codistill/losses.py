@@ -20,6 +20,7 @@ from codistill.models import Model
 Logits = Float[Array, '*batch classes']
 Probabilities = Float[Array, '*batch classes']
 PerExample = Float[Array, '*batch']
+Weight = float | Callable[[Array], ArrayLike]
 
 
 def task_cross_entropy(
@@ -43,23 +44,81 @@ def kl_divergence(targets: Probabilities, logits: Logits) -> PerExample:
   return optax.kl_divergence(jax.nn.log_softmax(logits), targets)
 
 
+def reverse_kl(targets: Probabilities, logits: Logits) -> PerExample:
+  """ψ as KL(softmax(logits) ‖ p̄) = Σₖ qₖ (log qₖ − log p̄ₖ), in nats.
+
+  The student may leave out what the teacher holds possible (Gu et al. 2024,
+  MiniLLM, eq. 2).
+  """
+  log_q = jax.nn.log_softmax(logits)
+  return (jnp.exp(log_q) * (log_q - _log(targets))).sum(-1)
+
+
+def jensen_shannon(targets: Probabilities, logits: Logits) -> PerExample:
+  """ψ as ½ KL(p̄ ‖ m) + ½ KL(q ‖ m) with m = ½ (p̄ + q), in nats.
+
+  Symmetric and at most log 2 (Lin 1991; Agarwal et al. 2024, GKD, eq. 1 with
+  β = ½).
+  """
+  log_p, log_q = _log(targets), jax.nn.log_softmax(logits)
+  log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2)
+  of_teacher = targets * (log_p - log_m)
+  of_student = jnp.exp(log_q) * (log_q - log_m)
+  return 0.5 * (of_teacher + of_student).sum(-1)
+
+
 def squared_logit_error(targets: Probabilities, logits: Logits) -> PerExample:
   """ψ as ½ Σₖ (zₖ − z̄ₖ)² between logits (Ba & Caruana 2014, eq. 1).
 
-  Peers are averaged as predictions (Algorithm 1), and a prediction fixes its
-  logits up to a constant: both sides are centred over the classes first, the
-  teacher's being log p̄ (from 1e-30 up, which keeps float32 finite).
+  A teacher's distribution fixes its logits up to a constant, so both sides are
+  centred over the classes first; the teacher's logits are log p̄.
   """
-  teacher = jnp.log(jnp.maximum(targets, 1e-30))
+  teacher = _log(targets)
   teacher -= teacher.mean(-1, keepdims=True)
   student = logits - logits.mean(-1, keepdims=True)
   return 0.5 * jnp.square(student - teacher).sum(-1)
 
 
-DISTILL_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+def squared_log_softmax_error(
+  targets: Probabilities, logits: Logits
+) -> PerExample:
+  """ψ as ½ Σₖ (log qₖ − log p̄ₖ)².
+
+  `squared_logit_error` with logits that are normalised instead of centred.
+  """
+  return 0.5 * jnp.square(jax.nn.log_softmax(logits) - _log(targets)).sum(-1)
+
+
+def top_k_kl(targets: Probabilities, logits: Logits, *, k: int) -> PerExample:
+  """ψ as KL(p̃ ‖ softmax(logits)), p̃ being p̄ on its k likeliest classes.
+
+  p̄ is set to zero elsewhere and normalised again; the student's softmax is over
+  all classes (Gemma Team 2025, Gemma 3, §2.3, which samples the classes).
+
+  Args:
+    targets: p̄.
+    logits: the student's.
+    k: at most the number of classes.
+  """
+  kept, classes = jax.lax.top_k(targets, k)
+  kept /= kept.sum(-1, keepdims=True)
+  log_q = jnp.take_along_axis(jax.nn.log_softmax(logits), classes, axis=-1)
+  return (kept * (_log(kept) - log_q)).sum(-1)
+
+
+def _log(probabilities: Probabilities) -> Logits:
+  """From 1e-30 up, which keeps float32 finite."""
+  return jnp.log(jnp.maximum(probabilities, 1e-30))
+
+
+DISTILL_LOSSES: dict[str, Callable[..., Array]] = {
   'cross_entropy': soft_cross_entropy,
   'kl': kl_divergence,
+  'reverse_kl': reverse_kl,
+  'jensen_shannon': jensen_shannon,
   'squared_logit_error': squared_logit_error,
+  'squared_log_softmax_error': squared_log_softmax_error,
+  'top_k_kl': top_k_kl,
 }
 
 
@@ -74,6 +133,17 @@ def average_of_peers(logits: Sequence[Logits]) -> Probabilities:
   """
   total = sum(jax.nn.softmax(one) for one in logits)
   return jax.lax.stop_gradient(total / len(logits))
+
+
+def average_of_logits(logits: Sequence[Logits]) -> Probabilities:
+  """softmax(1/(N−1) Σ_{j≠i} zⱼ): the normalised geometric mean instead."""
+  return jax.lax.stop_gradient(jax.nn.softmax(sum(logits) / len(logits)))
+
+
+PEER_AVERAGES = {
+  'probabilities': average_of_peers,
+  'logits': average_of_logits,
+}
 
 
 def labelled_cross_entropy(
@@ -96,8 +166,13 @@ class Objective:
   Attributes:
     task_loss: φ(labels, logits) → [*batch].
     distill_loss: ψ(targets, logits) → [*batch].
-    task_weight: w₁, once ψ is on; during burn-in φ is undiminished.
-    distill_weight: w₂.
+    task_weight: w₁, once ψ is on; during burn-in φ is undiminished. A number,
+      or a function of the updates behind the state, an int32 [].
+    distill_weight: w₂, likewise.
+    temperature: T, by which the logits of student and peers are divided in ψ.
+    temperature_scaling: whether ψ is multiplied by T², so that its gradient
+      keeps its size (Hinton et al. 2015, §2).
+    peer_average: the peers' logits → the targets [*batch, classes].
     teacher: the peers' F; None if it is the members' own, as it is but for
       frozen peers of another architecture.
     constant_targets: a distribution over classes that replaces the peers in
@@ -113,8 +188,11 @@ class Objective:
 
   task_loss: Callable[[Array, Array], Array]
   distill_loss: Callable[[Array, Array], Array]
-  task_weight: float
-  distill_weight: float
+  task_weight: Weight
+  distill_weight: Weight
+  temperature: float
+  temperature_scaling: bool
+  peer_average: Callable[[Sequence[Array]], Array]
   teacher: Model | None
   constant_targets: ArrayLike | None
   memory_reset_probability: float
@@ -130,21 +208,42 @@ class Objective:
     self, logits: Logits, teachers: Sequence[Logits]
   ) -> PerExample:
     """ψ of a student's logits, with the teacher that this objective has."""
+    if self.temperature != 1:
+      logits = logits / self.temperature
+      teachers = [one / self.temperature for one in teachers]
     if self.needs_peers:
-      targets = average_of_peers(teachers)
+      targets = self.peer_average(teachers)
     else:
       targets = jnp.asarray(self.constant_targets, logits.dtype)
       targets = jnp.broadcast_to(targets, logits.shape)
-    return self.distill_loss(targets, logits)
+    loss = self.distill_loss(targets, logits)
+    if self.temperature != 1 and self.temperature_scaling:
+      loss *= self.temperature**2
+    return loss
 
-  def weigh(self, means: dict[str, Array]) -> Array:
-    """w₁·φ + w₂·ψ of their means; φ alone where ψ was not computed."""
-    if 'distill_loss' not in means:
-      return means['task_loss']
-    return (
-      self.task_weight * means['task_loss']
-      + self.distill_weight * means['distill_loss']
+  def weights(self, step: Array) -> tuple[ArrayLike, ArrayLike]:
+    """w₁ and w₂ at the update that follows so many."""
+    return tuple(
+      weight(step) if callable(weight) else weight
+      for weight in (self.task_weight, self.distill_weight)
     )
+
+  @property
+  def is_scheduled(self) -> bool:
+    """Whether a weight changes from step to step."""
+    return callable(self.task_weight) or callable(self.distill_weight)
+
+
+def weigh(
+  means: dict[str, Array], weights: tuple[ArrayLike, ArrayLike]
+) -> Array:
+  """w₁·φ + w₂·ψ of their means; φ alone where ψ was not computed."""
+  if 'distill_loss' not in means:
+    return means['task_loss']
+  task_weight, distill_weight = weights
+  return (
+    task_weight * means['task_loss'] + distill_weight * means['distill_loss']
+  )
 
 
 # As the paper has it (§2): both losses with weight one, peers the teachers.
@@ -153,6 +252,9 @@ ALGORITHM_1 = Objective(
   distill_loss=soft_cross_entropy,
   task_weight=1.0,
   distill_weight=1.0,
+  temperature=1.0,
+  temperature_scaling=True,
+  peer_average=average_of_peers,
   teacher=None,
   constant_targets=None,
   memory_reset_probability=0.0,

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float
 
 from codistill import asynchronous, chunked, precision, sharding
 from codistill.algorithm import Peer
-from codistill.losses import Objective
+from codistill.losses import Objective, weigh
 from codistill.models import Model, Prediction
 from codistill.optim import averaged
 
@@ -137,18 +137,18 @@ def make_objective(
   """
   teacher = objective.teacher or model
 
-  def mean(measure, *predictions_and_labels):
+  def mean(measure, weights, *predictions_and_labels):
     if objective.loss_chunk_tokens:
       return chunked.mean_in_chunks(
         measure,
-        objective.weigh,
+        weights,
         *predictions_and_labels,
         chunk_tokens=objective.loss_chunk_tokens,
         mesh=mesh,
       )
     values = measure(*predictions_and_labels)
     metrics = {name: value.mean() for name, value in values.items()}
-    return objective.weigh(metrics), metrics
+    return weigh(metrics, weights), metrics
 
   def descended(params, state, batch, peers, peer_memories, distill):
     variables = {**state.variables, 'params': params}
@@ -190,7 +190,11 @@ def make_objective(
         )
       return values
 
-    value, metrics = mean(measure, student, teachers, labels)
+    weights = objective.weights(state.step)
+    value, metrics = mean(measure, weights, student, teachers, labels)
+    if distill and objective.is_scheduled:
+      names = ('task_weight', 'distill_weight')
+      metrics |= dict(zip(names, map(jnp.asarray, weights), strict=True))
     return value, (metrics, updated, memory, peer_memories)
 
   return descended

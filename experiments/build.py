@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from codistill import losses, optim, sharding
+from codistill import optim, sharding
 from codistill.algorithm import Exchange, Peer
 from codistill.evaluate import make_evaluate
 from codistill.exchange import memory as exchange_lib
@@ -33,6 +33,7 @@ from experiments.errors import UserError, check_choice, check_least, user_errors
 from experiments.experiment import PARTITIONS, Diversity, Experiment
 from experiments.faults import Fault
 from experiments.given import EXCHANGES
+from experiments.objective import check_objective, make_objective
 from experiments.tasks import Dataset, Task, make_task
 
 # Keys that an experiment has under the same names.
@@ -77,12 +78,12 @@ def build(
   """
   codistill = config.codistill
   config_lib.check_numbers(config)
-  _check_objective(config)
+  task = make_task(config.data)
+  check_objective(config, task)
   members = _check_members(codistill, member)
   diversity = Diversity(**config.diversity)
   fault = Fault(seed=config.seed, **config.fault)
   fault.check(codistill.members, config.num_steps)
-  task = make_task(config.data)
   with user_errors(ValueError):
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):
@@ -104,7 +105,7 @@ def build(
       batch_size=config.num_async_workers * config.batch_size,
       rows=np.arange(0),
     )
-  objective = _make_objective(config, task, dataset, teacher)
+  objective = make_objective(config, task, dataset, teacher)
   return Experiment(
     task=task,
     diversity=diversity,
@@ -180,52 +181,6 @@ def _chosen(config: ConfigDict, section: str) -> dict[str, Any]:
       f'{section}.{name} to say how'
     )
   return dict(config[section][name])
-
-
-def _make_objective(
-  config: ConfigDict, task: Task, dataset: Dataset, teacher: Model | None
-) -> losses.Objective:
-  """φ, ψ and their numbers, each from the key of its own name."""
-  codistill = config.codistill
-  targets = None
-  if codistill.teacher != 'peers':
-    targets = np.asarray(dataset.label_distribution())
-    if codistill.teacher == 'uniform':
-      targets = np.full(len(targets), 1 / len(targets), np.float32)
-  made = {
-    'task_loss': task.task_loss,
-    'distill_loss': losses.DISTILL_LOSSES[codistill.distill_loss],
-    'teacher': teacher,
-    'constant_targets': targets,
-  }
-  keys = {**config.model, **codistill}
-  numbers = {
-    field.name: keys[field.name]
-    for field in dataclasses.fields(losses.Objective)
-    if field.name not in made
-  }
-  return losses.Objective(**made, **numbers)
-
-
-def _check_objective(config: ConfigDict) -> None:
-  """What can be refused before any data is read."""
-  codistill = config.codistill
-  teacher, exchange = codistill.teacher, codistill.exchange
-  check_choice('codistill.teacher', teacher, ('peers', 'uniform', 'unigram'))
-  check_choice(
-    'codistill.distill_loss', codistill.distill_loss, losses.DISTILL_LOSSES
-  )
-  if teacher != 'peers' and exchange != 'none':
-    raise UserError(
-      f'codistill.teacher {teacher} stands in for the peers; set '
-      'codistill.exchange to none'
-    )
-  unlabelled = config.data.get('unlabelled_split')
-  if unlabelled and exchange == 'none' and teacher == 'peers':
-    raise UserError(
-      f'data.unlabelled_split is {unlabelled!r}, and nobody teaches what is in '
-      'it; set codistill.exchange, or leave it out'
-    )
 
 
 def _make_exchange(

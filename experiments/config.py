@@ -176,7 +176,10 @@ def first_phase(config: ConfigDict) -> ConfigDict:
   first.codistill.exchange = 'none'
   # Not in the first phase, which is then the same for students that differ in
   # these.
-  first.codistill.task_weight = first.codistill.distill_weight = 1.0
+  for key in ('task_weight', 'distill_weight', 'temperature'):
+    first.codistill[key] = 1.0
+  for key in ('task_schedule', 'distill_schedule'):
+    first.codistill[key] = 'constant'
   if config.two_phase.model is not None:
     first.model.name = config.two_phase.model
   split = config.two_phase.train_split
@@ -296,6 +299,19 @@ _OWN_KEYS = (
 )
 
 
+# Keys that older code did not have, with the value of what it did.
+_ADDED = {
+  'average_decay': 0.0,
+  'codistill.publish_average': False,
+  'codistill.distill_top_k': 16,
+  'codistill.task_schedule': 'constant',
+  'codistill.distill_schedule': 'constant',
+  'codistill.temperature': 1.0,
+  'codistill.temperature_scaling': True,
+  'codistill.peer_average': 'probabilities',
+}
+
+
 def in_common(config: ConfigDict) -> dict[str, Any]:
   """What members that exchange weights must have in common, as plain values."""
   plain = config.copy_and_resolve_references()
@@ -310,9 +326,11 @@ def in_common(config: ConfigDict) -> dict[str, Any]:
       holder = plain[section] if section else plain
       if name in holder:
         del holder[name]
-    # As of code that did not have these yet.
-    if not plain.average_decay:
-      del plain.average_decay, plain.codistill.publish_average
+    for key, before in _ADDED.items():
+      section, _, name = key.rpartition('.')
+      holder = plain[section] if section else plain
+      if holder[name] == before:
+        del holder[name]
   return plain.to_dict()
 
 

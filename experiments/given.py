@@ -95,6 +95,11 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
   ),
   'codistill.publish_precision': (_LIVE,),
   'codistill.teacher_precision': (_LIVE,),
+  'codistill.distill_top_k': (_is('codistill.distill_loss', 'top_k_kl'),),
+  'codistill.temperature_scaling': (
+    _is_not('codistill.temperature', 1, 'another value'),
+  ),
+  'codistill.peer_average': (_is('codistill.teacher', 'peers'),),
   'codistill.publish_average': (
     _LIVE,
     Condition('average_decay', bool, 'more than 0'),
@@ -137,7 +142,17 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
 # ψ and the weights of the losses that it is added to.
 _OF_TEACHERS = tuple(
   f'codistill.{key}'
-  for key in ('distill_loss', 'distill_weight', 'task_weight')
+  for key in (
+    'distill_loss',
+    'distill_top_k',
+    'distill_weight',
+    'distill_schedule',
+    'task_weight',
+    'task_schedule',
+    'temperature',
+    'temperature_scaling',
+    'peer_average',
+  )
 )
 
 

@@ -270,6 +270,14 @@ REFUSED = {
   ('codistill.exchange', 'post'): "exchange is 'post'; it can be memory",
   ('codistill.teacher', 'me'): "teacher is 'me'; it can be peers",
   ('codistill.distill_loss', 'l1'): "'l1'; it can be cross_entropy, kl",
+  ('codistill.distill_loss', 'top_k_kl', 'codistill.distill_top_k', 0): (
+    'distill_top_k is 0; it must be between 1 and the 1000 classes'
+  ),
+  ('codistill.temperature', 0.0): 'temperature is 0.0; it must be more than 0',
+  ('codistill.peer_average', 'max'): "'max'; it can be probabilities, logits",
+  ('codistill.task_schedule', 'linear_ramp(num_steps=9)'): (
+    'codistill.task_schedule has num_steps=9, which ends at step'
+  ),
   ('codistill.topology', 'web'): "no topology 'web'; there are all",
   ('codistill.topology', 'random', 'codistill.num_random_neighbours', 2): (
     'codistill.num_random_neighbours can be 1 to 1'

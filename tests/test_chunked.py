@@ -1,6 +1,7 @@
 """The chunked loss: values and gradients of the plain one, and no big array."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -18,6 +19,16 @@ from codistill.train_step import TrainState, make_objective
 WORDS, WIDTH, LANES, TIME = 13, 4, 8, 5
 ROUNDING = {'rtol': 2e-5, 'atol': 1e-6}
 UNIGRAM = np.arange(1, WORDS + 1, dtype=np.float32) / (WORDS * (WORDS + 1) / 2)
+
+
+DISTILL_LOSSES = {
+  **losses.DISTILL_LOSSES,
+  'top_k_kl': functools.partial(losses.top_k_kl, k=3),
+}
+SCHEDULED = {
+  'task_weight': lambda step: 1.5 + step,
+  'distill_weight': lambda step: 0.5 * (step + 1.0),
+}
 
 
 def lookup(variables, inputs, memory):
@@ -85,14 +96,13 @@ def descent(*arguments, **changes):
 @pytest.mark.parametrize(
   ('num_devices', 'chunk', 'options'),
   [
-    # 40 tokens at once, in chunks of 6 or 7, one by one; more than there are.
-    *(
-      (1, chunk, {'distill_loss': loss})
-      for chunk, loss in zip(
-        (40, 7, 1), losses.DISTILL_LOSSES.values(), strict=True
-      )
-    ),
+    *((1, 7, {'distill_loss': loss}) for loss in DISTILL_LOSSES.values()),
+    # 40 tokens at once, one by one; more than there are.
+    (1, 40, {'temperature': 2.0}),
+    (1, 1, {'peer_average': losses.average_of_logits}),
     (1, 1_000, {'peers': 1}),
+    # Weights that are known on the device alone.
+    (2, 7, SCHEDULED),
     # 5 a device in chunks of 2 or 1.
     (8, 2, {}),
     # Burn-in, which has no ψ; a constant teacher; labels without time.
@@ -124,6 +134,9 @@ def test_values_and_gradients_are_those_of_the_plain_loss(
   names = {'task_loss', 'accuracy'}
   if peers or options:
     names |= {'distill_loss'}
+  if options == SCHEDULED:
+    names |= SCHEDULED.keys()
+    assert float(metrics['task_weight']) == 1.5
   assert set(metrics) == names
   assert float(max(jnp.abs(x).max() for x in jax.tree.leaves(mine))) > 1e-3
   # No gradient reaches a peer, in no way.

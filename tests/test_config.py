@@ -239,6 +239,9 @@ def test_a_key_that_nothing_reads_is_refused(parse):
     ('lm_codistill', 'codistill.keep_s=1', "codistill.exchange is 'memory'"),
     ('lm_sync', 'codistill.reload_interval_steps=9', "exchange is 'none'"),
     ('lm_sync', 'codistill.distill_weight=0.5', 'memory or checkpoints'),
+    ('lm_codistill', 'codistill.distill_top_k=3', "loss is 'cross_entropy'"),
+    ('lm_codistill', 'codistill.temperature_scaling=False', 'temperature is 1'),
+    ('lm_label_smoothing', 'codistill.peer_average=logits', 'peers'),
     (
       'lm_codistill',
       'codistill.num_random_neighbours=2',
@@ -376,12 +379,13 @@ def test_no_config_is_one_sentence(parse, capsys):
   assert '--config=NAME is missing' in error
 
 
-def test_members_of_code_without_averages_have_as_much_in_common():
+def test_members_of_code_without_a_key_have_as_much_in_common():
   config = config_lib.load('lm_codistill:smoke')
   known = config_lib.in_common(config)
   assert 'average_decay' not in known
-  assert 'publish_average' not in known['codistill']
+  assert 'temperature' not in known['codistill']
   config.average_decay = 0.5
+  config.codistill.temperature = 2.0
   found = config_lib.in_common(config)
   assert found['average_decay'] == 0.5
-  assert not found['codistill']['publish_average']
+  assert found['codistill']['temperature'] == 2.0

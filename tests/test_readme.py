@@ -8,7 +8,7 @@ import pytest
 
 from experiments import config as config_lib
 from experiments.errors import UserError
-from scripts import diagram
+from scripts.figures import diagram
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

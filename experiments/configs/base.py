@@ -97,9 +97,21 @@ def get_base() -> ConfigDict:
   config.codistill.lease_timeout_s = 60.0
   # ψ, its first argument (peers, uniform or unigram), and the two weights.
   config.codistill.distill_loss = 'cross_entropy'
+  # Of the teacher, for top_k_kl.
+  config.codistill.distill_top_k = 16
   config.codistill.teacher = 'peers'
   config.codistill.task_weight = 1.0
   config.codistill.distill_weight = 1.0
+  # What the weights are multiplied by from the first step with ψ on: constant,
+  # linear_ramp(num_steps=200), cosine_ramp(num_steps=200), or any of optax's
+  # schedules, called with keywords.
+  config.codistill.task_schedule = 'constant'
+  config.codistill.distill_schedule = 'constant'
+  # T, by which logits are divided in ψ; ψ then counts T² times, or not.
+  config.codistill.temperature = 1.0
+  config.codistill.temperature_scaling = True
+  # The mean of the peers' probabilities (the paper's), or of their logits.
+  config.codistill.peer_average = 'probabilities'
 
   # What goes wrong on purpose, after which step of which member: none; rate,
   # a learning rate times rate_factor; noise instead of weights.

@@ -1,6 +1,6 @@
 """Draws the README's diagram of the method.
 
-  python -m scripts.diagram [--out=docs/images/method.svg]
+  python -m scripts.figures.diagram [--out=docs/images/method.svg]
 
 Two members train on parts of the data of their own, publish weights through a
 folder, and learn from stale copies of each other. The same picture each time.
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 
 from experiments.paths import local_path
 
-OUT = pathlib.Path(__file__).parent.parent / 'docs/images/method.svg'
+OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/images/method.svg'
 # No dates, no random ids, letters as outlines.
 STYLE = {'svg.hashsalt': 'codistillation', 'svg.fonttype': 'path'}
 # Of members 1 and 2, and of what they share.
@@ -137,7 +137,9 @@ def _arrow(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Draws it."""
-  parser = argparse.ArgumentParser(prog='scripts.diagram', description=__doc__)
+  parser = argparse.ArgumentParser(
+    prog='scripts.figures.diagram', description=__doc__
+  )
   parser.add_argument('--out', type=local_path, default=OUT)
   draw(parser.parse_args(argv).out)
   return 0

@@ -1,0 +1,187 @@
+"""φ, ψ, their weights and teachers, from what a config says of them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from codistill import losses
+from codistill.losses import Weight
+from codistill.models import Model
+from experiments.errors import UserError, check_choice
+from experiments.tasks import Dataset, Task
+
+CONSTANT = 'constant'
+
+
+def make_objective(
+  config: ConfigDict, task: Task, dataset: Dataset, teacher: Model | None
+) -> losses.Objective:
+  """φ, ψ and their numbers, each from the key of its own name."""
+  codistill = config.codistill
+  targets = None
+  if codistill.teacher != 'peers':
+    targets = np.asarray(dataset.label_distribution())
+    if codistill.teacher == 'uniform':
+      targets = np.full(len(targets), 1 / len(targets), np.float32)
+  distill_loss = losses.DISTILL_LOSSES[codistill.distill_loss]
+  if codistill.distill_loss == 'top_k_kl':
+    distill_loss = functools.partial(distill_loss, k=codistill.distill_top_k)
+  made = {
+    'task_loss': task.task_loss,
+    'distill_loss': distill_loss,
+    'peer_average': losses.PEER_AVERAGES[codistill.peer_average],
+    'teacher': teacher,
+    'constant_targets': targets,
+    **_make_weights(config),
+  }
+  keys = {**config.model, **codistill}
+  numbers = {
+    field.name: keys[field.name]
+    for field in dataclasses.fields(losses.Objective)
+    if field.name not in made
+  }
+  return losses.Objective(**made, **numbers)
+
+
+def check_objective(config: ConfigDict, task: Task) -> None:
+  """Refuses what can be refused before any data is read."""
+  codistill = config.codistill
+  teacher, exchange = codistill.teacher, codistill.exchange
+  check_choice('codistill.teacher', teacher, ('peers', 'uniform', 'unigram'))
+  check_choice(
+    'codistill.distill_loss', codistill.distill_loss, losses.DISTILL_LOSSES
+  )
+  check_choice(
+    'codistill.peer_average', codistill.peer_average, losses.PEER_AVERAGES
+  )
+  k, classes = codistill.distill_top_k, task.num_classes
+  if codistill.distill_loss == 'top_k_kl' and not 1 <= k <= classes:
+    raise UserError(
+      f'codistill.distill_top_k is {k}; it must be between 1 and the {classes} '
+      'classes'
+    )
+  if not 0 < codistill.temperature < math.inf:
+    raise UserError(
+      f'codistill.temperature is {codistill.temperature}; it must be more '
+      'than 0'
+    )
+  _make_weights(config)
+  if teacher != 'peers' and exchange != 'none':
+    raise UserError(
+      f'codistill.teacher {teacher} stands in for the peers; set '
+      'codistill.exchange to none'
+    )
+  unlabelled = config.data.get('unlabelled_split')
+  if unlabelled and exchange == 'none' and teacher == 'peers':
+    raise UserError(
+      f'data.unlabelled_split is {unlabelled!r}, and nobody teaches what is in '
+      'it; set codistill.exchange, or leave it out'
+    )
+
+
+def _make_weights(config: ConfigDict) -> dict[str, Weight]:
+  return {
+    f'{loss}_weight': make_weight(
+      f'codistill.{loss}_schedule',
+      config.codistill[f'{loss}_weight'],
+      config.codistill[f'{loss}_schedule'],
+      burn_in_steps=config.codistill.burn_in_steps,
+      num_steps=config.num_steps,
+    )
+    for loss in ('task', 'distill')
+  }
+
+
+def linear_ramp(num_steps: int) -> optax.Schedule:
+  """From 0 to 1 in so many steps."""
+  if num_steps < 1:
+    raise ValueError('num_steps must be at least 1')
+  return optax.linear_schedule(0.0, 1.0, num_steps)
+
+
+def cosine_ramp(num_steps: int) -> optax.Schedule:
+  """From 0 to 1 along half a period of a cosine."""
+  falling = optax.cosine_decay_schedule(1.0, num_steps)
+  return lambda count: 1 - falling(count)
+
+
+_RAMPS = {'linear_ramp': linear_ramp, 'cosine_ramp': cosine_ramp}
+
+
+def make_weight(
+  key: str, weight: float, schedule: str, *, burn_in_steps: int, num_steps: int
+) -> Weight:
+  """A weight that follows a schedule once ψ is on.
+
+  Args:
+    key: of the schedule, for messages.
+    weight: what the schedule is multiplied by.
+    schedule: 'constant', or a call with keywords of `linear_ramp`,
+      `cosine_ramp` or one of optax's schedules; it counts from the first step
+      with ψ.
+    burn_in_steps: of the run.
+    num_steps: of the run.
+
+  Returns:
+    The weight itself if it is constant, else a function of the updates so far.
+
+  Raises:
+    UserError: if the schedule cannot be read, or ends after the run.
+  """
+  if schedule == CONSTANT:
+    return weight
+  name, keywords = _parse(key, schedule)
+  factor = _call(key, name, keywords)
+  for keyword, value in keywords.items():
+    if keyword.endswith('_steps') and burn_in_steps + value > num_steps:
+      raise UserError(
+        f'{key} has {keyword}={value}, which ends at step '
+        f'{burn_in_steps + value:,}, and the run at {num_steps:,}; make it at '
+        f'most {num_steps - burn_in_steps:,}, or the run longer'
+      )
+  return lambda step: weight * factor(jnp.maximum(step - burn_in_steps, 0))
+
+
+def _parse(key: str, text: str) -> tuple[str, dict[str, Any]]:
+  """'linear_ramp(num_steps=9)' → 'linear_ramp', {'num_steps': 9}."""
+  try:
+    call = ast.parse(text, mode='eval').body
+    if not isinstance(call, ast.Call) or call.args:
+      raise ValueError('it is no call with keywords')
+    keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    return ast.unparse(call.func), keywords
+  except (SyntaxError, ValueError) as error:
+    raise UserError(
+      f'{key} is {text!r}; it must be {CONSTANT}, or a call with keywords, as '
+      'linear_ramp(num_steps=200)'
+    ) from error
+
+
+def _call(key: str, name: str, keywords: dict[str, Any]) -> optax.Schedule:
+  make: Callable[..., optax.Schedule] | None = _RAMPS.get(name)
+  if make is None and name.endswith('_schedule'):
+    make = getattr(optax.schedules, name, None)
+  if make is None:
+    known = [one for one in dir(optax.schedules) if one.endswith('_schedule')]
+    raise UserError(
+      f'{key} names {name!r}; there are {", ".join([*_RAMPS, *known])}'
+    )
+  try:
+    schedule = make(**keywords)
+    if jnp.shape(schedule(jnp.zeros((), jnp.int32))):
+      raise ValueError('its values are not numbers')
+  except (TypeError, ValueError, AttributeError) as error:
+    names = ', '.join(inspect.signature(make).parameters)
+    raise UserError(f'{key}: {error}; its keywords are {names}') from error
+  return schedule

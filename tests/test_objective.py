@@ -1,0 +1,69 @@
+"""From the config's words to φ, ψ and their weights."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.errors import UserError
+from experiments.objective import make_weight
+
+
+def weight(schedule, burn_in_steps=50, num_steps=1_000):
+  return make_weight(
+    'codistill.distill_schedule',
+    2.0,
+    schedule,
+    burn_in_steps=burn_in_steps,
+    num_steps=num_steps,
+  )
+
+
+def test_a_constant_weight_is_a_number():
+  assert weight('constant') == 2.0
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'wanted'),
+  [
+    ('linear_ramp(num_steps=200)', [0, 0, 0.5, 1, 2, 2]),
+    ('cosine_ramp(num_steps=100)', [0, 0, 1, 2, 2, 2]),
+    (
+      'piecewise_constant_schedule(init_value=1.0, '
+      'boundaries_and_scales={100: 0.5})',
+      [2, 2, 2, 1, 1, 1],
+    ),
+    (
+      'cosine_decay_schedule(init_value=1.0, decay_steps=100)',
+      [2, 2, 1, 0, 0, 0],
+    ),
+  ],
+)
+def test_a_schedule_counts_from_the_first_step_with_psi(schedule, wanted):
+  function = weight(schedule)
+  steps = (0, 50, 100, 150, 250, 999)
+  found = [float(function(jnp.int32(step))) for step in steps]
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'sentence'),
+  [
+    ('linear', 'it must be constant, or a call with keywords'),
+    ('linear_ramp(200)', 'it must be constant, or a call with keywords'),
+    ('linear_ramp(num_steps=x)', 'it must be constant, or a call'),
+    ('linear_ramp(steps=2)', 'its keywords are num_steps'),
+    ('linear_ramp(num_steps=0)', 'num_steps must be at least 1'),
+    ('ramp(num_steps=2)', "names 'ramp'; there are linear_ramp, cosine_ramp"),
+    ('linear_ramp(num_steps=951)', 'make it at most 950, or the run longer'),
+    (
+      'cosine_decay_schedule(init_value=1.0, decay_steps=2_000)',
+      'ends at step 2,050, and the run at 1,000',
+    ),
+  ],
+)
+def test_a_schedule_that_cannot_be_is_refused_in_a_sentence(schedule, sentence):
+  with pytest.raises(UserError) as error:
+    weight(schedule)
+  assert sentence in str(error.value)
+  assert 'codistill.distill_schedule' in str(error.value)
+  assert '\n' not in str(error.value)
