@@ -38,9 +38,9 @@ def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
         name,
         str(row['member']),
         f'{row["step"]:,}',
-        percent(row['accuracy']),
-        number(row['task_loss']),
-        percent(row['disagreement']),
+        percent(row.get('accuracy')),
+        number(row.get('task_loss')),
+        percent(row.get('disagreement')),
         end_section=row is final[-1],
       )
   return table
@@ -56,10 +56,10 @@ def number(value: float | None) -> str:
   return '–' if value is None else f'{value:.4f}'
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int, sign: str = '') -> str:
   """[1.0, 1.5] → '1.25 ± 0.25': mean and half the range, as in Table 1."""
   if not values:
     return '–'
-  mean = f'{statistics.fmean(values):.{digits}f}'
+  mean = f'{statistics.fmean(values):{sign}z.{digits}f}'.replace('-', '−')
   half = (max(values) - min(values)) / 2
   return f'{mean} ± {half:.{digits}f}' if len(values) > 1 else mean

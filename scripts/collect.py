@@ -171,19 +171,22 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
   }
 
 
-def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
+def read_result(
+  records: Sequence[Record], allow: Sequence[str], *, unscored: bool = False
+) -> Result:
   """A run as it is published.
 
   Args:
     records: of its processes: one, or one a member.
     allow: what is not refused, of `ALLOWABLE`.
+    unscored: whether to take one without evaluations, too.
 
   Raises:
     ValueError: if it is refused, with the reason.
   """
   workdir = records[0].workdir
   try:
-    return _read_result(records, allow)
+    return _read_result(records, allow, unscored)
   except FileNotFoundError as error:
     raise ValueError(
       f'{workdir} has no {pathlib.Path(error.filename).name}: rows and what '
@@ -199,7 +202,9 @@ def read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
     ) from error
 
 
-def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
+def _read_result(
+  records: Sequence[Record], allow: Sequence[str], unscored: bool
+) -> Result:
   workdir = records[0].workdir
   runs = [read_run(record.run_path) for record in records]
   first = runs[0]
@@ -234,14 +239,19 @@ def _read_result(records: Sequence[Record], allow: Sequence[str]) -> Result:
         f'{workdir} is left out: {mark} (status {first["status"]}, commit '
         f'{str(first["commit"])[:12]}); --allow={mark} takes it, marked'
       )
-  rows = [row for record in records for row in read_rows(record.rows_path)]
+  rows = [
+    row
+    for record in records
+    if not unscored or record.rows_path.exists()
+    for row in read_rows(record.rows_path)
+  ]
   scored = sorted(
     (row for row in rows if row['kind'] in ('eval', 'final')),
     key=lambda row: (row['step'], row['kind'], str(row['member'])),
   )
-  if not scored:
+  if not (scored or unscored):
     raise ValueError(f'{workdir} has no evaluations; left out')
-  last = scored[-1]['step']
+  last = scored[-1]['step'] if scored else 0
   if not marks['unfinished'] and last < first['config']['num_steps']:
     raise ValueError(
       f'{workdir} is done, and its evaluations end at step {last:,}; put back '

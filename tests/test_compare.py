@@ -1,17 +1,61 @@
-"""Runs side by side: from rows alone to a table and a picture."""
+"""Runs side by side: from rows alone to a table, a picture, a report."""
 
+import json
+import re
+
+import matplotlib.pyplot as plt
 import pytest
-from collected import make_run
+from collected import cells, make_run, make_seeds
+from in_process import complaint, run_script
 
+from experiments import results
 from experiments.record import Record
-from scripts import compare
+from scripts import collect
+from scripts.compare import __main__ as compare
+from scripts.compare import draw, measures, points, report
 
 PNG = b'\x89PNG\r\n\x1a\n'
 SYNC, BOTH = 'imagenet_sync:laptop', 'imagenet_codistill:laptop'
+RELOAD = 'codistill.reload_interval_steps'
+EXCHANGE = 'codistill.exchange'
+NONE = {EXCHANGE: 'none', 'codistill.burn_in_steps': 40}
+# As imagenet_staleness has them; the first is its config as it is.
+SWEEP = (
+  ({}, 0.50),
+  ({RELOAD: 10}, 0.10),
+  ({RELOAD: 250}, 0.25),
+  (NONE, 0.30),
+  ({RELOAD: 10, 'codistill.delay_steps': 20}, 0.40),
+)
+NAMES = [
+  'reload_interval_steps=10',
+  'reload_interval_steps=50',
+  'reload_interval_steps=250',
+  'exchange=none',
+  'delay_steps=20, reload_interval_steps=10',
+]
 
 
 def loss(step, who):
   return {0: 0.7, 1: 0.69, 'ensemble': 0.65}[who]
+
+
+def make_sweep(folder, seeds=2, experiment='imagenet_staleness', **keywords):
+  """Member 1 ends 0.02 above member 0, seed 1 0.1 above seed 0."""
+  for number, (point, end) in enumerate(SWEEP):
+
+    def loss_of(seed, step, who, end=end):
+      end += 0.1 * seed
+      return {0: end, 1: end + 0.02, 'ensemble': end - 0.05}[who] + 1 / step
+
+    arguments = (folder / str(number), seeds, experiment, point)
+    make_seeds(*arguments, loss_of=loss_of, **keywords)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def sweep(tmp_path_factory):
+  return make_sweep(tmp_path_factory.mktemp('sweep'))
 
 
 @pytest.fixture
@@ -22,29 +66,32 @@ def two_runs(tmp_path):
 
 
 @pytest.fixture
-def compared(tmp_path, capsys, monkeypatch):
-  """What the command shows of runs, and the lines of its two charts."""
-  charts = []
-  real = compare.plt.close
+def show(capsys):
+  """What the command prints."""
 
-  def close(figure):
-    for axis in figure.axes:
-      lines = [(one.get_label(), one.get_ydata()) for one in axis.get_lines()]
-      charts.append([(label, [*map(float, values)]) for label, values in lines])
-    real(figure)
-
-  monkeypatch.setattr(compare.plt, 'close', close)
-
-  def run(*workdirs):
-    out = tmp_path / 'new' / 'curves.png'
-    assert compare.main([*map(str, workdirs), f'--out={out}']) == 0
-    assert out.read_bytes().startswith(PNG)
-    shown = capsys.readouterr().out
-    for path in (*workdirs, out):
-      assert str(path) in shown
-    return shown, *charts[-2:]
+  def run(*arguments):
+    capsys.readouterr()
+    assert run_script(compare, *arguments) == 0
+    return capsys.readouterr().out
 
   return run
+
+
+@pytest.fixture
+def table(show):
+  """The printed Markdown table, by its first column."""
+  return lambda *arguments: cells(show(*arguments, '--markdown'))
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+  """Where to write a report, without what takes long: its pictures."""
+  monkeypatch.setattr(draw, 'svg', lambda *_: '<svg></svg>')
+  return tmp_path / 'report.html'
+
+
+def names(*sources):
+  return [point.name for point in points.read(sources).points]
 
 
 def lines_of(text, name):
@@ -56,8 +103,250 @@ def keep(path, words):
   path.write_text(''.join(line for line in lines if words in line))
 
 
-def test_a_table_and_curves_of_members_and_ensembles(two_runs, compared):
-  shown, losses, errors = compared(*two_runs)
+def cut(workdir, status='interrupted', **changes):
+  """Makes a run one that did not get to its end."""
+  keep(workdir / 'rows.jsonl', '"eval"')
+  run = json.loads((workdir / 'run.json').read_text())
+  del run['checksum']
+  Record(workdir).write_run(run | {'status': status} | changes)
+
+
+def curves(arms, key='task_loss'):
+  """Lines of the first panel: style, colour, width, values."""
+  _, axes = plt.subplots()
+  metric = measures.metric_of(arms, key)
+  draw.draw_curves(axes, arms, metric, arms[0].point)
+  plt.close()
+  return axes
+
+
+def arms(*sources, who=measures.MEMBERS):
+  return measures.arms_of(points.read(sources), who)
+
+
+def test_points_are_named_by_the_keys_that_differ(sweep):
+  compared = points.read([sweep])
+  assert [point.name for point in compared.points] == NAMES
+  assert compared.title == 'imagenet_staleness:laptop'
+  assert [len(point.runs) for point in compared.points] == [2] * 5
+  assert compared.together == {'exchange': ['burn_in_steps']}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'expected'),
+  [
+    # One that no other has, and what all have is in the title.
+    (
+      [{'batch_size': 16}, {'batch_size': 16, RELOAD: 5}],
+      ['reload_interval_steps=5', 'reload_interval_steps=50'],
+    ),
+    # Without the config as it is, and a number in its order.
+    (
+      [{RELOAD: 100}, {RELOAD: 5}],
+      ['reload_interval_steps=5', 'reload_interval_steps=100'],
+    ),
+    ([{}, {'diversity.order': 'same'}], ['order=own', 'order=same']),
+    ([{}, {'data.name': 'mnist'}], ['data.name=digits', 'data.name=mnist']),
+    (
+      [{'two_phase.num_steps': 10}, {'num_steps': 20}],
+      ['two_phase.num_steps=10', 'num_steps=20'],
+    ),
+    ([{RELOAD: 5}], [BOTH]),
+  ],
+)  # fmt: skip
+def test_names_are_short_and_tell_points_apart(tmp_path, changes, expected):
+  for number, point in enumerate(changes):
+    make_run(tmp_path / str(number), point=point)
+  assert sorted(names(tmp_path)) == sorted(expected)
+
+
+def test_what_all_change_alike_is_in_the_title(tmp_path):
+  for seed in range(2):
+    make_run(tmp_path / str(seed), point={RELOAD: 5}, seed=seed)
+  assert points.read([tmp_path]).title == f'{BOTH}, reload_interval_steps=5'
+
+
+def test_config_and_variant_name_runs_only_where_they_differ(tmp_path):
+  make_run(tmp_path / 'a', 'imagenet_sync', members=1)
+  make_run(tmp_path / 'b', point={RELOAD: 5})
+  make_run(tmp_path / 'c', variant='reduced')
+  assert names(tmp_path) == [
+    SYNC,
+    f'{BOTH}, reload_interval_steps=5',
+    'imagenet_codistill:reduced',
+  ]
+
+
+def test_one_point_in_two_places_is_named_by_the_place(tmp_path):
+  for name in ('old', 'new'):
+    make_run(tmp_path / name / 'runs', point={RELOAD: 5})
+    make_run(tmp_path / name / 'more')
+  folders = [tmp_path / name for name in ('old', 'new')]
+  assert names(*folders) == [
+    f'{name}, reload_interval_steps={steps}'
+    for name in ('old', 'new')
+    for steps in (5, 50)
+  ]
+  # A folder that is named twice, or lies in another one, is there once.
+  assert len(names(folders[0], folders[0], folders[0] / 'more')) == 2
+
+
+def test_a_variant_that_was_changed_is_another_point(tmp_path):
+  make_run(tmp_path / 'a', seed=0)
+  make_run(tmp_path / 'b', seed=1, named={'batch_size': 16})
+  # A key that older code did not have yet is no difference.
+  make_run(tmp_path / 'c', seed=2, named={'batch_size': 16, 'new_key': 3})
+  assert names(tmp_path) == ['batch_size=8', 'batch_size=16']
+
+
+def test_the_table_has_means_of_seeds_and_differences_seed_for_seed(
+  sweep, table
+):
+  found = table(sweep)
+  assert list(found) == NAMES
+  # At 40 steps: 0.1 + 1/40, 0.02 / 2 for the other member, 0.1 / 2 for seeds.
+  assert found[NAMES[0]] == {
+    'run': NAMES[0],
+    'loss (nats)': '0.1850 ± 0.0500',
+    'difference': '−0.4000 ± 0.0000',
+    'seeds': '2',
+  }
+  # The config as it is, which is not the first line.
+  assert found[NAMES[1]]['difference'] == '–'
+  found = table(sweep, f'--baseline={NAMES[0]}', '--who=ensemble')
+  assert found[NAMES[1]]['loss (nats)'] == '0.5250 ± 0.0500'
+  assert found[NAMES[1]]['difference'] == '+0.4000 ± 0.0000'
+  found = table(sweep, '--who=1', '--metric=accuracy', '--metric=seconds')
+  assert found[NAMES[0]]['accuracy (%)'] == '80.50 ± 5.00'
+  assert found[NAMES[0]]['seconds'] == '20.0 ± 0.0'
+  found = table(sweep, '--who=each')
+  assert list(found)[:3] == [
+    f'{NAMES[0]}, {who}' for who in ('member 0', 'member 1', 'ensemble')
+  ]
+  assert found[f'{NAMES[0]}, ensemble']['difference'] == '−0.4000 ± 0.0000'
+
+
+def test_without_a_file_to_write_only_a_table_is_printed(sweep, show):
+  shown = show(sweep)
+  assert 'imagenet_staleness:laptop' in shown
+  assert '0.1850 ± 0.0500' in shown
+  assert 'learning curves' not in shown
+  assert f'rows, provenance, checkpoints: {sweep}' in shown
+
+
+def test_collected_rows_show_what_their_workdirs_do(sweep, tmp_path, table):
+  collect.collect([sweep], tmp_path, allow=(), replace=False)
+  [file] = tmp_path.glob('*.jsonl')
+  assert table(file) == table(sweep)
+
+
+def test_committed_click_models_have_an_auc(table):
+  found = table(results.FOLDER / 'criteo_table1-laptop.jsonl', '--metric=auc')
+  assert list(found) == [
+    'members=1',
+    'members=2',
+    'model.name=click_regression',
+    'exchange=memory, members=2',
+  ]
+  aucs = [line['AUC'] for line in found.values()]
+  assert all(re.match(r'0\.[67]\d{3} ± 0\.\d{4}$', auc) for auc in aucs)
+
+
+def test_means_have_a_band_and_colours_the_order_of_a_number(sweep):
+  shown = arms(sweep)
+  axes = curves(shown)
+  lines = axes.get_lines()[:5]
+  ends = [line.get_ydata()[-1] for line in lines]
+  assert ends == pytest.approx([0.185, 0.585, 0.335, 0.385, 0.485])
+  band = axes.collections[0].get_paths()[0].vertices[:, 1]
+  assert (band.min(), band.max()) == pytest.approx((0.135, 0.1 + 0.11 + 0.1))
+  # From dark to light; what is no such number has other colours.
+  ordered = [draw.matplotlib.colors.to_rgb(line.get_color()) for line in lines]
+  lightness = [sum(color) for color in ordered[:3]]
+  assert lightness == sorted(lightness)
+  assert len({line.get_color() for line in lines}) == 5
+  assert lines[3].get_color() == draw.INK
+
+
+def test_one_seed_is_weaker_than_several(tmp_path):
+  make_seeds(tmp_path / 'a', 2)
+  make_run(tmp_path / 'b', point={RELOAD: 5})
+  one, two = curves(arms(tmp_path)).get_lines()[:2]
+  assert one.get_linewidth() < two.get_linewidth()
+  assert one.get_alpha() < 1
+
+
+def test_ends_are_a_dot_a_seed_and_a_mean(sweep):
+  _, axes = plt.subplots()
+  shown = arms(sweep)
+  metric = measures.metric_of(shown, 'task_loss')
+  draw.draw_ends(axes, shown, metric, shown[1].point)
+  plt.close()
+  dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
+  assert sorted(dots[0].get_xdata()) == pytest.approx([0.135, 0.235])
+  assert [len(line.get_xdata()) for line in dots] == [2] * 5
+  means = [one.get_segments()[0][0][0] for one in axes.collections]
+  assert means[0] == pytest.approx(0.185)
+  # Long ones have more than one line.
+  labels = [text.get_text() for text in axes.get_yticklabels()]
+  assert [' '.join(label.split()) for label in labels] == NAMES
+
+
+def test_runs_that_are_not_finished_are_dotted_and_in_no_mean(
+  tmp_path, table, page, capsys
+):
+  make_seeds(tmp_path / 'a', 3, loss_of=lambda seed, *_: 0.2 + 0.1 * seed)
+  cut(tmp_path / 'a/2')
+  make_run(tmp_path / 'b', point={RELOAD: 5})
+  cut(tmp_path / 'b', 'running')
+  (tmp_path / 'c').mkdir()
+  (tmp_path / 'c/log.txt').write_text('no memory')
+  found = table(tmp_path)
+  assert [line['seeds'] for line in found.values()] == [
+    '0 of 1: 1 unfinished',
+    '2 of 3: 1 unfinished',
+  ]
+  last = found['reload_interval_steps=50']
+  assert last['loss (nats)'] == '0.2500 ± 0.0500'
+  assert found['reload_interval_steps=5']['difference'] == '–'
+  lines = [
+    (line.get_linestyle(), len(line.get_ydata()))
+    for line in curves(arms(tmp_path)).get_lines()
+  ]
+  assert lines[:3] == [(':', 3), ('-', 4), (':', 3)]
+  assert run_script(compare, tmp_path, f'--html={page}') == 0
+  assert f'{tmp_path}/c failed before it began' in capsys.readouterr().err
+  text = page.read_text()
+  assert 'interrupted, step 30 of 40' in text
+  assert 'not finished, step 30 of 40' in text
+  assert f'{tmp_path.name}/c' in text
+  # The last status of a process that was killed is no sign that it runs.
+  assert '>running' not in text
+
+
+def test_a_member_that_diverged_leaves_no_mean_of_all(tmp_path, table):
+  make_run(tmp_path / 'a')
+  make_run(tmp_path / 'b', point={RELOAD: 5}, diverged={'1': {'step': 35}})
+  rows = tmp_path / 'b/rows.jsonl'
+  lines = [json.loads(line) for line in rows.read_text().splitlines()]
+  for row in lines:
+    if row['kind'] == 'final' and row['member'] == 1:
+      row['task_loss'] = row['accuracy'] = None
+  rows.write_text(''.join(json.dumps(row) + '\n' for row in lines))
+  found = table(tmp_path)['reload_interval_steps=5']
+  assert found['seeds'] == '0 of 1: 1 diverged'
+  assert found['loss (nats)'] == '–'
+  assert table(tmp_path, '--who=0')['reload_interval_steps=5']['seeds'] == '1'
+
+
+def test_single_runs_have_each_member_and_the_ensemble(
+  two_runs, tmp_path, show
+):
+  out = tmp_path / 'new/curves.png'
+  shown = show(*two_runs, f'--out={out}')
+  assert out.read_bytes().startswith(PNG)
+  for path in (*two_runs, out):
+    assert str(path) in shown
   scores = {
     SYNC: ['0 40 80.00 % 0.2000 –'],
     BOTH: [
@@ -68,57 +357,126 @@ def test_a_table_and_curves_of_members_and_ensembles(two_runs, compared):
   }
   for name, lines in scores.items():
     assert lines_of(shown, name) == [[name, *line.split()] for line in lines]
-  points = [points for _, points in losses]
-  # Two members, their ensemble, and the vertical line.
-  assert points[:4] == [[value] * 4 for value in (0.2, 0.7, 0.69, 0.65)]
-  assert len(losses) == len(errors) == 5
-  assert errors[1][1] == pytest.approx([70] * 4)
-  labels = [label for label, _ in losses if not label.startswith('_')]
-  both = [f'{BOTH}, each member', f'{BOTH}, ensemble']
-  assert labels == [f'{SYNC}, each member', *both]
+  each = arms(*two_runs, who=measures.EACH)
+  assert [arm.name for arm in each] == [
+    SYNC,
+    *(f'{BOTH}, {who}' for who in ('member 0', 'member 1', 'ensemble')),
+  ]
+  # Those of a run share a colour.
+  looks = draw.looks(each)
+  assert looks[0].color != looks[1].color == looks[2].color == looks[3].color
+  assert looks[1].line == looks[2].line != looks[3].line
+  lines = curves(each).get_lines()
+  assert [line.get_ydata()[-1] for line in lines[:4]] == [0.2, 0.7, 0.69, 0.65]
+  # The vertical line is where the burn-in of those with peers ends.
+  assert [line.get_xdata()[0] for line in lines[4:]] == [10]
 
 
-def test_members_that_were_trained_apart_are_one_run(tmp_path, compared):
+def test_members_that_were_trained_apart_are_one_run(tmp_path, show):
   workdir = tmp_path / 'apart'
   for member in (0, 1):
     make_run(workdir, suffix=f'-{member}', member=member)
     keep(workdir / f'rows-{member}.jsonl', f'"member": {member}')
-  shown, *_ = compared(workdir)
+  shown = show(workdir)
   assert [line[1] for line in lines_of(shown, BOTH)] == ['0', '1']
 
 
-def test_a_run_is_shown_as_far_as_it_came(two_runs, compared):
+def test_a_run_is_shown_as_far_as_it_came(two_runs, show):
   half, begun = two_runs
-  keep(half / 'rows.jsonl', '"eval"')
+  cut(half)
+  cut(begun, 'running')
   (begun / 'rows.jsonl').unlink()
-  _, losses, _ = compared(half, begun)
-  assert [points for _, points in losses] == [[0.2] * 3]
-  # One without an evaluation alone.
-  assert compared(begun)[1] == []
+  show(half, begun)
+  shown = arms(half, begun, who=measures.EACH)
+  assert [len(line.get_ydata()) for line in curves(shown).get_lines()[:1]] == [
+    3
+  ]
 
 
-def test_a_member_that_diverged_at_the_end_is_shown_without_a_score(
-  two_runs, compared
+def test_the_report_needs_no_other_file(sweep, tmp_path, show):
+  page = tmp_path / 'new/report.html'
+  show(sweep, f'--html={page}', '--metric=task_loss', '--metric=accuracy')
+  text = page.read_text()
+  assert text.count('<svg role="img"') == 4
+  assert not re.search(r'<script|<link|@import|(?:src|href)="(?!#)', text)
+  # Ids are its own, and what is referred to is there.
+  ids = re.findall(r'\bid="([^"]+)"', text)
+  assert len(ids) == len(set(ids))
+  assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+  for name in NAMES:
+    assert f'</span>{name}</td>' in text
+  assert '0.1850 ± 0.0500' in text
+  assert '--config.codistill.reload_interval_steps=250' in text
+  assert 'prefers-color-scheme: dark' in text
+  # Every colour of a picture is a variable, which both pages define.
+  used = set(re.findall(r'var\((--c\w+)\)', text))
+  assert len(used) == 4
+  for name in used:
+    assert text.count(f'{name}: #') == 2
+  assert draw.INK not in text
+  for what in ('0123456789ab', 'jax 0', '1 × cpu', '10 done'):
+    assert what in text
+  assert str(sweep) not in text
+  assert '/home/' not in text
+
+
+def test_names_in_a_report_are_text(tmp_path, page):
+  odd = {'data.name': '<b>&"'}
+  make_run(tmp_path / 'a', point=odd)
+  make_run(tmp_path / 'b')
+  assert run_script(compare, tmp_path, f'--html={page}') == 0
+  assert '<b>' not in page.read_text()
+  assert 'data.name=&lt;b&gt;&amp;&quot;' in page.read_text()
+
+
+def test_a_command_makes_its_run(sweep):
+  commands = {
+    point.name: report.command(point.runs[1])
+    for point in points.read([sweep]).points
+  }
+  assert commands['exchange=none'] == [
+    'python -m experiments.run --config=imagenet_staleness:laptop',
+    '--config.codistill.burn_in_steps=40',
+    '--config.codistill.exchange=none',
+    '--config.seed=1',
+    '--workdir=runs/imagenet_staleness-laptop/burn_in_steps=40,exchange=none/'
+    'seed-1',
+  ]
+
+
+def test_what_cannot_be_compared_is_one_sentence(
+  sweep, two_runs, tmp_path, capsys
 ):
-  row = {'step': 41, 'member': 1, 'kind': 'final', 'disagreement': None}
-  record = Record(two_runs[0])
-  record.write_row(row)
-  record.close()
-  shown, *_ = compared(two_runs[0])
-  assert lines_of(shown, SYNC)[-1] == [SYNC, '1', '41', '–', '–', '–']
+  def said(*arguments):
+    return complaint(capsys, compare, *arguments)
 
-
-def test_a_folder_without_a_run_is_one_sentence(two_runs, tmp_path, capsys):
-  out, empty = tmp_path / 'curves.png', tmp_path / 'empty'
-  assert compare.main([str(two_runs[0]), str(empty), f'--out={out}']) == 1
-  captured = capsys.readouterr()
-  assert (captured.out, captured.err.count('\n')) == ('', 1)
-  assert f'{empty} holds no run' in captured.err
-  assert 'experiments.run' in captured.err
-  assert not out.exists()
+  empty = tmp_path / 'empty'
+  assert f'{empty} does not exist' in said(two_runs[0], empty)
   empty.mkdir()
+  assert f'{empty} holds no run; make one' in said(empty)
   (empty / 'run.json').write_text('{"experiment": "cut')
-  assert compare.main([str(empty), f'--out={out}']) == 1
-  assert (
-    f'{empty}/run.json is damaged, or was edited' in capsys.readouterr().err
-  )
+  assert f'{empty} has a damaged run.json' in said(empty)
+  assert 'name its folder' in said(two_runs[0] / 'rows.jsonl')
+  text = tmp_path / 'notes.jsonl'
+  text.write_text('nothing\n')
+  assert 'not a row' in said(text)
+  metrics = 'there are accuracy, disagreement, seconds, task_loss'
+  assert f"has the metric 'los'; {metrics}" in said(sweep, '--metric=los')
+  assert 'add --who=ensemble' in said(sweep, '--metric=disagreement')
+  assert '--who can be members, each, 0, 1, ensemble' in said(sweep, '--who=2')
+  assert "there is no point 'reload'" in said(sweep, '--baseline=reload')
+  assert "'odd' is not supported" in said(sweep, f'--out={tmp_path}/a.odd')
+  begun = make_run(tmp_path / 'begun', status='running')
+  (begun / 'rows.jsonl').unlink()
+  assert 'no run has been evaluated yet' in said(begun)
+  twice = tmp_path / 'twice'
+  for name in ('a', 'b'):
+    make_run(twice / name)
+  assert 'has two runs of base/seed-0' in said(twice)
+  failed = tmp_path / 'failed/seed-0'
+  failed.mkdir(parents=True)
+  (failed / 'log.txt').write_text('no memory')
+  assert f'{failed} failed before it began' in said(failed.parent)
+  with pytest.raises(SystemExit):
+    run_script(compare, sweep, '--who=all')
+  assert "'all' is not members, ensemble, each or" in capsys.readouterr().err

@@ -108,6 +108,7 @@ def test_its_commands_run_and_the_networks_learn(copy):
   assert done.returncode == 0, done.stderr + done.stdout
   assert done.stdout.count('-m experiments.run') == 3
   assert (copy / 'runs/stripes.png').stat().st_size > 10_000
+  assert '<svg' in (copy / 'runs/stripes.html').read_text(encoding='utf-8')
   found = {}
   for name, members in (('stripes', 3), ('waves', 2), ('confident', 2)):
     rows = found[name] = read_rows(copy / f'runs/{name}/rows.jsonl')

@@ -107,8 +107,8 @@ from scripts import status, scaling
 check(status.main([half]), 'numpy', 'matplotlib')
 from scripts import churn, collect
 check(churn.main([half, half]) != 1, 'matplotlib')
-from scripts import compare
-check(compare.main([half, f'--out={out}']))
+import scripts.compare.__main__ as compare
+check(compare.main([half, f'--out={out}', f'--html={out}.html']))
 import scripts.figures.__main__
 check(0)
 """

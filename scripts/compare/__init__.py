@@ -1,0 +1,1 @@
+"""Runs and sweeps side by side: a table, a picture, a report."""
