@@ -145,6 +145,11 @@ def test_points_are_named_by_the_keys_that_differ(sweep):
       [{RELOAD: 100}, {RELOAD: 5}],
       ['reload_interval_steps=5', 'reload_interval_steps=100'],
     ),
+    # Of what always changes together a word, and only once.
+    (
+      [{}, {'batch_size': 16, 'codistill.exchange': 'none', 'num_steps': 20}],
+      ['exchange=memory', 'exchange=none'],
+    ),
     ([{}, {'diversity.order': 'same'}], ['order=own', 'order=same']),
     ([{}, {'data.name': 'mnist'}], ['data.name=digits', 'data.name=mnist']),
     (
@@ -266,6 +271,8 @@ def test_means_have_a_band_and_colours_the_order_of_a_number(sweep):
   assert lightness == sorted(lightness)
   assert len({line.get_color() for line in lines}) == 5
   assert lines[3].get_color() == draw.INK
+  # Where the burn-in of those with peers ends; the others never leave it.
+  assert [line.get_xdata()[0] for line in axes.get_lines()[5:]] == [10]
 
 
 def test_one_seed_is_weaker_than_several(tmp_path):
@@ -368,8 +375,6 @@ def test_single_runs_have_each_member_and_the_ensemble(
   assert looks[1].line == looks[2].line != looks[3].line
   lines = curves(each).get_lines()
   assert [line.get_ydata()[-1] for line in lines[:4]] == [0.2, 0.7, 0.69, 0.65]
-  # The vertical line is where the burn-in of those with peers ends.
-  assert [line.get_xdata()[0] for line in lines[4:]] == [10]
 
 
 def test_members_that_were_trained_apart_are_one_run(tmp_path, show):
@@ -462,10 +467,15 @@ def test_what_cannot_be_compared_is_one_sentence(
   assert 'not a row' in said(text)
   metrics = 'there are accuracy, disagreement, seconds, task_loss'
   assert f"has the metric 'los'; {metrics}" in said(sweep, '--metric=los')
+  assert "has the metric 'step'" in said(sweep, '--metric=step')
   assert 'add --who=ensemble' in said(sweep, '--metric=disagreement')
   assert '--who can be members, each, 0, 1, ensemble' in said(sweep, '--who=2')
   assert "there is no point 'reload'" in said(sweep, '--baseline=reload')
-  assert "'odd' is not supported" in said(sweep, f'--out={tmp_path}/a.odd')
+  for name in ('a.odd', 'none'):
+    assert f'{name} is no format of pictures; it can be .' in said(
+      sweep, f'--out={tmp_path}/{name}'
+    )
+  assert f"Is a directory: '{tmp_path}'" in said(sweep, f'--html={tmp_path}')
   begun = make_run(tmp_path / 'begun', status='running')
   (begun / 'rows.jsonl').unlink()
   assert 'no run has been evaluated yet' in said(begun)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import io
+import itertools
 import json
 import pathlib
 import statistics
@@ -21,9 +22,11 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from experiments.errors import UserError
 from scripts.compare.measures import ENSEMBLE, Arm, Metric
 from scripts.compare.points import Point, is_number
 
@@ -42,6 +45,8 @@ _EARLY = 0.25
 # Wider than this, values are on a logarithmic axis.
 _DECADE = 10
 _NAME_CHARACTERS = 30
+_BETWEEN_NAMES = 0.7  # In lines.
+_LINE_INCHES = 0.16
 _STYLE = {
   # The same for the same rows: no random ids, letters as outlines.
   'svg.hashsalt': 'codistillation',
@@ -115,7 +120,7 @@ def draw_curves(
 ) -> None:
   """Means over seeds with bands; dotted, runs that are not finished."""
   del baseline
-  shown: list[tuple[int, float]] = []
+  late: list[float] = []
   for arm, look in zip(arms, looks(arms), strict=True):
     band = arm.band(metric)
     if band:
@@ -132,23 +137,28 @@ def draw_curves(
       axes.fill_between(
         steps, low, high, color=look.color, alpha=0.15, linewidth=0
       )
-      shown += [*zip(steps, low, strict=True), *zip(steps, high, strict=True)]
+      late += _late(steps, low) + _late(steps, high)
     for curve in arm.unfinished(metric):
-      axes.plot(*zip(*curve, strict=True), ':', color=look.color, linewidth=1.1)
-      shown += curve
+      steps, values = zip(*curve, strict=True)
+      axes.plot(steps, values, ':', color=look.color, linewidth=1.1)
+      late += _late(steps, values)
   axes.set(xlabel='step (updates of each member)', ylabel=metric.label)
-  if not shown:
-    return
-  last = max(step for step, _ in shown)
-  late = [value for step, value in shown if step >= _EARLY * last]
   if _are_wide(late):
     axes.set_yscale('log')
     _label_decades(axes.yaxis)
-  else:
+  elif late:
     # The first evaluations would press all others together.
     margin = 0.06 * (max(late) - min(late)) or 0.06 * abs(late[0]) or 0.1
     axes.set_ylim(min(late) - margin, max(late) + margin)
   _mark_burn_in(axes, arms)
+
+
+def _late(steps: Sequence[int], values: Sequence[float]) -> list[float]:
+  return [
+    value
+    for step, value in zip(steps, values, strict=True)
+    if step >= _EARLY * steps[-1]
+  ]
 
 
 def _are_wide(values: Sequence[float]) -> bool:
@@ -187,7 +197,8 @@ def draw_ends(
 ) -> None:
   """A dot a seed, a bar for their mean; a sample of each line by its name."""
   every: list[float] = []
-  for place, (arm, look) in enumerate(zip(arms, looks(arms), strict=True)):
+  names, places, bottom = _names(arms)
+  for place, arm, look in zip(places, arms, looks(arms), strict=True):
     ends = [*arm.ends(metric).values()]
     every += ends
     several = len(ends) > 1
@@ -204,8 +215,8 @@ def draw_ends(
     if several:
       axes.vlines(
         statistics.fmean(ends),
-        place - 0.3,
-        place + 0.3,
+        place - 0.5,
+        place + 0.5,
         look.color,
         linewidth=2,
       )
@@ -231,23 +242,38 @@ def draw_ends(
   if _are_wide(every):
     axes.set_xscale('log')
     _label_decades(axes.xaxis)
-  else:
+  elif every:
     axes.xaxis.set_major_locator(MaxNLocator(5))
-  names = [textwrap.fill(arm.name, _NAME_CHARACTERS) for arm in arms]
-  axes.set_yticks(range(len(arms)), names)
+  else:
+    axes.set_xticks([])
+    axes.text(
+      0.5, 0.5, 'no run is finished', ha='center', transform=axes.transAxes
+    )
+  axes.set_yticks(places, names)
   axes.tick_params('y', length=0, pad=30)
   axes.grid(visible=False, axis='y')
-  axes.set(ylim=(len(arms) - 0.5, -0.5), xlabel=f'{metric.short}, at the end')
+  axes.set(ylim=(bottom, 0), xlabel=f'{metric.short}, at the end')
 
 
 Panel = Callable[[Axes, Sequence[Arm], Metric, Point], None]
 PANELS: tuple[Panel, ...] = (draw_curves, draw_ends)
 
 
+def _names(arms: Sequence[Arm]) -> tuple[list[str], list[float], float]:
+  """Names in lines, how far down each stands, and where they end, in lines."""
+  names = [textwrap.fill(arm.name, _NAME_CHARACTERS) for arm in arms]
+  heights = [name.count('\n') + 1 + _BETWEEN_NAMES for name in names]
+  bottoms = list(itertools.accumulate(heights))
+  places = [
+    bottom - height / 2 for bottom, height in zip(bottoms, heights, strict=True)
+  ]
+  return names, places, bottoms[-1]
+
+
 def _height(arms: Sequence[Arm]) -> float:
   """In inches, of a panel with all the names."""
-  lines = sum(-(-len(arm.name) // _NAME_CHARACTERS) for arm in arms)
-  return max(3.2, 0.8 + 0.22 * (lines + len(arms) / 3))
+  *_, lines = _names(arms)
+  return max(3.2, 0.8 + _LINE_INCHES * lines)
 
 
 def seeds_note(arms: Sequence[Arm], metric: Metric) -> str:
@@ -258,7 +284,7 @@ def seeds_note(arms: Sequence[Arm], metric: Metric) -> str:
     seeds = ' or '.join(map(str, counts))
     parts.append(f'mean of {seeds} seeds, shaded from least to greatest')
   elif counts:
-    parts.append('one seed')
+    parts.append('one seed each')
   if any(arm.unfinished(metric) for arm in arms):
     parts.append('dotted: not finished')
   return '; '.join(parts)
@@ -281,9 +307,15 @@ def save(
     path: where to; its suffix decides the format.
 
   Raises:
-    ValueError: if that is none.
+    UserError: if that is none.
     OSError: if it cannot be written.
   """
+  formats = sorted(FigureCanvasBase.get_supported_filetypes())
+  if path.suffix[1:].lower() not in formats:
+    raise UserError(
+      f'the suffix of --out={path} is no format of pictures; it can be '
+      f'.{", .".join(formats)}'
+    )
   with plt.style.context(['default', _STYLE]):
     figure, axes = plt.subplots(
       len(metrics),
@@ -297,8 +329,8 @@ def save(
     for metric, row in zip(metrics, axes, strict=True):
       for panel, one in zip(PANELS, row, strict=True):
         panel(one, arms, metric, baseline)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+      path.parent.mkdir(parents=True, exist_ok=True)
       figure.savefig(path, dpi=150)
     finally:
       plt.close(figure)

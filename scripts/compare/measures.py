@@ -128,11 +128,12 @@ def _curve(
   wanted = set(range(members)) if who == MEMBERS else {who}
   by_step: dict[int, dict[Who, float]] = {}
   for row in run.rows:
-    value = row.get(metric.key)
     # One that diverged has no value, and then there is no mean of all.
-    if value is not None and row['member'] in wanted and row['kind'] in kinds:
+    if (
+      row['member'] in wanted and row['kind'] in kinds and _has(row, metric.key)
+    ):
       at = by_step.setdefault(row['step'], {})
-      at[row['member']] = value * metric.scale
+      at[row['member']] = row[metric.key] * metric.scale
   return [
     (step, statistics.fmean(at.values()))
     for step, at in sorted(by_step.items())

@@ -23,7 +23,8 @@ from scripts import collect
 Settings = dict[str, Any]
 # Words that say little without the section that they are of.
 _VAGUE = ('kind', 'name')
-# Follows from whether there are peers; so it is the last to name a point.
+# Follows from whether there are peers, so of numbers it is the last to name a
+# point.
 _LAST = 'codistill.burn_in_steps'
 
 
@@ -263,7 +264,13 @@ def _one_of_each(
   if len(points) == 1:
     return list(keys), {}
   alike: dict[tuple, list[str]] = {}
-  for key in sorted(keys, key=lambda key: key == _LAST):
+  first = points[0].settings
+
+  def order(key: str) -> tuple[bool, bool]:
+    # Words say more than numbers that change with them.
+    return is_number(first.get(key)), key == _LAST
+
+  for key in sorted(keys, key=order):
     texts = [text(one.settings.get(key)) for one in points]
     by_whom = tuple(key in one.run.point for one in points)
     alike.setdefault((*map(texts.index, texts), by_whom), []).append(key)
