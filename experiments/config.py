@@ -174,10 +174,7 @@ def first_phase(config: ConfigDict) -> ConfigDict:
   first.codistill.members = config.two_phase.members
   first.codistill.burn_in_steps = config.two_phase.num_steps
   first.codistill.exchange = 'none'
-  # Not in the first phase, which is then the same for students that differ in
-  # these.
-  for key in ('task_weight', 'distill_weight', 'temperature'):
-    first.codistill[key] = 1.0
+  # A ramp would end after the first phase.
   for key in ('task_schedule', 'distill_schedule'):
     first.codistill[key] = 'constant'
   if config.two_phase.model is not None:

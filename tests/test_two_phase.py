@@ -17,6 +17,7 @@ from commands import (
 from data.images.dataset import UNLABELLED
 from experiments import config as config_lib
 from experiments import results
+from experiments.build import build
 from experiments.record import read_rows, read_run
 from experiments.stored import fit_of
 from scripts import collect
@@ -126,6 +127,13 @@ def test_students_of_other_data_have_the_same_first_phase(student, tmp_path):
   assert outcome.status == 0
   rows = (folder / 'ensemble' / 'rows.jsonl' for folder in (workdir, tmp_path))
   assert len({path.read_text() for path in rows}) == 1
+
+
+def test_a_first_phase_has_no_ramps():
+  config = config_lib.load('imagenet_two_phase:smoke')
+  ramp = 'linear_ramp(num_steps=4)'
+  config.codistill.task_schedule = config.codistill.distill_schedule = ramp
+  build(config_lib.first_phase(config), None)
 
 
 def test_a_younger_teacher_is_the_same_teacher_earlier(tmp_path):

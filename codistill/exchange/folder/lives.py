@@ -73,7 +73,6 @@ class Lives:
   def look(self) -> None:
     """Notes who is at work, before this process's members are."""
     mine = [self.lease(member) for member in self._members]
-    again = all(map(over_in, mine))
     finished = all(lease.get('finished') for lease in mine)
     for peer in self._peers:
       lease = self.lease(peer)
@@ -82,7 +81,7 @@ class Lives:
         # One that is in the middle of a run does again what it did, and a peer
         # that has finished since has finished this run.
         before = over_in(lease if finished else lease | {'finished': False})
-        if not (again and before):
+        if not before:
           continue
       # A folder may be anything; whoever looks for it later says so.
       with contextlib.suppress(OSError):
