@@ -1,1 +1,1 @@
-"""The examples: images and lanes of text as batches, and who sees which."""
+"""Training examples as batches, and the division of them among members."""

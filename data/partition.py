@@ -1,7 +1,6 @@
-"""Which training examples a member sees: its own shard, or all of them.
+"""The examples that each member trains on: its own shard, or all of them.
 
-The paper's question of whether members must see different data (section 3.3)
-is a comparison of these two partitions.
+Section 3.3 of the paper compares these two partitions.
 """
 
 import hashlib
@@ -15,28 +14,28 @@ PARTITIONS = ('disjoint', 'shared')
 def partition_indices(
   num_examples: int, member: int, members: int, partition: str
 ) -> slice:
-  """Says which examples are a member's, as a slice of the whole set.
+  """Returns a member's examples as a slice of the whole set.
 
-  It depends on its arguments alone, never on hosts, devices or a resumed
-  step, so shards cannot drift together. Of disjoint shards, each example is
-  in exactly one, and sizes differ by one example at most.
+  The slice depends on the arguments alone, not on hosts, devices or a resumed
+  step, so shards cannot drift together. Each example is in exactly one disjoint
+  shard, and the sizes of shards differ by one example at most.
 
   Args:
     num_examples: size of the whole training set.
-    member: whose shard, 0 ≤ member < members.
-    members: how many members the examples are divided among.
+    member: 0 ≤ member < members.
+    members: number of members that share the examples.
     partition: 'disjoint' (every members-th example) or 'shared' (everything).
 
   Returns:
-    A slice for anything that can be sliced: arrays, lists, Grain data sets.
+    A slice for arrays, lists and Grain data sets.
 
   Raises:
     ValueError: for arguments out of range, or if a shard would be empty.
   """
   _check(member, members, partition)
   shards = members if partition == 'disjoint' else 1
-  # Every member refuses, not only the one left without examples: members may
-  # run as separate jobs, and the others would wait for it.
+  # Every member raises, not only the one without examples: members may run as
+  # separate jobs, and the others would wait for it.
   if num_examples < shards:
     raise ValueError(
       f'{num_examples} examples are too few for {shards} {partition} shard(s): '
@@ -51,15 +50,15 @@ def partition_hashes(
   members: int,
   partition: str,
 ) -> Int64[np.ndarray, ' own']:
-  """Says which examples are a member's by what they are, not where they lie.
+  """Returns a member's examples, chosen by their content, not their position.
 
-  So shards do not depend on the order of files, and equal examples have one
-  owner. Disjoint shards have equal sizes on average only.
+  Shards do not depend on the order of files, and equal examples have one owner.
+  Disjoint shards have equal sizes on average only.
 
   Args:
-    hashes: of the examples, evenly distributed.
-    member: whose shard, 0 ≤ member < members.
-    members: how many members the examples are divided among.
+    hashes: hashes of the examples, evenly distributed.
+    member: 0 ≤ member < members.
+    members: number of members that share the examples.
     partition: 'disjoint' or 'shared' (everything).
 
   Returns:
@@ -72,7 +71,7 @@ def partition_hashes(
   _check(member, members, partition)
   shards = members if partition == 'disjoint' else 1
   owners = mix(hashes, 'member') % np.uint64(shards)
-  # As above, every member refuses.
+  # As above, every member raises.
   if len(np.unique(owners)) < shards:
     raise ValueError(
       f'{len(hashes)} examples are too few for {shards} {partition} shard(s): '
@@ -86,11 +85,11 @@ def partition_hashes(
 def mix(
   hashes: UInt64[np.ndarray, ' examples'], *purpose: str | int
 ) -> UInt64[np.ndarray, ' examples']:
-  """Hashes anew, so that what one purpose chooses says nothing of another's.
+  """Rehashes for one purpose, independently of all other purposes.
 
   Args:
     hashes: evenly distributed.
-    *purpose: names and numbers of what the result is for.
+    *purpose: names and numbers that tell the purpose.
   """
   name = '/'.join(map(str, purpose))
   words = hashlib.blake2b(name.encode(), digest_size=16).digest()

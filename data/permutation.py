@@ -1,4 +1,4 @@
-"""Orders of many examples, without a table of them."""
+"""Random orders of many examples, without a table in memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _ROUNDS = 4
 def permute(
   places: Integer[np.ndarray, ' places'], size: int, *purpose: str | int
 ) -> UInt64[np.ndarray, ' places']:
-  """Which example is at each place of a random order of all.
+  """Returns the examples at some places of a random order of all examples.
 
-  A keyed bijection of the numbers of as many bits as `size` has, repeated until
-  the result is below `size` (Black & Rogaway 2002, "cycle walking"). Memory and
-  time depend on the number of places asked for, not on `size`. Grain's
-  `index_shuffle` is one too, for one index at a time, which takes 3 µs.
+  The order is a keyed bijection of the numbers with as many bits as `size`,
+  repeated until the result is below `size` (Black & Rogaway 2002, "cycle
+  walking"). Memory and time depend on the number of places, not on `size`.
+  Grain's `index_shuffle` does the same for one index at a time and takes 3 µs.
 
   Args:
     places: in [0, size).
-    size: how many examples there are, at least 1.
+    size: number of examples, at least 1.
     *purpose: names and numbers that the order depends on.
 
   Returns:

@@ -312,8 +312,8 @@ def test_what_cannot_be_made_and_a_folder_that_is_none_are_one_sentence(
   (tmp_path / 'short' / 'rows.bin').write_bytes(b'short')
   for name, sentence in (
     ('nowhere', 'make it with `python -m scripts'),
-    ('log', 'log is not finished: run the command'),
-    ('text', 'is not of a prepared click log'),
+    ('log', 'log is not finished: run the same command'),
+    ('text', 'does not describe a prepared click log'),
     ('short', r'rows\.bin has 5 bytes, not 224000'),
   ):
     with pytest.raises(ValueError, match=sentence):

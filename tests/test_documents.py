@@ -338,9 +338,13 @@ PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
     ('wet', jsonl(['a']), 'it does not start with a WARC record'),
     ('wet', wet_record('a', 'response'), 'of type response, not conversion'),
     ('wet', PAGES, 'it is a WARC of whole pages'),
-    ('parquet', jsonl(['a']), 'is not parquet: its end does not say so'),
+    (
+      'parquet',
+      jsonl(['a']),
+      'is not parquet: it does not end as Parquet does',
+    ),
     ('jsonl', b'\x1f\x8bnonsense', 'it cannot be decompressed'),
-    ('jsonl', b'\x28\xb5\x2f\xfd', 'is compressed with zstd, which is not rea'),
+    ('jsonl', b'\x28\xb5\x2f\xfd', 'is compressed with zstd, which is not sup'),
   ],
 )
 def test_another_format_is_one_sentence(format, content, sentence, file):

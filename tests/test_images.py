@@ -554,7 +554,7 @@ def test_a_cached_set_names_corrupt_images_too(tmp_path):
 
 def test_only_who_needs_labels_misses_them(tmp_path):
   rubbish = make_imagenet(write_imagenet(tmp_path / 'bad', [b'rubbish'] * 5))
-  with pytest.raises(images.BadDataError, match='hardly an example can be dec'):
+  with pytest.raises(images.BadDataError, match='almost no example can be dec'):
     next(rubbish.train(**MEMBER, batch_size=2))
   stored = [encode(red_and_blue(40, 40))] * 3 + [b'rubbish']
   folder = write_imagenet(tmp_path, stored, [3, 5, -1, -1])
@@ -598,7 +598,7 @@ def test_a_split_or_file_that_is_not_there_is_named(tmp_path, imagenet):
         make_imagenet(imagenet, **{split: wrong})
   [gone] = write_imagenet(tmp_path, [b''] * 3).rglob('*validation*')
   gone.unlink()
-  with pytest.raises(images.NotPreparedError, match=r'validation.* is not th'):
+  with pytest.raises(images.NotPreparedError, match=r'validation.* is missing'):
     make_imagenet(tmp_path)
 
 

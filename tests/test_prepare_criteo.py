@@ -273,10 +273,10 @@ def test_malformed_lines_are_counted_and_too_many_refused(log, tmp_path):
   log.write_bytes(b'\n'.join(lines))
   output = tmp_path / 'out'
   assert prepare(output, '--input', log, '--max-bad-lines=2') == (
-    'More than 2 lines are malformed, that is 3 so far (fields: 3). The first '
-    'is line 4 of train.txt: it has 1 fields instead of 40. If this is a log '
-    'of 40 fields that are separated by tabs, allow for more with '
-    '--max-bad-lines, and it goes on from here.'
+    'More than 2 lines are malformed, 3 so far (fields: 3). The first is line '
+    '4 of train.txt: it has 1 fields instead of 40. If this is a log of 40 '
+    'fields separated by tabs, allow for more with --max-bad-lines, and the '
+    'preparation continues from here.'
   )
   assert not output.exists()
   state = resumable.partial_of(output) / 'state.json'
@@ -312,9 +312,9 @@ def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
     return prepare(output, '--input', log, *flags)
 
   message = said_of(content[: len(content) // 2])
-  assert message.startswith(f'{log} cannot be read on in line ')
-  assert 20 < int(message.split(' in line ')[1].split()[0]) < 190
-  assert message.endswith('it is damaged, or was cut short; get it again.')
+  assert message.startswith(f'{log} cannot be read beyond line ')
+  assert 20 < int(message.split(' beyond line ')[1].split()[0]) < 190
+  assert message.endswith('it is damaged or was cut short; get it again.')
   assert not output.exists()
   # The challenge's log without labels.
   message = said_of(b'\n'.join(one[2:] for one in LINES), '--overwrite')
@@ -323,7 +323,7 @@ def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
   message = said_of(b'\0' * 50_000, '--overwrite')
   assert message.startswith(f'Line 1 of {log} has no end')
   assert 'was begun from other input' in said_of(b'')
-  assert said_of(b'', '--overwrite').startswith('0 rows cannot be parted')
+  assert said_of(b'', '--overwrite').startswith('0 rows cannot be split')
   assert 'There is no file' in prepare(tmp_path / 'o', '--input', 'nowhere')
   assert 'is named twice' in prepare(tmp_path / 'o', '--input', log, log)
   message = said_of(b'', '--overwrite', output=tmp_path)

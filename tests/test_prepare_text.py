@@ -281,7 +281,7 @@ def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
   dying.return_value.submit.side_effect = concurrent.futures.BrokenExecutor
   monkeypatch.setattr(workers.concurrent.futures, 'ProcessPoolExecutor', dying)
   message = prepare(tmp_path / 'out', books)
-  assert message.startswith('A worker died, perhaps for want of memory: run')
+  assert message.startswith('A worker died, perhaps for lack of memory: run')
 
 
 def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path):

@@ -261,8 +261,8 @@ def test_what_is_not_prepared_says_what_to_do(tmp_path):
   (tmp_path / 'manifest.json').write_text('{"format": "else"}')
   for name, sentence in (
     ('nowhere', r'no prepared text in .*prepare_text'),
-    ('begun', 'run the command that began it once'),
-    ('.', 'is not of prepared text'),
+    ('begun', 'run the same command again to continue'),
+    ('.', 'does not describe prepared text'),
   ):
     with pytest.raises(ValueError, match=sentence):
       make(tmp_path / name)
@@ -271,10 +271,10 @@ def test_what_is_not_prepared_says_what_to_do(tmp_path):
   for path in (folder / 'train' / name for name in parts):
     content = path.read_bytes()
     path.write_bytes(content[:-2])
-    with pytest.raises(ValueError, match=f'is not whole .*{path.name} has'):
+    with pytest.raises(ValueError, match=f'is incomplete .*{path.name} has'):
       make(folder)
     path.unlink()
-    with pytest.raises(ValueError, match='is not whole'):
+    with pytest.raises(ValueError, match='is incomplete'):
       make(folder)
     path.write_bytes(content)
   assert make(folder).num_train == NUM_TRAIN

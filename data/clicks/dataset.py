@@ -1,9 +1,8 @@
-"""Click logs as batches: the Criteo challenge's, and a synthetic one.
+"""Batches from click logs: the Criteo challenge's, and a synthetic one.
 
-Rows lie on the disk as `data.clicks.preparation` wrote them, 160 bytes each,
-and are mapped into memory. Nothing else is: the order of an epoch is computed,
-not stored, and where a stream is follows from its seed and the number of the
-batch.
+The rows that `data.clicks.preparation` writes, 160 bytes each, are mapped into
+memory. The order of an epoch is computed, not stored, so a seed and the number
+of a batch are enough to resume a stream.
 """
 
 from __future__ import annotations
@@ -31,21 +30,21 @@ from data.preparing import cache, resumable, workers
 
 Batch = dict[str, Any]
 
-# Of an example's inputs.
+# Shapes of an example's inputs.
 SHAPE = {
   'integers': (NUM_INTEGERS,),
   'missing': (NUM_INTEGERS,),
   'categories': (NUM_CATEGORIES,),
 }
-# Of the synthetic log; the same as the command's own.
+# For the synthetic log; the defaults of scripts/prepare_criteo.py.
 MIN_COUNT = 10
 HELD_OUT_FRACTION = Fraction(1, 7)
-# Rows read at once: enough that a batch costs little, few enough to wait for.
+# Rows read at once: enough to make a batch cheap, few enough to wait for.
 _READ_ROWS = 1 << 16
 
 
 class ClicksError(ValueError):
-  """A folder does not hold a prepared log; the message says what to do."""
+  """A folder does not contain a prepared log; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,12 +52,12 @@ class ClickSet:
   """Impressions to train on and to evaluate on, as batches for a model.
 
   Attributes:
-    rows: all of them in the order of time, those to train on first; int32
-      words, see `data.clicks.storage`.
-    manifest: what is known of them.
-    table_sizes: for each categorical field, how many rows a table of it has.
-    max_test_rows: only so many held-out rows are evaluated on, the first; None
-      for all.
+    rows: all rows in the order of time, training rows first; int32 words, see
+      `data.clicks.storage`.
+    manifest: the manifest of the prepared log.
+    table_sizes: for each categorical field, the number of rows of its table.
+    max_test_rows: evaluation uses the first so many held-out rows; None for
+      all.
   """
 
   rows: Int32[np.ndarray, 'rows 40'] = dataclasses.field(repr=False)
@@ -68,7 +67,7 @@ class ClickSet:
 
   @property
   def fingerprint(self) -> str:
-    """A hash of all rows and of how they are parted, for provenance."""
+    """A hash of all rows and of their division into splits, for provenance."""
     return self.manifest['fingerprint']
 
   @property
@@ -78,10 +77,10 @@ class ClickSet:
 
   @property
   def best_log_loss(self) -> float | None:
-    """Of a synthetic log, what no model can beat on all held-out rows.
+    """The lowest expected log loss on all held-out rows of a synthetic log.
 
-    In nats, in expectation: the mean entropy of the true probabilities. None
-    for a real log, of which nobody knows.
+    In nats: the mean entropy of the true probabilities. None for a real log,
+    because its true probabilities are unknown.
     """
     return self.manifest.get('synthetic', {}).get('best_log_loss')
 
@@ -110,25 +109,24 @@ class ClickSet:
 
     Batch t is a pure function of the arguments and t, and reading may start
     anywhere. Each epoch visits each of the member's examples once in a new
-    order; a batch may straddle epochs. The order follows the seed: members that
-    share examples and seed draw the same batches.
+    order; a batch may straddle epochs. Members with the same examples and the
+    same seed draw the same batches.
 
     Args:
-      member: whose stream, 0 ≤ member < members.
-      members: how many members share the examples.
+      member: 0 ≤ member < members.
+      members: number of members that share the examples.
       partition: 'disjoint' or 'shared', see `data.partition`.
-      seed: orders, at least 0.
+      seed: seed of the orders, at least 0.
       batch_size: B, examples a batch.
       start: index of the first batch to yield.
-      rows: those of each batch that are wanted here, ascending; None for all.
-        Nothing else is read.
+      rows: the rows of each batch to read and return, ascending; None for all.
 
     Returns:
       Batches {'inputs': {'integers': float32 [rows, 13], sign(x) · ln(1 + |x|)
       and 0 where missing, 'missing': float32 [rows, 13], 1 where missing,
       'categories': int32 [rows, 26], in [0, table_sizes[field])}, 'labels':
-      int32 [rows], 1 for a click}. Category 0 is a missing one, 1 a rare or
-      unknown one.
+      int32 [rows], 1 for a click}. Category 0 stands for a missing value, 1 for
+      a rare or unknown one.
 
     Raises:
       ValueError: for arguments out of range, or an empty shard.
@@ -156,7 +154,7 @@ class ClickSet:
         examples[now] = shard.start + shard.step * order.astype(np.int64)
       return self._read(examples)
 
-    # Some are read while batches are made of those before.
+    # Reads the next rows while the caller takes batches of the current ones.
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
       block = reader.submit(read, start)
       for first in itertools.count(start, num_batches):
@@ -175,11 +173,11 @@ class ClickSet:
     Args:
       split: 'train' or 'test'.
       batch_size: examples a batch; the last one is filled up with zeros.
-      rows: those of each batch that are wanted here, ascending; None for all.
+      rows: the rows of each batch to read and return, ascending; None for all.
 
     Returns:
-      Batches as those of `train`, with 'mask': float32 [rows], 1 for an example
-      and 0 for padding.
+      Batches like those of `train`, with 'mask': float32 [rows], 1 for an
+      example and 0 for padding.
 
     Raises:
       ValueError: for another split.
@@ -212,7 +210,7 @@ class ClickSet:
     return splits[split]
 
   def _read(self, examples: Int64[np.ndarray, ' examples']) -> Batch:
-    # A row is in one place: a page of the disk, not one for each field.
+    # A row lies in one place, so it costs one page of the disk, not 40.
     words = self.rows.take(examples, axis=0)
     integers = words[:, 1 : 1 + NUM_INTEGERS]
     missing = integers == MISSING
@@ -231,11 +229,11 @@ class ClickSet:
 def place_in_tables(
   hashes: Integer[np.ndarray, 'rows 26'], table_sizes: Sequence[int]
 ) -> Int32[np.ndarray, 'rows 26']:
-  """Rows of the fields' tables: the first two are for what is not a hash.
+  """Maps hashes to rows of the fields' tables; missing and rare have their own.
 
   Args:
-    hashes: of `data.clicks.storage`, uint32.
-    table_sizes: of each field's table, at least 3.
+    hashes: uint32 words of `data.clicks.storage`.
+    table_sizes: rows of each field's table, at least 3.
   """
   first = storage.FIRST_HASH
   # A multiplication and a shift instead of a remainder (Lemire 2019).
@@ -258,10 +256,10 @@ def _slice(batch: Batch, begin: int, end: int) -> Batch:
 def open_clicks(
   folder: str | os.PathLike,
 ) -> tuple[Int32[np.ndarray, 'rows 40'], dict[str, Any]]:
-  """Maps the rows of a prepared folder; reads its manifest.
+  """Maps the rows of a prepared folder into memory and reads its manifest.
 
   Raises:
-    ClicksError: if it is not there, not finished or not whole.
+    ClicksError: if the folder is missing, unfinished or incomplete.
   """
   folder = pathlib.Path(folder)
   try:
@@ -269,8 +267,7 @@ def open_clicks(
   except (FileNotFoundError, NotADirectoryError):
     if resumable.partial_of(folder).is_dir():
       raise ClicksError(
-        f'{folder} is not finished: run the command that began it once more, '
-        'and it goes on.'
+        f'{folder} is not finished: run the same command again to continue.'
       ) from None
     raise ClicksError(
       f'There is no prepared click log in {folder}: make it with `python -m '
@@ -281,19 +278,19 @@ def open_clicks(
     manifest = json.loads(text)
   if not isinstance(manifest, dict) or manifest.get('format') != storage.FORMAT:
     raise ClicksError(
-      f'{folder / resumable.MANIFEST} is not of a prepared click log '
-      f'({storage.FORMAT}): prepare it again, in another folder.'
+      f'{folder / resumable.MANIFEST} does not describe a prepared click log '
+      f'({storage.FORMAT}): prepare the log again, in another folder.'
     )
   num_rows = sum(split['rows'] for split in manifest['splits'].values())
   path = folder / storage.ROWS
   size = path.stat().st_size if path.exists() else 0
   if size != num_rows * storage.ROW_BYTES:
     raise ClicksError(
-      f'{folder} is not whole ({path.name} has {size} bytes, not '
+      f'{folder} is incomplete ({path.name} has {size} bytes, not '
       f'{num_rows * storage.ROW_BYTES}): copy or prepare it again.'
     )
   rows = np.memmap(path, '<i4', 'r', shape=(num_rows, NUM_FIELDS))
-  # A plain array on the same memory: parts of a memmap cost more.
+  # A plain array on the same memory: slicing a memmap costs more.
   return np.asarray(rows), manifest
 
 
@@ -308,17 +305,16 @@ def make_clicks(
   """Opens a click log; downloads nothing.
 
   Args:
-    name: 'synthetic' (a log that nobody clicked, with a known truth, made on
-      first use; the last seventh is held out) or a folder that `python -m
+    name: 'synthetic' (a log with known click probabilities, made on first use;
+      the last seventh is held out) or a folder that `python -m
       scripts.prepare_criteo` made.
-    synthetic_rows: how many rows the synthetic log has; of no meaning for
-      others.
-    table_sizes: for each of the 26 categorical fields, how many rows a table
-      of it has, at least 3: one for missing values, one for rare ones, and
-      those that all others are hashed to.
-    max_test_rows: only so many held-out rows are evaluated on, the first ones;
-      None for all.
-    cache_dir: where the synthetic log is kept; None for the user's cache.
+    synthetic_rows: number of rows of the synthetic log; other logs ignore it.
+    table_sizes: for each of the 26 categorical fields, the number of rows of
+      its table, at least 3: one for missing values, one for rare ones, and the
+      rest for hashes of all others.
+    max_test_rows: evaluation uses the first so many held-out rows; None for
+      all.
+    cache_dir: folder for the synthetic log; None for the user's cache.
 
   Raises:
     ValueError: if there is no prepared log of that name, if the synthetic one
@@ -361,7 +357,7 @@ def _open_synthetic(num_rows, cache_dir):
       [source],
       new,
       max_bad_lines=0,
-      # Most of the work is not Python.
+      # Most of the work runs outside Python.
       pool=workers.threads(os.cpu_count() or 1),
       overwrite=False,
       report=lambda progress: None,
@@ -372,5 +368,5 @@ def _open_synthetic(num_rows, cache_dir):
   except (OSError, resumable.PreparationError) as error:
     raise ClicksError(
       f'The synthetic click log cannot be written to {folder.parent} '
-      f'({error}): set XDG_CACHE_HOME to a folder where it can.'
+      f'({error}): set XDG_CACHE_HOME to a folder that you can write to.'
     ) from error

@@ -1,10 +1,10 @@
 """Click logs in the format of the Display Advertising Challenge.
 
-A line is an impression: label, 13 integers, 26 categories, separated by tabs;
-1 for a click and 0 for none, categories as hexadecimal numbers of 32 bits,
-nothing where a value is missing, and no header.
+A line is an impression: label, 13 integers and 26 categories, separated by
+tabs. The label is 1 for a click and 0 for none, categories are hexadecimal
+numbers of 32 bits, a missing value is empty, and there is no header.
 
-What is malformed is left out, and reported with its line and the reason.
+Malformed lines are left out and reported with their number and the reason.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from data.preparing.compressed import (
 NUM_INTEGERS = 13
 NUM_CATEGORIES = 26
 NUM_FIELDS = 1 + NUM_INTEGERS + NUM_CATEGORIES
-# Of integers.
+# Stands for a missing integer.
 MISSING = -(2**31)
 
-# Half a second of work.
+# About half a second of work.
 CHUNK_BYTES = 8 << 20
 _BLOCK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 1 << 20
-# All that a line may consist of. It keeps out what Arrow would take for a
-# number: spaces around it, or 0x1F.
+# All characters that a line may contain. This keeps out characters that Arrow
+# accepts in a number: spaces around it, or 0x1F.
 _ALPHABET = b'0123456789abcdefABCDEF-\t\n'
 _LINE = re.compile(
   rb'[01]'
@@ -50,13 +50,13 @@ _LINE = re.compile(
 
 
 class Rows(NamedTuple):
-  """What a log says.
+  """Rows of a log.
 
   Attributes:
     labels: 1 for a click.
-    integers: MISSING for none.
-    categories: any numbers, where there is one.
-    there: where there is one.
+    integers: MISSING where a value is missing.
+    categories: arbitrary where a value is missing.
+    there: False where a category is missing.
   """
 
   labels: UInt8[np.ndarray, ' rows']
@@ -70,8 +70,8 @@ class BadLine(NamedTuple):
 
   Attributes:
     line: its number in the file, from 1.
-    kind: what is wrong: 'fields', 'label', 'integer', 'category'.
-    reason: the same in words.
+    kind: the malformed part: 'fields', 'label', 'integer' or 'category'.
+    reason: a sentence about it.
   """
 
   line: int
@@ -84,12 +84,12 @@ class Chunk:
   """Some lines of a file.
 
   Attributes:
-    input: which file.
-    number: of the chunk within it.
+    input: the file.
+    number: index of the chunk in the file.
     data: the lines' bytes.
-    first_line: the number of the first, from 1.
-    position: how much of `input.size` had been read at its end.
-    behind: the file has bytes behind the end of what was compressed.
+    first_line: number of the first line, from 1.
+    position: bytes of `input.size` that had been read at the chunk's end.
+    behind: whether the file has bytes behind the end of the compressed data.
   """
 
   input: Input
@@ -103,14 +103,14 @@ class Chunk:
 def find_inputs(
   patterns: Sequence[str], glob: Callable[[str], list[str]]
 ) -> list[Input]:
-  """Files of a log in the order of time.
+  """Finds the files of a log in the order of time.
 
   Args:
-    patterns: as they were given; what one of them names is sorted by name.
-    glob: from a pattern to paths.
+    patterns: in the order given; the matches of one are sorted by name.
+    glob: function from a pattern to paths.
 
   Raises:
-    InputError: if a pattern names nothing, or files are named twice.
+    InputError: if a pattern matches nothing, or a file is named twice.
   """
   paths = []
   for pattern in patterns:
@@ -128,10 +128,10 @@ def find_inputs(
 
 
 def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
-  """Chunks of a file, compressed or not, from number `start` on, in order.
+  """Yields a file's chunks, compressed or not, from number `start` on.
 
   Raises:
-    InputError: if it cannot be decompressed, or has no lines.
+    InputError: if the file cannot be decompressed, or has no lines.
   """
   number, line, kept, behind = 0, 1, bytearray(), False
 
@@ -144,8 +144,8 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
       if isinstance(part, Gap):
         line += kept.count(b'\n')
         raise InputError(
-          f'{source.path} cannot be read on in line {line:,} ({part.reason}): '
-          'it is damaged, or was cut short; get it again.'
+          f'{source.path} cannot be read beyond line {line:,} ({part.reason}): '
+          'it is damaged or was cut short; get it again.'
         )
       if isinstance(part, Behind):
         behind = True
@@ -171,21 +171,21 @@ def read_chunks(source: Input, start: int = 0) -> Iterator[Chunk]:
 
 
 def parse(data: bytes, first_line: int) -> tuple[Rows, list[BadLine]]:
-  """Reads lines, and leaves out those that are malformed.
+  """Parses lines, and leaves out malformed ones.
 
   Args:
     data: the lines; the last one need not end.
-    first_line: the number of the first, for reports.
+    first_line: number of the first line, for reports.
 
   Returns:
-    What the others say, and the malformed ones.
+    The rows of the good lines, and the malformed lines.
   """
-  # Of Windows; any other carriage return is malformed.
+  # Line ends of Windows; any other carriage return is malformed.
   data = data.replace(b'\r\n', b'\n')
   rows = _parse_quickly(data)
   if rows is not None:
     return rows, []
-  # Something is wrong. Line by line it takes longer, and says what.
+  # Line by line is slower, but finds the malformed ones.
   good, bad = [], []
   lines = data.split(b'\n')
   if not lines[-1]:
@@ -202,7 +202,7 @@ def parse(data: bytes, first_line: int) -> tuple[Rows, list[BadLine]]:
 
 
 def _parse_quickly(data: bytes) -> Rows | None:
-  """All lines with Arrow; None if any of them is malformed."""
+  """Parses all lines with Arrow; None if any of them is malformed."""
   import pyarrow
   from pyarrow import compute, csv
 
@@ -223,7 +223,7 @@ def _parse_quickly(data: bytes) -> Rows | None:
     table = csv.read_csv(
       pyarrow.BufferReader(data),
       read_options=csv.ReadOptions(
-        # Our own processes are busy.
+        # The pool already keeps all cores busy.
         use_threads=False,
         column_names=names,
         block_size=len(data) + 1,
@@ -270,7 +270,7 @@ def _parse_quickly(data: bytes) -> Rows | None:
 
 
 def _bytes_of(column) -> tuple[np.ndarray, bytes]:
-  """Lengths of an Arrow array of bytes, and these one after the other."""
+  """Lengths of an Arrow array's values, and their bytes one after another."""
   _, offsets, data = column.buffers()
   offsets = np.frombuffer(offsets, np.int32)
   offsets = offsets[column.offset : column.offset + len(column) + 1]
@@ -279,13 +279,13 @@ def _bytes_of(column) -> tuple[np.ndarray, bytes]:
 
 
 def _parse_hexadecimal(lengths: np.ndarray, digits: bytes) -> np.ndarray:
-  """Numbers out of their digits; raises ValueError if they are none."""
+  """Parses numbers from their digits; raises ValueError for other bytes."""
   if not len(lengths):
     return np.empty(0, np.uint32)
   if lengths.max() > 8:
     raise ValueError
   if lengths.min() < 8:
-    # Zeros in front of the short ones.
+    # Pads short ones with leading zeros.
     padded = np.full((len(lengths), 8), ord('0'), np.uint8)
     padded[np.arange(8) >= 8 - lengths[:, None]] = np.frombuffer(
       digits, np.uint8
@@ -295,8 +295,8 @@ def _parse_hexadecimal(lengths: np.ndarray, digits: bytes) -> np.ndarray:
 
 
 def _problem(line: bytes) -> tuple[str, str] | None:
-  """The kind of what is wrong with a line, and a sentence; None if nothing."""
-  # Not only to save time: what is good is what this says.
+  """The kind of a line's fault, and a sentence; None for a good line."""
+  # This is the definition of a good line, not only a shortcut.
   if _LINE.fullmatch(line):
     numbers = line.split(b'\t')[1 : 1 + NUM_INTEGERS]
     for place, number in enumerate(numbers, start=1):
@@ -329,11 +329,8 @@ def _show(field: bytes) -> str:
   return repr(text if len(text) <= 20 else f'{text[:20]}…')
 
 
-# And back.
-
-
 def format_rows(rows: Rows) -> bytes:
-  """Rows as lines; `parse` reads them back."""
+  """Writes rows as lines; the inverse of `parse`."""
   import pyarrow
   from pyarrow import compute, csv
 

@@ -1,8 +1,8 @@
-"""From click logs to rows that training maps into memory, resumably.
+"""Turns click logs into rows that training maps into memory, resumably.
 
-Three phases, on all cores: lines become words of 32 bits, chunk by chunk;
-categories are counted, field by field, in the part that is trained on; rare
-ones are replaced, and rows written as training reads them, block by block. The
+It uses all cores in three phases: it turns lines into words of 32 bits, chunk
+by chunk; counts the categories of the training rows, field by field; and
+replaces rare ones and writes the rows in their final form, block by block. The
 result depends on the input and the settings alone, byte for byte.
 """
 
@@ -33,34 +33,34 @@ _PACKAGES = ('numpy', 'pyarrow')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """All that the result depends on, besides the input.
+  """All settings that the result depends on.
 
   Attributes:
-    min_count: categories that occur less often in their field, in the part
-      that is trained on, are one.
-    held_out_fraction: share of the rows that are evaluated on, the last ones.
+    min_count: categories that occur less often among their field's training
+      rows are merged into one.
+    held_out_fraction: share of the rows that are held out, the last ones.
   """
 
   min_count: int
   held_out_fraction: Fraction
 
   def num_train(self, num_rows: int) -> int:
-    """How many of so many rows are trained on."""
+    """Returns how many of `num_rows` rows are for training."""
     held_out = num_rows * self.held_out_fraction
     return num_rows - round(held_out)
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """What a run has come to.
+  """The progress of a run.
 
   Attributes:
-    phase: 'reading', 'counting', 'writing'.
-    done: of `total`.
-    total: bytes of input, or rows of a synthetic log; fields; rows.
-    resumed: how much of `done` an earlier run did.
-    unit: of these: 'bytes', 'rows', 'fields'.
-    rows: read so far, with those of earlier runs.
+    phase: 'reading', 'counting' or 'writing'.
+    done: part of `total` that is done.
+    total: bytes of input or rows of a synthetic log; then fields; then rows.
+    resumed: part of `done` that an earlier run did.
+    unit: 'bytes', 'rows' or 'fields'.
+    rows: rows read so far, earlier runs included.
     bad: lines left out so far.
   """
 
@@ -89,24 +89,23 @@ def prepare(
   overwrite: bool,
   report: Callable[[Progress], None],
 ) -> dict[str, Any]:
-  """Prepares click logs, or goes on with it.
+  """Prepares click logs, or continues an interrupted preparation.
 
   Args:
-    settings: how.
+    settings: the settings that the result depends on.
     inputs: files in the order of time; or `synthetic_input`, alone.
-    output: the folder to be made; it stands under another name until all of it
-      is there.
-    max_bad_lines: with more of them the input is refused.
-    pool: what does the work, entered here.
-    overwrite: replaces what is there, and begins anew.
+    output: the folder to make; it has another name until it is complete.
+    max_bad_lines: the input is refused if it has more malformed lines.
+    pool: does the work; entered here.
+    overwrite: replaces an existing folder, and begins anew.
     report: called now and then.
 
   Returns:
     The manifest.
 
   Raises:
-    PreparationError: if that cannot be done.
-    InputError: if an input is not what it seemed.
+    PreparationError: if the preparation fails.
+    InputError: if an input cannot be read.
   """
   plan = _plan(settings, inputs)
   partial = resumable.partial_of(output)
@@ -144,7 +143,7 @@ def prepare(
 
 
 def _plan(settings: Settings, inputs: Sequence[Input]) -> dict[str, Any]:
-  """What the rows are made of, for the manifest and for those who go on."""
+  """Facts that must not change between runs; the manifest has them too."""
   return {
     'settings': {
       'min_count': settings.min_count,
@@ -160,7 +159,7 @@ def _plan(settings: Settings, inputs: Sequence[Input]) -> dict[str, Any]:
 
 
 class _Run:
-  """One run of `prepare`: what its phases share."""
+  """One run of `prepare`, with the state that its phases share."""
 
   def __init__(self, settings, inputs, partial, pool, report, state):
     self._settings = settings
@@ -171,7 +170,7 @@ class _Run:
     self._state = state
 
   def read(self, max_bad_lines: int) -> None:
-    """From input to chunks of words; `state` says from where on."""
+    """Turns input into chunks of words, from where `state` says on."""
     state = self._state
     (self._partial / storage.CHUNKS).mkdir(exist_ok=True)
     sizes = [one.size for one in self._inputs]
@@ -181,7 +180,7 @@ class _Run:
     for number in range(state['input'], len(self._inputs)):
       one = self._inputs[number]
       first = state['chunk'] if number == state['input'] else 0
-      # A name that tells it from the chunks of other inputs.
+      # The number of earlier chunks keeps names of different inputs apart.
       for chunk, (rows, bad) in workers.map_in_order(
         self._pool,
         storage.read_chunk,
@@ -192,7 +191,7 @@ class _Run:
       ):
         state['rows'].append(rows)
         if chunk.behind:
-          # Of a preparation that an older version began there are none.
+          # The state of an older version lacks this key.
           state.setdefault('behind', []).append(one.name)
         state['bad'] += [
           (f'line {line:,} of {one.name}: {reason}', kind)
@@ -214,12 +213,12 @@ class _Run:
     self._num_train = self._settings.num_train(self._num_rows)
     if not 0 < self._num_train < self._num_rows:
       raise PreparationError(
-        f'{self._num_rows} rows cannot be parted into some to train on and '
-        'some to evaluate on: give more, or another --held-out-fraction.'
+        f'{self._num_rows} rows cannot be split into training and held-out '
+        'rows: give more rows, or another --held-out-fraction.'
       )
 
   def count(self) -> None:
-    """Which categories of each field are kept."""
+    """Finds the categories of each field to keep."""
     (self._partial / storage.KEPT).mkdir(exist_ok=True)
     found = self._state['fields']
     resumed = len(found)
@@ -237,7 +236,7 @@ class _Run:
       self._tell('counting', field + 1, NUM_CATEGORIES, resumed, 'fields')
 
   def write(self) -> None:
-    """From chunks of words to rows."""
+    """Turns chunks of words into rows."""
     blocks = self._state['blocks']
     path = self._partial / storage.ROWS
     with open(path, 'ab') as file:
@@ -253,7 +252,7 @@ class _Run:
       self._tell('writing', done, self._num_rows, resumed, 'rows')
 
   def facts(self) -> dict[str, Any]:
-    """What the manifest says of the rows."""
+    """Returns the manifest's facts about the rows."""
     state, splits = self._state, self._splits()
     blocks, kinds = state['blocks'], (kind for _, kind in state['bad'])
     return {
@@ -269,7 +268,7 @@ class _Run:
     }
 
   def _splits(self) -> dict[str, dict[str, int]]:
-    """How many rows and clicks there are."""
+    """Counts rows and clicks."""
     _, train, test = zip(*self._state['blocks'], strict=True)
     return {
       'train': {'rows': self._num_train, 'clicks': sum(train)},
@@ -277,7 +276,7 @@ class _Run:
     }
 
   def _optimum(self) -> dict[str, dict[str, Any]]:
-    """Of a synthetic log, what its truth scores on the rows to evaluate on."""
+    """Scores a synthetic log's true probabilities on the held-out rows."""
     if not self._is_synthetic:
       return {}
     step = synthetic.CHUNK_ROWS
@@ -287,7 +286,7 @@ class _Run:
     )
     sums = zip(*(part for _, part in parts), strict=True)
     count = self._num_rows - self._num_train
-    # As many digits as are the same everywhere.
+    # Further digits differ between machines.
     expected, scored = (round(sum(one) / count, 9) for one in sums)
     return {
       'synthetic': {
@@ -323,18 +322,18 @@ def _too_many(bad: Sequence[tuple[str, str]], limit: int) -> PreparationError:
   kinds = collections.Counter(kind for _, kind in bad)
   counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
   return PreparationError(
-    f'More than {limit} lines are malformed, that is {len(bad)} so far '
-    f'({counts}). The first is {bad[0][0]}. If this is a log of '
-    f'{log.NUM_FIELDS} fields that are separated by tabs, allow for more '
-    'with --max-bad-lines, and it goes on from here.'
+    f'More than {limit} lines are malformed, {len(bad)} so far ({counts}). The '
+    f'first is {bad[0][0]}. If this is a log of {log.NUM_FIELDS} fields '
+    'separated by tabs, allow for more with --max-bad-lines, and the '
+    'preparation continues from here.'
   )
 
 
-# In the processes.
+# Runs in the pool's processes.
 
 
 def score_truth(start: int, first: int, last: int) -> tuple[float, float]:
-  """Of a chunk's rows from `first` to before `last`, sums of log losses."""
+  """Sums of log losses over a chunk's rows from `first` to before `last`."""
   begin = max(start, first)
   end = min(start + synthetic.CHUNK_ROWS, last)
   rows, p = synthetic.make_rows(begin, end)

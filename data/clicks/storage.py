@@ -1,9 +1,9 @@
-"""Rows of a click log as 40 words of 32 bits, on their way to the disk.
+"""Rows of a click log as 40 words of 32 bits, and the files that store them.
 
-In the order of the log's fields: the label, 13 integers as they are, and of
-each of the 26 categories a hash that is keyed by its field. For these nothing
-needs to be known of other rows; which categories are rare is found by counting,
-and they are replaced when the rows are written as training reads them.
+The words have the order of the log's fields: the label, 13 integers unchanged,
+and 26 hashes of categories, each keyed by its field. A row can be hashed
+without knowledge of other rows. Rare categories are found by counting, and
+replaced when the rows are written in their final form.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data.clicks.log import (
 )
 from data.preparing import resumable
 
-# Of categories: what stands instead of a hash.
+# Special values in place of a category's hash.
 MISSING_CATEGORY, RARE_CATEGORY = 0, 1
 FIRST_HASH = 2
 FIRST_CATEGORY = 1 + NUM_INTEGERS
@@ -34,11 +34,11 @@ FIRST_CATEGORY = 1 + NUM_INTEGERS
 FORMAT = 'codistill-clicks/1'
 ROWS = 'rows.bin'
 ROW_BYTES = 4 * NUM_FIELDS
-# What is there until the rows are.
+# Intermediate files, removed once the rows are complete.
 CHUNKS, KEPT = 'chunks', 'kept'
-# Rows are written and hashed in blocks of so many.
+# Rows that are written and hashed at once.
 BLOCK_ROWS = 1 << 18
-# Of a field, counted at once.
+# Rows of a field that are counted at once.
 _COUNTED_ROWS = 1 << 22
 
 
@@ -49,12 +49,12 @@ def hash_categories(
 
   Args:
     values: numbers of 32 bits.
-    there: where there is one.
+    there: False where a value is missing.
 
   Returns:
-    At least FIRST_HASH, evenly distributed, and MISSING_CATEGORY for none. But
-    for the two values whose hashes are raised to FIRST_HASH and to the next,
-    different values of a field have different hashes.
+    Hashes of at least FIRST_HASH, evenly distributed, and MISSING_CATEGORY for
+    missing values. Different values of a field have different hashes, except
+    for the two that are raised to FIRST_HASH and FIRST_HASH + 1.
   """
   # The finalizer of MurmurHash3 (Appleby 2011), a bijection.
   hashes = values ^ _FIELD_KEYS[:, None]
@@ -93,18 +93,18 @@ def pack(rows: Rows) -> Int32[np.ndarray, '40 rows']:
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """What was read: chunks in files of words of 32 bits, a field's together.
+  """Chunks of words in files, each file field by field.
 
   Attributes:
-    folder: not finished.
-    rows: of each chunk.
+    folder: the unfinished folder.
+    rows: number of rows of each chunk.
   """
 
   folder: pathlib.Path
   rows: tuple[int, ...]
 
   def read(self, fields: slice, first: int, last: int) -> np.ndarray:
-    """Fields of the rows from `first` to before `last`: [fields, rows]."""
+    """Reads the rows from `first` to before `last`: [fields, rows]."""
     names = range(*fields.indices(NUM_FIELDS))
     out = np.empty((len(names), last - first), np.int32)
     ends = np.cumsum(self.rows, dtype=np.int64)
@@ -132,7 +132,7 @@ def _chunk_name(number: int) -> str:
 def read_chunk(
   chunk: log.Chunk, folder: pathlib.Path, before: int
 ) -> tuple[int, list[BadLine]]:
-  """Writes a chunk's words; how many rows, and what was left out."""
+  """Writes a chunk's words; returns its number of rows, and its bad lines."""
   if chunk.input.path == 'synthetic':
     first = chunk.first_line - 1
     rows, bad = synthetic.make_rows(first, chunk.position)[0], []
@@ -147,7 +147,7 @@ def read_chunk(
 def count_field(
   field: int, words: Words, num_train: int, min_count: int
 ) -> dict[str, int]:
-  """Writes the hashes that are kept; how many there are, and other numbers."""
+  """Writes the hashes of a field to keep; returns counts."""
   column = FIRST_CATEGORY + field
   sums = _Sums()
   for first in range(0, num_train, _COUNTED_ROWS):
@@ -170,7 +170,7 @@ def count_field(
 
 
 class _Sums:
-  """How often each value occurs: as much memory as there are different ones."""
+  """Counts values in memory proportional to the number of different ones."""
 
   def __init__(self):
     self._values = [np.empty(0, np.uint32)]
@@ -183,7 +183,7 @@ class _Sums:
     self._counts.append(counts)
     if sum(map(len, self._values)) > self._limit:
       found, _ = self.total()
-      # So that each value is sorted a few times, however many come.
+      # Keeps the number of times that each value is sorted small.
       self._limit = 2 * (len(found) + _COUNTED_ROWS)
 
   def total(
@@ -191,7 +191,7 @@ class _Sums:
   ) -> tuple[UInt32[np.ndarray, ' found'], Int64[np.ndarray, ' found']]:
     values = np.concatenate(self._values)
     counts = np.concatenate(self._counts)
-    # Sorted parts one after the other, which this sort merges.
+    # A stable sort merges the parts, which are sorted already.
     order = np.argsort(values, kind='stable')
     values, counts = values[order], counts[order]
     starts = np.flatnonzero(np.diff(values, prepend=~values[:1]))
@@ -204,7 +204,7 @@ class _Sums:
 def write_block(
   start: int, words: Words, num_train: int
 ) -> tuple[str, int, int]:
-  """Writes rows in their place; their hash, and clicks of the two splits."""
+  """Writes final rows; returns their hash, and the clicks of both splits."""
   import pyarrow
   from pyarrow import compute
 

@@ -1,16 +1,16 @@
-"""A synthetic click log with a known truth: no user ever clicked here.
+"""A synthetic click log with known probabilities of clicks.
 
 It has the shape of the Display Advertising Challenge's log (`data.clicks.log`):
 heavy-tailed integers, skewed categories of very different numbers, missing
-values, a quarter of clicks. Whether an impression is clicked is drawn from
+values, a quarter of clicks. An impression is clicked with the probability
 
   p = 1 / (1 + exp(−z)),
   z = b + Σ w[c] + Σ (α t + β exp(−t²)) + Σ ⟨u[c], v[c′]⟩ + Σ s[c] t + Σ γ t t′
 
-with categories c and with integers' logarithms t, squashed to (−1, 1). The
-bumps and the three kinds of interactions are what a linear model of these
-features cannot have. All is drawn from one seed, chunk by chunk, so that any
-part of a log of any length can be made by itself, the same everywhere.
+with categories c and with integers' logarithms t, squashed to (−1, 1). A linear
+model of these features cannot represent the bumps and the three kinds of
+interactions. One seed determines everything, chunk by chunk, so any part of a
+log of any length can be made by itself, the same everywhere.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from jaxtyping import Float
 
 from data.clicks.log import MISSING, NUM_CATEGORIES, NUM_INTEGERS, Rows
 
-# Another log, if any of what follows changes.
+# Raise it with any change of the log.
 VERSION = 1
 _SEED = 20180403
 CHUNK_ROWS = 1 << 15
-# How many categories each field has.
+# Number of categories of each field.
 CARDINALITIES = (
   *(1_400, 550, 200_000, 80_000, 300, 24, 12_000, 600, 3, 60_000, 5_000),
   *(150_000, 3_000, 26, 10_000, 120_000, 10, 4_500, 2_000, 4, 100_000, 18),
   *(15, 90_000, 100, 70_000),
 )
-# The category c of a field has a chance that falls like 1 / (c + this).
+# A field's category c has a probability that falls like 1 / (c + _HEAD).
 _HEAD = 2.0
-# Of each integer: its median and the width of its logarithm's distribution,
-# what it is less than given, and how often it is missing.
+# For each integer: its median, the width of its logarithm's distribution, the
+# offset that is subtracted, and the share of missing values.
 _MEDIANS = (2, 4, 8, 6, 1_500, 40, 4, 12, 60, 0.6, 2, 0.3, 5)
 _WIDTHS = (0.6, 0.9, 0.8, 0.5, 1.1, 0.8, 0.7, 0.5, 0.7, 0.4, 0.6, 0.5, 0.6)
 _OFFSETS = (0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 _MISSING_INTEGERS = (0.45, 0, 0.2, 0.2, 0.03, 0.2, 0.04, 0, 0.04, 0.45, 0.04)
 _MISSING_INTEGERS += (0.75, 0.2)
-# Of fields, from 1: how often they are missing.
+# Share of missing values by field, counted from 1.
 _MISSING_CATEGORIES = {3: 0.03, 4: 0.03, 6: 0.12, 19: 0.44, 20: 0.44, 22: 0.3}
 _MISSING_CATEGORIES |= {25: 0.1, 26: 0.44}
 
-# What the logit is made of, fields and integers numbered from 1. Scales are
-# standard deviations, as far as skew and missing values let them.
+# Parts of the logit; fields and integers are numbered from 1. Scales are
+# standard deviations, except for the effects of skew and missing values.
 _BIAS = -2.92
 _MAIN_SCALE = 0.12
-# Categories that come after so many of their field say nothing by themselves.
+# Only the first so many categories of a field have a weight.
 _TELLING = 300
 _STRAIGHT_SCALE = 0.25
 _CROOKED = {2: 0.5, 3: 0.4, 5: 0.6, 8: 0.5, 9: 0.5, 13: 0.4}
@@ -62,12 +62,12 @@ _PRODUCTS = {(5, 9): 1.0, (4, 6): 0.8}
 
 @dataclasses.dataclass(frozen=True)
 class _Truth:
-  """What the logit is made of.
+  """Parameters of the logit.
 
   Attributes:
     main: a weight for each category of each field.
     straight: a slope for each integer.
-    missing: a weight for each integer that is missing.
+    missing: a weight for each missing integer.
     pairs: two vectors for the categories of two fields.
     slopes: for each category of a field, the slope of an integer.
   """
@@ -110,16 +110,16 @@ def _truth() -> _Truth:
 def make_chunk(
   number: int,
 ) -> tuple[Rows, Float[np.ndarray, ' rows']]:
-  """Rows number · CHUNK_ROWS and following of the log that has no end.
+  """Makes the CHUNK_ROWS rows from number · CHUNK_ROWS on of the endless log.
 
   Returns:
-    CHUNK_ROWS rows, and the true probability of a click in each.
+    The rows, and the true probability of a click for each.
   """
   rng = np.random.default_rng((_SEED, 1, number))
   count = CHUNK_ROWS
   integers = np.empty((NUM_INTEGERS, count), np.int32)
   for i in range(NUM_INTEGERS):
-    # A log-logistic distribution.
+    # Log-logistic.
     chance = rng.random(count)
     odds = (1 - chance) / np.maximum(chance, 1e-12)
     drawn = np.floor((_MEDIANS[i] + _OFFSETS[i]) * odds ** _WIDTHS[i])
@@ -143,7 +143,7 @@ def make_chunk(
 def _logits(integers, indices, there):
   truth = _truth()
   gone = integers == MISSING
-  # Near zero, where they are not missing.
+  # Scaled to be near zero.
   t = np.array(
     [
       (np.log1p(row + offset) - np.log1p(median + offset)) / (1.8 * width)
@@ -171,7 +171,7 @@ def _logits(integers, indices, there):
 
 
 def make_rows(first: int, last: int) -> tuple[Rows, np.ndarray]:
-  """Rows from `first` to before `last`, and their true probabilities."""
+  """Makes the rows from `first` to before `last`, with true probabilities."""
   numbers = range(first // CHUNK_ROWS, -(-last // CHUNK_ROWS))
   chunks = [make_chunk(number) for number in numbers]
   begin = first - numbers.start * CHUNK_ROWS
@@ -184,6 +184,6 @@ def make_rows(first: int, last: int) -> tuple[Rows, np.ndarray]:
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
-  """Of each impression, in nats: the log loss that its truth expects."""
+  """Entropy of each impression in nats: the expected log loss of the truth."""
   p = probabilities
   return -(p * np.log(p) + (1 - p) * np.log1p(-p))

@@ -1,16 +1,16 @@
-"""What becomes of stored images on their way to a model.
+"""Turns stored images into a model's inputs, with or without augmentation.
 
-A view takes a sequence of images, uint8 [height, width, channels] or `Encoded`,
-and returns uint8 [images, height, width, channels], and which of them it could
-not decode and left black: at random for training, always the same for
-evaluation. What chance does to an image depends on its row in the batch, not on
-which other rows are asked for: hosts and processes may share a batch.
+A view takes a sequence of images, uint8 [height, width, channels] or `Encoded`.
+It returns uint8 [images, height, width, channels] and the places of the images
+that cannot be decoded, which it leaves black. Views are random for training and
+fixed for evaluation. The random draws of an image depend on its row in the
+batch, not on the other rows, so hosts and processes may share a batch.
 
-'inception' is what Goyal et al. (2017, §5.1) do to ImageNet, whose recipe the
-paper follows: a random part and aspect ratio, a flip, and each colour
-normalised, which the model does itself (`codistill.models.with_pixels`). The
-colour jitter and the lighting noise of the code that they point to are not in
-their text, and not here.
+'inception' is the augmentation of Goyal et al. (2017, §5.1), whom the paper
+follows for ImageNet: a random part and aspect ratio, a flip, and normalised
+colours, which the model does itself (`codistill.models.with_pixels`). Their
+text does not mention the colour jitter and lighting noise of their code, and
+they are left out here.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,20 +24,20 @@ Image = np.ndarray | Encoded
 
 
 def make_views(augmentation, padding, image_size, stored_shape):
-  """The training view, the evaluation view and the shape of both.
+  """Returns the training view, the evaluation view and the shape of both.
 
   Args:
-    augmentation: 'none', 'shift', 'shift_flip' or 'inception', as
-      `data.images.dataset.make_images` says.
+    augmentation: 'none', 'shift', 'shift_flip' or 'inception', as in
+      `data.images.dataset.make_images`.
     padding: pixels on each side, for 'shift' and 'shift_flip'.
     image_size: height and width, for 'inception'.
     stored_shape: height, width and channels of the stored images; height and
       width None where they vary.
 
   Returns:
-    (images, generator, rows, batch size) → views of the batch's rows that the
-    images are, and the places of those that are left black; images → the same
-    for evaluation; and (height, width, channels).
+    (images, generator, their rows in the batch, batch size) → views, and the
+    places of black ones; images → the same for evaluation; and (height, width,
+    channels).
 
   Raises:
     ValueError: for an unknown augmentation, or one that lacks its argument.
@@ -73,7 +73,7 @@ def make_views(augmentation, padding, image_size, stored_shape):
 
     def crop_each(images, rng, rows, batch_size):
       del batch_size
-      seed = rng.integers(2**63)  # Of each row, a generator of its own.
+      seed = rng.integers(2**63)  # Each row gets its own generator.
       return view_each(
         lambda image, row: random_resized_crop(
           image, np.random.default_rng((seed, row)), size
@@ -104,7 +104,7 @@ def view_each(
   rows: Sequence[int],
   shape: tuple[int, int, int],
 ) -> tuple[np.ndarray, list[int]]:
-  """function(image, row) of each image, and the places of the corrupt ones."""
+  """Returns function(image, row) of each image, and corrupt images' places."""
   views, black = np.zeros((len(images), *shape), np.uint8), []
   for place, (image, row) in enumerate(zip(images, rows, strict=True)):
     try:
@@ -118,7 +118,7 @@ def view_each(
 
 
 def whole_images(images, shape):
-  """Images of one size as they are stored, as `view_each`."""
+  """Returns images of one size unchanged, in the form of `view_each`."""
   if isinstance(images, np.ndarray):
     return images, []
   return view_each(
@@ -135,7 +135,7 @@ def shift(images, rng, rows, batch_size, padding, flip):
   padded = np.pad(
     images, [(0, 0), (padding, padding), (padding, padding), (0, 0)]
   )
-  # For the whole batch: the draws of a row are the same whoever asks for it.
+  # Draws for the whole batch: a row's draws do not depend on the other rows.
   top, left = rng.integers(2 * padding + 1, size=(2, batch_size, 1))[:, rows]
   lines = top + np.arange(height)
   columns = left + np.arange(width)
@@ -150,8 +150,8 @@ def random_resized_crop(image, rng, size):
   """Resizes a random part of an image to a square; flips half.
 
   The part has 8 % to 100 % of the area and an aspect ratio of 3/4 to 4/3,
-  uniform on a logarithmic scale (Szegedy et al. 2015). Where ten draws do not
-  fit into the image, its centre square serves.
+  uniform on a logarithmic scale (Szegedy et al. 2015). The centre square
+  replaces it if ten draws do not fit into the image.
   """
   height, width = _size_of(image)
   for _ in range(10):
@@ -168,16 +168,16 @@ def random_resized_crop(image, rng, size):
     top, left = (height - rows) // 2, (width - columns) // 2
   part = resize(_part(image, top, left, rows, columns, size), size, size)
   if rng.random() < 0.5:
-    # A reversed view takes NumPy twenty times as long to copy.
+    # NumPy takes twenty times as long to copy a reversed view.
     part = cv2.flip(part, 1).reshape(part.shape)
   return part
 
 
 def centre_crop(image, size):
-  """The centre square of 224/256 of the shorter side, resized.
+  """Resizes the centre square of 224/256 of the shorter side.
 
-  That is what resizing the shorter side to size · 256/224 and cutting out the
-  centre comes to, with fewer pixels to resize.
+  The result is that of resizing the shorter side to size · 256/224 and cutting
+  out the centre, with fewer pixels to resize.
   """
   height, width = _size_of(image)
   side = max(1, round(min(height, width) * 224 / 256))
@@ -186,10 +186,10 @@ def centre_crop(image, size):
 
 
 def resize(image, height, width):
-  """Resizes an image without leaving out any of its pixels."""
-  # OpenCV's linear filter looks at two pixels by two: when it shrinks to less
-  # than a half it skips some. The area filter counts them all, at eight times
-  # the cost.
+  """Resizes an image, using all of its pixels."""
+  # OpenCV's linear filter looks at two by two pixels, so it skips some when it
+  # shrinks an image to less than a half. The area filter uses them all, at
+  # eight times the cost.
   shrinks = max(image.shape[0] / height, image.shape[1] / width)
   filter_ = cv2.INTER_AREA if shrinks > 2 else cv2.INTER_LINEAR
   resized = cv2.resize(image, (width, height), interpolation=filter_)
@@ -203,7 +203,7 @@ def _size_of(image: Image) -> tuple[int, int]:
 def _part(
   image: Image, top: int, left: int, rows: int, columns: int, at_least: int
 ) -> np.ndarray:
-  """A part of an image, perhaps smaller, but not than `at_least`."""
+  """Cuts out a part, perhaps downscaled, but to no less than `at_least`."""
   if isinstance(image, Encoded):
     return image.part(top, left, rows, columns, at_least)
   return image[top : top + rows, left : left + columns]

@@ -1,7 +1,7 @@
-"""Image classification sets: TFDS through Grain, and others by a function.
+"""Image classification sets: those of TFDS, read through Grain, and others.
 
-Reading needs no TensorFlow and no network: a TFDS set must have been prepared
-in ArrayRecord form, once, by `python -m scripts.prepare_images NAME`.
+Reading needs no TensorFlow and no network: `python -m scripts.prepare_images
+NAME` prepares a TFDS set once, in ArrayRecord form.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from data.images.split import (
 from data.images.tfds import open_tfds
 from data.partition import partition_indices
 
-# With what its streams and `make_images` raise.
+# The names that callers need, errors included.
 __all__ = [
   'UNLABELLED',
   'BadDataError',
@@ -38,12 +38,12 @@ __all__ = [
   'make_images',
 ]
 
-# Sets that are not TFDS's, by functions (train split, eval split) → the shape
-# of an image, the number of classes, the two splits.
+# Sets outside TFDS: functions of (train split, eval split) that return the
+# shape of an image, the number of classes and the two splits.
 SETS = {'digits': digits.open_set, 'imagenet_sample': imagenet_sample.open_set}
-# Rows of a batch that are read at a time: what threads and processes share out.
+# Rows of a batch that one thread or process reads at a time.
 _PIECE = 128
-# How many examples may be corrupt for each that is wanted.
+# Corrupt examples to tolerate for each wanted one.
 _MOST_CORRUPT = 10
 Batch = dict[str, Any]
 
@@ -53,22 +53,21 @@ class ImageSet:
   """A training and a test split, as batches for a model.
 
   Attributes:
-    image_shape: height, width and channels of what the model receives.
+    image_shape: height, width and channels of a model's inputs.
     num_classes: labels are in [0, num_classes).
-    train_split: the examples to train on, those without a label last.
-    labelled_split: of these the ones with a label.
-    test_split: the examples to evaluate on.
-    augment: from images of a batch to uint8 [batch, *image_shape], at random,
-      and the places of those that cannot be decoded.
-    fit: the same without chance, for evaluation.
+    train_split: the training examples, unlabelled ones last.
+    labelled_split: the labelled training examples.
+    test_split: the evaluation examples.
+    augment: the training view, see `data.images.augmentation`.
+    fit: the evaluation view.
     num_workers: processes that read and augment, per iterator; 0 for none.
-    num_threads: that do so in each process; 0 for none.
+    num_threads: threads for this in each process; 0 for none.
     prefetch_batches: batches read ahead, per iterator.
 
-  A batch is uint8: whoever takes it scales pixels and normalises, on a device.
-  An image that cannot be decoded is replaced by the member's next example in
-  training, and is black in evaluation, where each counts; both are named in the
-  batch, as `corrupt`. A label out of range ends the stream.
+  Batches are uint8; the model scales and normalises pixels on a device. In
+  training, the member's next example replaces an image that cannot be decoded;
+  in evaluation such an image stays, black, so that each example counts. The
+  batch names both as `corrupt`. A label out of range ends the stream.
   """
 
   image_shape: tuple[int, int, int]
@@ -105,31 +104,30 @@ class ImageSet:
     """Endless augmented batches of a member's examples.
 
     Batch t is a pure function of the arguments and t, so a stream resumes from
-    nothing but `start`, bit for bit. Each epoch visits each of the member's
-    examples once in a new order; a batch may straddle two epochs. Order
-    and augmentation follow the seed: members that share examples and seed draw
-    the same batches.
+    `start` alone, bit for bit. Each epoch visits each of the member's examples
+    once in a new order; a batch may straddle two epochs. The seed determines
+    order and augmentation: members with the same examples and the same seed
+    draw the same batches.
 
     Args:
-      member: whose stream, 0 ≤ member < members.
-      members: how many members share the examples.
+      member: 0 ≤ member < members.
+      members: number of members that share the examples.
       partition: 'disjoint' or 'shared', see `data.partition`.
-      seed: orders and augments, in [0, 2³²).
+      seed: seed of orders and augmentation, in [0, 2³²).
       batch_size: examples a batch.
       start: index of the first batch to yield.
-      rows: those of each batch that are wanted here, ascending; None for all.
-        Nothing else is read, and a row is the same whoever asks for it, so
-        that hosts can share a batch.
+      rows: the rows of each batch to read and return, ascending; None for all.
+        A row does not depend on the others, so hosts can share a batch.
 
     Returns:
       Batches {'inputs': uint8 [rows, *image_shape], 'labels': int32 [rows],
       `UNLABELLED` where there is none}; and, if there were any, 'corrupt': the
-      names of the examples that others stand in for.
+      names of the examples that were replaced.
 
     Raises:
       ValueError: for arguments out of range, or an empty shard.
-      BadDataError: from the iterator, for a label out of range, or hardly any
-        image that can be decoded.
+      BadDataError: from the iterator, for a label out of range, or if hardly
+        any image can be decoded.
     """
     if start < 0:
       raise ValueError(f'start must not be negative, got {start}.')
@@ -143,7 +141,7 @@ class ImageSet:
       .shuffle()
       .repeat(reseed_each_epoch=True)
     )
-    # The generator of batch t, whatever is in it.
+    # The generator of each batch; it does not depend on the examples.
     chance = order.batch(1).random_map(lambda _, rng: rng.bit_generator.state)
 
     def load(number):
@@ -158,17 +156,17 @@ class ImageSet:
   def eval(
     self, split: str, *, batch_size: int, rows: np.ndarray | None = None
   ) -> Iterator[Batch]:
-    """Every example of a split exactly once, in a fixed order, not augmented.
+    """Yields each example of a split once, in a fixed order, not augmented.
 
     Args:
       split: 'train' or 'test'.
       batch_size: examples a batch; the last one is filled up with zeros.
-      rows: those of each batch that are wanted here, ascending; None for all.
+      rows: the rows of each batch to read and return, ascending; None for all.
 
     Returns:
       Batches {'inputs': uint8 [rows, *image_shape], 'labels': int32 [rows],
       'mask': float32 [rows], 1 for an example and 0 for padding}; and, if
-      there were any, 'corrupt': the names of the examples that are black.
+      there were any, 'corrupt': the names of the black examples.
 
     Raises:
       ValueError: for another split.
@@ -232,11 +230,11 @@ class ImageSet:
     batch_size: int,
     chance: dict[str, Any],
   ) -> Batch:
-    """Augmented examples; the next of the shard for those that are corrupt."""
+    """Reads augmented examples; the shard's next replaces a corrupt one."""
     rng = np.random.Generator(np.random.Philox())
 
     def view(places):
-      # What a row gets is the same in every attempt.
+      # Each attempt makes the same draws for a row.
       rng.bit_generator.state = chance
       images, labels = self._read(self.train_split, indices[places])
       inputs, black = self.augment(images, rng, rows[places], batch_size)
@@ -248,7 +246,7 @@ class ImageSet:
       corrupt += [self.train_split.name(i) for i in indices[places].tolist()]
       if len(corrupt) > _MOST_CORRUPT * len(rows):
         raise BadDataError(
-          f'hardly an example can be decoded, {corrupt[-1]} neither; prepare '
+          f'almost no example can be decoded, not even {corrupt[-1]}; prepare '
           'the set again'
         )
       following = indices[places] + (shard.step or 1)
@@ -260,7 +258,7 @@ class ImageSet:
     return {'inputs': inputs, 'labels': labels, 'corrupt': corrupt}
 
   def _read(self, split: Split, indices: np.ndarray) -> tuple[Any, np.ndarray]:
-    """`split.read`, with labels in range."""
+    """Reads a split, and checks its labels."""
     images, labels = split.read(indices)
     self._check_labels(split, indices, labels)
     return images, labels
@@ -281,7 +279,7 @@ class ImageSet:
   def _batches(
     self, pieces: grain.MapDataset, num_pieces: int
   ) -> Iterator[Batch]:
-    """Reads pieces ahead, and puts those of a batch together."""
+    """Reads pieces ahead, and joins those of a batch."""
     ahead = self.prefetch_batches * num_pieces
     if not self.num_workers:
       options = grain.ReadOptions(
@@ -290,7 +288,7 @@ class ImageSet:
       stream = pieces.to_iter_dataset(options)
     else:
       grain_workers.prepare()
-      # Each of them takes every num_workers-th piece, and the order stays.
+      # Each worker takes every num_workers-th piece, and the order stays.
       options = grain.ReadOptions(self.num_threads, self.num_threads)
       stream = pieces.to_iter_dataset(options).mp_prefetch(
         grain.MultiprocessingOptions(
@@ -311,7 +309,7 @@ class ImageSet:
 
 
 def _pieces_of(rows: np.ndarray) -> list[np.ndarray]:
-  """Rows of a batch, some at a time."""
+  """Splits the rows of a batch into pieces."""
   return np.array_split(rows, max(1, math.ceil(len(rows) / _PIECE)))
 
 
@@ -338,11 +336,11 @@ def make_images(
       'imagenet2012', 'svhn_cropped:3.1.0', ….
     train_split: TFDS's name of the split to train on, 'train' or a part of it
       such as 'train[:90%]'; digits have 'train' only.
-    eval_split: the same for the split that is called 'test' here; digits have
-      'test' only.
-    unlabelled_split: examples to train on besides those of `train_split`, whose
-      labels are left alone; None for none.
-    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR, or TFDS's default.
+    eval_split: TFDS's name of the split that is called 'test' here; digits
+      have 'test' only.
+    unlabelled_split: further training examples, used without their labels;
+      None for none.
+    data_dir: folder of TFDS sets; None for $TFDS_DATA_DIR, or TFDS's default.
     augmentation: 'none'; 'shift' (a crop after black padding); 'shift_flip'
       (and a horizontal flip, half of the time); 'inception' (a random part of
       the image resized to a square, and a flip, as Goyal et al. 2017).
@@ -350,19 +348,19 @@ def make_images(
     image_size: height and width for 'inception', which evaluates on the centre
       crop after resizing the shorter side to 256/224 of it; else unused, and
       images keep their size.
-    cache: decode each split once and hold it in memory, as uint8; for sets of
-      one image size that fit (digits always are).
+    cache: decode each split once and keep it in memory, as uint8; for sets of
+      one image size that fit (digits are always in memory).
     num_workers: processes that read and augment, per iterator; 0 for none, as
-      it must be with `cache`.
-    num_threads: that do so in each process, or in this one; 0 for none, best
-      for digits.
+      `cache` requires.
+    num_threads: threads for this in each process, or in this one; 0 for none,
+      best for digits.
     prefetch_batches: batches read ahead, per iterator; together at least one
       piece of 128 images a thread.
 
   Raises:
     NotPreparedError: if the set is not in the folder, or not as ArrayRecord.
     ValueError: if there is no such set, split or augmentation, if the set is
-      not one of images and labels, or if arguments do not suit it.
+      not one of images and labels, or if arguments do not go together.
   """
   shape, num_classes, splits = _open(name, data_dir, train_split, eval_split)
   augment, fit, viewed = make_views(
@@ -392,7 +390,7 @@ def make_images(
 
 
 def _check(name, stored, augmentation, viewed, cache, num_workers):
-  """Refuses what does not go together."""
+  """Refuses arguments that do not go together."""
   if None in viewed:
     raise ValueError(
       f"Images of {name!r} vary in size: augmentation 'inception' makes them "
@@ -400,18 +398,18 @@ def _check(name, stored, augmentation, viewed, cache, num_workers):
     )
   if cache and None in stored:
     raise ValueError(
-      f'Images of {name!r} vary in size and cannot be held in one array: set '
+      f'Images of {name!r} vary in size, so one array cannot hold them: set '
       'data.cache to False.'
     )
   if cache and num_workers:
     raise ValueError(
-      'What data.cache holds is in this process: set data.num_workers to 0, or '
-      'data.cache to False.'
+      'data.cache keeps images in this process only: set data.num_workers to '
+      '0, or data.cache to False.'
     )
 
 
 def _open(name, data_dir, train_split, eval_split):
-  """The stored shape, the number of classes, and the two splits of a set."""
+  """Returns the stored shape, the number of classes, and the two splits."""
   if name in SETS:
     if data_dir is not None:
       raise ValueError(

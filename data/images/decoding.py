@@ -1,7 +1,7 @@
-"""Stored images, decoded no further than they are needed.
+"""Decodes stored images, at a lower resolution where that is enough.
 
-OpenCV decodes JPEG, PNG and others, whatever the file is called: grey-scale,
-CMYK, and the one PNG that ImageNet has among its JPEGs.
+OpenCV finds the format from the content, not the name, and decodes grey-scale,
+CMYK, and the one PNG among ImageNet's JPEGs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import math
 import cv2
 import numpy as np
 
-# JPEG's own downscaling: a half, a quarter and an eighth cost less to decode.
+# JPEG's own downscaling to a half, a quarter or an eighth is cheaper to decode.
 _REDUCTIONS = (8, 4, 2)
 _REDUCED = {
   2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
   4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
   8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-# Batches are read by threads and processes already.
+# Threads and processes read batches already.
 cv2.setNumThreads(0)
 
 
@@ -30,11 +30,11 @@ class CorruptImageError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """An image as it is stored.
+  """An image in its stored form.
 
   Attributes:
-    data: of the file.
-    channels: that it is to have, 1 or 3 (RGB), whatever is stored.
+    data: content of the file.
+    channels: channels of the decoded image, 1 or 3 (RGB).
   """
 
   data: bytes = dataclasses.field(repr=False)
@@ -42,7 +42,7 @@ class Encoded:
 
   @functools.cached_property
   def size(self) -> tuple[int, int]:
-    """Height and width, from the header if it is a JPEG.
+    """Height and width; from the header of a JPEG, otherwise decoded.
 
     Raises:
       CorruptImageError: if it cannot be decoded and has no such header.
@@ -51,7 +51,7 @@ class Encoded:
 
   @functools.cached_property
   def whole(self) -> np.ndarray:
-    """All of it, uint8 [height, width, channels].
+    """The whole image, uint8 [height, width, channels].
 
     Raises:
       CorruptImageError: if it cannot be decoded.
@@ -61,18 +61,17 @@ class Encoded:
   def part(
     self, top: int, left: int, rows: int, columns: int, at_least: int
   ) -> np.ndarray:
-    """A part of it, which may come at a half, a quarter or an eighth.
+    """Decodes a part, perhaps at a half, a quarter or an eighth of its size.
 
     Args:
-      top: first row, of the whole image at its size.
-      left: first column.
-      rows: how many.
-      columns: how many.
-      at_least: rows and columns that the result may not fall below, unless
-        the part has fewer.
+      top: first row in the full image.
+      left: first column in the full image.
+      rows: number of rows in the full image.
+      columns: number of columns in the full image.
+      at_least: least rows and columns of the result, unless the part has fewer.
 
     Returns:
-      uint8 [rows/r, columns/r, channels], rounded up, r being 1, 2, 4 or 8.
+      uint8 [rows/r, columns/r, channels], rounded up, with r in 1, 2, 4, 8.
 
     Raises:
       CorruptImageError: if it cannot be decoded.
@@ -94,11 +93,11 @@ class Encoded:
 
   def _decode(self, reduction: int) -> np.ndarray:
     color = 0 if self.channels == 1 else cv2.IMREAD_COLOR_RGB
-    # TensorFlow ignores the camera's orientation flag, and so did the authors.
+    # TensorFlow ignores the camera's orientation flag, so the authors did too.
     flags = color | _REDUCED.get(reduction, 0) | cv2.IMREAD_IGNORE_ORIENTATION
     try:
       image = cv2.imdecode(np.frombuffer(self.data, np.uint8), flags)
-    except cv2.error as error:  # Nothing at all, or larger than OpenCV takes.
+    except cv2.error as error:  # Empty, or too large for OpenCV.
       raise CorruptImageError(str(error)) from error
     if image is None:
       raise CorruptImageError('neither a JPEG nor a PNG, or damaged')
@@ -111,17 +110,17 @@ class Encoded:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-  """Height and width by a JPEG's header; None if it is none or does not say."""
+  """Height and width by a JPEG's header; None without one."""
   if data[:2] != b'\xff\xd8':
     return None
   at = 2
-  # Segments: 0xff, a marker, a length that counts itself, what it is about.
+  # A segment: 0xff, a marker, a length that counts itself, the content.
   while at + 9 <= len(data) and data[at] == 0xFF:
     marker = data[at + 1]
-    if marker == 0xFF:  # Filled up.
+    if marker == 0xFF:  # Padding.
       at += 1
       continue
-    # Start of frame, of any kind, which has a precision and then the size.
+    # Any kind of frame start: a precision, then the size.
     if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
       height = int.from_bytes(data[at + 5 : at + 7])
       width = int.from_bytes(data[at + 7 : at + 9])

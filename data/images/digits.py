@@ -1,4 +1,4 @@
-"""Handwritten digits that come with scikit-learn: nothing to prepare."""
+"""Handwritten digits that come with scikit-learn and need no preparation."""
 
 import types
 
@@ -11,7 +11,7 @@ def open_set(train_split, eval_split):
   """Opens the 8 × 8 digits: 1437 to train on, 360 to test, stratified.
 
   Args:
-    train_split: 'train', or a part of it as TFDS writes it, 'train[:50%]'.
+    train_split: 'train', or a part of it in TFDS's notation, 'train[:50%]'.
     eval_split: 'test'.
 
   Returns:
@@ -25,7 +25,7 @@ def open_set(train_split, eval_split):
       "digits have the splits 'train', or parts of it, and 'test', got "
       f'{train_split!r} and {eval_split!r}.'
     )
-  # A second that others need not wait.
+  # The import takes a second.
   from sklearn import datasets, model_selection
 
   digits = datasets.load_digits()
@@ -47,10 +47,10 @@ def open_set(train_split, eval_split):
 
 
 def _part(split, size):
-  """'train[:50%]' → which examples of `size`; ValueError if none."""
+  """Parses 'train[:50%]' into a slice of `size` examples."""
   if split == 'train':
     return slice(None)
-  # Half a second that others need not wait.
+  # The import takes half a second.
   import tensorflow_datasets as tfds
 
   whole = {'train': types.SimpleNamespace(num_examples=size)}

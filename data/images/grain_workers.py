@@ -1,4 +1,4 @@
-"""Processes that read and augment: how each of them begins and ends."""
+"""Starts and ends the processes that read and augment images."""
 
 import multiprocessing
 import os
@@ -10,25 +10,25 @@ from absl import flags
 
 
 def prepare() -> None:
-  """Lets Grain start processes where no command line is absl's."""
+  """Lets Grain start processes although no command line was parsed by absl."""
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
 
 def begin(worker: int, num_workers: int) -> None:
-  """Makes a process live as long as the one that started it, and no longer.
+  """Ends this process when its parent ends, and not before.
 
   Args:
-    worker: its number.
-    num_workers: how many there are.
+    worker: index of the process.
+    num_workers: number of processes.
   """
   del worker, num_workers
-  # Ctrl-C reaches them all, and is for their parent, which may go on for long.
+  # Ctrl-C reaches all processes, but only the parent handles it, perhaps late.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 
   def follow():
     connection.wait([parent.sentinel])
-    os._exit(1)  # It was killed, and can tell nobody.
+    os._exit(1)  # The parent was killed and could not tell us.
 
   threading.Thread(target=follow, daemon=True).start()

@@ -1,8 +1,8 @@
-"""A few made-up JPEGs exactly as ImageNet is stored: nothing to download.
+"""A few made-up JPEGs in ImageNet's stored form, without a download.
 
-What reads `imagenet2012` reads these, too: files, features and keys are those
-that TFDS writes. One training image is grey and one a PNG, as in ImageNet. The
-labels say nothing of the images.
+The reader of `imagenet2012` reads these, too: files, features and keys are
+those of TFDS. One training image is grey and one a PNG, as in ImageNet. The
+labels are unrelated to the images.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from data.images.tfds import open_tfds
 
 NAME, VERSION = 'imagenet2012', '5.1.0'
 NUM_CLASSES = 1_000
-# Of fewer Grain's `index_shuffle` needs a millisecond for each.
+# With fewer, Grain's `index_shuffle` needs a millisecond for each.
 _SPLITS = {'train': 512, 'validation': 32}
-# Changes when what is written does.
+# Change it with the content.
 _KEY = 'imagenet-sample-512'
 Example = Mapping[str, Any]
 
@@ -33,8 +33,8 @@ def open_set(train_split, eval_split):
   """Opens 512 images to train on and 32 to validate on, of 1,000 classes.
 
   Args:
-    train_split: 'train', or a part of it as TFDS writes it.
-    eval_split: 'validation', likewise.
+    train_split: 'train', or a part of it in TFDS's notation.
+    eval_split: 'validation', or a part of it.
 
   Returns:
     The shape of an image, the number of classes, and the two splits.
@@ -50,19 +50,20 @@ def open_set(train_split, eval_split):
     except OSError as error:
       raise ValueError(
         f'The sample of images cannot be written to {folder.parent} '
-        f'({error.strerror}): set XDG_CACHE_HOME to a folder where it can.'
+        f'({error.strerror}): set XDG_CACHE_HOME to a folder that you can '
+        'write to.'
       ) from error
   return open_tfds(NAME, folder, train_split, eval_split)
 
 
 def write(folder: str | os.PathLike, splits: Mapping[str, Iterable[Example]]):
-  """Writes examples as TFDS writes ImageNet, without TensorFlow.
+  """Writes examples in TFDS's form of ImageNet, without TensorFlow.
 
   Args:
-    folder: what is to be `data_dir`.
+    folder: the set's `data_dir`.
     splits: by name, examples {'image': bytes, 'label': int, 'file_name': str}.
   """
-  # Only here: who reads needs neither at once.
+  # Only writing needs these imports.
   import tensorflow_datasets as tfds
   from array_record.python import array_record_module
 
@@ -105,7 +106,7 @@ def write(folder: str | os.PathLike, splits: Mapping[str, Iterable[Example]]):
 
 
 def photograph(rng, height: int, width: int) -> np.ndarray:
-  """Pixels with the spectrum of photographs, 1/f, and edges.
+  """Makes pixels with the spectrum of photographs, 1/f, and edges.
 
   Args:
     rng: NumPy's generator.
@@ -138,7 +139,7 @@ def photograph(rng, height: int, width: int) -> np.ndarray:
 
 
 def encode(pixels: np.ndarray, extension: str = '.jpg') -> bytes:
-  """A file of RGB or grey pixels, as JPEG of quality 90."""
+  """Encodes RGB or grey pixels as a file; JPEG of quality 90."""
   quality = [cv2.IMWRITE_JPEG_QUALITY, 90] if extension == '.jpg' else []
   return cv2.imencode(extension, pixels[..., ::-1], quality)[1].tobytes()
 

@@ -1,8 +1,8 @@
-"""What is known of sets of images before they are opened.
+"""Facts about image sets that are needed before they are opened.
 
-What a network needs to know of its images follows from which they are, so that
-one name changes all of it. Means and deviations are those of the training
-images' pixels, scaled to [0, 1], by channel, as they are commonly quoted.
+A network's input shape, classes and normalisation follow from the name of the
+set. Means and deviations are those of the training images' pixels, scaled to
+[0, 1], by channel, as they are commonly quoted.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ def _facts(shape, num_classes, mean, std, eval_split='test') -> Facts:
 _IMAGENET = _facts(
   None, 1_000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 'validation'
 )
-# By the name of `data.images.dataset.make_images`. Sets whose images vary in
-# size have no shape of their own.
+# By the names of `data.images.dataset.make_images`. Sets of images that vary in
+# size have no shape.
 FACTS: Mapping[str, Facts] = {
   'digits': _facts((8, 8, 1), 10, (0.305,), (0.376,)),
   'mnist': _facts((28, 28, 1), 10, (0.131,), (0.308,)),
@@ -42,13 +42,13 @@ FACTS: Mapping[str, Facts] = {
 
 
 def facts_of(name: str) -> Facts:
-  """What is known of a set, whatever its version.
+  """Returns the facts about a set; they are the same for all its versions.
 
   Args:
     name: such as 'cifar10' or 'cifar10:3.0.2'.
 
   Returns:
     Some of image_shape (height, width, channels), num_classes, eval_split, and
-    mean and std by channel; nothing for a set that is not known here.
+    mean and std by channel; nothing for an unknown set.
   """
   return FACTS.get(name.partition(':')[0], {})

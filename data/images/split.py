@@ -1,4 +1,4 @@
-"""Splits of image sets: examples as they are stored, read by their numbers."""
+"""Splits of image sets: stored examples, read by their indices."""
 
 import dataclasses
 import functools
@@ -11,28 +11,28 @@ import numpy as np
 from data.images.augmentation import whole_images
 from data.images.decoding import Encoded
 
-# The label of an example that has none, or whose label is left alone.
+# The label of an example without a label, or with an ignored one.
 UNLABELLED = -1
 
 
 class NotPreparedError(FileNotFoundError):
-  """A TFDS set is not in the folder looked in; the message says what to run."""
+  """A folder has no such TFDS set; the message says what to run."""
 
 
 class BadDataError(ValueError):
-  """An example that nothing can be made of; the message names it."""
+  """An example is unusable; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Random access to the examples of one split, as they are stored.
+  """Random access to the stored examples of one split.
 
   Attributes:
-    num_examples: how many there are.
+    num_examples: number of examples.
     read: from indices to as many images (uint8 [height, width, channels] or
       `Encoded`, sizes may differ) and labels (int32 [len(indices)]).
     read_labels: from indices to labels, without decoding an image.
-    name: from an index to what to call that example.
+    name: from an index to the example's name for messages.
   """
 
   num_examples: int
@@ -42,7 +42,7 @@ class Split:
 
 
 def and_unlabelled(labelled: Split, others: Split) -> Split:
-  """The examples of one split, and those of another without their labels."""
+  """Joins the examples of a split with another's, without their labels."""
   first = labelled.num_examples
 
   def read_labels(indices):
@@ -74,7 +74,7 @@ def and_unlabelled(labelled: Split, others: Split) -> Split:
 
 
 def in_memory(split: Split, shape: tuple[int, int, int]) -> Split:
-  """The same examples, decoded once, when the first of them is asked for."""
+  """Keeps the same examples in memory, decoded once, on first use."""
   lock = threading.Lock()
 
   @functools.cache
@@ -83,7 +83,7 @@ def in_memory(split: Split, shape: tuple[int, int, int]) -> Split:
     return *whole_images(images, shape), labels
 
   def read(indices):
-    with lock:  # Grain's threads would each decode all of it.
+    with lock:  # Otherwise each of Grain's threads would decode everything.
       images, black, labels = everything()
     found = images[indices]
     corrupt = np.isin(indices, black)

@@ -1,7 +1,7 @@
-"""Sets of TFDS that have been prepared, read through their ArrayRecord files.
+"""Reads prepared TFDS sets through their ArrayRecord files.
 
-Reading needs no TensorFlow and no network: `python -m scripts.prepare_images
-NAME` does once what needs them.
+Reading needs no TensorFlow and no network; preparing a set once with `python -m
+scripts.prepare_images NAME` does.
 """
 
 import difflib
@@ -14,30 +14,30 @@ from data.images.split import BadDataError, NotPreparedError, Split
 
 
 def open_tfds(name, data_dir, train_split, eval_split, others=()):
-  """Opens a set of TFDS that has been prepared.
+  """Opens a prepared TFDS set.
 
   Args:
-    name: of the set, as for `data.images.dataset.make_images`.
-    data_dir: likewise.
-    train_split: likewise.
-    eval_split: likewise.
-    others: names of sets that are not TFDS's, one of which may be meant.
+    name: see `data.images.dataset.make_images`.
+    data_dir: see there.
+    train_split: see there.
+    eval_split: see there.
+    others: names of other sets, to suggest for a misspelt one.
 
   Returns:
     The stored shape (None where it varies), the number of classes, and the two
     splits.
 
   Raises:
-    NotPreparedError: if it is not there, or not as ArrayRecord.
-    ValueError: if there is no such set or split, or not one of images.
+    NotPreparedError: if it is not prepared, or not as ArrayRecord.
+    ValueError: if there is no such set or split, or it is not one of images.
   """
   builder = _find_builder(name, data_dir, others)
   shape, num_classes, keys = _describe(builder)
 
   def make_split(split):
     _check_split(builder, name, split)
-    # Left encoded: labels are then cheap, and OpenCV takes half as long
-    # without TFDS around it.
+    # Left encoded: labels are then cheap, and decoding with OpenCV alone takes
+    # half as long as through TFDS.
     source = builder.as_data_source(
       split,
       decoders={keys[0]: _tfds().decode.SkipDecoding()},
@@ -47,7 +47,7 @@ def open_tfds(name, data_dir, train_split, eval_split, others=()):
     def read_encoded(indices):
       try:
         examples = source.__getitems__(indices.tolist())
-      except RuntimeError as error:  # ArrayRecord's, of whatever happened.
+      except RuntimeError as error:  # ArrayRecord raises no other.
         raise BadDataError(
           f'{name} {split} cannot be read in {builder.data_dir} '
           f'({_one_line(error)}); prepare it again'
@@ -71,11 +71,11 @@ def open_tfds(name, data_dir, train_split, eval_split, others=()):
 
 
 def _check_split(builder, name, split):
-  """Refuses a split that is not there, or not all of it."""
+  """Refuses a missing or incomplete split."""
   splits = builder.info.splits
   try:
     parts = splits[split].file_instructions
-  # KeyError for a name, ValueError for what is no part of one.
+  # KeyError for an unknown name, ValueError for a malformed part.
   except (KeyError, ValueError) as error:
     raise ValueError(
       f'{name} in {builder.data_dir} has the splits {" and ".join(splits)}, no '
@@ -86,7 +86,7 @@ def _check_split(builder, name, split):
     file = os.path.basename(part.filename)
     if file not in there:
       raise NotPreparedError(
-        f'{file} is not there, in {builder.data_dir}: bring it back, or remove '
+        f'{file} is missing in {builder.data_dir}: bring it back, or remove '
         f'that folder and prepare {name} again.'
       )
 
@@ -96,7 +96,7 @@ def _one_line(error):
 
 
 def _tfds():
-  # Half a second, and not needed for digits.
+  # The import takes half a second, and digits do not need it.
   import tensorflow_datasets
 
   return tensorflow_datasets
@@ -121,7 +121,7 @@ def _find_builder(name, data_dir, others):
     raise NotPreparedError(
       f'{name} is not prepared in {builder.data_dir}: run `python -m '
       f'scripts.prepare_images {name}` once, or set TFDS_DATA_DIR to the '
-      'folder that holds it.'
+      'folder that contains it.'
     )
   formats = sorted(form.value for form in builder.info.available_file_formats())
   if 'array_record' not in formats:
@@ -137,7 +137,7 @@ def _find_builder(name, data_dir, others):
 def _describe(builder):
   """Returns the image's shape, the number of classes, and their two keys."""
   tfds, features = _tfds(), builder.info.features
-  # A few sets have a third key, which says more about the example.
+  # A few sets have a third key, with more about the example.
   keys = (builder.info.supervised_keys or ('image', 'label'))[:2]
   # Some sets nest their keys, and those have no one image or label.
   image, label = (

@@ -1,1 +1,1 @@
-"""What every preparation of data needs, whatever its kind."""
+"""Tools that all preparations of data share."""

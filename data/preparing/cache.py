@@ -1,4 +1,4 @@
-"""What is made on first use and kept: built-in sets, in the user's cache."""
+"""Data sets that are made on first use and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Opened = TypeVar('Opened')
 
 
 def cache_folder(cache_dir: str | os.PathLike | None) -> pathlib.Path:
-  """Where to keep things: `cache_dir`, or `codistill` in the user's cache."""
+  """Returns `cache_dir`, or `codistill` in the user's cache."""
   if cache_dir is not None:
     return pathlib.Path(cache_dir).expanduser()
   base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
@@ -25,14 +25,14 @@ def open_or_make(
   open_it: Callable[[pathlib.Path], Opened],
   make: Callable[[pathlib.Path], None],
 ) -> Opened:
-  """Opens a folder, and makes it first unless it is there and whole.
+  """Opens a folder, after making it if it is missing or incomplete.
 
-  Processes that do so at once do not disturb each other: a folder gets its name
-  when all of it is there, and the first one stays.
+  Processes may do so at once: a folder gets its name when it is complete, and
+  the first one stays.
 
   Args:
     folder: in the cache.
-    open_it: raises ValueError if it is not there, or not whole.
+    open_it: raises ValueError if the folder is missing or incomplete.
     make: makes it under another name.
 
   Raises:
@@ -41,7 +41,7 @@ def open_or_make(
   try:
     return open_it(folder)
   except ValueError:
-    # Not there, or somebody has broken it.
+    # Missing, or damaged.
     pass
   folder.parent.mkdir(parents=True, exist_ok=True)
   work = pathlib.Path(

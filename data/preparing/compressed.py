@@ -1,4 +1,4 @@
-"""Files to read, compressed or not, whatever they are called."""
+"""Reads files; their content, not their name, says if they are compressed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _HEAD_BYTES = 1 << 16
-# Of compressed bytes that are read at once, and of what they become.
+# Compressed bytes to read at once, and the most to decompress at once.
 _PART_BYTES = 1 << 16
-# What decompressing damaged data raises.
+# Errors of decompressing damaged data.
 _DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 class InputError(ValueError):
-  """The input is not what it is said to be; the message is for the user."""
+  """The input is not as described; the message is for the user."""
 
 
 class Gap(NamedTuple):
-  """Something of a file is missing here; why."""
+  """A part of a file is missing here, for `reason`."""
 
   reason: str
 
@@ -42,10 +42,10 @@ class Input:
   """A file, or a split of a set.
 
   Attributes:
-    name: of the file, without its folder; or of the set and split.
-    path: where it is; the same as `name` for a set.
+    name: name of the file without its folder; or of the set and split.
+    path: path of the file; for a set the same as `name`.
     size: bytes of a file, documents of a set.
-    key: a hash of its size and of its first and last bytes.
+    key: a hash of the size and of the first and last bytes.
   """
 
   name: str
@@ -55,7 +55,7 @@ class Input:
 
 
 def file_input(path: str) -> Input:
-  """A file as an input, known by its size, its first and its last bytes."""
+  """Makes an input of a file; its size, first and last bytes identify it."""
   size = os.path.getsize(path)
   digest = hashlib.blake2b(f'{size}:'.encode(), digest_size=16)
   with open(path, 'rb') as file:
@@ -68,23 +68,22 @@ def file_input(path: str) -> Input:
 def read_blocks(
   raw: io.BufferedReader, size: int
 ) -> Iterator[bytes | Gap | Behind]:
-  """A file, decompressed if its first bytes say that it is compressed.
+  """Reads a file, and decompresses it if its first bytes say so.
 
-  All that can be decompressed is: what is before damage, and what is behind it
-  from the next stream on that is whole. (Files of Common Crawl have a stream a
-  page, and tools that compress in parallel one for each part.)
+  It decompresses as much as it can: everything before damage, and everything
+  from the next undamaged stream on. (Files of Common Crawl have a stream a
+  page, and tools that compress in parallel write one for each part.)
 
   Args:
     raw: the file, at its start.
     size: bytes of a block.
 
   Yields:
-    Blocks in order; `Gap`, where bytes are missing; and `Behind`, at last, if
-    the file has others behind a stream that was verified. These are no data:
-    gunzip leaves them out, too.
+    Blocks in order; `Gap` where bytes are missing; and finally `Behind` if
+    other bytes follow a verified stream. Those are left out, as in gunzip.
 
   Raises:
-    InputError: for a compression that is not read here.
+    InputError: for an unsupported compression.
   """
   kept = bytearray()
   for part in _read_parts(raw):
@@ -106,7 +105,7 @@ def _read_parts(raw):
   head = raw.read(6)
   if head.startswith(b'\x28\xb5\x2f\xfd'):
     raise InputError(
-      f'{raw.name} is compressed with zstd, which is not read here: compress '
+      f'{raw.name} is compressed with zstd, which is not supported: compress '
       'it with gzip, or not at all.'
     )
   for pattern, make in _KINDS.items():
@@ -130,13 +129,13 @@ def _read_streams(raw, pattern, make):
         known += len(block)
         yield block
     except _DAMAGE as error:
-      # Again, byte by byte: the last call kept what it had found.
+      # Reads again byte by byte: the failed call did not return its last bytes.
       yield from _Stream(raw, position, make).read_to_damage(known)
       yield Gap(str(error))
       position = _find_whole(raw, position + 1, pattern, make)
       continue
     raw.seek(stream.end)
-    behind = raw.read(_PART_BYTES).lstrip(b'\0')  # Padding of tapes.
+    behind = raw.read(_PART_BYTES).lstrip(b'\0')  # Tapes pad with zeros.
     position = raw.tell() - len(behind)
     if not re.match(pattern, behind):
       if behind:
@@ -148,7 +147,7 @@ class _Stream:
   """A compressed stream, from its header to its checksum.
 
   Attributes:
-    end: where it ends in the file, once it has been read.
+    end: its end in the file, after reading.
   """
 
   end: int
@@ -157,7 +156,7 @@ class _Stream:
     self._raw, self._position, self._make = raw, position, make
 
   def read(self, known: int | None = None) -> Iterator[bytes]:
-    """Its blocks; behind the first `known` bytes of it, one byte at a time."""
+    """Yields its blocks; single bytes after the first `known` ones."""
     self._raw.seek(self._position)
     decompressor, data, seen = self._make(), b'', 0
     while not decompressor.eof:
@@ -173,7 +172,7 @@ class _Stream:
     self.end = self._raw.tell() - len(decompressor.unused_data)
 
   def read_to_damage(self, known: int) -> Iterator[bytes]:
-    """What it has between its first `known` bytes and the damage."""
+    """Yields the bytes between its first `known` ones and the damage."""
     seen, found = 0, bytearray()
     with contextlib.suppress(*_DAMAGE):
       for block in self.read(known):
@@ -184,7 +183,7 @@ class _Stream:
 
 
 def _find_whole(raw, position, pattern, make):
-  """Where the next stream begins that is whole; None if none is."""
+  """Finds the next undamaged stream; None if there is none."""
   while True:
     raw.seek(position)
     window = raw.read(_PART_BYTES)
@@ -204,9 +203,9 @@ def _find_whole(raw, position, pattern, make):
 
 
 class _Gzip:
-  """zlib's decompressor, with the methods of those of bz2 and lzma.
+  """zlib's decompressor, with the interface of those of bz2 and lzma.
 
-  But that it returns what is before damage, and raises when called again.
+  It returns the bytes before damage, and raises at the next call.
   """
 
   def __init__(self):
@@ -237,7 +236,7 @@ class _Gzip:
     return block
 
 
-# By how a stream begins.
+# By the first bytes of a stream.
 _KINDS = {
   rb'\x1f\x8b': _Gzip,
   rb'BZh[1-9]': bz2.BZ2Decompressor,

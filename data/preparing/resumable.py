@@ -1,8 +1,8 @@
-"""A folder that takes long to make: begun, gone on with, finished.
+"""A folder that takes long to make: begun, continued, finished.
 
-It is called `DIR.partial` until all of it is there. In it are `plan.json`, what
-it is made of, and `state.json`, how far that has come: another run with the
-same plan goes on from there.
+It is called `DIR.partial` until it is complete. There, `plan.json` says what it
+is made of and `state.json` how far it is: another run with the same plan
+continues from there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-# How far a run has come, and of what: apart, for the first is written often.
+# Apart from the plan, because the state is written often.
 STATE = 'state.json'
 PLAN = 'plan.json'
 LOCK = 'lock'
@@ -24,19 +24,19 @@ MANIFEST = 'manifest.json'
 
 
 class PreparationError(Exception):
-  """It cannot be made; the message is for the user."""
+  """The preparation is impossible; the message is for the user."""
 
 
 def partial_of(folder: pathlib.Path) -> pathlib.Path:
-  """Where a folder is written before it is finished."""
+  """Returns the folder's path while it is unfinished."""
   return folder.with_name(f'{folder.name}.partial')
 
 
 def is_finished(output: pathlib.Path) -> bool:
-  """Whether a folder is there, and not something else.
+  """Whether a finished folder is there.
 
   Raises:
-    PreparationError: for something else.
+    PreparationError: if something else is there.
   """
   if output.exists() and not output.is_dir():
     raise PreparationError(f'{output} is a file: choose another --output.')
@@ -55,7 +55,7 @@ def check_finished(
   """Refuses a finished folder that was made from something else.
 
   Raises:
-    PreparationError: says what is different.
+    PreparationError: names the difference.
   """
   if difference := _difference(plan, manifest):
     raise PreparationError(
@@ -66,10 +66,10 @@ def check_finished(
 
 @contextlib.contextmanager
 def locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
-  """Keeps others out of a folder that is not finished.
+  """Keeps other runs out of an unfinished folder.
 
   Raises:
-    PreparationError: if it cannot be written, or somebody else does so.
+    PreparationError: if it cannot be written, or another run is making it.
   """
   try:
     partial.mkdir(parents=True, exist_ok=True)
@@ -90,12 +90,12 @@ def locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
 
 
 def empty(partial: pathlib.Path) -> None:
-  """Removes all but the lock."""
+  """Removes everything except the lock."""
   remove(path for path in partial.iterdir() if path.name != LOCK)
 
 
 def remove(paths: Iterable[pathlib.Path]) -> None:
-  """Removes files and folders, those that are there."""
+  """Removes files and folders; missing ones are ignored."""
   for path in paths:
     if path.is_dir():
       shutil.rmtree(path)
@@ -104,16 +104,16 @@ def remove(paths: Iterable[pathlib.Path]) -> None:
 
 
 def begin(partial: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-  """Writes the plan, or compares it with that of an earlier run.
+  """Writes the plan, or compares it with an earlier run's.
 
   Args:
     partial: the folder.
-    plan: what is to be made: 'settings' and 'packages', dicts whose values may
-      be dicts of further settings; and lists of 'inputs' and the like, each
-      with 'size' and 'key'; their names do not count.
+    plan: 'settings' and 'packages', dicts with values that may be dicts of
+      further settings; and lists of 'inputs' and the like, each with 'size' and
+      'key'; their names do not count.
 
   Returns:
-    The state in which an earlier run left it, None if none did.
+    The state that an earlier run left; None without one.
 
   Raises:
     PreparationError: if the plans differ.
@@ -121,14 +121,14 @@ def begin(partial: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
   try:
     theirs = json.loads((partial / PLAN).read_text(encoding='utf-8'))
   except FileNotFoundError:
-    # What is there, if anything, may be of another plan.
+    # Its content, if any, may belong to another plan.
     empty(partial)
     write(partial / PLAN, json.dumps(plan).encode())
     return None
   if difference := _difference(plan, theirs):
     raise PreparationError(
       f'{partial} was begun from other input or with other settings '
-      f'({difference}): go on with those, choose another --output, or begin '
+      f'({difference}): continue with those, choose another --output, or begin '
       'anew with --overwrite.'
     )
   try:
@@ -138,12 +138,12 @@ def begin(partial: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def write_state(partial: pathlib.Path, state: dict[str, Any]) -> None:
-  """Says how far a run has come."""
+  """Records how far a run is."""
   write(partial / STATE, json.dumps(state).encode())
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-  """All of it or nothing."""
+  """Writes a file completely or not at all."""
   new = path.with_name(f'{path.name}.new')
   with open(new, 'wb') as file:
     file.write(content)
@@ -158,26 +158,26 @@ def finish(
   manifest: dict[str, Any],
   leave_out: Iterable[str],
 ) -> None:
-  """Writes the manifest and gives the folder its name: now it is finished.
+  """Writes the manifest and gives the finished folder its name.
 
   Args:
-    partial: the folder as it is.
-    folder: as it is to be; must not exist.
-    manifest: what is in it.
-    leave_out: names in `partial` of what was needed to write it.
+    partial: the unfinished folder.
+    folder: its final path; must not exist.
+    manifest: content of the manifest.
+    leave_out: names in `partial` of files that only the preparation needed.
 
   Raises:
-    OSError: if `folder` exists and has something in it.
+    OSError: if `folder` exists and is not empty.
   """
   text = json.dumps(manifest, indent=2, ensure_ascii=False) + '\n'
   write(partial / MANIFEST, text.encode())
   os.rename(partial, folder)
-  # Not before: without them an interrupted run could not go on.
+  # Not earlier: an interrupted run needs them to continue.
   remove(folder / name for name in leave_out)
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
-  """Names what differs in two plans, None if nothing does."""
+  """Names the difference of two plans; None if there is none."""
   ours = json.loads(json.dumps(ours))
   for kind in ours:
     if kind.endswith('inputs') and (
@@ -200,7 +200,7 @@ def _keys(inputs: list[dict[str, Any]]) -> list[tuple[int, str]]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-  """Settings of settings beside the others."""
+  """Moves nested settings to the top level."""
   flat = {}
   for name, value in settings.items():
     flat |= value if isinstance(value, dict) else {name: value}

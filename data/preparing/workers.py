@@ -1,4 +1,4 @@
-"""Processes that work on chunks, and results in the chunks' order."""
+"""Processes that work on chunks, with results in the chunks' order."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from data.preparing.resumable import PreparationError
 
 @runtime_checkable
 class Pool(Protocol):
-  """Where functions are sent to be called."""
+  """Calls functions in parallel."""
 
   size: int
 
   def submit(
     self, function: Callable[..., Any], *arguments: Any, **keywords: Any
   ) -> concurrent.futures.Future[Any]:
-    """As an executor's."""
+    """Like an executor's `submit`."""
     ...
 
 
 class Processes:
-  """Processes that die with this one, whatever it dies of."""
+  """Processes that die with this one, even if it is killed."""
 
   def __init__(self, size: int):
-    """Starts so many, by and by."""
+    """Starts up to `size` processes, as work arrives."""
     self.size = size
     context = multiprocessing.get_context('spawn')
-    # Nobody writes: a worker reads the end of it when this process is gone.
+    # Never written to: when this process ends, the workers read its end.
     watched, self._held = context.Pipe(duplex=False)
     self._executor = concurrent.futures.ProcessPoolExecutor(
       size, context, initializer=_start_worker, initargs=(watched,)
@@ -49,7 +49,7 @@ class Processes:
       raise _died() from error
 
   def close(self, wait: bool) -> None:
-    """Ends the processes, if not waiting then in the middle of their work."""
+    """Ends the processes; without `wait`, in the middle of their work."""
     if not wait:
       self._held.close()
     self._executor.shutdown(wait=True, cancel_futures=True)
@@ -59,7 +59,7 @@ class Processes:
 
 @contextlib.contextmanager
 def processes(size: int) -> Iterator[Pool]:
-  """So many processes, to the end of the block.
+  """Starts a pool of processes, which ends with the block.
 
   Raises:
     PreparationError: if one of them dies.
@@ -84,7 +84,7 @@ class _Threads:
 
 @contextlib.contextmanager
 def threads(size: int) -> Iterator[Pool]:
-  """So many threads, for work that is not Python; to the end of the block."""
+  """Starts a pool of threads, for work outside Python."""
   with concurrent.futures.ThreadPoolExecutor(size) as executor:
     yield _Threads(size, executor)
 
@@ -96,17 +96,17 @@ def map_in_order(
   *arguments: Any,
   strip: Callable[[Any], Any] = lambda item: item,
 ) -> Iterator[tuple[Any, Any]]:
-  """Each item and what the pool made of it, in order.
+  """Yields each item and the pool's result for it, in order.
 
   Args:
-    pool: what works.
-    function: of an item and of `arguments`.
-    items: taken only as fast as they are worked on, so that they need not fit
-      into memory.
+    pool: the pool.
+    function: called with an item and `arguments`.
+    items: taken as fast as they are worked on, so they need not fit into
+      memory.
     *arguments: the same for all.
-    strip: what to keep of an item while it is worked on.
+    strip: reduces an item to the part that is yielded.
   """
-  # Some wait, so that none of the workers does.
+  # More than there are workers, so that none is idle.
   window = 2 * pool.size + 1
   pending: collections.deque[Any] = collections.deque()
   for item in items:
@@ -121,13 +121,13 @@ def map_in_order(
 
 def _died() -> PreparationError:
   return PreparationError(
-    'A worker died, perhaps for want of memory: run the same command with '
-    'fewer --workers, and it goes on from here.'
+    'A worker died, perhaps for lack of memory: run the same command with '
+    'fewer --workers, and it continues from here.'
   )
 
 
 def _start_worker(watched) -> None:
-  # Ctrl-C reaches the whole group; the one that started it decides.
+  # Ctrl-C reaches the whole group; only the parent handles it.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
   def watch():

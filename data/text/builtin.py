@@ -1,4 +1,4 @@
-"""The built-in corpus: `data.text.builtin_sources` in tokens."""
+"""The built-in corpus: the tokens of `data.text.builtin_sources`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ HELD_OUT_FRACTION = 0.02
 
 
 def open_builtin(cache_dir: str | os.PathLike | None) -> corpus.Corpus:
-  """The built-in corpus in tokens, made on first use: some ten seconds.
+  """Opens the built-in corpus, made on first use in some ten seconds.
 
   Args:
-    cache_dir: where to keep it; None for `codistill` in $XDG_CACHE_HOME, or in
+    cache_dir: its folder; None for `codistill` in $XDG_CACHE_HOME, or in
       ~/.cache.
 
   Raises:
@@ -43,7 +43,8 @@ def open_builtin(cache_dir: str | os.PathLike | None) -> corpus.Corpus:
   except OSError as error:
     raise BuiltinCorpusError(
       f'The built-in corpus cannot be written to {folder.parent} '
-      f'({error.strerror}): set XDG_CACHE_HOME to a folder where it can.'
+      f'({error.strerror}): set XDG_CACHE_HOME to a folder that you can write '
+      'to.'
     ) from error
 
 
@@ -53,7 +54,7 @@ def _make(model: bytes, folder: pathlib.Path) -> None:
   tokenizer = Tokenizer(model)
   partial.mkdir()
   (partial / corpus.TOKENIZER).write_bytes(model)
-  # Threads: tokenising is not Python.
+  # Threads suffice: tokenising runs outside Python.
   with ThreadPoolExecutor(os.cpu_count()) as pool:
     encode = functools.partial(
       tokenizer.encode, structure='none', language='en'
@@ -90,5 +91,5 @@ def _make(model: bytes, folder: pathlib.Path) -> None:
     vocab_size=tokenizer.vocab_size,
     invertible=tokenizer.invertible,
   )
-  # Nobody needs the text any more, and it is large.
+  # The text is large, and no longer needed.
   builtin_sources.documents.cache_clear()

@@ -1,8 +1,8 @@
-"""Python sources that are installed anyway, as documents.
+"""Documents from Python sources that are installed with this project.
 
 A document is a `.py` file of a package that requirements.txt pins, so it is the
-same for everyone and needs no download. Files that differ between platforms or
-Python versions are left out, and so is what was there before, byte for byte.
+same everywhere and needs no download. Files that differ between platforms or
+Python versions are left out, and so are byte-for-byte duplicates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import importlib.metadata
 import pathlib
 
-# Of each package the version, and a hash of its documents: what `digests`
-# returns. `python -m data.text.builtin_sources` prints both.
+# The version of each package and a hash of its documents, as `python -m
+# data.text.builtin_sources` prints them.
 PACKAGES = {
   'absl-py': (
     '2.5.1',
@@ -68,32 +68,32 @@ FINGERPRINT = hashlib.sha256(
   repr(sorted(PACKAGES.items())).encode()
 ).hexdigest()
 
-# What installers or builds write: of the same version it may differ.
+# Installers or builds write these, so one version may differ.
 _GENERATED = ('__config__.py', '_distributor_init.py')
-# Windows wheels of these load their libraries in the first lines.
+# Windows wheels of these packages load their libraries in the first lines.
 _PATCHED = ('numpy/__init__.py', 'scipy/__init__.py')
-# In wheels for Python 3.11 alone.
+# Only in wheels for Python 3.11.
 _OLD = ('numpy/distutils/',)
 
 
 class BuiltinCorpusError(ValueError):
-  """It cannot be made; the message says what to do."""
+  """The corpus cannot be made; the message says what to do."""
 
 
 @functools.cache
 def documents() -> tuple[str, ...]:
-  """All documents, by package and path.
+  """Returns all documents, by package and path.
 
   Raises:
-    BuiltinCorpusError: if a package is not there, or not as it was released.
+    BuiltinCorpusError: if a package is missing, or not as released.
   """
   found, seen = [], set()
   for package, (version, digest) in PACKAGES.items():
     texts = _read(package, version)
     if _digest(texts) != digest:
       raise BuiltinCorpusError(
-        f'The Python sources of {package} {version} are not those it was '
-        'released with, which the built-in corpus is made of: `pip install '
+        f'The Python sources of {package} {version} differ from the release '
+        'that the built-in corpus is made of: `pip install '
         f'--force-reinstall --no-deps {package}=={version}`.'
       )
     for text in texts.values():
@@ -104,7 +104,7 @@ def documents() -> tuple[str, ...]:
 
 
 def _read(package: str, version: str) -> dict[str, str]:
-  """The sources of a package by their paths, in the paths' order."""
+  """Reads the sources of a package by path, sorted."""
   try:
     distribution = importlib.metadata.distribution(package)
   except importlib.metadata.PackageNotFoundError:
@@ -124,7 +124,7 @@ def _read(package: str, version: str) -> dict[str, str]:
       and name not in _PATCHED
       and not name.startswith((*_OLD, '..'))
     ):
-      # With the line ends of everyone else.
+      # Line ends of Windows become those of other platforms.
       content = pathlib.Path(path.locate()).read_bytes().replace(b'\r\n', b'\n')
       texts[name] = content.decode('utf-8')
   # Not `sorted` above: a path's parts and its text sort differently.
@@ -140,7 +140,7 @@ def _digest(texts: dict[str, str]) -> str:
 
 
 def digests() -> dict[str, tuple[str, str]]:
-  """What PACKAGES should say of what is installed."""
+  """Returns what PACKAGES should be for the installed packages."""
   versions = {
     package: importlib.metadata.version(package) for package in PACKAGES
   }

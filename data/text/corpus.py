@@ -3,12 +3,12 @@
     manifest.json        counts, hashes, and how it was made; written last
     tokenizer.model      SentencePiece
     train/, test/
-      tokens-00000.bin   uint16, little-endian, documents one after the other
+      tokens-00000.bin   uint16, little-endian, documents one after another
       documents.bin      a hash and the first token of each document
-      counts.bin         int64, how often each piece occurs
+      counts.bin         int64, number of occurrences of each piece
 
-A document lies in one file. Its hash is of its text alone, and all that decides
-who sees it, and when, is decided by that.
+A document lies in one file. The hash of its text alone decides which member
+reads it, and when.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ DOCUMENTS = 'documents.bin'
 COUNTS = 'counts.bin'
 DOCUMENT = np.dtype([('hash', '<u8'), ('start', '<u8')])
 TOKEN = np.dtype('<u2')
-# A new file is begun once there are so many tokens in one: 4 GiB. The paper's
-# corpus is some 300 of them, and a process may not map many more.
+# A file that has so many tokens (4 GiB) is full. The paper's corpus needs some
+# 300 files, and a process may not map many more.
 SHARD_TOKENS = 1 << 31
 
 
 class CorpusError(ValueError):
-  """A folder does not hold a finished corpus; the message says what to do."""
+  """A folder has no finished corpus; the message says what to do."""
 
 
 def hash_document(text: str) -> int:
-  """64 bits of BLAKE2b of a document's UTF-8."""
+  """Hashes a document's UTF-8 to 64 bits of BLAKE2b."""
   digest = hashlib.blake2b(text.encode('utf-8'), digest_size=8).digest()
   return int.from_bytes(digest, 'little')
 
@@ -54,25 +54,25 @@ def hash_document(text: str) -> int:
 def is_held_out(
   hashes: UInt64[np.ndarray, ' documents'], fraction: float
 ) -> Bool[np.ndarray, ' documents']:
-  """Which documents are kept from training, by their hashes alone."""
+  """Chooses documents to keep from training, by their hashes alone."""
   return mix(hashes, 'held out') < fraction * 2.0**64
 
 
 def shard_name(number: int) -> str:
-  """A shard's file."""
+  """Returns the name of a shard's file."""
   return f'tokens-{number:05d}.bin'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Documents:
-  """Of one split, as they are stored.
+  """The stored documents of one split.
 
   Attributes:
-    hashes: of each document's text.
-    starts: each document's first token, counted over the split; and one past
-      the last token of all.
-    shards: the tokens, in files' order.
-    counts: how often each piece occurs.
+    hashes: hash of each document's text.
+    starts: each document's first token, counted over the split; and the number
+      of all tokens.
+    shards: the tokens, file by file.
+    counts: number of occurrences of each piece.
   """
 
   hashes: UInt64[np.ndarray, ' documents']
@@ -82,7 +82,7 @@ class Documents:
 
   @property
   def num_tokens(self) -> int:
-    """Of all documents."""
+    """Number of tokens of all documents."""
     return int(self.starts[-1])
 
   def read(
@@ -90,11 +90,11 @@ class Documents:
     starts: Integer[np.ndarray, ' pieces'],
     lengths: Integer[np.ndarray, ' pieces'],
   ) -> UInt16[np.ndarray, ' tokens']:
-    """Pieces of documents, one after the other.
+    """Reads pieces of documents, one after another.
 
     Args:
       starts: first token of each piece, counted over the split.
-      lengths: of the pieces, none of which goes beyond its document.
+      lengths: lengths of the pieces; none may go beyond its document.
     """
     ends = np.cumsum(lengths)
     out = np.empty(ends[-1] if len(ends) else 0, np.uint16)
@@ -103,7 +103,7 @@ class Documents:
       within = starts
     else:
       first = np.cumsum([0, *map(len, self.shards[:-1])])
-      # Shards may be empty: the last that begins there has the token.
+      # Shards may be empty: the last one that begins there has the token.
       shards = np.searchsorted(first, starts, 'right') - 1
       within = starts - first[shards]
       shards = shards.tolist()
@@ -121,8 +121,8 @@ class Corpus:
   """An opened folder.
 
   Attributes:
-    folder: where it is.
-    manifest: what is in `manifest.json`.
+    folder: its path.
+    manifest: content of `manifest.json`.
     splits: documents by split.
   """
 
@@ -132,7 +132,7 @@ class Corpus:
 
   @property
   def fingerprint(self) -> str:
-    """A hash of all documents, of their order and of the tokenizer."""
+    """A hash of all documents, their order and the tokenizer."""
     return self.manifest['fingerprint']
 
   @property
@@ -141,15 +141,15 @@ class Corpus:
     return self.manifest['tokenizer']['vocab_size']
 
   def tokenizer(self) -> Tokenizer:
-    """What made the tokens, and reads them."""
+    """Opens the tokenizer that made the tokens."""
     return Tokenizer.from_file(self.folder / TOKENIZER)
 
 
 def open_corpus(folder: str | os.PathLike) -> Corpus:
-  """Opens a folder; reads the index of its documents, and no tokens.
+  """Opens a folder; reads the index of its documents, but no tokens.
 
   Raises:
-    CorpusError: if it is not there, not finished or not whole.
+    CorpusError: if it is missing, unfinished or incomplete.
   """
   folder = pathlib.Path(folder)
   try:
@@ -157,8 +157,7 @@ def open_corpus(folder: str | os.PathLike) -> Corpus:
   except (FileNotFoundError, NotADirectoryError):
     if partial_of(folder).is_dir():
       raise CorpusError(
-        f'{folder} is not finished: run the command that began it once more, '
-        'and it goes on.'
+        f'{folder} is not finished: run the same command again to continue.'
       ) from None
     raise CorpusError(
       f'There is no prepared text in {folder}: make it with `python -m '
@@ -168,8 +167,8 @@ def open_corpus(folder: str | os.PathLike) -> Corpus:
     manifest = {}
   if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
     raise CorpusError(
-      f'{folder / MANIFEST} is not of prepared text ({FORMAT}): prepare it '
-      'again, in another folder.'
+      f'{folder / MANIFEST} does not describe prepared text ({FORMAT}): '
+      'prepare the text again, in another folder.'
     )
   try:
     splits = {
@@ -178,7 +177,7 @@ def open_corpus(folder: str | os.PathLike) -> Corpus:
     }
   except (OSError, ValueError) as error:
     raise CorpusError(
-      f'{folder} is not whole ({error}): copy or prepare it again.'
+      f'{folder} is incomplete ({error}): copy or prepare it again.'
     ) from error
   return Corpus(folder, manifest, splits)
 
@@ -193,7 +192,7 @@ def _open_split(folder, facts, manifest):
       )
     if not length:
       return np.empty(0, dtype)
-    # A plain array on the same memory: slices of a memmap cost ten times more.
+    # A plain array on the same memory: slicing a memmap costs ten times more.
     return np.asarray(np.memmap(path, dtype, 'r', shape=(length,)))
 
   documents = array(DOCUMENTS, DOCUMENT, facts['documents'])
@@ -209,22 +208,19 @@ def _open_split(folder, facts, manifest):
   )
 
 
-# Writing.
-
-
 class CorpusWriter:
-  """Appends documents to the two splits of a folder that is not finished."""
+  """Appends documents to the two splits of an unfinished folder."""
 
   def __init__(
     self, folder: pathlib.Path, state: dict[str, Any], shard_tokens: int
   ):
-    """Begins, or goes on.
+    """Begins a folder, or continues it.
 
     Args:
-      folder: not finished.
-      state: what `state` returned when the folder was as it is to be again, so
-        that what was written later is dropped; {} to begin.
-      shard_tokens: a new file is begun once there are so many tokens in one.
+      folder: the unfinished folder.
+      state: a result of `state`, to continue from: content written later is
+        dropped; {} to begin.
+      shard_tokens: a file that has so many tokens is full.
     """
     self._folder = folder
     self._shard_tokens = shard_tokens
@@ -251,8 +247,8 @@ class CorpusWriter:
         with open(folder / split / name, 'ab') as file:
           if file.tell() < size:
             raise CorpusError(
-              f'{folder} is not whole ({split}/{name} is too short): remove it '
-              'and begin anew.'
+              f'{folder} is incomplete ({split}/{name} is too short): remove '
+              'it and begin anew.'
             )
           file.truncate(size)
 
@@ -263,7 +259,7 @@ class CorpusWriter:
     hashes: UInt64[np.ndarray, ' documents'],
     lengths: Integer[np.ndarray, ' documents'],
   ) -> None:
-    """Adds documents, which come one after the other in `tokens`."""
+    """Adds documents, which come one after another in `tokens`."""
     if not len(hashes):
       return
     shards = self._shards[split]
@@ -278,7 +274,7 @@ class CorpusWriter:
     self._documents[split] += len(hashes)
 
   def state(self) -> dict[str, Any]:
-    """What is written, once it is on the disk; for JSON."""
+    """Writes everything to the disk; returns its description, for JSON."""
     for path in self._written:
       with open(path, 'ab') as file:
         os.fsync(file.fileno())
@@ -301,7 +297,7 @@ class CorpusWriter:
 def seal_file(
   path: pathlib.Path, vocab_size: int | None
 ) -> tuple[str, Int64[np.ndarray, ' vocab'] | None]:
-  """Reads a file back: its SHA-256, and of tokens how often each occurs."""
+  """Reads a file back: its SHA-256, and the count of each token if it has."""
   digest = hashlib.sha256()
   counts = None if vocab_size is None else np.zeros(vocab_size, np.int64)
   with open(path, 'rb') as file:
@@ -316,7 +312,7 @@ def seal_file(
 def files_to_seal(
   state: dict[str, Any], vocab_size: int
 ) -> list[tuple[str, int | None]]:
-  """Files of a folder by their paths in it, as `seal_file` takes them."""
+  """Lists the arguments of `seal_file`, with paths relative to the folder."""
   files: list[tuple[str, int | None]] = [(TOKENIZER, None)]
   for split in SPLITS:
     files.append((f'{split}/{DOCUMENTS}', None))
@@ -336,20 +332,20 @@ def finish(
   invertible: bool,
   leave_out: Iterable[str] = (),
 ) -> None:
-  """Writes the manifest and gives the folder its name: now it is finished.
+  """Writes the manifest and gives the finished folder its name.
 
   Args:
-    partial: the folder as it is.
-    folder: as it is to be; must not exist.
-    state: the writer's, at the end.
-    seals: what `seal_file` said of each file of `files_to_seal`.
-    facts: to be added to the manifest: how the text was made.
-    vocab_size: of the tokenizer.
-    invertible: whether it is.
-    leave_out: names of files in `partial` that were needed to write it.
+    partial: the unfinished folder.
+    folder: its final path; must not exist.
+    state: the writer's final state.
+    seals: results of `seal_file` for `files_to_seal`, by file.
+    facts: further content of the manifest: how the text was made.
+    vocab_size: number of the tokenizer's pieces.
+    invertible: whether the tokenizer is invertible.
+    leave_out: names of files in `partial` that only the preparation needed.
 
   Raises:
-    OSError: if `folder` exists and has something in it.
+    OSError: if `folder` exists and is not empty.
   """
   splits = {}
   for split in SPLITS:
@@ -399,7 +395,7 @@ def finish(
 def join_documents(
   documents: Sequence[np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The tokens of documents one after the other, and the length of each."""
+  """Joins the tokens of documents; returns each document's length, too."""
   lengths = np.array([len(one) for one in documents], np.int64)
   tokens = np.concatenate([np.empty(0, np.uint16), *documents])
   return tokens, lengths

@@ -1,9 +1,9 @@
 """Text as lanes of tokens, for models that carry a state from batch to batch.
 
-A batch is B rows of T tokens, and row b of batch t + 1 goes on where row b of
-batch t ended: B lanes, each contiguous, through a member's own documents in a
-seeded order. Nothing needs a checkpoint: where lane b is at batch t follows
-from the seed and from t.
+A batch is B rows of T tokens, and row b of batch t + 1 continues row b of batch
+t. So there are B lanes, each contiguous, through a member's own documents in a
+seeded order. A stream needs no checkpoint: its seed and t determine the place
+of each lane at batch t.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from data.text.tokenizer import END_OF_DOCUMENT, Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-# Tokens that are read at once, of all lanes: enough that a batch costs no more
-# than a copy, little enough to wait for.
+# Tokens of all lanes that are read at once: enough that reading costs little
+# more than a copy, few enough to wait for.
 _BLOCK_TOKENS = 1 << 20
 _MAX_BLOCK_BATCHES = 64
-# Between hashes of parts of a document: 2⁶⁴ over the golden ratio, odd.
+# The difference of the hashes of successive parts: 2⁶⁴ over the golden ratio.
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TextSet:
-  """Documents to train on and to evaluate on, as batches for a model.
+  """Training and evaluation documents, as batches for a model.
 
-  An example is a token to be predicted. Documents end with the piece `</D>`.
+  An example is a token to predict. Documents end with the piece `</D>`.
 
   Attributes:
     corpus: the tokens.
     sequence_length: T, tokens of a lane in a batch.
-    max_document_tokens: longer documents are trained on in parts of about equal
-      length, no longer than this, each in a place of its own; None for none.
-      Evaluation reads documents whole.
-    max_train_tokens: only so many tokens are trained on, of whole documents, by
-      all members together; None for all.
-    max_test_tokens: only so many held-out tokens are evaluated on, likewise.
+    max_document_tokens: training cuts longer documents into parts of about
+      equal length, no longer than this, each in its own place of the order;
+      None to leave them whole. Evaluation reads documents whole.
+    max_train_tokens: all members together train on no more tokens than this, of
+      whole documents; None for all.
+    max_test_tokens: the same limit for held-out tokens.
   """
 
   corpus: Corpus = dataclasses.field(repr=False)
@@ -81,7 +81,7 @@ class TextSet:
     return self._in_order_of_hashes(split).num_tokens
 
   def tokenizer(self) -> Tokenizer:
-    """Between text and tokens."""
+    """Opens the tokenizer between text and tokens."""
     return self.corpus.tokenizer()
 
   def train(
@@ -98,22 +98,21 @@ class TextSet:
     """Endless batches of a member's documents, in `batch_size` lanes.
 
     Batch t is a pure function of the arguments and t, and reading may start
-    anywhere. In a pass the member's documents come once each, one after the
-    other in an order of the seed, cut into lanes of equal length (or one
-    token longer); each lane goes on with its part of the next pass, where the
-    order is a new one. Who has which document, and the order, follow from the
-    documents' hashes: hosts and the order of files do not matter. Members that
-    share documents and seed draw the same batches.
+    anywhere. A pass reads each of the member's documents once, one after
+    another in a seeded order, cut into lanes of equal length (or one token
+    longer). Each lane continues with its part of the next pass, in a new order.
+    The documents' hashes determine their members and their order, so hosts and
+    the order of files do not matter. Members with the same documents and the
+    same seed draw the same batches.
 
     Args:
-      member: whose stream, 0 ≤ member < members.
-      members: how many members the documents are divided among.
+      member: 0 ≤ member < members.
+      members: number of members that share the documents.
       partition: 'disjoint' or 'shared', see `data.partition`.
-      seed: orders, at least 0.
+      seed: seed of the orders, at least 0.
       batch_size: B, number of lanes.
       start: index of the first batch to yield.
-      rows: those lanes that are wanted here, ascending; None for all. Nothing
-        else is read.
+      rows: the lanes to read and return, ascending; None for all.
 
     Returns:
       Batches {'inputs': int32 [rows, T], 'labels': int32 [rows, T], the lane's
@@ -138,7 +137,7 @@ class TextSet:
       return part[there[part]]
 
     mine = own(member)
-    # Every member refuses, not only the one with too little: members may run as
+    # Every member raises, not only the one with too little: members may run as
     # separate jobs, and the others would wait for it.
     for number in range(members if partition == 'disjoint' else 1):
       num_tokens = int(lengths[own(number)].sum())
@@ -148,7 +147,7 @@ class TextSet:
           f'member {number}: prepare more text, or set a smaller batch_size.'
         )
     parts = _cut(documents, mine, self.max_document_tokens)
-    # Two, where lanes are on their way from one pass to the next.
+    # Two orders, for lanes that pass from one to the next.
     order = functools.lru_cache(maxsize=2)(
       lambda turn: parts.order(mix(parts.hashes, 'order', seed, turn))
     )
@@ -165,11 +164,11 @@ class TextSet:
     batches = min(max(1, ahead), _MAX_BLOCK_BATCHES)
 
     def read(block):
-      # And the token after the last, for the labels.
+      # With one more token, for the last label.
       begin = block * batches * length
       return lanes.read(documents, order, begin, batches * length + 1)
 
-    # A block is read while batches are made of the one before.
+    # Reads the next block while the caller takes batches of the current one.
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
       block, first = divmod(start, batches)
       tokens = reader.submit(read, block)
@@ -187,19 +186,18 @@ class TextSet:
   def eval(
     self, split: str, *, batch_size: int, rows: np.ndarray | None = None
   ) -> Iterator[Batch]:
-    """Every token of a split exactly once, in lanes of a fixed order.
+    """Yields each token of a split once, in lanes of a fixed order.
 
     Documents come in the order of their hashes, cut into `batch_size` lanes of
-    equal length (or one token longer). A lane's first input is the token
-    before it, which is what ends the document before it in the first lane. A
-    state that starts at zero may be carried through all batches. Padding is at
-    the end of a lane and nothing comes after it.
+    equal length (or one token longer). A lane's first input is the token before
+    it; in the first lane it is the end of a document. A state that starts at
+    zero may be carried through all batches. Padding is at the end of a lane.
 
     Args:
       split: 'train' or 'test'.
-      batch_size: B, number of lanes; what a lane knows of the text before it
-        depends on it, and so do results, a little.
-      rows: those lanes that are wanted here, ascending; None for all.
+      batch_size: B, number of lanes. It affects results slightly, because a
+        lane does not know the text before it.
+      rows: the lanes to read and return, ascending; None for all.
 
     Returns:
       Batches {'inputs': int32 [rows, T], 'labels': int32 [rows, T], 'mask':
@@ -241,9 +239,9 @@ class TextSet:
   def label_distribution(self) -> Float[np.ndarray, ' vocab']:
     """The training split's share of each piece, float32, summing to one.
 
-    The exact shares, counted when the text was prepared: pieces that do not
-    occur have 0. As a target that is harmless, since no logarithm of it is
-    taken. They are those of all documents, whatever `max_train_tokens` is.
+    The exact shares, counted when the text was prepared; a piece that does not
+    occur has 0, which is harmless in a target, because no logarithm of it is
+    taken. They count all documents, regardless of `max_train_tokens`.
     """
     counts = self.corpus.splits['train'].counts
     return (counts / counts.sum()).astype(np.float32)
@@ -256,7 +254,7 @@ class TextSet:
     return _cut(documents, self._documents(split), None).order(None)
 
   def _documents(self, split: str) -> Int64[np.ndarray, ' documents']:
-    """Those of a split that count, in the order of their hashes."""
+    """Returns the documents of a split to use, in the order of their hashes."""
     documents = self.corpus.splits[split]
     indices = np.argsort(documents.hashes, kind='stable')
     limit = {'train': self.max_train_tokens, 'test': self.max_test_tokens}[
@@ -265,16 +263,16 @@ class TextSet:
     if limit is None:
       return indices
     ends = np.cumsum(np.diff(documents.starts)[indices])
-    # One at least, however long.
+    # At least one, however long.
     return indices[: max(1, np.sum(ends <= limit))]
 
 
 class _Order(NamedTuple):
-  """Documents one after the other.
+  """Documents one after another.
 
   Attributes:
-    starts: where each document lies in its split.
-    ends: where each document ends in this order.
+    starts: each document's first token in its split.
+    ends: each document's end in this order.
   """
 
   starts: Int64[np.ndarray, ' documents']
@@ -290,7 +288,7 @@ class _Order(NamedTuple):
     begins: Integer[np.ndarray, ' ranges'],
     lengths: Integer[np.ndarray, ' ranges'],
   ) -> UInt16[np.ndarray, ' tokens']:
-    """Ranges of tokens in this order, one after the other."""
+    """Reads ranges of tokens in this order, one after another."""
     some = lengths > 0
     begins, lengths = begins[some], lengths[some]
     if not len(begins):
@@ -312,7 +310,7 @@ class _Parts(NamedTuple):
   """Documents, or parts of documents.
 
   Attributes:
-    starts: where each lies in its split.
+    starts: first token of each in its split.
     lengths: in tokens.
     hashes: uint64.
   """
@@ -322,7 +320,7 @@ class _Parts(NamedTuple):
   hashes: Integer[np.ndarray, ' parts']
 
   def order(self, keys: np.ndarray | None) -> _Order:
-    """One after the other, sorted by keys; as they are without."""
+    """Joins the parts, sorted by keys if there are any."""
     # Parts of equal keys are equal.
     sort = slice(None) if keys is None else np.argsort(keys, kind='stable')
     return _Order(self.starts[sort], np.cumsum(self.lengths[sort]))
@@ -331,31 +329,31 @@ class _Parts(NamedTuple):
 def _cut(
   documents: Documents, indices: np.ndarray, limit: int | None
 ) -> _Parts:
-  """Some documents, in as few about equal parts of no more than `limit`."""
+  """Cuts documents into as few, about equal parts of at most `limit` tokens."""
   starts, hashes = documents.starts[indices], documents.hashes[indices]
   lengths = documents.starts[indices + 1] - starts
   if limit is None:
     return _Parts(starts, lengths, hashes)
   counts = np.maximum(1, -(-lengths // limit))
   owner = np.repeat(np.arange(len(indices)), counts)
-  # The number of each part in its document.
+  # Index of each part in its document.
   number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
   begin, end = (
     edge * lengths[owner] // counts[owner] for edge in (number, number + 1)
   )
-  # Those of first parts are their documents'.
+  # The first part keeps its document's hash.
   step = number.astype(np.uint64) * np.uint64(_GOLDEN)
   return _Parts(starts[owner] + begin, end - begin, hashes[owner] + step)
 
 
 class _Lanes:
-  """A pass of `num_tokens` cut into lanes that differ by a token at most.
+  """A pass of `num_tokens`, cut into lanes that differ by one token at most.
 
   Attributes:
-    rows: the lanes that are wanted.
-    offsets: where each of them begins in a pass.
-    sizes: how many tokens of a pass each of them has.
-    longest: of all lanes.
+    rows: the lanes to read.
+    offsets: the first token of each in a pass.
+    sizes: tokens of each in a pass.
+    longest: tokens of the longest of all lanes.
   """
 
   def __init__(self, num_tokens: int, num_lanes: int, rows: np.ndarray):
@@ -372,13 +370,13 @@ class _Lanes:
     begin: int,
     length: int,
   ) -> UInt16[np.ndarray, ' rows length']:
-    """Tokens of endless lanes: of the passes one after the other.
+    """Reads tokens of endless lanes, pass after pass.
 
     Args:
-      documents: which the passes are of.
-      order: of the documents, by the number of the pass.
+      documents: documents of the passes.
+      order: from the number of a pass to its order.
       begin: the first token, counted along each lane.
-      length: how many of each lane.
+      length: number of tokens of each lane.
     """
     out = np.empty((len(self.rows), length), np.uint16)
     if not len(self.rows):
@@ -418,12 +416,12 @@ def make_text(
       project, tokenised on first use: some ten seconds) or a folder that
       `python -m scripts.prepare_text` made.
     sequence_length: T, tokens of a lane in a batch.
-    max_document_tokens: longer documents are trained on in parts of about equal
-      length, no longer than this; None for whole ones.
-    max_train_tokens: only so many tokens are trained on, by all members
-      together, of whole documents with the smallest hashes; None for all.
-    max_test_tokens: only so many held-out tokens are evaluated on, likewise.
-    cache_dir: where the built-in corpus is kept; None for the user's cache.
+    max_document_tokens: training cuts longer documents into parts of about
+      equal length, no longer than this; None to leave them whole.
+    max_train_tokens: all members together train on no more tokens than this, of
+      whole documents with the smallest hashes; None for all.
+    max_test_tokens: the same limit for held-out tokens.
+    cache_dir: folder for the built-in corpus; None for the user's cache.
 
   Raises:
     ValueError: if there is no finished corpus of that name, if the packages

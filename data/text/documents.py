@@ -1,8 +1,7 @@
-"""Documents out of inputs: read, parted and filtered.
+"""Documents from inputs: read, split and filtered.
 
-Records are cut and read by `data.text.records`; which inputs there are and what
-they have to look like, `data.text.inputs` says. Files come in an order of their
-contents, whatever they are called.
+`data.text.records` reads records, and `data.text.inputs` finds and checks the
+inputs. The order of files depends on their contents, not on their names.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ from collections.abc import Iterator, Sequence
 from data.text.inputs import Reading
 from data.text.records import BadRecordError, Chunk, read_records
 
-# Characters that say enough of a document's language.
+# Characters that are enough to identify a document's language.
 _LANGUAGE_SAMPLE = 1_000
 
 
 def read_documents(
   chunk: Chunk, reading: Reading, counts: collections.Counter[str]
 ) -> Iterator[str]:
-  """The documents of a chunk.
+  """Yields the documents of a chunk.
 
   Args:
-    chunk: of `read_chunks`, whose files are where they were.
-    reading: the same.
-    counts: is added to: `records`, `bad: REASON` and `filtered: REASON`.
+    chunk: a chunk of `read_chunks`; its files must still be there.
+    reading: the same as for `read_chunks`.
+    counts: adds to `records`, `bad: REASON` and `filtered: REASON`.
 
   Yields:
     Text without surrogates.
@@ -58,7 +57,7 @@ def read_documents(
 
 
 def _documents_in(text: str, reading: Reading) -> list[str]:
-  """The documents in a record; of txt records are documents already."""
+  """Splits a record into documents; txt records are documents already."""
   if reading.format == 'txt' or reading.document == 'whole':
     return [text]
   if reading.document == 'line':
@@ -67,7 +66,7 @@ def _documents_in(text: str, reading: Reading) -> list[str]:
 
 
 def _filter(text: str, reading: Reading) -> tuple[str, str | None]:
-  """What stays of a document, and why nothing does."""
+  """Returns the rest of a document, and the reason to leave it out, if any."""
   if not text.strip():
     return text, 'empty'
   if reading.min_paragraph_words:
@@ -90,7 +89,7 @@ def _filter(text: str, reading: Reading) -> tuple[str, str | None]:
 
 @functools.cache
 def _identifier():
-  # Half a second, and not needed by most.
+  # The import takes half a second, and most runs do not need it.
   from py3langid import langid
 
   return langid.LanguageIdentifier.from_model_file(
@@ -99,5 +98,5 @@ def _identifier():
 
 
 def languages() -> Sequence[str]:
-  """What `Reading.language` can be."""
+  """Lists the possible values of `Reading.language`."""
   return [str(one) for one in _identifier().nb_classes]

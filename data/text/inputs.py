@@ -1,4 +1,4 @@
-"""What text is read from: files and sets, each looked at before it is read."""
+"""Finds the files and sets that text is read from, and checks their format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.preparing.compressed import (
 from data.text import builtin_sources, warc
 
 FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
-# What one document is: a whole file or record, or a part of it.
+# One document: a whole file or record, or a part of it.
 DOCUMENTS = ('whole', 'blank-line', 'line')
 _HEAD_BYTES = 1 << 16
 
@@ -34,12 +34,14 @@ class Reading:
     format: one of FORMATS.
     document: one of DOCUMENTS.
     text_key: the field or column of jsonl, parquet and tfds with the text.
-    data_dir: where TFDS sets lie; None for TFDS's own default.
-    language: documents in another are left out; None for any. ISO 639-1.
-    min_language_probability: how sure the language has to be.
+    data_dir: folder of TFDS sets; None for TFDS's own default.
+    language: documents in other languages are left out; None for any. ISO
+      639-1.
+    min_language_probability: documents with a less certain language are left
+      out.
     min_paragraph_words: shorter paragraphs are left out of their document; 0
       for none.
-    min_paragraphs: documents that have fewer left are left out.
+    min_paragraphs: documents with fewer remaining paragraphs are left out.
   """
 
   format: str
@@ -55,16 +57,15 @@ class Reading:
 def find_inputs(
   patterns: Sequence[str], reading: Reading, glob: Callable[[str], list[str]]
 ) -> list[Input]:
-  """All inputs that patterns name, each once, in the order of their keys.
+  """Finds all inputs that match patterns, each once, sorted by their keys.
 
   Args:
-    patterns: of files; of TFDS, `NAME` or `NAME[SPLIT]`.
-    reading: how they are to be read.
-    glob: from a pattern to paths.
+    patterns: of files; for TFDS, `NAME` or `NAME[SPLIT]`.
+    reading: the expected format.
+    glob: function from a pattern to paths.
 
   Raises:
-    InputError: if a pattern names nothing, or something that is not in the
-      format that `reading` says.
+    InputError: if a pattern matches nothing, or something in another format.
   """
   if reading.format == 'builtin':
     count = len(builtin_sources.documents())
@@ -89,14 +90,11 @@ def find_inputs(
   return sorted(found, key=lambda one: (one.key, one.name))
 
 
-# What a file is.
-
-
 def check_format(path: str, reading: Reading) -> None:
-  """Looks at the start of a file.
+  """Checks the format at the start of a file.
 
   Raises:
-    InputError: if it is not in the format that `reading` says.
+    InputError: if it is not the format of `reading`.
   """
 
   def refuse(why):
@@ -117,13 +115,13 @@ def check_format(path: str, reading: Reading) -> None:
         elif isinstance(part, Gap) and not head:
           raise refuse(f'it cannot be decompressed ({part.reason})')
         if len(head) >= _HEAD_BYTES or isinstance(part, Gap):
-          # If it is damaged further on, what comes before is of use.
+          # Damage further on leaves the part before it usable.
           whole = False
           break
   except PermissionError as error:
     raise InputError(f'{path} cannot be read: {error.strerror}.') from error
   if not head:
-    # Nothing is a file of any format.
+    # An empty file is valid in every format.
     return
   if head.startswith(b'PAR1'):
     raise refuse('it is Parquet')
@@ -139,7 +137,7 @@ def check_format(path: str, reading: Reading) -> None:
           raise refuse(f'byte {error.start} is not UTF-8') from error
         text = ''
       if '\0' in text:
-        raise refuse('it has bytes of zero, as no text has')
+        raise refuse('it has bytes of zero, which text never has')
     case 'jsonl':
       _check_jsonl(head, whole, reading, refuse)
     case 'wet':
@@ -149,20 +147,18 @@ def check_format(path: str, reading: Reading) -> None:
       if not set(types) & {'conversion', 'warcinfo', 'metadata'}:
         raise refuse(f'its records are of type {types[0]}, not conversion')
       if 'response' in types:
-        raise refuse(
-          'it is a WARC of whole pages, where a WET has their plain text'
-        )
+        raise refuse('it is a WARC of whole pages; a WET has their plain text')
 
 
 def _check_jsonl(head, whole, reading, refuse):
   lines = [line for line in head.split(b'\n') if line.strip()]
-  # The last one may be cut.
+  # The last line may be cut.
   if not whole:
     lines = lines[:-1]
   keys, why = None, None
   for line in lines[:50]:
     try:
-      # However many digits.
+      # As a float, an integer may have any number of digits.
       record = json.loads(line.removeprefix(codecs.BOM_UTF8), parse_int=float)
     except (ValueError, RecursionError):
       why = why or 'its first line is not JSON'
@@ -176,7 +172,7 @@ def _check_jsonl(head, whole, reading, refuse):
   if keys is not None:
     raise refuse(
       f'its records have no text under {reading.text_key!r}, but '
-      f'{", ".join(keys) or "nothing"}; name what holds it with --text-key'
+      f'{", ".join(keys) or "nothing"}; name the right field with --text-key'
     )
   if why:
     raise refuse(why)
@@ -188,20 +184,20 @@ def _check_parquet(path, reading, refuse):
 
   try:
     schema = parquet.read_schema(path)
-  # Names that are not UTF-8 are a ValueError.
+  # ValueError for names that are not UTF-8.
   except (pyarrow.ArrowException, OSError, ValueError) as error:
-    raise refuse('its end does not say so') from error
+    raise refuse('it does not end as Parquet does') from error
   names = schema.names
   if reading.text_key not in names:
     raise InputError(
       f'{path} has no column {reading.text_key!r}, but '
-      f'{", ".join(names) or "none"}: name the one that holds the text with '
+      f'{", ".join(names) or "none"}: name the one with the text with '
       '--text-key.'
     )
   if names.count(reading.text_key) > 1:
     raise InputError(
       f'{path} has {names.count(reading.text_key)} columns '
-      f'{reading.text_key!r}: rename all but the one that holds the text.'
+      f'{reading.text_key!r}: rename all but the one with the text.'
     )
   kind = schema.field(reading.text_key).type
   types = pyarrow.types
@@ -210,11 +206,8 @@ def _check_parquet(path, reading, refuse):
   if not any(is_text(values) for is_text in texts):
     raise InputError(
       f'The column {reading.text_key!r} of {path} holds {kind}, not strings: '
-      'name the one that holds the text with --text-key.'
+      'name the one with the text with --text-key.'
     )
-
-
-# Sets of TFDS.
 
 
 def _tfds_input(pattern: str, reading: Reading) -> Input:
@@ -231,13 +224,13 @@ def _tfds_input(pattern: str, reading: Reading) -> Input:
 
 @functools.cache
 def tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
-  """Full name of a set, its split, and the examples of `NAME[SPLIT]`."""
+  """Returns a set's full name, its split, and the examples of `NAME[SPLIT]`."""
   import tensorflow_datasets as tfds
 
   dataset, _, split = name.removesuffix(']').partition('[')
   prepare = (
     f'run `python -m scripts.prepare_images {dataset}` once (it prepares sets '
-    'of text as well), or set --data-dir to the folder that holds it.'
+    'of text as well), or set --data-dir to the folder that contains it.'
   )
   try:
     builder = tfds.builder(dataset, data_dir=reading.data_dir)
@@ -265,8 +258,7 @@ def tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
   ):
     raise InputError(
       f'{dataset} has no text under {reading.text_key!r}, but '
-      f'{", ".join(features)}: name the one that holds it with '
-      '--text-key.'
+      f'{", ".join(features)}: name the right one with --text-key.'
     )
   try:
     examples = builder.as_data_source(split, file_format='array_record')

@@ -1,8 +1,8 @@
 """From files to a corpus: read, filter, tokenise, on all cores, resumably.
 
-Chunks are worked on by any number of processes and written in their order, so
-the result depends on the input and the settings alone. What is written is in
-`state.json` after every chunk: another run with the same settings goes on from
+Any number of processes work on chunks, which are written in their order, so the
+result depends on the input and the settings alone. `state.json` records the
+progress after every chunk: another run with the same settings continues from
 there, and its result is the same, byte for byte.
 """
 
@@ -29,9 +29,9 @@ from data.text.inputs import Reading
 from data.text.records import Chunk, read_chunks
 from data.text.tokenizer import Tokenizer, VocabularyError, train_tokenizer
 
-# The tokenizer learns from the documents with the smallest hashes among so many
-# times as many as it takes; and from so many characters, of one document and in
-# all.
+# The tokenizer learns from `train_from` documents: those with the smallest
+# hashes among this many times as many. These are the most characters that it
+# takes from one document, and in all.
 _SEARCH_FACTOR = 20
 _SAMPLE_CHARACTERS = 1_000_000
 SAMPLE_CHARACTERS_IN_ALL = 100_000_000
@@ -40,19 +40,19 @@ _PACKAGES = ('sentencepiece', 'sentencex', 'py3langid')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """All that the result depends on, besides the input.
+  """All settings that the result depends on.
 
   Attributes:
     reading: how files become documents.
     vocab_size: number of pieces.
     oov: 'bytes' or 'unk', see `data.text.tokenizer`.
-    character_coverage: of the vocabulary.
-    train_from: how many documents the tokenizer learns from, at most.
-    structure: what is marked: 'none', 'paragraphs' or 'sentences'.
-    sentence_language: whose rules end a sentence.
-    held_out_fraction: share of the documents that are kept from training,
-      unless there is input to evaluate on.
-    shard_tokens: a new file is begun once there are so many tokens in one.
+    character_coverage: share of characters that the vocabulary covers.
+    train_from: most documents that the tokenizer learns from.
+    structure: structure to mark: 'none', 'paragraphs' or 'sentences'.
+    sentence_language: language of the rules that end a sentence.
+    held_out_fraction: share of the documents to keep from training, unless
+      there is held-out input.
+    shard_tokens: a file that has so many tokens is full.
   """
 
   reading: Reading
@@ -68,16 +68,16 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """What a run has come to.
+  """The progress of a run.
 
   Attributes:
-    phase: 'sampling', 'training the tokenizer', 'tokenising', 'sealing'.
-    done: of `total`; bytes of input, or documents of sets; of 'sealing' bytes
-      of output.
-    total: 0 where it is not known.
-    resumed: how much of `done` an earlier run did.
-    documents: kept in this phase so far, with those of earlier runs.
-    tokens: written so far, with those of earlier runs.
+    phase: 'sampling', 'training the tokenizer', 'tokenising' or 'sealing'.
+    done: part of `total` that is done; bytes of input, or documents of sets;
+      bytes of output for 'sealing'.
+    total: 0 if unknown.
+    resumed: part of `done` that an earlier run did.
+    documents: kept in this phase so far, earlier runs included.
+    tokens: written so far, earlier runs included.
   """
 
   phase: str
@@ -98,24 +98,23 @@ def prepare(
   overwrite: bool,
   report: Callable[[Progress], None],
 ) -> dict[str, Any]:
-  """Makes a corpus, or goes on making it.
+  """Makes a corpus, or continues an interrupted preparation.
 
   Args:
-    settings: how.
-    inputs: of `inputs.find_inputs`.
-    held_out: to evaluate on; empty for a share of `inputs`.
-    output: the folder to be made; it stands under another name until all of it
-      is there.
+    settings: the settings that the result depends on.
+    inputs: results of `inputs.find_inputs`.
+    held_out: input to evaluate on; empty for a share of `inputs`.
+    output: the folder to make; it has another name until it is complete.
     num_workers: processes besides this one.
-    overwrite: replaces what is there, and begins anew.
+    overwrite: replaces an existing folder, and begins anew.
     report: called now and then.
 
   Returns:
     The manifest.
 
   Raises:
-    PreparationError: if that cannot be done.
-    InputError: if an input is not what it seemed.
+    PreparationError: if the preparation fails.
+    InputError: if an input cannot be read.
   """
   if held_out:
     settings = dataclasses.replace(settings, held_out_fraction=0.0)
@@ -155,11 +154,11 @@ def prepare(
 
 
 class _Run:
-  """One run of `prepare`: what its phases share."""
+  """One run of `prepare`, with the state that its phases share."""
 
   def __init__(self, settings, inputs, held_out, partial, pool, report):
     self._settings = settings
-    # In order; what is evaluated on comes last.
+    # In order; held-out input comes last.
     self._inputs = [
       *((one, None if not held_out else 'train') for one in inputs),
       *((one, 'test') for one in held_out),
@@ -169,7 +168,7 @@ class _Run:
     self._report = report
 
   def make_tokenizer(self) -> Tokenizer:
-    """Trains it, unless an earlier run has."""
+    """Trains the tokenizer, unless an earlier run did."""
     path = self._partial / corpus.TOKENIZER
     if not path.exists():
       texts = self._sample()
@@ -179,7 +178,7 @@ class _Run:
       )
       settings = self._settings
       try:
-        # In another process: it takes minutes and cannot be interrupted.
+        # In another process, because it takes minutes and is uninterruptible.
         model = self._pool.submit(
           train_tokenizer,
           texts,
@@ -195,7 +194,7 @@ class _Run:
     return Tokenizer.from_file(path)
 
   def _sample(self) -> list[str]:
-    """Texts to train the tokenizer on."""
+    """Chooses texts to train the tokenizer on."""
     settings = self._settings
     sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
     training = [one for one, split in self._inputs if split != 'test']
@@ -210,7 +209,7 @@ class _Run:
         counts.update(more)
         seen = counts['documents']
         done, enough = before + chunk.position, search / max(seen, 1)
-        # Of large inputs a part will do.
+        # A part of a large input is enough.
         ends = min(total, max(done, round(done * enough)))
         self._report(Progress('sampling', done, ends, 0, seen, 0))
         if seen >= search:
@@ -221,7 +220,7 @@ class _Run:
     return sample.texts()
 
   def tokenise(self, state: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """Writes all documents; `state` says from where on, and goes along."""
+    """Writes all documents from where `state` says on, and updates it."""
     settings = self._settings
     writer = corpus.CorpusWriter(
       self._partial, state['written'], settings.shard_tokens
@@ -268,7 +267,7 @@ class _Run:
         raise _nothing_left(split, counts)
 
   def seal(self, state: dict[str, Any]) -> dict[str, Any]:
-    """Reads back all that was written."""
+    """Reads back and hashes all written files."""
     files = corpus.files_to_seal(state['written'], self._settings.vocab_size)
     for split in corpus.SPLITS:
       (self._partial / split / corpus.COUNTS).unlink(missing_ok=True)
@@ -296,7 +295,7 @@ class _Run:
   def _map(
     self, function: Callable[..., Any], chunks: Iterator[Chunk], *arguments: Any
   ) -> Iterator[tuple[Chunk, Any]]:
-    """Each chunk, without its data, and what a process made of it, in order."""
+    """Yields each chunk, without its data, and the result for it, in order."""
     return workers.map_in_order(
       self._pool,
       function,
@@ -306,12 +305,12 @@ class _Run:
     )
 
 
-# In the processes.
+# Runs in the pool's processes.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
-  """What became of a chunk: tokens, hashes and lengths by split; and counts."""
+  """The tokens, hashes and lengths of a chunk by split; and counts."""
 
   splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
   counts: collections.Counter[str]
@@ -353,7 +352,7 @@ def _open_tokenizer(path: str) -> Tokenizer:
 
 
 class _Sample:
-  """The texts with the smallest hashes, among all that were added."""
+  """The texts with the smallest hashes of all that were added."""
 
   def __init__(self, num_texts: int, num_characters: int):
     self._limits = (num_texts, num_characters)
@@ -364,7 +363,7 @@ class _Sample:
     new = {key: text for key, text in texts.items() if key not in self._texts}
     self._texts |= new
     self._characters += sum(map(len, new.values()))
-    # Now and then: sorting takes a moment.
+    # Only now and then, because sorting takes a moment.
     if (
       len(self._texts) > 2 * self._limits[0]
       or self._characters > 2 * self._limits[1]
@@ -376,7 +375,7 @@ class _Sample:
     return self._texts
 
   def texts(self) -> list[str]:
-    """In the order of their hashes, whatever order they came in."""
+    """Returns the texts in the order of their hashes."""
     return list(self.kept().values())
 
   def _drop(self):
@@ -402,7 +401,7 @@ def _sample_chunk(
   keys = np.array(list(texts), np.uint64)
   test = corpus.is_held_out(keys, settings.held_out_fraction)
   sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
-  # Chosen anew, lest a hash that chooses what is held out chooses here too.
+  # Rehashed, so that this choice is independent of the held-out one.
   order = mix(keys, 'tokenizer')
   sample.add(
     {
@@ -413,15 +412,12 @@ def _sample_chunk(
   return sample.kept(), counts
 
 
-# What is on the disk.
-
-
 def _plain(
   settings: Settings, inputs: Sequence[Input], held_out: Sequence[Input]
 ) -> dict[str, Any]:
-  """What made a corpus, for its manifest and for those who go on."""
+  """Facts that must not change between runs; the manifest has them too."""
   plain = dataclasses.asdict(settings)
-  # Where TFDS sets lie says nothing of what they are.
+  # The folder of TFDS sets does not affect the result.
   del plain['reading']['data_dir']
   return {
     'settings': plain,
@@ -450,7 +446,7 @@ def _nothing_left(split: str, counts: dict[str, int]) -> PreparationError:
     f'No document is left to {split} on, of {counts["records"]} records '
     f'({_summary(counts)}): '
     + (
-      'is the input what it should be, and the filter not too strict?'
+      'check the input, and whether the filter is too strict.'
       if split == 'train'
       else 'raise --held-out-fraction, or name files with --held-out.'
     )
@@ -458,7 +454,7 @@ def _nothing_left(split: str, counts: dict[str, int]) -> PreparationError:
 
 
 def _summary(counts: dict[str, int]) -> str:
-  """What was left out and why, most frequent first."""
+  """Lists the reasons for leaving records out, most frequent first."""
   left_out = sorted(
     (
       (count, reason)

@@ -1,8 +1,8 @@
-"""Records out of inputs: lines, paragraphs, whole files, rows, web pages.
+"""Records from inputs: lines, paragraphs, whole files, rows, web pages.
 
-Files are read in chunks of a few megabytes that are cut between records, so
-that any number of processes can work on one file and nothing larger than a
-chunk is in memory. Chunks depend on the files alone.
+Files are read in chunks of a few megabytes that are cut between records. So any
+number of processes can work on one file, and nothing larger than a chunk is in
+memory. Chunks depend on the files alone.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from data.preparing.compressed import (
 from data.text import builtin_sources, warc
 from data.text.inputs import Reading, tfds_source
 
-# Of bytes that are not compressed: a second or so of work.
+# Uncompressed bytes: about a second of work.
 CHUNK_BYTES = 4 << 20
 MAX_RECORD_BYTES = 1 << 28
 _BLOCK_BYTES = 1 << 20
-# Records, of formats that are not read as bytes.
+# Records of a chunk, for formats that are not read as bytes.
 _ROWS = 500
 _BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+(?=[ \t\r]*\S)')
 _EMPTY_ENDS = re.compile(rb'\A(?:[ \t\r]*\n)+|(?:\n[ \t\r]*)+\Z')
 
 
 class BadRecordError(ValueError):
-  """A record is left out; the message is the reason, a few words."""
+  """A record is left out for a reason of a few words, the message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Chunk:
   """Some records of one input.
 
   Attributes:
-    input: which.
-    number: of the chunk within its input.
+    input: the input.
+    number: index of the chunk in its input.
     data: the records' bytes; empty for formats read by `rows`.
     rows: for parquet the row group, for sets the first record and the one past
       the last.
-    position: how much of `input.size` had been read at its end.
-    damaged: after it, something of the file is missing.
-    behind: the file has bytes behind the end of its data.
+    position: bytes of `input.size` that had been read at the chunk's end.
+    damaged: whether a part of the file is missing after the chunk.
+    behind: whether the file has bytes behind the end of its data.
   """
 
   input: Input
@@ -65,10 +65,10 @@ class Chunk:
 def read_chunks(
   source: Input, reading: Reading, start: int = 0
 ) -> Iterator[Chunk]:
-  """Chunks of an input, from number `start` on, in order.
+  """Yields the chunks of an input, from number `start` on, in order.
 
   Raises:
-    InputError: if a record is too large to be held.
+    InputError: if a record is too large for memory.
   """
   if reading.format == 'parquet':
     yield from _parquet_chunks(source, start)
@@ -116,12 +116,12 @@ def _byte_chunks(source, reading, start):
       if isinstance(part, bytes):
         kept += part
       if not begun:
-        # Of the record that is here, the beginning is missing.
+        # The beginning of the current record is missing.
         end = cut(kept, first=True)
         begun = end > 0
         del kept[:end]
       if damaged or (begun and len(kept) >= CHUNK_BYTES):
-        # What came before may be whole; the record that was begun is not.
+        # Records before damage may be complete; the current one is not.
         end = cut(kept) if begun else 0
         if end or damaged:
           if number >= start:
@@ -148,22 +148,19 @@ def _after_newline(data: bytearray, first: bool = False) -> int:
 
 
 def _after_blank_line(data: bytearray, first: bool = False) -> int:
-  # The last place where text starts again after empty lines.
+  # The last place where text begins again after empty lines.
   ends = [found.end() for found in _BLANK_LINES.finditer(data)]
   return ends[0 if first else -1] if ends else 0
-
-
-# From chunks to records.
 
 
 def read_records(
   chunk: Chunk, reading: Reading
 ) -> Iterator[str | Callable[[], str]]:
-  """The records of a chunk, of `read_chunks`, whose files are where they were.
+  """Yields the records of a chunk; its files must still be there.
 
   Yields:
-    Text, or a function that returns it or raises BadRecordError. Of Parquet
-    and of JSON it may be anything else than a string.
+    Text, or a function that returns it or raises BadRecordError. A record of
+    Parquet or JSON may be something other than a string.
   """
   return {
     'txt': _txt_records,
@@ -188,12 +185,12 @@ def _bad(reason: str):
 
 def _txt_records(chunk, reading):
   if not chunk.data:
-    # All that is left of a damaged file.
+    # Damage left nothing of the file.
     return
   data = chunk.data
   if not chunk.number:
     data = data.removeprefix(codecs.BOM_UTF8)
-  # Of Windows, so that equal texts are equal.
+  # Line ends of Windows would make equal texts differ.
   data = data.replace(b'\r\n', b'\n')
   match reading.document:
     case 'whole':
@@ -210,7 +207,7 @@ def _txt_records(chunk, reading):
 def _jsonl_records(chunk, reading):
   def parse(line):
     try:
-      # As bytes json would guess the encoding.
+      # Decoded first, because json guesses the encoding of bytes.
       record = json.loads(_decode(line).removeprefix('\ufeff'), parse_int=float)
     except BadRecordError:
       raise
@@ -255,7 +252,7 @@ def _wet_records(chunk, reading):
   del reading
   position = 0
   while position < len(chunk.data):
-    # One by one, so that a bad one does not cost those behind it.
+    # One by one, so that a bad record does not spoil the ones after it.
     end = warc.end_of_record(chunk.data, position) or len(chunk.data)
     kind, content = warc.parse(chunk.data[position:end])
     position = end

@@ -1,4 +1,4 @@
-"""Records of WARC and WET files, as they lie in bytes."""
+"""Records in the bytes of WARC and WET files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LENGTH = re.compile(rb'\r?\ncontent-length:\s*(\d+)\s*\r?\n', re.I)
 
 
 def types(head: bytes) -> list[str]:
-  """What the records at the start of a file are; nothing if there is none."""
+  """Lists the types of the records in `head`; empty if it is not WARC."""
   if not RECORD.match(head):
     return []
   return [
@@ -21,7 +21,7 @@ def types(head: bytes) -> list[str]:
 
 
 def end_of_last(data: bytearray) -> int:
-  """Where the last record of `data` ends that is there as a whole."""
+  """Returns the end of the last complete record of `data`."""
   position = 0
   while True:
     end = end_of_record(data, position)
@@ -31,9 +31,9 @@ def end_of_last(data: bytearray) -> int:
 
 
 def end_of_record(data: bytes | bytearray, position: int) -> int | None:
-  """Where the record at a position ends; None if that is not in `data`."""
+  """Returns the end of the record at a position; None if it is not there."""
   if not RECORD.match(data, position):
-    # Lost: what follows is bad until the next record.
+    # Not a record: everything is bad up to the next one.
     found = RECORD.search(data, position + 1)
     return found.start() if found else None
   blank = _BLANK_LINE.search(data, position)
@@ -45,21 +45,21 @@ def end_of_record(data: bytes | bytearray, position: int) -> int | None:
     return found.start() if found else None
   end = blank.end() + int(length[1])
   following = data[end : end + 4]
-  # Two line ends, and a byte more to be sure that the next record is there.
+  # Two line ends, and one byte more to be sure that the next record begins.
   if len(following) < 4:
     return None
   return end + len(following) - len(following.lstrip(b'\r\n'))
 
 
 def parse(data: bytes) -> tuple[str | None, bytes | None]:
-  """The type of a record and its content; None for what is not whole."""
+  """Parses a record into its type and content; None if it is incomplete."""
   from warcio.archiveiterator import ArchiveIterator
   from warcio.exceptions import ArchiveLoadFailed
 
   if not RECORD.match(data):
     return None, None
   try:
-    # The content is there until the iterator goes on.
+    # The content must be read before the iterator moves on.
     record = next(iter(ArchiveIterator(io.BytesIO(data))))
     content = record.content_stream().read()
     length = int(record.rec_headers.get_header('Content-Length'))
