@@ -1,12 +1,12 @@
-"""Resume exactly: the members' states and the stale copies they learn from.
+"""Checkpoints for exact resumption: members' states and their stale copies.
 
-A checkpoint holds all members of a process after the same step, with what the
-exchange had published by then, in one Orbax step folder: it is there whole or
-not at all. A checksum says whether it still is what was saved; one that is not
-is passed over for the one before it.
+A checkpoint has all members of a process after the same step, and everything
+that the exchange has published by then, in one Orbax step folder: it is
+complete or absent. A checksum detects damage; a damaged checkpoint is passed
+over for the one before it.
 
-The item of the states is called `state`, because that is what Orbax loads when
-it is not told what to.
+The item of the states is called `state`, because Orbax loads that name by
+default.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from codistill.step_folders import UnreadableError, brief
 from codistill.train_step import TrainState, state_sharding
 
 PyTree = Any
-# One would do, unless the process dies while writing its successor.
+# A second one, in case the process dies while it writes the newest.
 _KEPT = 2
 
 
@@ -35,11 +35,12 @@ class Restored(NamedTuple):
   """A checkpoint's content.
 
   Attributes:
-    step: the updates that every active member had behind it.
+    step: number of updates of every active member.
     states: by member number.
-    publications: of the exchange.
+    publications: the exchange's publications.
     extra: the JSON that was saved with it.
-    passed_over: why newer ones were, a sentence for each, newest first.
+    passed_over: a sentence for each newer checkpoint that was passed over,
+      newest first.
   """
 
   step: int
@@ -53,10 +54,10 @@ class Checkpoints:
   """The checkpoints of one process in one folder; keeps the newest two."""
 
   def __init__(self, directory: epath.PathLike):
-    """Opens or makes the folder; clears what a killed process left half done.
+    """Opens or makes the folder; removes a killed process's unfinished saves.
 
     Args:
-      directory: absolute path, or object store as far as Orbax goes.
+      directory: absolute path, or an object store that Orbax supports.
     """
     self._directory = epath.Path(directory)
     # Those that are known to be good, oldest first.
@@ -75,14 +76,14 @@ class Checkpoints:
   ) -> str:
     """Writes a checkpoint; returns when it is complete.
 
-    It waits because the next update donates these very buffers.
+    It waits because the next update donates these buffers.
 
     Args:
-      step: the updates behind the members; what is there already at this step
-        is replaced.
+      step: the members' number of updates; a checkpoint that is already there
+        at this step is replaced.
       states: by member number.
-      publications: of the exchange.
-      extra: JSON; keys `layout`, `exchange` and `checksum` are taken.
+      publications: the exchange's publications.
+      extra: JSON; keys `layout`, `exchange` and `checksum` are reserved.
 
     Returns:
       A sentence, the first time that older ones cannot be removed; else ''.
@@ -117,15 +118,15 @@ class Checkpoints:
     Args:
       abstract: shapes of a member's initial state (`jax.eval_shape`).
       mesh: where to put it; may differ from the mesh that saved it.
-      teacher_precision: of the publications.
-      why_not: step → why one of that step will not do, '' if it will; the same
-        in all processes.
+      teacher_precision: precision of the publications.
+      why_not: step → reason for not using that step, '' for none; the same in
+        all processes.
 
     Returns:
       Its content, or None if there is no checkpoint.
 
     Raises:
-      UnreadableError: as `read_newest`.
+      UnreadableError: as in `read_newest`.
     """
     restored = read_newest(
       self._directory, abstract, mesh, teacher_precision, why_not
@@ -134,10 +135,10 @@ class Checkpoints:
     return restored
 
   def leave_behind(self, last: int) -> None:
-    """Puts those after a step out of sight, for a run that goes on from it.
+    """Hides the checkpoints after a step, for a run that continues from it.
 
-    They are of another course than the steps from there on, and must not come
-    back once there are rows of these.
+    Their course differs from the steps that follow now, so they must not return
+    once there are rows of these.
     """
     if hosts.is_first():
       for step in step_folders.finished(self._directory):
@@ -145,9 +146,9 @@ class Checkpoints:
           step_folders.put_out_of_sight(self._directory / str(step))
 
   def _tidy(self) -> str:
-    """Removes all but the newest that are good, or leaves it to the next time.
+    """Removes all but the newest good ones; a failure is left to the next time.
 
-    What Orbax's own policies cannot remove would end the run.
+    With Orbax's own policies, a failure would end the run.
     """
     try:
       there = step_folders.finished(self._directory)
@@ -167,23 +168,23 @@ def read_newest(
   teacher_precision: str,
   why_not: Callable[[int], str] = lambda step: '',
 ) -> Restored | None:
-  """The newest good checkpoint of a process that may be at work.
+  """Loads the newest good checkpoint of a process that may be at work.
 
-  Changes nothing. All processes of a member come to the same.
+  Changes nothing. All processes of a member get the same one.
 
   Args:
-    directory: of the checkpoints, absolute.
-    abstract: as `Checkpoints.restore`.
-    mesh: likewise.
-    teacher_precision: likewise.
-    why_not: likewise.
+    directory: absolute path of the checkpoints.
+    abstract: see `Checkpoints.restore`.
+    mesh: see there.
+    teacher_precision: see there.
+    why_not: see there.
 
   Returns:
     Its content, or None if there is no finished checkpoint or no such folder.
 
   Raises:
-    UnreadableError: if there are some and none is good, because they are
-      damaged, do not fit or will not do.
+    UnreadableError: if there are checkpoints but none is good, because they are
+      damaged, do not fit or are refused by `why_not`.
   """
   directory = epath.Path(directory)
   passed_over: dict[int, str] = {}
@@ -191,14 +192,14 @@ def read_newest(
     step = left[-1]
     path = directory / str(step)
     if why := why_not(step):
-      passed_over[step] = f'{path} will not do: {why}'
+      passed_over[step] = f'{path} cannot be used: {why}'
       continue
     try:
       restored = _load(path, step, abstract, mesh, teacher_precision)
     except UnreadableError as error:
       passed_over[step] = str(error)
     else:
-      # What was removed while it was read may lack some of its numbers.
+      # If it was removed during the read, some of its numbers may be missing.
       if step in _steps(directory):
         return restored._replace(passed_over=tuple(passed_over.values()))
     if step not in _steps(directory):
@@ -212,16 +213,16 @@ def save_variables(path: epath.PathLike, variables: PyTree) -> None:
   """Writes parameters and batch statistics alone, for any kind of device.
 
   Args:
-    path: of a folder that is not there yet, absolute.
-    variables: of one member.
+    path: absolute path of the folder to make.
+    variables: one member's variables.
   """
   with step_folders.one_save_at_a_time():
-    # Arrays of the host: those of a device would want just this one back.
+    # From the host: a device's arrays can be loaded onto that device only.
     ocp.save(epath.Path(path), jax.device_get(variables))
 
 
 def _steps(directory: epath.Path) -> set[int]:
-  """The steps of which there is a checkpoint, as the first process sees it."""
+  """Returns the steps with a checkpoint, as the first process sees them."""
   return set(hosts.tell(sorted(step_folders.finished(directory))))
 
 
@@ -232,7 +233,7 @@ def _load(
   mesh: Mesh,
   teacher_precision: str,
 ) -> Restored:
-  """Loads one checkpoint straight into a mesh's shardings, or none does."""
+  """Loads one checkpoint into a mesh's shardings, in all processes or none."""
   failed = None
   try:
     loaded, said, checksum = _load_items(
@@ -248,7 +249,7 @@ def _load(
     raise UnreadableError(
       f'{path} is damaged or does not fit ({why})'
     ) from failed
-  # All processes gather all numbers, and what one of them sees is so for all.
+  # All processes gather all numbers, so one process's finding holds for all.
   if hosts.any_says(
     checksum is not None and _checksum(loaded, said) != checksum
   ):
@@ -283,7 +284,7 @@ def _load_items(
   mesh: Mesh,
   teacher_precision: str,
 ) -> tuple[dict[str, PyTree], dict[str, Any], int | None]:
-  """The items by their names, what is said with them, and their checksum."""
+  """Loads the items by name, the JSON saved with them, and their checksum."""
   found = ocp.checkpointables_metadata(path)
   said = dict(found.custom_metadata)
   place, whole = state_sharding(mesh), sharding.replicated(mesh)
@@ -307,17 +308,17 @@ def _load_items(
   checksum = said.pop('checksum', None)
   if checksum is not None:
     for name in items.keys() - found.metadata.keys():
-      # Orbax says so at length.
+      # Orbax's own message is long.
       raise FileNotFoundError(f'it has no {name}')
     return ocp.load_checkpointables(path, items), said, checksum
-  # As it was called before there were checksums.
+  # The name before there were checksums.
   items['states'] = items.pop('state')
   loaded = ocp.load_checkpointables(path, items)
   return {**loaded, 'state': loaded['states']}, said, None
 
 
 def _checksum(items: dict[str, PyTree], said: Mapping[str, Any]) -> int:
-  """Of the numbers and of what is said with them."""
+  """Hashes the numbers and the JSON saved with them."""
   of_said = np.uint32(step_folders.checksum_of_json(said))
   return step_folders.checksum([items, of_said])
 
@@ -326,7 +327,7 @@ def _by_name(
   states: Mapping[int, TrainState],
   publications: Mapping[int, Mapping[int, PyTree]],
 ) -> dict[str, PyTree]:
-  """Orbax's view: string keys, and no item without a leaf."""
+  """Makes Orbax's view: string keys, and no item without a leaf."""
   items: dict[str, PyTree] = {
     'state': {
       str(member): dataclasses.replace(
@@ -344,7 +345,7 @@ def _by_name(
 
 
 def _placed(tree: PyTree, places: PyTree) -> PyTree:
-  """Abstract arrays with the shardings of a prefix of their tree."""
+  """Makes abstract arrays with the shardings of a prefix of their tree."""
   return jax.tree.map(
     lambda place, part: jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -1,13 +1,13 @@
 """Churn: how much predictions differ between two retrains (§3.5, Table 1).
 
-Retrains are runs of one recipe with other seeds; of a codistilled pair one copy
-is compared with one copy of another pair, never the two that learnt together.
-A model that predicts nothing churns not at all, so that churn is shown beside
-log loss and accuracy or AUC (Bhojanapalli et al. 2021).
+Retrains are runs of one recipe with other seeds. A copy of one codistilled pair
+is compared with a copy of another pair, never with the one it learnt with. A
+model that predicts nothing has no churn, so churn is shown beside log loss and
+accuracy or AUC (Bhojanapalli et al. 2021).
 
-NumPy alone. Predictions are those of `experiments.predictions`: of two classes
-the probability of class 1, else a row of all classes; they may be mapped from
-files of any size.
+It needs NumPy alone. Predictions are those of `experiments.predictions`: the
+probability of class 1 for two classes, else a row of all classes. They may be
+mapped from files of any size.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Shaped
 
-# Numbers that are held at a time.
+# Numbers in memory at a time.
 _CHUNK = 1 << 20
 
 
 class Churn(NamedTuple):
-  """Between two predictors of the same examples; 0 if they are the same.
+  """The difference of two predictors of the same examples; 0 if they are equal.
 
   Attributes:
     total_variation: ½ Σ |p − q| over the classes, mean over examples, in
-      [0, 1]; of two classes that is the paper's mean |Δp|.
-    changed_decisions: share of examples whose most likely class is another.
+      [0, 1]; for two classes it is the paper's mean |Δp|.
+    changed_decisions: share of examples for which the most likely class
+      differs.
   """
 
   total_variation: float
@@ -36,14 +37,14 @@ class Churn(NamedTuple):
 
 
 class Score(NamedTuple):
-  """Of one predictor.
+  """Scores of one predictor.
 
   Attributes:
-    log_loss: mean −log p of what was right, in nats.
-    accuracy: share of examples whose most likely class is right.
-    auc: of two classes, the probability that a random example of class 1 is
-      given a higher p than one of class 0, ties counted half; None for more
-      classes, and if all examples are of one class.
+    log_loss: mean −log p of the right class, in nats.
+    accuracy: share of examples for which the most likely class is right.
+    auc: for two classes, the probability that a random example of class 1 has a
+      higher p than one of class 0, ties counted half; None for more classes,
+      and if all examples are of one class.
   """
 
   log_loss: float
@@ -58,10 +59,10 @@ def churn(
 
   Args:
     p: predictions of one.
-    q: of the other, on the same examples in the same order.
+    q: predictions of the other, on the same examples in the same order.
 
   Raises:
-    ValueError: if they are not of as many examples and classes, or of none.
+    ValueError: if their shapes differ, or there are no examples.
   """
   if p.shape != q.shape or not len(p):
     raise ValueError(
@@ -83,8 +84,8 @@ def score(
   """Scores predictions.
 
   Args:
-    p: what was predicted.
-    labels: what was right.
+    p: predictions.
+    labels: right classes.
   """
   loss, hits = 0.0, 0
   for rows in _chunks(p):
@@ -100,12 +101,12 @@ def score(
 def area_under_curve(
   p: Float32[np.ndarray, ' examples'], labels: Int32[np.ndarray, ' examples']
 ) -> float | None:
-  """AUC by the statistic of Mann and Whitney: exact, ties counted half.
+  """Computes the AUC by Mann and Whitney's statistic: exact, ties counted half.
 
-  Holds the predictions once in memory, sorted: 4 bytes an example.
+  It keeps one sorted copy of the predictions in memory: 4 bytes an example.
 
   Args:
-    p: of class 1.
+    p: probabilities of class 1.
     labels: 0 or 1.
 
   Returns:
@@ -114,7 +115,7 @@ def area_under_curve(
   negatives, positives = (np.sort(p[labels == label]) for label in (0, 1))
   if not len(negatives) or not len(positives):
     return None
-  # Twice the pairs that are in order, where a tie counts as half a pair.
+  # Counts each pair in order twice, and a tie once.
   ordered = 0
   for rows in _chunks(positives):
     for side in ('left', 'right'):
@@ -130,15 +131,15 @@ def _chunks(p: Shaped[np.ndarray, ' examples *classes']) -> Iterator[slice]:
 
 
 def _decisions(p: np.ndarray) -> np.ndarray:
-  """The most likely classes, the first of several that are as likely."""
+  """Returns the most likely classes, the first of equally likely ones."""
   return p > 0.5 if p.ndim == 1 else p.argmax(-1)
 
 
 def _of_labels(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """What was given to the right class; never 0."""
+  """Returns the probability of the right class; never 0."""
   p = p.astype(np.float64)
   least = np.finfo(np.float32).tiny
   if p.ndim > 1:
     return np.maximum(p[np.arange(len(p)), labels], least)
-  # 1 − p has been rounded to half of float32's spacing below 1.
+  # 1 − p is rounded to half of float32's spacing below 1.
   return np.where(labels == 1, np.maximum(p, least), np.maximum(1 - p, 2**-25))

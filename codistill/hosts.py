@@ -1,9 +1,9 @@
 """A member of many hosts: one process speaks for it, and all do the same.
 
-A member that one host cannot hold runs as several processes, a world of
+A member that is too large for one host runs as several processes, a world of
 `jax.distributed` of its own. All of them must enter the same computations in
-the same order. So whatever depends on time, on files or on signals is decided
-by the first process, or by all together, at steps that all know.
+the same order. So decisions that depend on time, files or signals are made by
+the first process, or by all together, at steps that all know.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 T = TypeVar('T')
-# Seconds between two looks at whether the process that it works for lives.
+# Seconds between two checks of whether the parent process is alive.
 _LOOK_S = 1.0
-# What gloo, NCCL and JAX's coordination service say when a process is gone.
+# Messages of gloo, NCCL and JAX's coordination service when a process is gone.
 _LOST = re.compile(
   r'gloo|nccl|coordination|distributed service|socket closed|'
   r'connection (?:reset|closed|refused)|remote process exited',
@@ -46,28 +46,27 @@ def start(
   start_timeout_s: float,
   heartbeat_timeout_s: float,
 ) -> None:
-  """Joins this member's other processes; before anything else asks for devices.
+  """Joins this member's other processes; call it before any use of devices.
 
   Args:
     coordinator_address: 'host:port' of the first process; None to find it, and
       the two numbers, from Slurm, Open MPI, Kubernetes or Cloud TPU.
-    num_processes: of this member.
-    process_id: which one this is.
+    num_processes: number of this member's processes.
+    process_id: number of this one.
     start_timeout_s: how long to wait for the others.
-    heartbeat_timeout_s: after how long without a sign of life of one of them
-      all end.
+    heartbeat_timeout_s: all processes end when one has been silent for so long.
 
   Raises:
     RuntimeError: if the others do not come in time.
-    ValueError: if there is nothing to find them by.
+    ValueError: if there is no information to find them.
   """
-  # It would take our SIGTERM; when to stop is agreed on at a step.
+  # The service would take our SIGTERM; processes agree at a step when to stop.
   jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
     coordinator_address,
     num_processes,
     process_id,
-    # Whoever is told should not ask: a cluster may be something else's.
+    # An address is enough: a cluster around us may belong to something else.
     cluster_detection_method=(
       None if coordinator_address is None else 'deactivate'
     ),
@@ -77,20 +76,20 @@ def start(
 
 
 def leave() -> None:
-  """Waits for the others to come here, too; then each may end."""
+  """Waits until all processes come here; then each may end."""
   if are_several():
     jax.distributed.shutdown()
 
 
 def lost(error: BaseException) -> str:
-  """What an error says, if it came of another process that is gone; else ''.
+  """Returns an error's text if another process's end caused it; else ''.
 
   Args:
-    error: of a collective, or of something that it was the cause of.
+    error: an error of a collective, or one that it caused.
   """
   link: BaseException | None = error
   while link is not None and are_several():
-    # A collective raises either, and the rest of JAX neither for such a reason.
+    # A collective raises either; the rest of JAX does not for such a reason.
     if isinstance(link, (jax.errors.JaxRuntimeError, ValueError)):
       text = ' '.join(str(link).split())
       if _LOST.search(text):
@@ -100,23 +99,23 @@ def lost(error: BaseException) -> str:
 
 
 def are_several() -> bool:
-  """Whether this member has more than this process."""
+  """Whether this member has more processes than this one."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def devices() -> list[jax.Device]:
-  """Those of all processes of this member.
+  """Returns the devices of all processes of this member.
 
   Raises:
-    ValueError: if there is none of the kind that JAX_PLATFORMS asks for.
+    ValueError: if there is none of the kind that JAX_PLATFORMS names.
   """
   try:
     return jax.devices()
-  # JAX tells the reason once, and later fails an assertion.
+  # JAX gives the reason once, and later fails an assertion.
   except (RuntimeError, AssertionError) as error:
     reason = str(error).partition('\n')[0]
     raise ValueError(
-      f'JAX has none of the devices that it was told to use'
+      f'JAX finds none of the devices that it was told to use'
       f'{f" ({reason})" if reason else ""}; install JAX for them, or unset '
       'JAX_PLATFORMS'
     ) from error
@@ -128,7 +127,7 @@ def is_first() -> bool:
 
 
 def gather(numbers: Any) -> np.ndarray:
-  """What each process says; all must ask, at the same point.
+  """Gathers numbers of all processes; all must call it at the same point.
 
   Args:
     numbers: int32, of one shape everywhere.
@@ -143,19 +142,19 @@ def gather(numbers: Any) -> np.ndarray:
 
 
 def any_says(flag: bool) -> bool:
-  """Whether any process says so; all must ask, at the same point."""
+  """Whether any process says so; all must call it at the same point."""
   return bool(gather(flag).any())
 
 
 def whole(leaf: Any) -> np.ndarray:
-  """All of an array; every process that has a part of it must ask.
+  """Returns a whole array; every process with a part of it must call it.
 
   Args:
-    leaf: of the host, or of devices of one process or several.
+    leaf: array of the host, or of devices of one process or several.
   """
   if isinstance(leaf, jax.Array):
     if leaf.is_fully_replicated:
-      # An array of its own, so that no copy stays with the leaf.
+      # A separate array, so that no copy stays with the leaf.
       leaf = leaf.addressable_data(0)
     elif not leaf.is_fully_addressable:
       leaf = multihost_utils.process_allgather(leaf, tiled=True)
@@ -163,10 +162,10 @@ def whole(leaf: Any) -> np.ndarray:
 
 
 def tell(value: Any) -> Any:
-  """What the first process says; all must ask, at the same point.
+  """Returns the first process's value; all must call it at the same point.
 
   Args:
-    value: JSON; of the first process alone.
+    value: JSON; only the first process's counts.
   """
   if not are_several():
     return value
@@ -179,11 +178,11 @@ def tell(value: Any) -> Any:
 
 
 def first_then_others(action: Callable[[], T]) -> T:
-  """Lets the first process do it, and the others once it has succeeded.
+  """Lets the first process act, and the others once it has succeeded.
 
   Raises:
-    OtherProcessError: in the others, if it has not.
-    BaseException: whatever the action raises here.
+    OtherProcessError: in the others, if it has failed.
+    BaseException: any error of the action here.
   """
   if not are_several():
     return action()
@@ -204,10 +203,10 @@ def first_then_others(action: Callable[[], T]) -> T:
 class OwnWorld:
   """A process beside this one that belongs to no world of several.
 
-  Orbax 0.12 has every save wait for all processes of a world, and numbers what
-  they do; a save or a load by one of them alone would upset both. Here one can
-  save and load alone. It starts when it is first needed, and ends with this
-  process, however that ends.
+  In a world of several processes, Orbax 0.12 lets every save wait for all of
+  them, and numbers their operations; a save or a load by one alone would upset
+  both. In this process one can save and load alone. It starts on first use, and
+  ends with its parent, even if that is killed.
   """
 
   def __init__(self):
@@ -215,11 +214,11 @@ class OwnWorld:
     self._pool = _make_pool()
 
   def call(self, function: Callable[..., T], *arguments: Any) -> T:
-    """Calls a function there, and waits for what it returns or raises.
+    """Calls a function there; returns or raises its outcome.
 
     Args:
-      function: of a module.
-      *arguments: numpy arrays rather than arrays of a device.
+      function: a module's function.
+      *arguments: numpy arrays rather than a device's.
     """
     try:
       return self._pool.submit(function, *arguments).result()
@@ -228,7 +227,7 @@ class OwnWorld:
       raise
 
   def close(self) -> None:
-    """Ends it."""
+    """Ends the process."""
     self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -242,9 +241,9 @@ def _make_pool() -> concurrent.futures.ProcessPoolExecutor:
 
 
 def _begin_alone(parent: int) -> None:
-  """Keeps off this host's accelerators, and does not outlive its parent."""
+  """Keeps off this host's accelerators, and ends with the parent."""
   jax.config.update('jax_platforms', 'cpu')
-  # Sent to all processes of a job, they are for those that know what to do.
+  # Signals to all processes of a job are for those that know how to react.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
 

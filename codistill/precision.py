@@ -1,8 +1,8 @@
-"""How precise a teacher is: in float32, in bfloat16, or with int8 weights.
+"""Precision of teachers: float32, bfloat16, or int8 weights.
 
-Students need a peer's predictions, not its training state, and those bear
-rounding. Weights, arrays of two axes or more, are rounded; biases, scales and
-statistics, less than one number in a hundred, stay as they are.
+Students need a peer's predictions, not its training state, and rounding hardly
+changes those. It rounds weights, arrays of two axes or more. Biases, scales and
+statistics, less than one number in a hundred, stay unrounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 PyTree = Any
-# As trained; float32 unless a model's parameters are of another type.
+# The training precision; float32 unless a model's parameters have another type.
 FULL = 'float32'
 PRECISIONS = (FULL, 'bfloat16', 'int8')
 
@@ -25,7 +25,7 @@ PRECISIONS = (FULL, 'bfloat16', 'int8')
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-  """A weight as scale · values, symmetric, a scale for each output channel.
+  """A weight as scale · values, symmetric, with a scale for each channel.
 
   Attributes:
     values: int8 [..., channels], from −127 to 127.
@@ -60,10 +60,10 @@ def encode(variables: PyTree, precision: str) -> PyTree:
 
 
 def decode(encoded: PyTree, like: PyTree) -> PyTree:
-  """Weights that a network can use; traceable.
+  """Makes weights that a network can use; traceable.
 
   Args:
-    encoded: what `encode` returned.
+    encoded: a result of `encode`.
     like: variables of the same network, for their dtypes.
   """
 
@@ -76,13 +76,13 @@ def decode(encoded: PyTree, like: PyTree) -> PyTree:
 
 
 def convert(encoded: PyTree, like: PyTree, before: str, after: str) -> PyTree:
-  """From one precision into another; traceable.
+  """Converts one precision into another; traceable.
 
   Args:
     encoded: in precision `before`.
     like: variables of the same network, for their dtypes.
     before: one of `PRECISIONS`.
-    after: likewise.
+    after: one of `PRECISIONS`.
   """
   return encoded if before == after else encode(decode(encoded, like), after)
 
@@ -90,7 +90,7 @@ def convert(encoded: PyTree, like: PyTree, before: str, after: str) -> PyTree:
 def abstract(
   variables: PyTree, precision: str, place: Sharding | None = None
 ) -> PyTree:
-  """What `encode` would return: shapes and dtypes, all with one sharding."""
+  """Returns the shapes and dtypes of `encode`, all with one sharding."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
     jax.eval_shape(functools.partial(encode, precision=precision), variables),
@@ -98,19 +98,19 @@ def abstract(
 
 
 def place_like(encoded: PyTree, like: PyTree) -> PyTree:
-  """Puts weights where a network's are, from the host or another device.
+  """Puts weights from the host or one device where a network's are.
 
   Args:
     encoded: in any precision; arrays of the host, or of one device.
     like: the network's variables, or abstract ones with shardings, which may
-      reach over several processes.
+      extend over several processes.
   """
 
   def place(leaf, part):
     return jax.tree.map(
       lambda array: jax.make_array_from_callback(
         array.shape,
-        # A scale for each channel is small, and wanted everywhere.
+        # A scale for each channel is small, and each device needs all of it.
         leaf.sharding if array.ndim == leaf.ndim else _whole(leaf.sharding),
         np.asarray(array).__getitem__,
       ),
@@ -121,14 +121,14 @@ def place_like(encoded: PyTree, like: PyTree) -> PyTree:
 
 
 def num_bytes(variables: PyTree) -> int:
-  """Of all arrays, uncompressed."""
+  """Returns the bytes of all arrays, uncompressed."""
   return sum(
     leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables)
   )
 
 
 def check_precision(precision: str, name: str) -> None:
-  """Refuses what is no precision with a ValueError that names the key."""
+  """Raises a ValueError for an unknown precision; `name` is its key."""
   if precision not in PRECISIONS:
     raise ValueError(
       f'{name} is {precision!r}; it can be {", ".join(PRECISIONS)}'
@@ -136,7 +136,7 @@ def check_precision(precision: str, name: str) -> None:
 
 
 def _whole(sharding: Sharding) -> Sharding:
-  """The same devices, each with the whole of an array."""
+  """Returns a sharding over the same devices, each with the whole array."""
   if isinstance(sharding, NamedSharding):
     return NamedSharding(sharding.mesh, PartitionSpec())
   return sharding
@@ -145,6 +145,6 @@ def _whole(sharding: Sharding) -> Sharding:
 def _quantize(leaf: jax.Array | np.ndarray) -> Quantized:
   weights = leaf.astype(jnp.float32)
   largest = jnp.max(jnp.abs(weights), axis=tuple(range(leaf.ndim - 1)))
-  # A channel of zeros has any scale.
+  # A channel of zeros may have any scale.
   scale = jnp.where(largest > 0, largest, 127.0) / 127.0
   return Quantized(jnp.round(weights / scale).astype(jnp.int8), scale)

@@ -1,8 +1,8 @@
-"""Where arrays live: one mesh axis, `data`; weights replicated, batches split.
+"""Shardings: one mesh axis, `data`; weights replicated, batches split.
 
 With jit and NamedSharding the compiler inserts the all-reduce of synchronous
-SGD. The mean over a batch, and what BatchNorm takes over it, is therefore over
-the *global* batch of the member, whose devices may belong to many processes
+SGD. So the mean over a batch, and BatchNorm's statistics, are those of the
+member's *global* batch. The member's devices may belong to many processes
 (`codistill.hosts`).
 """
 
@@ -21,10 +21,10 @@ DATA_AXIS = 'data'
 
 
 def make_mesh(num_devices: int | None) -> Mesh:
-  """A mesh of the first `num_devices` devices, of all if None.
+  """Makes a mesh of the first `num_devices` devices; of all if None.
 
   Raises:
-    ValueError: if there are not that many.
+    ValueError: if there are fewer.
   """
   devices = hosts.devices()
   wanted = len(devices) if num_devices is None else num_devices
@@ -41,22 +41,22 @@ def make_mesh(num_devices: int | None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Makes a sharding with the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-  """The leading axis, a batch's examples, is divided among the devices."""
+  """Makes a sharding that divides the leading axis, a batch's examples."""
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
-  """Refuses a global batch that the devices cannot share evenly.
+  """Raises an error if devices cannot share a global batch evenly.
 
   Args:
-    batch_size: the number of examples.
+    batch_size: number of examples.
     mesh: the devices.
-    name: what to call the number in the error.
+    name: name of the number in the error.
 
   Raises:
     ValueError: if `batch_size` is not a multiple of the number of devices.
@@ -74,10 +74,10 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-  """Which examples of a global batch this process feeds to its devices.
+  """Returns the examples of a global batch that this process reads.
 
   Args:
-    batch_size: of the whole mesh.
+    batch_size: number of examples for the whole mesh.
     mesh: the member's devices, of one process or several.
 
   Returns:
@@ -99,8 +99,8 @@ def split_batch(batch: PyTree, mesh: Mesh) -> PyTree:
   """
   place = split(mesh)
   if place.is_fully_addressable:
-    # The same, all arrays at once: what is below takes several times as long,
-    # which small networks would wait for.
+    # The code below does the same, but takes several times as long, which
+    # matters for small networks.
     return jax.device_put(batch, place)
   return jax.tree.map(
     lambda rows: jax.make_array_from_process_local_data(place, rows), batch
@@ -110,12 +110,12 @@ def split_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 def to_microbatches(tree: PyTree, num_parts: int, mesh: Mesh) -> PyTree:
   """Divides a split batch into parts that are split as evenly; traceable.
 
-  Each device's own examples are divided, neighbours staying together, so that
-  none moves to another device.
+  It divides each device's own examples into neighbours, so that no example
+  moves to another device.
 
   Args:
     tree: arrays [batch, …], split over the mesh.
-    num_parts: which divides each device's examples.
+    num_parts: number of parts; it divides each device's examples.
     mesh: the devices.
 
   Returns:
@@ -133,7 +133,7 @@ def to_microbatches(tree: PyTree, num_parts: int, mesh: Mesh) -> PyTree:
 
 
 def from_microbatches(tree: PyTree, mesh: Mesh) -> PyTree:
-  """What `to_microbatches` divided, as it was; traceable."""
+  """Reverses `to_microbatches`; traceable."""
 
   def join(leaf: jax.Array) -> jax.Array:
     num_parts, _, *shape = leaf.shape

@@ -126,7 +126,9 @@ def test_the_newest_that_is_whole_wins_and_the_one_before_it_is_kept(tmp_path):
   # Whoever knows better may ask for an older one.
   found = restore(folder, last=11)
   assert (found.step, found.states[0].step) == (8, 8)
-  with pytest.raises(UnreadableError, match=r'12 will not do: so late.*8 will'):
+  with pytest.raises(
+    UnreadableError, match=r'12 cannot be used: so late.*8 cannot'
+  ):
     restore(folder, last=7)
 
 

@@ -332,7 +332,7 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
     try:
       assert one.freshest(0, 10) == ()
     except waiter.PeerTimeoutError as error:
-      return 'until member 1 is at work again, what' in str(error)
+      return 'member 1 does not teach until it is' in str(error)
     return one.account(0).left_out == {1: 'earlier'}
 
   until(leaves_out)

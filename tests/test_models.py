@@ -120,11 +120,11 @@ def test_networks_have_the_published_number_of_parameters(
     ('resnet', {'depth': 51}, 'no ResNet of depth 51'),
     ('resnet', {'teacher_batch_norm': 'none'}, "no teacher_batch_norm 'none'"),
     ('wide_resnet', {'depth': 27}, 'no wide ResNet of depth 27'),
-    ('click_dnn', {'table_sizes': (5, 6)}, '2 classes, of 3 categorical'),
-    ('click_regression', {'num_classes': 3}, '2 classes, of 3 categorical'),
-    ('transformer', {'width': 8, 'num_heads': 3}, 'width 8 is not an even'),
-    ('transformer', {'width': 6, 'num_heads': 2}, 'width 6 is not an even'),
-    ('transformer', {'width': 8, 'num_heads': 0}, 'width 8 is not an even'),
+    ('click_dnn', {'table_sizes': (5, 6)}, 'need 2 classes and 3 tables'),
+    ('click_regression', {'num_classes': 3}, 'need 2 classes and 3 tables'),
+    ('transformer', {'width': 8, 'num_heads': 3}, 'width 8 cannot be divided'),
+    ('transformer', {'width': 6, 'num_heads': 2}, 'width 6 cannot be divided'),
+    ('transformer', {'width': 8, 'num_heads': 0}, 'width 8 cannot be divided'),
   ],
 )
 def test_networks_that_cannot_be_are_refused(name, changes, said):
@@ -498,7 +498,9 @@ def test_groups_of_batch_norm_are_normalised_by_themselves():
   # The running statistics follow the mean of the groups'.
   mean = jax.tree.map(lambda x, y: (x + y) / 2, *jax.device_get((one, two)))
   assert_close(updated, mean, rtol=1e-3, atol=1e-4)
-  with pytest.raises(ValueError, match='no whole number of BatchNorm groups'):
+  with pytest.raises(
+    ValueError, match='cannot be divided into BatchNorm groups'
+  ):
     forward(grouped, batch[:6])
 
 

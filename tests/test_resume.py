@@ -376,7 +376,7 @@ def two(small, tmp_path_factory):
   ('spoil', 'why'),
   [
     (no_states, 'checkpoints/7 is damaged or does not fit'),
-    (cut_rows, 'checkpoints/7 will not do: rows.jsonl ends at step 6'),
+    (cut_rows, 'checkpoints/7 cannot be used: rows.jsonl ends at step 6'),
   ],
 )
 def test_what_is_damaged_costs_the_steps_since_the_checkpoint_before(
@@ -427,7 +427,7 @@ def garbled(workdir):
     ),
     (
       lambda workdir: (workdir / 'rows.jsonl').unlink(),
-      ('5 will not do: rows.jsonl ends at step 0',),
+      ('5 cannot be used: rows.jsonl ends at step 0',),
     ),
     (garbled, ('rows.jsonl, line 1: not a row',)),
     (emptied('run.json'), ('run.json is damaged',)),

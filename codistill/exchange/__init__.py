@@ -1,1 +1,1 @@
-"""What members see of each other's weights, and when (§2.1)."""
+"""How members see each other's weights, and when (§2.1)."""

@@ -1,8 +1,4 @@
-"""What every exchange of copies does in the same way.
-
-A copy is made, judged, handed to a student and put into a checkpoint alike,
-wherever it lies meanwhile.
-"""
+"""Tools that all exchanges share: making, judging and storing copies."""
 
 from __future__ import annotations
 
@@ -24,16 +20,16 @@ PyTree = Any
 
 @dataclasses.dataclass
 class Copy:
-  """What a member has published.
+  """A copy that a member has published.
 
   Attributes:
     variables: parameters and batch statistics, in buffers of their own and in
-      the precision that teachers are held in.
-    finite_variables: whether all of these are finite; possibly still being
+      the teachers' precision.
+    finite_variables: whether all of them are finite; possibly still being
       computed.
-    task_loss: the publisher's mean φ since it last published, likewise; None
-      if it had made no update.
-    incarnation: which life of the publisher it is from.
+    task_loss: the publisher's mean φ since its last publication, possibly still
+      being computed; None if it had made no update.
+    incarnation: the publisher's life that it comes from.
   """
 
   variables: PyTree
@@ -50,7 +46,7 @@ class Copy:
 
 
 def check_cadence(reload_interval_steps: int, delay_steps: int) -> None:
-  """Refuses an interval or a delay that is out of range with a ValueError."""
+  """Raises a ValueError for an interval or a delay out of range."""
   if reload_interval_steps < 1:
     raise ValueError(
       f'reload_interval_steps must be at least 1, not {reload_interval_steps}'
@@ -60,18 +56,18 @@ def check_cadence(reload_interval_steps: int, delay_steps: int) -> None:
 
 
 def check_precisions(publish_precision: str, teacher_precision: str) -> None:
-  """Refuses an unknown precision with a ValueError."""
+  """Raises a ValueError for an unknown precision."""
   precision.check_precision(publish_precision, 'publish_precision')
   precision.check_precision(teacher_precision, 'teacher_precision')
 
 
 def reload_number(step: int, lag: int, interval: int) -> int:
-  """How many reload intervals lie behind a member's update, from 0."""
+  """Returns the number of reload intervals before a member's update, from 0."""
   return max(0, step - lag) // interval
 
 
 def published_bytes(variables: PyTree, publish_precision: str) -> int:
-  """What a publication takes, uncompressed."""
+  """Returns the bytes of a publication, uncompressed."""
   return precision.num_bytes(precision.abstract(variables, publish_precision))
 
 
@@ -81,13 +77,13 @@ def make_copy(
   publish_precision: str,
   held_precision: str,
 ) -> Copy:
-  """A copy of a member's weights, in buffers of its own.
+  """Copies a member's weights into buffers of their own.
 
   Args:
     variables: the weights.
-    task_loss: to be published with them.
-    publish_precision: what they are rounded to first.
-    held_precision: and what they are held in.
+    task_loss: published with the weights.
+    publish_precision: the weights are rounded to this precision first.
+    held_precision: and then converted to this one.
   """
   return Copy(
     *_copy_and_check(variables, publish_precision, held_precision), task_loss
@@ -102,18 +98,18 @@ def choose_peers(
   rules: Rules,
   losses: TaskLosses,
 ) -> tuple[tuple[Peer, ...], dict[int, str]]:
-  """Those neighbours' copies that may teach.
+  """Chooses the copies of neighbours that may teach.
 
   Args:
-    member: who is to be taught.
-    step: in which of its updates, from 1.
-    neighbours: whom it learns from now.
+    member: the student.
+    step: the student's update, from 1.
+    neighbours: the student's teachers at this step.
     newest: a neighbour's newest visible copy with its step, or None.
-    rules: which of these may teach.
-    losses: what this process's members published.
+    rules: decide which copies may teach.
+    losses: the losses that this process's members published.
 
   Returns:
-    The peers, and why each of the others was left out.
+    The peers, and the reason for leaving out each of the others.
   """
   peers, left_out = [], {}
   for peer in neighbours:
@@ -124,7 +120,7 @@ def choose_peers(
     at, copy = found
     theirs = mine = None
     if rules.max_task_loss_ratio is not None:
-      # Fetched for the rule alone: it waits for the update of a publication.
+      # Only if the rule needs it: this waits for a publication's update.
       mine = losses.published(member)
       theirs = None if copy.task_loss is None else float(copy.task_loss)
     objection = rules.objection(step - 1 - at, theirs, mine)
@@ -138,7 +134,7 @@ def choose_peers(
 def to_publications(
   copies: Mapping[int, Mapping[int, Copy]], losses: TaskLosses
 ) -> Publications:
-  """Copies and losses, as a checkpoint stores them."""
+  """Converts copies and losses to a checkpoint's form."""
   return Publications(
     {
       member: {at: copy.variables for at, copy in steps.items()}
@@ -165,7 +161,7 @@ def to_publications(
 def from_publications(
   publications: Publications, losses: TaskLosses
 ) -> dict[int, dict[int, Copy]]:
-  """The copies that `to_publications` was given; `losses` gets its own back."""
+  """Reverses `to_publications`; restores `losses`, too."""
   losses.from_json(publications.notes['losses'])
   notes = publications.notes['copies']
   return {
@@ -181,7 +177,7 @@ def from_publications(
 def _copy_and_check(
   variables: PyTree, publish_precision: str, held_precision: str
 ) -> tuple[PyTree, jax.Array]:
-  """A copy in buffers of its own, and whether all of it was finite."""
+  """Returns a copy in buffers of its own, and whether all of it is finite."""
   held = precision.convert(
     precision.encode(variables, publish_precision),
     variables,

@@ -1,7 +1,7 @@
-"""How members see each other's weights, and how stale those are (§2.1).
+"""Exchanges within one process: stale copies, or frozen peers (§2.1).
 
-The protocol and its rule of visibility are `codistill.algorithm.Exchange`;
-members of several processes meet in `codistill.exchange.folder`.
+`codistill.algorithm.Exchange` defines the protocol and its rule of visibility;
+`codistill.exchange.folder` connects members of several processes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class InMemoryExchange(Exchange):
   """Members of one process, copies in device memory.
 
   A member publishes a copy every `reload_interval_steps` of its updates, and
-  its initial weights. A copy with a parameter or a task loss that is not finite
-  is dropped before anyone sees it: a broken member falls silent and grows
+  its initial weights. A copy with a parameter or task loss that is not finite
+  is dropped before a peer sees it, so a broken member's last good copy grows
   stale.
   """
 
@@ -47,19 +47,19 @@ class InMemoryExchange(Exchange):
     publish_precision: str = FULL,
     teacher_precision: str = FULL,
   ):
-    """Makes an exchange in which nothing has been published.
+    """Makes an exchange without publications.
 
     Args:
-      topology: who learns from whom; redrawn, if it is, when peers are
+      topology: the graph of members; a random one is redrawn when peers are
         reloaded.
       reload_interval_steps: k, updates between two publications, ≥ 1.
-      delay_steps: d ≥ 0, by how many more steps each publication is held back.
-      immediate: publications are seen at once, so that a member sees the
-        update that an earlier member made in the same round: Algorithm 1 as
-        literally written, which no set of parallel jobs can do.
-      rules: which of the visible copies may teach.
-      publish_precision: what a publication is rounded to.
-      teacher_precision: what a teacher is held in, after that.
+      delay_steps: d ≥ 0, further steps before a publication is visible.
+      immediate: publications are visible at once, so that a member sees the
+        update that an earlier member made in the same round. This is Algorithm
+        1 as literally written, which parallel jobs cannot do.
+      rules: decide which of the visible copies may teach.
+      publish_precision: precision that publications are rounded to.
+      teacher_precision: precision of teachers in memory, after that.
 
     Raises:
       ValueError: if the interval, the delay or a precision is out of range.
@@ -77,7 +77,7 @@ class InMemoryExchange(Exchange):
       member: {} for member in range(topology.members)
     }
     self._left_out: dict[int, dict[int, str]] = {}
-    # Of the rows: what happened, and which copy each member saw of each peer.
+    # For the rows: events, and the copy of each peer that each member saw last.
     self._events: dict[int, list[dict[str, Any]]] = {}
     self._seen: dict[tuple[int, int], int] = {}
     self._num_bytes = 0
@@ -97,14 +97,14 @@ class InMemoryExchange(Exchange):
       variables, self._precisions[0]
     )
     self._event(member, 'publish', publication=step)
-    # Readers ask for this step or a later one from here on: what lies before
-    # the newest copy that they may see is never asked for again.
+    # Readers ask for this step or a later one from now on, so copies before the
+    # newest one visible at this step are never needed again.
     newest = self._newest(member, step)
     for old in [s for s in published if newest is not None and s < newest]:
       del published[old]
 
   def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
-    """The newest visible copy of each neighbour; those without one left out."""
+    """Returns the newest visible copy of each neighbour that has one."""
 
     def newest(peer: int) -> tuple[int, Copy] | None:
       at = self._newest(peer, step)
@@ -127,14 +127,14 @@ class InMemoryExchange(Exchange):
     return peers
 
   def account(self, member: int) -> Account:
-    """Who was left out, and why; what was published and taken up."""
+    """Returns the peers left out and why, and the publications and loads."""
     return Account(
       left_out=self._left_out.pop(member, {}),
       events=tuple(self._events.pop(member, ())),
     )
 
   def publications(self) -> Publications:
-    """The copies that may still be asked for."""
+    """Returns the copies that a member may still ask for."""
     found = to_publications(
       {
         member: {at: copy for at, copy in copies.items() if copy.finite}
@@ -147,7 +147,7 @@ class InMemoryExchange(Exchange):
     return found._replace(notes={**found.notes, **mine})
 
   def restore(self, publications: Publications) -> None:
-    """Puts back what `publications` returned."""
+    """Restores a result of `publications`."""
     copies = from_publications(publications, self._losses)
     self._published = {
       member: copies.get(member, {}) for member in self._published
@@ -158,18 +158,18 @@ class InMemoryExchange(Exchange):
     self._num_bytes = publications.notes['num_bytes']
 
   def _event(self, member: int, event: str, **facts: Any) -> None:
-    """Notes what would cross a network, were members apart."""
+    """Notes an event that would cross a network if members were apart."""
     self._events.setdefault(member, []).append(
       {'event': event, 'bytes': self._num_bytes, **facts}
     )
 
   def _newest(self, member: int, step: int) -> int | None:
-    """The step of the member's newest copy that is visible at `step`."""
+    """Returns the step of the member's newest copy visible at `step`."""
     published = self._published[member]
     for at in sorted(
       (s for s in published if s <= step - self._lag), reverse=True
     ):
-      # Waits for the publisher's update, not for the asker's: once an interval.
+      # Once an interval, this waits for the publisher's update.
       if published[at].finite:
         return at
       del published[at]
@@ -192,12 +192,12 @@ class FrozenExchange(Exchange):
     """Publishes nothing."""
 
   def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
-    """The frozen peers."""
+    """Returns the frozen peers."""
     return self._peers
 
   def publications(self) -> Publications:
-    """Nothing: the frozen peers come from where the first run got them."""
+    """Returns nothing; a resumed run gets its peers like the first one."""
     return Publications({}, {})
 
   def restore(self, publications: Publications) -> None:
-    """Nothing was stored, nothing comes back."""
+    """Restores nothing, because nothing was stored."""

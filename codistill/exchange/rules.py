@@ -1,7 +1,7 @@
-"""Which peers may teach: not too old, not far worse than their student.
+"""Rules that leave out peers that are too old or far worse than their student.
 
-The paper has no such rule and does not say what happens when a member fails;
-by default there is none here either, and the freshest finished copy teaches.
+The paper has no such rule and does not say what happens when a member fails. By
+default there is none here either: the freshest finished copy teaches.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import dataclasses
 import threading
 from typing import Any
 
-# Losses that a mean holds before it adds up the older half.
+# Losses that a mean keeps before it adds up the older half.
 _MOST = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """When a peer is left out, until it is fresh or well again.
+  """Limits beyond which a peer is left out, until it is within them again.
 
   Attributes:
-    max_age_steps: the age beyond which it is too old; None: it never is.
-    max_task_loss_ratio: its published task loss over its student's own, beyond
-      which it is too bad; None: it never is.
+    max_age_steps: the greatest age of a peer's copy; None for no limit.
+    max_task_loss_ratio: the greatest ratio of a peer's published task loss to
+      its student's own; None for no limit.
   """
 
   max_age_steps: int | None = None
   max_task_loss_ratio: float | None = None
 
   def __post_init__(self):
-    """Refuses what no peer could satisfy.
+    """Refuses limits that no peer could meet.
 
     Raises:
       ValueError: if a limit is out of range.
@@ -47,13 +47,14 @@ class Rules:
   def objection(
     self, age: int, task_loss: float | None, my_task_loss: float | None
   ) -> str | None:
-    """Why a peer is left out, or None if it may teach.
+    """Returns the reason for leaving out a peer, or None if it may teach.
 
     Args:
-      age: of its copy, in my steps; negative if it is ahead.
-      task_loss: φ that it published with its copy, in nats.
-      my_task_loss: φ that I published last. A loss that either of us does not
-        know counts for nothing.
+      age: age of the peer's copy in the student's steps; negative if the peer
+        is ahead.
+      task_loss: φ that the peer published with its copy, in nats.
+      my_task_loss: φ that the student published last. If either loss is
+        unknown, losses are not compared.
 
     Returns:
       'old', 'worse' or None.
@@ -66,32 +67,32 @@ class Rules:
     return None
 
 
-# The mildest: whatever is there may teach.
+# No limits: all peers may teach.
 ANY_PEER = Rules()
 
 
 class MeanLoss:
-  """The mean of some updates' φ, computed when it is asked for.
+  """The mean of some updates' φ, computed on demand.
 
-  Until then it holds what the updates returned. The smallest computation on a
-  device waits there for the updates, and so would the train loop.
+  Until then it keeps the updates' results. On the device, even the smallest
+  computation would wait for the updates, and the train loop with it.
   """
 
   def __init__(self, total: float, count: int, losses: list[Any]):
-    """Takes the sum of `count` losses, and the rest of them."""
+    """Takes the sum of `count` losses, and further losses."""
     self._total, self._count, self._losses = total, count, losses
-    # A publisher's thread and the train loop may both want to know.
+    # A publisher's thread and the train loop may both ask for the mean.
     self._lock = threading.Lock()
 
   def add(self, loss: Any) -> None:
-    """Takes another one."""
+    """Adds a loss."""
     with self._lock:
       self._losses.append(loss)
       if len(self._losses) > _MOST:
-        self._fold(_MOST // 2)  # Long computed.
+        self._fold(_MOST // 2)  # These were computed long ago.
 
   def sum_and_count(self) -> tuple[float, int]:
-    """Waits for the updates; both numbers exactly as they go on being added."""
+    """Waits for the updates; returns the exact sum and count so far."""
     with self._lock:
       self._fold(len(self._losses))
       return self._total, self._count
@@ -108,35 +109,35 @@ class MeanLoss:
 
 
 class TaskLosses:
-  """The task loss that each member publishes: the mean since it last did.
+  """The task loss that each member publishes: the mean since its last one.
 
-  The loss of one batch says too little about whether a member is ill.
+  The loss of one batch says too little about a member's health.
   """
 
   def __init__(self):
-    """Knows no loss yet."""
+    """Starts without a loss."""
     self._running: dict[int, MeanLoss] = {}
     self._published: dict[int, MeanLoss] = {}
 
   def add(self, member: int, task_loss: Any) -> None:
-    """Takes note of an update's φ; None counts for nothing."""
+    """Adds an update's φ; ignores None."""
     if task_loss is not None:
       self._running.setdefault(member, MeanLoss(0.0, 0, [])).add(task_loss)
 
   def publish(self, member: int) -> MeanLoss | None:
-    """The mean φ of the updates since the last call; None without any."""
+    """Returns the mean φ of the updates since the last call, None if none."""
     if member not in self._running:
       return None
     self._published[member] = self._running.pop(member)
     return self._published[member]
 
   def published(self, member: int) -> float | None:
-    """What a member published last; waits for it if need be."""
+    """Returns a member's last published loss; waits for it if necessary."""
     mean = self._published.get(member)
     return None if mean is None else float(mean)
 
   def to_json(self) -> dict[str, Any]:
-    """All of it, for a checkpoint."""
+    """Returns everything, for a checkpoint."""
     return {
       name: {
         str(member): mean.sum_and_count() for member, mean in means.items()
@@ -145,7 +146,7 @@ class TaskLosses:
     }
 
   def from_json(self, notes: dict[str, Any]) -> None:
-    """Puts back what `to_json` returned."""
+    """Restores a result of `to_json`."""
     for name, means in self._parts().items():
       means.clear()
       means.update(

@@ -1,4 +1,4 @@
-"""Who learns from whom: the graph of members.
+"""The graph of members: which members teach which.
 
 The paper tried pairs only and leaves rings and other graphs open (§4).
 """
@@ -15,13 +15,13 @@ Teachers = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A graph of members, which may change whenever peers are reloaded.
+  """A graph of members, which may change when peers are reloaded.
 
   Attributes:
     members: N; they are numbered from 0.
-    teachers: (member, reload) → whom it learns from, ascending. `reload`
+    teachers: (member, reload) → the member's teachers, ascending. `reload`
       counts a member's reload intervals, from 0.
-    candidates: member → whom it may ever learn from, ascending.
+    candidates: member → all teachers that it may ever have, ascending.
   """
 
   members: int
@@ -30,7 +30,7 @@ class Topology:
 
 
 def all_others(member: int, members: int) -> Teachers:
-  """Everyone else: the sum over j ≠ i of Algorithm 1."""
+  """All other members: the sum over j ≠ i of Algorithm 1."""
   return tuple(other for other in range(members) if other != member)
 
 
@@ -57,17 +57,17 @@ TOPOLOGIES = (*_FIXED, 'random')
 def make_topology(
   name: str, members: int, *, num_random: int = 1, seed: int = 0
 ) -> Topology:
-  """A graph by name.
+  """Makes a graph by name.
 
   Args:
-    name: one of `TOPOLOGIES`. `random`: each member learns from others drawn
-      anew at each reload, for itself and by no other than its own number.
+    name: one of `TOPOLOGIES`. With `random`, each member draws its teachers
+      anew at each reload; the draw depends on its own number only.
     members: N.
-    num_random: how many, for `random`, 1 ≤ k < N.
-    seed: of the draws, for `random`.
+    num_random: teachers of each member for `random`, 1 ≤ k < N.
+    seed: seed of the draws for `random`.
 
   Raises:
-    ValueError: if there is no such topology, or N does not suit it.
+    ValueError: if there is no such topology, or it does not suit N members.
   """
   if name not in TOPOLOGIES:
     raise ValueError(f'no topology {name!r}; there are {", ".join(TOPOLOGIES)}')

@@ -1,4 +1,4 @@
-"""Networks behind the `Model` seam; the only place that imports flax.linen."""
+"""Networks behind the `Model` seam; only they import flax.linen."""
 
 from codistill.models.click_dnn import make_click_dnn
 from codistill.models.click_regression import make_click_regression

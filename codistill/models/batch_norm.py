@@ -1,9 +1,9 @@
-"""Batch normalisation over groups of a batch, as its originators' workers did.
+"""Batch normalisation over groups of a batch, as in Goyal et al. (2017).
 
-Under `jit` a batch that is split over devices is one batch, and BatchNorm's
-statistics are those of all of it. Goyal et al. (2017, §2.3) take them over each
-worker's 32 images, however many workers there are. That regularises otherwise,
-and with a group on one device there is nothing to communicate.
+Under `jit` a batch that is split over devices is one batch, and BatchNorm takes
+its statistics over all of it. Goyal et al. (§2.3) take them over each worker's
+32 images, for any number of workers. The regularisation differs, and a group on
+one device needs no communication.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
-  """BatchNorm (Ioffe & Szegedy, 2015), each group of examples by itself.
+  """BatchNorm (Ioffe & Szegedy, 2015) for each group of examples by itself.
 
-  Its name, parameters and statistics are those of `flax.linen.BatchNorm`:
-  either goes on from the other's weights. The running statistics follow the
-  mean over the groups of their means and variances.
+  Its name, parameters and statistics are those of `flax.linen.BatchNorm`, so
+  either can use the other's weights. The running statistics follow the mean of
+  the groups' means and variances.
 
   Attributes:
-    group_size: examples that are normalised together; neighbours in the batch,
-      whose size it divides.
+    group_size: number of neighbouring examples that are normalised together; it
+      divides the batch size.
     use_running_average: normalise with the running statistics, as evaluation
-      does, and leave them as they are.
+      does, and leave them unchanged.
     momentum: of the running statistics: new = m · old + (1 − m) · batch.
     dtype: of the result; statistics are taken in float32 or better.
     param_dtype: of parameters and statistics.
-    scale_init: of γ.
+    scale_init: initializer of γ.
   """
 
   group_size: int
@@ -46,10 +46,10 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Normalises [batch, …, channels], each channel by itself.
+    """Normalises each channel of [batch, …, channels] by itself.
 
     Raises:
-      ValueError: if the batch is no whole number of groups.
+      ValueError: if the group size does not divide the batch.
     """
     shape = (x.shape[-1],)
     exact = jnp.promote_types(self.dtype, jnp.float32)
@@ -65,8 +65,8 @@ class BatchNorm(nn.Module):
     else:
       if len(x) % self.group_size:
         raise ValueError(
-          f'{len(x)} examples are no whole number of BatchNorm groups of '
-          f'{self.group_size}'
+          f'{len(x)} examples cannot be divided into BatchNorm groups of '
+          f'{self.group_size}; change the batch size or the group size'
         )
       y = y.reshape(-1, self.group_size, *x.shape[1:])
       axes = tuple(range(1, y.ndim - 1))

@@ -1,12 +1,11 @@
 """The click-through network: embeddings and a ReLU DNN, logistic output (§3.5).
 
-The paper gives the hidden layers, 2560, 1024 and 256, and the logistic output;
-what the features become before them it does not say. Here each categorical
-field has a table of embeddings, and the integers come as logarithms with a flag
-for each that is missing.
+The paper gives the hidden layers, 2560, 1024 and 256, and the logistic output,
+but not the form of the inputs. Here each categorical field has a table of
+embeddings, and the integers are logarithms, each with a flag for a missing one.
 
-A logistic output is a softmax over the logits 0 and z: with two classes all
-that is made for classes, φ, ψ and averages of peers, is what it is for clicks.
+A logistic output is a softmax over the logits 0 and z. So φ, ψ and averages of
+peers for two classes also serve for clicks.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class ClickDNN(nn.Module):
   """Embeddings, integers and flags side by side, ReLU layers: features.
 
   Attributes:
-    table_sizes: for each categorical field, how many embeddings it has.
-    embedding_size: numbers each.
+    table_sizes: number of embeddings of each categorical field.
+    embedding_size: numbers of an embedding.
     hidden: width of each layer.
   """
 
@@ -48,7 +47,7 @@ class ClickDNN(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Inputs, train: bool) -> Prediction:
-    """Prediction of `integers`, `missing` and `categories`, [batch, fields]."""
+    """Predicts from `integers`, `missing` and `categories`, [batch, fields]."""
     del train
     table = self.param(
       'embeddings',
@@ -84,21 +83,21 @@ def look_up(
   categories: Int[Array, 'batch fields'],
   table_sizes: Sequence[int],
 ) -> Float[Array, 'batch fields size']:
-  """Each category's row of its field's table.
+  """Looks up each category's row in its field's table.
 
   Args:
-    table: all tables as one, one below the other: one gather, and one scatter
+    table: all tables, one below another: this needs one gather, and one scatter
       for the gradient.
     categories: rows of the fields' own tables.
-    table_sizes: how many rows each has.
+    table_sizes: number of rows of each.
   """
   starts = [0, *itertools.accumulate(table_sizes[:-1])]
-  # Weights may come as arrays of the host.
+  # Weights may be arrays of the host.
   return jnp.asarray(table)[categories + jnp.array(starts, jnp.int32)]
 
 
 class _LogisticHead(nn.Module):
-  """Holds what makes z, and gives the head of the logits 0 and z."""
+  """Parameters of z, and the head of the logits 0 and z."""
 
   param_dtype: Any
 
@@ -127,14 +126,14 @@ def make_click_dnn(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The network of the click log.
+  """Makes the network for click logs.
 
   Args:
-    input_shape: of one example: `integers`, `missing` and `categories`, a
-      number of fields each.
+    input_shape: shapes of one example: `integers`, `missing` and `categories`,
+      a number of fields each.
     num_classes: 2: no click, click.
-    table_sizes: for each categorical field, how many embeddings it has.
-    embedding_size: numbers in each; not stated in the paper.
+    table_sizes: number of embeddings of each categorical field.
+    embedding_size: numbers of an embedding; not stated in the paper.
     hidden: width of each layer; (2560, 1024, 256) in the paper.
     dtype: of the computation, e.g. 'bfloat16'.
     param_dtype: of the parameters, e.g. 'float32'.
@@ -161,10 +160,10 @@ def check_clicks(
   num_classes: int,
   table_sizes: Sequence[int],
 ) -> None:
-  """Raises ValueError unless there are two classes, and a table a field."""
+  """Raises ValueError unless there are two classes, and a table for a field."""
   fields = input_shape['categories'][0]
   if num_classes != 2 or len(table_sizes) != fields:
     raise ValueError(
-      f'a click is one of 2 classes, of {fields} categorical fields; not of '
-      f'{num_classes} and {len(table_sizes)}'
+      f'click models need 2 classes and {fields} tables, one for each '
+      f'categorical field; got {num_classes} and {len(table_sizes)}'
     )

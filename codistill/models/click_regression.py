@@ -1,8 +1,8 @@
-"""Hashed logistic regression of clicks: what a DNN must beat (§3.5).
+"""Hashed logistic regression of clicks, a baseline for the DNN (§3.5).
 
-The paper has none. With the features of `codistill.models.click_dnn`, a weight
-for each hashed category, each integer's logarithm and each flag of a missing
-one; all weights begin at 0.
+The paper has none. Its features are those of `codistill.models.click_dnn`: it
+has a weight for each hashed category, each integer's logarithm and each flag of
+a missing one. All weights begin at 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ClickRegression(nn.Module):
   """Integers, flags and the sum of the categories' weights: features.
 
   Attributes:
-    table_sizes: for each categorical field, how many weights it has.
+    table_sizes: number of weights of each categorical field.
   """
 
   table_sizes: Sequence[int]
@@ -35,7 +35,7 @@ class ClickRegression(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Inputs, train: bool) -> Prediction:
-    """Prediction of `integers`, `missing` and `categories`, [batch, fields]."""
+    """Predicts from `integers`, `missing` and `categories`, [batch, fields]."""
     del train
 
     def zeros(name, *shape):
@@ -49,7 +49,7 @@ class ClickRegression(nn.Module):
       dtype=self.dtype,
     )
     kernel = zeros('kernel', features.shape[-1] - 1, 1)
-    # The last feature has been weighted already.
+    # The last feature is weighted already.
     kernel = jnp.concatenate([kernel, jnp.ones_like(kernel[:1])])
     bias = zeros('bias', 1)
     return Prediction(
@@ -69,12 +69,12 @@ def make_click_regression(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The regression.
+  """Makes the regression.
 
   Args:
-    input_shape: as `make_click_dnn`.
+    input_shape: as for `make_click_dnn`.
     num_classes: 2: no click, click.
-    table_sizes: for each categorical field, how many weights it has.
+    table_sizes: number of weights of each categorical field.
     dtype: of the computation, e.g. 'float32'.
     param_dtype: of the parameters, e.g. 'float32'.
 

@@ -28,7 +28,7 @@ class DNN(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Array, train: bool) -> Prediction:
-    """Prediction for inputs of shape [batch, …]."""
+    """Predicts from inputs of shape [batch, …]."""
     features = inputs.reshape(inputs.shape[0], -1).astype(self.dtype)
     for width in self.hidden:
       features = relu(
@@ -56,7 +56,7 @@ def make_dnn(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The ReLU DNN.
+  """Makes the ReLU DNN.
 
   Args:
     input_shape: of one example.

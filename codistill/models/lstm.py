@@ -2,16 +2,16 @@
 
 The paper says "two LSTM layers of 1024 units with layer normalisation", cites
 Ba et al. (2016), and no more. Of the variants this is the one of its authors'
-library, TensorFlow's LayerNormBasicLSTMCell: each gate's pre-activation, the
-sum of what comes from the input and from the past, is normalised by itself, and
-the *normalised* cell is carried on, which keeps a state that is never reset
-bounded. The only biases are those of the normalisations; the forget gate's
-pre-activation is raised by 1.
+library, TensorFlow's LayerNormBasicLSTMCell. It normalises each gate's
+pre-activation (the sum of the contributions of input and past) by itself, and
+carries on the *normalised* cell, which bounds a state that is never reset. The
+only biases are those of the normalisations; the forget gate's pre-activation is
+raised by 1.
 
-Where the paper is silent: matrices start as TensorFlow's do (Glorot and Bengio
-2010, uniform), but embeddings with unit variance, so that at first a token
-moves the gates as much as the past does; no dropout, no projection; embeddings
-and softmax are not tied.
+The paper does not say the rest. Matrices start like TensorFlow's (Glorot and
+Bengio 2010, uniform), but embeddings with unit variance, so that at first a
+token moves the gates as much as the past does. There is no dropout and no
+projection, and embeddings and softmax are not tied.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from codistill.models.model import LinearHead, Model, Prediction, matmul
 PyTree = Any
 # Scale and bias of a normalisation.
 Norm = dict[str, Any]
-# From token to token: the normalised cell, and the output. A layer each.
+# A layer's state between tokens: the normalised cell, and the output.
 Carry = tuple[Float[Array, 'batch hidden'], Float[Array, 'batch hidden']]
 
 _FORGET_BIAS = 1.0
-# TensorFlow had 1e-12: no variance that float32 can tell from zero is as small.
+# TensorFlow had 1e-12, too small to matter beside variances in float32.
 _EPSILON = 1e-6
 
 
@@ -57,13 +57,13 @@ def _activate(
   gates: Float[Array, 'batch gates'],
   cell: Float[Array, 'batch hidden'],
 ) -> Carry:
-  """The cell after a token, elementwise but for the normalisations.
+  """Returns the cell and the output after a token.
 
   Args:
     gate_norm: [4·hidden], or [batch, 4·hidden].
     cell_norm: [hidden], or [batch, hidden].
-    gates: pre-activations: input, transform, forget and output gate.
-    cell: before the token.
+    gates: pre-activations of the input, transform, forget and output gates.
+    cell: the cell before the token.
   """
 
   def by_gate(x):
@@ -77,7 +77,7 @@ def _activate(
 
 
 def _scan(kernel, gate_norm, cell_norm, projected, carry, dtype, keep):
-  """The recurrence; with `keep` also what its gradient needs."""
+  """Runs the recurrence; with `keep`, also returns the gradient's residuals."""
   kernel = kernel.astype(dtype)  # Once, not for each token.
 
   def step(carry, projected):
@@ -99,19 +99,19 @@ def recur(
   carry: Carry,
   dtype: Any,
 ) -> tuple[Float[Array, 'time batch hidden'], Carry]:
-  """An LSTM layer over time, given its inputs already projected.
+  """Runs an LSTM layer over time on inputs that are already projected.
 
-  Its own gradient takes the kernel's as one product after the scan, where
-  JAX's would add up one a token, and keeps three arrays a token, where JAX's
-  keeps a dozen (docs/performance.md). On several devices there is then one sum
-  over all of them, not one a token.
+  It has its own gradient. This computes the kernel's gradient as one product
+  after the scan, where JAX's sums one a token, and keeps three arrays a token,
+  where JAX's keeps a dozen (docs/performance.md). Several devices then need one
+  sum over all of them, not one a token.
 
   Args:
-    kernel: from the output of the token before.
-    gate_norm: of the four gates.
-    cell_norm: of the cell.
-    projected: what comes from the inputs.
-    carry: before the first token.
+    kernel: weights of the previous token's output.
+    gate_norm: normalisation of the four gates.
+    cell_norm: normalisation of the cell.
+    projected: contributions of the inputs.
+    carry: state before the first token.
     dtype: of the products.
 
   Returns:
@@ -130,7 +130,7 @@ def _recur_forward(kernel, gate_norm, cell_norm, projected, carry, dtype):
 def _recur_backward(dtype, residuals, cotangents):
   kernel, gate_norm, cell_norm, (gates, cells, before) = residuals
   d_outputs, d_last = cotangents
-  # A copy a lane, so that lanes, and devices, are summed once after the scan.
+  # One copy a lane, so that lanes, and devices, are summed once after the scan.
   norms = jax.tree.map(
     lambda x: jnp.broadcast_to(x, (gates.shape[1], *x.shape)),
     (gate_norm, cell_norm),
@@ -152,8 +152,8 @@ def _recur_backward(dtype, residuals, cotangents):
     reverse=True,
   )
   d_norms = jax.tree.map(lambda x: x.sum(0), d_norms)
-  # Over time and lanes as two axes: joined into one, lanes that are split over
-  # devices would be gathered on each of them.
+  # Time and lanes stay two axes: joining them would gather lanes that are split
+  # over devices on each device.
   d_kernel = jnp.tensordot(
     before.astype(dtype),
     d_gates.astype(dtype),
@@ -167,7 +167,7 @@ recur.defvjp(_recur_forward, _recur_backward)
 
 
 class _Norm(nn.Module):
-  """Holds scale and bias of a normalisation."""
+  """Scale and bias of a normalisation."""
 
   size: int
   param_dtype: Any
@@ -193,7 +193,7 @@ class _Layer(nn.Module):
   @nn.compact
   def __call__(self, inputs: Array, carry: Carry) -> tuple[Array, Carry]:
     size, hidden = inputs.shape[-1], self.hidden_size
-    # The two are parts of one matrix in TensorFlow, and start as such.
+    # The two are parts of one matrix in TensorFlow, and are initialised so.
     init = _uniform(math.sqrt(6 / (size + hidden + 4 * hidden)))
     enter, past = (
       self.param(name, init, (rows, 4 * hidden), self.param_dtype)
@@ -202,7 +202,7 @@ class _Layer(nn.Module):
     exact = jnp.promote_types(self.dtype, jnp.float32)
     gate_norm = _Norm(4 * hidden, self.param_dtype, name='gate_norm')(exact)
     cell_norm = _Norm(hidden, self.param_dtype, name='cell_norm')(exact)
-    # All tokens' inputs as one product, outside of the recurrence.
+    # One product for all tokens, outside the recurrence.
     projected = matmul(inputs.astype(self.dtype), enter.astype(self.dtype))
     return recur(past, gate_norm, cell_norm, projected, carry, self.dtype)
 
@@ -221,14 +221,14 @@ class LSTM(nn.Module):
   def __call__(
     self, inputs: Int[Array, 'batch time'], memory: tuple[Carry, ...]
   ) -> tuple[Prediction, tuple[Carry, ...]]:
-    """Prediction of each token's successor, and the carry after the last."""
+    """Predicts each token's successor; returns the last carry, too."""
     embedding = self.param(
       'embedding',
       nn.initializers.normal(1.0),
       (self.num_classes, self.embedding_size),
       self.param_dtype,
     )
-    # [time, batch, size]; weights may come as arrays of the host.
+    # [time, batch, size]; weights may be arrays of the host.
     x = jnp.asarray(embedding)[inputs.T].astype(self.dtype)
     after = []
     for number, carry in enumerate(memory):
@@ -257,12 +257,12 @@ def make_lstm(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The LSTM language model.
+  """Makes the LSTM language model.
 
   Args:
     input_shape: (tokens,) of an example: the unroll; 32 in the paper.
     num_classes: size of the vocabulary; 24,006 in the paper.
-    embedding_size: of a token; 256 in the paper.
+    embedding_size: numbers of an embedding; 256 in the paper.
     hidden_size: units of a layer; 1024 in the paper.
     num_layers: 2 in the paper.
     dtype: of products and features, e.g. 'bfloat16'; cells, outputs and
@@ -284,7 +284,7 @@ def make_lstm(
   )
 
   def memory(batch_size: int) -> tuple[Carry, ...]:
-    # Each array its own: an update donates them.
+    # Separate arrays, because an update donates each of them.
     return tuple(
       (
         jnp.zeros((batch_size, hidden_size), carry_dtype),

@@ -1,9 +1,9 @@
-"""The seam between networks and everything else: four functions.
+"""The seam between networks and everything else: a few functions.
 
-F(θ, f) of Algorithm 1 comes in two: `predict` for peers and evaluation, which
+F(θ, f) of Algorithm 1 has two forms: `predict` for peers and evaluation, which
 changes nothing, and `forward` for training, which also returns new batch
-statistics. Both give features and head apart, so that a loss may take the two
-and never hold all logits.
+statistics. Both return features and head separately, so that a loss need not
+keep all logits in memory.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PyTree = Any
 def matmul(
   x: Float[Array, '*batch rows'], kernel: Float[Array, 'rows columns']
 ) -> Float[Array, '*batch columns']:
-  """A product of two arrays of one precision, in float32 or better.
+  """Multiplies two arrays of one precision, in float32 or better.
 
-  Its own gradient, because JAX's has the kernel's as a product of transposed
-  copies, which XLA takes three times as long for on a CPU, and multiplies what
-  comes back in float32 even where all else is bfloat16.
+  It has its own gradient. JAX computes the kernel's as a product of transposed
+  copies, for which XLA takes three times as long on a CPU, and multiplies
+  cotangents in float32 even if the rest is bfloat16.
   """
   exact = jnp.promote_types(x.dtype, jnp.float32)
   return jnp.matmul(x, kernel, preferred_element_type=exact)
@@ -43,8 +43,8 @@ def _matmul_forward(x, kernel):
 def _matmul_backward(residuals, cotangent):
   x, kernel = residuals
   cotangent = cotangent.astype(x.dtype)
-  # Over each axis of the batch by itself: joined into one, examples that are
-  # split over devices would be gathered on each of them.
+  # Each axis of the batch stays separate: joining them would gather examples
+  # that are split over devices on each device.
   axes = tuple(range(x.ndim - 1))
   exact = jnp.promote_types(x.dtype, jnp.float32)
   d_kernel = jnp.tensordot(
@@ -72,20 +72,20 @@ class Head:
   def __call__(
     self, features: Float[Array, '*batch width']
   ) -> Float[Array, '*batch classes']:
-    """Logits in float32 or better, whatever the features' precision."""
+    """Logits in float32 or better, for features of any precision."""
     logits = matmul(features, self.kernel.astype(features.dtype))
     return logits + self.bias.astype(logits.dtype)
 
 
 class Prediction(NamedTuple):
-  """What F gives: features, and the head that turns them into logits."""
+  """The result of F: features, and the head that turns them into logits."""
 
   features: Float[Array, '*batch width']
   head: Head
 
   @property
   def logits(self) -> Float[Array, '*batch classes']:
-    """All of them at once."""
+    """All logits at once."""
     return self.head(self.features)
 
 
@@ -97,9 +97,9 @@ class Model:
     init: key → variables: {'params': …, 'batch_stats': …}.
     predict: (variables, inputs, memory) → (Prediction, memory).
     forward: (variables, inputs, memory, key) → (Prediction, new non-parameter
-      variables, memory); the key serves dropout and its kin.
+      variables, memory); the key serves dropout and the like.
     memory: batch size → the zero carry; () for networks without one.
-    teach: what a peer predicts with during training, if it is not `predict`.
+    teach: a peer's `predict` during training; None to use `predict`.
   """
 
   init: Callable[[jax.Array], PyTree]
@@ -115,13 +115,13 @@ class Model:
   def predict_each(
     self, members: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
-    """`predict` by several members, each with its own carry."""
+    """Runs `predict` for several members, each with its own carry."""
     return self._each(self.predict, members, inputs, memories)
 
   def teach_each(
     self, peers: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
   ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
-    """What several peers tell a student of its batch."""
+    """Predicts a student's batch with several peers, as in training."""
     return self._each(self.teach or self.predict, peers, inputs, memories)
 
   def _each(self, function, members, inputs, memories):
@@ -138,17 +138,17 @@ class Model:
 def with_pixels(
   model: Model, *, mean: Sequence[float], std: Sequence[float]
 ) -> Model:
-  """The same network on images as they are stored, uint8 or [0, 255].
+  """Makes a network take stored images, uint8 or [0, 255].
 
   A batch goes to the device at a quarter of the bytes, and is normalised there.
 
   Args:
-    model: whose inputs are float32 [batch, height, width, channels].
+    model: takes inputs float32 [batch, height, width, channels].
     mean: per channel, subtracted from pixels scaled to [0, 1].
     std: per channel, divides the result.
 
   Raises:
-    ValueError: if there are not as many of one as of the other.
+    ValueError: if mean and std differ in length.
   """
   if len(mean) != len(std):
     raise ValueError(
@@ -170,7 +170,7 @@ def with_pixels(
       variables, normalise(inputs), *rest
     )
 
-  # Whatever takes inputs, so that none is forgotten.
+  # Every function that takes inputs, so that none is forgotten.
   functions = {
     field.name: on_pixels(getattr(model, field.name))
     for field in dataclasses.fields(model)
@@ -180,7 +180,7 @@ def with_pixels(
 
 
 class LinearHead(nn.Module):
-  """Holds the parameters of a `Head`."""
+  """The parameters of a `Head`."""
 
   num_classes: int
   param_dtype: Any
@@ -188,7 +188,7 @@ class LinearHead(nn.Module):
 
   @nn.compact
   def __call__(self, features: Array) -> Head:
-    """The head for these features."""
+    """Returns the head for these features."""
     shape = (features.shape[-1], self.num_classes)
     return Head(
       self.param('kernel', self.kernel_init, shape, self.param_dtype),
@@ -203,19 +203,19 @@ def make_feedforward(
   input_shape: PyTree,
   input_dtype: PyTree = jnp.float32,
 ) -> Model:
-  """A `Model` of a Linen module without memory.
+  """Makes a `Model` of a Linen module without memory.
 
   Args:
     module: called as `module(inputs, train)`, returns a `Prediction`.
-    input_shape: of one example, without the batch axis; of a tree of arrays,
-      a tree of shapes.
-    input_dtype: of the inputs; likewise.
+    input_shape: shape of one example, without the batch axis; a tree of shapes
+      for a tree of arrays.
+    input_dtype: dtype of the inputs, or a tree of dtypes.
 
   Returns:
     The model; its memory is ().
   """
 
-  @jax.jit  # Op by op, a large network takes a minute.
+  @jax.jit  # Without it, a large network takes a minute.
   def init(key: jax.Array) -> PyTree:
     inputs = jax.tree.map(
       lambda dtype, shape: jnp.zeros((1, *shape), dtype),

@@ -1,14 +1,13 @@
-"""The rectifier of every network here."""
+"""The rectifier of all networks here."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
 def relu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
-  """max(x, 0), and NaN where x is.
+  """Returns max(x, 0), and NaN for NaN.
 
-  XLA's maximum on CPUs gives 0 there once it is fused: a network whose weights
-  are no numbers any more then has a finite loss, and nobody sees that it has
-  diverged.
+  XLA's fused maximum on CPUs turns NaN into 0. A network with NaN weights would
+  then have a finite loss, which hides that it has diverged.
   """
   return jnp.where(x <= 0, 0, x)

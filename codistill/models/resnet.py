@@ -1,11 +1,11 @@
 """Residual networks: ResNet-50 as in Goyal et al. (2017), and small ones.
 
 ImageNet depths (18, 34, 50, 101, 152) start with a 7×7 convolution and a
-max-pool, and put a block's stride in its 3×3 convolution, as the code of
-Goyal et al. does. Depths 6n + 2 (8, 14, 20, 32, 44, 56, 110) are the CIFAR
-networks of He et al. (2016, §4.2), with projection shortcuts.
+max-pool, and put a block's stride in its 3×3 convolution, like the code of
+Goyal et al. Depths 6n + 2 (8, 14, 20, 32, 44, 56, 110) are the CIFAR networks
+of He et al. (2016, §4.2), with projection shortcuts.
 
-In both the last γ of each residual block starts at zero, so that a block
+In both, the last γ of each residual block starts at zero, so that a block
 starts as the identity (Goyal et al., §5.1). BatchNorm normalises over groups of
 images, each worker's 32 in Goyal et al., or over a member's *global* batch.
 """
@@ -54,7 +54,7 @@ class _Block(nn.Module):
       zip(self.kernels, self.widths, strict=True)
     ):
       stride = self.stride if i == strided else 1
-      # As many pixels on both sides: SAME would shift a strided kernel.
+      # The same padding on both sides: SAME would shift a strided kernel.
       padding = kernel // 2
       y = self.conv(width, (kernel, kernel), (stride, stride), padding=padding)(
         y
@@ -73,13 +73,14 @@ class ResNet(nn.Module):
   """Stem, stages of residual blocks, global mean: features; linear head.
 
   Attributes:
-    stage_sizes: blocks a stage; each stage but the first halves the image.
-    bottleneck: 1×1, 3×3, 1×1 blocks, four times as wide at their end.
+    stage_sizes: blocks of each stage; each stage but the first halves the
+      image.
+    bottleneck: use 1×1, 3×3, 1×1 blocks, four times as wide at their end.
     width: channels of the first stage; each stage doubles them.
-    small_images: 3×3 stem without a max-pool.
+    small_images: use a 3×3 stem without a max-pool.
     batch_norm_group_size: images that BatchNorm normalises together; None for
       the whole batch.
-    remat: whether blocks are computed again for the gradient, not kept.
+    remat: recompute blocks for the gradient instead of keeping them.
   """
 
   stage_sizes: Sequence[int]
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Array, train: bool) -> Prediction:
-    """Prediction for images of shape [batch, height, width, channels]."""
+    """Predicts from images of shape [batch, height, width, channels]."""
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
@@ -113,7 +114,7 @@ class ResNet(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
-    # Named, because what wraps a class renames its parameters.
+    # Blocks are named, because a wrapped class would rename its parameters.
     make_block = nn.remat(_Block) if self.remat else _Block
     number = itertools.count()
     x = inputs.astype(self.dtype)
@@ -166,7 +167,7 @@ def make_resnet(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The residual network of a given depth.
+  """Makes the residual network of a given depth.
 
   Args:
     input_shape: (height, width, channels) of an image.
@@ -174,12 +175,12 @@ def make_resnet(
     depth: 18, 34, 50, 101 or 152 for large images; 6n + 2 for small ones.
     width: channels of the first stage; 64 for ImageNet, 16 for CIFAR.
     batch_norm_momentum: of the running statistics: new = m·old + (1−m)·batch.
-    batch_norm_group_size: images that BatchNorm normalises together, which
-      divides the batch; 32 in Goyal et al. None: the member's whole batch.
-    teacher_batch_norm: what a teacher normalises with: 'running', its running
-      statistics, as at evaluation; 'batch', those of the student's batch.
-    remat: whether the gradient computes blocks again instead of keeping them:
-      a third more computing, less memory.
+    batch_norm_group_size: images that BatchNorm normalises together; it divides
+      the batch; 32 in Goyal et al. None for the member's whole batch.
+    teacher_batch_norm: statistics that a teacher normalises with: 'running',
+      its running ones, as at evaluation; 'batch', those of the student's batch.
+    remat: recompute blocks for the gradient instead of keeping them: a third
+      more computing, less memory.
     dtype: of the computation, e.g. 'bfloat16'.
     param_dtype: of parameters and statistics, e.g. 'float32'.
 

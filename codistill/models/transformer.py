@@ -1,10 +1,10 @@
-"""A small decoder-only Transformer, beyond the paper: what is trained today.
+"""A small decoder-only Transformer of today's kind, beyond the paper.
 
 Pre-norm with RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et al.
-2021), GELU, no biases but the head's. Matrices start as GPT-2's do: standard
-deviation 0.02, those that end a residual branch divided by √(2·layers)
-(Radford et al. 2019, §2.3). It sees the tokens of its own example alone, and
-so has no memory.
+2021), GELU, and no biases except the head's. Matrices start like GPT-2's, with
+a standard deviation of 0.02, divided by √(2·layers) for those that end a
+residual branch (Radford et al. 2019, §2.3). It sees only the tokens of its own
+example, so it has no memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from codistill.models.model import (
 )
 
 _STANDARD_DEVIATION = 0.02
-# Radians a token, of the first and (nearly) of the last pair of a head.
+# Radians a token for the first and (nearly) the last pair of a head.
 _FASTEST, _SLOWEST = 1.0, 1e-4
 
 
@@ -34,7 +34,7 @@ def rotate(
 ) -> Float[Array, 'batch time heads size']:
   """Turns each pair of a head's numbers by an angle that grows with time.
 
-  The product of a query and a key then depends on how far apart they are.
+  The product of a query and a key then depends on their distance.
   """
   time, half = x.shape[1], x.shape[-1] // 2
   rates = _FASTEST * (_SLOWEST / _FASTEST) ** (jnp.arange(half) / half)
@@ -60,11 +60,11 @@ class Transformer(nn.Module):
   def __call__(
     self, inputs: Int[Array, 'batch time'], train: bool
   ) -> Prediction:
-    """Prediction of each token's successor."""
+    """Predicts each token's successor."""
     batch, time = inputs.shape
 
     def norm(x, name):
-      # In float32, whatever the products are in.
+      # In float32, even if the products are not.
       return nn.RMSNorm(
         epsilon=1e-6, dtype=None, param_dtype=self.param_dtype, name=name
       )(x).astype(self.dtype)
@@ -120,14 +120,14 @@ def make_transformer(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The decoder-only Transformer.
+  """Makes the decoder-only Transformer.
 
   Args:
-    input_shape: (tokens,) of an example; it predicts for any other length, too.
+    input_shape: (tokens,) of an example; other lengths work, too.
     num_classes: size of the vocabulary.
     width: of the residual stream.
-    num_layers: blocks.
-    num_heads: of attention; each has width / num_heads numbers.
+    num_layers: number of blocks.
+    num_heads: attention heads of width / num_heads numbers each.
     mlp_size: hidden units of a block's MLP; usually 4 · width.
     dtype: of the products and features, e.g. 'bfloat16'.
     param_dtype: of the parameters and the residual stream, e.g. 'float32'.
@@ -141,8 +141,8 @@ def make_transformer(
   """
   if num_heads < 1 or width % (2 * num_heads):
     raise ValueError(
-      f'width {width} is not an even number for each of {num_heads} heads; '
-      'make it a multiple of twice num_heads'
+      f'width {width} cannot be divided into {num_heads} heads of an even '
+      'size; make it a multiple of twice num_heads'
     )
   module = Transformer(
     num_classes,

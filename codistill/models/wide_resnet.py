@@ -1,9 +1,9 @@
 """Wide residual networks (Zagoruyko & Komodakis, 2016), for small images.
 
-WRN-d-k has three stages of (d − 4)/6 blocks, 16k, 32k and 64k channels wide;
-normalisation and ReLU come before each 3×3 convolution, not after it. The paper
-quotes a WRN-28-10 as the teacher of offline distillation on CIFAR-100 (§3.4.1).
-No dropout.
+WRN-d-k has three stages of (d − 4)/6 blocks, 16k, 32k and 64k channels wide.
+Normalisation and ReLU come before each 3×3 convolution, not after it. There is
+no dropout. The paper quotes a WRN-28-10 as the teacher of offline distillation
+on CIFAR-100 (§3.4.1).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Block(nn.Module):
   def __call__(self, x: Array) -> Array:
     stride = (self.stride, self.stride)
     y = relu(self.norm()(x))
-    # A projection sees what the block sees; an identity what came before.
+    # A projection gets the block's normalised input, an identity the raw one.
     if x.shape[-1] != self.width:
       x = self.conv(self.width, (1, 1), stride, name='shortcut')(y)
     y = self.conv(self.width, (3, 3), stride, padding=1)(y)
@@ -62,7 +62,7 @@ class WideResNet(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Array, train: bool) -> Prediction:
-    """Prediction for images of shape [batch, height, width, channels]."""
+    """Predicts from images of shape [batch, height, width, channels]."""
     conv = functools.partial(
       nn.Conv,
       use_bias=False,
@@ -104,7 +104,7 @@ def make_wide_resnet(
   dtype: str,
   param_dtype: str,
 ) -> Model:
-  """The wide residual network WRN-depth-widening.
+  """Makes the wide residual network WRN-depth-widening.
 
   Args:
     input_shape: (height, width, channels) of an image.

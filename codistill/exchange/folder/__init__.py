@@ -1,1 +1,1 @@
-"""The exchange through a folder: members that are jobs of their own."""
+"""The exchange through a folder, for members that are separate jobs."""

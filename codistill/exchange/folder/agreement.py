@@ -1,11 +1,11 @@
-"""Which copies of its peers all processes of a member take up, and when.
+"""Agreement of a member's processes on the copies of peers to take up.
 
-The processes of one member must be taught by the same copies in the same
-update, and their disks and threads are not equally fast. So the first process
-chooses: what it has loaded it proposes, the others load just that, and at the
-first meeting at which all of them have it, it teaches. Until then what was
-agreed on before goes on teaching. Meetings are at steps that all know and cost
-an all-gather of some numbers.
+All processes of a member must be taught by the same copies in the same update,
+although their disks and threads differ in speed. So the first process proposes
+a copy that it has loaded, and the others load the same. The copy teaches from
+the first meeting at which all of them have it; until then, the copy agreed on
+before goes on teaching. Meetings are at steps that all processes know, and cost
+an all-gather of a few numbers.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _NOTHING = (-1, -1)
 
 
 class Proposal(NamedTuple):
-  """A publication: of which life of its member, and after which step."""
+  """A publication: its member's incarnation and step."""
 
   incarnation: int
   step: int
 
 
 class Outcome(NamedTuple):
-  """Of a meeting.
+  """The result of a meeting.
 
   Attributes:
-    agreed: by peer the step and the copy that teach from now on.
-    failed: peers of which a process could not load what was proposed.
-    reload: at which of its draws of neighbours the first process is.
+    agreed: by peer, the step and the copy that teach from now on.
+    failed: peers with a proposed copy that some process could not load.
+    reload: the number of the first process's draw of neighbours.
   """
 
   agreed: dict[int, tuple[int, Copy]]
@@ -41,20 +41,20 @@ class Outcome(NamedTuple):
 
 
 class Agreement:
-  """Between the processes of one member, on copies of its peers.
+  """Agreement between the processes of one member on copies of its peers.
 
-  A thread that reads calls `wanted`, `loaded` and `failed`; the train loop
-  calls `meet`.
+  A reading thread calls `wanted`, `loaded` and `failed`; the train loop calls
+  `meet`.
   """
 
   def __init__(self, num_members: int):
-    """Nothing is proposed yet."""
+    """Starts without a proposal."""
     self._lock = threading.Lock()
     self._num_members = num_members
-    # Loaded here and not agreed on yet, by peer.
+    # Copies that are loaded here but not agreed on yet, by peer.
     self._ready: dict[int, Copy] = {}
     self._at: dict[int, Proposal] = {}
-    # What the first process proposes, as the others know it.
+    # The first process's proposals, for the other processes.
     self._proposed: dict[int, Proposal] = {}
     self._failed: set[int] = set()
 
@@ -64,28 +64,30 @@ class Agreement:
       return peer not in self._ready
 
   def wanted(self, peer: int) -> Proposal | None:
-    """What one of the others is to load, if it has not yet."""
+    """Returns the proposal to load, or None if it is loaded already."""
     with self._lock:
       proposed = self._proposed.get(peer)
       return None if self._at.get(peer) == proposed else proposed
 
   def loaded(self, peer: int, step: int, copy: Copy) -> None:
-    """Tells of a copy that this process has now."""
+    """Records a copy that this process has loaded."""
     with self._lock:
       self._ready[peer] = copy
       self._at[peer] = Proposal(copy.incarnation, step)
       self._failed.discard(peer)
 
   def failed(self, peer: int) -> None:
-    """Tells that this process cannot load what was proposed."""
+    """Records that this process cannot load the proposal."""
     with self._lock:
       self._failed.add(peer)
 
   def meet(self, reload: int) -> Outcome:
-    """Finds out what all processes have; all must ask, at the same point.
+    """Finds out which copies all processes have.
+
+    All processes must call it at the same point.
 
     Args:
-      reload: at which of its draws of neighbours this process is.
+      reload: the number of this process's draw of neighbours.
     """
     with self._lock:
       mine = [
@@ -105,7 +107,7 @@ class Agreement:
           del self._at[peer]
           self._proposed.pop(peer, None)
         elif told[:, peer, 2].any():
-          # It may be gone by now: the first process looks for another.
+          # The copy may have been removed: the first process finds another.
           self._drop(peer)
           failed.append(peer)
         else:

@@ -1,20 +1,20 @@
-"""Members of many jobs meet in a folder: Orbax checkpoints, read when finished.
+"""Members of many jobs exchange Orbax checkpoints through a folder.
 
 The paper's members are jobs that share nothing else (§2.1). Each publishes its
 weights to `<folder>/<member>/<step>/` and takes up the freshest finished ones
-of its neighbours, both in the background: the train loop copies its weights on
-the device and goes on. Members start late, die, come back, stall or fall ill;
-whoever is left goes on with what it has.
+of its neighbours. Both happen in the background: the train loop copies its
+weights on the device and goes on. Members start late, die, come back, stall or
+fall ill; the others go on with the copies that they have.
 
-With `synchronous` on, members wait for each other instead, so that every one
-sees exactly what it would see of members in the same process.
+With `synchronous` on, members wait for each other instead, so that each sees
+exactly what it would see of members in the same process.
 
-Members for whom nothing is restored begin anew: what they published in another
-life goes, and peers teach that are at work since (`codistill.exchange.folder.
-lives`).
+A member that is not restored begins anew: its publications from an earlier life
+are removed, and only peers that have been at work since then teach it
+(`codistill.exchange.folder.lives`).
 
-Of a member of several processes (`codistill.hosts`) the first one publishes and
-holds the lease; all of them load the same copies.
+If a member has several processes (`codistill.hosts`), the first one publishes
+and holds the lease; all of them load the same copies.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ PyTree = Any
 class CheckpointExchange(Exchange):
   """Members that exchange Orbax checkpoints through a folder.
 
-  Enter it before use: it takes a lease on each of this process's members, so
-  that there is one job a member, and starts a thread that publishes and one
-  that reads.
+  Enter it before use. It takes a lease on each of this process's members, so
+  that a member has one job, and starts one thread that publishes and one that
+  reads.
   """
 
-  # Long, because it wires: each part is handed what it needs by name.
+  # Long, because it gives each part its arguments by name.
   def __init__(
     self,
     folder: epath.PathLike,
@@ -70,25 +70,25 @@ class CheckpointExchange(Exchange):
     """Reads and writes nothing yet.
 
     Args:
-      folder: shared by all members; local, or an object store as far as Orbax
-        and etils go.
-      topology: who learns from whom; redrawn, if it is, at a member's own
+      folder: shared by all members; local, or an object store that Orbax and
+        etils support.
+      topology: the graph of members; a random one is redrawn at a member's own
         reload intervals.
-      settings: how often, how closely and how patiently.
-      members: those of this process.
+      settings: cadence, precision and patience.
+      members: this process's members.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
-        shardings that peers are to be loaded into.
-      rules: which peers may teach.
-      config_hash: publications with another one are not read.
+        shardings to load peers into.
+      rules: decide which peers may teach.
+      config_hash: publications with another hash are not read.
     """
     folder = epath.Path(folder)
     if '://' not in folder.as_posix():
-      folder = folder.resolve()  # Orbax takes no relative one.
+      folder = folder.resolve()  # Orbax needs an absolute path.
     members = tuple(members)
     self._folder = folder
     self._settings = settings
     self._rules = rules
-    # Whoever has a world of several saves and loads beside it.
+    # One of several processes cannot save or load alone: see OwnWorld.
     self._beside = hosts.OwnWorld() if hosts.are_several() else None
     self._journal = Journal(members)
     self._losses = TaskLosses()
@@ -123,7 +123,7 @@ class CheckpointExchange(Exchange):
       journal=self._journal,
       call=call,
     )
-    # What members see of their peers.
+    # Keeps the copies of peers that members see.
     self._view: Follower | Waiter
     if settings.synchronous:
       self._view = Waiter(
@@ -144,7 +144,7 @@ class CheckpointExchange(Exchange):
     """Takes the leases and starts to publish.
 
     Raises:
-      LeaseHeldError: if another job does one of these members' work.
+      LeaseHeldError: if another job is at work on one of these members.
       OSError: if the folder cannot be written.
     """
     if hosts.is_first() and not self._reads:
@@ -153,7 +153,7 @@ class CheckpointExchange(Exchange):
     return self
 
   def __exit__(self, *exception: object) -> None:
-    """Publishes what was offered, within bounds, and returns the leases."""
+    """Publishes pending offers, for a limited time, and returns the leases."""
     finished = not any(exception)
     try:
       finished = finished and not self.should_stop()
@@ -169,8 +169,8 @@ class CheckpointExchange(Exchange):
   ) -> None:
     """Publishes a copy, in the background, every k-th step.
 
-    If the one before is still on its way to a slow disk, this one waits in its
-    place; an asynchronous member forgets one that waits already.
+    If the one before is still being written to a slow disk, this one waits; for
+    an asynchronous member it replaces one that waits already.
 
     Raises:
       LeaseLostError: if another job has taken over.
@@ -187,7 +187,7 @@ class CheckpointExchange(Exchange):
     self._stall(member, began)
 
   def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
-    """The freshest copy of each neighbour that may teach.
+    """Returns the freshest copy of each neighbour that may teach.
 
     Raises:
       LeaseLostError: if another job has taken over.
@@ -217,7 +217,7 @@ class CheckpointExchange(Exchange):
     return peers
 
   def account(self, member: int) -> Account:
-    """What was done for a member since it was last asked."""
+    """Returns the account of a member since the last call."""
     return Account(
       left_out=self._left_out.pop(member, {}),
       failed_loads=self._reader.failed_loads(member),
@@ -226,16 +226,16 @@ class CheckpointExchange(Exchange):
     )
 
   def withdraw(self, member: int) -> None:
-    """Tells peers not to wait for this member any more."""
+    """Tells peers to wait for this member no longer."""
     self._publisher.withdraw(member, self._last_step.get(member, 0))
-    # It asks for nothing any more, either.
+    # It asks for nothing more, either.
     self._view.withdraw(member)
 
   def publications(self) -> Publications:
-    """The copies that this process has of its neighbours.
+    """Returns this process's copies of its neighbours.
 
-    A synchronous member's own are in the folder by then, because it will not
-    offer them again.
+    A synchronous member's own publications are in the folder when this returns,
+    because the member will not offer them again.
 
     Raises:
       PeerTimeoutError: if they cannot be written in time.
@@ -249,8 +249,8 @@ class CheckpointExchange(Exchange):
       if hosts.any_says(not landed or bool(gave_up)):
         why = ''.join(f' ({text})' for text in gave_up.values())
         raise PeerTimeoutError(
-          f'could not publish to {self._folder} in time{why}; see that it can '
-          'be written, or allow for more (codistill.wait_timeout_s)'
+          f'could not publish to {self._folder} in time{why}; check that it is '
+          'writable, or allow more time (codistill.wait_timeout_s)'
         )
     found = to_publications(self._view.copies(), self._losses)
     steps = {str(member): step for member, step in self._last_step.items()}
@@ -259,30 +259,29 @@ class CheckpointExchange(Exchange):
     return found._replace(notes=notes)
 
   def restore(self, publications: Publications) -> None:
-    """Puts back what `publications` returned."""
+    """Restores a result of `publications`."""
     copies = from_publications(publications, self._losses)
     for member, step in publications.notes['last_step'].items():
       self._last_step[int(member)] = step
     self._view.restore(copies)
-    # Of a run that was begun before there was such a note, whoever is there
-    # teaches.
+    # A checkpoint from before there was such a note lets all peers teach.
     self._publisher.go_on(self._lives.restore(publications.notes.get('lives')))
     self._read()
 
   def _begin(self) -> None:
-    """Begins anew, unless members have begun or go on."""
+    """Begins anew, unless members have begun or were restored."""
     if not self._reads:
       self._lives.begin(self._publisher.begin())
       self._read()
 
   def _read(self) -> None:
-    """Starts to read, now that it is known which lives may teach."""
+    """Starts reading, now that it is known which lives may teach."""
     if not self._reads:
       self._reads = True
       self._view.open()
 
   def _stall(self, member: int, began: float) -> None:
-    """Notes how long the train loop has been kept."""
+    """Adds the time that the train loop was blocked."""
     stall = time.monotonic() - began
     self._stalls[member] = self._stalls.get(member, 0.0) + stall
 

@@ -1,7 +1,7 @@
-"""The freshest finished copies of peers, taken up in the background.
+"""Takes up the freshest finished copies of peers, in the background.
 
-Of a member of several processes all take up what
-`codistill.exchange.folder.agreement` says.
+The processes of a member agree on the copies to take up
+(`codistill.exchange.folder.agreement`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.topology import Teachers, Topology
 from codistill.step_folders import brief
 
-# Meetings of a member's processes in a reload interval: a copy is proposed at
-# one and teaches from the next or a later one on.
+# Meetings of a member's processes in a reload interval. A copy is proposed at
+# one meeting and teaches from the next or a later one on.
 _MEETINGS = 4
 
 
 class Follower:
-  """What asynchronous members see: a thread that looks for what is fresh."""
+  """The copies that asynchronous members see; a thread looks for fresh ones."""
 
   def __init__(
     self,
@@ -32,14 +32,14 @@ class Follower:
     reader: Reader,
     members: Iterable[int],
   ):
-    """Has no copy yet.
+    """Starts without copies.
 
     Args:
-      topology: who learns from whom; redrawn, if it is, at a member's own
+      topology: the graph of members; a random one is redrawn at a member's own
         reload intervals.
       settings: how often members publish, and how often to look.
-      reader: reads publications; for this follower alone.
-      members: those of this process.
+      reader: reads publications, for this follower only.
+      members: this process's members.
     """
     self._topology = topology
     self._settings = settings
@@ -54,32 +54,32 @@ class Follower:
     self._thread: threading.Thread | None = None
     # Shared with the thread, under this lock.
     self._lock = threading.Lock()
-    # Of each peer the newest, with its step.
+    # The newest copy of each peer, with its step.
     self._copies: dict[int, tuple[int, Copy]] = {}
-    # At which reload each member is, and whose teachers are its teachers now: a
-    # graph that is redrawn changes when all of the newly drawn have been looked
-    # for, and then for all processes of a member at once.
+    # The reload that each member is at, and the one that its present teachers
+    # come from. A redrawn graph takes effect once all new teachers have been
+    # looked for, and for all processes of a member at once.
     self._reload = dict.fromkeys(members, 0)
     self._looked_for = dict(self._reload)
     self._followed = dict(self._reload)
 
   def open(self) -> None:
-    """Starts to look."""
-    # A daemon: a disk that hangs must not keep the process.
+    """Starts the thread."""
+    # A daemon, because a disk that hangs must not keep the process alive.
     self._thread = threading.Thread(
       target=self._look_forever, name='follower', daemon=True
     )
     self._thread.start()
 
   def close(self) -> None:
-    """Looks no more, and waits for a load that is under way, within bounds."""
+    """Stops looking; waits a limited time for a load in progress."""
     self._closing.set()
     if self._thread is not None:
-      # The interpreter's end is no place for one at work in native code.
+      # Ending the interpreter during native code in a thread may crash.
       self._thread.join(CLOSE_S)
 
   def teachers(self, member: int, step: int) -> Teachers:
-    """Whom a member learns from in an update."""
+    """Returns the teachers of a member in an update."""
     self._note_reload(member, step)
     if self._agreement is not None and (
       member not in self._met or step % self._meet_every == 0
@@ -91,16 +91,16 @@ class Follower:
   def newest(
     self, member: int, peer: int, step: int
   ) -> tuple[int, Copy] | None:
-    """The freshest copy of a peer that this process has, and its step."""
+    """Returns this process's freshest copy of a peer, and its step."""
     del member, step
     with self._lock:
       return self._copies.get(peer)
 
   def withdraw(self, member: int) -> None:
-    """Nothing depends on who asks no more."""
+    """Does nothing, because no copy is kept for one member alone."""
 
   def copies(self) -> dict[int, dict[int, Copy]]:
-    """All, by member and step."""
+    """Returns all copies, by member and step."""
     found = {peer: {} for peer in range(self._topology.members)}
     with self._lock:
       for peer, (step, copy) in self._copies.items():
@@ -108,25 +108,25 @@ class Follower:
     return found
 
   def restore(self, copies: Mapping[int, Mapping[int, Copy]]) -> None:
-    """Puts back what `copies` returned, but where something newer is."""
+    """Restores a result of `copies`, except where a newer copy is present."""
     with self._lock:
       for peer, steps in copies.items():
         found = [*steps.items()]
-        # What the thread has read since comes first among equals.
+        # Among equals, one that the thread has read since wins.
         if peer in self._copies:
           found.insert(0, self._copies[peer])
         if found:
           self._copies[peer] = max(found, key=_freshness)
 
   def _note_reload(self, member: int, step: int) -> None:
-    """Has the thread look for whom a member is to learn from next."""
+    """Lets the thread look for a member's next teachers."""
     with self._lock:
       self._reload[member] = reload_number(
         step, self._settings.lag, self._settings.reload_interval_steps
       )
 
   def _meet(self, member: int) -> None:
-    """Takes up what all processes of this member have."""
+    """Takes up the copies that all processes of this member have."""
     with self._lock:
       looked_for = self._looked_for[member]
     outcome = self._agreement.meet(looked_for)
@@ -140,7 +140,7 @@ class Follower:
         f'not all processes of member {member} can load member {peer}',
       )
 
-  # Of the thread.
+  # The rest runs in the thread.
 
   def _look_forever(self) -> None:
     while True:
@@ -151,7 +151,7 @@ class Follower:
           if self._reader.may_look(peer):
             self._look_for(peer)
             self._reader.looked(peer)
-        # A folder may be anything at any time: the next look may tell.
+        # A folder may raise any error, and the next look may succeed.
         except Exception as error:
           text = f'cannot look for member {peer}: {brief(error)}'
           self._reader.failed(peer, text)
@@ -160,7 +160,7 @@ class Follower:
         return
 
   def _follow(self, reloads: Mapping[int, int]) -> None:
-    """Lets those teach who have been looked for, and frees the others."""
+    """Lets peers teach that have been looked for, and frees the others."""
     with self._lock:
       self._looked_for = dict(reloads)
       if self._agreement is None:
@@ -170,7 +170,7 @@ class Follower:
         del self._copies[peer]
 
   def _teachers_of(self, *reloads: Mapping[int, int]) -> list[int]:
-    """Of any of this process's members, at any of these reloads."""
+    """Returns the teachers of all this process's members at these reloads."""
     return sorted(
       {
         peer
@@ -181,7 +181,7 @@ class Follower:
     )
 
   def _look_for(self, peer: int) -> None:
-    """Takes up a peer's freshest publication, or what has been proposed."""
+    """Takes up a peer's freshest publication, or the proposed one."""
     if self._agreement is None:
       self._load_freshest(peer)
     elif not self._chooses:
@@ -190,7 +190,7 @@ class Follower:
       self._load_freshest(peer)
 
   def _load_freshest(self, peer: int) -> None:
-    """Loads the best publication that is better than what is there."""
+    """Loads the freshest readable publication, if it is newer than ours."""
     with self._lock:
       held = self._copies.get(peer)
     have = None if held is None else _freshness(held)
@@ -203,7 +203,7 @@ class Follower:
     if have is not None and when and have[0] > max(when)[0]:
       lease = self._reader.lives.lease(peer)
       if lease and lease['incarnation'] < have[0]:
-        # It has begun anew, in a folder that was emptied.
+        # The peer has begun anew, in a folder that was emptied.
         have = None
     for found in sorted(when, reverse=True):
       if have is not None and found <= have:
@@ -212,7 +212,7 @@ class Follower:
         return
 
   def _load_proposed(self, peer: int) -> None:
-    """Loads what the first process has chosen, or says that it cannot."""
+    """Loads the first process's proposal, or records that it cannot."""
     proposal = self._agreement.wanted(peer)
     if proposal is None:
       return
@@ -230,7 +230,7 @@ class Follower:
       self._agreement.failed(peer)
 
   def _listed(self, peer: int) -> dict[int, int]:
-    """What is there; whatever else was known of this peer is forgotten."""
+    """Lists a peer's publications; forgets everything about other ones."""
     listed = self._reader.listed(peer)
     self._reader.forget(peer, lambda step, at: listed.get(step) == at)
     return listed
@@ -247,6 +247,6 @@ class Follower:
 
 
 def _freshness(found: tuple[int, Copy]) -> tuple[int, int]:
-  """Of a copy with its step: what a later life published is fresher."""
+  """Orders copies: a later life's publications are fresher."""
   step, copy = found
   return copy.incarnation, step

@@ -1,4 +1,4 @@
-"""What happened in an exchange, for the rows and, once, for people."""
+"""Events of an exchange, for the rows; each kind is logged once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _LOG = logging.getLogger(__name__)
-# Events kept for whoever asks; whoever does not ask need not pay.
+# Limits memory if the events are never taken.
 _MOST_EVENTS = 1_000
 
 
@@ -17,7 +17,7 @@ class Journal:
   """Events by member; threads may write and read it."""
 
   def __init__(self, members: Iterable[int]):
-    """Nothing has happened to these members yet."""
+    """Starts without events."""
     self._lock = threading.Lock()
     self._events: dict[int, collections.deque[dict[str, Any]]] = {
       member: collections.deque(maxlen=_MOST_EVENTS) for member in members
@@ -27,9 +27,9 @@ class Journal:
   def note(
     self, member: int, event: str, message: str | None = None, **facts: Any
   ) -> None:
-    """Notes an event for the rows; of its kind and peer only one is said."""
+    """Notes an event for the rows; logs one of each kind and peer."""
     with self._lock:
-      # What is wrong, not where: a message begins with a path or a name.
+      # The kind of fault without its place: messages begin with a path or name.
       what = tuple((message or '').split()[1:4])
       kind = (member, event, facts.get('peer'), what)
       if message is not None and kind not in self._warned:
@@ -39,7 +39,7 @@ class Journal:
       self._events[member].append({'event': event, **facts})
 
   def take(self, member: int) -> tuple[dict[str, Any], ...]:
-    """What happened to a member since it was last asked for, in order."""
+    """Returns a member's events since the last call, in order."""
     with self._lock:
       events = tuple(self._events[member])
       self._events[member].clear()

@@ -1,17 +1,16 @@
-"""One job at a time: a lease that its holder renews and anyone can read.
+"""One job a member: a lease that its holder renews and all others can read.
 
-A small JSON file says which process on which host does the work, and in which
-of its lives (incarnation). On this machine a holder that is dead frees its
-lease at once; a holder elsewhere, or one that hangs, once its heartbeat is
-older than the timeout. Ages are differences between two times that the file
-system gave, so clocks of hosts need not agree. Where that clock has been set
-back a heartbeat is of the future, and no age tells: whoever wants the lease
-watches for as long as the timeout whether the heartbeat moves.
+A small JSON file names the process and the host that do the work, and the
+job's incarnation (which of its lives this is). A dead holder on this machine
+frees its lease at once. A holder elsewhere, or one that hangs, frees it when
+its heartbeat is older than the timeout. Ages are differences between two times
+of the file system, so clocks of hosts need not agree. If that clock was set
+back, a heartbeat lies in the future and has no age: a job that wants the lease
+then watches for one timeout whether the heartbeat moves.
 
-On a local file system taking a lease is exclusive. On an object store it is
-the best that can be done without locks: of two jobs that start within an
-instant both may take it, and the one that wrote first stops at its next
-heartbeat.
+On a local file system taking a lease is exclusive. On an object store, which
+has no locks, two jobs that start within an instant may both take it; the one
+that wrote first stops at its next heartbeat.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import psutil
 from etils import epath
 
 _LOG = logging.getLogger(__name__)
-# What a lease must have to be one.
+# Keys and types of a valid lease.
 _KINDS = {
   'held': bool,
   'host': str,
@@ -44,21 +43,21 @@ _KINDS = {
   'incarnation': int,
   'timeout_s': (int, float),
 }
-# Heartbeats within a timeout: three may be lost before others take over.
+# Heartbeats in a timeout: three may be lost before others take over.
 _BEATS = 4
-# Seconds to wait for whoever is just taking a lease, and to give one back: a
-# disk that hangs must not keep the process.
+# Seconds to wait for another job that is taking a lease, and for returning one:
+# a disk that hangs must not keep the process alive.
 _PATIENCE_S = 10.0
-# The most between two looks at whether a heartbeat moves.
+# The longest time between two looks at whether a heartbeat moves.
 _LOOK_S = 1.0
 
 
-# What a lease says, and when it was written.
+# Content of a lease, and the time at which it was written.
 _Sign = tuple[dict[str, Any], int | float | None]
 
 
 class LeaseHeldError(Exception):
-  """Another job lives."""
+  """Another job is at work."""
 
 
 class LeaseLostError(Exception):
@@ -68,12 +67,12 @@ class LeaseLostError(Exception):
 class Lease:
   """A lease that this process takes, renews in the background, and returns.
 
-  Only the thread that renews it writes it, once it is taken.
+  After it is taken, only the renewing thread writes it.
 
   Attributes:
-    path: of its file.
-    incarnation: which life of the job this is, once it is taken.
-    notes: what else readers see.
+    path: path of the file.
+    incarnation: number of this job's life, once the lease is taken.
+    notes: further content for readers.
   """
 
   def __init__(
@@ -82,10 +81,10 @@ class Lease:
     """Takes nothing yet.
 
     Args:
-      path: of the file; its folder is made if need be.
-      timeout_s: how old a heartbeat may be, in seconds, > 0.
-      what: is leased, for errors: 'member 1 in DIR'.
-      **notes: anything else that readers are to see; JSON.
+      path: path of the file; its folder is made if necessary.
+      timeout_s: greatest age of a valid heartbeat in seconds, > 0.
+      what: the leased thing, for errors: 'member 1 in DIR'.
+      **notes: further content for readers; JSON.
 
     Raises:
       ValueError: if the timeout is not positive.
@@ -113,23 +112,23 @@ class Lease:
   def acquire(self, at_least: int = 1) -> int:
     """Takes the lease and begins to renew it.
 
-    If the time of a heartbeat tells nothing it says so and waits, at most as
-    long as a timeout, until that has moved or has not.
+    If a heartbeat has no age, it logs a warning and waits for at most one
+    timeout to see whether the heartbeat moves.
 
     Args:
-      at_least: the incarnation is this or more.
+      at_least: the least incarnation to take.
 
     Returns:
-      The incarnation: one more than the holder's before.
+      The incarnation, at least one more than the previous holder's.
 
     Raises:
-      LeaseHeldError: if another job lives: one sentence that says which.
-      OSError: if nothing can be written there.
+      LeaseHeldError: if another job is at work; a sentence that names it.
+      OSError: if the lease cannot be written.
     """
     self.path.parent.mkdir(parents=True, exist_ok=True)
     watched = None
     while not self._take(at_least, watched):
-      # Not under the lock, which a holder needs to give a sign of life.
+      # Not under the lock, which the holder needs for its heartbeat.
       watched = self._watch()
     self._thread = threading.Thread(
       target=self._renew, name=f'lease {self.path.parent.name}', daemon=True
@@ -138,27 +137,27 @@ class Lease:
     return self.incarnation
 
   def note(self, **notes: Any) -> None:
-    """Changes what readers see, soon."""
+    """Changes the notes that readers see, soon."""
     with self._changed:
       self.notes = {**self.notes, **notes}
     self.beat(0.0)
 
   def beat(self, wait_s: float = _PATIENCE_S) -> None:
-    """Looks at the lease and renews it, now; waits for that, within bounds."""
+    """Checks and renews the lease now; waits a limited time for that."""
     with self._changed:
       self._wanted += 1
       wanted = self._wanted
       self._changed.notify_all()
-      # Whoever has lost it, or returned it, looks no more.
+      # The thread has ended if the lease was lost or returned.
       self._changed.wait_for(
         lambda: self._beats >= wanted or self._lost or not self._held, wait_s
       )
 
   def check(self) -> None:
-    """Finds out whether the lease was still this process's at its last beat.
+    """Raises an error if another job held the lease at the last heartbeat.
 
     Raises:
-      LeaseLostError: if not: one sentence that says whose it is.
+      LeaseLostError: a sentence that names the new holder.
     """
     if self._lost:
       raise LeaseLostError(
@@ -167,7 +166,7 @@ class Lease:
       )
 
   def release(self, **notes: Any) -> None:
-    """Stops renewing; the next job need not wait."""
+    """Stops renewing, so that the next job need not wait."""
     with self._changed:
       self.notes = {**self.notes, **notes}
       self._held = False
@@ -176,10 +175,10 @@ class Lease:
       self._thread.join(_PATIENCE_S)
 
   def _take(self, at_least: int, watched: _Sign | None) -> bool:
-    """Takes the lease, unless its time does not tell whether it is held.
+    """Takes the lease, unless it is unclear whether it is held.
 
     Args:
-      at_least: the incarnation is this or more.
+      at_least: the least incarnation to take.
       watched: the heartbeat that was there one timeout ago or when it moved.
     """
     with _exclusively(self.path):
@@ -192,8 +191,8 @@ class Lease:
       if held:
         raise LeaseHeldError(
           f'another process is at work on {self._what}: {describe(found)}; '
-          f'stop it, or wait: a dead one is forgotten after '
-          f'{self._timeout:g} s (lease_timeout_s), here at once'
+          f'stop it, or wait: a dead process is forgotten after '
+          f'{self._timeout:g} s (lease_timeout_s), on its own machine at once'
         )
       self.incarnation = max(at_least, found.get('incarnation', 0) + 1)
       self.notes['over'] = over_in(found)
@@ -202,18 +201,18 @@ class Lease:
     return True
 
   def _watch(self) -> _Sign:
-    """Waits for a heartbeat to move, for one timeout; what it was before."""
+    """Waits one timeout for a heartbeat to move; returns the old one."""
     before = _sign(self.path)
     seconds = max(self._timeout, before[0].get('timeout_s', 0.0))
     _LOG.warning(
-      'the heartbeat of another process at work on %s (%s) is of the future, '
-      'or of no time; waiting for at most %g s to see whether it moves',
+      'the heartbeat of another process at work on %s (%s) is in the future, '
+      'or has no time; waiting for at most %g s to see whether it moves',
       *(self._what, describe(before[0]), seconds),
     )
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
       now = _sign(self.path)
-      # A moment in which it cannot be read is no sign of life.
+      # A heartbeat that is unreadable for a moment has not moved.
       if not before[0]:
         before = now
       elif now[0] and now != before:
@@ -229,7 +228,7 @@ class Lease:
           self._timeout / _BEATS,
         )
         wanted, held = self._wanted, self._held
-      # Whatever a disk may raise: the next beat may get through.
+      # A disk may raise any error, and the next heartbeat may succeed.
       with contextlib.suppress(Exception):
         self._look_and_write()
       with self._changed:
@@ -239,12 +238,12 @@ class Lease:
         return
 
   def _look_and_write(self) -> None:
-    """Renews it, unless another has taken over."""
-    # The folder may have been removed; whoever did may want it to come back.
+    """Renews the lease, unless another job has taken over."""
+    # The folder may have been removed by somebody who wants it made again.
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with _exclusively(self.path):
       found = read_lease(self.path)
-      # It may have come and gone: then its number is higher.
+      # Another job may have come and gone, and left a higher number.
       if (
         found.get('nonce', self._content['nonce']) != self._content['nonce']
         and found['incarnation'] >= self.incarnation
@@ -269,13 +268,13 @@ class Lease:
 
 
 def check_timeout(timeout_s: float) -> None:
-  """Refuses a timeout after which nobody could live with a ValueError."""
+  """Raises a ValueError for a timeout that is not positive."""
   if timeout_s <= 0:
     raise ValueError(f'lease_timeout_s must be positive, not {timeout_s}')
 
 
 def read_lease(path: epath.PathLike) -> dict[str, Any]:
-  """What a lease says; {} if there is none or it cannot be read."""
+  """Reads a lease; {} if it is missing or unreadable."""
   try:
     found = json.loads(epath.Path(path).read_text())
   except (OSError, ValueError, RecursionError):
@@ -287,13 +286,13 @@ def read_lease(path: epath.PathLike) -> dict[str, Any]:
 
 
 def over_in(found: Mapping[str, Any]) -> int:
-  """The last life that got to its end (`finished` among its notes); or 0."""
+  """Returns the last life that finished (by its lease's notes), or 0."""
   last = found.get('incarnation' if found.get('finished') else 'over', 0)
   return last if isinstance(last, int) else 0
 
 
 def lives_here(found: Mapping[str, Any]) -> bool | None:
-  """Whether the process that wrote it runs; None if that is elsewhere."""
+  """Whether the lease's process runs; None if it is on another machine."""
   here = (socket.gethostname(), _pid_namespace())
   if (found['host'], found['pid_namespace']) != here:
     return None
@@ -307,19 +306,19 @@ def is_held(
   *,
   probe: bool = True,
 ) -> bool | None:
-  """Whether the holder of a lease lives, as far as one look tells.
+  """Whether the holder of a lease is alive, as far as one look tells.
 
   Args:
-    path: of the lease.
-    found: what `read_lease` returned.
-    timeout_s: how old a heartbeat may be, or as old as its holder says, if
-      that is more.
-    probe: ask the file system for the time, by a file that is there for an
-      instant; else this host's clock has to do, and nothing is written.
+    path: path of the lease.
+    found: a result of `read_lease`.
+    timeout_s: greatest age of a valid heartbeat; the holder's own timeout
+      counts if it is longer.
+    probe: get the time from the file system, by writing a file for an instant;
+      else use this host's clock, and write nothing.
 
   Returns:
-    None if its time is not known, or later than now by a timeout and more:
-    whether its heartbeat moves will tell.
+    None if the heartbeat's time is unknown, or at least one timeout in the
+    future; then only a moving heartbeat can tell.
   """
   if not found.get('held'):
     return False
@@ -328,7 +327,7 @@ def is_held(
   try:
     age = _age_s(epath.Path(path), probe)
   except FileNotFoundError:
-    return False  # Removed meanwhile.
+    return False  # Removed in the meantime.
   except OSError:
     return None
   timeout_s = max(timeout_s, found['timeout_s'])
@@ -336,7 +335,7 @@ def is_held(
 
 
 def describe(found: Mapping[str, Any]) -> str:
-  """'pid 17 on host a, since …, heartbeat …'."""
+  """'pid 17 on host a, heartbeat …'."""
   return (
     f'pid {found.get("pid")} on {found.get("host")}, '
     f'heartbeat {found.get("heartbeat")}'
@@ -346,7 +345,7 @@ def describe(found: Mapping[str, Any]) -> str:
 def _runs(found: Mapping[str, Any]) -> bool:
   try:
     process = psutil.Process(found['pid'])
-    # A number that another process has got since is not it.
+    # Another process may have got the same number since.
     same = abs(_started(process) - found['process_started']) < 1
     return same and process.status() != psutil.STATUS_ZOMBIE
   except (psutil.Error, ValueError):
@@ -354,12 +353,12 @@ def _runs(found: Mapping[str, Any]) -> bool:
 
 
 def _started(process: psutil.Process) -> float:
-  """When a process began, in seconds since the machine did: no clock's step."""
+  """Start of a process in seconds after boot, which no set clock changes."""
   return process.create_time() - psutil.boot_time()
 
 
 def _pid_namespace() -> str:
-  """In which of a host's worlds (containers) numbers of processes are meant."""
+  """The container (PID namespace) in which process numbers are valid."""
   try:
     return os.readlink('/proc/self/ns/pid')
   except OSError:
@@ -370,7 +369,7 @@ def _age_s(path: epath.Path, probe: bool) -> float:
   """Seconds since a file was written, by the clock of its file system."""
   now = datetime.datetime.now().timestamp()
   if probe:
-    # Where we may not write, this host's clock has to do.
+    # Without permission to write, this host's clock is used.
     with contextlib.suppress(OSError):
       clock = path.with_name(f'.clock.{uuid.uuid4().hex}')
       clock.write_text('')
@@ -380,7 +379,7 @@ def _age_s(path: epath.Path, probe: bool) -> float:
 
 
 def _sign(path: epath.Path) -> _Sign:
-  """What is another one after each sign of life of a holder."""
+  """Returns content that changes with each heartbeat."""
   try:
     return read_lease(path), path.stat().mtime
   except OSError:
@@ -389,7 +388,7 @@ def _sign(path: epath.Path) -> _Sign:
 
 @contextlib.contextmanager
 def _exclusively(path: epath.Path) -> Iterator[None]:
-  """Alone, as far as a local file system can tell; elsewhere as may be."""
+  """Takes a lock for the block on a local file system; elsewhere does not."""
   if '://' in path.as_posix():
     yield
     return

@@ -1,9 +1,9 @@
-"""A member's weights as its peers find them: one Orbax folder a step.
+"""A member's published weights: one Orbax folder a step.
 
-`<exchange>/<member>/<step>/` holds parameters and batch statistics, and in its
-metadata who published what when. Orbax renames a folder to its name when it is
-complete, so what has a number for a name is whole; on object stores, which
-cannot rename, its own mark says so.
+`<exchange>/<member>/<step>/` has parameters and batch statistics, and metadata
+about their publication. Orbax gives a folder its final name when it is
+complete, so a folder with a number as its name is complete. On object stores,
+which cannot rename, Orbax's own marker says so.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ PyTree = Any
 
 
 class Notes(NamedTuple):
-  """What a publication says of itself.
+  """The metadata of a publication.
 
   Attributes:
-    member: whose weights these are.
-    step: the updates they have behind them.
-    incarnation: which life of the publisher's job it is from.
-    wall_time: seconds since 1970 by the publisher's clock. For people; nothing
-      is decided by it, because clocks differ.
+    member: the publisher.
+    step: number of the member's updates so far.
+    incarnation: the publisher's life that it comes from.
+    wall_time: seconds since 1970 by the publisher's clock. For people only:
+      clocks differ, so the code does not use it.
     task_loss: the publisher's mean φ since its last publication, in nats; None
       if it had made no update.
-    config_hash: of all that must be the same for members to understand each
-      other.
-    precision: of the weights, one of `codistill.precision.PRECISIONS`.
-    num_bytes: of all arrays, uncompressed.
+    config_hash: hash of all settings that members must have in common.
+    precision: precision of the weights, one of
+      `codistill.precision.PRECISIONS`.
+    num_bytes: size of all arrays, uncompressed.
   """
 
   member: int
@@ -49,14 +49,14 @@ class Notes(NamedTuple):
 
 
 def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
-  """Publishes; returns when all of it is there for others.
+  """Publishes; returns when the publication is complete.
 
-  What an earlier life of the job published at this step is replaced.
+  It replaces a publication of an earlier life at the same step.
 
   Args:
-    folder: of the member.
+    folder: the member's folder.
     variables: arrays, on the device or not.
-    notes: said with them.
+    notes: their metadata.
   """
   path = folder / str(notes.step)
   step_folders.remove(path)
@@ -70,10 +70,10 @@ def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
 
 
 def read_notes(path: epath.Path) -> Notes:
-  """What a publication says of itself.
+  """Reads the metadata of a publication.
 
   Raises:
-    UnreadableError: if it is damaged or gone.
+    UnreadableError: if it is damaged or was removed.
   """
   return _read(path)[0]
 
@@ -82,7 +82,7 @@ def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
   """Loads a publication in the precision that it was published in.
 
   Args:
-    path: of the publication.
+    path: path of the publication.
     like: a member's variables, or `jax.ShapeDtypeStruct`s of them.
 
   Returns:
@@ -90,13 +90,13 @@ def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
     that belong to just these.
 
   Raises:
-    UnreadableError: if it is damaged, gone, replaced meanwhile, or of other
-      shapes: one sentence.
+    UnreadableError: one sentence, if it is damaged, was removed or replaced, or
+      has other shapes.
   """
   before, checksum, found = _read(path)
   if before.precision not in precision_lib.PRECISIONS:
     raise UnreadableError(
-      f'{path} is in a precision that is not known here: {before.precision}'
+      f'{path} has an unknown precision: {before.precision}'
     )
   place = jax.sharding.SingleDeviceSharding(host_device())
   abstract = precision_lib.abstract(like, before.precision, place)
@@ -115,17 +115,17 @@ def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
 
 
 def host_device() -> jax.Device:
-  """Where arrays can be worked on without taking an accelerator's memory."""
+  """Returns the device for work that must not use an accelerator's memory."""
   try:
     return jax.local_devices(backend='cpu')[0]
   except RuntimeError:
-    return jax.local_devices()[0]  # It was told to have no other.
+    return jax.local_devices()[0]  # JAX_PLATFORMS excludes the CPU.
 
 
 def _read(
   path: epath.Path,
 ) -> tuple[Notes, int, dict[str, tuple[int, ...]]]:
-  """Notes, the checksum, and the shapes of the arrays by their names."""
+  """Reads the notes, the checksum, and the shapes of the arrays by name."""
   try:
     metadata = ocp.metadata(path)
     said = dict(metadata.custom_metadata)
@@ -133,7 +133,7 @@ def _read(
     found = Notes(**said), checksum, _shapes(metadata.metadata)
   except Exception as error:
     raise UnreadableError(f'{path} cannot be read: {brief(error)}') from error
-  # Publications from before it was written have none.
+  # Publications of older code have no checksum of the notes.
   if sealed not in (None, step_folders.checksum_of_json(said)):
     raise UnreadableError(f'{path} says something else than was published')
   return found

@@ -1,7 +1,7 @@
-"""Writes what members offer into their folder, in the background.
+"""Writes the copies that members offer into their folder, in the background.
 
-A publisher holds the leases of its members, so that there is one job a member,
-and removes what is neither among the newest publications nor young.
+A publisher holds the leases of its members, so that a member has one job, and
+removes publications that are neither young nor among the newest.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from codistill.exchange.rules import MeanLoss
 from codistill.step_folders import UnreadableError, brief
 
 PyTree = Any
-# Seconds between two looks at whether to stop waiting for the disk.
+# Seconds between two checks of whether to stop waiting for the disk.
 _LOOK_S = 0.02
-# Refusals that a lease remembers for synchronous peers.
+# Refused steps that a lease lists for synchronous peers.
 _REFUSALS = 100
 
 
@@ -48,8 +48,8 @@ class Publisher:
   """Publishes for some members: a queue, and a thread that empties it.
 
   Attributes:
-    gave_up: why what a synchronous member offered is not in the folder, by
-      member and step.
+    gave_up: by member and step, the reason why a synchronous member's offer is
+      not in the folder.
   """
 
   def __init__(
@@ -67,14 +67,14 @@ class Publisher:
 
     Args:
       folder: shared by all members.
-      settings: in which precision to publish, how long to try and to keep. A
-        synchronous member leaves out no publication, and rather keeps the
-        train loop.
-      members: for whom to publish; without any, nothing is ever done.
-      config_hash: said in each publication.
-      journal: told what happens.
+      settings: precision of publications, and how long to try and to keep them.
+        A synchronous member skips no publication and blocks the train loop
+        instead.
+      members: the members to publish for; without any, the publisher is idle.
+      config_hash: recorded in each publication.
+      journal: receives events.
       call: calls a function of `publication` that saves or loads.
-      should_stop: asked while the train loop is kept.
+      should_stop: asked while the train loop is blocked.
     """
     self._folder = folder
     self._settings = settings
@@ -90,8 +90,8 @@ class Publisher:
         step=None,
         refused=[],
         withdrawn=None,
-        # Which of its lives this one goes on with, once it is known; whether
-        # that has come to its end.
+        # `began`: the incarnation in which this life began anew, once known;
+        # `finished`: whether it has ended.
         began=None,
         finished=False,
       )
@@ -104,7 +104,7 @@ class Publisher:
     self._publishing = False
     self._closing = threading.Event()
     self._thread: threading.Thread | None = None
-    # Of the thread alone.
+    # Used by the thread only.
     self._published_at: dict[tuple[int, int], float] = {}
     self._began = time.monotonic()
 
@@ -112,7 +112,7 @@ class Publisher:
     """Takes the leases and starts to publish.
 
     Raises:
-      LeaseHeldError: if another job does one of these members' work.
+      LeaseHeldError: if another job is at work on one of these members.
       OSError: if the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
@@ -120,25 +120,25 @@ class Publisher:
         known = self.incarnations(member)
         before = read_lease(lease.path).get('refused')
         if isinstance(before, list):
-          # Peers may not have got there yet.
+          # Peers may not have reached these steps yet.
           lease.notes['refused'] = before
         lease.acquire(at_least=1 + max(known, default=0))
         stack.callback(lease.release)
         step_folders.tidy(self._folder_of(member))
       stack.pop_all()
     if self._leases:
-      # A daemon: a disk that hangs must not keep the process.
+      # A daemon, because a disk that hangs must not keep the process alive.
       self._thread = threading.Thread(
         target=self._publish_forever, name='publisher', daemon=True
       )
       self._thread.start()
 
   def close(self, last_steps: Mapping[int, int], *, finished: bool) -> None:
-    """Publishes what was offered, within bounds, and returns the leases.
+    """Publishes pending offers, for a limited time, and returns the leases.
 
     Args:
-      last_steps: how far each member got, said in its lease.
-      finished: whether that is the end, said likewise.
+      last_steps: each member's last step, recorded in its lease.
+      finished: whether the run is finished, recorded too.
     """
     with contextlib.suppress(LeaseLostError):
       self.check_leases()
@@ -147,16 +147,16 @@ class Publisher:
     with self._changed:
       self._changed.notify_all()
     if self._thread is not None:
-      # The interpreter's end is no place for one at work in native code.
+      # Ending the interpreter during native code in a thread may crash.
       self._thread.join(CLOSE_S)
     for member, lease in self._leases.items():
       lease.release(step=last_steps.get(member), finished=finished)
 
   def check_leases(self) -> None:
-    """Finds out whether each member is still this job's.
+    """Raises an error if a member is not this job's any more.
 
     Raises:
-      LeaseLostError: if not.
+      LeaseLostError: if another job has taken over.
     """
     for lease in self._leases.values():
       lease.check()
@@ -168,16 +168,16 @@ class Publisher:
     variables: PyTree,
     task_loss: MeanLoss | None,
   ) -> None:
-    """Takes a copy, to be published; one for whom it does not publish, not.
+    """Takes a copy to publish; ignores members that it does not publish for.
 
-    If the one before is still on its way to a slow disk, this one waits in its
-    place; an asynchronous member forgets one that waits already.
+    If the one before is still being written to a slow disk, this one waits; for
+    an asynchronous member it replaces one that waits already.
     """
     if member not in self._leases:
       return
     began = time.monotonic()
     copy = make_copy(
-      # What this process has of it: no other takes part.
+      # This process's part of the arrays, so that no other takes part.
       jax.tree.map(_here, variables),
       task_loss,
       self._settings.publish_precision,
@@ -189,19 +189,19 @@ class Publisher:
     offer.stall_seconds = time.monotonic() - began
 
   def flush(self, timeout_s: float) -> bool:
-    """Waits until all that was offered is published, or given up."""
+    """Waits until all offers are published or given up."""
     with self._changed:
       return self._changed.wait_for(
         lambda: not self._offers and not self._publishing, timeout_s
       )
 
   def withdraw(self, member: int, last_step: int) -> None:
-    """Tells peers not to wait for what a member would publish after a step."""
+    """Tells peers not to wait for publications of a member after a step."""
     if member in self._leases:
       self._leases[member].note(withdrawn=last_step)
 
   def begin(self) -> dict[int, int]:
-    """These members begin anew: removes what they published in another life.
+    """Begins these members anew: removes publications of their earlier lives.
 
     Returns:
       The incarnation of each.
@@ -212,14 +212,14 @@ class Publisher:
     return {member: one.incarnation for member, one in self._leases.items()}
 
   def go_on(self, began: Mapping[int, int]) -> None:
-    """These members go on with lives that began in these incarnations."""
+    """Continues these members' lives that began in these incarnations."""
     for member, lease in self._leases.items():
-      # In a folder that was emptied meanwhile lives are counted anew.
+      # In a folder that was emptied meanwhile, incarnations start again.
       least = min(began[member], lease.incarnation or began[member])
       lease.note(began=least)
 
   def incarnations(self, member: int) -> list[int]:
-    """Of all that a member has published and not removed."""
+    """Returns the incarnations of a member's publications in the folder."""
     folder = self._folder_of(member)
     found = []
     for step in step_folders.finished(folder):
@@ -232,8 +232,8 @@ class Publisher:
     with self._changed:
       mine = [one for one in self._offers if one.member == offer.member]
       if self._settings.synchronous and mine:
-        # Nothing may be left out, and no queue may grow for ever: it grows by
-        # one a timeout. Whoever stops does so before the next update.
+        # Nothing may be left out, but the queue must stay short: it grows by
+        # one a timeout, or once if the job is to stop, which ends its updates.
         deadline = time.monotonic() + self._settings.wait_timeout_s
         while (
           mine[-1] in self._offers
@@ -259,13 +259,13 @@ class Publisher:
         self._changed.wait_for(lambda: self._offers or self._closing.is_set())
         if not self._offers:
           return
-        # First: at no moment is an offer neither waiting nor on its way.
+        # First, so that an offer always counts as waiting or being published.
         self._publishing = True
         offer = self._offers.pop(0)
         self._changed.notify_all()
       try:
         self._publish(offer)
-      # The thread must live: whoever comes after may be well.
+      # The thread must go on: the next offer may succeed.
       except Exception as error:
         self._note_failure(offer, error)
       finally:
@@ -274,9 +274,9 @@ class Publisher:
           self._changed.notify_all()
 
   def _publish(self, offer: _Offer) -> None:
-    """Publishes or refuses; a synchronous member tries until it has."""
+    """Publishes or refuses; a synchronous member tries until it succeeds."""
     member, lease = offer.member, self._leases[offer.member]
-    # Whoever was suspended for long must not undo what its successor did.
+    # A job that was suspended for long must not undo its successor's work.
     lease.beat()
     lease.check()
     if not offer.copy.finite:
@@ -297,7 +297,7 @@ class Publisher:
       try:
         self._write(offer)
         break
-      # Whatever a disk or Orbax may raise: training goes on without it.
+      # A disk or Orbax may raise any error, and training goes on without it.
       except Exception as error:
         with contextlib.suppress(OSError):
           step_folders.tidy(self._folder_of(member))  # Disks are finite.
@@ -310,10 +310,10 @@ class Publisher:
     self._tidy(member, self._old)
 
   def _tidy(self, member: int, choose: Callable[[int], list[int]]) -> None:
-    """Removes steps of a member; what cannot be removed is tried again."""
+    """Removes old steps of a member; failures are tried again next time."""
     try:
       why = step_folders.tidy(self._folder_of(member), choose(member))
-    # A disk may raise anything: it is no reason to stop.
+    # A disk may raise any error, which is no reason to stop.
     except Exception as error:
       why = brief(error)
     if why:
@@ -367,14 +367,14 @@ class Publisher:
     return there.config_hash == notes.config_hash
 
   def _all(self, member: int) -> list[int]:
-    """The steps that a member has published."""
+    """Returns the published steps of a member."""
     return list(step_folders.finished(self._folder_of(member)))
 
   def _old(self, member: int) -> list[int]:
-    """Those that are neither among the newest nor young."""
+    """Returns the steps that are neither young nor among the newest."""
     now = time.monotonic()
-    # What this life did not publish is older than all that it did, unless it
-    # is synchronous and does the same again.
+    # Publications of earlier lives are older than this life's, except for a
+    # synchronous member, which repeats the same steps.
     ordered = sorted(
       self._all(member),
       key=lambda step: (
@@ -384,7 +384,7 @@ class Publisher:
     )
     old = []
     for step in ordered[: -self._settings.keep_publications]:
-      # What was there before this life is as old as it at the least.
+      # A publication of an earlier life is at least as old as this life.
       born = self._published_at.get((member, step), self._began)
       if now - born >= self._settings.keep_s:
         self._published_at.pop((member, step), None)
@@ -396,5 +396,5 @@ class Publisher:
 
 
 def _here(leaf: jax.Array) -> jax.Array:
-  """An array's part on this process; all of it, if every device has that."""
+  """Returns this process's part of an array; all of it if it is replicated."""
   return leaf.addressable_data(0) if leaf.is_fully_replicated else leaf

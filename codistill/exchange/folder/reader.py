@@ -1,4 +1,4 @@
-"""Reads what peers have published, with patience for what cannot be read."""
+"""Reads peers' publications, and has patience with unreadable ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from codistill.exchange.topology import Topology
 from codistill.step_folders import UnreadableError
 
 PyTree = Any
-# Seconds: the most between two attempts at what cannot be read.
+# The longest time between two attempts, in seconds.
 _MOST_PATIENCE_S = 60.0
-# A publication: of which peer, after which step, written when. A folder, which
-# may be unreadable as a whole, has no step.
+# A publication: its peer, its step, and when it was written. A folder, which
+# may be unreadable as a whole, has the step −1.
 _Key = tuple[int, int, int]
 
 
@@ -35,12 +35,12 @@ def _folder_key(peer: int) -> _Key:
 class Reader:
   """Reads publications into this process's shardings.
 
-  One thread looks and loads. Whatever fails is counted, noted in the journal
-  and tried again later, each time after twice the pause.
+  One thread looks and loads. A failure is counted, noted in the journal and
+  tried again, each time after twice the pause.
 
   Attributes:
     folder: shared by all members.
-    lives: which of its peers' may teach.
+    lives: decides which lives of peers may teach.
   """
 
   def __init__(
@@ -60,15 +60,15 @@ class Reader:
 
     Args:
       folder: shared by all members.
-      topology: who learns from whom.
-      settings: in which precision to hold teachers; what failed is tried again
-        after twice the pause between two looks, and more each time.
-      members: those of this process.
+      topology: the graph of members.
+      settings: precision of teachers, and the pause between two looks, which
+        doubles with each failure.
+      members: this process's members.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
-        shardings that peers are to be loaded into.
-      config_hash: publications with another one are not read.
-      lives: nor are those of lives that may not teach.
-      journal: told what happens.
+        shardings to load peers into.
+      config_hash: publications with another hash are not read.
+      lives: decides which lives of peers may teach.
+      journal: receives events.
       call: calls a function of `publication` that saves or loads.
     """
     self.folder = folder
@@ -80,7 +80,7 @@ class Reader:
       ),
       like,
     )
-    # Without places, so that they can be told to another process.
+    # Without shardings, so that they can be sent to another process.
     self._shapes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like
     )
@@ -90,20 +90,20 @@ class Reader:
     self._journal = journal
     self._call = call
     self._notes: dict[_Key, Notes] = {}
-    # Of what failed, under this lock: when to try again, and after which pause.
+    # Failures, under this lock: when to try again, and the pause before that.
     self._lock = threading.Lock()
     self._patience: dict[_Key, tuple[float, float]] = {}
     self._failed_loads: dict[int, int] = {}
     self._why: dict[int, str] = {}
-    # Peers of whom there is only what may not teach.
+    # Peers with publications of earlier lives only, which may not teach.
     self._earlier: set[int] = set()
 
   def students(self, peer: int) -> list[int]:
-    """Those of this process's members that may learn from a peer."""
+    """Returns this process's members that may learn from a peer."""
     return [m for m in self._members if peer in self._topology.candidates(m)]
 
   def listed(self, peer: int) -> dict[int, int]:
-    """A peer's finished publications: steps, and when each was written.
+    """Lists a peer's finished publications: step → when it was written.
 
     Raises:
       OSError: if they cannot be listed.
@@ -114,11 +114,11 @@ class Reader:
     return listed
 
   def absence(self, peer: int) -> str:
-    """Why there is no copy of a peer: 'absent', or 'earlier' lives alone."""
+    """Why a peer has no copy: 'absent', or 'earlier' for earlier lives only."""
     return 'earlier' if peer in self._earlier else 'absent'
 
   def notes(self, peer: int, step: int, written: int) -> Notes | None:
-    """What a publication says of itself, if it can be read and is for us."""
+    """Reads a publication's metadata; None if it is unreadable or unfit."""
     key = (peer, step, written)
     path = self.folder / str(peer) / str(step)
     if key not in self._notes:
@@ -142,16 +142,16 @@ class Reader:
   def load(
     self, peer: int, step: int, written: int, take: Callable[[Copy], None]
   ) -> bool:
-    """Loads a publication, if it can be.
+    """Loads a publication, if possible.
 
     Args:
-      peer: whose.
-      step: of the publication.
-      written: when, as it was listed.
+      peer: its member.
+      step: its step.
+      written: its time of writing, from `listed`.
       take: puts the copy where the train loop finds it.
 
     Returns:
-      Whether it did.
+      Whether it was loaded.
     """
     key = (peer, step, written)
     if not self._may_try(key):
@@ -178,11 +178,11 @@ class Reader:
     return True
 
   def forget(self, peer: int, keep: Callable[[int, int], bool]) -> None:
-    """Drops what is known of publications but those to keep.
+    """Drops everything known about publications, except for some to keep.
 
     Args:
-      peer: whose.
-      keep: step, and when it was written → whether to.
+      peer: the publications' member.
+      keep: (step, when it was written) → whether to keep it.
     """
     with self._lock:
       for known in (self._notes, self._patience):
@@ -195,7 +195,7 @@ class Reader:
     return self._may_try(_folder_key(peer))
 
   def looked(self, peer: int) -> None:
-    """Has no more patience with a peer's folder than with any other."""
+    """Ends the extra patience with a peer's folder after a success."""
     with self._lock:
       self._patience.pop(_folder_key(peer), None)
 
@@ -204,7 +204,7 @@ class Reader:
     self._failed(text, _folder_key(peer))
 
   def failed_loads(self, member: int) -> int:
-    """With any that a member may learn from, since the process began."""
+    """Failures with all peers of a member since the process began."""
     with self._lock:
       return sum(
         self._failed_loads.get(peer, 0)
@@ -212,12 +212,12 @@ class Reader:
       )
 
   def why(self, peer: int) -> str | None:
-    """What failed last with a peer."""
+    """Returns a peer's last failure."""
     with self._lock:
       return self._why.get(peer)
 
   def _load_and_place(self, path: epath.Path) -> tuple[PyTree, Notes]:
-    """By way of the host, so that a device holds no more than the teacher."""
+    """Loads by way of the host, so a device stores only the teacher."""
     variables, notes = self._call(publication.load, path, self._shapes)
     with jax.default_device(publication.host_device()):
       if not bool(all_finite(variables)):
@@ -232,21 +232,21 @@ class Reader:
       return time.monotonic() >= self._patience.get(key, (0.0, 0.0))[0]
 
   def _leave_out(self, peer: int) -> None:
-    """Says once that what a peer has published is of an earlier life."""
+    """Notes, once, that a peer's publications are of an earlier life."""
     if peer in self._earlier:
       return
     self._earlier.add(peer)
     student = self.students(peer)[0]
     text = (
-      f'until member {peer} is at work again, what it published before member '
-      f'{student} began does not teach'
+      f'member {peer} does not teach until it is at work again: it published '
+      f'before member {student} began'
     )
     with self._lock:
       self._why[peer] = text
     self._journal.note(student, 'leave out', peer=peer, message=text)
 
   def _failed(self, text: str, key: _Key) -> None:
-    """Counts a failed read, warns once a peer, and has patience with it."""
+    """Counts a failed read, notes it, and lengthens the pause."""
     peer, step, _ = key
     with self._lock:
       pause = self._patience.get(key, (0.0, self._settings.poll_s))[1]
@@ -259,5 +259,5 @@ class Reader:
       'failed load',
       peer=peer,
       publication=step,
-      message=f'{text}; going on with what is there',
+      message=f'{text}; going on with the copies at hand',
     )

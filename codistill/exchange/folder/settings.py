@@ -1,4 +1,4 @@
-"""How members meet in a folder: how often, how closely, how patiently."""
+"""Settings of an exchange through a folder: cadence, precision, patience."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from codistill.exchange.copies import check_cadence, check_precisions
 from codistill.exchange.folder.lease import check_timeout
 from codistill.precision import FULL
 
-# Seconds: for the last publications, and for a thread at work, at the end.
+# Seconds to wait at the end for the last publications and for a busy thread.
 CLOSE_S = 30.0
-# Seconds: the least between two looks at the neighbours' folders.
+# The least time between two looks at the neighbours' folders, in seconds.
 _LEAST_POLL_S = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is set once for a folder, and the only place that has defaults.
+  """Settings of an exchange folder, and the only place of their defaults.
 
   Attributes:
     reload_interval_steps: k, updates between two publications, ≥ 1.
-    delay_steps: d ≥ 0, by how many more steps each publication is held back;
-      for synchronous members.
-    synchronous: members wait for each other rather than take the freshest.
-    publish_precision: what a process publishes in.
-    teacher_precision: what it holds teachers in.
-    keep_publications: how many of the newest stay in the folder, ≥ 2.
-    keep_s: and for how many seconds after publication all do, so that slow
-      readers get to the end.
+    delay_steps: d ≥ 0, further steps before a publication is visible; for
+      synchronous members.
+    synchronous: members wait for each other, rather than take the freshest.
+    publish_precision: precision of publications.
+    teacher_precision: precision of teachers in memory.
+    keep_publications: number of newest publications that stay, ≥ 2.
+    keep_s: seconds that each publication stays at least, so that slow readers
+      can finish.
     poll_interval_s: seconds between two looks at the neighbours' folders.
     wait_timeout_s: seconds that a synchronous member waits for a peer, and
       tries to publish.
-    lease_timeout_s: seconds after which a job without a sign of life is taken
-      for dead.
+    lease_timeout_s: seconds without a heartbeat after which a job counts as
+      dead.
   """
 
   reload_interval_steps: int
@@ -47,23 +47,23 @@ class Settings:
   lease_timeout_s: float = 60.0
 
   def __post_init__(self):
-    """Refuses what cannot be.
+    """Refuses impossible settings.
 
     Raises:
-      ValueError: if a number is out of range, or a delay is asked of members
-        that have no common steps.
+      ValueError: if a number is out of range, or for a delay of members that
+        have no common steps.
     """
     check_cadence(self.reload_interval_steps, self.delay_steps)
     check_precisions(self.publish_precision, self.teacher_precision)
     if self.delay_steps and not self.synchronous:
       raise ValueError(
-        'delay_steps counts steps that members have in common, and those of '
+        'delay_steps counts steps that members have in common, and members of '
         'several jobs have none; set synchronous, or delay_steps to 0'
       )
     if self.keep_publications < 2:
       raise ValueError(
-        f'keep_publications is {self.keep_publications}; with less than 2 the '
-        'one that is being read goes'
+        f'keep_publications is {self.keep_publications}, so a publication may '
+        'be removed while it is read; make it at least 2'
       )
     for name in ('keep_s', 'poll_interval_s', 'wait_timeout_s'):
       if (value := getattr(self, name)) < 0:
@@ -72,10 +72,10 @@ class Settings:
 
   @property
   def lag(self) -> int:
-    """After how many steps a publication may teach."""
+    """Steps after which a publication may teach."""
     return self.delay_steps + 1
 
   @property
   def poll_s(self) -> float:
-    """Seconds between two looks; no folder is looked at without a pause."""
+    """Seconds between two looks, never without a pause."""
     return max(self.poll_interval_s, _LEAST_POLL_S)

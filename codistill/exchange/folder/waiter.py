@@ -1,6 +1,6 @@
-"""The copies of just the right steps, waited for by synchronous members.
+"""Lets synchronous members wait for copies of exactly the right steps.
 
-So each member sees exactly what it would see of members in the same process.
+Each member then sees what it would see of members in the same process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from codistill.exchange.folder.reader import Reader
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Teachers, Topology
 
-# Seconds between two looks at what a member waits for.
+# Seconds between two looks for an awaited copy.
 _LOOK_S = 0.02
 # Beyond all steps.
 _NEVER = 1 << 62
@@ -30,7 +30,7 @@ class WaitInterruptedError(Exception):
 
 
 class Waiter:
-  """What synchronous members see; of the train loop alone, without a thread."""
+  """The copies that synchronous members see; it needs no thread."""
 
   def __init__(
     self,
@@ -41,14 +41,13 @@ class Waiter:
     check_leases: Callable[[], None],
     should_stop: Callable[[], bool],
   ):
-    """Has no copy yet.
+    """Starts without copies.
 
     Args:
-      topology: who learns from whom.
+      topology: the graph of members.
       settings: how often members publish, and how long to wait for a peer.
-      reader: reads publications; for this waiter alone.
-      check_leases: called again and again meanwhile, so that whoever has been
-        replaced waits no longer.
+      reader: reads publications, for this waiter only.
+      check_leases: called repeatedly, so that a replaced job stops waiting.
       should_stop: asked as often.
     """
     self._topology = topology
@@ -61,17 +60,17 @@ class Waiter:
     self._copies: dict[int, dict[int, Copy]] = {
       member: {} for member in range(topology.members)
     }
-    # The oldest step that a member may still ask for of a peer.
+    # The oldest step of a peer that a member may still ask for.
     self._seen: dict[tuple[int, int], int] = {}
 
   def open(self) -> None:
-    """Nothing to start."""
+    """Does nothing."""
 
   def close(self) -> None:
-    """Nothing to stop."""
+    """Does nothing."""
 
   def teachers(self, member: int, step: int) -> Teachers:
-    """Whom a member learns from in an update."""
+    """Returns the teachers of a member in an update."""
     teachers = self._topology.teachers(
       member, reload_number(step, self._lag, self._interval)
     )
@@ -82,7 +81,7 @@ class Waiter:
   def newest(
     self, member: int, peer: int, step: int
   ) -> tuple[int, Copy] | None:
-    """The newest copy visible at `step`, once all processes have it.
+    """Returns the newest copy visible at `step`, once all processes have it.
 
     Raises:
       PeerTimeoutError: if it does not come in time.
@@ -98,26 +97,26 @@ class Waiter:
     return at, copy
 
   def withdraw(self, member: int) -> None:
-    """Frees what this member alone would have asked for."""
+    """Frees the copies that only this member would have asked for."""
     for peer in self._topology.candidates(member):
       self._saw(member, peer, _NEVER)
 
   def copies(self) -> dict[int, dict[int, Copy]]:
-    """Those that may still be asked for, by member and step."""
+    """Returns the copies that may still be asked for, by member and step."""
     return {peer: dict(steps) for peer, steps in self._copies.items()}
 
   def restore(self, copies: Mapping[int, Mapping[int, Copy]]) -> None:
-    """Puts back what `copies` returned."""
+    """Restores a result of `copies`."""
     for peer, steps in copies.items():
       self._copies[peer].update(steps)
 
   def _visible(self, step: int) -> int:
-    """Of which step the newest publication is that may be seen at `step`."""
+    """Returns the step of the newest publication visible at `step`."""
     last = step - self._lag
     return last - last % self._interval
 
   def _await_everywhere(self, member: int, peer: int, at: int) -> int:
-    """As `_await`; all processes of a member wait for each other."""
+    """Like `_await`; all processes of a member wait for each other."""
     failure = None
     try:
       at = self._await(peer, at)
@@ -131,16 +130,15 @@ class Waiter:
     if (told[:, 0] != at).any():
       raise PeerTimeoutError(
         f'processes of member {member} see different publications of member '
-        f'{peer} in {self._reader.folder}; see that all of them reach the same '
-        'folder'
+        f'{peer} in {self._reader.folder}; give all of them the same folder'
       )
     return at
 
   def _await(self, peer: int, at: int) -> int:
-    """Waits for the publication of a step, or for the last before it.
+    """Waits for the publication of a step, or for the last one before it.
 
     Returns:
-      Its step; below zero if there is none.
+      The step of the publication; below zero if there is none.
     """
     deadline = time.monotonic() + self._wait_s
     while at >= 0 and at not in self._copies[peer]:
@@ -182,13 +180,13 @@ class Waiter:
     """Whether a member has said that it will not publish a step."""
     lease = self._reader.lives.present(peer)
     refused, last = lease.get('refused'), lease.get('withdrawn')
-    # Anything may stand in a file that others can write.
+    # Other programs may write arbitrary values into the file.
     return (isinstance(refused, list) and step in refused) or (
       isinstance(last, int) and last < step
     )
 
   def _saw(self, member: int, peer: int, step: int) -> None:
-    """Frees what none of this process's members will ask for again."""
+    """Frees the copies that no member of this process will ask for again."""
     self._seen[member, peer] = step
     oldest = min(
       self._seen.get((student, peer), -1)
