@@ -47,7 +47,7 @@ def open_tfds(name, data_dir, train_split, eval_split, others=()):
     def read_encoded(indices):
       try:
         examples = source.__getitems__(indices.tolist())
-      except RuntimeError as error:  # ArrayRecord raises no other.
+      except RuntimeError as error:  # ArrayRecord's for any fault.
         raise BadDataError(
           f'{name} {split} cannot be read in {builder.data_dir} '
           f'({_one_line(error)}); prepare it again'

@@ -297,7 +297,7 @@ class CorpusWriter:
 def seal_file(
   path: pathlib.Path, vocab_size: int | None
 ) -> tuple[str, Int64[np.ndarray, ' vocab'] | None]:
-  """Reads a file back: its SHA-256, and the count of each token if it has."""
+  """Reads a file back; returns its SHA-256, and each token's count, if any."""
   digest = hashlib.sha256()
   counts = None if vocab_size is None else np.zeros(vocab_size, np.int64)
   with open(path, 'rb') as file:

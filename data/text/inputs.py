@@ -191,8 +191,7 @@ def _check_parquet(path, reading, refuse):
   if reading.text_key not in names:
     raise InputError(
       f'{path} has no column {reading.text_key!r}, but '
-      f'{", ".join(names) or "none"}: name the one with the text with '
-      '--text-key.'
+      f'{", ".join(names) or "none"}: choose the text with --text-key.'
     )
   if names.count(reading.text_key) > 1:
     raise InputError(
@@ -206,7 +205,7 @@ def _check_parquet(path, reading, refuse):
   if not any(is_text(values) for is_text in texts):
     raise InputError(
       f'The column {reading.text_key!r} of {path} holds {kind}, not strings: '
-      'name the one with the text with --text-key.'
+      'choose the text with --text-key.'
     )
 
 
@@ -258,7 +257,7 @@ def tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
   ):
     raise InputError(
       f'{dataset} has no text under {reading.text_key!r}, but '
-      f'{", ".join(features)}: name the right one with --text-key.'
+      f'{", ".join(features)}: choose the text with --text-key.'
     )
   try:
     examples = builder.as_data_source(split, file_format='array_record')

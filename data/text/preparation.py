@@ -178,7 +178,7 @@ class _Run:
       )
       settings = self._settings
       try:
-        # In another process, because it takes minutes and is uninterruptible.
+        # In another process: it takes minutes and cannot be interrupted.
         model = self._pool.submit(
           train_tokenizer,
           texts,
