@@ -1,5 +1,7 @@
 """docs/own_loop.md does what it says, with the package alone."""
 
+import ast
+import inspect
 import os
 import pathlib
 import re
@@ -8,6 +10,9 @@ import subprocess
 import sys
 
 import pytest
+
+import codistill
+from scripts import api
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / 'docs/own_loop.md').read_text(encoding='utf-8')
@@ -40,8 +45,38 @@ def test_the_package_is_codistill_alone(installed):
   found = {path.name for path in installed.iterdir()}
   packages = {name for name in found if not name.endswith('.dist-info')}
   assert packages == {'codistill'}
-  there = {path.name for path in (installed / 'codistill').glob('*.py')}
-  assert there == {path.name for path in (ROOT / 'codistill').glob('*.py')}
+  there, here = (
+    {path.name for path in (folder / 'codistill').glob('*.*')}
+    for folder in (installed, ROOT)
+  )
+  assert there == here
+  # So that type checkers read its annotations.
+  assert 'py.typed' in there
+
+
+def test_it_offers_what_a_loop_needs_and_the_page_lists_it():
+  assert api.PAGE.read_text(encoding='utf-8') == api.page()
+  used = set(re.findall(r'codistill\.(\w+)', PAGE)) - {'exchange'}
+  assert len(used) > 5
+  assert used <= set(codistill.__all__) <= set(dir(codistill))
+  for name in codistill.__all__:
+    assert getattr(codistill, name).__name__ == name
+  with pytest.raises(AttributeError, match='no attribute'):
+    codistill.Nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_names_where_they_are():
+  """Checkers read the imports, Python the dictionary."""
+  tree = ast.parse(inspect.getsource(codistill))
+  found = {
+    alias.name: node.module
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+    if node.module.startswith('codistill')
+  }
+  assert found == codistill._MODULES
+  assert sorted(found) == codistill.__all__
 
 
 def short(steps, code=CODE):
