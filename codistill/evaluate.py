@@ -130,6 +130,45 @@ def make_evaluate(
   return evaluate
 
 
+def average(log_probs: Sequence[jax.Array]) -> jax.Array:
+  """The logarithm of the mean of predictions that are given as logarithms."""
+  total = jax.nn.logsumexp(jnp.stack(log_probs), axis=0)
+  return total - jnp.log(len(log_probs))
+
+
+def predict_together(
+  model: Model,
+  members: Sequence[PyTree],
+  inputs: PyTree,
+  memories: Sequence[PyTree],
+) -> tuple[jax.Array, tuple[PyTree, ...]]:
+  """What a member predicts, or several as an ensemble.
+
+  Args:
+    model: F.
+    members: the variables of one or more.
+    inputs: of a batch.
+    memories: a carry for each member.
+
+  Returns:
+    Log-probabilities [*batch, classes], and the members' new memories.
+  """
+  predictions, memories = model.predict_each(members, inputs, memories)
+  log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
+  return average(log_probs), memories
+
+
+def probabilities(
+  model: Model, members: Sequence[PyTree], inputs: PyTree
+) -> jax.Array:
+  """Likewise as probabilities, with memories that are empty before."""
+  memory = model.memory(jax.tree.leaves(inputs)[0].shape[0])
+  log_probs, _ = predict_together(
+    model, members, inputs, (memory,) * len(members)
+  )
+  return jnp.exp(log_probs)
+
+
 Sum = Callable[..., tuple[PyTree, PyTree]]
 
 
@@ -185,9 +224,7 @@ def _compare(
     loss = task_cross_entropy(labels, log_probs)
     return jnp.sum(hits * mask), jnp.sum(loss * mask)
 
-  mean = jax.nn.logsumexp(jnp.stack(log_probs), axis=0) - jnp.log(
-    len(log_probs)
-  )
+  mean = average(log_probs)
   classes = jnp.stack([one.argmax(-1) for one in log_probs])
   first, second = np.triu_indices(len(log_probs), k=1)
   disagree = jnp.sum((classes[first] != classes[second]) * mask)

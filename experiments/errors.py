@@ -10,6 +10,10 @@ from typing import Any
 class UserError(Exception):
   """Its message says what is wrong and what to do; no traceback is shown."""
 
+  def _render_traceback_(self) -> list[str]:
+    """What Jupyter and IPython show instead of a traceback."""
+    return [f'{type(self).__name__}: {self}']
+
 
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
@@ -39,5 +43,5 @@ def check_choice(key: str, value: Any, allowed: Collection[str]) -> None:
 def check_least(values: Mapping[str, tuple[float, float]]) -> None:
   """Refuses, by key, a value that is below its minimum with a `UserError`."""
   for key, (value, minimum) in values.items():
-    if value < minimum:
+    if not value >= minimum:  # Nor is NaN.
       raise UserError(f'{key} is {value}; it must be at least {minimum}')

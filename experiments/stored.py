@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import os
 import pathlib
 import statistics
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from codistill import hosts
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
+from codistill.evaluate import probabilities
 from codistill.models import Model
 from codistill.step_folders import UnreadableError
+from data.text.corpus import Corpus
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.experiment import Experiment
-from experiments.record import Record, read_rows
+from experiments.record import Record, Row, read_rows
 from experiments.runs import (
   Run,
   commit_of,
@@ -157,36 +163,97 @@ def load_members(
   return dict(sorted(found.items())), missing
 
 
-def load_teachers(
-  workdir: pathlib.Path, data: Mapping[str, Any]
-) -> tuple[tuple[Peer, ...], Model]:
-  """The members of a finished run, to learn from (§3.4.1), and their network.
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+  """A finished run, opened to look at and to predict with.
 
-  Args:
+  Attributes:
     workdir: of the run.
-    data: of the student's config.
+    runs: the provenance of its processes.
+    experiment: rebuilt from it.
+    members: as they were at the end, by number.
+  """
+
+  workdir: pathlib.Path
+  runs: Mapping[int | None, Run]
+  experiment: Experiment
+  members: dict[int, Stored]
+
+  @property
+  def label(self) -> str:
+    """'imagenet_codistill:laptop'."""
+    return label_of(some_run(self.runs))
+
+  @functools.cached_property
+  def rows(self) -> list[Row]:
+    """What its processes have written, one after the other."""
+    rows = read_all_rows(self.workdir, self.runs)
+    if rows is None:
+      raise UserError(
+        f'rows of {self.workdir} are gone; put back a copy, or run it again '
+        'with --overwrite'
+      )
+    return rows
+
+  def curve(
+    self, who: int | str, metric: str
+  ) -> tuple[list[int], list[float | None]]:
+    """Steps, and a metric of held-out examples at each of them.
+
+    Args:
+      who: number of a member, or 'ensemble'.
+      metric: of rows: 'task_loss', 'accuracy', …
+    """
+    found = {
+      row['step']: row[metric]
+      for row in self.rows
+      if row['member'] == who and row['kind'] in ('eval', 'final')
+    }
+    return list(found), list(found.values())
+
+  def predict(self, who: int | str, inputs: PyTree) -> np.ndarray:
+    """Probabilities [*batch, classes] of each class, by one or by all.
+
+    Args:
+      who: number of a member, or 'ensemble' for the mean of all.
+      inputs: of a batch, as the data set has them: of images their pixels. A
+        language model begins with an empty memory.
+
+    Raises:
+      UserError: if there is no such member.
+    """
+    members = (
+      self.members if who == 'ensemble' else {who: self.members.get(who)}
+    )
+    if None in members.values():
+      raise UserError(
+        f'there is no member {who!r}; there are '
+        f"{', '.join(map(str, self.members))} and 'ensemble'"
+      )
+    variables = [one.variables for one in members.values()]
+    return np.asarray(self._predict(variables, inputs))
+
+  @functools.cached_property
+  def _predict(self) -> Callable[[list[PyTree], PyTree], jax.Array]:
+    return jax.jit(functools.partial(probabilities, self.experiment.model))
+
+
+def open_run(workdir: str | os.PathLike[str]) -> FinishedRun:
+  """Opens a finished run, all of whose members can be read as it left them.
 
   Raises:
-    UserError: if there is no run, or it has not finished, or not all of its
-      members can be read as they were at its end, or they know examples of
-      another kind.
+    UserError: if there is no run, it has not finished, its data are not here,
+      or a member cannot be read.
   """
+  workdir = pathlib.Path(workdir).absolute()
   runs = read_runs(workdir)
   for run in runs.values():
     if run['status'] != 'done':
       raise UserError(
-        f'{workdir} is {run["status"]}, and members learn from a finished run; '
-        'let its command go on first'
+        f'{workdir} is {run["status"]}, and only a finished run can be opened; '
+        'let its command go on, or begin it anew with --overwrite'
       )
   experiment = rebuild(runs)
-  task = make_task(data)
-  for key in ('kind', *task.must_agree):
-    theirs, ours = getattr(experiment.task, key, None), getattr(task, key)
-    if theirs != ours:
-      raise UserError(
-        f'{workdir} has learnt from data whose {key} is {theirs}, and here '
-        f'data.{key} is {ours}; choose other teachers or other data'
-      )
   members = members_of(runs)
   said: list[str] = []
   found, missing = load_members(workdir, runs, experiment, members, said.append)
@@ -202,10 +269,75 @@ def load_teachers(
       )
   if missing:
     raise UserError(f'{workdir}: {"; ".join(missing.values())}')
+  return FinishedRun(workdir, runs, experiment, found)
+
+
+def load_teachers(
+  workdir: pathlib.Path, data: Mapping[str, Any]
+) -> tuple[tuple[Peer, ...], Model]:
+  """The members of a finished run, to learn from (§3.4.1), and their network.
+
+  Args:
+    workdir: of the run.
+    data: of the student's config.
+
+  Raises:
+    UserError: as `open_run`, or if they know examples of another kind.
+  """
+  run = open_run(workdir)
+  task = make_task(data)
+  for key in ('kind', *task.must_agree):
+    theirs, ours = getattr(run.experiment.task, key, None), getattr(task, key)
+    if theirs != ours:
+      raise UserError(
+        f'{workdir} has learnt from data whose {key} is {theirs}, and here '
+        f'data.{key} is {ours}; choose other teachers or other data'
+      )
   peers = tuple(
-    Peer(member, one.step, one.variables) for member, one in found.items()
+    Peer(member, one.step, one.variables) for member, one in run.members.items()
   )
-  return peers, experiment.model
+  return peers, run.experiment.model
+
+
+def corpus_of(
+  workdir: pathlib.Path, runs: Mapping[int | None, Run], experiment: Experiment
+) -> Corpus:
+  """The text that a language model learnt from, and so its vocabulary.
+
+  Raises:
+    UserError: if it is no language model, or that text is not here.
+  """
+  if experiment.task.kind != 'text':
+    raise UserError(
+      f'{workdir} is no language model: its data are {experiment.task.kind}; '
+      'name the folder of a run of a config lm_…'
+    )
+  corpus = experiment.task.make_dataset().corpus
+  before = some_run(runs).get('data', {}).get('fingerprint')
+  if before not in (None, corpus.fingerprint):
+    raise UserError(
+      f'{workdir} has learnt from data whose fingerprint is {before[:12]}, and '
+      f'{corpus.folder} has another one; put back the text it learnt from'
+    )
+  return corpus
+
+
+def read_all_rows(
+  workdir: pathlib.Path, runs: Mapping[int | None, Run]
+) -> list[Row] | None:
+  """The rows of all processes of a run; None if those of one are gone.
+
+  Raises:
+    UserError: if they are damaged.
+  """
+  rows = []
+  for process in runs:
+    path = Record(workdir, '' if process is None else f'-{process}').rows_path
+    if not path.exists():
+      return None
+    with user_errors(ValueError):
+      rows += read_rows(path)
+  return rows
 
 
 # Batches of training whose mean tells how well a network fits what it learns
@@ -228,14 +360,8 @@ def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
   Raises:
     UserError: if they are damaged.
   """
-  rows = []
-  for process in read_runs(workdir):
-    path = Record(workdir, '' if process is None else f'-{process}').rows_path
-    if not path.exists():
-      return None
-    with user_errors(ValueError):
-      rows += read_rows(path)
-  if not any(row['kind'] == 'final' for row in rows):
+  rows = read_all_rows(workdir, read_runs(workdir))
+  if not any(row['kind'] == 'final' for row in rows or ()):
     return None
   last = max(row['step'] for row in rows)
 

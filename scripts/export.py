@@ -1,14 +1,22 @@
-"""Makes a copy of one member that can be served without this code.
+"""Makes a copy of a member, or of all, that can be served without this code.
 
-  python -m scripts.export WORKDIR --member=I --out=DIR
+  python -m scripts.export WORKDIR --member=I|ensemble --out=DIR
 
-Of the member's newest checkpoint, in a DIR that must be empty or not there:
+Of the newest checkpoints, in a DIR that must be empty or not there:
 
-  variables/    parameters and batch statistics, an Orbax checkpoint
-  predict.bin   (variables, images [batch, …]) → probabilities, by jax.export,
-                for any batch size, on CPU, CUDA and TPU
-  config.json   the run's config, the member, its step, the commit
-  README.md     how to load it, without this project
+  variables/       parameters and batch statistics, an Orbax checkpoint
+  predict.bin      (variables, inputs [batch, …]) → probabilities, by
+                   jax.export, for any batch size, on CPU, CUDA and TPU
+  config.json      the run's config, the member, its step, the commit
+  README.md        how to load it, without this project
+
+Of a language model predict.bin is (variables, tokens [batch, time], memory) →
+(logits, memory), and there are also
+
+  memory.bin       tokens → the memory to begin with
+  tokenizer.model  its vocabulary, if the text that it learnt from is here
+
+An ensemble predicts the mean of what its members predict.
 
 A DIR appears when all of it is there. Neither the data nor the device of the
 run is needed.
@@ -24,7 +32,7 @@ import pathlib
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,17 +40,21 @@ import jax
 import jax.export
 
 from codistill.checkpoint import save_variables
-from codistill.models import Model
+from codistill.evaluate import predict_together, probabilities
+from data.text.corpus import TOKENIZER
 from experiments.errors import UserError
+from experiments.experiment import Experiment
 from experiments.paths import local_path
 from experiments.runs import (
   Run,
   commit_of,
   label_of,
+  members_of,
   read_runs,
   some_run,
 )
-from experiments.stored import Stored, load_members, rebuild
+from experiments.stored import Stored, corpus_of, load_members, rebuild
+from experiments.tasks import Task
 from scripts.evaluate import prepare_jax
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -51,7 +63,7 @@ PACKAGES = ('jax', 'orbax-checkpoint', 'flatbuffers')
 PyTree = Any
 
 README = """\
-# Member {member} of {label}, after {step:,} updates
+# {title}
 
 Needs Python and these packages, by which it was written:
 
@@ -66,52 +78,112 @@ import pathlib
 import jax.export
 from orbax.checkpoint import v1 as ocp
 
-exported = jax.export.deserialize(pathlib.Path('predict.bin').read_bytes())
-variables = ocp.load(pathlib.Path('variables').absolute())
-probabilities = jax.jit(exported.call)(variables, images)
-```
+{lines}```
 
-- `images`: uint8 [batch, {shape}], pixels as they are stored; any batch size.
-  They are normalised inside, by a mean of {mean} and a deviation of {std} of
-  pixels scaled to [0, 1].
-- `probabilities`: float32 [batch, {num_classes}].
+- `{inputs}`: {given}; any batch size.{notes}
+- `{outputs}`: {found}{meaning}.
 - Runs on: {platforms}.
 - `config.json`: the config that it was trained with, and by which code.
 """
+LINES = """\
+exported = jax.export.deserialize(pathlib.Path('predict.bin').read_bytes())
+variables = ocp.load(pathlib.Path('variables').absolute())
+probabilities = jax.jit(exported.call)(variables, {inputs})
+"""
+LINES_OF_TEXT = """\
+def load(name):
+  return jax.jit(jax.export.deserialize(pathlib.Path(name).read_bytes()).call)
+
+begin, predict = load('memory.bin'), load('predict.bin')
+variables = ocp.load(pathlib.Path('variables').absolute())
+memory = begin(tokens)
+logits, memory = predict(variables, tokens, memory)
+"""
+# Of the inputs, by the kind of data.
+NOTES = {
+  'images': """
+  Pixels as they are stored: they are normalised inside, by a mean of {mean} and
+  a deviation of {std} of pixels scaled to [0, 1].""",
+  'clicks': """
+  An integer x is given as sign(x) · ln(1 + |x|), and as 0 where it is missing;
+  `missing` is 1 there. Categories have numbers below {table_sizes}.""",
+  'text': """
+  The next tokens of each text, any number of them. A text begins with token 1,
+  the end of the one before. `tokenizer.model`, if it could be copied, is the
+  vocabulary, for the package sentencepiece; pieces 1 to 5 mark the ends of
+  documents, and where paragraphs and sentences begin and end.
+- `memory`: what is kept of the tokens so far; give it back with the next ones.
+  A Transformer has none: give it whole texts. It was trained on
+  {sequence_length} tokens at a time.""",
+}
 
 
-def export_predict(
-  model: Model, variables: PyTree, input_shape: Sequence[int]
-) -> jax.export.Exported:
-  """F as probabilities, lowered for every platform that it can be lowered for.
+def functions_of(
+  experiment: Experiment, members: Mapping[int, PyTree]
+) -> dict[str, jax.export.Exported]:
+  """What is served, by the names of its files.
 
   Args:
-    model: F.
-    variables: of a member, or their shapes.
-    input_shape: of one example.
-
-  Returns:
-    (variables, inputs [batch, *input_shape] uint8) → probabilities
-    [batch, classes], with a symbolic batch.
+    experiment: whose F it is.
+    members: the variables of one, or of all of an ensemble, or their shapes.
   """
-
-  @jax.jit
-  def predict(variables, inputs):
-    memory = model.memory(inputs.shape[0])
-    prediction, _ = model.predict(variables, inputs, memory)
-    return jax.nn.softmax(prediction.logits)
-
-  [batch] = jax.export.symbolic_shape('batch')
-  arguments = (
-    # Without the places that arrays have here.
-    jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables
+  model, task = experiment.model, experiment.task
+  batch, time = jax.export.symbolic_shape('batch, time')
+  of_text = task.kind == 'text'
+  inputs = jax.tree.map(
+    lambda one: jax.ShapeDtypeStruct(
+      (batch, time) if of_text else (batch, *one.shape[1:]), one.dtype
     ),
-    jax.ShapeDtypeStruct((batch, *input_shape), 'uint8'),
+    task.abstract_batch(1)['inputs'],
+  )
+  # Without the places that arrays have here.
+  variables = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), together(members)
   )
 
+  def each(variables):
+    return [variables[str(i)] for i in members] if several else [variables]
+
+  several = len(members) > 1
+  if not of_text:
+
+    def predict(variables, inputs):
+      return probabilities(model, each(variables), inputs)
+
+    return {'predict.bin': export_function(predict, variables, inputs)}
+
+  def begin(tokens):
+    # Of one text, because the number of texts is a symbol here.
+    memory = jax.tree.map(
+      lambda leaf: leaf.repeat(tokens.shape[0], axis=0), model.memory(1)
+    )
+    return (memory,) * len(members)
+
+  def go_on(variables, tokens, memories):
+    return predict_together(model, each(variables), tokens, memories)
+
+  memories = jax.eval_shape(begin, inputs)
+  return {
+    'memory.bin': export_function(begin, inputs),
+    'predict.bin': export_function(go_on, variables, inputs, memories),
+  }
+
+
+def together(members: Mapping[int, PyTree]) -> PyTree:
+  """As they are stored: one member's as they are, those of several by name."""
+  if len(members) == 1:
+    [variables] = members.values()
+    return variables
+  return {str(member): one for member, one in members.items()}
+
+
+def export_function(
+  function: Callable[..., PyTree], *arguments: PyTree
+) -> jax.export.Exported:
+  """A function, lowered for every platform that it can be lowered for."""
+
   def lower(platforms: Sequence[str]) -> jax.export.Exported:
-    return jax.export.export(predict, platforms=platforms)(*arguments)
+    return jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
 
   def lowers(platform: str) -> bool:
     try:
@@ -133,18 +205,20 @@ def export_predict(
 def write_export(
   folder: pathlib.Path,
   run: Run,
-  member: int,
-  stored: Stored,
-  exported: jax.export.Exported,
+  task: Task,
+  stored: Mapping[int, Stored],
+  functions: Mapping[str, jax.export.Exported],
 ) -> None:
-  """Writes the four into a folder that is there and empty."""
-  save_variables(folder / 'variables', stored.variables)
-  (folder / 'predict.bin').write_bytes(exported.serialize())
+  """Writes all but the vocabulary into a folder that is there and empty."""
+  members = {member: one.variables for member, one in stored.items()}
+  save_variables(folder / 'variables', together(members))
+  for name, function in functions.items():
+    (folder / name).write_bytes(function.serialize())
+  steps = {member: one.step for member, one in stored.items()}
   about = {
     'experiment': run['experiment'],
     'variant': run['variant'],
-    'member': member,
-    'step': stored.step,
+    'steps': steps,
     'commit': commit_of(run),
     'dirty': run.get('dirty'),
     'config': run['config'],
@@ -152,19 +226,40 @@ def write_export(
   (folder / 'config.json').write_text(
     json.dumps(about, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
   )
-  data = run['config']['data']
-  text = README.format(
-    member=member,
-    label=label_of(run),
-    step=stored.step,
-    packages=' '.join(f'{name}=={version(name)}' for name in PACKAGES),
-    shape=', '.join(map(str, data['image_shape'])),
-    mean=tuple(data['mean']),
-    std=tuple(data['std']),
-    num_classes=data['num_classes'],
-    platforms=', '.join(exported.platforms),
+  (folder / 'README.md').write_text(
+    readme(run, task, steps, functions['predict.bin']), encoding='utf-8'
   )
-  (folder / 'README.md').write_text(text, encoding='utf-8')
+
+
+def readme(
+  run: Run, task: Task, steps: Mapping[int, int], predict: jax.export.Exported
+) -> str:
+  """How to load what is in the folder."""
+  numbers = ', '.join(map(str, steps))
+  who = (
+    f'Member {numbers}' if len(steps) == 1 else f'Ensemble of members {numbers}'
+  )
+  ends = sorted({min(steps.values()), max(steps.values())})
+  after = ' to '.join(f'{step:,}' for step in ends)
+  (_, inputs, *_), _ = jax.tree.unflatten(predict.in_tree, predict.in_avals)
+
+  def shape(one):
+    return f'{one.dtype} [{", ".join(map(str, one.shape))}]'
+
+  of_text = task.kind == 'text'
+  name = 'tokens' if of_text else task.kind
+  return README.format(
+    title=f'{who} of {label_of(run)}, after {after} updates',
+    packages=' '.join(f'{name}=={version(name)}' for name in PACKAGES),
+    lines=LINES_OF_TEXT if of_text else LINES.format(inputs=name),
+    inputs=name,
+    given=jax.tree.map(shape, inputs),
+    notes=NOTES.get(task.kind, '').format(**run['config']['data']),
+    outputs='logits' if of_text else 'probabilities',
+    found=shape(predict.out_avals[0]),
+    meaning=', log-probabilities of the token that follows' if of_text else '',
+    platforms=', '.join(predict.platforms),
+  )
 
 
 @contextlib.contextmanager
@@ -212,37 +307,44 @@ def check_packages() -> None:
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   """Does what the arguments say."""
-  workdir, member = arguments.workdir, arguments.member
-  out = arguments.out
+  workdir, member, out = arguments.workdir, arguments.member, arguments.out
   check_empty(out)
   check_packages()
   runs = read_runs(workdir)
-  if some_run(runs)['config']['data'].get('kind') == 'text':
-    raise UserError(
-      f'{workdir} is a language model, whose memory whoever serves it would '
-      'have to carry; only image classifiers are exported'
-    )
+  wanted = members_of(runs) if member == 'ensemble' else [member]
+  if member == 'ensemble' and len(wanted) == 1:
+    raise UserError(f'{workdir} has one member; export it with --member=0')
   experiment = rebuild(runs, with_data=False)
-  stored, missing = load_members(workdir, runs, experiment, [member], say)
+  stored, missing = load_members(workdir, runs, experiment, wanted, say)
   if missing:
-    raise UserError(f'nothing to export: {missing[member]}')
-  exported = export_predict(
-    experiment.model,
-    stored[member].variables,
-    experiment.task.input_shape,
-  )
+    raise UserError(f'nothing to export: {"; ".join(missing.values())}')
+  members = {member: one.variables for member, one in stored.items()}
+  functions = functions_of(experiment, members)
   with appearing(out) as folder:
+    if experiment.task.kind == 'text':
+      try:
+        corpus = corpus_of(workdir, runs, experiment)
+        shutil.copy(corpus.folder / TOKENIZER, folder / TOKENIZER)
+      except UserError as error:
+        say(f'no {TOKENIZER}, because {error}')
     write_export(
       folder,
       runs.get(member) or some_run(runs),
-      member,
-      stored[member],
-      exported,
+      experiment.task,
+      stored,
+      functions,
     )
-  say(
-    f'member {member} after {stored[member].step:,} updates, for '
-    f'{", ".join(exported.platforms)}: {arguments.out}'
+  steps = ' and '.join(
+    f'member {member} after {one.step:,} updates'
+    for member, one in stored.items()
   )
+  platforms = ', '.join(functions['predict.bin'].platforms)
+  say(f'{steps}, for {platforms}: {out}')
+
+
+def number_or_ensemble(text: str) -> int | str:
+  """What --member takes."""
+  return text if text == 'ensemble' else int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -253,7 +355,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('workdir', metavar='WORKDIR', type=local_path)
-  parser.add_argument('--member', metavar='I', type=int, required=True)
+  parser.add_argument(
+    '--member',
+    metavar='I|ensemble',
+    type=number_or_ensemble,
+    required=True,
+  )
   parser.add_argument('--out', metavar='DIR', type=local_path, required=True)
   arguments = parser.parse_args(argv)
   prepare_jax()

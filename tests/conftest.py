@@ -69,10 +69,26 @@ def short_text(tmp_path_factory):
   """A few short documents of 64 pieces, instead of the built-in corpus."""
   from preparations import write_corpus
 
+  from data.text.tokenizer import train_tokenizer
+
+  model = train_tokenizer(
+    [
+      (pathlib.Path(__file__).parent.parent / 'LICENSE')
+      .read_text('utf-8')
+      .lower()
+    ],
+    vocab_size=64,
+    oov='unk',
+    character_coverage=0.99,
+    structure='none',
+    language='en',
+  )
+
   folder = tmp_path_factory.mktemp('short') / 'text'
   rng = np.random.default_rng(0)
   train, test = (
     [(key, rng.integers(64, size=100)) for key in range(count)]
     for count in (24, 6)
   )
-  return write_corpus(folder, train, test, shard_tokens=10_000, vocab_size=64)
+  sizes = {'shard_tokens': 10_000, 'vocab_size': 64}
+  return write_corpus(folder, train, test, **sizes, model=model)

@@ -45,7 +45,9 @@ def open_text(name, **changes):
   return make_text(str(name), **(arguments | changes))
 
 
-def write_corpus(folder, train, test, shard_tokens=50, vocab_size=1 << 16):
+def write_corpus(
+  folder, train, test, shard_tokens=50, vocab_size=1 << 16, model=b'none'
+):
   """Writes documents, pairs of a hash and tokens, as prepare_text would."""
   partial = partial_of(folder)
   writer = corpus.CorpusWriter(partial, {}, shard_tokens)
@@ -53,7 +55,7 @@ def write_corpus(folder, train, test, shard_tokens=50, vocab_size=1 << 16):
     for key, tokens in documents:
       of_one = np.array([key], np.uint64), np.array([len(tokens)])
       writer.append(split, np.array(tokens, np.uint16), *of_one)
-  (partial / corpus.TOKENIZER).write_bytes(b'none')
+  (partial / corpus.TOKENIZER).write_bytes(model)
   state = writer.state()
   seals = {
     name: corpus.seal_file(partial / name, size)

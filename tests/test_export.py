@@ -20,8 +20,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from rebuilt import cheap_builds
 
-from codistill.models import Model, Prediction
-from codistill.models.model import Head
+from experiments import config as config_lib
+from experiments.build import build
 from experiments.tasks import images
 from scripts import export
 
@@ -43,7 +43,8 @@ def exported(pair, tmp_path_factory):
 def exported_before(exported, monkeypatch):
   """Not exported again, where it is not the point."""
   found = jax.export.deserialize((exported / 'predict.bin').read_bytes())
-  monkeypatch.setattr(export, 'export_predict', lambda *_: found)
+  functions = {'predict.bin': found}
+  monkeypatch.setattr(export, 'functions_of', lambda *_: functions)
 
 
 def refusal(capsys, workdir, out, member=1):
@@ -102,13 +103,13 @@ def test_it_says_what_it_is_and_is_for_every_platform(pair, exported):
   assert {path.name for path in exported.iterdir()} == FILES
   about = json.loads((exported / 'config.json').read_text())
   run = json.loads((pair.workdir / 'run.json').read_text())
-  assert (about['member'], about['step']) == (1, 10)
+  assert about['steps'] == {'1': 10}
   assert about['config'] == run['config']
   assert about['commit'] == run['commit'][:12]
   readme = (exported / 'README.md').read_text(encoding='utf-8')
   assert 'Member 1 of imagenet_codistill:smoke, after 10 updates' in readme
   assert 'uint8 [batch, 16, 16, 3]' in readme
-  assert str(tuple(run['config']['data']['mean'])) in readme
+  assert str(run['config']['data']['mean']) in readme
   predict = jax.export.deserialize((exported / 'predict.bin').read_bytes())
   assert predict.platforms == ('cpu', 'cuda', 'tpu')
   assert predict.nr_devices == 1
@@ -133,20 +134,35 @@ def test_a_member_alone_needs_no_data(tmp_path, capsys, monkeypatch):
 def test_what_only_some_platforms_can_do_is_for_those():
   twice = Primitive('twice')
   twice.def_abstract_eval(lambda x: x)
-
-  def predict(variables, inputs, memory):
-    features = twice.bind(inputs.astype('float32'))
-    return Prediction(features, Head(**variables)), memory
-
-  unused = mock.Mock(side_effect=AssertionError)
-  model = Model(unused, predict, unused, memory=lambda batch_size: ())
-  variables = {'kernel': np.ones((3, 2)), 'bias': np.zeros(2)}
+  two = jax.ShapeDtypeStruct((2,), 'float32')
   with pytest.raises(NotImplementedError):
-    export.export_predict(model, variables, (3,))
+    export.export_function(twice.bind, two)
   rule = mlir.lower_fun(lambda x: x + x, multiple_results=False)
   mlir.register_lowering(twice, rule, platform='cpu')
-  found = export.export_predict(model, variables, (3,))
+  found = export.export_function(twice.bind, two)
   assert found.platforms == ('cpu',)
+
+
+def test_an_ensemble_and_clicks_are_served_too():
+  config = config_lib.load('criteo_codistill:smoke')
+  experiment = build(config, None)
+  members = [experiment.init(member).variables for member in (0, 1)]
+  [(name, function)] = export.functions_of(
+    experiment, dict(enumerate(members))
+  ).items()
+  assert name == 'predict.bin'
+  batch = next(experiment.batches(0, start=0))
+  served = export.together(dict(enumerate(members)))
+  found = jax.jit(function.call)(served, batch['inputs'])
+  each = [
+    experiment.model.predict(one, batch['inputs'], ())[0] for one in members
+  ]
+  expected = sum(jax.nn.softmax(one.logits) for one in each) / 2
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  run = {'experiment': 'c', 'variant': '', 'config': config.to_dict()}
+  text = export.readme(run, experiment.task, {0: 8, 1: 10}, function)
+  assert '# Ensemble of members 0, 1 of c, after 8 to 10 updates' in text
+  assert "'integers': 'float32 [batch, 13]'" in text
 
 
 def test_what_makes_no_sense_leaves_all_alone(pair, tmp_path, capsys):

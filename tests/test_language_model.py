@@ -2,25 +2,35 @@
 
 import itertools
 import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import (
   DNN,
+  ROOT,
   assert_bit_for_bit,
   error_sentence,
   rows_of,
   run_command,
   stop_command,
 )
+from in_process import complaint, run_script
+from rebuilt import cheap_builds
 
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.record import read_run
 from experiments.stored import load_teachers
 from scripts import evaluate, export
+from scripts import sample as sample_script
 
 SMALL = (
   '--config.num_steps=6',
@@ -31,6 +41,8 @@ SMALL = (
   # A memory_gap needs lanes of more than 512 tokens: one of all 600.
   '--config.eval_batch_size=1',
 )
+
+cheap = pytest.fixture(scope='module', autouse=True)(cheap_builds)
 
 
 @pytest.fixture(scope='module')
@@ -135,7 +147,7 @@ def test_runs_that_cannot_teach_are_one_sentence(two_phases, tmp_path, capfd):
   )
   for student, status, said in (
     ('imagenet_sync', 'done', 'kind is text, and here data.kind is images'),
-    ('lm_two_phase', 'interrupted', 'learn from a finished run'),
+    ('lm_two_phase', 'interrupted', 'only a finished run can be opened'),
   ):
     (teachers / 'run.json').write_text(json.dumps({**run, 'status': status}))
     workdir, config = tmp_path / student, f'{student}:smoke'
@@ -174,14 +186,32 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
     assert said in error_sentence(capfd)
 
 
-def test_the_transformer_is_a_key_away(short, tmp_path):
+def test_the_transformer_is_a_key_away(short, tmp_path, capsys):
   transformer = ('name=transformer', 'transformer.num_layers=1')
   arguments = [one for one in short if 'lstm' not in one]
   arguments.append('--config.num_steps=2')
   arguments += [f'--config.model.{one}' for one in transformer]
-  assert run_command(tmp_path, *arguments, config='lm_sync:smoke').status == 0
+  outcome = run_command(tmp_path, *arguments, config='lm_sync:smoke')
+  assert outcome.status == 0
+  capsys.readouterr()
   [final] = kinds(rows_of(tmp_path), 'final')
   assert 'memory_gap' not in final
+  # It has no memory, and is sampled from and exported all the same.
+  assert run_script(sample_script, tmp_path, '--prompt=the', '--tokens=9') == 0
+  assert capsys.readouterr().out.startswith('the')
+  out = tmp_path / 'out'
+  assert run_script(export, tmp_path, '--member=0', f'--out={out}') == 0
+  predict = jax.export.deserialize((out / 'predict.bin').read_bytes())
+  begin = jax.export.deserialize((out / 'memory.bin').read_bytes())
+  tokens = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
+  memory = begin.call(tokens)
+  assert jax.tree.leaves(memory) == []
+  [member] = outcome.trainer.members
+  found, _ = jax.jit(predict.call)(member.state.variables, tokens, memory)
+  model = outcome.experiment.model
+  expected, _ = model.predict(member.state.variables, tokens, ())
+  expected = jax.nn.log_softmax(expected.logits)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
@@ -202,9 +232,7 @@ def test_workers_of_asynchronous_sgd_read_lanes_of_their_own():
     assert not np.array_equal(labels[step][:, -1], batches[step + 1][:, 0])
 
 
-def test_a_language_model_is_scored_and_not_exported(
-  two_phases, tmp_path, capsys
-):
+def test_a_language_model_is_scored(two_phases, tmp_path, capsys):
   _, workdir, _ = two_phases
   [final] = kinds(rows_of(workdir), 'final')
   scores = tmp_path / 'scores.json'
@@ -213,9 +241,117 @@ def test_a_language_model_is_scored_and_not_exported(
   assert found['task_loss'] == pytest.approx(final['task_loss'], rel=1e-5)
   assert evaluate.main([str(workdir), '--split=validation[:10%]']) == 1
   assert 'text has train and test' in capsys.readouterr().err
+
+
+# Of each folder: its README's lines, and then the rest of the text.
+_SERVE = """
+import os, pathlib, re, sys, numpy
+both = numpy.load('tokens.npy')
+for folder in ('1', 'ensemble'):
+  os.chdir(folder)
+  tokens = both[:, :4]
+  readme = pathlib.Path('README.md').read_text(encoding='utf-8')
+  exec(re.search('```python\\n(.*?)```', readme, re.DOTALL)[1])
+  rest, _ = predict(variables, both[:, 4:], memory)
+  numpy.save('logits.npy', numpy.concatenate([logits, rest], 1))
+  os.chdir('..')
+ours = {'codistill', 'data', 'experiments', 'scripts', 'flax'}
+assert not ours & {name.split('.')[0] for name in sys.modules}
+"""
+
+
+def test_what_is_exported_goes_on_with_a_text_without_this_project(
+  two_phases, short_text, tmp_path, capsys
+):
+  _, workdir, outcome = two_phases
+  for member in ('1', 'ensemble'):
+    arguments = (workdir / 'ensemble', f'--member={member}')
+    out = tmp_path / member
+    assert run_script(export, *arguments, f'--out={out}') == 0
+    assert {path.name for path in out.iterdir()} == {
+      *('README.md', 'config.json', 'memory.bin', 'predict.bin', 'variables'),
+      'tokenizer.model',
+    }
+  copied, there = (
+    (folder / 'tokenizer.model').read_bytes() for folder in (out, short_text)
+  )
+  assert copied == there
+  assert 'tokens`: int32 [batch, time]' in (out / 'README.md').read_text(
+    'utf-8'
+  )
+  tokens = np.random.default_rng(0).integers(64, size=(3, 9), dtype=np.int32)
+  np.save(tmp_path / 'tokens.npy', tokens)
+  paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
+  elsewhere = [path for path in paths if path and pathlib.Path(path) != ROOT]
+  env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
+  line = [sys.executable, '-c', _SERVE]
+  subprocess.run(line, cwd=tmp_path, env=env, check=True)
+  teachers, model = load_teachers(workdir / 'ensemble', outcome.config.data)
+  each = [
+    jax.nn.log_softmax(
+      model.predict(one.variables, jnp.array(tokens), model.memory(3))[0].logits
+    )
+    for one in teachers
+  ]
+  mean = np.log(np.exp(each).mean(0))
+  for name, expected in (('1', each[1]), ('ensemble', mean)):
+    found = np.load(tmp_path / name / 'logits.npy')
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+  # One that is alone is no ensemble.
+  capsys.readouterr()
+  command = (workdir, '--member=ensemble', f'--out={tmp_path / "new"}')
+  assert 'export it with --member=0' in complaint(capsys, export, *command)
+
+
+def test_a_text_is_continued(two_phases, tmp_path, capsys):
+  _, workdir, _ = two_phases
+
+  def sample(*arguments):
+    command = (workdir, '--tokens=30', *arguments)
+    assert run_script(sample_script, *command) == 0
+    return capsys.readouterr().out
+
+  said = sample('--prompt=the work')
+  assert said.startswith('the work')
+  assert len(said) > len('the work\n')
+  assert sample('--prompt=the work', '--seed=1') != said
+  assert sample('--tokens=0') == '\n'
+
+
+def test_what_cannot_be_continued_is_one_sentence(
+  two_phases, small, short_text, tmp_path, capsys
+):
+  _, workdir, _ = two_phases
+  copy = shutil.copytree(short_text, tmp_path / 'text')
+  run = read_run(workdir / 'run.json')
+  moved = shutil.copytree(workdir, tmp_path / 'moved')
+  run['config']['data']['data_dir'] = str(copy)
+  (moved / 'run.json').write_text(json.dumps(run))
+  for folder, argument, said in (
+    (small.workdir, '--seed=0', 'is no language model: its data are images'),
+    (tmp_path, '--seed=0', 'holds no run'),
+    (workdir, '--member=7', 'there is no member 7'),
+    (workdir, '--tokens=-1', '--tokens is -1; it must be at least 0'),
+    (workdir, '--temperature=nan', '--temperature is nan'),
+    (workdir, '--prompt=\udcff', 'surrogates not allowed'),
+  ):
+    assert said in complaint(capsys, sample_script, folder, argument)
+  (copy / 'tokenizer.model').write_text('no model')
+  damaged = complaint(capsys, sample_script, moved)
+  assert f'{copy / "tokenizer.model"} is gone or damaged' in damaged
+  manifest = json.loads((copy / 'manifest.json').read_text())
+  (copy / 'manifest.json').write_text(
+    json.dumps({**manifest, 'fingerprint': 'another'})
+  )
+  assert 'put back the text' in complaint(capsys, sample_script, moved)
+  shutil.rmtree(copy)
+  gone = complaint(capsys, sample_script, moved)
+  assert f'There is no prepared text in {copy}' in gone
+  # To be exported it need not be there.
   out = tmp_path / 'out'
-  assert export.main([str(workdir), '--member=0', f'--out={out}']) == 1
-  assert 'only image classifiers are exported' in capsys.readouterr().err
+  assert run_script(export, moved, '--member=0', f'--out={out}') == 0
+  assert 'no tokenizer.model, because' in capsys.readouterr().out
+  assert not (out / 'tokenizer.model').exists()
 
 
 def test_text_that_was_prepared_anew_is_not_gone_on_with(

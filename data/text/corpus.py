@@ -27,7 +27,11 @@ from jaxtyping import Bool, Int64, Integer, UInt16, UInt64
 from data.partition import mix
 from data.preparing import resumable
 from data.preparing.resumable import MANIFEST, partial_of
-from data.text.tokenizer import SPECIAL_PIECES, Tokenizer
+from data.text.tokenizer import (
+  END_OF_DOCUMENT,
+  SPECIAL_PIECES,
+  Tokenizer,
+)
 
 FORMAT = 'codistill-text/1'
 SPLITS = ('train', 'test')
@@ -141,8 +145,34 @@ class Corpus:
     return self.manifest['tokenizer']['vocab_size']
 
   def tokenizer(self) -> Tokenizer:
-    """Opens the tokenizer that made the tokens."""
-    return Tokenizer.from_file(self.folder / TOKENIZER)
+    """Opens the tokenizer that made the tokens.
+
+    Raises:
+      CorpusError: if it is gone or damaged.
+    """
+    try:
+      return Tokenizer.from_file(self.folder / TOKENIZER)
+    except (OSError, ValueError) as error:
+      raise CorpusError(
+        f'{self.folder / TOKENIZER} is gone or damaged: copy or prepare '
+        f'{self.folder} again.'
+      ) from error
+
+  def beginning(self, text: str) -> list[int]:
+    """`</D>`, and the tokens of a document that begins with a text.
+
+    Raises:
+      ValueError: if the tokenizer is gone or damaged, or the text is not UTF-8.
+    """
+    # The built-in corpus says nothing of itself: it marks ends alone.
+    settings = self.manifest.get('settings', {})
+    tokens = self.tokenizer().encode(
+      text.encode().decode(),  # No surrogates.
+      structure=settings.get('structure', 'none'),
+      language=settings.get('sentence_language', 'en'),
+      whole=False,
+    )
+    return [END_OF_DOCUMENT, *tokens.tolist()]
 
 
 def open_corpus(folder: str | os.PathLike) -> Corpus:

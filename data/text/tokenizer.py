@@ -178,7 +178,7 @@ class Tokenizer:
     return cls(pathlib.Path(path).read_bytes())
 
   def encode(
-    self, text: str, *, structure: str, language: str
+    self, text: str, *, structure: str, language: str, whole: bool = True
   ) -> UInt16[np.ndarray, ' tokens']:
     """A document's tokens, `</D>` at their end.
 
@@ -186,6 +186,8 @@ class Tokenizer:
       text: without surrogates, which are not Unicode text.
       structure: 'none', 'paragraphs' or 'sentences' (and paragraphs).
       language: whose rules end a sentence, for 'sentences'; ISO 639-1.
+      whole: False for the beginning of a document, which has no marks at its
+        end.
 
     Raises:
       ValueError: for another structure.
@@ -197,7 +199,8 @@ class Tokenizer:
     pieces = []
     for mark, part in zip(marks, encoded, strict=True):
       pieces += [_array(mark), part]
-    pieces.append(_END[structure])
+    if whole:
+      pieces.append(_END[structure])
     return np.concatenate(pieces).astype(np.uint16)
 
   def decode(
