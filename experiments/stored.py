@@ -25,6 +25,7 @@ from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.experiment import Experiment
+from experiments.paths import local_path
 from experiments.record import Record, Row, read_rows
 from experiments.runs import (
   Run,
@@ -245,7 +246,7 @@ def open_run(workdir: str | os.PathLike[str]) -> FinishedRun:
     UserError: if there is no run, it has not finished, its data are not here,
       or a member cannot be read.
   """
-  workdir = pathlib.Path(workdir).absolute()
+  workdir = local_path(os.fspath(workdir))
   runs = read_runs(workdir)
   for run in runs.values():
     if run['status'] != 'done':
