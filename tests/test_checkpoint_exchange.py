@@ -356,6 +356,9 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
   one = meeting.make(0, **settings | {'wait_timeout_s': LONG})
   sees(one, 9, at=10 if synchronous else 1)
   assert one.account(0).left_out == {}
+  # And says that this life of its own is another beginning.
+  lease = json.loads((meeting.of(0) / 'lease.json').read_text())
+  assert lease['began'] == lease['incarnation'] > 2
 
 
 def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):
