@@ -1,3 +1,3 @@
-"""Chores, thin, each run as `python -m scripts.NAME`."""
+"""Thin command-line tools; run each as `python -m scripts.NAME`."""
 
-import experiments  # noqa: F401 - prepares what they print to
+import experiments  # noqa: F401 - it prepares standard output

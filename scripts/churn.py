@@ -4,13 +4,14 @@
 
 A WORKDIR is a run's folder, or one with runs anywhere below it, such as a
 sweep's. Runs of one recipe, which differ in nothing but the seed, are compared
-pair by pair, at the last step of which all have stored predictions, or with
---all-steps at every one. Churn is the mean |Δp| of two classes, and of more the
-total variation distance; a member is compared with the same member of another
-run, never with its own peers. Numbers are means over pairs, and log loss,
-accuracy and AUC over runs, ± half the range. Needs neither jax nor the data.
+pair by pair, at the last step for which all have stored predictions, or with
+--all-steps at every such step. Churn is the mean |Δp| for two classes and the
+total variation distance for more; a member is compared with the same member of
+another run, never with its own peers. Numbers are means over pairs, and log
+loss, accuracy and AUC over runs, ± half the range. The command needs neither
+jax nor the data.
 
-A run has predictions if it ended with `store_predictions`, and those on the way
+A run stores predictions at its end with `store_predictions`, and on the way
 with `predictions_interval_steps`.
 """
 
@@ -41,8 +42,8 @@ from scripts.collect import find_runs
 
 LEGEND = """\
 Held-out examples; mean ± half the range. churn, over pairs of runs: mean |Δp|
-of two classes, total variation distance of more; changed: examples whose most
-likely class is another one; loss in nats."""
+for two classes, total variation distance for more; changed: examples with
+another most likely class; loss in nats."""
 Recipe = tuple[str, list[pathlib.Path]]
 
 
@@ -52,7 +53,7 @@ class Line(NamedTuple):
   Attributes:
     step: of training.
     who: the member, or 'ensemble'.
-    churn: a row a pair of runs, as `retrains.compare`.
+    churn: one row a pair of runs, as `retrains.compare` makes it.
     scores: one a run.
   """
 
@@ -65,11 +66,11 @@ class Line(NamedTuple):
 def find_recipes(
   workdirs: Sequence[pathlib.Path], say: Callable[[str], None]
 ) -> list[Recipe]:
-  """Runs that are retrains of each other, and what to call them.
+  """Finds groups of runs that are retrains of each other, and names them.
 
   Args:
     workdirs: runs, or folders of runs.
-    say: is told what is left out.
+    say: is told which runs are left out.
 
   Raises:
     ValueError: if there is no run in one of them, or it is damaged.
@@ -81,8 +82,8 @@ def find_recipes(
   for path in found:
     if not predictions.find(path):
       say(
-        f'{path} is left out: it has stored no predictions, as a run does at '
-        'its end with --config.store_predictions=True'
+        f'{path} is left out: it has stored no predictions; run it with '
+        '--config.store_predictions=True'
       )
       continue
     run = some_run(read_runs(path))
@@ -94,27 +95,27 @@ def find_recipes(
 
 
 def compare(workdirs: Sequence[pathlib.Path], *, all_steps: bool) -> list[Line]:
-  """Retrains of one recipe, pair by pair.
+  """Compares retrains of one recipe, pair by pair.
 
   Args:
     workdirs: of the runs.
-    all_steps: not only the last of which all have predictions.
+    all_steps: at every step for which all have predictions, not only the last.
 
   Raises:
-    ValueError: if there is only one run or no such step, and as
+    ValueError: if there is only one run or no such step, or as
       `retrains.compare`.
   """
   if len(workdirs) < 2:
     raise ValueError(
-      f'{workdirs[0]} is the only run of its recipe: churn is between '
-      'retrains, so run it with another --config.seed, too'
+      f'{workdirs[0]} is the only run of its recipe, and churn needs two; run '
+      'it with another --config.seed, too'
     )
   stored = [predictions.find(workdir) for workdir in workdirs]
   steps = set.intersection(*({step for step, _ in one} for one in stored))
   if not steps:
     raise ValueError(
-      f'{" and ".join(map(str, workdirs))} have no step in common of which '
-      'predictions are stored'
+      f'{" and ".join(map(str, workdirs))} have no step in common with stored '
+      'predictions; run one of them again'
     )
   if not all_steps:
     steps = {max(steps)}
@@ -154,7 +155,7 @@ def churn_table(name: str, lines: Sequence[Line]) -> Table:
 
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
-  """Does what the arguments say; 1 if a recipe could not be compared."""
+  """Runs the command; returns 1 if a recipe could not be compared."""
   recipes = find_recipes(arguments.workdirs, say)
   compared = []
   for name, workdirs in recipes:

@@ -1,26 +1,26 @@
-"""Puts finished runs' rows and provenance where figures are drawn from.
+"""Copies finished runs' rows and provenance to where figures are drawn from.
 
   python -m scripts.collect WORKDIR [WORKDIR …] [--out=DIR]
   python -m scripts.collect ROWS.jsonl [ROWS.jsonl …] --variant=NAME
 
 A WORKDIR is a run's folder, or one with runs anywhere below it, such as a
-sweep's. Writes `<config>-<variant>.jsonl` in experiments/results, or in --out:
-of each run its provenance and its evaluations, without the machine's paths and
-names. Data of one's own are another point, named by their fingerprint. Runs
-that are there already stay; a second collect changes nothing.
+sweep's. The command writes `<config>-<variant>.jsonl` in experiments/results,
+or in --out: for each run its provenance and its evaluations, without the
+machine's paths and names. Your own data make another point, named by their
+fingerprint. Runs that are there already stay; a second collect changes nothing.
 
-ROWS.jsonl were collected elsewhere, and their runs called by a variant and what
-they changed of it. If their settings are those of another variant, or of a
-point of its sweep, --variant names it; the rest of what made them stays.
+ROWS.jsonl were collected elsewhere, with runs named by their variant and their
+changes to it. If a run's settings are those of another variant, or of a point
+of its sweep, --variant renames it; the rest of its provenance stays.
 
 Where runs have stored predictions, evaluations of two classes get their AUC,
-and seeds of one point that are collected by one command their churn.
+and seeds of one point get their churn if one command collects them.
 
-Refused, unless --allow names it, and then marked with it: `unfinished` runs
-(and diverged ones), `dirty` ones (made from a tree with uncommitted changes),
-ones with `no-commit` (made outside git) or `two-commits` (begun by one and
-ended by another). Rows without a run.json belong to no config, and are refused
-whatever is allowed.
+Some runs are refused unless --allow names the reason, which then marks them:
+`unfinished` ones (and diverged ones), `dirty` ones (made from a tree with
+uncommitted changes), ones with `no-commit` (made outside git) or `two-commits`
+(begun by one and ended by another). Rows without a run.json belong to no
+config, and are always refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
 
 ALLOWABLE = ('unfinished', 'dirty', 'no-commit', 'two-commits')
-# Of the provenance. Not argv, which has paths in it.
+# Keys of the provenance; argv is not among them, because it contains paths.
 _KEPT = (
   'schema',
   'experiment',
@@ -69,15 +69,15 @@ _KEPT = (
 def read_collected(
   path: pathlib.Path, variant: str, allow: Sequence[str]
 ) -> list[Result]:
-  """Runs that were collected elsewhere, called by a variant that they are.
+  """Reads runs that were collected elsewhere, and renames them to a variant.
 
   Args:
     path: of the rows.
-    variant: of the experiments that they are of.
-    allow: what is not refused, of `ALLOWABLE`.
+    variant: of their experiments.
+    allow: marks of `ALLOWABLE` that are not refused.
 
   Raises:
-    ValueError: as `results.read`, for a run that no point of the variant is or
+    ValueError: as `results.read`, for a run that is no point of the variant or
       that is marked, and for runs on different data.
     UserError: if there is no such experiment or variant.
   """
@@ -86,7 +86,7 @@ def read_collected(
     for mark in result.run['marked']:
       if mark not in allow:
         raise ValueError(
-          f'{result.id} in {path} is {mark}; --allow={mark} takes it'
+          f'{result.id} in {path} is {mark}; add --allow={mark} to take it'
         )
   data = {result.run.get('data', {}).get('fingerprint') for result in found}
   if len(data) > 1:
@@ -118,14 +118,14 @@ def read_collected(
 def _id_as(
   variant: str, result: Result, path: pathlib.Path
 ) -> tuple[str, dict[str, Any]]:
-  """What a run is called as one of a variant, and what it changes of it."""
+  """A run's id as one of a variant, and its overrides of that variant."""
   run = result.run
   label = f'{run["experiment"]}:{variant}'
   point = config_lib.recorded_point(label, run['config'])
   if point is None:
     raise ValueError(
-      f'{result.id} in {path} is no point of {label}: its settings are others; '
-      'collect it as it was called, from its own workdir'
+      f'{result.id} in {path} is no point of {label}: its settings differ; '
+      'collect it under its own name, from its workdir'
     )
   changes = point | ({'seed': run['seed']} if run['seed'] else {})
   overrides = config_lib.overrides(
@@ -138,8 +138,8 @@ def _id_as(
 def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
   """The runs in and below a folder, each as the records of its processes.
 
-  A run of a sweep that failed before it began has none. The first of two phases
-  is part of the run that it lies in, whose provenance says how it ended.
+  A sweep's run that failed before it began has no records. The first of two
+  phases is part of the run around it, which records how it ended.
 
   Raises:
     ValueError: if there is none.
@@ -152,7 +152,7 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
 
   for parent, _, names in os.walk(folder, onerror=refuse):
     for name in sorted(names):
-      if name == 'log.txt':  # Of a sweep; all there is if it never started.
+      if name == 'log.txt':  # A sweep writes it even if the run never starts.
         found.setdefault(pathlib.Path(parent), {})
       match = re.fullmatch(r'(?:run(.*)\.json|rows(.*)\.jsonl)', name)
       if match:
@@ -174,11 +174,11 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
 def read_result(
   records: Sequence[Record], allow: Sequence[str], *, unscored: bool = False
 ) -> Result:
-  """A run as it is published.
+  """Reads a run in the form in which it is published.
 
   Args:
     records: of its processes: one, or one a member.
-    allow: what is not refused, of `ALLOWABLE`.
+    allow: marks of `ALLOWABLE` that are not refused.
     unscored: whether to take one without evaluations, too.
 
   Raises:
@@ -189,8 +189,8 @@ def read_result(
     return _read_result(records, allow, unscored)
   except FileNotFoundError as error:
     raise ValueError(
-      f'{workdir} has no {pathlib.Path(error.filename).name}: rows and what '
-      'made them belong together; run it again'
+      f'{workdir} has no {pathlib.Path(error.filename).name}, which belongs to '
+      'every run; run it again'
     ) from error
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(
@@ -216,8 +216,8 @@ def _read_result(
       )
     if 'overrides' not in run:
       raise ValueError(
-        f'{workdir} does not say which keys it changed: a commit from before '
-        'sweeps made it; run it again'
+        f'{workdir} does not say which keys it changed, because its code '
+        'predates sweeps; run it again'
       )
   members = first['config']['codistill']['members']
   apart = first['member'] is not None
@@ -237,7 +237,7 @@ def _read_result(
     if mark not in allow:
       raise ValueError(
         f'{workdir} is left out: {mark} (status {first["status"]}, commit '
-        f'{str(first["commit"])[:12]}); --allow={mark} takes it, marked'
+        f'{str(first["commit"])[:12]}); add --allow={mark} to take it, marked'
       )
   rows = [
     row
@@ -254,8 +254,8 @@ def _read_result(
   last = scored[-1]['step'] if scored else 0
   if not marks['unfinished'] and last < first['config']['num_steps']:
     raise ValueError(
-      f'{workdir} is done, and its evaluations end at step {last:,}; put back '
-      'a copy of its rows, or run it again'
+      f'{workdir} is done, and its evaluations end at step {last:,}; restore '
+      'its rows from a copy, or run it again'
     )
   aucs = _aucs(workdir)
   overrides, config = _without_paths(first)
@@ -266,7 +266,7 @@ def _read_result(
       'kind': 'run',
       'id': id_,
       **{key: first[key] for key in _KEPT if key in first},
-      # What is known of it, such as the best that can be reached.
+      # Facts about its data, such as the best score that can be reached.
       'data': first.get('data', {}),
       'overrides': overrides,
       'config': config,
@@ -293,9 +293,9 @@ def _read_result(
 def _without_paths(
   run: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Overrides and config of a run, with what its data are and not where."""
+  """A run's overrides and config, which name its data but not their path."""
   overrides = dict(run['overrides'])
-  # Others than the variant has: one that is of prepared data names none.
+  # Not the variant's data. A variant on prepared data names no path of its own.
   own = 'data.name' in overrides or (
     'data.path' in overrides and run['config']['data']['name'] != 'prepared'
   )
@@ -304,7 +304,7 @@ def _without_paths(
   if teachers := overrides.get('codistill.frozen_dir'):
     overrides['codistill.frozen_dir'] = pathlib.PurePath(teachers).name
   for section, key in PATH_KEYS:
-    if key != 'frozen_dir':  # Whose name is kept.
+    if key != 'frozen_dir':  # Its name is kept.
       overrides.pop(f'{section}.{key}', None)
   return overrides, _without_folders(run['config'])
 
@@ -318,7 +318,7 @@ def _without_folders(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _aucs(workdir: pathlib.Path) -> dict[tuple[int, Who], float | None]:
-  """Of each step and predictor of which predictions of two classes are stored.
+  """AUCs by step and predictor, where predictions of two classes are stored.
 
   Raises:
     ValueError: if some are damaged.
@@ -334,7 +334,7 @@ def _aucs(workdir: pathlib.Path) -> dict[tuple[int, Who], float | None]:
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
-  """What figures need of the training rows, which stay where they are."""
+  """What figures need of the training rows, which are not collected."""
   train = [row for row in rows if row['kind'] == 'train']
 
   def of(key, summarise):
@@ -351,13 +351,13 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
       ),
     ),
     'examples_per_second': of('examples_per_second', statistics.median),
-    # Of all members together.
+    # All members' together.
     'exchanged_bytes': _exchanged_bytes(rows),
   }
 
 
 def _exchanged_bytes(rows: Sequence[Row]) -> dict[str, int]:
-  """What was published and what was loaded, by event."""
+  """Bytes that were published and bytes that were loaded, by event."""
   total = collections.Counter()
   for row in rows:
     if row['kind'] == 'exchange' and row.get('bytes'):
@@ -372,7 +372,7 @@ def _without_nulls(row: Row) -> Row:
 def merge(
   old: Sequence[Result], new: Sequence[Result], *, replace: bool
 ) -> list[Result]:
-  """Old and new runs of one file.
+  """Merges old and new runs of one file.
 
   Raises:
     ValueError: for two different runs of one point, or for seeds of one point
@@ -386,8 +386,8 @@ def merge(
         f'two runs of {result.run["experiment"]}:{result.run["variant"]} '
         f'{result.id}: one of {there.run["started"]} at commit '
         f'{str(there.run["commit"])[:12]}, one of {result.run["started"]} at '
-        f'{str(result.run["commit"])[:12]}; collect one of them, or --replace '
-        'what was collected before'
+        f'{str(result.run["commit"])[:12]}; collect one of them, or replace '
+        'the one collected before with --replace'
       )
     merged[result.id] = result
   seen: dict[str, Result] = {}
@@ -401,7 +401,7 @@ def merge(
         'with different configs; run one of them again'
       )
     data = result.run.get('data', {}).get('fingerprint')
-    # Of many that were collected before it was recorded it is not known.
+    # Runs that were collected before it was recorded have none.
     if data and known.setdefault(_point(result.id), data) != data:
       raise ValueError(
         f'{result.id} of {result.run["experiment"]} was run on other data than '
@@ -411,7 +411,7 @@ def merge(
 
 
 def _agree(one: Any, other: Any) -> bool:
-  """Whether two recipes are alike in what the code of both knew."""
+  """Whether two recipes agree in all keys that both have."""
   if not (isinstance(one, dict) and isinstance(other, dict)):
     return bool(one == other)
   return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
@@ -449,7 +449,7 @@ def _with_churn(
   old: Sequence[Result],
   new: Mapping[tuple[str, str], list[Row]],
 ) -> list[Result]:
-  """The runs with new churn, and the old between runs that are as they were."""
+  """Adds new churn to runs, and keeps the old between runs that stay."""
   now = {result.id: _identity(result) for result in merged}
   same = {result.id for result in old if now[result.id] == _identity(result)}
   pairs: dict[tuple[str, str], list[Row]] = collections.defaultdict(list)
@@ -492,14 +492,14 @@ def collect(
     workdirs: runs, or folders of runs; or files of rows.
     out: folder of the files.
     allow: as `read_result`.
-    replace: of two runs of one point, take the one that comes later.
-    variant: what runs in files of rows are.
+    replace: whether a new run replaces an old one of the same point.
+    variant: of the runs in files of rows.
 
   Returns:
-    How many runs each file that changed or stayed has, and what was refused.
+    The number of runs in each file, and the reasons of refusals.
 
   Raises:
-    ValueError: as `merge`, for a workdir without runs, and for retrains that
+    ValueError: as `merge`, for a workdir without runs, or for retrains that
       were evaluated on different examples; nothing is written.
   """
   files: dict[str, list[Result]] = {}
@@ -528,7 +528,7 @@ def collect(
         continue
       name = results.stem(result.run['experiment'], result.run['variant'])
       own = files.setdefault(name, [])
-      # Among those just read, neither is the one from before.
+      # Two of the runs just read may not be one point, even with `replace`.
       files[name] = merge(own, [result], replace=False)
       folders.setdefault(name, {})[result.id] = folder
   texts = {}
@@ -559,18 +559,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--replace',
     action='store_true',
-    help='of two runs of one point, keep the one collected now',
+    help='replace runs of the same points that were collected before',
   )
   parser.add_argument(
-    '--variant', help='what the runs in files of rows are', metavar='NAME'
+    '--variant', help='variant of the runs in files of rows', metavar='NAME'
   )
   arguments = parser.parse_args(argv)
   files = [path for path in arguments.workdirs if path.is_file()]
   if bool(files) != (arguments.variant is not None):
     parser.error(
-      f'{files[0]} is a file of rows: say with --variant=NAME what they are'
+      f'{files[0]} is a file of rows; name its variant with --variant=NAME'
       if files
-      else '--variant is for files of rows; a workdir says what it is'
+      else '--variant is for files of rows; leave it out for a workdir'
     )
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')

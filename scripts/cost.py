@@ -1,16 +1,16 @@
-"""What an update of a config costs: FLOPs, bytes, memory of each device.
+"""The cost of a config's updates: FLOPs, bytes, memory of each device.
 
   python -m scripts.cost CONFIG[:VARIANT] [--devices 1 8 64]
     [--microbatches 64 8 1] [--teachers=1] [--json=FILE]
     [--config.any.key=value …]
 
-Compiles both updates for so many devices, with shapes in place of numbers: it
-needs no data, allocates nothing and computes nothing. FLOPs are counted in what
-is to be compiled (`scripts/flops.py`), bytes are those of shapes, memory is by
-the compiler's analysis, and holds for the backend that it compiled for: here,
-where there is no accelerator, the CPU, of which JAX shows as many as it is
-asked for. An update's batch may be computed in parts, as many as
---microbatches says for each number of devices.
+It compiles both updates for each number of devices, with shapes in place of
+numbers: it needs no data, allocates nothing and computes nothing.
+`scripts/flops.py` counts FLOPs before compilation; bytes follow from shapes;
+memory is from the compiler's analysis, and applies to the backend that it
+compiled for. Without an accelerator that is the CPU, for which JAX shows as
+many devices as needed. --microbatches says in how many parts the batch of an
+update is computed, for each number of devices.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PyTree = Any
 
 
 class Arguments(NamedTuple):
-  """Shapes of what an update takes; as many peers as it has teachers."""
+  """Shapes of an update's arguments, with one peer a teacher."""
 
   state: PyTree
   batch: PyTree
@@ -62,22 +62,22 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
   Args:
     name: of the config and variant.
     num_devices: of this process.
-    **changes: dotted keys of the config, and what to set them to.
+    **changes: dotted keys of the config, and their values.
 
   Raises:
     UserError: as `configs.load_changed`, or if there are not so many devices.
   """
   config = configs.load_changed(name, {'num_devices': num_devices, **changes})
   if config.codistill.exchange == 'checkpoints':
-    config.codistill.exchange = 'memory'  # No folder is wanted.
+    config.codistill.exchange = 'memory'  # It needs no folder.
   return build(config, None, make_task(config.data).without_examples())
 
 
 def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
-  """Shapes of what an update of member 0 takes.
+  """Shapes of an update's arguments, for member 0.
 
   Args:
-    experiment: whose.
+    experiment: with the update.
     teachers: of the codistilling update; 0 for the burn-in update.
   """
   size = experiment.batch_size
@@ -97,7 +97,7 @@ def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
 
 
 def update_flops(experiment: Experiment, teachers: int) -> flops.Flops:
-  """Of an update, on all devices together; arguments as above."""
+  """FLOPs of an update, on all devices together; arguments as above."""
   arguments = abstract_arguments(experiment, teachers)
   return flops.count(
     lambda *shapes: experiment.updates.descend(*shapes, arguments.distill),
@@ -109,23 +109,23 @@ def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
   """Bytes of an update on each device, by the compiler's analysis.
 
   Args:
-    experiment: whose; its mesh says for how many devices.
+    experiment: with the update, and a mesh of the devices to compile for.
     teachers: of the codistilling update; 0 for the burn-in update.
 
   Returns:
-    Those of its `arguments`, those `while_it_runs`, and `in_all`: what is
-    donated is counted once.
+    Bytes of its `arguments`, bytes needed `while_it_runs`, and `in_all`, in
+    which donated bytes count once.
 
   Raises:
-    UserError: if the backend tells nothing.
+    UserError: if the backend has no such analysis.
   """
   arguments = abstract_arguments(experiment, teachers)
   lowered = experiment.updates.descend.lower(*arguments, arguments.distill)
   analysis = lowered.compile().memory_analysis()
   if analysis is None:
     raise UserError(
-      f'the compiler for {jax.default_backend()} tells nothing about memory; '
-      'ask that for the CPU, with JAX_PLATFORMS=cpu'
+      f'the compiler for {jax.default_backend()} has no analysis of memory; '
+      'use that for the CPU, with JAX_PLATFORMS=cpu'
     )
   results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   needed = {
@@ -136,15 +136,15 @@ def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
 
 
 def kept_bytes(experiment: Experiment) -> int:
-  """What a device keeps of a microbatch for the gradient, by shapes alone.
+  """Bytes that a device keeps of a microbatch for the gradient, by shapes.
 
-  Activations, and the weights that the gradient needs, of the network up to its
-  last linear layer. A compiler may keep less, zeros for example. That for CPUs
-  keeps what was to be computed again (`remat`), which its analysis thus does
-  not show.
+  They are activations, and the weights that the gradient needs, of the network
+  up to its last linear layer. A compiler may keep less, zeros for example. The
+  one for CPUs keeps also what was to be computed again (`remat`), so its
+  analysis does not show that saving.
 
   Args:
-    experiment: whose.
+    experiment: with the network.
   """
   arguments = abstract_arguments(experiment, 0)
   parts = experiment.num_microbatches * experiment.mesh.size
@@ -181,13 +181,13 @@ def describe(
   teachers: int,
   changes: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """All that is known without running it.
+  """All that is known about a config without running it.
 
   Args:
     name: of the config and variant.
-    microbatches: by number of devices, for each of which it is compiled.
+    microbatches: how many, by the number of devices to compile for.
     teachers: of the codistilling update.
-    changes: dotted keys of the config, and what to set them to.
+    changes: dotted keys of the config, and their values.
 
   Returns:
     What `--json` writes.
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error(
       'give --microbatches as many numbers as --devices, or one for all'
     )
-  # Too late where devices are in use already: then there are those.
+  # This is too late if JAX has devices already; it keeps those.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', max(arguments.devices))
   try:

@@ -1,14 +1,14 @@
-"""Scores what a run has stored: each member, their ensemble, how they differ.
+"""Scores a run's stored members and their ensemble, and how members differ.
 
   python -m scripts.evaluate WORKDIR [--split=test|train|SPLIT]
     [--member I …] [--json=FILE]
 
-Takes each member's newest checkpoint, while the run works or after; members
-that run apart may then be at different steps. Changes nothing in WORKDIR.
+It takes each member's newest checkpoint, during the run or after it; members
+that run apart may then be at different steps. It changes nothing in WORKDIR.
 
-The split is test (the config's data.eval_split), train (its data.train_split:
-all of it, whatever part a member learns from), or for image sets of TFDS an
-expression such as 'validation[:10%]'.
+The split is test (the config's data.eval_split), train (its data.train_split,
+with the parts that a member does not learn from), or, for image sets of TFDS,
+an expression such as 'validation[:10%]'.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _numbers(
   missing: Mapping[int, str],
   result: Evaluation,
 ) -> dict[str, Any]:
-  """The table as JSON has it; what is not finite is null."""
+  """The table for JSON, with null for numbers that are not finite."""
 
   def scores(score: Score) -> dict[str, float | None]:
     return {
@@ -127,10 +127,10 @@ def _numbers(
 
 
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-  """Does what the arguments say."""
+  """Runs the command."""
   workdir = arguments.workdir
   if arguments.json is not None and not arguments.json.parent.is_dir():
-    raise UserError(f'{arguments.json.parent} is no folder; choose another')
+    raise UserError(f'{arguments.json.parent} is not a folder; choose another')
   runs = read_runs(workdir)
   own = arguments.split in ('test', 'train')
   experiment = rebuild(runs, eval_split=None if own else arguments.split)
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     say(f'{why}; left out')
   result = evaluate(experiment, stored, arguments.split if own else 'test')
   for name in experiment.take_corrupt('eval'):
-    say(f'{name} cannot be decoded; it counts as black')
+    say(f'{name} cannot be decoded; it counts as a black image')
   steps = {member: one.step for member, one in stored.items()}
   title = (
     f'{label_of(some_run(runs))}: {result.num_examples:,} examples of '
@@ -158,11 +158,11 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def prepare_jax() -> None:
-  """As a run does: programs are kept, and Orbax is silent."""
+  """Keeps compiled programs and silences Orbax, as a run does."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
   logging.set_verbosity(logging.FATAL)
-  # Orbax forgets one of its own when a checkpoint is damaged.
+  # Orbax leaves a coroutine unawaited when a checkpoint is damaged.
   warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
 
 
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     run(arguments, say)
   except (UserError, OSError) as error:
-    say(str(error).partition('\n')[0])  # TFDS says some things twice.
+    say(str(error).partition('\n')[0])  # TFDS repeats some messages.
     return 1
   return 0
 

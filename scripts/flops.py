@@ -1,9 +1,9 @@
-"""FLOPs of a function, counted in its jaxpr; a loop's as often as it runs.
+"""Counts the FLOPs of a function in its jaxpr, each loop as often as it runs.
 
-Nothing that JAX 0.10 brings does: XLA's cost analysis
-(`lower().cost_analysis()`) and `jax.experimental.roofline` count a loop's body
-once, the latter no branch and one `shard_map` of several; and an update of the
-paper's language model, unrolled, would be the loss written out 2,048 times.
+Nothing in JAX 0.10 does so: XLA's cost analysis (`lower().cost_analysis()`) and
+`jax.experimental.roofline` count a loop's body once, and the latter counts no
+branches, and one of several `shard_map`s. Unrolled, an update of the paper's
+language model would write out the loss 2,048 times.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
-# A FLOP for each number that comes out …
+# One FLOP for each number of the result.
 _BY_RESULT = (
   'abs add add_any atan2 ceil clamp cos div erf erf_inv exp exp2 expm1 floor '
   'integer_pow log log1p logistic max min mul neg nextafter pow rem round '
   'rsqrt sign sin sqrt square sub tan tanh'
 )
-# … and for each that goes in, of the last operand: a sum, or a scatter's
-# updates.
+# One FLOP for each number of the last operand: the terms of a sum, or the
+# updates of a scatter.
 _BY_OPERAND = (
   'argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce_max '
   'reduce_min reduce_prod reduce_sum scatter-add'
@@ -34,43 +34,43 @@ _BY_OPERAND = (
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """How many, of two kinds.
+  """Numbers of FLOPs, of two kinds.
 
   Attributes:
-    products: of matrix products and convolutions, a multiplication and an
-      addition each; what a device's peak rate is told for.
-    elementwise: of other arithmetic with floats, one for each number, be it a
-      sum or a logarithm.
+    products: of matrix products and convolutions, two for a multiplication and
+      an addition; a device's peak rate is in these.
+    elementwise: of other arithmetic with floats, one for each number, for a sum
+      as for a logarithm.
   """
 
   products: int = 0
   elementwise: int = 0
 
   def __add__(self, other: Flops) -> Flops:
-    """Of one after the other."""
+    """FLOPs of one after the other."""
     return Flops(
       self.products + other.products, self.elementwise + other.elementwise
     )
 
   def __mul__(self, times: int) -> Flops:
-    """Of so many times the same."""
+    """FLOPs of so many repetitions."""
     return Flops(times * self.products, times * self.elementwise)
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> Flops:
-  """FLOPs of a call, on all devices together. Nothing is computed.
+  """FLOPs of a call, on all devices together; computes nothing.
 
   Products with a convolution's padding, and with the zeros between dilated
-  rows, are not counted: a convolution's two gradients then take as many as it
-  does. Of branches the one with the most products counts. What the compiler
-  would find superfluous does count.
+  rows, do not count, so a convolution's two gradients take as many as it does.
+  Of several branches the one with the most products counts. Work that the
+  compiler would remove counts, too.
 
   Args:
     function: traceable.
     *arguments: trees of arrays, or of shapes (`jax.ShapeDtypeStruct`).
 
   Raises:
-    ValueError: for a `while_loop` with FLOPs, which says nowhere how often it
+    ValueError: for a `while_loop` with FLOPs, since nothing tells how often it
       runs.
   """
   return count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -94,7 +94,7 @@ def _count_equation(equation: jex.JaxprEqn) -> Flops:
     case 'while':
       if any(part != Flops() for part in inner):
         raise ValueError(
-          'a while_loop with FLOPs says nowhere how often it runs; write it as '
+          'a while_loop with FLOPs does not say how often it runs; write it as '
           'a scan, or a fori_loop with constant bounds'
         )
       return Flops()
@@ -110,7 +110,7 @@ def _count_equation(equation: jex.JaxprEqn) -> Flops:
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[jex.Jaxpr]:
-  """What an operation consists of; a custom gradient's rules are functions."""
+  """Jaxprs inside an operation, without a custom gradient's rules."""
   for value in params.values():
     for part in value if isinstance(value, (list, tuple)) else (value,):
       if isinstance(part, jex.ClosedJaxpr):
@@ -131,7 +131,7 @@ def _convolution(equation: jex.JaxprEqn) -> int:
   inputs, kernel = (variable.aval.shape for variable in equation.invars)
   outputs = equation.outvars[0].aval.shape
   batch, features, *out_axes = numbers.out_spec
-  # Of a group, if there are several.
+  # The depth of a group, if there are several.
   _, depth, *kernel_axes = numbers.rhs_spec
   pairs = math.prod(
     map(
@@ -157,7 +157,7 @@ def _pairs(
   input_dilation: int,
   kernel_dilation: int,
 ) -> int:
-  """Along an axis, places of the kernel over all outputs that meet an input."""
+  """Pairs of kernel places and inputs that meet along an axis."""
   place = (
     stride * np.arange(outputs)[:, None]
     + kernel_dilation * np.arange(kernel)

@@ -1,8 +1,8 @@
-"""A manifest of members for Kubernetes: a JobSet a member, a pod a host.
+"""Makes a manifest for Kubernetes: a JobSet a member, a pod a host.
 
-Not one JobSet for all members: when one of its Jobs fails, a JobSet restarts
-all of them or ends (to restart that one alone is alpha in JobSet 0.12, and
-off), and a member that fails must not stop the others.
+One JobSet for all members would not do, because a member that fails must not
+stop the others: when one of its Jobs fails, a JobSet restarts all of them or
+ends. (Restarting that one alone is alpha in JobSet 0.12, and off.)
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from experiments.errors import UserError
 _TEMPLATE = pathlib.Path(__file__).with_suffix('.yaml')
 _EXCLUSIVE = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
 _NODE_POOL = 'cloud.google.com/gke-nodepool'
-# Of a label of DNS, which a pod's host name is.
+# Limit of DNS labels, and a pod's host name is one.
 _MOST_LETTERS = 63
 
-# What each is, and its default; '' is none.
+# The meaning and the default of each; '' is none.
 PARAMETERS = {
-  'image': ('container image whose working directory is this repository', ''),
+  'image': ('container image with this repository as its working directory', ''),
   'claim': ('PersistentVolumeClaim that pods on many nodes can write', ''),
   'mount': ('where pods see it; --workdir is below', '/shared'),
   'hosts': ('pods of a member', '1'),
   'gpus': ('NVIDIA GPUs of a pod', '0'),
   'tpu': ('kind of TPU, as GKE labels its nodes', ''),
-  'topology': ("of the TPU slice that is a member, as GKE's", ''),
+  'topology': ("topology of a member's TPU slice, as in GKE", ''),
   'chips': ('TPU chips of a pod', '0'),
   'cpu': ('processors of a pod', ''),
-  'memory': ('of a pod, such as 64Gi', ''),
-  'shm': ('how much of it may be shared memory', '8Gi'),
-  'restarts': ('of a member, those not counted where its host was taken', '20'),
-  'grace': ('seconds for a checkpoint when a pod is to go', '120'),
-  'port': ('on which hosts of a member find each other', '8476'),
-  'name': ('of the run, if not that of its config', ''),
-  'namespace': ('of Kubernetes', 'default'),
-  'queue': ('of Kueue', ''),
+  'memory': ('memory of a pod, such as 64Gi', ''),
+  'shm': ('part of that memory that may be shared memory', '8Gi'),
+  'restarts': ('restarts of a member, without those after preemption', '20'),
+  'grace': ('seconds for a checkpoint before a pod is stopped', '120'),
+  'port': ('port at which the hosts of a member meet', '8476'),
+  'name': ("name of the run; the config's if ''", ''),
+  'namespace': ('Kubernetes namespace', 'default'),
+  'queue': ('Kueue queue', ''),
 }
 _REQUIRED = ('image', 'claim')
 _QUANTITIES = {'cpu': '8', 'memory': '64Gi', 'shm': '8Gi'}
@@ -60,10 +60,10 @@ def manifest(
   command: Sequence[str],
   parameters: Mapping[str, str],
 ) -> str:
-  """A manifest that `kubectl apply` takes.
+  """Makes a manifest for `kubectl apply`.
 
   Args:
-    name: of the run, unless a parameter says another.
+    name: of the run, unless a parameter sets another.
     members: how many.
     command: of a member in its container, without --member and without the
       flags of `jax.distributed`.
@@ -86,9 +86,9 @@ def manifest(
     longest = f'{jobset}-host-0-{values["hosts"] - 1}'
     if len(longest) > _MOST_LETTERS:
       raise UserError(
-        f'{longest} is too long for the name of a host; say --jobset name=…'
+        f'{longest} is too long for a host name; shorten --jobset name=…'
       )
-    # As JobSet names pods: the set, the replicated job, its index, the pod's.
+    # JobSet names a pod by the set, the replicated job, its index, the pod's.
     first = f'{jobset}-host-0-0.{jobset}'
     labels = {'codistill/run': run, 'codistill/member': str(member)}
     queue = {'kueue.x-k8s.io/queue-name': given['queue']}
@@ -114,13 +114,13 @@ def manifest(
 
 
 def _values(given: Mapping[str, str]) -> dict[str, Any]:
-  """What every member has alike, by its name in the template."""
+  """Values that all members share, by their names in the template."""
   hosts = _count(given, 'hosts', 1)
   port = _count(given, 'port', 1)
   tpu = _tpu(given, hosts)
   return {
     'namespace': given['namespace'],
-    # One member a slice, and all of it.
+    # Each member gets a whole slice of its own.
     'annotations': {_EXCLUSIVE: _NODE_POOL} if tpu else {},
     'restarts': _count(given, 'restarts', 0),
     'hosts': hosts,
@@ -143,8 +143,8 @@ def _values(given: Mapping[str, str]) -> dict[str, Any]:
 def _words(
   command: Sequence[str], member: int, hosts: int, address: str
 ) -> list[str]:
-  """The command of a member's host, whose number Kubernetes fills in."""
-  # A $ that is meant as one is doubled.
+  """The command of a member's host; Kubernetes fills in the host's number."""
+  # A literal $( is written $$(.
   words = [word.replace('$(', '$$(') for word in command]
   words.append(f'--member={member}')
   if hosts > 1:
@@ -163,18 +163,18 @@ def _check_workdir(command: Sequence[str], mount: str) -> None:
       mount
     ):
       raise UserError(
-        f'--workdir is {value}, and pods share {mount} alone; choose '
-        'a folder below it, or say --jobset mount=DIR'
+        f'--workdir is {value}, but pods share only {mount}; choose a folder '
+        'below it, or set --jobset mount=DIR'
       )
 
 
 def _yaml(value: Any) -> str:
-  """A value as it may stand in YAML, whatever it contains: as JSON."""
+  """A value as JSON, which is YAML for any content."""
   return json.dumps(value, ensure_ascii=False)
 
 
 def _check(parameters: Mapping[str, str]) -> dict[str, str]:
-  """All parameters, those that are not given by their defaults."""
+  """All parameters, with defaults for those that are not given."""
   for key in parameters:
     if key not in PARAMETERS:
       near = difflib.get_close_matches(key, PARAMETERS)
@@ -190,7 +190,7 @@ def _check(parameters: Mapping[str, str]) -> dict[str, str]:
   }
   for key in _REQUIRED:
     if not given[key]:
-      raise UserError(f'say --jobset {key}=…, the {PARAMETERS[key][0]}')
+      raise UserError(f'give --jobset {key}=…, the {PARAMETERS[key][0]}')
   for key, example in _QUANTITIES.items():
     if given[key] and not _QUANTITY.fullmatch(given[key]):
       raise UserError(
@@ -210,23 +210,23 @@ def _count(given: Mapping[str, str], key: str, least: int) -> int:
 
 
 def _dns_label(name: str) -> str:
-  """A name as host names have it."""
+  """Turns a name into one that a host can have."""
   label = re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')
   if not label or not label[0].isalpha():
-    raise UserError(f'no host can be called {name!r}; say --jobset name=…')
+    raise UserError(f'no host can be called {name!r}; set --jobset name=…')
   return label
 
 
 def _tpu(given: Mapping[str, str], hosts: int) -> bool:
-  """Whether pods have TPUs, all of which is said and fits."""
+  """Whether pods have TPUs; refuses parameters of TPUs that do not fit."""
   chips = _count(given, 'chips', 0)
   said = [bool(given['tpu']), bool(given['topology']), chips > 0]
   if not any(said):
     return False
   if not all(said) or _count(given, 'gpus', 0):
     raise UserError(
-      'a TPU takes --jobset tpu=KIND, topology=AxB and chips=N of each pod, '
-      'and no gpus'
+      'TPUs need --jobset tpu=KIND, topology=AxB and chips=N of each pod, and '
+      'no gpus'
     )
   sides = given['topology'].split('x')
   if not all(side.isdecimal() for side in sides):

@@ -1,4 +1,4 @@
-"""Tables in Markdown, numbers in them, and files that they are put into."""
+"""Makes Markdown tables, formats their numbers, and puts them into files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-  """A table: first and last column to the left, numbers to the right."""
+  """A table with its first and last column left-aligned, the others right."""
   rule = ['---', *['---:'] * (len(header) - 2), '---']
   return ''.join(
     f'| {" | ".join(cells)} |\n' for cells in (header, rule, *lines)
@@ -17,7 +17,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-  """Three digits, without an exponent."""
+  """Formats a number with three digits, without an exponent."""
   digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
   return f'{value:,.{digits}f}'
 
@@ -44,7 +44,7 @@ def insert(text: str, tables: Mapping[str, str]) -> str:
 
 
 def insert_into(path: pathlib.Path, tables: Mapping[str, str]) -> None:
-  """`insert`, in a file.
+  """`insert`, for a file.
 
   Raises:
     OSError: if it cannot be read or written.

@@ -1,12 +1,12 @@
-"""What the paper's language-model run takes on devices of today: arithmetic.
+"""Computes what the paper's language-model run would take on today's devices.
 
-Two members, 16,384 lanes × 32 tokens a step, 15,000 steps, peers from the step
-on that `lm_codistill` says. FLOPs, bytes and memory were counted and compiled
-by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64 --json=FILE`, and
-are in experiments/results/cost_lm_codistill.json; rates are assumed, or given.
-What the updates of a small one reach here is of `python -m scripts.benchmark
-model`. `python -m scripts.scaling` prints the tables. The memory of the paper's
-ResNet-50 is there, too, of `scripts.cost imagenet_codistill`. No jax.
+Two members train for 15,000 steps of 16,384 lanes × 32 tokens, with peers from
+the step on that `lm_codistill` says. FLOPs, bytes and memory were counted and
+compiled by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64
+--json=FILE`, and are in experiments/results/cost_lm_codistill.json; rates are
+assumed, or given. `python -m scripts.benchmark model` measured the updates of a
+small network. `python -m scripts.scaling` prints the tables, and the memory of
+the paper's ResNet-50 from `scripts.cost imagenet_codistill`. Needs no jax.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from scripts import markdown
 _RESULTS = pathlib.Path(__file__).parent.parent / 'experiments/results'
 MEMBERS, STEPS, BURN_IN_STEPS = 2, 15_000, 2_000
 TOKENS_PER_STEP = 16_384 * 32
-# Between two publications.
+# Steps between two publications.
 INTERVAL_STEPS = 50
 PUBLICATIONS_KEPT, CHECKPOINTS_KEPT = 3, 2
-# What is called `imagenet_codistill` of `scripts.cost`, by its file's ending.
+# Endings of the files that `scripts.cost imagenet_codistill` made.
 _IMAGE_COSTS = ('', '_remat', '_64')
-# Of `prepare_text`: uint16.
+# `prepare_text` writes uint16.
 _TOKEN_BYTES = 2
 # Pieces, embedding, units, layers.
 NETWORK = (24_006, 256, 1_024, 2)
 
 
 class Device(NamedTuple):
-  """What its maker says.
+  """A device, as its maker describes it.
 
   Attributes:
     peak: FLOP/s of bfloat16 products, without sparsity.
     memory: bytes.
-    source: where it says so.
+    source: the maker's page.
   """
 
   peak: float
@@ -49,7 +49,7 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-  # The page has 1,979 "with sparsity", which is twice of it.
+  # The page says 1,979 "with sparsity", which is twice as much.
   'H200': Device(
     989e12, 141e9, 'https://www.nvidia.com/en-us/data-center/h200/'
   ),
@@ -58,12 +58,12 @@ DEVICES = {
 
 
 class Plan(NamedTuple):
-  """What both members have: half each, or all of it in turn.
+  """Devices of both members: each has half of them, or all in turn.
 
   Attributes:
     kind: a key of `DEVICES`.
     devices: how many.
-    hosts: they are in.
+    hosts: how many they are in.
   """
 
   kind: str
@@ -81,17 +81,17 @@ PLANS = {
 def forward_flops(
   pieces: int, embedding: int, hidden: int, layers: int
 ) -> float:
-  """Of the LSTM, a token, by hand: two for each number of its matrices."""
+  """FLOPs of the LSTM, a token, by hand: two for each number in a matrix."""
   inputs = [embedding, *[hidden] * (layers - 1)]
   gates = sum(4 * hidden * (size + hidden) for size in inputs)
   return 2 * (gates + hidden * pieces)
 
 
 def update_flops(teachers: int) -> float:
-  """Of an update, a token, by hand.
+  """FLOPs of an update, a token, by hand.
 
-  Forward, a gradient of the outputs and one of the weights for each product,
-  and a teacher's forward pass.
+  Each product takes a forward pass, a gradient of its outputs and one of its
+  weights; each teacher takes a forward pass.
 
   Args:
     teachers: 0 for the burn-in update.
@@ -101,13 +101,13 @@ def update_flops(teachers: int) -> float:
 
 @functools.cache
 def cost() -> dict[str, Any]:
-  """What `scripts.cost` found."""
+  """The results of `scripts.cost`."""
   return _read('cost_lm_codistill.json')['cost']
 
 
 @functools.cache
 def benchmark() -> dict[str, list[float]]:
-  """What `scripts.benchmark model` measured, by name and unit."""
+  """The measurements of `scripts.benchmark model`, by name and unit."""
   return _read('benchmark.json')['model']['values']
 
 
@@ -116,7 +116,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def counted_flops(update: str, kind: str = 'products') -> float:
-  """Of 'burn-in' or 'codistilling', a token, as counted."""
+  """FLOPs of 'burn-in' or 'codistilling', a token, as counted."""
   return cost()['flops'][update][kind] / cost()['examples_per_step']
 
 
@@ -126,7 +126,7 @@ def peak(plan: str) -> float:
 
 
 def rate_at(plan: str, share: float) -> float:
-  """Tokens a second, both members', of codistilling at a share of the peak."""
+  """Tokens a second of both members, codistilling at a share of the peak."""
   return share * peak(plan) / counted_flops('codistilling')
 
 
@@ -136,11 +136,11 @@ def share_at(plan: str, rate: float) -> float:
 
 
 def seconds(rate: float) -> float:
-  """Of the whole run, without evaluation, compilation and preparing text.
+  """Seconds of the run, without evaluation, compilation and preparing text.
 
   Args:
     rate: tokens a second of codistilling updates, both members' together;
-      burn-in is taken to be faster by its FLOPs.
+      burn-in is assumed to be faster by its FLOPs.
   """
   less = counted_flops('burn-in') / counted_flops('codistilling')
   steps = BURN_IN_STEPS * less + (STEPS - BURN_IN_STEPS)
@@ -148,7 +148,7 @@ def seconds(rate: float) -> float:
 
 
 def flops_table() -> str:
-  """An update by count and by hand."""
+  """FLOPs of an update, counted and by hand."""
   header = [
     'an update, products (MFLOP a token)',
     'counted',
@@ -177,7 +177,7 @@ def flops_table() -> str:
 
 
 def measured_table() -> str:
-  """What the benchmark's network reaches where it was measured."""
+  """Rates of the benchmark's network, where it was measured."""
   found = benchmark()
   product = statistics.median(found['a product of 1,024², float32 (GFLOP/s)'])
   header = [
@@ -209,11 +209,11 @@ def measured_table() -> str:
 
 
 def hours_table(share: float, rates: Mapping[str, float]) -> str:
-  """Devices and hours.
+  """Devices and hours of each plan.
 
   Args:
     share: of the peak, assumed where no rate is given.
-    rates: by plan, what was measured of both members together.
+    rates: measured for both members together, by plan.
   """
   header = [
     'plan',
@@ -247,7 +247,7 @@ def hours_table(share: float, rates: Mapping[str, float]) -> str:
 
 
 def memory_table() -> str:
-  """Bytes of each device, by the compiler, and for what it compiled."""
+  """Memory of each device by the compiler's analysis, with its backend."""
   backend = cost()['backend'].upper()
   header = [
     'devices of a member',
@@ -277,7 +277,7 @@ def memory_table() -> str:
 
 
 def image_memory_table() -> str:
-  """Bytes of each device for the paper's ResNet-50."""
+  """Memory of each device for the paper's ResNet-50."""
   header = [
     'devices of a member',
     'microbatches',
@@ -313,7 +313,7 @@ def image_memory_table() -> str:
 
 
 def storage() -> dict[str, tuple[float, str]]:
-  """Bytes of each thing, and what they are."""
+  """Bytes of each thing on disk, and an explanation."""
   sizes = cost()['bytes']
   published = sizes['publication']['float32']
   # A member, its teacher's memory of its lanes, and the copy of the teacher.
@@ -350,7 +350,7 @@ def storage_table() -> str:
 
 
 def tables(share: float, rates: Mapping[str, float]) -> dict[str, str]:
-  """All of them, by the names of their markers; arguments as `hours_table`."""
+  """All tables, by the names of their markers; arguments as `hours_table`."""
   return {
     'plan-flops': flops_table(),
     'plan-measured': measured_table(),

@@ -5,10 +5,11 @@ r"""Prepares a click log once: from text to rows that training maps into memory.
 The format is the Display Advertising Challenge's: label, 13 integers, 26
 hexadecimal categories, separated by tabs, compressed or not, files in the order
 of time. A run that was interrupted goes on when the same command is given
-again. What is done to the values and what the folder holds: docs/criteo.md.
+again. docs/criteo.md describes the treatment of values, and the contents of
+the folder.
 
-Without that log a synthetic one, with a known truth, can be prepared, or
-written as text:
+Without that log, the command prepares a synthetic one with a known truth, or
+writes it as text:
 
   python -m scripts.prepare_criteo --synthetic-rows 2000000 --output DIR
   python -m scripts.prepare_criteo --synthetic-rows 2000000 --write FILE.gz
@@ -39,7 +40,7 @@ from experiments.paths import local_path
 from scripts import preparing
 
 
-# Long, because it is a table: an option, and below it what it means.
+# It is long because it is a table of options and their meanings.
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   """Reads the command line."""
   parser = argparse.ArgumentParser(
@@ -52,38 +53,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     '--input',
     nargs='+',
     metavar='FILE',
-    help='the log, in the order of time; of a pattern in quotes, by name',
+    help='the log, in the order of time; a quoted pattern sorts by name',
   )
   source.add_argument(
     '--synthetic-rows',
     type=int,
     metavar='N',
-    help='instead, so many rows of the synthetic log',
+    help='use N rows of the synthetic log instead',
   )
   target = parser.add_mutually_exclusive_group(required=True)
   target.add_argument(
-    '--output', metavar='DIR', type=local_path, help='the folder to be made'
+    '--output', metavar='DIR', type=local_path, help='folder to make'
   )
   target.add_argument(
     '--write',
     metavar='FILE',
     type=local_path,
-    help='instead, the synthetic log as text; compressed if it ends in .gz',
+    help='write the synthetic log as text instead; compressed if FILE ends '
+    'in .gz',
   )
   parser.add_argument(
     '--min-count',
     type=int,
     default=MIN_COUNT,
     metavar='N',
-    help='categories that occur less often in their field, in the part to '
-    'train on, are one (default: %(default)s)',
+    help='merge the categories of a field that are rarer than this in the part '
+    'to train on (default: %(default)s)',
   )
   parser.add_argument(
     '--held-out-fraction',
     type=_fraction,
     default=HELD_OUT_FRACTION,
     metavar='F',
-    help='share of the rows to evaluate on, the last ones (default: '
+    help='share of the rows to evaluate on, taken from the end (default: '
     '%(default)s)',
   )
   parser.add_argument(
@@ -91,14 +93,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     type=int,
     default=100,
     metavar='N',
-    help='a log with more malformed lines is refused; those of others are '
-    'left out (default: %(default)s)',
+    help='leave out malformed lines, and refuse a log with more of them '
+    '(default: %(default)s)',
   )
   parser.add_argument(
     '--workers',
     type=int,
     metavar='N',
-    help='processes; the result does not depend on it (default: one a core)',
+    help='processes; they do not change the result (default: one a core)',
   )
   parser.add_argument(
     '--overwrite', action='store_true', help='begin anew, and replace DIR'
@@ -119,13 +121,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
       '0 and 1'
     )
   if flags.write and flags.synthetic_rows is None:
-    parser.error('--write is for the synthetic log: give --synthetic-rows')
-  written = not flags.write, 'beside --write'
+    parser.error('--write is for the synthetic log; add --synthetic-rows')
+  written = not flags.write, 'with --write'
   if problem := preparing.unread(
     parser,
     flags,
     {
-      '--max-bad-lines': (flags.input, 'of a log that is made here'),
+      '--max-bad-lines': (flags.input, 'for a synthetic log'),
       **dict.fromkeys(('--min-count', '--workers', '--overwrite'), written),
     },
   ):
@@ -143,7 +145,7 @@ def _fraction(text: str) -> Fraction:
 
 
 def show(display: preparing.Display, progress: preparation.Progress) -> None:
-  """Shows what a run has come to."""
+  """Shows the progress of a run."""
   notes = []
   if progress.phase == 'reading' and progress.unit == 'bytes':
     notes.append(f'{progress.rows:,} rows')
@@ -160,7 +162,7 @@ def show(display: preparing.Display, progress: preparation.Progress) -> None:
 
 
 def summary(manifest: dict) -> list[Table]:
-  """What a prepared log holds, split by split and field by field."""
+  """Tables of what a prepared log contains, by split and by field."""
   kind = 'synthetic' if 'synthetic' in manifest else 'prepared'
   splits = Table(
     box=box.SIMPLE_HEAD, title=f'A {kind} click log', title_style=''
@@ -172,7 +174,7 @@ def summary(manifest: dict) -> list[Table]:
     splits.add_row(split, f'{facts["rows"]:,}', f'{share:.2%}')
   for reason, count in manifest['bad_lines_by_kind'].items():
     splits.add_row(f'left out: malformed {reason}', f'{count:,}', '')
-  # Not of folders that an older version prepared.
+  # Folders that an older version prepared do not say this.
   for name in manifest.get('files_with_bytes_behind_their_end', ()):
     splits.add_row(f'note: {name} has bytes behind its end', '', '')
   fields = Table(box=box.SIMPLE_HEAD)
@@ -191,7 +193,7 @@ def summary(manifest: dict) -> list[Table]:
 
 
 def optimum(facts: dict) -> str:
-  """What no model can beat on the synthetic log."""
+  """Says which score no model can beat on the synthetic log."""
   return (
     'The log is synthetic. The best log loss that can be reached on its rows '
     f'to evaluate on is {facts["best_log_loss"]:.5f} nats in expectation; the '
@@ -202,19 +204,19 @@ def optimum(facts: dict) -> str:
 def write_synthetic(
   num_rows: int, held_out_fraction: Fraction, path: pathlib.Path
 ) -> dict[str, float]:
-  """Writes the synthetic log as text; what its truth scores.
+  """Writes the synthetic log as text; returns the scores of its truth.
 
   Raises:
     OSError: if that cannot be done.
   """
-  # Elsewhere first: half a log looks like a whole one.
+  # To another name first, because half a log looks like a whole one.
   new = path.with_name(f'{path.name}.new')
   settings = preparation.Settings(
     min_count=1, held_out_fraction=held_out_fraction
   )
   first = settings.num_train(num_rows)
   sums = [0.0, 0.0]
-  # Without a name or a time in it, the same content is the same file.
+  # Without a name or a time in it, so that the same content is the same file.
   with open(new, 'wb') as raw, contextlib.ExitStack() as stack:
     file = raw
     if path.suffix == '.gz':
@@ -267,9 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
   except (resumable.PreparationError, InputError, ClicksError) as error:
     return str(error)
   except OSError as error:
-    return f'{error}: put that right, and the same command goes on from here.'
+    return f'{error}: fix this, and the same command goes on from here.'
   except json.JSONDecodeError:
-    return f'{output / resumable.MANIFEST} is damaged: --overwrite it.'
+    return f'{output / resumable.MANIFEST} is damaged; add --overwrite.'
   except KeyboardInterrupt:
     print(preparing.INTERRUPTED, file=sys.stderr)
     return 130

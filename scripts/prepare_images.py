@@ -2,12 +2,13 @@
 
   python -m scripts.prepare_images cifar10 [--data_dir=DIR]
 
-downloads the set and writes it as ArrayRecord files under DIR, $TFDS_DATA_DIR
-or ~/tensorflow_datasets. This takes TensorFlow, which nothing else here needs:
-give it an environment of its own, from scripts/requirements-prepare.txt.
+The command downloads the set and writes it as ArrayRecord files under DIR,
+$TFDS_DATA_DIR or ~/tensorflow_datasets. It needs TensorFlow, which nothing else
+here does: give it an environment of its own, from
+scripts/requirements-prepare.txt.
 
-ImageNet (`imagenet2012`) cannot be downloaded by a program: without its two
-files this says what they are and where they belong.
+A program cannot download ImageNet (`imagenet2012`): if its two files are
+missing, the command says which they are and where to put them.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from experiments.paths import local_path
 
 ENVIRONMENT = (
-  'Preparing {name} needs {package}, which is not installed here; in an '
+  'Preparing {name} needs {package}, which is not installed here; use an '
   'environment of its own:\n'
   '  python3 -m venv .venv-prepare && '
   '.venv-prepare/bin/pip install -r scripts/requirements-prepare.txt && '
@@ -30,7 +31,7 @@ ENVIRONMENT = (
 )
 
 
-# Sets whose files a person has to fetch, and who gives them.
+# Sets with files that a person has to fetch: the files, where, and the space.
 MANUAL = {
   'imagenet2012': (
     ('ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'),
@@ -49,13 +50,13 @@ def prepare(name: str, data_dir: str | None) -> str:
 
   Args:
     name: TFDS's name of the set, such as 'cifar10'.
-    data_dir: where TFDS sets lie; None for $TFDS_DATA_DIR, or TFDS's default.
+    data_dir: folder of TFDS sets; None for $TFDS_DATA_DIR, or TFDS's default.
 
   Returns:
-    A sentence that says where the set lies.
+    A sentence that says where the set is.
 
   Raises:
-    PreparationError: if it cannot be prepared, for whatever reason.
+    PreparationError: if it cannot be prepared.
   """
   if name == 'digits':
     return 'digits come with scikit-learn: there is nothing to prepare.'
@@ -74,7 +75,7 @@ def prepare(name: str, data_dir: str | None) -> str:
 
   try:
     builder = tfds.builder(name, data_dir=data_dir)
-  # AssertionError for a version that TFDS does not have.
+  # TFDS raises AssertionError for a version that it does not have.
   except (ValueError, AssertionError) as error:
     raise PreparationError(f'TFDS has no set called {name!r}.') from error
   except ImportError as error:
@@ -89,16 +90,16 @@ def prepare(name: str, data_dir: str | None) -> str:
         'another folder with --data_dir.'
       )
     return f'{name} is already prepared in {builder.data_dir}.'
-  # Before TensorFlow is asked for, which is much to install for nothing; and
-  # because TFDS goes on with one of the files, and leaves out a split.
+  # First, because TensorFlow is much to install for nothing, and because with
+  # one of the files TFDS would go on and leave out a split.
   _check_manual(builder.name, pathlib.Path(builder.data_dir))
   if importlib.util.find_spec('tensorflow') is None:
     raise lacks('TensorFlow')
   try:
     builder.download_and_prepare(file_format='array_record')
   except Exception as error:
-    # Offline, to be fetched by hand, a full disk, a changed checksum, a package
-    # that one set needs: TFDS has no common type, but a message for each.
+    # TFDS has no common type for its errors (offline, a full disk, a changed
+    # checksum, a missing package, …), but each has a message.
     raise PreparationError(
       f'{name} could not be prepared ({type(error).__name__}): {error}'
     ) from error
@@ -106,7 +107,7 @@ def prepare(name: str, data_dir: str | None) -> str:
 
 
 def _check_manual(name: str, data_dir: pathlib.Path) -> None:
-  """Refuses a set whose files somebody must fetch, and nobody has."""
+  """Refuses a set if files that a person must fetch are missing."""
   if name not in MANUAL:
     return
   files, address, space = MANUAL[name]
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
   )
   parser.add_argument('name', metavar='NAME', help="TFDS's name of the set")
   parser.add_argument(
-    '--data_dir', metavar='DIR', type=local_path, help='where TFDS sets lie'
+    '--data_dir', metavar='DIR', type=local_path, help='folder of TFDS sets'
   )
   flags = parser.parse_args(arguments)
   data_dir = flags.data_dir and str(flags.data_dir)
@@ -147,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
 
 
 if __name__ == '__main__':
-  # TensorFlow's banner, and a line for each retry of each file: the progress
-  # bar shows as much.
+  # Without TensorFlow's banner and a line for each retry of each file; the
+  # progress bar shows as much.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   logging.getLogger('urllib3.connectionpool').setLevel(logging.ERROR)
   sys.exit(main())

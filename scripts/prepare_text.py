@@ -4,7 +4,7 @@ r"""Prepares text once: from files to tokens that training maps into memory.
     --output books --vocab-size 24006
 
 A run that was interrupted goes on when the same command is given again.
-Formats, filters and what the folder holds: docs/text.md.
+docs/text.md describes formats, filters and the contents of the folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scripts import preparing
 def show(
   display: preparing.Display, unit: str, progress: preparation.Progress
 ) -> None:
-  """Shows what a run has come to, in 'MB' or 'documents' of input."""
+  """Shows the progress of a run, in 'MB' or 'documents' of input."""
   if not progress.total:
     notes = [
       f'on {progress.documents:,} documents',
@@ -53,7 +53,7 @@ def show(
 
 
 def summary(manifest: dict) -> Table:
-  """What a corpus holds, and what was left out."""
+  """A table of what a corpus contains, and what was left out."""
   table = Table(box=box.SIMPLE_HEAD, title='Prepared text', title_style='')
   table.add_column('')
   table.add_column('documents', justify='right')
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   _add_documents(add)
   add(
     '--workers',
-    'processes; the result does not depend on it (default: one a core)',
+    'processes; they do not change the result (default: one a core)',
     type=int,
     metavar='N',
   )
@@ -105,8 +105,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _unread(
   parser: argparse.ArgumentParser, flags: argparse.Namespace
 ) -> str | None:
-  """Which flag another one makes useless, in a sentence."""
-  where = f'where --format is {flags.format}'
+  """Names a flag that another one makes useless, in a sentence."""
+  where = f'if --format is {flags.format}'
   own = flags.format != 'builtin'
   return preparing.unread(
     parser,
@@ -115,16 +115,16 @@ def _unread(
       '--input': (own, where),
       '--held-out': (own, where),
       '--structure': (own, where),
-      '--held-out-fraction': (not flags.held_out, 'beside --held-out'),
+      '--held-out-fraction': (not flags.held_out, 'with --held-out'),
       '--sentence-language': (
         own and flags.structure == 'sentences',
-        'where sentences are not marked',
+        'if sentences are not marked',
       ),
       '--text-key': (flags.format in ('jsonl', 'parquet', 'tfds'), where),
       '--data-dir': (flags.format == 'tfds', where),
       '--min-language-probability': (
         _language(flags) != 'any',
-        'where documents of any language are kept',
+        'if documents of any language are kept',
       ),
     },
   )
@@ -137,14 +137,14 @@ def _language(flags: argparse.Namespace) -> str:
 def _add_files(add: Callable[..., None]) -> None:
   add(
     '--input',
-    'files to train on, as patterns in quotes; of tfds NAME or NAME[SPLIT]',
+    'files to train on, as quoted patterns; for tfds NAME or NAME[SPLIT]',
     nargs='+',
     metavar='GLOB',
   )
-  add('--format', 'of all of them', required=True, choices=inputs.FORMATS)
+  add('--format', 'of all files', required=True, choices=inputs.FORMATS)
   add(
     '--output',
-    'the folder to be made',
+    'folder to make',
     required=True,
     type=local_path,
     metavar='DIR',
@@ -152,7 +152,7 @@ def _add_files(add: Callable[..., None]) -> None:
   add('--vocab-size', 'number of pieces', required=True, type=int, metavar='N')
   add(
     '--held-out',
-    'files to evaluate on; otherwise a share of the documents is kept',
+    'files to evaluate on; without them a share of the documents is held out',
     nargs='+',
     default=[],
     metavar='GLOB',
@@ -169,16 +169,16 @@ def _add_files(add: Callable[..., None]) -> None:
 def _add_tokenizer(add: Callable[..., None]) -> None:
   add(
     '--train-from',
-    'how many documents the tokenizer learns from, at most, and from 100 '
-    'million characters at most',
+    'train the tokenizer on at most N documents, and on at most 100 million '
+    'characters',
     type=int,
     default=20_000,
     metavar='N',
   )
   add(
     '--oov',
-    'characters outside the vocabulary: as bytes, or, and that loses them, as '
-    'the unknown piece',
+    'encode characters outside the vocabulary as bytes, or as the unknown '
+    'piece, which loses them',
     choices=tokenizer.OOV,
     default='bytes',
   )
@@ -191,13 +191,13 @@ def _add_tokenizer(add: Callable[..., None]) -> None:
   )
   add(
     '--structure',
-    'what is marked besides the end of a document; builtin has none',
+    'what to mark besides the end of a document; none for builtin',
     choices=tokenizer.STRUCTURES,
     default='sentences',
   )
   add(
     '--sentence-language',
-    'whose rules end a sentence',
+    'language of the rules that end a sentence',
     default='en',
     metavar='CODE',
   )
@@ -206,18 +206,18 @@ def _add_tokenizer(add: Callable[..., None]) -> None:
 def _add_documents(add: Callable[..., None]) -> None:
   add(
     '--document',
-    'what one document is: a whole file of txt or record of others, or what '
-    'stands between empty lines in it, or a line of it',
+    'a document is a whole file of txt or record of other formats, or in it '
+    'each block between empty lines, or each line',
     choices=inputs.DOCUMENTS,
     default='whole',
   )
   add(
     '--text-key',
-    'the field or column with the text, of jsonl, parquet, tfds',
+    'field or column with the text, for jsonl, parquet and tfds',
     default='text',
     metavar='NAME',
   )
-  add('--data-dir', 'where TFDS sets lie', type=path_or_url, metavar='DIR')
+  add('--data-dir', 'folder of TFDS sets', type=path_or_url, metavar='DIR')
   add(
     '--language',
     'keep documents in this language, or any (default: en for wet, any for '
@@ -226,7 +226,7 @@ def _add_documents(add: Callable[..., None]) -> None:
   )
   add(
     '--min-language-probability',
-    'how sure the language has to be',
+    'probability that a document must have of being in that language',
     type=float,
     default=0.9,
     metavar='F',
@@ -239,7 +239,7 @@ def _add_documents(add: Callable[..., None]) -> None:
   )
   add(
     '--min-paragraphs',
-    'leave out documents that have fewer left',
+    'leave out documents with fewer paragraphs left',
     type=int,
     default=1,
     metavar='N',
@@ -247,9 +247,9 @@ def _add_documents(add: Callable[..., None]) -> None:
 
 
 def _problem(flags: argparse.Namespace) -> str | None:
-  """What is wrong with the flags, in a sentence."""
+  """Says what is wrong with the flags, in a sentence."""
   if not flags.input and flags.format != 'builtin':
-    return '--input is needed for all formats but builtin'
+    return '--input is missing; all formats but builtin need it'
   least = {
     '--train-from': (flags.train_from, 1),
     '--workers': (flags.workers, 1),
@@ -271,7 +271,7 @@ def _problem(flags: argparse.Namespace) -> str | None:
 
 
 def settings_of(flags: argparse.Namespace) -> preparation.Settings:
-  """Settings from flags, where the format has a say.
+  """Settings from flags; some depend on the format.
 
   Raises:
     InputError: for a language that the identifier does not know.
@@ -279,7 +279,7 @@ def settings_of(flags: argparse.Namespace) -> preparation.Settings:
   wet, language = flags.format == 'wet', _language(flags)
   if language != 'any' and language not in languages():
     raise InputError(
-      f'--language {language} is not known: use any, or one of '
+      f'--language {language} is not known; use any, or one of '
       f'{", ".join(languages())}.'
     )
   words = flags.min_paragraph_words

@@ -1,4 +1,4 @@
-"""What the commands that prepare data share: their display, files, cores."""
+"""Display, files and cores, for the commands that prepare data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
 INTERRUPTED = 'Interrupted: the same command goes on from here.'
-# Seconds between two lines where there is no terminal.
+# Seconds between two lines if there is no terminal.
 _PLAIN_INTERVAL_S = 5.0
-# Of the last seconds, not of the whole run: the first are slow.
+# Rates are over the last seconds, because the first ones are slow.
 _RATE_WINDOW_S = 30.0
 
 
@@ -24,22 +24,22 @@ def unread(
   flags: argparse.Namespace,
   read: Mapping[str, tuple[bool, str]],
 ) -> str | None:
-  """What is wrong with a flag that was set and changes nothing, in a sentence.
+  """Names a flag that was set but changes nothing, in a sentence.
 
   Args:
-    parser: of the flags, which knows their defaults.
+    parser: knows the defaults of the flags.
     flags: as they were given.
-    read: by name, whether a flag is read, and where it is not.
+    read: by name, whether a flag is read, and when it is not.
   """
   for name, (is_read, where) in read.items():
     key = name.removeprefix('--').replace('-', '_')
     if not is_read and getattr(flags, key) != parser.get_default(key):
-      return f'{name} changes nothing {where}: leave it out'
+      return f'{name} changes nothing {where}; leave it out'
   return None
 
 
 class Display:
-  """Phase, share, rate and time left: a bar on a terminal, else lines."""
+  """Shows phase, share, rate and time left, in a bar on a terminal or lines."""
 
   def __init__(self, console: Console):
     """Shows from `__enter__` to `__exit__`."""
@@ -74,12 +74,12 @@ class Display:
     unit: str,
     notes: Sequence[str],
   ) -> None:
-    """Shows what a run has come to.
+    """Shows the progress of a run.
 
     Args:
       phase: what it does.
       done: of `total`.
-      total: 0 where it is not known.
+      total: 0 if it is not known.
       resumed: how much of `done` an earlier run did.
       unit: of these; 'MB' for bytes.
       notes: what else to say.
@@ -138,7 +138,7 @@ def _duration(seconds: float) -> str:
 
 
 def find_files(pattern: str) -> list[str]:
-  """Paths that a pattern names; a name with brackets may be a file as well."""
+  """Paths that match a pattern, or a file of that name if there is one."""
   pattern = os.path.expanduser(pattern)
   if os.path.exists(pattern):
     return [pattern]
@@ -146,7 +146,7 @@ def find_files(pattern: str) -> list[str]:
 
 
 def num_cores() -> int:
-  """Those that this process may use, where that can be asked."""
+  """The cores that this process may use, if the system tells, or all."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

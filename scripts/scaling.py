@@ -1,16 +1,16 @@
-"""Network and storage: exchanged weights beside all-reduced gradients.
+"""Computes network and storage of exchanged weights and of all-reduce.
 
   python -m scripts.scaling [--step-seconds=1] [--reload-interval-steps=50]
     [--share-of-peak=0.3] [--tokens-per-second PLAN=RATE …]
     [--into=docs/scaling.md]
 
-Arithmetic, and where it says so the sizes and seconds that
-`python -m scripts.benchmark publication` measured, from
-experiments/results/benchmark.json; and what the paper's
-language-model run costs (`scripts/plan.py`) at a share of the devices' peak, or
-at rates that were measured: tokens a second of codistilling updates, the sum of
-both members' `examples_per_second` in a run's rows. Prints Markdown, or puts it
-between the markers of a file. Starts no jax and reads no clock: the same
+It computes tables from sizes, and, where they say so, from the sizes and
+seconds that `python -m scripts.benchmark publication` measured, in
+experiments/results/benchmark.json. It also computes the cost of the paper's
+language-model run (`scripts/plan.py`), at a share of the devices' peak or at
+measured rates: tokens a second of codistilling updates, the sum of both
+members' `examples_per_second` in a run's rows. It prints Markdown, or puts it
+between the markers of a file. It starts no jax and reads no clock: the same
 arguments give the same tables.
 """
 
@@ -31,7 +31,7 @@ from scripts import markdown, plan
 _MEASURED = (
   pathlib.Path(__file__).parent.parent / 'experiments/results/benchmark.json'
 )
-# Millions of parameters, and what has about so many.
+# Millions of parameters, and an example of that size.
 _NETWORKS = {
   1: 'a small ResNet-18',
   25.6: 'ResNet-50',
@@ -41,19 +41,19 @@ _NETWORKS = {
 }
 _BYTES = {'float32': 4, 'bfloat16': 2, 'int8': 1}
 _MEMBERS = (2, 4, 8, 16, 32, 64, 128)
-# Gigabytes a second that a folder gives all its readers together.
+# Gigabytes a second that a folder gives to all its readers together.
 _FOLDERS = {'a file server': 1.0, 'a parallel file system': 50.0}
 _MOST_MEMBERS = 4_096
-# Assumed, of the devices' peak.
+# Assumed share of the devices' peak.
 _SHARE_OF_PEAK = 0.3
 
 
 def all_reduce_bytes(parameters: float, workers: int) -> float:
-  """What one worker sends in one step of synchronous SGD.
+  """Bytes that one worker sends in one step of synchronous SGD.
 
-  A ring: each part of the gradient goes round once to be added up and once to
-  be told; as little as any all-reduce needs (Patarasuk & Yuan, 2009). It
-  receives as many.
+  In a ring, each part of the gradient goes round once to be added up and once
+  to be distributed, which is as little as any all-reduce needs (Patarasuk &
+  Yuan, 2009). A worker receives as many.
 
   Args:
     parameters: of the network; gradients are float32.
@@ -65,19 +65,19 @@ def all_reduce_bytes(parameters: float, workers: int) -> float:
 def exchange_bytes(
   publication_bytes: float, interval_steps: int, teachers: int, hosts: int = 1
 ) -> float:
-  """What one member writes and reads in the mean of its steps.
+  """Bytes that one member writes and reads, in the mean of its steps.
 
   Args:
     publication_bytes: of its weights.
     interval_steps: between two publications.
-    teachers: whose publications it loads, each once.
-    hosts: of the member, each of which loads them for itself.
+    teachers: how many; it loads each of their publications once.
+    hosts: of the member; each loads them for itself.
   """
   return publication_bytes * (1 + teachers * hosts) / interval_steps
 
 
 def teachers(graph: str, members: int) -> int:
-  """How many a member has: all others, two at random, or the next one."""
+  """Number of a member's teachers: all others, two at random, or the next."""
   return {
     'all': members - 1,
     'random-2': min(2, members - 1),
@@ -107,7 +107,7 @@ def most_members(
   interval_steps: int,
   step_seconds: float,
 ) -> int:
-  """How many members a folder of so many bytes a second carries; 0 if not two.
+  """Most members that a folder with such a rate can serve; 0 if not two.
 
   No more than 4,096 are tried.
   """
@@ -129,10 +129,10 @@ def _benchmark() -> dict[str, list[float]]:
 
 
 def measured(size: int, precision: str, quantity: str) -> float:
-  """A median of the benchmark.
+  """A median from the benchmark.
 
   Args:
-    size: of the network, in millions of numbers: 1, 25 or 100.
+    size: of the network, in millions of parameters: 1, 25 or 100.
     precision: of the publication.
     quantity: with its unit, 'bytes (MB)' for example.
   """
@@ -197,7 +197,7 @@ def folder_table(interval_steps: int, step_seconds: float) -> str:
         * max(3, math.ceil(30 / (interval_steps * step_seconds)) + 1)
         * measured(25, 'int8', 'on disk (MB)')
       ),
-      # Twice a second, each folder of a neighbour.
+      # A member lists each neighbour's folder twice a second.
       f'{2 * members * (members - 1):,}',
     ]
     for members in _MEMBERS
@@ -206,7 +206,7 @@ def folder_table(interval_steps: int, step_seconds: float) -> str:
 
 
 def limit_table(interval_steps: int, step_seconds: float) -> str:
-  """How many members a folder carries before publications queue up."""
+  """Most members that a folder serves before publications queue up."""
   header = [
     'parameters (M)',
     *(
@@ -253,7 +253,7 @@ def limit_table(interval_steps: int, step_seconds: float) -> str:
 
 
 def sizes_table() -> str:
-  """What publications weigh, and how long they take, as measured."""
+  """Measured sizes of publications, and times to write and to load them."""
   quantities = ('bytes (MB)', 'on disk (MB)', 'to write (s)', 'to load (s)')
   header = ['numbers (M)', 'precision', *quantities, 'files']
   lines = [
@@ -285,7 +285,7 @@ def plan_network_table() -> str:
   ]
   lines = []
   for name, (kind, devices, hosts) in plan.PLANS.items():
-    # One device has both in turn.
+    # Both members take turns on one device.
     workers, readers = (max(1, number // 2) for number in (devices, hosts))
     lines.append(
       [
@@ -314,13 +314,13 @@ def tables(
   share_of_peak: float,
   rates: Mapping[str, float],
 ) -> dict[str, str]:
-  """All of them, by the names of their markers.
+  """All tables, by the names of their markers.
 
   Args:
     interval_steps: between two publications.
     step_seconds: of an update.
     share_of_peak: as `plan.hours_table`.
-    rates: likewise.
+    rates: as `plan.hours_table`.
   """
   return {
     'scaling-network': network_table(interval_steps),
@@ -333,7 +333,7 @@ def tables(
 
 
 def _rate(text: str) -> tuple[str, float]:
-  """'h200-8=3e6' → its two parts."""
+  """Splits 'h200-8=3e6' into its two parts."""
   name, _, rate = text.partition('=')
   if name not in plan.PLANS:
     raise argparse.ArgumentTypeError(
@@ -371,9 +371,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   arguments = parser.parse_args(argv)
   if arguments.step_seconds <= 0 or arguments.reload_interval_steps < 1:
-    parser.error('a step takes some time, and an interval a step at least')
+    parser.error(
+      '--step-seconds must be above 0, and --reload-interval-steps at least 1'
+    )
   if not 0 < arguments.share_of_peak <= 1:
-    parser.error('--share-of-peak must be above 0, and 1 at most')
+    parser.error('--share-of-peak must be above 0 and at most 1')
   found = tables(
     arguments.reload_interval_steps,
     arguments.step_seconds,

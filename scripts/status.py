@@ -1,17 +1,17 @@
-"""What each member of a run is doing: a line for every one.
+"""Shows what each member of a run is doing, one line a member.
 
   python -m scripts.status WORKDIR [--watch SECONDS]
 
-Works while jobs run and after, for a process that trains all members and for
-members of many processes. It only reads: provenance, the last rows, leases, and
+It works during a run and after it, for one process that trains all members and
+for a process a member. It only reads: provenance, the last rows, leases, and
 the names in the exchange folder. Ages of files are by this host's clock. With
 --watch the table is renewed until Ctrl-C, or until every member is done or has
 diverged.
 
-running: a process gives signs of life. dead: it should, and does not; its
-command resumes it. unclear: its last one is of the future; its command waits
-until it knows. stopped: by a signal, with a checkpoint. elsewhere: at work on
-the same exchange folder, with another workdir.
+running: a process gives signs of life. dead: it should, but does not; its
+command resumes it. unclear: its last sign of life is in the future; its command
+waits until it knows. stopped: by a signal, with a checkpoint. elsewhere: at
+work on the same exchange folder, with another workdir.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from experiments.record import Record
 from experiments.runs import Run, label_of, members_of, read_runs, some_run
 from experiments.summary import number
 
-# Of a member, that rate and loss are taken from.
+# The rows of a member that its rate and loss are taken from.
 LAST_ROWS = 20
-# Of the rows, a member: a row takes about 400.
+# Bytes of rows to read for a member; a row takes about 400.
 _TAIL_BYTES = 64 << 10
 _SECOND_LOOK_S = 0.2
 _OVER = ('done', 'diverged')
@@ -52,13 +52,13 @@ Row = dict[str, Any]
 
 
 class LeaseStatus(NamedTuple):
-  """What a lease tells someone who must not write.
+  """What a lease tells a reader.
 
   Attributes:
-    incarnation: which life of the job it is from; None if nobody knows.
+    incarnation: the life of the job that it is from; None if nobody knows.
     alive: whether a process holds it and gives signs of life; None if the time
-      of the last one does not tell.
-    text: who, and when last; 'free', 'missing' or 'unreadable'.
+      of the last sign does not tell.
+    text: holder and time of the last sign; 'free', 'missing' or 'unreadable'.
   """
 
   incarnation: int | None
@@ -67,7 +67,7 @@ class LeaseStatus(NamedTuple):
 
 
 class Status(NamedTuple):
-  """A member as its files show it; None or '' for what is not known.
+  """A member, as its files show it; None or '' stands for unknown.
 
   Attributes:
     member: its number.
@@ -79,7 +79,7 @@ class Status(NamedTuple):
     task_loss: φ in nats, mean over the last train rows.
     peers: ages of its peers at the last update, or why they were left out.
     failed_loads: publications it could not read, since its process began.
-    incarnation: which life of its job this is.
+    incarnation: the life of its job.
     lease: who holds it, and the age of the last heartbeat.
     published: newest publication that others can read, and its age.
   """
@@ -100,8 +100,8 @@ class Status(NamedTuple):
 def last_rows(path: pathlib.Path, num_bytes: int) -> list[Row]:
   """The rows in the last bytes of a file; [] if there is no such file.
 
-  A line that is not whole is left out: the first one begins before, the last
-  one is being written or was cut short.
+  Lines that are not whole are left out: the first one begins before, and the
+  last one may be half written.
   """
   try:
     with open(path, 'rb') as file:
@@ -129,7 +129,7 @@ def read_status(workdir: pathlib.Path) -> list[Status]:
   """
   statuses = _read_once(workdir)
   if any(one.state == 'dead' for one in statuses):
-    # Or it has begun or ended between a look at its lease and at the rest.
+    # They may have begun or ended between a look at their lease and the rest.
     time.sleep(_SECOND_LOOK_S)
     statuses = _read_once(workdir)
   return statuses
@@ -181,7 +181,7 @@ def _begun(
   else:
     state = _STATES.get(run['status'], run['status'])
   last = trained[-1] if trained else {}
-  # Of a member that fell out long ago, no row may be among the last ones.
+  # A member that diverged long ago may have no row among the last ones.
   step = last.get('step', diverged['step'] if diverged else 0)
   losses = [
     row['task_loss'] for row in trained if row.get('task_loss') is not None
@@ -205,7 +205,7 @@ def _begun(
 
 
 def _not_begun(member: int, run: Run, exchange: epath.Path | None) -> Status:
-  """Without files here; it may meet the others from another workdir."""
+  """A member without files here; it may work from another workdir."""
   lease = LeaseStatus(None, False, '')
   if exchange is not None:
     lease = _read_lease(exchange / str(member) / 'lease.json')
@@ -235,7 +235,7 @@ def _rate(trained: Sequence[Row]) -> float | None:
 
 
 def _peers(row: Row) -> str:
-  """'1: 12, 2: old' of a train row."""
+  """Formats a train row's peers as '1: 12, 2: old'."""
   ages = zip(row.get('peers') or (), row.get('peer_ages') or (), strict=True)
   left_out = (row.get('left_out') or {}).items()
   told = {**dict(ages), **{int(peer): why for peer, why in left_out}}
@@ -243,7 +243,7 @@ def _peers(row: Row) -> str:
 
 
 def _exchange_folder(workdir: pathlib.Path, run: Run) -> epath.Path | None:
-  """Where members meet, if they meet in a folder."""
+  """The folder in which members meet, if any."""
   codistill = run['config']['codistill']
   if codistill.get('exchange') != 'checkpoints':
     return None
@@ -260,7 +260,7 @@ def _read_lease(path: epath.PathLike) -> LeaseStatus:
     age = time.time() - path.stat().mtime
   except FileNotFoundError:
     return LeaseStatus(None, False, 'missing')
-  # Whatever somebody wrote into it by hand.
+  # Somebody may have edited it by hand.
   except (TypeError, ValueError):
     found = {}
   if not found:
@@ -273,7 +273,7 @@ def _read_lease(path: epath.PathLike) -> LeaseStatus:
 
 
 def _newest_publication(exchange: epath.Path | None, member: int) -> str:
-  """Its step and age. A folder gets its name when all of it is there."""
+  """Step and age of a member's newest publication that is complete."""
   if exchange is None:
     return ''
   written = {}
@@ -294,7 +294,7 @@ def _newest_publication(exchange: epath.Path | None, member: int) -> str:
 
 
 def _age(seconds: float) -> str:
-  """'17 s', '3 min', …; clocks that differ do not make it negative."""
+  """'17 s', '3 min', …; never negative, even if clocks differ."""
   for size, unit in ((86_400, 'd'), (3_600, 'h'), (60, 'min')):
     if seconds >= 2 * size:
       return f'{seconds // size:.0f} {unit}'
@@ -342,14 +342,14 @@ def status_table(title: str, statuses: Sequence[Status]) -> Table:
 
 
 def _table(workdir: pathlib.Path) -> tuple[Table, bool]:
-  """The table now, and whether it will not change any more."""
+  """The table now, and whether it is final."""
   statuses = read_status(workdir)
   table = status_table(label_of(some_run(read_runs(workdir))), statuses)
   return table, all(one.state in _OVER for one in statuses)
 
 
 def watch(workdir: pathlib.Path, console: Console, seconds: float) -> None:
-  """Shows the table anew until nothing more can happen."""
+  """Shows the table anew until it is final."""
   with Live(console=console, auto_refresh=False) as live:
     while True:
       table, is_final = _table(workdir)
@@ -363,7 +363,7 @@ def watch(workdir: pathlib.Path, console: Console, seconds: float) -> None:
 
 
 def _print(table: Table, console: Console) -> None:
-  """Prints it, where nobody sees a terminal's edge with a line a member."""
+  """Prints a table, one line a member if the output is not a terminal."""
   if not console.is_terminal:
     options = console.options.update(max_width=1_000)
     needed = Measurement.get(console, options, table).maximum
@@ -377,7 +377,7 @@ def _positive(text: str) -> float:
   except ValueError:
     seconds = 0.0
   if not 0 < seconds < float('inf'):
-    raise argparse.ArgumentTypeError(f'{text!r} is no number of seconds')
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds')
   return seconds
 
 
@@ -404,8 +404,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     print(
-      f'scripts.status: what lies in {arguments.workdir} is not what a run '
-      f'leaves ({error!r}); put back a copy of it',
+      f'scripts.status: {arguments.workdir} does not contain what a run '
+      f'leaves ({error!r}); restore it from a copy',
       file=sys.stderr,
     )
     return 1

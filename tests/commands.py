@@ -33,16 +33,16 @@ STALE = (
   '--config.eval_interval_steps=4',
   '--config.checkpoint_interval_steps=100',
 )
-# Little to compile.
+# It compiles fast.
 DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
-# Where no other schedule or network is named.
+# Used if no other schedule or network is named.
 IMAGENET = {
-  # The only number in a program that follows from num_steps.
+  # Otherwise programs would depend on num_steps.
   '--config.schedule.name': '--config.schedule.warmup_cosine.num_steps=100',
-  # A sixth of the layers to compile.
+  # It has a sixth of the layers to compile.
   '--config.model.name': '--config.model.resnet.depth=8',
 }
-# What experiments that share their programs may differ in.
+# Keys in which experiments that share programs may differ.
 NO_PROGRAM = {
   'config': 'seed num_steps eval_interval_steps checkpoint_interval_steps '
   'store_predictions predictions_interval_steps diversity',
@@ -56,7 +56,7 @@ _alike = {}
 
 
 def build_cheaply(config, member, **keywords):
-  """`build`, with the programs of an earlier experiment that is alike."""
+  """`build`, with the programs of an earlier experiment like it."""
   experiment = build(config, member, **keywords)
   plain = config.to_dict()
   for section, keys in NO_PROGRAM.items():
@@ -69,7 +69,7 @@ def build_cheaply(config, member, **keywords):
 
 
 def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):
-  """In this process; what it built and trained, if it came to that."""
+  """Runs the command in this process; returns what it built and trained."""
   outcome = types.SimpleNamespace(config=None, trainer=None, experiment=None)
 
   def build_and_keep(config, *arguments, **keywords):
@@ -105,7 +105,7 @@ def line_of(workdir, *arguments, config=CODISTILL):
 
 
 def start_process(line):
-  # As in this process, so that compiled programs are shared.
+  # As many devices as here, so that compiled programs are shared.
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8'}
   pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
   return subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **pipes)
@@ -113,7 +113,7 @@ def start_process(line):
 
 @contextlib.contextmanager
 def on_row(act, **wanted):
-  """Acts when the row that is wanted has been written."""
+  """Acts when a row with the wanted values has been written."""
   real = Trainer._write
 
   def write(self, row):
@@ -127,7 +127,7 @@ def on_row(act, **wanted):
 
 
 def stop_after(step, number=signal.SIGTERM):
-  """A signal in the middle of the round that ends with `step`."""
+  """Sends a signal in the middle of the round that ends with `step`."""
   # Metrics are late: this row is written when member 1 has made that step.
   row = {'step': step, 'member': 0, 'kind': 'train'}
   return on_row(lambda _: signal.raise_signal(number), **row)
@@ -140,12 +140,12 @@ def stop_command(step, workdir, *arguments, number=signal.SIGTERM, **options):
 
 
 def untimed(rows):
-  """What is the same whenever a run is repeated."""
+  """Rows without what differs when a run is repeated."""
   timed = ('seconds', 'examples_per_second', 'stall_seconds')
   return [
     {k: v for k, v in row.items() if k not in timed}
     for row in rows
-    # When a publication lands is up to the disk.
+    # The disk decides when a publication lands.
     if row['kind'] != 'exchange'
   ]
 
@@ -155,7 +155,7 @@ def rows_of(workdir, name='rows.jsonl'):
 
 
 def strict_rows(workdir):
-  """As other languages read them: no NaN, no Infinity."""
+  """Rows as other languages read them, without NaN and Infinity."""
   lines = (workdir / 'rows.jsonl').read_text(encoding='utf-8').splitlines()
   return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
@@ -189,7 +189,7 @@ def contents(workdir):
 
 
 def error_sentence(capfd):
-  """What the command complained of: one line, and no traceback."""
+  """The command's error: one line, and no traceback."""
   err = capfd.readouterr().err
   lines = [line for line in err.splitlines() if 'experiments.run: ' in line]
   assert 'Traceback' not in err

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-  # Begun in the background by a script; what tests start would inherit it.
+  # A script's background jobs ignore it, and so would processes of tests.
   signal.signal(signal.SIGINT, signal.default_int_handler)
-if jax.__version__.startswith('0.10.'):  # Others may refuse to know it.
-  # Half as much to compile; before the first array, and for what tests start.
+if jax.__version__.startswith('0.10.'):  # Others may refuse it.
+  # It halves compilation; set before the first array, and for tests' processes.
   flags = '--xla_cpu_use_fusion_emitters=false'
   flags += ' --xla_cpu_parallel_codegen_split_count=1'
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'
@@ -23,30 +23,30 @@ if jax.config.jax_compilation_cache_dir is None:
   jax.config.update('jax_compilation_cache_dir', str(cache))
   # Processes that tests start share it.
   os.environ['JAX_COMPILATION_CACHE_DIR'] = str(cache)
-# The built-in corpus is kept beside.
+# The built-in corpus is kept beside it.
 os.environ.setdefault(
   'XDG_CACHE_HOME', str(pathlib.Path(__file__).parent.parent / '.cache')
 )
 for key, value in {
-  # To optimize programs that run a few times takes longer than all of the runs.
+  # Optimizing a program takes longer than running it a few times.
   'jax_disable_most_optimizations': True,
   # Small programs are most of what tests compile.
   'jax_persistent_cache_min_compile_time_secs': 0.1,
 }.items():
   jax.config.update(key, value)
-  # Processes that tests start do as this one.
+  # Processes that tests start use it, too.
   os.environ[key.upper()] = str(value)
 
 
 def pytest_collection_finish():
-  """What is imported and traced stays: to look through it finds no garbage."""
+  """Freezes imports and traces, so that garbage collection skips them."""
   gc.freeze()
   gc.set_threshold(50_000)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-  """One more than there are cores: some wait for processes that they began."""
+  """One more than cores, because some wait for processes that they started."""
   return os.cpu_count() + 1
 
 

@@ -1,4 +1,4 @@
-"""Scripts that run in this process, and what they complain of."""
+"""Runs scripts in this process, and reads their errors."""
 
 
 def run_script(script, *arguments):

@@ -1,6 +1,6 @@
-"""Networks that are small enough to compile in every test, and what goes along.
+"""Networks small enough to compile in every test, with what they need.
 
-Equal networks are one, whose programs are compiled once.
+Equal networks are one object, so that their programs are compiled once.
 """
 
 import functools
@@ -53,7 +53,7 @@ make_small_dnn = of_images(make_dnn, hidden=(8,))
 def make_tiny_resnet(
   group_size=None, stages=(1,), width=4, dtype='float32', remat=False
 ):
-  """A network of one block, for what depends on no more."""
+  """A network of one block, for tests that need no more."""
   sizes = stages, False, width, True, CLASSES, 0.9, group_size, remat
   return make_feedforward(ResNet(*sizes, dtype, dtype), SHAPE)
 

@@ -1,4 +1,4 @@
-"""What tests of data that is prepared share: pools, folders, sets of TFDS."""
+"""Pools, folders and TFDS sets for tests of prepared data."""
 
 import concurrent.futures
 import contextlib
@@ -26,7 +26,7 @@ class Inline:
 
 
 def inline(size):
-  """In place of `workers.processes`."""
+  """Makes a pool in this process, in place of `workers.processes`."""
   return contextlib.nullcontext(Inline())
 
 
@@ -39,7 +39,7 @@ def files_of(folder):
 
 
 def open_text(name, **changes):
-  """`make_text` with whole documents and all of them."""
+  """`make_text` with all documents, and whole ones."""
   limits = ('max_document_tokens', 'max_train_tokens', 'max_test_tokens')
   arguments = {'sequence_length': 8, 'cache_dir': None, **dict.fromkeys(limits)}
   return make_text(str(name), **(arguments | changes))

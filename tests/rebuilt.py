@@ -9,7 +9,7 @@ from experiments import stored
 
 
 def cheap_builds():
-  """A fixture: programs are those of earlier experiments that are alike."""
+  """A fixture that reuses the programs of earlier experiments like these."""
 
   def build(config, member, dataset):
     return build_cheaply(config, member, dataset=dataset)
@@ -20,7 +20,7 @@ def cheap_builds():
 
 
 def ruin(member):
-  """What a trainer does to a member that diverges, for `commands.on_row`."""
+  """Makes a member diverge, for `commands.on_row`."""
 
   def act(trainer):
     variables = trainer.members[member].state.variables

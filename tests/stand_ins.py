@@ -1,6 +1,6 @@
-"""What stands in for runs, members, a terminal and a user's signals.
+"""Stand-ins for runs, members, a terminal and a user's signals.
 
-A process does what a word says: `command(folder, word)` is a run of a sweep,
+A word says what a process does: `command(folder, word)` is a run of a sweep,
 `command(folder, word, member, process)` a process of a member of a launch.
 """
 
@@ -50,7 +50,7 @@ _PROGRAM = textwrap.dedent("""
     Lease(path, timeout_s=60.0, what='').acquire()
     write('running')
   if word == 'die beside':
-    # Or the other would be killed before it has noted that it began.
+    # Otherwise it would kill the other before that has noted its start.
     starts = folder / 'starts'
     while starts.read_text().split().count(f'{member}.0') < lives:
       time.sleep(0.01)
@@ -106,7 +106,7 @@ def command(folder, word, member='', process=''):
 
 
 def until(condition, process=None, seconds=240, what='it'):
-  """Waits for something, and no longer than a process lives that does it."""
+  """Waits for a condition, and no longer than the process for it lives."""
   end = time.monotonic() + seconds
   while not condition():
     assert process is None or process.poll() is None, process.communicate()
@@ -115,7 +115,7 @@ def until(condition, process=None, seconds=240, what='it'):
 
 
 class Signals(list):
-  """SIGINT, then SIGTERM, each when the files that it waits for are there."""
+  """SIGINT, then SIGTERM, each when the files that it waits for exist."""
 
   def __init__(self, *waits):
     self._due = [*zip(waits, (signal.SIGINT, signal.SIGTERM), strict=False)]
@@ -132,7 +132,7 @@ def console_of(width=200, **options):
 
 @contextlib.contextmanager
 def lease(path, **changes):
-  """Held by this process, or by whom the changes say; free afterwards."""
+  """A lease of this process, or of the holder in `changes`; then freed."""
   held = Lease(path, timeout_s=60.0, what='here')
   held.acquire()
   try:

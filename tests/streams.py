@@ -1,4 +1,4 @@
-"""Streams of batches, whatever their arrays are, side by side."""
+"""Compares streams of batches, of any arrays."""
 
 import itertools
 

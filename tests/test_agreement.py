@@ -24,7 +24,7 @@ class Processes:
     self.first, *self.others = self.all
     self._at = threading.local()
     self._told = [None] * PROCESSES
-    # Who does not come must not keep the others, nor the tests.
+    # A process that does not come must not keep the others, nor the tests.
     self._barrier = threading.Barrier(PROCESSES, timeout=10)
     monkeypatch.setattr(hosts, 'gather', self._gather)
 
@@ -42,12 +42,12 @@ class Processes:
     )
 
   def meet(self, reloads=(0,) * PROCESSES):
-    """What comes of a meeting: the same for all processes, or it fails."""
+    """The outcome of a meeting, which must be the same for all processes."""
 
     def go(process):
       self._at.process = process
       outcome = self.all[process].meet(reloads[process])
-      # The copy of each process, and not one that was sent.
+      # Each process has its own copy, not one that was sent.
       for step, copy in outcome.agreed.values():
         assert copy.variables == {'step': step, 'process': process}
       return outcome._replace(
@@ -99,7 +99,7 @@ def test_what_the_first_has_teaches_when_the_slowest_has_it(processes):
   processes.load(slow, FIRST)
   assert processes.meet().agreed == {PEER: FIRST}
   assert processes.are_free()
-  # Once; and the draw of neighbours is that of the first.
+  # Only once; and the first process draws the neighbours.
   assert processes.meet(reloads=(4, 3, 9)) == ({}, (), 4)
 
 
@@ -118,13 +118,13 @@ def test_one_that_cannot_load_it_drops_it_everywhere(processes):
 
 
 def test_a_failure_counts_against_what_was_proposed_alone(processes):
-  # One from before the first has proposed anything.
+  # It failed before the first had proposed anything.
   processes.others[0].failed(PEER)
   processes.load(processes.first, FIRST)
   assert processes.meet().failed == (PEER,)
   processes.load(processes.first, SECOND)
   assert processes.meet().failed == ()
-  # One that could be loaded after all.
+  # It can be loaded after all.
   processes.others[0].failed(PEER)
   processes.follow(SECOND)
   assert processes.meet().agreed == {PEER: SECOND}
@@ -136,7 +136,7 @@ def test_a_failure_counts_against_what_was_proposed_alone(processes):
 def test_another_publication_or_life_is_not_mixed_with_it(
   processes, newer, older
 ):
-  """The first process takes a newer one up while the others load."""
+  """The first process takes up a newer one while the others load."""
   processes.propose(older)
   processes.load(processes.first, newer)
   processes.follow(older)
@@ -163,8 +163,8 @@ def test_alone_it_agrees_with_itself_at_once():
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_whoever_is_slow_or_fails_they_stay_the_same(processes, seed):
-  """Random delays and failures: the same copies, in order, and progress."""
+def test_processes_stay_the_same_through_delays_and_failures(processes, seed):
+  """They have the same copies, in order, and make progress."""
   rng = random.Random(seed)
   steps = itertools.count(1)
   taught = []

@@ -117,7 +117,7 @@ def test_equals_the_numpy_transcription(burn_in):
 
 @dataclasses.dataclass(frozen=True)
 class TapeState:
-  """A state whose variables say whose they are and how old."""
+  """A state with variables that tell its member and age."""
 
   member: int
   step: int
@@ -128,7 +128,7 @@ class TapeState:
 
 
 class Tape:
-  """Updates and exchange that write down what is asked of them."""
+  """Updates and exchange that record their calls."""
 
   def __init__(self, exchange):
     self.events = []

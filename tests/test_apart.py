@@ -33,7 +33,7 @@ FOLDER = (
   '--config.codistill.synchronous=True',
   '--config.codistill.wait_timeout_s=120',
 )
-# As FOLDER, but for one member: the exchange follows.
+# FOLDER for one member: the exchange follows from that.
 APART = (*FOLDER[1:], '--config.checkpoint_interval_steps=4')
 
 
@@ -43,7 +43,7 @@ def test_a_run_through_a_folder_that_resumes_is_one_in_memory(small, tmp_path):
   outcome = run_command(tmp_path, *arguments)
   assert (outcome.status, outcome.trainer.start_step) == (0, 7)
   assert rows_of(tmp_path) == small.rows
-  # Memory still has what nobody asks for any more.
+  # Memory still has publications that nobody needs any more.
   whole, found = leaves_of(small.whole), leaves_of(outcome)
   assert sum('publications' in path for path in found) > 3
   for path, leaf in found.items():
@@ -52,7 +52,7 @@ def test_a_run_through_a_folder_that_resumes_is_one_in_memory(small, tmp_path):
 
 
 def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
-  """Bit for bit: rows, and the members' states at the end."""
+  """Rows, and the members' states at the end, agree bit for bit."""
   line = line_of(tmp_path, *small.arguments, *APART, '--member=1')
   lives = [start_process(line)]
 
@@ -89,19 +89,19 @@ def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
     [member.state for member in small.whole.trainer.members],
   )
   for member in range(2):
-    # Of an evaluation, a process knows its own member alone.
+    # A process evaluates only its own member.
     assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
       row for row in small.rows if row['member'] == member
     ]
   found = json.loads((tmp_path / 'exchange/1/lease.json').read_text())
-  # It went on with its first life.
+  # It continued its first life.
   facts = {'incarnation': 2, 'began': 1, 'finished': True}
   assert found.items() >= facts.items()
   run = read_run(tmp_path / 'run-1.json')
   assert (run['status'], len(run['resumed'])) == ('done', 1)
 
 
-# Without synchrony.
+# Asynchronous members.
 
 ALONE = ('--member=0', '--config.num_steps=10', *DNN)
 
@@ -139,7 +139,7 @@ def test_a_member_alone_goes_on_without_peers(alone):
   assert overrides['codistill.exchange'] == 'checkpoints'
 
 
-def test_a_member_that_comes_later_learns_from_who_is_at_work(
+def test_a_member_that_comes_later_learns_from_members_at_work(
   alone, tmp_path, capfd
 ):
   workdir = shutil.copytree(alone, tmp_path / 'alone')
@@ -169,14 +169,14 @@ def test_a_member_that_comes_later_learns_from_who_is_at_work(
     train()
   for row in rows_by_kind(workdir, 1, 'train')[3:]:
     assert row['peers'] == [0]
-    # Ahead: it has been at the end for long.
+    # The peer is ahead: it has been at the end for long.
     assert row['peer_ages'] == [row['step'] - 1 - 10]
     assert row['distill_loss'] > 0
   exchanged = rows_by_kind(workdir, 1, 'exchange')
   [load] = [row for row in exchanged if row['event'] == 'load']
   assert (load['publication'], load['peer']) == (10, 0)
   assert load['bytes'] > 1000
-  # Not from who has finished before it begins anew.
+  # A finished member does not teach before it begins anew.
   train('--overwrite')
   for row in rows_by_kind(workdir, 1, 'train')[3:]:
     assert (row['peers'], row['left_out']) == ([], {'0': 'earlier'})
@@ -195,7 +195,7 @@ def test_overwrite_forgets_what_was_published(alone, tmp_path):
 
 
 def test_members_apart_do_not_meet_a_run_of_all(small, tmp_path, capfd):
-  """Not even where it is by default: members apart have their own folder."""
+  """By default, too, members apart have a folder of their own."""
   workdir = small.stopped_copy(tmp_path)
   before = contents(workdir)
   assert run_command(workdir, *small.arguments, '--member=0').status == 2

@@ -44,7 +44,7 @@ def train(num_workers, num_steps, peers=()):
   updates = make_updates(
     model, optimizer, place, descent, num_microbatches=1, **workers
   )
-  # Labels that change, so that a gradient tells which batch it is of.
+  # Labels change, so that a gradient tells its batch.
   weights = []
   for step in range(num_steps):
     labels = jnp.full((LANES,), step % 2)

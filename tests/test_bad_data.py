@@ -1,4 +1,4 @@
-"""Runs on images as they are found: corrupt ones, labels that are none."""
+"""Runs on real-world images: corrupt ones, and labels out of range."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from experiments.record import read_run
 @pytest.fixture(scope='module')
 def write(tmp_path_factory):
   """A function that writes 128 images as CIFAR-10, all of one grey level."""
-  # The same for all, so that runs share their programs.
+  # It is the same for all tests, so that runs share their programs.
   folder = tmp_path_factory.mktemp('sets')
   whole = encode(np.full((32, 32, 3), 99, np.uint8))
 
@@ -24,7 +24,7 @@ def write(tmp_path_factory):
     labels = [number % 10 for number in range(127)] + [last_label]
     shutil.rmtree(folder)
     write_cifar(folder, stored + stored[:32], 128, labels + labels[:32])
-    # A network that takes little to compile.
+    # This network compiles fast.
     return (
       *('--config.data.name=cifar10', f'--config.data.data_dir={folder}'),
       *('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)'),
@@ -46,7 +46,7 @@ def test_cifar10_is_one_key_away_and_corrupt_images_stop_nothing(
   assert not {'data.mean', 'data.image_shape'} & set(overrides)
   said = capsys.readouterr().out
   rows = rows_of(tmp_path)
-  # An epoch is eight batches: each of the two once; one of them is held out.
+  # An epoch is eight batches, with both images once; one of them is held out.
   corrupt = {
     (row['step'], name)
     for row in rows
@@ -65,7 +65,7 @@ def test_cifar10_is_one_key_away_and_corrupt_images_stop_nothing(
 
 
 def test_a_label_out_of_range_loses_no_step(write, tmp_path, capsys):
-  # So that it is not in the first batch.
+  # The seed keeps it out of the first batch.
   arguments = (*write(last_label=-1), '--config.seed=1')
   run = run_command(tmp_path, *arguments, config='imagenet_sync:smoke')
   assert run.status == 2

@@ -1,6 +1,6 @@
-"""The benchmark's parts run, count what they say, and write JSON; no times.
+"""The benchmark's parts run, count as they say, and write JSON.
 
-Most of what it costs is compiling.
+Times are not tested. Most of the tests' own time is compiling.
 """
 
 import functools
@@ -36,7 +36,7 @@ SMALL = ResNet(batch_size=4, image_shape=(8, 8, 1), num_classes=10)
 @pytest.fixture
 def small(monkeypatch):
   def make_small(*, input_shape, num_classes, **_):
-    # Little to compile.
+    # It compiles fast.
     return make_small_dnn(input_shape=input_shape, num_classes=num_classes)
 
   for module in (measure, PARTS['publication']):
@@ -70,11 +70,11 @@ def run(monkeypatch, tmp_path):
 
 def test_updates_are_timed_beside_their_flops(run, monkeypatch):
   monkeypatch.setattr(PARTS['step'], 'MEMBERS', (2, 4))
-  # Of an LSTM, tests/test_cost.py counts; four updates take long to compile.
+  # tests/test_cost.py has an LSTM; its four updates take long to compile.
   beside = [f'DNN, {members} members' for members in (2, 4)]
   timed = [f'{name}: time (% of burn-in)' for name in beside]
   found = run('step', {'DNN': TINY['DNN']}, 'DNN, burn-in: time (ms)', *timed)
-  # Each teacher is the same forward pass.
+  # Each teacher adds the same forward pass.
   [two], [four] = (found[f'{name}: FLOPs (% of burn-in)'] for name in beside)
   assert 100 < two < 150
   assert four - 100 == pytest.approx(3 * (two - 100))
@@ -107,12 +107,12 @@ def test_two_members_need_what_an_update_does_and_the_others_state(
   monkeypatch.setattr(Network, 'build', build_and_note)
   found = run('memory', PARTS['memory'].Shapes(TINY, 16), rounds=1)
   lstm, dnn = (network.config for network in TINY.values())
-  # Once to see whether it reads tokens, and for each kind of loss.
+  # Once to see whether it reads tokens, and once for each kind of loss.
   assert built == [(lstm,), (lstm, 0), (lstm, 16), (dnn,), (dnn,)]
   for name in ('LSTM, plain loss', 'LSTM, chunks of 16 tokens', 'DNN'):
     assert found[f'{name}: one member (MB)'] == [3]
     [two] = found[f'{name}: two members (MB)']
-    # The other's state, and the copy of its weights.
+    # It has the other's state, and the copy of its weights.
     assert two > 5
     assert run.limits[f'{name}: two members (MB)'] == ['≤', 6]
 
@@ -139,12 +139,12 @@ def test_a_device_waits_only_for_what_comes_too_late(monkeypatch):
   monkeypatch.setattr(loop.time, 'perf_counter', lambda: now[0])
   batches = loop._Timed(slow(), lambda: not next(busy))
   assert list(itertools.islice(batches, 3)) == [0, 1, 2]
-  # While the second came there was still something to compute.
+  # The second came while there was still something to compute.
   assert batches.seconds == 101
 
 
 def test_both_ways_of_updating_members_are_the_same(run):
-  # A DNN: an LSTM's two ways take five seconds to compile.
+  # Not an LSTM, because its two ways take five seconds to compile.
   found = run('together', {'DNN': TINY['DNN']})
   for kind in ('burn-in', 'codistilling'):
     assert min(found[f'DNN, {kind}: together (% of one by one)']) > 0
@@ -153,7 +153,7 @@ def test_both_ways_of_updating_members_are_the_same(run):
 
 def test_what_grows_is_beside_the_first_case(run, monkeypatch):
   def made_up(one):
-    """Of each case what one would hope for; slow to start from much text."""
+    """The growth that one would hope for, with a slow start from much text."""
     members = one.changes['codistill.members']
     tokens = one.changes['data.max_test_tokens'] / 500
     return {
@@ -185,7 +185,7 @@ def test_what_grows_is_beside_the_first_case(run, monkeypatch):
 
 
 def test_a_job_trains_and_evaluates_in_a_process_of_its_own(monkeypatch):
-  # Here in this one: devices are those that it has.
+  # In this process, with the devices that it has.
   changes = {'codistill.members': 2, 'codistill.exchange': 'memory'}
   one = job.Job('criteo_codistill:smoke', changes, 2, 1)
   found = job.run(one)
@@ -206,7 +206,7 @@ def test_a_run_is_started_fresh_and_with_its_programs(run, monkeypatch):
   started = []
 
   def popen(line, *, cwd, env, **_):
-    """A process that stands in for a run, whose first row is there soon."""
+    """A process that stands in for a run and soon writes its first row."""
     started.append((line, env['JAX_COMPILATION_CACHE_DIR'], cwd))
     workdir = line[-1].removeprefix('--workdir=')
     act = f'mkdir {workdir}; echo > {workdir}/rows.jsonl; exec sleep 60'
@@ -258,7 +258,7 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
   sizes = PARTS['loss'].Sizes(32, 8, 1_000, embedding=8, hidden=8, chunks=(16,))
   psi, function = 'cross_entropy', losses.soft_cross_entropy
   monkeypatch.setattr(losses, 'DISTILL_LOSSES', {psi: function})
-  # Of one layer: half as much to compile.
+  # One layer takes half as long to compile.
   make = functools.partial(make_lstm, num_layers=1)
   monkeypatch.setattr(
     PARTS['loss'], 'make_lstm', lambda num_layers, **sizes: make(**sizes)
@@ -269,7 +269,7 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
       found[f'memory of {what}, {psi}, {kind} (MB)']
       for kind in ('plain', 'chunks of 16')
     )
-    # All logits of the student, at the least.
+    # It has at least all logits of the student.
     assert plain > 4 * sizes.lanes * sizes.tokens * sizes.words / 1e6
     assert chunked < plain / 4
 
@@ -277,7 +277,7 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
 def test_lanes_and_clicks_are_read_as_often_as_it_was_told(
   run, short_text, monkeypatch
 ):
-  # In this process.
+  # Workers run in this process.
   monkeypatch.setattr(workers, 'processes', workers.threads)
   fake = types.SimpleNamespace(
     run=lambda line, **_: prepare_criteo.main(line[3:]), DEVNULL=None
@@ -321,7 +321,7 @@ def test_images_are_read_by_stage_and_by_pipeline(run, monkeypatch, capsys):
 
 @pytest.fixture
 def asked(monkeypatch):
-  """Parts measure nothing, and note what was asked of them."""
+  """Parts measure nothing, and record what was asked of them."""
   asked = []
 
   def make_part(name):
@@ -378,7 +378,7 @@ def test_what_makes_no_sense_is_refused_at_once(asked, tmp_path, capsys):
   path.write_text('{"step": 1}')
   for file, words in (
     (path, 'name another file'),
-    (tmp_path / 'no/found.json', 'is no folder'),
+    (tmp_path / 'no/found.json', 'is not a folder'),
   ):
     assert words in complaint(capsys, benchmark, 'step', f'--json={file}')
   assert report.main([f'--json={path}']) == 2

@@ -1,4 +1,4 @@
-"""Every config builds; at the paper's scale in the abstract, once for real."""
+"""Every config builds: at the paper's scale in the abstract, one for real."""
 
 import functools
 
@@ -33,7 +33,7 @@ SIZES = {
 }
 
 
-# Little to compile.
+# It compiles fast.
 DNN = {'model.name': 'dnn', 'model.dnn.hidden': (8,)}
 
 
@@ -102,7 +102,7 @@ def assert_sizes(config, task, model, variables):
 
 
 def test_one_codistilling_update_of_resnet_50s_blocks_for_real(monkeypatch):
-  # With a stride and without: all sixteen take half a minute to compile.
+  # With and without a stride; all sixteen take half a minute to compile.
   stages = resnet._IMAGENET_STAGES
   monkeypatch.setitem(stages, 50, ((1, 1), stages[50][1]))
   config = config_lib.load('imagenet_codistill')
@@ -142,7 +142,7 @@ def test_small_variants_build_with_their_data(name, variant):
   if experiment.task.kind == 'clicks':
     inputs = inputs['categories']
   assert inputs.shape == (config.batch_size, *shape)
-  # What stands in for examples in a benchmark looks as they do.
+  # Made-up examples of a benchmark look like real ones.
   task, size = experiment.task, config.batch_size
   for made in (task.abstract_batch(size), task.made_up_batch(size, seed=0)):
     assert shapes_of(made) == shapes_of(batch)
@@ -171,7 +171,7 @@ def test_the_base_changes_with_the_number_of_steps():
 
 
 def test_unigram_smoothing_takes_the_labels_frequencies():
-  # With another network and schedule than the config has chosen.
+  # Network and schedule are not those of the config.
   changes = {'codistill.teacher': 'unigram', 'schedule.name': 'constant', **DNN}
   experiment = build(smoke('imagenet_label_smoothing', **changes), None)
   state, batch = experiment.init(0), next(experiment.batches(0, 0))
@@ -247,7 +247,7 @@ def test_the_baseline_starts_as_the_first_member_and_seeds_change_it():
   assert (examples_of(one, 0) != examples_of(other, 0)).any()
 
 
-# What is refused.
+# Refusals.
 
 
 REFUSED = {

@@ -19,7 +19,7 @@ def open_builtin(cache_dir):
 
 @pytest.fixture
 def small(monkeypatch):
-  """One package instead of all, so that it takes no time."""
+  """Uses one package instead of all, so that it takes no time."""
   package = 'absl-py'
   only = {package: builtin_sources.PACKAGES[package]}
   monkeypatch.setattr(builtin_sources, 'PACKAGES', only)
@@ -91,7 +91,7 @@ def test_what_is_not_as_it_was_released_is_named(small, monkeypatch, tmp_path):
 
 def test_it_is_made_once_and_reads_as_the_sources(small, monkeypatch, tmp_path):
   documents = builtin_sources.documents()
-  # Of several at once, too.
+  # Several may make it at once.
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     text_set, *others = pool.map(open_builtin, [tmp_path / 'cache'] * 4)
   assert {o.fingerprint for o in others} == {text_set.fingerprint}

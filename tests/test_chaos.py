@@ -1,6 +1,6 @@
-"""Faults done to members on purpose: the short version of scripts.chaos.
+"""Faults injected into members: the short version of scripts.chaos.
 
-The real things, in processes and for minutes: python -m scripts.chaos.
+The long one, with processes and for minutes, is python -m scripts.chaos.
 """
 
 import random
@@ -32,7 +32,7 @@ from scripts.chaos import (
 
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
-  """Two members that live through all that is done to their folder."""
+  """Two members that live through all faults of their folder."""
   folder = tmp_path_factory.mktemp('world') / 'exchange'
   with exchanges.InProcess(folder) as world:
     yield world
@@ -72,7 +72,7 @@ def test_garbage_in_a_folder_is_no_publication(world):
   assert 'failed load' in result.lost
 
   def tidy():
-    """Garbage counts as nobody's, and not as the newest few."""
+    """Garbage belongs to nobody, and does not count as the newest."""
     world.go_on()
     there = step_folders.finished(epath.Path(world.exchange) / '1')
     return max(there) <= world.step and len(there) >= 3
@@ -82,7 +82,7 @@ def test_garbage_in_a_folder_is_no_publication(world):
 
 def test_a_lease_of_tomorrow_is_watched(tmp_path):
   result = folder_faults.tomorrow(tmp_path)
-  # Four seconds are a timeout there, and one is between two beats.
+  # The timeout is four seconds there, and a beat comes every second.
   free, refused = map(float, re.findall(r'after ([\d.]+) s', result.recovery))
   assert 4 <= free < 20
   assert refused < 4
@@ -117,7 +117,7 @@ def test_nothing_is_decided_by_a_clock_nor_kept_by_a_slow_disk(tmp_path):
   assert sorted(there) == [1, 30]  # Nothing grows.
 
 
-# As far as rows tell, a member that has a checkpoint of each 20th step.
+# By its rows, it looks like a member with a checkpoint every 20 steps.
 MEMBER = """
 import json, pathlib, sys, time
 
@@ -144,7 +144,7 @@ path.with_name(f'run{ending}.json').write_text('{"status": "done"}')
 
 @pytest.fixture
 def light(stage, monkeypatch):
-  """A stage on which what is written stands in for members."""
+  """A stage on which `MEMBER` stands in for members."""
   start = stage.start
 
   def light(lost):
@@ -248,7 +248,7 @@ def test_what_never_comes_is_not_awaited_for_ever(stage, tmp_path, monkeypatch):
     outcome.until(lambda: False, 'it')
 
 
-def test_processes_end_with_the_stage_whatever_ends_it(tmp_path):
+def test_processes_end_with_the_stage_however_it_ends(tmp_path):
   jobs = []
 
   def interrupted():

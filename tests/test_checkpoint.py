@@ -1,4 +1,4 @@
-"""What is saved comes back: bit for bit, on other devices, with stale peers."""
+"""A saved state comes back: bit for bit, on other devices, with stale peers."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from codistill.step_folders import UnreadableError
 from codistill.train_step import init_state
 
 BATCH = 8
-NOTES = {'whatever': {'an': [1, 0.1, None]}}
+NOTES = {'any': {'an': [1, 0.1, None]}}
 
 
 @functools.cache
 def model():
-  # With a carry, as a network with a memory has it.
+  # It has a carry, like a network with a memory.
   carry = {'memory': lambda size: {'h': jnp.zeros((size, 3))}}
   return dataclasses.replace(make_small_dnn(), **carry)
 
@@ -47,7 +47,7 @@ def state_of(member, peers=()):
 
 
 def save(where, states, publications=(), extra=(), step=12):
-  """Into a folder, or with what has it open."""
+  """Saves into a folder, or through checkpoints that have it open."""
   checkpoints = where if isinstance(where, Checkpoints) else Checkpoints(where)
   mesh = sharding.make_mesh(1)
   states = {m: sharding.replicate(s, mesh) for m, s in states.items()}
@@ -116,14 +116,14 @@ def test_the_newest_that_is_whole_wins_and_the_one_before_it_is_kept(tmp_path):
   checkpoints = Checkpoints(folder)
   for step in (4, 8, 12):
     assert save(checkpoints, at(step), step=step) == ''
-  # What a killed process left half done: a step folder is renamed into place
+  # A killed process leaves this, because a step folder is renamed into place
   # when it is whole.
   (folder / '13.orbax-checkpoint-tmp' / 'state').mkdir(parents=True)
   found = restore(folder)
   assert found.step == found.states[0].step == 12
   assert found.passed_over == ()
   assert [path.name for path in sorted(folder.iterdir())] == ['12', '8']
-  # Whoever knows better may ask for an older one.
+  # A caller may ask for an older one.
   found = restore(folder, last=11)
   assert (found.step, found.states[0].step) == (8, 8)
   with pytest.raises(
@@ -138,12 +138,12 @@ def test_a_damaged_one_is_passed_over_and_so_is_what_is_said_with_it(tmp_path):
   checkpoints = Checkpoints(folder)
   for step in (8, 12):
     save(checkpoints, {0: state}, publications, {'at': step}, step=step)
-  # The files of the states in many ways: scripts.chaos.
+  # scripts.chaos damages the files of the states in many ways.
   for name in ('publications/*/d/*', '_CHECKPOINT_METADATA'):
     [path] = (folder / '12').glob(name)
     whole = path.read_bytes()
     flipped = bytearray(whole)
-    # In the metadata a digit of the step, which can be read all the same.
+    # In the metadata it changes a digit of the step, which can still be read.
     at = whole.rindex(b'12') if b'"at"' in whole else len(whole) * 2 // 3
     flipped[at] ^= 8
     path.write_bytes(flipped)
@@ -161,7 +161,7 @@ def test_numbers_that_changed_are_noticed_and_what_is_left_is_kept(tmp_path):
   opened = Checkpoints(folder)
   for step in (4, 8):
     save(opened, at(step), step=step)
-  # As a bit that was flipped where it decodes well.
+  # Like a flipped bit that still decodes.
   other = tmp_path / 'other'
   save(other, {0: state_of(1)}, step=8)
   shutil.rmtree(folder / '8' / 'state')
@@ -171,8 +171,8 @@ def test_numbers_that_changed_are_noticed_and_what_is_left_is_kept(tmp_path):
   found = checkpoints.restore(abstract, mesh, 'float32')
   assert found.step == 4
   assert '8 is damaged: it is not what was saved' in found.passed_over[0]
-  # The damaged one is no successor of the good one, and neither does it stay
-  # nor stand in the way when its step has come again.
+  # The damaged one does not replace the good one, and is overwritten when its
+  # step comes again.
   save(checkpoints, at(6), step=6)
   assert steps_in(folder) == [4, 6]
   shutil.copytree(other / '8', folder / '8')

@@ -1,7 +1,6 @@
 """Members that meet in a folder without waiting: what they see, and when.
 
-What synchronous members see: tests/test_exchange.py; whole runs:
-tests/test_apart.py.
+tests/test_exchange.py has synchronous members, tests/test_apart.py whole runs.
 """
 
 import contextlib
@@ -35,8 +34,8 @@ LONG = 60.0  # Seconds; nothing takes that long.
 FULL = OSError('no more disk')
 NO_DISK = mock.patch.object(publication, 'write', side_effect=FULL)
 until = functools.partial(stand_ins.until, seconds=LONG)
-# What a checkpoint says of a member that goes on, and that nobody had taught;
-# so did those that were made before lives were told apart.
+# The notes of a checkpoint of a resumed member that nobody had taught, and of
+# checkpoints that were made before lives were told apart.
 GOES_ON = Publications(
   {},
   {
@@ -104,7 +103,7 @@ class Meeting:
     return exchange
 
   def publish(self, step, member=1, tree=None, **notes):
-    """As a member elsewhere does."""
+    """Publishes as a member elsewhere does."""
     tree = tree or variables(member, step)
     publication.write(self.of(member), tree, said(step, member, **notes))
 
@@ -130,14 +129,14 @@ def seen_by(exchange, at=1):
 
 
 def sees(exchange, *steps, at=1):
-  """Waits until just these copies teach member 0, one of each peer."""
+  """Waits until exactly these copies teach member 0, one of each peer."""
   until(lambda: seen_by(exchange, at) == list(steps), what=f'seeing {steps}')
   for peer in exchange.freshest(0, at):
     assert_close(peer.variables, variables(peer.member, peer.step))
 
 
 def events(exchange, member=0, key='event'):
-  """All that happened so far, each time again."""
+  """All events so far; further calls return them again."""
   kept = exchange.__dict__.setdefault('kept', [])
   kept += exchange.account(member).events
   return [event[key] for event in kept if key in event]
@@ -147,8 +146,8 @@ def happened(exchange, event, member=0, times=1):
   until(lambda: events(exchange, member).count(event) >= times, what=event)
 
 
-def test_the_freshest_finished_copy_teaches_whatever_its_step(meeting):
-  # In this process's own sharding.
+def test_the_freshest_finished_copy_teaches_at_any_step(meeting):
+  # Copies have this process's own sharding.
   place = sharding.replicated(sharding.make_mesh(8))
   like = jax.device_put(variables(0, 0), place)
   reader, writer = meeting.make(0, like=like), meeting.make(1)
@@ -156,7 +155,7 @@ def test_the_freshest_finished_copy_teaches_whatever_its_step(meeting):
   sees(reader, 0)
   for step in (1, 2, 3):
     offer(writer, 1, step, step)
-  sees(reader, 3)  # Ahead of its student, by two steps.
+  sees(reader, 3)  # It is ahead of its student by two steps.
   assert reader.account(0).left_out == {}
   for leaf in jax.tree.leaves(reader.freshest(0, 1)[0].variables):
     assert leaf.sharding == place
@@ -171,14 +170,14 @@ def test_a_graph_that_is_redrawn_is_followed(meeting):
   reader = meeting.make(0, members=3, graph='random', reload_interval_steps=10)
 
   def teach(step, teachers):
-    # Those who teach no more need no memory.
+    # Peers that teach no more need no memory.
     copies = reader.publications().variables
     held = tuple(member for member, steps in copies.items() if steps)
     teach = tuple(peer.member for peer in reader.freshest(0, step))
     return teach == held == teachers
 
   for step, teachers in zip(range(1, 61, 10), drawn, strict=True):
-    # The old ones teach until the new ones are there: never none.
+    # Old ones teach until the new ones are there, so there is always one.
     assert reader.freshest(0, step) or step == 1
     until(lambda now=(step, teachers): teach(*now), what=f'{teachers} to teach')
 
@@ -195,7 +194,7 @@ def test_each_kth_step_is_published_and_the_newest_and_young_stay(meeting):
   # The loss is that of steps 5 to 8.
   assert notes == said(8, wall_time=notes.wall_time, task_loss=6.5)
   assert abs(notes.wall_time - time.time()) < 2 * LONG
-  # Whoever begins anew forgets an earlier run, of its own member only.
+  # A member that begins anew removes an earlier run, but only of its own.
   patient.__exit__()
   offer(meeting.make(0, anew=True, **settings), 0, 1)
   assert (meeting.steps(0), meeting.steps(1)) == ([], [4, 8])
@@ -238,7 +237,7 @@ def test_what_cannot_be_written_or_is_not_finite_stops_nobody(meeting):
   ]
 
 
-# What a member may find in the folder of another, and what it says then.
+# Things that a member may find in the folder of another, and what it says.
 SPOILT = (
   ('other shapes', lambda m, s: m.publish(s, tree={'w': np.zeros((3, 2))})),
   ('other shapes', lambda m, s: m.publish(s, tree=variables(1, s, 'v'))),
@@ -255,7 +254,7 @@ def test_what_is_not_for_us_is_said_once_and_leaves_the_old_copy(meeting):
   reader = meeting.make(0)
   for number, (words, spoil) in enumerate(SPOILT):
     good, bad = 2 * number, 2 * number + 1
-    sees(reader, good)  # It is taken whatever the last one was.
+    sees(reader, good)  # It is taken after any other one.
     spoil(meeting, bad)
     enough = events(reader).count('failed load') + 3
     happened(reader, 'failed load', times=enough)
@@ -310,7 +309,7 @@ def test_the_newest_life_counts_not_the_highest_step(meeting):
   assert publication.read_notes(meeting.of() / '20').incarnation == 2
   sees(reader, 20)
   publish(writer, 1, 25)
-  # What the first life left behind goes first.
+  # Publications of the first life go first.
   assert meeting.steps() == [20, 25]
   sees(reader, 25)
 
@@ -336,12 +335,12 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
     return one.account(0).left_out == {1: 'earlier'}
 
   until(leaves_out)
-  # It goes on so, even if what is stored is put back before it enters.
+  # That does not change if its publications are restored before it enters.
   stored = one.publications()
   one.__exit__()
   one = meeting.make(0, before=stored, **settings)
   until(leaves_out)
-  # Nor is its own publication of that step taken for this run's.
+  # Its own publication of that step is not taken for this run's, either.
   publish(one, 0, 9, 2.0)
   notes = publication.read_notes(meeting.of(0) / '9')
   assert (notes.incarnation, notes.task_loss) == (3, 2.0)
@@ -351,7 +350,7 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
     publish(other, 1, step, 1.0)
     assert meeting.steps() == [8, 9][: step - 7]
     sees(one, step, at=step + 1)
-  # One that begins anew beside a peer at work is taught by it, which is ahead.
+  # A member that begins anew learns from a peer at work, which is ahead.
   one.__exit__()
   one = meeting.make(0, **settings | {'wait_timeout_s': LONG})
   sees(one, 9, at=10 if synchronous else 1)
@@ -362,7 +361,7 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
 
 
 def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):
-  """As when it is killed while it replaces its only publication."""
+  """It may be killed while it replaces its only publication."""
   meeting.publish(30)
   reader, writer = meeting.make(0), meeting.make(1)
   offer(writer, 1, 20)
@@ -370,12 +369,12 @@ def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):
   step_folders.remove(meeting.of() / '20')
   time.sleep(0.2)
   sees(reader, 20)
-  # Nor does one of the same life when the newest is damaged.
+  # Nor does an older one of the same life when the newest is damaged.
   meeting.publish(10, incarnation=2)
   (meeting.of() / '20').mkdir()
   until(lambda: reader.account(0).failed_loads)
   sees(reader, 20)
-  # Nor is a folder that came back empty a new life's, without a lease.
+  # An empty folder without a lease is not taken for a new life, either.
   writer.__exit__()
   meeting.of().rmtree()
   meeting.publish(2)
@@ -386,7 +385,7 @@ def test_an_older_life_does_not_come_back_when_the_newer_loses_all(meeting):
   sees(reader, 2)
 
 
-def test_whoever_has_been_replaced_stops_and_undoes_nothing(meeting):
+def test_a_replaced_member_stops_and_undoes_nothing(meeting):
   old = meeting.make(1)
   with pytest.raises(LeaseHeldError, match='member 1 in'):
     meeting.make(1)
@@ -411,15 +410,15 @@ def test_a_relative_folder_is_meant_from_here_and_closed_in_order(meeting):
     meeting.folder = folder.name
     writer = meeting.make(1)
   offer(writer, 1, 7)
-  # What was offered is there at the end, and the next job need not wait.
+  # The newest offer is there at the end, and the next job need not wait.
   writer.__exit__()
   meeting.folder = folder
   assert meeting.steps() == [7]
-  # What a kill leaves half written is cleared.
+  # Files that a kill left half written are cleared.
   for name in ('9.orbax-checkpoint-tmp', '.8.removed'):
     (meeting.of() / name / 'state').mkdir(parents=True)
   meeting.make(1)
-  # But for what the lease is being renewed through.
+  # The lease may be just being renewed through these.
   names = {path.name for path in meeting.of().iterdir()}
   names = {name for name in names if not name.startswith('.lease.json.')}
   assert names == {'7', 'lease.json'}
@@ -429,7 +428,7 @@ def test_what_cannot_be_removed_keeps_nobody(meeting, monkeypatch):
   real = os.unlink
 
   def unlink(path, *arguments, **keywords):
-    # As NFS says while somebody has the file open.
+    # NFS says so while somebody has the file open.
     if os.fspath(path).endswith('_METADATA'):
       raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
     return real(path, *arguments, **keywords)
@@ -442,7 +441,7 @@ def test_what_cannot_be_removed_keeps_nobody(meeting, monkeypatch):
   assert events(writer, 1, 'message') == [mock.ANY]
   assert events(writer, 1).count('failed prune') == 3
   writer.__exit__()
-  # Not even one that begins again, and publishes a step once more.
+  # It does not keep one that begins again and republishes a step, either.
   writer = meeting.make(1, keep_publications=2)
   publish(writer, 1, 4)
   assert events(writer, 1).count('publish') == 1
@@ -463,12 +462,12 @@ def test_a_resumed_member_has_its_peers_at_once(meeting):
   assert second.freshest(0, 1) == ()
   second.restore(publications)
   sees(second, 3)
-  # With what it is judged by.
+  # The peer's loss is restored with its copy.
   offer(second, 0, 1, 0.1)
   assert second.freshest(0, 2) == ()
   assert second.account(0).left_out == {1: 'worse'}
   second.__exit__()
-  # What has been read since is not undone.
+  # A copy that was read since then stays.
   meeting.publish(5)
   third = meeting.make(0, poll_interval_s=LONG)  # It looks once.
   sees(third, 5)
@@ -484,14 +483,14 @@ def test_a_synchronous_member_waits_no_longer_than_it_was_told(meeting):
       ask()
 
   fails('member 1 has not published step 0.*codistill.wait_timeout_s')
-  # And says why it waited in vain.
+  # It says why it waited in vain.
   meeting.publish(0, config_hash='theirs')
   fails('/1/0 is of another config')
   # Without a disk it makes no checkpoint.
   with NO_DISK:
     offer(exchange, 0, 0)
     fails('could not publish to', exchange.publications)
-    # Nor later: it would not offer that step again.
+    # It makes none later, either, because it would not offer that step again.
     assert exchange._publisher.flush(LONG)
     fails('no more disk', exchange.publications)
   exchange.should_stop = lambda: True
@@ -506,7 +505,7 @@ def test_a_synchronous_member_does_not_wait_for_what_was_refused(meeting):
     offer(writer, 1, step, loss)
   for at, step in ((2, 1), (3, 1), (4, 3)):
     assert seen_by(reader, at) == [step]
-  # What was refused is remembered in its next life.
+  # Its next life remembers the refusal.
   writer.__exit__()
   writer = meeting.make(1, **settings)
   assert seen_by(reader, 5) == [3]

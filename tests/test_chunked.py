@@ -32,7 +32,7 @@ SCHEDULED = {
 
 
 def lookup(variables, inputs, memory):
-  """A network that a compiler is soon done with."""
+  """A network that compiles fast."""
   params = variables['params']
   head = Head(params['kernel'], params['bias'])
   return Prediction(params['embedding'][inputs], head), memory
@@ -139,7 +139,7 @@ def test_values_and_gradients_are_those_of_the_plain_loss(
     assert float(metrics['task_weight']) == 1.5
   assert set(metrics) == names
   assert float(max(jnp.abs(x).max() for x in jax.tree.leaves(mine))) > 1e-3
-  # No gradient reaches a peer, in no way.
+  # No gradient reaches a peer in any way.
   for leaf in jax.tree.leaves((theirs, expected[1][1])):
     np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
 

@@ -1,4 +1,4 @@
-"""Churn and scores: known pairs, scikit-learn, whatever the size of a chunk."""
+"""Churn and scores: known pairs, scikit-learn, chunks of any size."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ LABELS = {n: RNG.integers(n, size=1_001).astype(np.int32) for n in (2, 5)}
 
 @pytest.fixture(autouse=True, params=[7, 1 << 20])
 def chunk(request, monkeypatch):
-  """The last chunk of many is a part of one; or all is in one."""
+  """Many chunks with a partial last one, or one chunk for everything."""
   monkeypatch.setattr(churn_lib, '_CHUNK', request.param)
 
 
@@ -25,7 +25,7 @@ def predictions(classes, seed=0):
 
 def test_it_is_the_total_variation_distance():
   for p, q, expected in (
-    # Of two classes the mean absolute difference; 0.5 is class 0, as it is for
+    # For two classes it is the mean absolute difference; 0.5 is class 0, as for
     # an argmax.
     ([0.1, 0.5, 0.9, 0.4], [0.3, 0.6, 0.2, 0.6], (1.2 / 4, 3 / 4)),
     (
@@ -52,7 +52,7 @@ def test_it_is_a_distance(classes):
   assert churn(p, p) == (0, 0)
   assert churn(p, q) == churn(q, p)
   assert churn(p, r)[0] <= churn(p, q)[0] + churn(q, r)[0]
-  # Of what has the same shape, and examples.
+  # Shapes must be the same, and there must be examples.
   for one, other in ((p, p[:-1]), (p[:0], p[:0])):
     with pytest.raises(ValueError, match='cannot be compared'):
       churn(one, other)
@@ -72,7 +72,7 @@ def test_scores_are_those_of_scikit_learn(classes, metrics):
   found = score(p, labels)
   exact = p.astype(np.float64)
   if classes > 2:
-    exact /= exact.sum(axis=1, keepdims=True)  # It insists.
+    exact /= exact.sum(axis=1, keepdims=True)  # scikit-learn requires it.
   wanted = metrics.log_loss(labels, exact)
   assert found.log_loss == pytest.approx(wanted, rel=1e-6)
   decided = p > 0.5 if classes == 2 else p.argmax(-1)
@@ -91,7 +91,7 @@ def test_auc_counts_ties_half_as_scikit_learn_does(levels, metrics):
   assert area_under_curve(labels.astype(np.float32), labels) == 1
   if levels == 1:
     assert found == 0.5
-  # Of one class it is unknown.
+  # With one class it is unknown.
   assert area_under_curve(p, np.zeros(len(p), np.int32)) is None
 
 

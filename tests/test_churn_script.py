@@ -40,7 +40,7 @@ def test_retrains_are_compared_at_their_last_step(tmp_path, capsys):
   [line] = tables(captured.out)['imagenet_sync:laptop']
   assert line == [
     *('40', '0', '3'),
-    # 0.1, 0.2, 0.1 between three, of which the first decides otherwise.
+    # 0.1, 0.2, 0.1 between three runs, of which the first decides differently.
     *('0.1333 ± 0.0500', '16.67 ± 12.50'),
     f'{losses.mean():.4f} ± {np.ptp(losses) / 2:.4f}',
     *('66.67 ± 12.50', '0.7500 ± 0.0000'),
@@ -119,7 +119,7 @@ def one_run(folder):
       'is missing or damaged; remove',
     ),
     (no_run, 'holds no run'),
-    # However often it is named.
+    # It counts once, however often it is named.
     (one_run, 'is the only run of its recipe'),
     (lambda folder: (folder / '1/run.json').write_text('{'), 'is damaged'),
   ],

@@ -1,4 +1,4 @@
-"""Click logs end to end: runs, what they write down, and their arms."""
+"""Click logs end to end: runs, their records, and their arms."""
 
 import numpy as np
 from commands import rows_of, run_command
@@ -33,7 +33,7 @@ def test_a_log_of_ones_own(tmp_path, capsys):
   prepare = prepare_criteo.main
   assert not prepare(['--synthetic-rows=1000', f'--write={text}'])
   assert not prepare([f'--input={text}', f'--output={folder}', '--workers=1'])
-  # The flag that it has printed.
+  # It has printed this flag.
   flag = capsys.readouterr().out.split()[-1]
   assert flag == f'--config.data.path={folder}'
   run = (tmp_path / 'run', flag, '--config.num_steps=2')
@@ -63,7 +63,7 @@ def test_table_1_is_one_network_two_two_that_codistil_and_a_regression():
   points = config_lib.points('criteo_table1')
   assert [len(point) for point in points] == [0, 1, 4, 1]
   for variant in ('reduced', 'laptop'):
-    # Long after the switch, and churn is seen on the way.
+    # It trains long after the switch, and shows churn on the way.
     config = config_lib.load(f'criteo_codistill:{variant}')
     assert config.codistill.burn_in_steps <= config.num_steps / 4
     assert config.num_steps / config.predictions_interval_steps >= 10
@@ -81,7 +81,7 @@ def test_choices_are_what_the_paper_leaves_out():
     'codistill.burn_in_steps',
     'diversity.partition',
   }
-  # One at a time, and none of them is what criteo_table1 has.
+  # They change one at a time, and none is what criteo_table1 has.
   config = config_lib.load('criteo_codistill')
   for point in config_lib.points('criteo_choices'):
     [(key, value)] = point.items()

@@ -1,4 +1,4 @@
-"""Clusters, as far as they can be had without one: Slurm, JobSet, the page."""
+"""Clusters, as far as tests need none: Slurm, JobSet, the page."""
 
 import contextlib
 import importlib
@@ -57,7 +57,7 @@ wait
 
 
 class Slurm:
-  """What there is of a cluster: tools on PATH, and a folder of theirs."""
+  """A stand-in for a cluster: tools on PATH, and their folder."""
 
   def __init__(self, tools, workdir):
     self.tools = tools
@@ -71,7 +71,7 @@ class Slurm:
       (tools / name).chmod(0o755)
 
   def submit(self, *codes, jobs=2, **parameters):
-    """A run a code of Python, which gets the folder of the member."""
+    """Submits a run for each Python code, which gets the member's folder."""
     return slurm_lib.submit(
       [(sys.executable, '-c', code, str(self.member)) for code in codes],
       jobs,
@@ -83,7 +83,7 @@ class Slurm:
   def job(self, index=0):
     """Runs the script that was submitted, as one job of its array."""
     environment = os.environ | {
-      # As Slurm numbers them: each job of an array has an id of its own.
+      # In Slurm each job of an array has an id of its own.
       'SLURM_JOB_ID': str(4711 + index),
       'SLURM_ARRAY_JOB_ID': '4711',
       'SLURM_ARRAY_TASK_ID': str(index),
@@ -99,7 +99,7 @@ class Slurm:
           os.killpg(process.pid, signal.SIGKILL)
 
   def num_tasks(self):
-    """How many of the tasks of the first job have not ended."""
+    """The number of tasks of the first job that have not ended."""
     return TASKS - len(list(self.tools.glob('ended.*')))
 
   def have_all(self, name):
@@ -107,7 +107,7 @@ class Slurm:
     return len(list(self.member.glob(f'{name}.?'))) == TASKS
 
   def submissions(self):
-    """What was submitted, as submitit keeps it; the newest last."""
+    """The submissions, as submitit keeps them; the newest last."""
     found = (self.workdir / 'slurm').glob('*.pkl')
     return [*map(DelayedSubmission.load, sorted(found, key=os.path.getmtime))]
 
@@ -158,7 +158,7 @@ def test_a_member_of_two_nodes_is_submitted_field_by_field(slurm):
   ]
 
 
-# A world of JAX, by nothing but the environment that a run has in a task.
+# Starts a world of JAX from nothing but the environment of a run in a task.
 WORLD = """
 import json, os, sys
 import jax
@@ -174,7 +174,7 @@ def test_every_task_runs_the_command_in_the_world_of_its_member(slurm):
   with slurm.job(1) as process:
     assert process.wait(timeout=90) == 0, slurm.err()
   for task in range(TASKS):
-    # All devices of its node: JAX by itself would take the first.
+    # It has all devices of its node; JAX by itself would take the first.
     world = [task, TASKS, '0,1,2,3', str(slurm.member), '--distributed']
     assert json.loads((slurm.tools / f'out.{task}').read_text()) == world
 
@@ -186,7 +186,7 @@ def test_a_world_is_asked_for_once_by_the_members_of_many_nodes(slurm):
   assert [one.function.command[-2:] for one in slurm.submissions()] == [
     (f'--member={member}', '--distributed') for member in range(2)
   ]
-  # Also where it has been asked for.
+  # The command may ask for it already.
   two = {'time': '9', 'nodes': '2'}
   slurm_lib.submit([('python', '--distributed')], 1, slurm.workdir, two)
   assert slurm.submissions()[-1].function.command == ('python', '--distributed')
@@ -223,7 +223,7 @@ if not (here / f'saved.{task}').exists():
 """
 
 
-# Time that is up, and a job that is preempted.
+# The time is up, or the job is preempted.
 @pytest.mark.parametrize(
   'numbers', [[signal.SIGUSR2], [signal.SIGTERM, signal.SIGUSR2]]
 )
@@ -243,7 +243,7 @@ def test_all_tasks_save_and_then_one_submits_the_job_again(slurm, numbers):
     until(lambda: slurm.num_tasks() < TASKS)
     time.sleep(0.5)
     assert slurm.num_tasks() == 1
-  # Once, by the first task, and when all had saved.
+  # Once, by the first task, after all had saved.
   assert (slurm.tools / 'requeued').read_text().split() == [
     *('requeue', '4711_1'),
     *('ready.0', 'ready.1', 'saved.0', 'saved.1'),
@@ -312,7 +312,7 @@ def manifest(members=2, command=COMMAND, name='imagenet_codistill', **given):
 
 def parts_of(document):
   """The manifest of a member; its job, its pod and its container."""
-  # Whatever befalls a set befalls all its jobs: there is only one.
+  # Everything that happens to a set happens to all its jobs, so it has one.
   [replicated] = document['spec']['replicatedJobs']
   job = replicated['template']['spec']
   pod = job['template']['spec']
@@ -336,7 +336,7 @@ def test_a_manifest_is_what_its_schema_says():
     assert max(map(len, text.splitlines())) < 160
 
 
-# Where in a manifest, and what is wrong with it then; ... is taken away.
+# Places in a manifest, and wrong values for them; ... takes the key away.
 JOB = 'spec.replicatedJobs.0.template.spec'
 POD = f'{JOB}.template.spec'
 CONTAINER = f'{POD}.containers.0'
@@ -386,7 +386,7 @@ def test_every_host_of_a_member_knows_its_place():
       '--process-id=$(JOB_COMPLETION_INDEX)',
     ]
     assert container['ports'] == [{'containerPort': 9000}]
-    # The subdomain is the set's name, as it is if nothing is said.
+    # The subdomain is the set's name by default.
     assert document['spec']['network'] == {'enableDNSHostnames': True}
     assert (job['completions'], job['parallelism']) == (2, 2)
     assert job['completionMode'] == 'Indexed'
@@ -395,7 +395,7 @@ def test_every_host_of_a_member_knows_its_place():
   assert container['command'] == [*COMMAND, '--member=0']
 
 
-def test_who_lost_its_host_starts_again_without_being_counted():
+def test_a_member_that_lost_its_host_starts_again_without_being_counted():
   document, job, pod, container = alone(restarts='5', grace='300')
   action = 'RestartJobSetAndIgnoreMaxRestarts'
   rule = {'name': 'disrupted', 'action': action}
@@ -404,20 +404,20 @@ def test_who_lost_its_host_starts_again_without_being_counted():
   assert document['spec']['failurePolicy'] == policy
   assert job['backoffLimit'] == 0
   evicted = {'type': 'DisruptionTarget', 'status': 'True'}
-  # What experiments.run ends with.
+  # The status of experiments.run.
   told = {'operator': 'In', 'values': [128 + signal.SIGTERM]}
   told['containerName'] = container['name']
-  # The only things that fail a job for that reason.
+  # Nothing else fails a job for that reason.
   assert job['podFailurePolicy']['rules'] == [
     {'action': 'FailJob', 'onPodConditions': [evicted]},
     {'action': 'FailJob', 'onExitCodes': told},
   ]
-  assert pod['restartPolicy'] == 'Never'  # As a podFailurePolicy needs it.
+  assert pod['restartPolicy'] == 'Never'  # A podFailurePolicy requires it.
   assert pod['terminationGracePeriodSeconds'] == 300
 
 
 def volumes_of(pod):
-  """What a volume is, by where it is mounted."""
+  """Volumes, by mount point."""
   volumes = {volume.pop('name'): volume for volume in pod['volumes']}
   mounts = pod['containers'][0]['volumeMounts']
   return {mount['mountPath']: volumes[mount['name']] for mount in mounts}
@@ -437,7 +437,7 @@ def test_what_pods_have():
   assert document['metadata']['namespace'] == 'research'
   queue = 'kueue.x-k8s.io/queue-name'
   assert document['metadata']['labels'][queue] == 'batch'
-  # Kueue would take a pod with it for one that it has to admit by itself.
+  # Kueue would admit a pod with that label by itself.
   assert queue not in job['template']['metadata']['labels']
 
 
@@ -469,19 +469,19 @@ def test_a_wrong_parameter_of_a_manifest_is_one_sentence():
   for given, sentence in (
     ({'gpu': '8'}, 'has no gpu; did you mean gpus'),
     ({'xyzzy': '8'}, 'has no xyzzy; it has image, claim'),
-    ({'image': ''}, 'say --jobset image='),
-    ({'claim': ''}, 'say --jobset claim='),
+    ({'image': ''}, 'give --jobset image='),
+    ({'claim': ''}, 'give --jobset claim='),
     ({'hosts': '0'}, "hosts is a number, 1 or more, not '0'"),
     ({'gpus': 'two'}, "gpus is a number, 0 or more, not 'two'"),
     ({'memory': '64 GB'}, "memory is a quantity such as 64Gi, not '64 GB'"),
     ({'mount': 'data'}, 'mount begins with /'),
     ({'mount': '/data'}, '--workdir is /shared/runs/pair'),
-    ({'tpu': 'tpu-v6e-slice'}, 'a TPU takes'),
+    ({'tpu': 'tpu-v6e-slice'}, 'TPUs need'),
     ({**TPU, 'hosts': '4', 'gpus': '1'}, 'no gpus'),
     ({**TPU, 'hosts': '2'}, 'topology 4x4 is not hosts=2 with chips=4'),
     ({**TPU, 'topology': 'square'}, 'topology is AxB'),
     ({'name': '8'}, 'no host can be called'),
-    ({'name': 'x' * 60}, 'too long for the name of a host'),
+    ({'name': 'x' * 60}, 'too long for a host name'),
   ):
     with pytest.raises(UserError, match=re.escape(sentence)) as raised:
       manifest(**given)
@@ -502,7 +502,7 @@ def commands():
 
 
 def flags_of(module, capsys):
-  """What a command takes, by its own word."""
+  """The flags that a command's help shows."""
   if module == 'experiments.run':
     return {f'--{name.replace("_", "-")}' for name in flags.FLAGS}
   entry = f'{module}.__main__' if module == 'scripts.launch' else module

@@ -1,4 +1,4 @@
-"""From workdirs to committed results: what is taken, refused, marked."""
+"""From workdirs to committed results: runs are taken, refused, marked."""
 
 import functools
 import json
@@ -66,9 +66,7 @@ def test_a_run_is_its_provenance_and_its_evaluations(tmp_path, out):
     assert word not in text
 
 
-def test_data_of_ones_own_are_another_point_wherever_they_lie(
-  tmp_path, out, refusal
-):
+def test_own_data_are_another_point_in_any_folder(tmp_path, out, refusal):
   mine, others = ({'fingerprint': 8 * letters} for letters in ('abcd', 'ef01'))
   own = {'data.name': 'prepared', 'data.path': '/home/somebody/clicks'}
   for seed, point, data in (
@@ -88,7 +86,7 @@ def test_data_of_ones_own_are_another_point_wherever_they_lie(
   ]
   for word in ('somebody', 'elsewhere'):
     assert word not in one_file(out).read_text()
-  # Where it is the variant's own name that says nothing, and both are known.
+  # The variant's own name says nothing, but both fingerprints are known.
   for seed, data in ((2, mine), (3, others)):
     other = make_run(tmp_path / f'other{seed}', seed=seed, data=data)
     if seed == 2:
@@ -107,7 +105,7 @@ def test_where_a_teacher_lies_is_no_matter(tmp_path, out):
 def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(
   tmp_path, out, refusal
 ):
-  # What was run as another variant with every key changed.
+  # A run of another variant, with every key changed.
   _, double = config_lib.points('imagenet_sync:smoke')
   config = config_lib.load_changed('imagenet_sync:smoke', double)
   settings = {
@@ -117,7 +115,7 @@ def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(
   elsewhere = tmp_path / 'elsewhere'
   assert run_collect(elsewhere, folder) == 0
   [path] = elsewhere.glob('*.jsonl')
-  # Named twice it is there once.
+  # A file that is named twice is there once.
   assert run_collect(out, path, path, '--variant=smoke') == 0
   assert one_file(out).name == 'imagenet_sync-smoke.jsonl'
   for old, new in zip(read(elsewhere), read(out), strict=True):
@@ -156,7 +154,7 @@ def test_a_seed_of_newer_code_joins_those_that_lack_a_key_of_it(tmp_path, out):
   assert ids_in(out) == ['base/seed-0', 'base/seed-1']
 
 
-def test_a_second_collect_changes_nothing_in_whatever_order(tmp_path, out):
+def test_a_second_collect_in_any_order_changes_nothing(tmp_path, out):
   # Keys of the machine are no point of a sweep.
   machine = {'num_devices': 1, 'checkpoint_interval_steps': 5}
   for seed, point in ((0, {}), (2, machine), (10, {})):
@@ -195,7 +193,7 @@ def test_refused_unless_allowed_and_then_marked(tmp_path, capsys):
     assert f'{bad} is left out: {mark}' in err
     assert f'--allow={mark}' in err
     assert err.count('\n') == 1
-    # The good one is in all the same.
+    # The good one is collected.
     assert ids_in(out) == ['base/seed-1']
     assert run_collect(out, bad, good, f'--allow={mark}') == 0
     assert [result.run['marked'] for result in read(out)] == [[mark], []]
@@ -244,12 +242,12 @@ def write(name, text):
       'damaged run.json',
     ),
     (write('run.json', '[]'), 'is not what a run leaves'),
-    (write('run.json', '{"schema": 1}'), 'keys it changed: a commit from'),
+    (write('run.json', '{"schema": 1}'), 'keys it changed, because its code'),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),
     (write('rows.jsonl', ''), 'has no evaluations'),
     (cut_short, 'is done, and its evaluations end at step'),
     (damage_predictions, 'missing or damaged; remove'),
-    # Of other code.
+    # Other code made it.
     (write('run.json', '{"schema": 2}'), 'has schema 2'),
   ],
 )
@@ -280,7 +278,7 @@ def test_no_run_or_two_of_one_point(tmp_path, out, refusal):
   assert two in said
   assert '--replace' in said
   assert one_file(out).read_bytes() == before
-  # Of two that are collected now, neither takes the other's place.
+  # Of two that are collected now, neither replaces the other.
   assert two in refusal(one, again, '--replace')
   assert run_collect(out, again, '--replace') == 0
   [result] = read(out)
@@ -341,7 +339,7 @@ def test_seeds_of_a_point_are_compared_pair_by_pair(tmp_path, out):
   churn = [row for row in runs['base/seed-0'].churn if row['step'] == 40]
   differences = [row['total_variation'] for row in churn]
   assert differences == pytest.approx([0.1, 0.2], rel=1e-6)
-  # 0.45, 0.55, 0.65: from seed 0 on, one of four is decided otherwise.
+  # 0.45, 0.55, 0.65: one of four is decided differently from seed 0 on.
   assert [row['changed_decisions'] for row in churn] == [0.25, 0.25]
   assert all(row['kind'] != 'churn' for row in runs['base/seed-0'].rows)
 
@@ -374,7 +372,7 @@ def test_what_is_collected_again_keeps_its_churn(tmp_path, out):
   assert run_collect(out, folder / '1') == 0
   assert one_file(out).read_bytes() == before
   assert results.lines(read(out)) == before.decode()
-  # A run in the place of another has no churn of that other's.
+  # A run that replaces another does not get the other's churn.
   new = {'members': 1, 'started': 'later'}
   fresh = make_run(tmp_path / 'new', 'imagenet_sync', seed=1, **new)
   assert run_collect(out, fresh, '--replace') == 0

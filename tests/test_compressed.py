@@ -1,4 +1,4 @@
-"""Files that are compressed: all that can be read of them is, and no more."""
+"""Compressed files: all that is readable in them is read, and no more."""
 
 import bz2
 import contextlib
@@ -11,7 +11,7 @@ from data.preparing import compressed
 from data.preparing.compressed import Behind, Gap, InputError, read_blocks
 
 COMPRESS = [gzip.compress, bz2.compress, lzma.compress]
-# Of several parts, and as little compressible as text is.
+# It has several parts, and compresses as little as text.
 CONTENT = b''.join(
   b'%d: %x\n' % (number, pow(3, number, 1 << 127)) for number in range(9_000)
 )
@@ -19,7 +19,7 @@ CONTENT = b''.join(
 
 @pytest.fixture
 def read(tmp_path, monkeypatch):
-  """What is read of a file with some content: bytes, and what is between."""
+  """Reads a file with some content: its bytes, and the gaps between them."""
 
   def read(data, size=1 << 20):
     (tmp_path / 'file').write_bytes(data)
@@ -63,7 +63,7 @@ def test_what_is_before_damage_is_read_up_to_it(read, compress):
   assert CONTENT.startswith(begun)
   # bz2 verifies 900 kB at a time, and here there is one such block.
   assert len(begun) > 0.8 * len(CONTENT) or compress is bz2.compress
-  # And no byte less where it cannot go on.
+  # It reads up to the byte where it cannot go on.
   if compress is not gzip.compress:
     damaged = bytearray(whole)
     damaged[len(whole) // 2] ^= 0xFF
@@ -77,7 +77,7 @@ def test_what_is_before_damage_is_read_up_to_it(read, compress):
       while True:
         wanted, rest = wanted + one.decompress(rest, 1), b''
     assert read(bytes(damaged))[0] == wanted
-  # Of a wrong checksum, everything.
+  # With a wrong checksum it reads everything.
   if compress is gzip.compress:
     damaged = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
     assert read(damaged)[0] == CONTENT
@@ -92,7 +92,7 @@ def test_behind_damage_the_next_whole_stream_is_read(read, compress):
   assert before.startswith(parts[0])
   assert isinstance(gap, Gap)
   assert behind == parts[2] + parts[3]
-  # Another that is damaged is not the next.
+  # A damaged stream is not the next one.
   streams[2][len(streams[2]) // 2] ^= 0xFF
   assert read(b''.join(streams))[-1] == parts[3]
 

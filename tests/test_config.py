@@ -1,4 +1,4 @@
-"""Configs by name, and flags that make no sense said in one sentence."""
+"""Configs by name; flags that make no sense are refused in one sentence."""
 
 import functools
 import pathlib
@@ -19,7 +19,7 @@ SMOKE = '--config=imagenet_codistill:smoke'
 
 @pytest.fixture
 def parse(monkeypatch):
-  """parse_flags of a command; `.config` is what became of --config."""
+  """`parse_flags` of a command; `.config` is the parsed --config."""
 
   def parse(*arguments):
     monkeypatch.setattr(sys, 'argv', ['run', *arguments])
@@ -43,7 +43,7 @@ def test_paths_are_expanded_alike(parse, monkeypatch, tmp_path):
         parse(f'--config={config}', f'--config.{key}={written}', *more)
         section, name = key.split('.')
         assert flags.FLAGS['config'].value[section][name] == f'{tmp_path}/a'
-    if key != 'data.data_dir':  # Which TFDS reads.
+    if key != 'data.data_dir':  # TFDS reads it.
       said = refusal(parse, f'--config={config}', f'--config.{key}=gs://b/a')
       assert 'gs://b/a is not on this machine' in said
   with flagsaver.flagsaver(workdir='~/a'):
@@ -86,8 +86,8 @@ def test_scales_of_an_experiment_grow_and_points_of_its_sweep_fit(name):
       config_lib.check_keys(base, point)
       config.update_from_flattened_dict(point)
       assert not given.unread(config, point)
-      # That each point's own keys say all that it changes, and no two agree,
-      # is what collected results are told apart by.
+      # Collected results are told apart by this: each point's own keys name all
+      # its changes, and no two agree.
       assert set(config_lib.overrides(base, config)) <= set(point)
       seen.append(config.to_json())
     assert seen
@@ -139,8 +139,8 @@ def test_a_name_becomes_its_config_and_overrides_apply(parse, spelling):
       {'num_steps': 10, 'data.mean': (0.5,)},
       {'codistill.burn_in_steps': 10, 'schedule.warmup_cosine.num_steps': 10},
     ),
-    # What is known of a set follows from its name, so that results of it are
-    # told apart by that; what is given stays, whatever is known.
+    # The name of a set determines the facts that are known about it, so it
+    # tells results apart; given values stay in any case.
     ('imagenet_codistill:reduced', {'data.name': 'cifar10'}, {}),
     (
       'imagenet_sync:reduced',
@@ -151,7 +151,7 @@ def test_a_name_becomes_its_config_and_overrides_apply(parse, spelling):
       },
       {},
     ),
-    # Of this nothing is known.
+    # No facts are known about this one.
     ('imagenet_sync:reduced', {'data.name': 'kmnist'}, {}),
   ],
 )
@@ -194,7 +194,7 @@ def test_a_folder_that_is_given_is_what_is_read(parse, short_text, tmp_path):
         config().data.to_dict().items()
         >= {'name': 'prepared', **follows}.items()
       )
-      # A row's point is its data; that these have 64 pieces follows.
+      # A row's point is its data; their 64 pieces follow from them.
       base = config_lib.load(label)
       key, _, value = key.partition('=')
       named = {'data.name': 'prepared'}
@@ -216,7 +216,7 @@ def test_a_folder_that_is_given_is_what_is_read(parse, short_text, tmp_path):
     with flagsaver.flagsaver():
       parse(*more)
       wanted = config()
-    # Modules that it imports define flags, which are to stay.
+    # Modules that it imports define flags, which must stay.
     with pytest.raises(UserError, match=said):
       build(wanted, None)
   said = refusal(parse, '--config=lm_sync:laptop', *wrong)
@@ -270,7 +270,7 @@ def test_a_key_that_nothing_reads_is_refused(parse):
     # Members that are started one by one meet in a folder.
     ('imagenet_codistill', '--config.codistill.keep_s=1', '--member=0'),
     ('lm_label_smoothing', '--config.codistill.distill_weight=0.5'),
-    # That of the first phase.
+    # The first phase reads this depth.
     (
       'imagenet_two_phase',
       *('--config.model.name=dnn', '--config.two_phase.model=resnet'),
@@ -279,11 +279,11 @@ def test_a_key_that_nothing_reads_is_refused(parse):
   ):
     with flagsaver.flagsaver():
       parse(f'--config={label}', *set_by_hand)
-  # A choice that there is not is what is wrong, and is said by who reads it.
+  # Code that reads a choice refuses an unknown one.
   with flagsaver.flagsaver():
     wrong = ('--config.model.name=restnet', '--config.model.resnet.depth=18')
     parse(SMOKE, *wrong, '--config.codistill.exchange=chekpoints')
-  # However a flag is written.
+  # A flag can be written in several ways.
   for one in ('-config.codistill.keep_s=1', '--noconfig.codistill.synchronous'):
     assert 'changes nothing' in refusal(parse, SMOKE, one)
 
@@ -311,7 +311,7 @@ def test_a_bad_override_is_refused_by_name(parse):
     'members=1': 'codistill.members',
     # Flags may have dashes, keys may not.
     'codistill.delay-steps=1': 'codistill.delay_steps',
-    # Values of a wrong type.
+    # These values have a wrong type.
     'codistill.members=two': '--config.codistill.members=two',
     'codistill.members=1.5': '1.5',
     'codistill.immediate=perhaps': 'perhaps',

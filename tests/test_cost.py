@@ -1,4 +1,4 @@
-"""What an update costs, found without data, without numbers and in no time."""
+"""The cost of an update, found without data and without computing."""
 
 import json
 
@@ -8,7 +8,7 @@ from in_process import complaint
 
 from scripts import cost, flops
 
-# Little to trace.
+# They are traced fast.
 LAYERS = {
   'lm_codistill:smoke': {'model.lstm.num_layers': 1},
   'imagenet_codistill:smoke': {'model.resnet.depth': 8},
@@ -20,7 +20,7 @@ UPDATES = ('burn-in', 'codistilling')
 
 @pytest.fixture(scope='module', autouse=True)
 def eight_devices():
-  """In use already: the command asks for as many as it is about."""
+  """Eight devices in use already; the command asks for as many as it needs."""
   assert jax.device_count() == 8
 
 
@@ -44,7 +44,7 @@ def test_memory_is_that_of_a_device_and_written_down(tmp_path):
   published = found['bytes']['publication']['float32']
   assert published == 4 * found['parameters']
   for one in memory.values():
-    # Weights and momentum; the teacher's weights; both are donated.
+    # It has weights and momentum, and the teacher's weights; both are donated.
     least = 2 if one['update'] == 'burn-in' else 3
     assert one['arguments'] > least * published
     in_all = one['arguments'] + one['while_it_runs']
@@ -89,9 +89,9 @@ def test_kept_for_the_gradient_by_hand():
   def kept(config, devices=1, **changes):
     return cost.kept_bytes(cost.make_experiment(config, devices, **changes))
 
-  # A product of two needs the other factor: of each layer its inputs, and its
-  # weights where there is a layer before; where the rectifier was open, and
-  # the zeros for where it was not.
+  # A product of two needs the other factor: each layer its inputs, and its
+  # weights if there is a layer before. The rectifier needs the places where it
+  # was open, and zeros for the others.
   dnn = 'imagenet_codistill:smoke'
   changes = {'model.name': 'dnn', 'model.dnn.hidden': (10, 20)}
   pixels, batch = 16 * 16 * 3, 16
@@ -101,12 +101,12 @@ def test_kept_for_the_gradient_by_hand():
   for parts in ({'devices': 2}, {'num_microbatches': 2}):
     found = kept(dnn, **parts, **changes)
     assert found == bytes_of_weights + batch // 2 * an_example
-  # Blocks that are computed again keep what goes into them.
+  # Blocks that are computed again keep their inputs.
   few = LAYERS[dnn]
   assert kept(dnn, **few, **{'model.resnet.remat': True}) < 0.6 * kept(
     dnn, **few
   )
-  # Another kind of inputs, and a memory.
+  # This has another kind of inputs, and a memory.
   assert kept('lm_codistill:smoke') > kept('lm_codistill:smoke', devices=8) > 0
 
 

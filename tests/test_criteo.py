@@ -38,11 +38,11 @@ def cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def clicks(cache_dir):
-  """A set in which the second integer tells which example it is."""
+  """A set with examples numbered by their second integer."""
   made = make(cache_dir)
   rows = made.rows.copy()
   rows[:, 2] = np.arange(ROWS)
-  # Negative, none and the largest.
+  # They are negative, zero and the largest.
   rows[:, 3:6] = [-3, 0, 2**31 - 1]
   return dataclasses.replace(made, rows=rows)
 
@@ -58,7 +58,7 @@ def take(clicks, count, **changes):
 
 
 def examples_of(batches):
-  """Which examples, by their second integer."""
+  """The numbers of examples, from their second integer."""
   logs = np.concatenate([b['inputs']['integers'][:, 1] for b in batches])
   return np.rint(np.expm1(logs)).astype(int)
 
@@ -90,7 +90,7 @@ def test_a_batch_is_what_the_rows_say(clicks):
   np.testing.assert_allclose(inputs['integers'], wanted, rtol=1e-6)
   hashes = rows[:, 14:].astype(np.int64) % 2**32
   for field, size in enumerate(SIZES):
-    # Exactly, in Python's integers.
+    # Computed exactly, in Python's integers.
     assert inputs['categories'][:, field].tolist() == [
       h if h < 2 else 2 + h * (size - 2) // 2**32
       for h in hashes[:, field].tolist()
@@ -116,7 +116,7 @@ def test_each_epoch_has_each_example_once_in_a_new_order(clicks):
 
 def test_batch_t_is_a_function_of_t_and_hosts_share_it(clicks, monkeypatch):
   whole = take(clicks, 203)
-  # Members that share see the same.
+  # Members that share data see the same.
   assert_same(take(clicks, 2, member=1, members=3), whole[:2])
   train = functools.partial(clicks.train, **MEMBER, batch_size=32)
   assert_rows_are_slices(train, ([0, 5, 31], []), 40)
@@ -140,7 +140,7 @@ def test_a_stream_that_cannot_be_is_refused_at_once(clicks):
     ({'member': 1}, 'member 1 is out of range'),
     ({'members': 1_201, 'partition': 'disjoint'}, 'would be empty'),
   ):
-    # At the call, before anybody asks for a batch.
+    # It is refused at the call, before anybody asks for a batch.
     with pytest.raises(ValueError, match=sentence):
       take(clicks, 0, **arguments)
 
@@ -190,7 +190,7 @@ def test_an_order_has_everything_once_and_looks_like_chance():
     counts = np.bincount(found.astype(np.int64) % size * 20 // size)
     # 19 degrees of freedom: above 50 one time in 8,000.
     assert ((counts - num / 20) ** 2).sum() / (num / 20) < 50
-  # Which part of the log a place is of says nothing of the next epoch's.
+  # The part of the log at a place tells nothing about the next epoch's.
   assert abs(np.corrcoef(one.astype(float), other.astype(float))[0, 1]) < 0.03
 
 
@@ -213,12 +213,12 @@ def test_the_truth_scores_the_optimum_and_nothing_else_does(drawn):
   error = scored.std() / np.sqrt(count)
   optimum = synthetic.entropy(truth).mean()
   assert abs(scored.mean() - optimum) < 4 * error
-  # Not even the truth, somewhat surer, less sure, or without its base rate.
+  # The truth itself is worse if surer, less sure, or without its base rate.
   logits = np.log(truth / (1 - truth))
   for wrong in (1.2 * logits, 0.8 * logits, logits + 0.2):
     loss = log_losses(rows.labels, 1 / (1 + np.exp(-wrong)))
     assert loss.mean() > scored.mean() + 0.001
-  # As often as the truth says, whatever it says.
+  # Clicks are as frequent as the truth says, for each part of its range.
   for part in np.array_split(np.argsort(truth), 10):
     spread = np.sqrt((truth[part] * (1 - truth[part])).sum())
     assert abs((rows.labels[part] - truth[part]).sum()) < 4.5 * spread
@@ -227,7 +227,7 @@ def test_the_truth_scores_the_optimum_and_nothing_else_does(drawn):
 def test_the_synthetic_log_is_like_the_challenges(drawn):
   rows, truth = drawn
   assert 0.24 < rows.labels.mean() < 0.26
-  # Room for a model, and for noise.
+  # It leaves room for a model, and for noise.
   base = synthetic.entropy(np.array([rows.labels.mean()]))[0]
   assert 0.42 < synthetic.entropy(truth).mean() < base - 0.09
   for column in rows.integers[[0, 1, 4, 6]]:
@@ -242,7 +242,7 @@ def test_the_synthetic_log_is_like_the_challenges(drawn):
     np.unique(values[there], return_counts=True)[1]
     for values, there in zip(rows.categories, rows.there, strict=True)
   ]
-  # Skewed: the most frequent is far more frequent than the others.
+  # Categories are skewed: the most frequent is far above the others.
   assert all(some.max() > 1.3 * some.mean() for some in counts)
   assert min(map(len, counts)) <= 4
   assert max(map(len, counts)) > 20_000
@@ -259,7 +259,7 @@ def test_any_part_of_the_synthetic_log_is_made_alike(drawn):
 
 
 def test_the_synthetic_log_is_everyones(drawn):
-  # Another one would make numbers that cannot be compared: raise VERSION.
+  # Another log would make numbers that cannot be compared: raise VERSION.
   assert synthetic.VERSION == 1
   rows, truth = drawn
   assert rows.labels.sum() == 16_413
@@ -279,7 +279,7 @@ def test_by_name_it_is_made_once(cache_dir, monkeypatch):
   assert 0.3 < made.best_log_loss < 0.6
   [folder] = cache_dir.iterdir()
   assert folder.name.startswith(f'synthetic-clicks-{ROWS}-')
-  # A log of one's own has no known optimum.
+  # The user's own log has no known optimum.
   own = make(None, str(folder))
   assert own.best_log_loss == made.best_log_loss
   del own.manifest['synthetic']
@@ -287,7 +287,7 @@ def test_by_name_it_is_made_once(cache_dir, monkeypatch):
   assert own.rows.shape == (ROWS, 40)
 
 
-# What a user may do wrong.
+# Mistakes of users.
 
 
 def test_what_cannot_be_made_and_a_folder_that_is_none_are_one_sentence(

@@ -36,7 +36,7 @@ def find(reading, *paths):
 
 
 def read(reading, *paths):
-  """All documents of all files, and what became of the others."""
+  """All documents of all files, and counts of the others."""
   counts, texts = collections.Counter(), []
   for one in find(reading, *paths):
     for chunk in read_chunks(one, reading):
@@ -135,12 +135,12 @@ def test_chunks_lose_nothing(format, small_chunks, file):
     chunks = list(read_chunks(one, reading))
     assert len(chunks) > 5
     assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
-    # From anywhere the same chunks, in whatever pieces the file was read.
+    # From any start come the same chunks, and from reads of any size.
     assert list(read_chunks(one, reading, 4)) == chunks[4:]
     positions = [chunk.position for chunk in chunks]
     assert positions == sorted(positions)
     assert positions[-1] <= one.size
-  # A file that ends too early keeps what is whole.
+  # A file that ends too early keeps its whole records.
   texts = write_texts(400)
   content = gzip.compress(write(texts))
   found, counts = read(reading, file(content[: len(content) // 2]))
@@ -168,7 +168,7 @@ def test_parquet_with_any_byte_damaged_is_counted_or_refused(file):
       found['refused'] += 1
     else:
       found['counted'] += any(name.startswith('bad') for name in counts)
-      # Of what is not under a checksum, but never another text.
+      # These bytes have no checksum, but the text is never another one.
       assert set(texts) <= set('abc')
   assert min(found['refused'], found['counted']) > 50
 
@@ -186,7 +186,7 @@ def test_a_parquet_row_group_is_a_chunk(tmp_path, small_chunks):
   [one] = find(reading, path)
   assert len(list(read_chunks(one, reading))) == 5
   assert [c.number for c in read_chunks(one, reading, 3)] == [3, 4]
-  # Text is text, whatever holds it.
+  # Text is text in any type of column.
   for column in (
     pyarrow.array(texts, pyarrow.string_view()),
     pyarrow.array(texts).dictionary_encode(),
@@ -251,7 +251,7 @@ def test_bad_records_do_not_cost_those_around_them(
   format, bad, reason, file, small_chunks
 ):
   reading, write = FORMATS[format]
-  # More than what is looked at before a file is read.
+  # They are longer than the part that is looked at before a file is read.
   texts = ['a' * (1 << 16), *write_texts(30)]
   end = b'\n' if format == 'line' else b''
   path = file(write(texts[:10]) + end + bad + write(texts[10:]))
@@ -291,17 +291,17 @@ def test_damage_costs_what_is_damaged(format, block, file, monkeypatch):
   monkeypatch.setattr(records, '_BLOCK_BYTES', block)
   reading, write = FORMATS[format]
   texts = write_texts(90)
-  # Behind its end a file may have anything: of the data nothing is lost.
+  # Bytes after the end of a file may be anything: no data are lost.
   found, counts = read(reading, file(gzip.compress(write(texts)) + b'garbage'))
   note = 'note: a file has bytes behind its end'
   assert (found, counts) == (texts, {'records': 90, note: 1})
-  # Each third in a stream of its own; the second one's checksum is wrong.
+  # Each third is a stream of its own; the second one's checksum is wrong.
   ends = {'line': b'\n', 'blank-line': b'\n\n'}.get(format, b'')
   parts = [write(texts[at : at + 30]) + ends for at in (0, 30, 60)]
   first, second, third = map(gzip.compress, parts)
   second = second[:-8] + bytes([second[-8] ^ 1]) + second[-7:]
   found, counts = read(reading, file(first + second + third))
-  # Of text nobody knows what the third begins in, nor whether the paragraph
+  # In text, nobody knows what the third begins in, nor whether the paragraph
   # before goes on.
   before = texts[: 60 - (format == 'blank-line')]
   assert found == before + texts[60 + (format in ('line', 'blank-line')) :]
@@ -317,7 +317,7 @@ def test_some_records_of_a_file_may_lack_text(file):
   assert counts['records'] == 8
 
 
-# What is said of files that are something else.
+# Messages about files in another format.
 
 PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
 
@@ -367,7 +367,7 @@ def test_names_and_order_of_files_do_not_matter(tmp_path):
   (tmp_path / 'a').rename(tmp_path / 'z')
   # The same file twice is one input.
   assert keys('zcbz') == first
-  # What was begun long ago knows its files by their first and last bytes.
+  # Old preparations know their files by their first and last bytes.
   (tmp_path / 'c').write_bytes(bytes(range(200)) * 1_000)
   key = file_input(str(tmp_path / 'c')).key
   assert key == 'eb1321ff8ab3b453bd0e17e768516604'
@@ -401,7 +401,7 @@ def test_english_documents_with_long_paragraphs_stay(file):
     (LONG, {'language': 'de'}, None, 'not de'),
     (f'{GERMAN} {GERMAN}', {'language': None}, f'{GERMAN} {GERMAN}', None),
     (LONG, {'min_language_probability': 1.1}, None, 'not surely en'),
-    # Unless something is asked for, all do.
+    # Without a filter all of them stay.
     (f'Home\n\n{GERMAN}', nothing, f'Home\n\n{GERMAN}', None),
   ):
     reading = {'language': 'en', 'min_paragraph_words': 20} | changes

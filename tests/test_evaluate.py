@@ -21,7 +21,7 @@ MODEL = make_small_dnn(input_shape=(6,), num_classes=CLASSES)
 
 @functools.cache
 def evaluator(num_devices=1, chunk=None, model=MODEL):
-  """What is compiled for one test serves the others."""
+  """Shares compiled programs between tests."""
   mesh = sharding.make_mesh(num_devices)
   return make_evaluate(model, mesh, loss_chunk_tokens=chunk)
 
@@ -37,7 +37,7 @@ def batches(batch_size=16, examples=EXAMPLES):
     there = rows.stop - start
     missing = batch_size - there
     yield {
-      # What is padded with must not matter: members differ on this.
+      # Padding must not matter: members differ on this.
       'inputs': np.pad(
         INPUTS[rows], ((0, missing), (0, 0)), constant_values=-7
       ),
@@ -47,7 +47,7 @@ def batches(batch_size=16, examples=EXAMPLES):
 
 
 class Written:
-  """Keeps what is written, and how much was there when it was."""
+  """Keeps what is written, and how much there was at the time."""
 
   def __init__(self):
     self.labels, self.predictions = [], []
@@ -110,7 +110,7 @@ def test_two_batches_are_held_however_many_there_are():
 
   def stream():
     for number in range(20):
-      # The batch before this one may be at work, and no other.
+      # Only the batch before this one may be at work.
       assert len(written.labels) >= number - 1
       held.append(len(jax.live_arrays()))
       yield from batches(examples=16)
@@ -136,7 +136,7 @@ def test_members_that_are_the_same_that_never_agree_or_that_are_broken():
   assert alike.disagreement == alike.total_variation == 0
   assert alike.members[0] == alike.members[1]
   np.testing.assert_allclose(alike.ensemble, alike.members[0], rtol=1e-6)
-  # As far apart as can be.
+  # They are as far apart as they can be.
   apart = evaluator()([sure_of(0), sure_of(3)], batches())
   assert apart.disagreement == apart.total_variation == 1
   broken = jax.tree.map(lambda leaf: leaf * jnp.nan, member(0))
@@ -149,7 +149,7 @@ def test_members_that_are_the_same_that_never_agree_or_that_are_broken():
 
 
 def remember(variables, inputs, seen):
-  """Each lane counts its tokens; the more, the likelier is the class 0."""
+  """Each lane counts its tokens; with more, class 0 gets likelier."""
   seen = seen[:, None] + 1 + jnp.arange(inputs.shape[1], dtype=jnp.float32)
   kernel = jnp.array([[variables['gain'], 0.0]])
   features = seen[..., None] / 1000
@@ -188,13 +188,13 @@ def test_memory_is_carried_and_the_gap_is_that_by_hand(
   lanes, tokens, gains = 4, 8 * length, (1.0, -2.0)
   evaluate = evaluator(num_devices, chunk, REMEMBERING)
   members = [{'gain': jnp.float32(gain)} for gain in gains]
-  # In training there were three lanes, so the first comes twice.
+  # In training there were three lanes, so the first one is used twice.
   carried = [jnp.array([700.0, 0.0, 50.0]), jnp.array([9.0, 90.0, 900.0])]
   batches = list(text(lanes, tokens, length))
   result = evaluate(members, batches, memories=carried)
   mask = np.concatenate([batch['mask'] for batch in batches], axis=1)
   seen = np.arange(1, tokens + 1)
-  # Tokens 257 to 512 of each lane, as far as they are there.
+  # Tokens 257 to 512 of each lane, if it has them.
   asked = mask * (seen > 256) * (seen <= 512)
   assert asked.sum() > 0
   for member, (gain, start) in enumerate(zip(gains, carried, strict=True)):

@@ -1,4 +1,4 @@
-"""What a run has stored, scored again: the same numbers, nothing touched."""
+"""Scores of a stored run: the same numbers again, and nothing touched."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def copy(apart, tmp_path):
 
 
 def numbers_of(workdir, *arguments):
-  """What the command writes as JSON."""
+  """The JSON that the command writes."""
   file = workdir.parent / 'numbers.json'
   assert run_script(evaluate, workdir, f'--json={file}', *arguments) == 0
   return json.loads(file.read_text())
@@ -116,12 +116,12 @@ def test_a_member_without_a_checkpoint_is_left_out(copy, capsys):
   assert found['left_out'] == {'0': said}
   assert capsys.readouterr().err == f'scripts.evaluate: {said}; left out\n'
   assert not (copy / 'checkpoints-0').exists()
-  # Nor need it have begun.
+  # It need not have begun, either.
   for path in (*copy.glob('*-0.json*'), *copy.glob('*-0')):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   assert numbers_of(copy)['left_out'] == {'0': said}
   assert said in complaint(capsys, evaluate, copy, '--member', '0')
-  # Of a damaged one there is the one before, and none at all is an error.
+  # Of a damaged checkpoint, the one before counts; without any it is an error.
   shutil.rmtree(copy / 'checkpoints-1' / '8' / 'state')
   assert numbers_of(copy)['members']['1']['step'] == 4
   said = capsys.readouterr().err
@@ -148,7 +148,7 @@ def test_the_training_split_is_all_of_it(apart):
   found = numbers_of(apart, '--split=train')
   assert (found['num_examples'], found['split']) == (512, 'train')
   assert scores(found['members']) != scores(final_rows(apart))
-  # Any other is what the set makes of it.
+  # The set interprets any other split.
   assert numbers_of(apart, '--split=train[:100]')['num_examples'] == 100
 
 
@@ -158,7 +158,7 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
   for sentence, *arguments in (
     (f'{tmp_path} holds no run', tmp_path),
     (no_two, apart, '--member', '0', '2'),
-    (f'{nowhere.parent} is no folder', apart, f'--json={nowhere}'),
+    (f'{nowhere.parent} is not a folder', apart, f'--json={nowhere}'),
     ("train and validation, no 'holdout'", apart, '--split=holdout'),
   ):
     assert sentence in complaint(capsys, evaluate, *arguments)
@@ -167,7 +167,7 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
 def test_a_run_of_more_devices_than_there_are_here(copy):
   for path in copy.glob('run-*.json'):
     run = read_run(path)
-    # Of the eight devices here it fits four.
+    # Its batches divide among four of the eight devices here.
     run['config'] |= {'num_devices': 4_096, 'eval_batch_size': 36}
     path.write_text(json.dumps(run))
   found = numbers_of(copy)
@@ -180,7 +180,7 @@ def test_a_run_of_more_devices_than_there_are_here(copy):
 def test_the_config_is_the_runs_and_not_todays(small):
   runs = evaluate.read_runs(small.workdir)
   config = runs[None]['config']
-  assert config['num_steps'] == 10  # And not the named config's 8.
+  assert config['num_steps'] == 10  # The named config has 8.
   config['a_key_of_former_days'] = 17
   del config['data']['padding']
   experiment = evaluate.rebuild(runs)
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_goes_meanwhile_is_not_believed(copy, monkeypatch):
     if len(read) == 3:
       return real(path, step, *rest)
     restored = real(path, step, *rest) if len(read) == 2 else None
-    # The job is faster: two newer ones, and this one is removed.
+    # The job is faster: it writes two newer ones, and removes this one.
     for newer in (step + 4, step + 8):
       shutil.copytree(path, path.with_name(str(newer)))
     shutil.rmtree(path)

@@ -20,10 +20,10 @@ from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.exchange.rules import ANY_PEER
 from codistill.precision import FULL
 
-# Of the draws of random neighbours; all members draw both others soon, and
+# For the draws of random neighbours: all members draw both others soon, and
 # once one of them for long.
 SEED = 4
-# Of exchanges in folders, and of the folders.
+# Closes exchanges in folders, and removes the folders.
 EXITS = contextlib.ExitStack()
 TEMPORARY = functools.partial(
   tempfile.TemporaryDirectory, prefix='exchange-', ignore_cleanup_errors=True
@@ -32,13 +32,13 @@ TEMPORARY = functools.partial(
 
 @functools.cache
 def numbers(member, step):
-  """Weights that tell whose they are and when they were."""
+  """Weights that tell their member and step."""
   whose = np.float32(100 * member + step)
   thirds = np.arange(12, dtype=np.float32).reshape(3, 4) / 3
   return {
     'params': {
       'b': np.full(4, whose),
-      # Whatever it is rounded to, some of it changes, and no scale is alike.
+      # Any rounding changes some of it, and no two scales are alike.
       'w': (whose + thirds) * np.float32([1, 10, 100, 1000]),
     },
     'batch_stats': {'mean': np.full(2, np.float32(step))},
@@ -60,7 +60,7 @@ def rounded(member, step, published, held):
 
 
 def look(exchange, member, step):
-  """Whose copies a member sees, and of when; they are what was offered."""
+  """Members and steps of the copies that a member sees, checked."""
   peers = exchange.freshest(member, step)
   for peer in peers:
     jax.tree.map(
@@ -72,7 +72,7 @@ def look(exchange, member, step):
 
 
 class Kind(NamedTuple):
-  """In which ways what an exchange shows can be set."""
+  """The settings that decide what an exchange shows."""
 
   interval: int = 1
   delay: int = 0
@@ -104,7 +104,7 @@ def in_memory(kind=PLAIN, members=3, before=None, immediate=False):
 
 
 def in_folder(kind, members=3, before=None):
-  """All members in this process, synchronous; in the folder of `before`."""
+  """All members in this process, synchronous; `before` gives the folder."""
   if before is not None:
     before.__exit__()
   folder = before.folder if before else EXITS.enter_context(TEMPORARY())
@@ -144,7 +144,7 @@ KINDS = {
   'memory-ring': (in_memory, Kind(1, 0, 'ring')),
   'memory-random': (in_memory, Kind(3, 1, 'random')),
   'memory-int8': (in_memory, Kind(3, 0, 'all', ('int8', 'int8'))),
-  # A tenth of a second a publication: fewer of them.
+  # It publishes rarely, because a publication takes a tenth of a second.
   'folder-int8': (in_folder, Kind(5, 0, 'all', ('bfloat16', 'int8'))),
   'folder-random': (in_folder, Kind(4, 2, 'random')),
   'frozen': (frozen, PLAIN),
@@ -156,7 +156,7 @@ NUM_STEPS = 12
 
 
 def play(exchange, steps, order=(0, 1, 2), after_step=lambda step: None):
-  """Lets three members take turns; what each saw, by (member, step)."""
+  """Lets three members take turns; returns what each saw at each step."""
   if steps[0] == 1:
     for member in range(3):
       exchange.offer(member, 0, variables(member, 0))
@@ -170,7 +170,7 @@ def play(exchange, steps, order=(0, 1, 2), after_step=lambda step: None):
 
 
 def expected(kind, member, step):
-  """What is published at s is seen from s + 1 + delay on, and of whom."""
+  """Copies that a member sees: one published at s, from s + 1 + delay on."""
   visible = step - 1 - kind.delay
   if visible < 0:
     return []
@@ -180,7 +180,7 @@ def expected(kind, member, step):
 
 @every_exchange
 def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, kind):
-  """Whatever the order of members, and again after a resume at any step."""
+  """It holds for any order of members, and after a resume at any step."""
   in_a_folder = make is in_folder
   exchange, stored = make(kind), {}
   assert isinstance(exchange, Exchange)
@@ -194,14 +194,14 @@ def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, kind):
   for key, peers in seen.items():
     wanted = [(10, 7), (11, 7)] if make is frozen else expected(kind, *key)
     assert peers == wanted
-  if kind.graph == 'random':  # More than one draw, or it shows nothing.
+  if kind.graph == 'random':  # One draw alone would show nothing.
     assert {p for step in steps for p, _ in seen[0, step]} == {1, 2}
   for copies in exchange.publications().variables.values():
-    # Those held back by the delay, the newest visible, and the one before it
-    # for a member whose turn is still to come in this round.
+    # They are those held back by the delay, the newest visible one, and the
+    # one before it for members that have yet to take their turn.
     assert len(copies) <= kind.delay // kind.interval + 2
   for order in ([2, 1, 0],) if in_a_folder else ([2, 1, 0], [1, 2, 0]):
-    # A tenth of a second a publication in a folder: fewer of them.
+    # A publication in a folder takes a tenth of a second, so use fewer.
     some = steps[: kind.interval + kind.delay + 2 if in_a_folder else NUM_STEPS]
     assert play(make(kind), some, order).items() <= seen.items()
   for stop, publications in stored.items():
@@ -249,7 +249,7 @@ def test_rounded_weights_are_seen_and_come_back_as_they_were_rounded(
   publications = before.publications()
   after = make(kind, members=2, before=before)
   if make is in_folder:
-    # From the checkpoint, not from there.
+    # Copies come from the checkpoint, not from there.
     shutil.rmtree(f'{after.folder}/1')
   after.restore(publications)
   assert look(after, 0, 1) == [(1, 0)]
@@ -266,15 +266,15 @@ def test_weights_that_are_not_finite_are_never_seen():
   # A member that recovers is heard again.
   exchange.offer(1, 51, variables(1, 51))
   assert look(exchange, 0, 52) == [(1, 51)]
-  # Nor if only its loss is not.
+  # It is not seen if only its loss is not finite, either.
   exchange.offer(1, 53, variables(1, 53), jnp.float32(jnp.inf))
   assert look(exchange, 0, 54) == [(1, 51)]
-  # Nor one that was never finite.
+  # Nor is one that was never finite.
   exchange = in_memory(members=3)
   exchange.offer(1, 0, variables(1, jnp.inf))
   exchange.offer(2, 0, variables(2, 0))
   assert look(exchange, 0, 1) == [(2, 0)]
-  # One that stops grows old, and the other does not.
+  # A member that stops grows old, and the other does not.
   exchange.offer(1, 1, variables(1, 1))
   for step in range(1, 6):
     exchange.offer(2, step, variables(2, step))

@@ -1,4 +1,4 @@
-"""docs/extend.md, done as it says, in a copy of the project."""
+"""docs/extend.md works as it says, in a copy of the project."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ BLOCK = re.compile(r'<!-- (\w+)(?: (.*))? -->\n```\w*\n((?s:.*?))```')
 
 
 def change(text, diff):
-  """Lines that begin with - become those with + that follow them."""
+  """Replaces lines that begin with - by the + lines that follow them."""
   lines = [(line[0], line[1:] + '\n') for line in diff.splitlines()]
   groups = [
     (sign, ''.join(line for _, line in group))
@@ -34,7 +34,7 @@ def change(text, diff):
 
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
-  """The project with the page's files and lines in it."""
+  """The project, with the page's files and lines."""
   folder = tmp_path_factory.mktemp('extended')
   for package in ('codistill', 'data', 'experiments', 'scripts'):
     shutil.copytree(ROOT / package, folder / package)
@@ -56,7 +56,7 @@ def copy(tmp_path_factory):
   return folder
 
 
-# What takes long to import is imported once, for a process for each command.
+# Slow imports happen once, before a process for each command.
 EACH = """
 import os, runpy, shlex, sys
 import flax.linen, grain, jax, optax, orbax.checkpoint, pytest
@@ -76,7 +76,7 @@ def run(copy, lines):
   return subprocess.run(
     [sys.executable, '-c', EACH, *lines],
     cwd=copy,
-    # What tests of the page's code check at run time takes seconds to load.
+    # Checking types at run time, as tests do, takes seconds to load.
     env={
       **os.environ,
       'PYTHONPATH': str(copy),
@@ -92,7 +92,7 @@ def test_every_block_is_one_that_is_done():
   verbs = [verb for verb, _, _ in BLOCK.findall(TEXT)]
   assert set(verbs) == {'write', 'add', 'change', 'run'}
   assert TEXT.count('```') == 2 * len(verbs)
-  # A kind of data is one file and one line.
+  # A kind of data takes one file and one line.
   files = [what for _, what, _ in BLOCK.findall(TEXT) if 'tasks' in what]
   assert len(files) == 2
 
@@ -117,7 +117,7 @@ def test_its_commands_run_and_the_networks_learn(copy):
     assert min(scores) > 0.9
     taught = [row for row in rows if row['num_peers'] == 1]
     assert len(taught) == members * 40
-  # Of teachers in doubt, as all are at first, ψ is nothing.
+  # ψ is zero for teachers in doubt, as all are at first.
   plain, confident = (
     next(
       row['distill_loss']

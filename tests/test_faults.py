@@ -1,4 +1,4 @@
-"""What goes wrong: bad input, full disks, losses that are not finite."""
+"""Failures: bad input, full disks, losses that are not finite."""
 
 import contextlib
 import errno
@@ -34,7 +34,7 @@ from experiments import record
 from experiments.experiment import Experiment
 from experiments.record import read_run
 
-# More of it, without a command around it: tests/test_build.py.
+# tests/test_build.py has more of them, without a command.
 BAD = {
   '--config.codistill.members=0': ('codistill.members is 0', '1'),
   '--member=2 --config.codistill.exchange=none': (
@@ -63,7 +63,7 @@ def test_bad_input_is_one_sentence_and_makes_no_run(tmp_path, capfd):
     for words in said:
       assert words in sentence
   assert list(tmp_path.iterdir()) == []
-  # Nor the folder.
+  # The folder is not made, either.
   assert run_command(tmp_path / 'run', '--member=7').status == 2
   assert list(tmp_path.iterdir()) == []
 
@@ -94,7 +94,7 @@ def test_output_never_decides_whether_it_trains(tmp_path, monkeypatch):
   monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
   long = ('--config.num_steps=1000000', '--config.eval_interval_steps=1000000')
   with start_process(line_of(tmp_path, *DNN, *long)) as process:
-    # It says where it runs; then nobody reads any more.
+    # It prints where it runs; then nobody reads any more.
     assert process.stdout.readline() == f'{CODISTILL} on 1 ? cpu\n'
     process.stdout.close()
     assert process.stderr.read() == ''
@@ -135,7 +135,7 @@ def full_disk_for_rows(patch):
 
 def full_disk_for_checkpoints(patch):
   def save(*arguments, **keywords):
-    # What TensorStore says, seen on a file system of 200 kB.
+    # TensorStore said this on a file system of 200 kB.
     raise RuntimeError('could not save') from ValueError(
       'RESOURCE_EXHAUSTED: Error writing "d/0": Failed to write to local '
       'file [OS error 28: ENOSPC No space left on device]'
@@ -166,7 +166,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert run_command(tmp_path, *small.arguments).status == 1
   assert re.search('disk is full.*same command', error_sentence(capfd))
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Of a line that had room in part.
+    warnings.simplefilter('ignore')  # One line may be partial.
     rows = rows_of(tmp_path)
   assert rows
   assert rows == small.rows[: len(rows)]
@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence(
   assert f'{path}: Permission denied; see to that' in sentence
 
 
-# As a process in which no folder for a checkpoint can be made.
+# A process in which no folder for a checkpoint can be made.
 NO_FOLDER = """
 import errno, os, runpy, sys
 
@@ -203,14 +203,14 @@ runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
 
 
 def test_a_checkpoint_that_failed_does_not_keep_the_process(tmp_path):
-  """Orbax's threads would, for five minutes."""
+  """Orbax's threads would keep it for five minutes."""
   config = 'imagenet_sync:smoke'
   line = line_of(tmp_path, *DNN, config=config)
   process = start_process([sys.executable, '-c', NO_FOLDER, *line[2:]])
   err = process.communicate(timeout=100)[1]
   assert process.returncode == 1
   assert re.search('experiments.run: .*disk is full', err.splitlines()[-1])
-  assert 'future.py' not in err  # What Orbax logs.
+  assert 'future.py' not in err  # Orbax logs it.
   assert max(row['step'] for row in rows_of(tmp_path)) == 4
   assert run_command(tmp_path, *DNN, config=config).status == 0
   assert read_run(tmp_path / 'run.json')['status'] == 'done'
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_failed_does_not_keep_the_process(tmp_path):
 
 @contextlib.contextmanager
 def sick(step, member):
-  """From that step on this member's examples are not numbers."""
+  """Makes a member's examples NaN from a step on."""
   real, patient = Experiment.batches, member
 
   def batches(self, member, start):
@@ -244,7 +244,7 @@ THREE = (
 
 @pytest.fixture(scope='module')
 def diverged(tmp_path_factory):
-  """The workdir of a run whose member falls ill at step 5."""
+  """The workdir of a run with a member that falls ill at step 5."""
 
   @functools.cache
   def diverged(patient):
@@ -273,7 +273,7 @@ def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
     elif row['kind'] == 'train' and row['step'] > 3:
       ages = dict(zip(row['peers'], row['peer_ages'], strict=True))
       [other] = set(well) - {row['member']}
-      # Its last copy is that of step 4.
+      # Its last copy is of step 4.
       assert ages == {patient: max(0, row['step'] - 5), other: 0}
       assert row['peer_age'] == ages[patient]
       assert math.isfinite(row['task_loss'])
@@ -281,7 +281,7 @@ def test_a_member_that_diverges_falls_silent_and_the_others_go_on(
   final = [row for row in rows if row['kind'] == 'final']
   assert [row['member'] for row in final] == [*well, 'ensemble']
   assert all(row['task_loss'] is not None for row in final)
-  # Shown again, it has still diverged.
+  # Shown again, it still has diverged.
   capfd.readouterr()
   assert run_command(workdir, *THREE).status == 1
   assert f'member {patient} diverged at step 5' in error_sentence(capfd)
@@ -294,7 +294,7 @@ def test_a_member_that_diverged_stays_out_when_resumed(
 ):
   with sick(5, patient), stop_after(step):
     assert run_command(tmp_path, *THREE).status == 128 + signal.SIGTERM
-  # In good health again, and still not asked.
+  # It is healthy again, but is not asked.
   assert run_command(tmp_path, *THREE).status == 1
   whole = diverged(patient)
   assert rows_of(tmp_path) == rows_of(whole)
@@ -323,7 +323,7 @@ def test_a_divergence_after_the_last_checkpoint_may_not_happen_again(
 
 
 def ruined(member, step):
-  """As a rate far too high does, between the loss and the next one."""
+  """Ruins a member after a loss, as a rate that is far too high does."""
 
   def ruin(trainer):
     state = trainer.members[member].state
@@ -336,7 +336,7 @@ def ruined(member, step):
 
 @pytest.mark.parametrize(
   ('make', 'step', 'scored'),
-  # The last one by its last update: that is found at the end.
+  # The last one is ruined by its last update, which shows at the end.
   [(sick, 5, False), (sick, 8, False), (ruined, 8, True)],
 )
 def test_when_all_have_diverged_the_run_ends(

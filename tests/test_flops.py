@@ -1,4 +1,4 @@
-"""FLOPs against hand formulas, for each way in which JAX repeats itself."""
+"""FLOPs against hand formulas, for all ways in which JAX repeats code."""
 
 import functools
 
@@ -61,7 +61,7 @@ def test_a_convolution_and_its_gradients_take_what_they_should(options, pairs):
   outputs = batch // options.get('batch_group_count', 1)
   expected = 2 * outputs * features * depth * pairs**2
   assert products(convolve, images, kernel) == expected
-  # JAX's own, of the operation alone.
+  # JAX counts this operation alone, too.
   _, theirs = roofline.roofline(convolve)(images, kernel)
   assert theirs.unfused_flops == expected
   theirs = jax.jit(convolve).lower(images, kernel).cost_analysis()
@@ -98,7 +98,7 @@ def test_a_loop_counts_as_often_as_it_runs():
 
   both = jax.grad(value, argnums=(0, 1))
   assert products(both, x, weights) == 3 * 4 * once
-  # What JAX brings says less; else scripts/flops.py had no reason.
+  # JAX's own count is lower; otherwise scripts/flops.py would be superfluous.
   _, theirs = roofline.roofline(inner)(x, weights)
   assert theirs.flops == once
   lowered = jax.jit(inner).lower(x, weights)
@@ -115,7 +115,7 @@ def test_of_branches_the_dearest_counts_and_no_loop_of_unknown_length():
   def until(x):
     return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
 
-  with pytest.raises(ValueError, match='says nowhere how often it runs'):
+  with pytest.raises(ValueError, match='does not say how often it runs'):
     flops.count(until, shape(3, 3))
 
 
@@ -138,7 +138,7 @@ def test_a_custom_gradient_and_rematerialisation_count_as_computed():
   for function, forward, gradient in (
     (twice, 2, 2),
     (jax.jit(twice), 2, 2),
-    # A product again, a product for x and one for the weights.
+    # One product again, one for x and one for the weights.
     (jax.checkpoint(lambda x, w: jnp.sin(x @ w)), 1, 3),
   ):
     of = functools.partial(value, function)

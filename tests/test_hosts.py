@@ -21,7 +21,7 @@ from experiments import predictions, run
 from experiments.ending import LOST_OTHERS
 from experiments.record import read_run
 
-# Little to compile; tests/test_train_step.py has BatchNorm on many devices.
+# It compiles fast; tests/test_train_step.py has BatchNorm on many devices.
 ARGUMENTS = (
   '--config.num_devices=4',
   '--config.model.name=dnn',
@@ -43,7 +43,7 @@ STARTED = []
 
 
 def start(workdir):
-  """Two processes that are member 0, with two CPU devices each."""
+  """Starts two processes as member 0, with two CPU devices each."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -72,9 +72,9 @@ def no_process_stays():
 
 
 def lose_one_and_start_again(workdir, said):
-  """A world that is killed in part, and one that goes on; what each says."""
+  """Starts a world, kills one process, and starts it again; adds outputs."""
   processes = start(workdir)
-  # All of its processes have written this.
+  # All of its processes have written this checkpoint.
   until((workdir / 'checkpoints-0/3').exists, processes[0])
   processes[1].kill()
   processes[1].communicate()
@@ -84,17 +84,17 @@ def lose_one_and_start_again(workdir, said):
 
 
 def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
-  """2 processes × 2 devices, and a peer of 1 × 4: as both in one process."""
+  """2 processes × 2 devices with a peer of 1 × 4, against one process."""
   one, two, said = tmp_path / 'one', tmp_path / 'two', []
   world = threading.Thread(target=lose_one_and_start_again, args=(two, said))
   world.start()
   together = run_command(one, *ARGUMENTS)
   assert together.status == 0
-  # With the same programs, and so in this process.
+  # It has the same programs, so it runs in this process.
   assert run_command(two, *APART, '--member=1').status == 0
   world.join()
   lost, _, *again = [process.returncode for process in STARTED]
-  # In a collective, or where JAX itself aborts it.
+  # It ended in a collective, or JAX aborted it.
   assert lost in (LOST_OTHERS, -signal.SIGABRT), said
   if lost == LOST_OTHERS:
     assert 'another process of this member has ended' in said[0]
@@ -117,7 +117,7 @@ def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
       )
     found = read_run(two / f'run-{member.index}.json')
     assert found['device']['processes'] == (1 if member.index else 2)
-    # From the checkpoint that all had written.
+    # It resumed from the checkpoint that all had written.
     resumed = found.get('resumed', ())
     assert (found['status'], len(resumed)) == ('done', 1 - member.index)
     # The first of two processes has stored what both predicted.
@@ -166,15 +166,15 @@ def test_a_process_that_is_gone_is_told_from_other_errors(
 ):
   error = RuntimeError('a save failed')
   error.__cause__ = kind(text)
-  # Of one process alone it cannot be the reason.
+  # In a single process it cannot be the reason.
   assert hosts.lost(error) == ''
   monkeypatch.setattr(hosts, 'are_several', lambda: True)
   assert hosts.lost(error) == (text if is_lost else '')
   assert hosts.lost(OSError('Connection reset by peer')) == ''
 
 
-def test_who_fails_does_not_wait_for_the_others(monkeypatch, capsys):
-  """As JAX does at exit, for minutes, and the others for it."""
+def test_a_failed_process_does_not_wait_for_the_others(monkeypatch, capsys):
+  """At exit JAX would, for minutes, and the others would wait for it."""
   leave = mock.Mock(side_effect=SystemExit)
   monkeypatch.setattr(hosts, 'are_several', lambda: True)
   monkeypatch.setattr(run.os, '_exit', leave)

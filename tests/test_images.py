@@ -72,7 +72,7 @@ def pixels():
 
 
 def write_cifar(folder, stored, num_train, labels=None):
-  """Files as CIFAR-10."""
+  """Writes files as CIFAR-10."""
   examples = [
     {'id': f'{i}', 'image': data, 'label': labels[i] if labels else min(i, 9)}
     for i, data in enumerate(stored)
@@ -83,7 +83,7 @@ def write_cifar(folder, stored, num_train, labels=None):
 
 @pytest.fixture(scope='module')
 def cifar(pixels, tmp_path_factory):
-  """A function that opens those images as CIFAR-10, but for its arguments."""
+  """A function that opens those images as CIFAR-10; arguments change how."""
   folder = tmp_path_factory.mktemp('cifar')
   write_cifar(folder, (encode(image, '.png') for image in pixels), 23)
   return functools.partial(make, 'cifar10', data_dir=folder, padding=4)
@@ -98,7 +98,7 @@ def red_and_blue(height, width):
 
 
 def write_imagenet(folder, stored, labels=7 * [*range(0, 1_000, 100)]):
-  """Files in ImageNet's form, the first three of them for validation, too."""
+  """Writes files in ImageNet's form, the first three for validation, too."""
   examples = [
     {'file_name': f'{i}.JPEG', 'image': data, 'label': label}
     for i, (data, label) in enumerate(zip(stored, labels, strict=False))
@@ -112,7 +112,7 @@ def imagenet(tmp_path_factory):
   """A folder with a few JPEGs of varying size as ImageNet."""
   sizes = [(40, 60), (60, 40), (20, 90), (64, 64), (33, 47)]
   stored = [encode(red_and_blue(*size)) for size in sizes]
-  # Grain takes longer to shuffle a few.
+  # Grain takes longer to shuffle few examples.
   return write_imagenet(tmp_path_factory.mktemp('imagenet'), 13 * stored)
 
 
@@ -148,7 +148,7 @@ def test_a_stream_is_a_pure_function_of_its_arguments(monkeypatch):
     'inputs': ((64, *shifted.image_shape), np.uint8),
     'labels': ((64,), np.int32),
   }
-  # In whatever pieces it is read, by however many threads.
+  # It is the same in pieces of any size, by any number of threads.
   monkeypatch.setattr(images, '_PIECE', 20)
   for start in (0, 1, 4, 50):
     assert_same(batches(3, start=start), whole[start : start + 3])
@@ -179,7 +179,7 @@ def test_each_epoch_has_the_shard_once_in_a_new_order(partition, cifar, pixels):
 
 
 def test_some_rows_of_a_batch_are_what_they_are_in_all_of_it(cifar, imagenet):
-  # One host's, another's, and such as are neither one block nor a half.
+  # One host's rows, another's, and rows that are neither a block nor a half.
   wanted = [range(4), range(4, 8), [1, 2, 6]]
   for dataset in (
     *(cifar(augmentation=kind) for kind in ('none', 'shift', 'shift_flip')),
@@ -188,7 +188,7 @@ def test_some_rows_of_a_batch_are_what_they_are_in_all_of_it(cifar, imagenet):
     # Batch 2 straddles two epochs of CIFAR's 23 images.
     stream = functools.partial(dataset.train, **MEMBER, batch_size=8, start=1)
     assert_rows_are_slices(stream, wanted, 3)
-  # The last batch is not full; of 5 test images 4 to 7 are one and padding.
+  # The last batch is not full: of 5 test images, 4 to 7 are one and padding.
   for size, split in itertools.product((8, 9), ('train', 'test')):
     stream = functools.partial(cifar().eval, split, batch_size=size)
     assert_rows_are_slices(stream, wanted, 3)
@@ -221,7 +221,7 @@ def test_evaluation_counts_each_example_once(split, count, digits):
     assert not batches[-1]['inputs'][batches[-1]['mask'] == 0].any()
     assert not batches[-1]['labels'][batches[-1]['mask'] == 0].any()
     assert contents(batches, count) == whole
-    # It is not augmented, and the same in whatever pieces it is read.
+    # It is not augmented, and the same in pieces of any size.
     with mock.patch.object(images, '_PIECE', 50):
       others = list(shifted.eval(split, batch_size=batch_size))
     assert_same(batches, others)
@@ -247,7 +247,7 @@ def test_digits_are_split_in_a_fixed_stratified_disjoint_way(digits):
   assert found == sorted(image.tobytes() for image in stored)
   shares = (np.bincount(part['labels'], minlength=10) for part in (train, test))
   np.testing.assert_allclose(*(n / n.sum() for n in shares), atol=1 / 360)
-  # The very split: published numbers depend on it.
+  # The split itself must stay, because published numbers depend on it.
   assert test['labels'][:10].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3]
 
 
@@ -259,7 +259,7 @@ def test_parts_of_digits_are_all_of_them_and_do_not_meet(digits):
   halves = [read(make('digits', train_split=part)) for part in parts]
   pixels = read(digits)
   np.testing.assert_array_equal(np.concatenate(halves), pixels)
-  # What is known of them is true, to the three digits that are quoted.
+  # Known facts about digits are true, to the three digits that are quoted.
   facts = image_sets.facts_of('digits')
   shape = digits.image_shape, digits.num_classes
   assert (facts['image_shape'], facts['num_classes']) == shape
@@ -280,11 +280,11 @@ def test_unlabelled_examples_come_besides_and_without_their_labels(
   assert labels.tolist() == [3, UNLABELLED, UNLABELLED, 0]
   [batch] = take(some.train(**MEMBER, batch_size=20), 1)
   assert sorted(batch['labels']) == [UNLABELLED] * 11 + [*range(9)]
-  # Nothing else knows of them.
+  # Nothing else counts them.
   assert some.num_examples('train') == 9
   shares = np.append(np.ones(9), 0) / 9
   np.testing.assert_allclose(some.label_distribution(), shares, rtol=1e-6)
-  # Members share them out, too.
+  # Members divide them, too.
   for member, count in ((0, 5), (1, 6)):
     own = {'member': member, 'members': 2, 'partition': 'disjoint'}
     [batch] = take(some.train(**(MEMBER | own), batch_size=10), 1)
@@ -316,11 +316,11 @@ def test_inception_makes_images_of_varying_size_alike(imagenet):
   assert_same([batch], others)
   assert batch['inputs'].shape == (100, 16, 16, 3)
   inputs = batch['inputs'] / 255
-  # Red lies left in about half of the images that hold the border.
+  # Red lies left in about half of the images that contain the border.
   redder = inputs[:, :, :8, 0].sum((1, 2)) - inputs[:, :, 8:, 0].sum((1, 2))
   assert 15 < (redder > 1).sum() < 85
   assert 15 < (redder < -1).sum() < 85
-  # To evaluate on, the centre crop: the border of red and blue is in the
+  # Evaluation takes the centre crop: the border of red and blue is in the
   # middle, away from which JPEG is exact.
   [batch] = imagenet2012.eval('test', batch_size=3)
   assert batch['inputs'].shape == (3, 16, 16, 3)
@@ -344,7 +344,7 @@ def test_random_crops_have_the_areas_and_aspects_of_the_recipe():
   aspects = columns / rows
   assert 0.079 < areas.min() < 0.12 < 0.9 < areas.max() <= 1
   assert 0.74 < aspects.min() < 0.78 < 1.28 < aspects.max() < 1.35
-  # No crop of the recipe fits into a ribbon: its centre square serves.
+  # No crop of the recipe fits into a ribbon, so it takes the centre square.
   assert parts_of((10, 900), 1).tolist() == [[10], [10]]
 
 
@@ -355,7 +355,7 @@ def test_resizing_counts_every_pixel():
   small = augmentation.resize(lines, 8, 8)
   assert small.shape == (8, 8, 1)
   assert np.abs(small.astype(int) - 255 // 8).max() <= 1
-  # And to just over a half, where each column has one white pixel.
+  # It also shrinks to just over a half, where each column has one white pixel.
   pixels = 255 * np.eye(40, dtype=np.uint8)[..., None]
   assert augmentation.resize(pixels, 21, 40).any(0).all()
 
@@ -455,7 +455,7 @@ def test_a_cached_set_is_the_same_set_and_decoded_once(cifar, monkeypatch):
     assert_same(*(list(s.eval(split, batch_size=4)) for s in (plain, cached)))
 
 
-# As ImageNet is stored, and as it is found.
+# Images as ImageNet stores them, and as they are found.
 
 
 def level_of(batch):
@@ -472,7 +472,7 @@ def test_the_sample_has_the_form_of_imagenet(tmp_path, monkeypatch):
   sample = make('imagenet_sample', **AS_IMAGENET)
   assert (sample.image_shape, sample.num_classes) == ((16, 16, 3), 1000)
   assert (sample.num_train, sample.num_examples('test')) == (512, 32)
-  # Kept, and found by the name of the real one.
+  # It is kept, and found by the name of the real one.
   kept = pathlib.Path(os.environ['XDG_CACHE_HOME'], 'codistill')
   [folder] = kept.glob('imagenet-sample-*')
   real = make_imagenet(folder)
@@ -498,8 +498,8 @@ def test_every_kind_of_file_that_imagenet_has_is_read(tmp_path):
 
 
 def test_a_corrupt_image_is_replaced_by_the_members_next(damaged):
-  # Of the even ones the next even one that is whole; and the first of the odd
-  # ones after the last of them.
+  # The next whole even one stands in for an even one; after the last odd one
+  # comes the first.
   for member, members, stands_in in (
     (0, 1, {1: 3, 2: 3, 4: 5, 9: 0}),
     (0, 2, {2: 6, 4: 6}),
@@ -522,7 +522,7 @@ def test_corrupt_images_leave_a_stream_pure(damaged):
   whole = take(stream(), 6)
   assert sum('corrupt' in batch for batch in whole) > 3
   assert_same(take(stream(start=2), 4), whole[2:])
-  # What a row is does not depend on whether another is corrupt.
+  # A row does not depend on whether another one is corrupt.
   for rows in ([0, 1, 4], [2, 3, 5]):
     part = take(stream(rows=np.array(rows)), 6)
     for key in ('inputs', 'labels'):
@@ -552,7 +552,7 @@ def test_a_cached_set_names_corrupt_images_too(tmp_path):
     assert (batch['inputs'] == 40).all()
 
 
-def test_only_who_needs_labels_misses_them(tmp_path):
+def test_only_a_set_that_needs_labels_misses_them(tmp_path):
   rubbish = make_imagenet(write_imagenet(tmp_path / 'bad', [b'rubbish'] * 5))
   with pytest.raises(images.BadDataError, match='almost no example can be dec'):
     next(rubbish.train(**MEMBER, batch_size=2))
@@ -561,7 +561,7 @@ def test_only_who_needs_labels_misses_them(tmp_path):
   parts = {'train_split': 'train[:2]', 'unlabelled_split': 'train[2:]'}
   some = make_imagenet(folder, **parts)
   [batch] = take(some.train(**MEMBER, batch_size=4), 1)
-  # What stands in for a corrupt example is the first, with its label.
+  # The first example stands in for a corrupt one, with its label.
   assert sorted(batch['labels']) == [-1, 3, 3, 5]
   assert ['(3.JPEG)' in name for name in batch['corrupt']] == [True]
 
@@ -570,7 +570,7 @@ def test_a_label_out_of_range_is_named(tmp_path_factory):
   stored = [encode(red_and_blue(40, 40))] * 4
   parts = {'train_split': 'train[:3]', 'unlabelled_split': 'train[3:]'}
   for label, num_classes, changes in (
-    # As in ImageNet's split `test`; a class too many; where others need none.
+    # ImageNet's split `test`, one class too many, and a set that needs none.
     (-1, 1_000, {}),
     (200, 150, {}),
     (-1, 1_000, parts),
@@ -612,10 +612,10 @@ def test_the_size_of_a_jpeg_is_in_its_header():
     pixels = rng.integers(256, size=(*size, channels)).astype(np.uint8)
     data = encode(pixels)
     assert decoding.jpeg_size(data) == size
-    # A Huffman table, marked much as sizes are, may stand before it.
+    # A Huffman table, with a mark similar to that of sizes, may come first.
     table = b'\xff\xc4\x00\x08' + bytes(6)
     assert decoding.jpeg_size(data[:2] + table + data[2:]) == size
-    # Cut short anywhere, it says the same or nothing, and never more.
+    # Cut short anywhere, it gives the same size or none, and never more.
     for end in range(0, len(data), 7):
       assert decoding.jpeg_size(data[:end]) in (None, size)
   assert decoding.jpeg_size(encode(pixels, '.png')) is None
@@ -637,13 +637,13 @@ def test_a_part_is_that_of_the_whole_image(extension):
     assert np.abs(part.astype(int) - expected).mean() < 3
 
 
-# In programs of their own: what checks annotations cannot be pickled.
+# In programs of their own, because checked annotations cannot be pickled.
 
 PROGRAM = """
 import contextlib, json, logging, pathlib, pickle, signal, sys
 import psutil
 
-# Grain does without, says so, and starts in a third of the time.
+# Grain works without these, says so, and starts in a third of the time.
 sys.modules['jax'] = sys.modules['orbax'] = None
 logging.disable(logging.WARNING)
 from data.images import dataset as images
@@ -664,7 +664,7 @@ if __name__ == '__main__':
     # The one before them tracks resources until this process ends.
     children = psutil.Process().children()[-2:]
     for child in children:
-      # As a terminal does, to all of them: it is for their parent.
+      # A terminal sends it to all of them, but it is for their parent.
       child.send_signal(signal.SIGINT)
     found += [next(batches) for _ in range(4)]
   _, alive = psutil.wait_procs(children, timeout=60)
@@ -695,8 +695,8 @@ def test_processes_read_what_this_one_reads_and_end_with_it(
     text=True,
     check=False,
   )
-  # What ends a stream passes through; and reading needs no TensorFlow, writes
-  # nothing, and has nothing to say.
+  # The error that ends a stream passes through. Reading needs no TensorFlow,
+  # writes nothing, and prints nothing.
   assert (done.returncode, done.stderr) == (0, '')
   assert 'has label -1' in done.stdout
   assert done.stdout.endswith(' [] set() False\n')

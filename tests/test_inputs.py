@@ -1,4 +1,4 @@
-"""Inputs of several arrays go wherever one array does."""
+"""Inputs of several arrays go everywhere that one array does."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ BATCH, CLASSES = 16, 3
 
 
 class Linear(nn.Module):
-  """The same network of one array, and of two parts of it."""
+  """The same network for one array, and for two parts of it."""
 
   @nn.compact
   def __call__(self, inputs, train):
@@ -31,7 +31,7 @@ class Linear(nn.Module):
 
 
 def learn_and_evaluate(model, inputs, labels):
-  """An update with a peer on eight devices, then an evaluation."""
+  """Makes an update with a peer on eight devices, then evaluates."""
   mesh = sharding.make_mesh(8)
   optimizer = sgd()
   updates = make_updates(

@@ -1,4 +1,4 @@
-"""What happened is told once to whoever asks, and what is wrong said once."""
+"""An event is told once to each reader, and an error is logged once."""
 
 import logging
 
@@ -19,7 +19,7 @@ def test_what_is_wrong_is_said_once_a_kind_and_peer(caplog):
   journal = Journal([0])
   texts = [
     'a/1/9 cannot be read: gone',
-    'a/1/10 cannot be read: gone',  # Elsewhere, and the same.
+    'a/1/10 cannot be read: gone',  # Another path with the same error.
     'a/2/9 cannot be read: gone',
     'a/1/9 is of another config',
   ]
@@ -33,7 +33,7 @@ def test_what_is_wrong_is_said_once_a_kind_and_peer(caplog):
   assert [e['message'] for e in events if 'message' in e] == texts
 
 
-def test_whoever_never_asks_does_not_pay_for_ever():
+def test_events_that_nobody_reads_do_not_pile_up():
   journal = Journal([0])
   for number in range(3_000):
     journal.note(0, 'publish', publication=number)

@@ -36,7 +36,7 @@ SMALL = (
   '--config.num_steps=6',
   '--config.eval_interval_steps=3',
   '--config.checkpoint_interval_steps=100',
-  # Half as much to compile.
+  # One layer takes half as long to compile.
   '--config.model.lstm.num_layers=1',
   # A memory_gap needs lanes of more than 512 tokens: one of all 600.
   '--config.eval_batch_size=1',
@@ -52,7 +52,7 @@ def short(short_text):
 
 @pytest.fixture(scope='module')
 def two_phases(short, tmp_path_factory):
-  """Nothing disturbed it: its workdir, and what was in memory at its end."""
+  """The workdir of a run that nothing disturbed, and its state at the end."""
   workdir = tmp_path_factory.mktemp('two_phases')
   arguments = (*short, '--config.two_phase.num_steps=6')
   outcome = run_command(workdir, *arguments, config='lm_two_phase:smoke')
@@ -74,7 +74,7 @@ def test_members_teach_each_other_and_every_held_out_token_counts(
     assert row['examples_seen'] == row['step'] * 8 * 8
     assert row['peers'] == ([1] if row['step'] > 3 else [])
   [final] = kinds(rows, 'final')
-  # Untrained, but for a few steps.
+  # It has made only a few steps.
   assert final['task_loss'] == pytest.approx(np.log(64), abs=0.2)
   # The network is fresh, and so is its memory.
   assert abs(final['memory_gap']) < 0.05
@@ -107,7 +107,7 @@ def test_a_fresh_student_learns_from_the_frozen_pair(two_phases):
   assert {row['member'] for row in second} == {0}
   for row in kinds(second, 'train'):
     assert row['peers'] == [0, 1]
-    # Always the same copies: older with every step of the student.
+    # The copies stay the same, so they get older with every step.
     assert row['peer_ages'] == [row['step'] - 1 - 6] * 2
     assert row['distill_loss'] > 0
   assert kinds(second, 'train')[0]['step'] == 1
@@ -132,7 +132,7 @@ def test_teachers_of_another_architecture(tmp_path):
   outcome = run_command(student, *short, eight, *taught, **options)
   assert outcome.status == 0
   assert kinds(rows_of(student), 'train')[0]['distill_loss'] > 0
-  # What the student descends is what that network says.
+  # The student descends the predictions of that network.
   [peer] = outcome.experiment.exchange.freshest(0, 1)
   assert peer.variables['params']['Dense_0']['kernel'].shape == (768, 5)
 
@@ -155,10 +155,10 @@ def test_runs_that_cannot_teach_are_one_sentence(two_phases, tmp_path, capfd):
     assert said in error_sentence(capfd)
 
 
-def test_two_phases_go_on_from_wherever_they_stopped(two_phases, tmp_path):
+def test_two_phases_go_on_from_any_step(two_phases, tmp_path):
   (arguments, whole, at_once), halves = two_phases, tmp_path / 'halves'
   options = {'config': 'lm_two_phase:smoke'}
-  # In the first phase; and, after all of its step 3, in the second.
+  # It stops in the first phase, and then in the second, after step 3 of both.
   stop_command(3, halves, *arguments, **options)
   stop_command(3, halves, *arguments, **options)
   rest = run_command(halves, *arguments, **options)

@@ -1,4 +1,4 @@
-"""All members at one command: devices, restarts, signals, what is said."""
+"""One command for all members: devices, restarts, signals, messages."""
 
 import functools
 import os
@@ -39,7 +39,7 @@ def test_gpus_go_round_evenly():
     (8, 3, 1, 1, '0 | 1 | 2'),
     (8, 2, None, 2, '0,1 2,3 | 4,5 6,7'),
     (8, 2, 2, 2, '0 1 | 2 3'),
-    # What is left of a division stays free.
+    # The rest of a division stays free.
     (7, 2, None, 2, '0 1 | 2 3'),
     (1, 3, None, 1, '0@0.300 | 0@0.300 | 0@0.300'),
     (2, 4, None, 1, '0@0.450 | 1@0.450 | 0@0.450 | 1@0.450'),
@@ -66,9 +66,9 @@ def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
   for gpus, per_member, processes, sentence in (
     (8, 3, 2, 'cannot be divided among 2'),
     (0, 3, 2, 'cannot be divided among 2'),
-    (2, 4, 1, 'need 4 GPUs, and there are 2'),
+    (2, 4, 1, 'need 4 GPUs, but there are 2'),
     # Two processes of one world cannot share one.
-    (1, None, 2, 'need 2 GPUs, and there are 1'),
+    (1, None, 2, 'need 2 GPUs, but there are 1'),
   ):
     with pytest.raises(UserError, match=sentence):
       devices.assign(['0'] * gpus, 2, per_member, processes, {})
@@ -76,7 +76,7 @@ def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
 
 @pytest.fixture
 def gpus(tmp_path, monkeypatch):
-  """A machine with two GPUs, as far as nvidia-smi can tell."""
+  """A machine with two GPUs, according to nvidia-smi."""
   tool = tmp_path / 'tools' / 'nvidia-smi'
   tool.parent.mkdir()
   tool.write_text(
@@ -106,13 +106,13 @@ def test_gpus_are_those_that_jax_would_find(gpus):
     ({'JAX_PLATFORMS': 'cuda,cpu'}, ['0', '1']),
   ):
     assert devices.nvidia_gpus(environment) == found, environment
-  # A driver that does not work has none.
+  # A driver that does not work shows no GPUs.
   gpus.write_text('#!/bin/sh\necho "GPU 0: none"; exit 9\n')
   assert devices.nvidia_gpus({}) == []
 
 
 class Fakes:
-  """Members that do what they are told, and what became of them.
+  """Members that do what they are told, and a record of it.
 
   `wait/die` is a member of two processes.
   """
@@ -137,7 +137,7 @@ class Fakes:
     ]
 
   def run(self, stop=(), watch=lambda: None, **keywords):
-    """Exit status, ends, and all that was said; `watch` follows each look."""
+    """Exit status, ends and output; `watch` is called at each look."""
     look = self.picture.look
     self.picture.look = lambda: (look(), watch())
     status = local.run_locally(
@@ -169,11 +169,11 @@ def quick(monkeypatch):
       'member 1 died: killed by signal 9; the first word|restart 1 of 3 in '
       '0.01 s|restarts|member 0: done, step 10/10|2 done, 100% of 20 steps',
     ),
-    # Brackets are brackets.
+    # Brackets stay brackets.
     (
       *(['done', 'fail'], 0, ['done', 'dead'], '0.0 1.0'),
       'member 1 is dead: ValueError: [/bold] (all of it|'
-      'The same command goes on with what is not done',
+      'The same command goes on with members that are not done',
     ),
     (
       *(['done', 'diverge'], 3, ['done', 'diverged'], '0.0 1.0'),
@@ -183,15 +183,15 @@ def quick(monkeypatch):
       *(['done', 'terminated'], 3, ['done', 'stopped'], '0.0 1.0'),
       'member 1 was stopped by signal 15',
     ),
-    # After growing pauses; its log has the words of all of its lives.
+    # It restarts after growing pauses; its log has the words of all its lives.
     (
       *(['die', 'done'], 3, ['dead', 'done'], '0.0 0.0 0.0 0.0 1.0'),
       'the first word|restart 1 of 3 in 0.01 s|restart 2 of 3 in 0.02 s|'
       'restart 3 of 3 in 0.04 s|'
       'member 0 is dead: killed by signal 9; the last word',
     ),
-    # A world as a whole. The reason is that of the one that died first, not of
-    # the one that was killed for it.
+    # A world fails as a whole. The reason is that of the process that died
+    # first, not of the one that was killed for it.
     (
       *(['hang/die beside', 'done/done'], 1, ['dead', 'done']),
       '0.0 0.0 0.1 0.1 1.0 1.1',
@@ -199,7 +199,7 @@ def quick(monkeypatch):
     ),
   ],
 )
-def test_who_is_killed_comes_back_so_often_and_other_ends_are_final(
+def test_a_killed_member_restarts_so_often_and_other_ends_are_final(
   tmp_path, words, max_restarts, ends, starts, sentences
 ):
   fakes = Fakes(tmp_path, *words, max_restarts=max_restarts)
@@ -241,9 +241,9 @@ def test_later_the_others_go_on_without_one_that_is_refused(tmp_path):
   ('words', 'waits', 'num_signals', 'end'),
   [
     (['wait', 'wait', 'fail'], '0.0 1.0', 1, 'stopped'),
-    # A second signal, however soon it comes.
+    # A second signal kills, however soon it comes.
     (['stubborn'], '0.0', 2, 'killed'),
-    # A world that is half gone.
+    # Half of this world has ended.
     (['wait/stubborn'], '0.0 0.1', 1, 'stopped'),
   ],
 )
@@ -263,7 +263,7 @@ def test_a_signal_stops_all_with_checkpoints_and_what_will_not_stop_is_killed(
   assert 'Stopping the members' in said
   assert 'the same command goes on' in said
   assert ('Killing the members' in said) == (num_signals == 2)
-  # As it was asked to.
+  # It was asked to stop.
   assert 'member 0 is dead' not in said
 
 
@@ -289,7 +289,7 @@ def test_an_error_of_the_launcher_stops_the_members(tmp_path):
   assert read_run(tmp_path / 'run-0.json')['status'] == 'interrupted'
 
 
-def test_who_only_lost_the_others_does_not_say_why():
+def test_a_process_that_only_lost_the_others_does_not_say_why():
   for first in (-signal.SIGKILL, 1):
     for then in (LOST_OTHERS, -signal.SIGABRT):
       assert member._rank(first) < member._rank(then)
@@ -297,10 +297,10 @@ def test_who_only_lost_the_others_does_not_say_why():
 
 
 def test_a_world_has_time_to_end_by_itself(tmp_path, monkeypatch):
-  monkeypatch.undo()  # The real patience.
+  monkeypatch.undo()  # Use the real patience.
   Fakes(tmp_path, 'die/done', max_restarts=0).run()
   assert read_run(tmp_path / 'run-0.json')['status'] == 'done'
-  # If it is refused, no death is told.
+  # If it is refused, no death is reported.
   [one] = Fakes(tmp_path, 'fail/refuse').members
   one.step()
   one.wait()
@@ -331,14 +331,14 @@ def test_last_words(tmp_path):
     for code, died in ((1, ''), (-6, 'killed by signal 6; ')):
       said = f'{died}{words} (all of it: {log})'
       assert last_words(log, code, since=len(before)) == said
-    # It did not see it come; what it was at is no reason.
+    # It did not see it coming; its last line is no reason.
     killed = last_words(log, -9, since=len(before))
     assert killed.startswith('killed by signal 9; '), text
     is_short = 'memory is short' in killed
     assert is_short == (words in ('step 3', 'nothing')), text
 
 
-# What is shown.
+# The display.
 
 
 def status_of(index, state, step, **changes):
@@ -364,8 +364,8 @@ def test_progress_rate_and_time_left_of_all(tmp_path, monkeypatch):
     one = status_of(1, 'running', other, rate=100.0, task_loss=0.5)
     look(second, status_of(0, 'running', first), one)
     assert picture.has_moved == (second == 70)
-  # The third has no pace of its own: as slow as the second, half a step a
-  # second.
+  # The third has no pace of its own, so it counts as the second, with half a
+  # step a second.
   assert picture.line().endswith('about 0:03:20 left')
   monkeypatch.setattr(Member, 'is_waiting', False)
   fakes.members[2].end = 'dead'
@@ -375,12 +375,12 @@ def test_progress_rate_and_time_left_of_all(tmp_path, monkeypatch):
   assert picture.line() == said
   said = 'member 1: running, step 5/100, 100 ex/s, loss 0.5000, 2 restarts'
   assert picture.plain(1) == said
-  # A checkpoint lies before what its rows showed at first.
+  # It resumes from a checkpoint before the rows that it showed at first.
   look(70, status_of(0, 'running', 10))
   look(80, status_of(0, 'running', 20))
   fakes.members[1].end = 'dead'
   assert '0:01:20 left' in picture.line()
-  # Nor are the seconds slow steps in which it was dead.
+  # The seconds in which it was dead are not slow steps, either.
   look(1_000, status_of(0, 'dead', 20))
   assert 'left' not in picture.line()
   look(1_000, status_of(0, 'running', 20))
@@ -410,7 +410,7 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
 
 
 def wide_picture(tmp_path, members):
-  """Of members of which there is much to say."""
+  """A picture of members with much to show."""
   picture = Fakes(tmp_path, *['work'] * members).picture
   much = {'rate': 12_345.6, 'task_loss': 2.3456, 'failed_loads': 12}
   much |= {'incarnation': 7, 'published': '17,950, 59 s', 'num_steps': 18_000}
@@ -418,7 +418,7 @@ def wide_picture(tmp_path, members):
     peers = [f'{peer}: {250 + peer}' for peer in range(members) if peer != at]
     much['peers'] = ', '.join([*peers[1:], '99: old'])
     picture.statuses[at] = status_of(at, 'running', 17_950, **much)
-  # The last one, whom a low terminal would cut off.
+  # The last one, which a low terminal would cut off.
   picture.statuses[-1] = picture.statuses[-1]._replace(state='restarting')
   picture._members[-1].restarts = 2
   return picture
@@ -432,7 +432,7 @@ def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
   console = console_of(width, height=24)
   console.print(picture.table(console, is_live=True))
   lines = console.export_text().splitlines()
-  # One for the cursor.
+  # One line is for the cursor.
   assert len(lines) < 24
   said = ' '.join(' '.join(lines).split())
   assert f'of {18_000 * members:,} steps' in said
@@ -445,7 +445,7 @@ def test_nothing_that_matters_is_cut_in_a_terminal(tmp_path, width, members):
   assert '1 old' in last or '99: old' in last
   assert '251…' in last or '1: 251' in last
   assert ('more members' in said) == (members == 40)
-  # What is left behind when it is over has all of them.
+  # The table that stays at the end has all of them.
   console.print(picture.table(console))
   assert console.export_text().count('17,950/18,000') == members
 
@@ -491,8 +491,8 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
     '--overwrite': 'anew at each restart',
     '--workdir=': '--workdir is empty',
     '--slurm=time=3': 'for --launcher=slurm',
-    '--launcher=jobset --jobset=image': 'it is KEY=VALUE',
-    '--launcher=jobset': 'say --jobset image=',
+    '--launcher=jobset --jobset=image': 'give it as KEY=VALUE',
+    '--launcher=jobset': 'give --jobset image=',
     '--launcher=slurm --max-restarts=1': 'is for --launcher=local',
     '--launcher=jobset --processes-per-member=2': 'local or print',
     '--launcher=slurm --slurm=tim=3': 'did you mean time',
@@ -504,7 +504,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
 
 
 def test_two_launchers_do_not_share_out_members(tmp_path, capsys):
-  for _ in range(2):  # The first gives it back.
+  for _ in range(2):  # The first one releases it.
     with local.alone(tmp_path):
       said = refusal(capsys, tmp_path)
     assert f'another scripts.launch is at work in {tmp_path}; stop it' in said
@@ -512,7 +512,7 @@ def test_two_launchers_do_not_share_out_members(tmp_path, capsys):
 
 @pytest.fixture
 def one_at_work(tmp_path):
-  """Somebody, this process, holds member 0."""
+  """This process holds member 0."""
   with lease(tmp_path / 'lease-0.json'):
     yield tmp_path
 
@@ -572,7 +572,7 @@ def test_slurm_gets_all_members_at_a_time(one_at_work, monkeypatch, capsys):
   slurm = ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
   assert launch.main([*where, *slurm, '--members=3']) == 0
   commands, *others = submit.call_args.args
-  # Those that are not at work.
+  # They are the members that are not at work.
   assert [line[-1] for line in commands] == ['--member=1', '--member=2']
   assert others == [2, one_at_work, {'time': '30', 'nodes': '2'}]
   out = capsys.readouterr().out
@@ -594,7 +594,7 @@ def test_jobset_gets_the_command_of_a_member(capsys):
   )
 
 
-# With a real member.
+# A real member.
 
 
 def test_one_is_killed_and_goes_on_and_is_stopped(tmp_path, gpus):
@@ -603,11 +603,11 @@ def test_one_is_killed_and_goes_on_and_is_stopped(tmp_path, gpus):
     *(sys.executable, '-m', 'scripts.launch', f'--config={SMOKE}'),
     *(f'--workdir={workdir}', '--members=1', '--devices-per-member=1', *DNN),
     '--config.num_devices=1',
-    # More than there is time for.
+    # This takes longer than the test.
     '--config.num_steps=100000',
     '--config.eval_interval_steps=100000',
     '--config.checkpoint_interval_steps=10',
-    # Rarely: publications take longer than these steps.
+    # It publishes rarely, because publications take longer than these steps.
     '--config.codistill.reload_interval_steps=100',
   )
 
@@ -633,7 +633,7 @@ def test_one_is_killed_and_goes_on_and_is_stopped(tmp_path, gpus):
     out, err = process.communicate(timeout=100)
   assert (process.returncode, err) == (128 + signal.SIGINT, '')
   assert environment['CUDA_VISIBLE_DEVICES'] == '0'
-  # And all that this process has.
+  # It has all of this process's environment.
   assert environment['JAX_NUM_CPU_DEVICES'] == '8'
   assert 'member 0 died: killed by signal 9' in out
   assert 'the same command goes on' in out

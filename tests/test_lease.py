@@ -1,4 +1,4 @@
-"""One job at a time: who is alive, who is dead, who has been replaced."""
+"""One job at a time: which one is alive, dead or replaced."""
 
 import contextlib
 import functools
@@ -101,7 +101,7 @@ def test_a_process_that_was_killed_frees_it_at_once(make, path):
     with pytest.raises(LeaseHeldError, match=f'pid {process.pid}'):
       make().acquire()
     process.kill()
-    # Whoever started it may not have noticed yet: a zombie is dead, too.
+    # Its parent may not have noticed yet: a zombie is dead, too.
     until(lambda: not held(path))
     assert make().acquire() == 2
 
@@ -112,15 +112,15 @@ ELSEWHERE = {'host': 'elsewhere', 'nonce': 'another'}
 @pytest.mark.parametrize(
   ('changes', 'seconds', 'lives'),
   [
-    # Its number is that of a process which began at another time.
+    # Its number belongs to a process that began at another time.
     ({'process_started': 1.0}, 0, False),
     ({'pid': 2**22}, 0, False),
     ({}, 50, True),
-    ({}, 70, False),  # A process of this host that hangs.
+    ({}, 70, False),  # A process of this host hangs.
     (ELSEWHERE, 50, True),
     (ELSEWHERE, 70, False),
-    # It promised fewer signs of life; its clock is its own; numbers of
-    # processes mean nothing in another container.
+    # It promised rarer signs of life; its clock is its own; process numbers
+    # mean nothing in another container.
     ({**ELSEWHERE, 'timeout_s': 600.0}, 100, True),
     ({**ELSEWHERE, 'heartbeat': '1999-01-01T00:00:00+00:00'}, 0, True),
     ({'pid_namespace': 'pid:[1]', 'pid': 2**22}, 0, True),
@@ -139,7 +139,7 @@ def test_a_holder_is_dead_or_lives(make, path, changes, seconds, lives):
 
 
 def date(path, seconds):
-  """As if the clock of the file system had been set back since."""
+  """Sets a file's time as if its file system's clock had been set back."""
   then = time.time() + seconds
   os.utime(path, (then, then))
 
@@ -151,10 +151,10 @@ def test_a_time_to_come_is_no_sign_of_life_nor_of_death(make, path, probe):
   for seconds, held in ((50, True), (70, None), (86_400, None)):
     date(path, seconds)
     assert is_held(path, found, probe=probe) is held
-  # Nor is a time that nobody gets to know.
+  # A time that cannot be read is no sign, either.
   with mock.patch.object(lease_module, '_age_s', side_effect=OSError):
     assert is_held(path, found, probe=probe) is None
-  # Whoever is dead for sure is so at any time.
+  # A holder that is certainly dead is dead at any time.
   assert is_held(path, found | {'pid': 2**22}, probe=probe) is False
 
 
@@ -166,7 +166,7 @@ def test_a_dead_holder_of_tomorrow_is_forgotten_after_a_timeout(
   date(path, 86_400)
   began = time.monotonic()
   assert make(timeout_s=0.2).acquire() == 2
-  # For as long as its holder said.
+  # It waits as long as the holder's timeout.
   assert 0.3 <= time.monotonic() - began < 5
   [message] = caplog.messages  # Once.
   said = r'member 1 \(pid .* on elsewhere, .*waiting for at most 0\.3 s'
@@ -179,7 +179,7 @@ def test_a_live_holder_keeps_it_when_the_clock_is_set_back(
   holder = make(timeout_s=60.0)
   holder.acquire()
   date(path, 3_600)
-  # A clock that stays behind: each beat is of the future, too.
+  # The clock stays behind, so each beat is in the future, too.
   real = Lease._write
   monkeypatch.setattr(
     Lease, '_write', lambda self: (real(self), date(path, 9e3))
@@ -193,7 +193,7 @@ def test_a_live_holder_keeps_it_when_the_clock_is_set_back(
   holder.check()
 
 
-def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
+def test_a_replaced_holder_finds_out_and_leaves_the_other_alone(make, path):
   first = make(timeout_s=0.2)
   first.acquire()
   first.check()
@@ -202,7 +202,7 @@ def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
   first.beat()
   with pytest.raises(LeaseLostError, match='pid 7 on elsewhere'):
     first.check()
-  # Nobody waits for what does not happen any more.
+  # It does not wait for a beat that will not come.
   began = time.monotonic()
   first.beat()
   assert time.monotonic() - began < 5
@@ -211,7 +211,7 @@ def test_whoever_was_replaced_finds_out_and_leaves_the_other_alone(make, path):
   assert path.read_text() == theirs
 
 
-def test_whoever_was_replaced_does_not_take_it_back(make, path):
+def test_a_replaced_holder_does_not_take_it_back(make, path):
   first = make()
   first.acquire()
   change(path, held=False)
@@ -259,7 +259,7 @@ def test_garbage_and_what_is_not_there_hold_nothing(make, path):
   with pytest.raises(ValueError, match='lease_timeout_s must be positive'):
     make(timeout_s=0.0)
   path.parent.mkdir()
-  # All keys, and nonsense in them.
+  # It has all keys, with nonsense in them.
   nonsense = json.dumps(dict.fromkeys(_KINDS, 'x') | {'held': True})
   for text in ('', '{', '[]', '{"held": true}', '\0' * 9, '[' * 9**5, nonsense):
     path.write_text(text)

@@ -11,12 +11,12 @@ from etils import epath
 from codistill.exchange.folder.lease import Lease
 from codistill.exchange.folder.lives import Lives
 
-# Leases of a peer in its third life, which goes on with what began in its
-# second; said to be held, it has given no sign of life for long.
+# Leases of a peer in its third life, which continues a run begun in its second;
+# it is said to be held, but has given no sign of life for long.
 OVER = {'began': 2, 'held': False, 'finished': True}
 STOPPED = OVER | {'finished': False}
 KILLED = STOPPED | {'held': True, 'host': 'elsewhere'}
-# It has begun anew since it was over.
+# It has begun anew after it was over.
 AGAIN = OVER | {
   'held': True,
   'finished': False,
@@ -25,7 +25,7 @@ AGAIN = OVER | {
   'began': 4,
   'withdrawn': None,
 }
-# And what they say later.
+# It says this later.
 BEATS = {'heartbeat': 'later'}
 GOES_ON = {'held': True, 'incarnation': 4, 'nonce': 'new'}
 ANEW = GOES_ON | {'began': 4}
@@ -42,7 +42,7 @@ def write(path, content, seconds_ago=1e4):
 
 @pytest.fixture
 def content(tmp_path):
-  """Of a lease that is free."""
+  """The content of a lease that is free."""
   path = tmp_path / 'content/lease.json'
   with stand_ins.lease(path):
     pass
@@ -66,21 +66,21 @@ def taught_by(lives):
 @pytest.mark.parametrize(
   ('before', 'later', 'lives'),
   [
-    # Whoever is not at work does not teach, why ever; its next life does.
+    # A member that is not at work does not teach, but its next life does.
     (OVER, {}, [4, 5]),
     (STOPPED, {}, [4, 5]),
     (KILLED, {}, [4, 5]),
-    # It was alive: what it has published since it began, then.
+    # It was alive, so publications since its run began count.
     (KILLED, BEATS, [2, 3, 4, 5]),
-    # And it comes again: goes on, begins anew, or does not say yet.
+    # It comes back: it goes on, begins anew, or does not say yet.
     (STOPPED, GOES_ON, [2, 3, 4, 5]),
     (OVER, ANEW, [4, 5]),
     (OVER, UNKNOWN, [4, 5]),
     # Lives are counted anew in a folder that was emptied.
     (OVER, EMPTIED, [1, 2, 3, 4, 5]),
-    # Older code says nothing of this: all that there is, once it is at work.
+    # Older code does not tell, so all publications count once it is at work.
     ({**STOPPED, 'began': 'x'}, GOES_ON | {'began': 'x'}, [1, 2, 3, 4, 5]),
-    # Without a lease, what is there counts.
+    # Without a lease, nothing is left out.
     (None, None, []),
     (None, ANEW, [4, 5]),
   ],
@@ -97,16 +97,16 @@ def test_peers_teach_that_are_at_work_since_a_member_began(
   if later is not None:
     write(path, content | (before or {}) | later)
   assert taught_by(mine) == lives
-  # It is so for good, and a life that goes on knows it.
+  # That does not change, and a life that goes on knows it.
   again = lives_in(tmp_path)
   assert again.restore(json.loads(json.dumps(mine.notes()))) == {0: 7}
   assert taught_by(again) == taught_by(mine) == lives
-  # What was stored before there was this keeps nobody from teaching.
+  # State that was stored before this existed keeps nobody from teaching.
   assert again.restore(None) == {0: 0}
   assert taught_by(again) == [1, 2, 3, 4, 5]
 
 
-def test_who_was_killed_elsewhere_a_moment_ago_is_not_at_work(
+def test_a_member_killed_elsewhere_a_moment_ago_is_not_at_work(
   tmp_path, content
 ):
   path = tmp_path / '1/lease.json'
@@ -138,19 +138,19 @@ def test_peers_at_work_teach_with_all_of_their_present_life(tmp_path):
 @pytest.mark.parametrize(
   ('mine', 'theirs', 'is_past'),
   [
-    # A run that both have finished is another one.
+    # If both have finished a run, it is another one.
     (OVER, OVER, True),
-    # It is, though one of them has begun it before the other does.
+    # So it is if one of them has begun anew before the other.
     (OVER, AGAIN, True),
-    # Killed in the run that the other has finished since.
+    # One was killed in the run that the other has finished since.
     (AGAIN, OVER, False),
     (AGAIN, AGAIN, True),
     (AGAIN, STOPPED, False),
-    # Whoever has not is about to repeat itself, and may need what is there.
+    # A member that has not finished will repeat itself, and may need copies.
     (STOPPED, OVER, False),
     (OVER, STOPPED, False),
     (None, OVER, False),
-    ({'held': False}, {'held': False}, False),  # Of older code.
+    ({'held': False}, {'held': False}, False),  # Older code wrote this.
   ],
 )
 def test_synchronous_members_repeat_a_run_that_is_not_over(
@@ -164,5 +164,5 @@ def test_synchronous_members_repeat_a_run_that_is_not_over(
   lives.look()
   lives.begin({0: 4})
   assert taught_by(lives) == ([4, 5] if is_past else [1, 2, 3, 4, 5])
-  # What it said of steps that never come counts for that run alone.
+  # Its note about steps that never come counts for that run only.
   assert lives.present(1).get('withdrawn') == (None if is_past else 5)

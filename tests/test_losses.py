@@ -25,13 +25,13 @@ def test_distill_losses_by_hand():
   wanted = [-0.5 * np.log(3 / 4) - 0.5 * np.log(1 / 4), np.log(2)]
   found = losses.soft_cross_entropy(TARGETS, LOGITS)
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
-  # Less the entropy of the targets, log 2 and 0.
+  # It is less by the entropy of the targets, log 2 and 0.
   found, wanted[0] = (
     losses.kl_divergence(TARGETS, LOGITS),
     wanted[0] - np.log(2),
   )
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
-  # Centred logits (½ log 3, −½ log 3) against (0, 0).
+  # It compares centred logits (½ log 3, −½ log 3) with (0, 0).
   found = losses.squared_logit_error(TARGETS, LOGITS)[0]
   wanted = 0.5 * 2 * (0.5 * np.log(3)) ** 2
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
@@ -77,7 +77,7 @@ def test_a_distill_loss_is_its_formula_and_so_is_its_gradient(name):
   np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-9)
 
 
-# Each one program, which is soon compiled; op by op they are many.
+# Each as one program, which compiles fast, instead of many operations.
 every_psi = pytest.mark.parametrize(
   'loss',
   [
@@ -108,7 +108,7 @@ def test_psi_is_a_sum_over_classes_and_finite_for_a_teacher_without_doubt(loss):
   targets, logits = jnp.array([[1.0, 0.0]]), jnp.array([[-90.0, 90.0]])
   assert np.isfinite(loss(targets, logits)[0])
   assert np.isfinite(gradient(loss, targets, logits)).all()
-  # A student sure of the wrong one of many classes: a mean would vanish.
+  # The student is sure of a wrong one of many classes: a mean would vanish.
   targets = jax.nn.one_hot(jnp.array([0]), 1000)
   logits = 20 * jax.nn.one_hot(jnp.array([1]), 1000)
   # Jensen and Shannon's has no more than this to give.
@@ -127,7 +127,7 @@ def test_cross_entropy_and_kl_have_the_same_gradient():
 
 
 def test_of_a_click_it_is_the_binary_cross_entropy():
-  # Logits of a click DNN, 0 and z; a peer that gives a click 0.7.
+  # The click DNN's logits are 0 and z; the peer gives a click 0.7.
   q, z = 0.7, jnp.array([-1.5, 0.0, 2.0])
 
   def loss(z):

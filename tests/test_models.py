@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 BATCH = 4
 
 
-# Op by op, a network takes longer than as one program; each is compiled once.
+# A network runs faster as one program, compiled once, than op by op.
 jitted = functools.cache(jax.jit)
 
 
@@ -49,7 +49,7 @@ INPUTS = {
 IMAGENET = {'input_shape': (224, 224, 3), 'num_classes': 1000, 'width': 64}
 CIFAR = {'input_shape': (32, 32, 3)}
 every_model = pytest.mark.parametrize('name', INPUTS)
-# All but one whose weights begin at 0, and whose head has a constant.
+# All but one that has zeros as its first weights, and a constant in its head.
 every_network = pytest.mark.parametrize(
   'name', [name for name in INPUTS if name != 'click_regression']
 )
@@ -62,7 +62,7 @@ def small(name, **changes):
 
 @functools.cache
 def worked(name):
-  """A small network, and all that it makes of one batch."""
+  """A small network, and its results for one batch."""
   model, inputs = small(name), INPUTS[name]
   variables, zero = model.init(KEY), model.memory(BATCH)
   predicted = jitted(model.predict)(variables, inputs(), zero)
@@ -91,14 +91,14 @@ def test_every_kind_of_network_is_tested_here():
     ('resnet', {**IMAGENET, 'depth': 34}, 21_797_672),
     ('resnet', {**IMAGENET, 'depth': 50}, 25_557_032),
     ('resnet', {**IMAGENET, 'depth': 101}, 44_549_160),
-    # Table 6: 0.27 M for depth 20; the projections of the two wider stages,
-    # with their norms, come on top of it.
+    # Table 6 has 0.27 M for depth 20; the projections of the two wider stages,
+    # with their norms, are added.
     ('resnet', {**CIFAR, 'depth': 20, 'width': 16}, 269_722 + 2560 + 2 * 96),
-    # Zagoruyko & Komodakis (2016), table 4: 36.5 M for WRN-28-10; the number
-    # is that of its authors' code on CIFAR-10.
+    # Zagoruyko & Komodakis (2016), table 4: 36.5 M for WRN-28-10; the exact
+    # number is that of their code on CIFAR-10.
     ('wide_resnet', {**CIFAR, 'depth': 28, 'widening': 10}, 36_479_194),
-    # Embedding and head; in two layers four gates from inputs and past, and
-    # scale and bias of gates and cell.
+    # Embedding and head, and in two layers four gates from inputs and past,
+    # with scale and bias for gates and cell.
     (
       'lstm',
       {'num_classes': 24_006, 'embedding_size': 256, 'hidden_size': 1024},
@@ -133,7 +133,7 @@ def test_networks_that_cannot_be_are_refused(name, changes, said):
 
 
 def by_row(inputs):
-  """Tables of 5, 6 and 7 rows are one below the other; and the numbers."""
+  """Stacks tables of 5, 6 and 7 rows; returns rows, and the numbers."""
   rows = np.asarray(inputs['categories']) + np.array([0, 5, 11])
   return rows, np.concatenate([inputs['integers'], inputs['missing']], axis=1)
 
@@ -182,9 +182,9 @@ def test_imagenet_networks_shrink_the_image_thirty_two_times(depth, number):
   )
   found = [e for e in traced.eqns if e.primitive.name == 'conv_general_dilated']
   sizes = [equation.outvars[0].aval.shape[1] for equation in found]
-  # Of stem and blocks, and projections.
+  # They are sizes of the stem, the blocks and the projections.
   assert (sizes[0], sizes[-1], len(sizes)) == (112, 7, number)
-  # Of an even image, the 1×1 shortcut takes pixels 0, 2, …; a 3×3 kernel that
+  # In an even image, the 1×1 shortcut takes pixels 0, 2, …; a 3×3 kernel that
   # is centred on them sees one pixel to the left, and padding at the edge.
   paddings = [
     equation.params['padding']
@@ -208,7 +208,7 @@ def test_predict_changes_nothing_and_forward_returns_new_statistics(name):
     assert trained.logits.shape == (BATCH, classes)
   else:
     assert trained.logits.shape == (BATCH, TOKENS, VOCABULARY)
-    # A carry before and after, of the same shapes.
+    # The carries before and after have the same shapes.
     assert jax.tree.structure(memory) == jax.tree.structure(one.zero)
     assert_close(memory, same, atol=1e-6)
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), one.zero)
@@ -216,7 +216,7 @@ def test_predict_changes_nothing_and_forward_returns_new_statistics(name):
 
 @pytest.mark.parametrize('name', ['resnet', 'wide_resnet'])
 def test_what_is_no_number_is_seen_in_what_is_predicted(name):
-  """XLA's maximum makes it 0 on CPUs; in images as large as these."""
+  """On CPUs XLA's maximum makes it 0, in images as large as these."""
   one = worked(name)
   prediction, _ = jitted(one.model.predict)(
     one.variables, jnp.full((16, 16, 16, 1), jnp.nan), ()
@@ -233,7 +233,7 @@ def test_the_head_apart_from_the_features_gives_the_logits(name):
   np.testing.assert_allclose(one.predicted[0].logits, by_hand, atol=1e-5)
   own = one.variables['params']['head']['kernel']
   if one.inputs is clicks:
-    # Of the log odds alone: no click has the logit 0.
+    # The head gives log odds only: no click has the logit 0.
     own = np.concatenate([np.zeros_like(own), own], axis=1)
   np.testing.assert_array_equal(head.kernel, own)
   # Different keys give different weights, and equal keys equal ones.
@@ -245,7 +245,7 @@ def test_the_head_apart_from_the_features_gives_the_logits(name):
 
 @every_model
 def test_no_device_gathers_the_examples_of_the_others(name):
-  # Whatever grows with the batch stays where its part of the batch is.
+  # Arrays that grow with the batch stay with their part of the batch.
   one, mesh = worked(name), sharding.make_mesh(8)
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
 
@@ -269,12 +269,12 @@ def test_bf16_computes_in_bf16_and_keeps_float32_parameters(name):
   prediction, memory = jitted(model.predict)(
     exact.variables, exact.inputs(), exact.zero
   )
-  # So are cells and outputs, which live as long as the stream does.
+  # So are cells and outputs, which live as long as the stream.
   for leaf in jax.tree.leaves((shapes_of(model), memory)):
     assert leaf.dtype == jnp.float32
   assert prediction.features.dtype == jnp.bfloat16
   assert prediction.logits.dtype == jnp.float32
-  # The head adds up in float32 what it multiplies in bfloat16.
+  # The head multiplies in bfloat16 and adds up in float32.
   wide = [
     np.asarray(part.astype(jnp.bfloat16), np.float32)
     for part in (prediction.features, prediction.head.kernel)
@@ -302,7 +302,7 @@ def test_a_gradient_in_bf16_is_near_that_in_float32(name):
   ours, theirs = gradient('bfloat16'), gradient('float32')
   for one, other in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
     assert one.dtype == other.dtype == jnp.float32
-    # Eight bits of a number, through a layer and six tokens.
+    # A number has eight bits, through a layer and six tokens.
     assert np.abs(one - other).max() < 0.1 * np.abs(other).max()
 
 
@@ -313,7 +313,7 @@ def test_a_gradient_in_bf16_is_near_that_in_float32(name):
   ('name', 'wide'), [('lstm', 'hidden_size'), ('transformer', 'width')]
 )
 def test_at_first_all_words_are_about_as_likely(name, wide):
-  # Logits as large as the paper's: of a head that is wide, and many words.
+  # Logits are as large as the paper's, from a wide head and many words.
   model = small(name, num_classes=1_000, num_layers=1, **{wide: 256})
   rng = np.random.default_rng(0)
   inputs, labels = jnp.asarray(rng.integers(1_000, size=(2, BATCH, TOKENS)))
@@ -324,7 +324,7 @@ def test_at_first_all_words_are_about_as_likely(name, wide):
 
 
 def scrambled(tree):
-  """Numbers none of which is zero or one, and none alike."""
+  """Numbers that are all different, and neither zero nor one."""
   rng = np.random.default_rng(3)
   return jax.tree.map(
     lambda leaf: jnp.asarray(leaf + rng.normal(0, 0.3, leaf.shape), leaf.dtype),
@@ -363,7 +363,7 @@ def lstm_by_hand(params, inputs, memory):
 
 
 def test_the_lstm_is_that_of_the_numpy_transcription():
-  """From any carry to the next: two batches are one of twice the tokens."""
+  """From any carry to the next, two batches equal one of twice the tokens."""
   model = small('lstm')
   variables, memory = map(scrambled, (model.init(KEY), model.memory(BATCH)))
   prediction, after = jitted(model.predict)(variables, tokens(), memory)
@@ -397,7 +397,7 @@ def test_the_lstms_own_gradient_is_that_of_its_steps():
 def test_no_gradient_comes_from_later_tokens_or_other_lanes(name):
   model = worked(name).model
   variables = scrambled(model.init(KEY))
-  # Each token a word of its own: its embedding's gradient is the token's.
+  # Each token is a word of its own: its embedding's gradient is the token's.
   inputs = jnp.arange(10).reshape(2, 5)
   lane, time = 1, 2
 
@@ -415,7 +415,7 @@ def test_no_gradient_comes_from_later_tokens_or_other_lanes(name):
 
 
 def test_the_transformer_knows_the_order_of_tokens_and_not_where_they_are():
-  # A single layer: with two, the causal mask alone would tell the order.
+  # There is one layer: with two, the causal mask alone would tell the order.
   model = small('transformer', num_layers=1)
   variables = scrambled(model.init(KEY))
 
@@ -426,7 +426,7 @@ def test_the_transformer_knows_the_order_of_tokens_and_not_where_they_are():
   inputs = np.array(tokens())
   swapped = np.concatenate([inputs[:, 1::-1], inputs[:, 2:]], axis=1)
   assert np.abs(last(inputs) - last(swapped)).max() > 1e-3
-  # Queries and keys that both move on are as far apart as before.
+  # Queries and keys that both move on keep their distance.
   x = np.random.default_rng(0).normal(size=(1, 1, 1, 8)).astype(np.float32)
   turned = jax.jit(transformer.rotate)(np.tile(x, (1, 9, 1, 1)))[0, :, 0]
   products = np.asarray(turned) @ np.asarray(turned).T

@@ -1,4 +1,4 @@
-"""Optimizers and schedules against the recipes they are named after."""
+"""Optimizers and schedules against the recipes of their names."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -116,7 +116,7 @@ def test_adagrad_begins_as_sgd_and_slows_down_by_hand():
     expected.append(weight)
   found = steps_of(constant('adagrad', 0.5, **ADAGRAD), gradients)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
-  # While a gradient is small beside the start, the rate is that over its root.
+  # For small gradients the rate is divided by the root of the start.
   sgd_rate = 0.5 / np.sqrt(0.1)
   assert 2.0 - found[0] == pytest.approx(sgd_rate * 0.01, rel=1e-3)
 
@@ -127,7 +127,7 @@ def test_adam_sees_no_more_of_a_gradient_than_its_norm_may_be():
   for gradient in (2.0, 50.0):
     [weight] = steps_of(clipped, (gradient,))
     assert weight == pytest.approx(2.0 - 0.1 * 2 / 3, rel=1e-5)
-  # And without a limit 1, whatever the gradient.
+  # Without a limit the step is 1 for any gradient.
   weights = steps_of(constant('adam', 0.1, **ADAM), [50.0] * 2)
   np.testing.assert_allclose(weights, [1.9, 1.8], rtol=1e-5)
 

@@ -26,7 +26,7 @@ def test_codistillation_adds_less_than_twenty_lines():
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-  """What `pip install .` installs; of a copy, as it builds beside sources."""
+  """Installs a copy with `pip install .`, which builds beside the sources."""
   folder = tmp_path_factory.mktemp('install')
   source, target = folder / 'source', folder / 'target'
   shutil.copytree(
@@ -80,14 +80,14 @@ def test_type_checkers_see_the_names_where_they_are():
 
 
 def short(steps, code=CODE):
-  """A page that makes fewer steps."""
+  """The page's code with fewer steps."""
   assert code.count('1001') == 1
   return code.replace('1001', str(steps + 1))
 
 
 @pytest.fixture
 def play(monkeypatch, capsys, tmp_path):
-  """What a page prints that makes fewer steps, in this process."""
+  """Runs a page's code with fewer steps in this process; returns its output."""
 
   def play(code, member, steps):
     folder = str(tmp_path / 'exchange')
@@ -131,7 +131,7 @@ def test_two_members_teach_each_other_and_no_second_run(
     for step in (300, 400):
       published = step - 1 - int(found[step])
       assert published in range(50, 401, 50)
-  # Again in that folder; the other one is not there.
+  # It runs again in that folder, where the other one is not at work.
   wait = 'not exchange.freshest(member, step)'
   knows = "exchange.account(member).left_out == {0: 'earlier'}"
   alone = CODE.replace(wait, f'{wait} and not {knows}')
@@ -140,9 +140,9 @@ def test_two_members_teach_each_other_and_no_second_run(
 
 
 def test_without_the_added_lines_it_is_an_ordinary_loop(tmp_path, play):
-  """So the rest of the page is what a user has already."""
+  """A user has the rest of the page already."""
   lines = [
-    # What used the peers has none.
+    # Code that used the peers has none.
     re.sub(r'^with exchange:.*', 'if True:', line)
     for line in CODE.splitlines()
     if not line.endswith('# +') or line.startswith('with exchange')

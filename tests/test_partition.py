@@ -21,7 +21,7 @@ def test_disjoint_shards_cover_and_do_not_meet(num_examples, members):
 
 
 def test_shared_means_everything_in_the_same_order():
-  # Even where there are fewer examples than members.
+  # It holds even with fewer examples than members.
   for size in (5, 1):
     examples = list(range(size))
     for member in range(3):
@@ -37,7 +37,7 @@ def test_shared_means_everything_in_the_same_order():
     ((10, -1, 2, 'shared'), 'member -1 is out of range'),
     ((10, 0, 2, 'striped'), "Unknown partition 'striped', expected one of"),
     ((0, 0, 1, 'shared'), '0 examples are too few'),
-    # Member 0 refuses too, although its own shard would hold an example.
+    # Member 0 refuses, too, although its own shard would have an example.
     ((2, 0, 3, 'disjoint'), '2 examples are too few for 3 disjoint'),
   ],
 )

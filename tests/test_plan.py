@@ -1,4 +1,4 @@
-"""The arithmetic of the paper's run against hand values, and its sources."""
+"""The arithmetic of the paper's run against hand values; its sources."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_what_is_planned_is_the_papers_config():
 
 
 def test_a_small_network_by_hand_and_the_papers_as_counted():
-  # Two layers of 3 units over embeddings of 2, 5 pieces.
+  # It has two layers of 3 units over embeddings of 2, and 5 pieces.
   gates = 12 * (2 + 3) + 12 * (3 + 3)
   assert plan.forward_flops(5, 2, 3, 2) == 2 * (gates + 3 * 5)
   # tests/test_flops.py counts again.
@@ -56,9 +56,9 @@ def test_storage_by_hand():
   weights = 4 * plan.cost()['parameters']
   assert found['publications in the folder'][0] == 2 * 3 * weights
   assert found['publications, ever written'][0] == 2 * 300 * weights
-  # Two layers' cells and outputs.
+  # They are two layers' cells and outputs.
   assert sizes['memory'] == 2 * 2 * 16_384 * 1_024 * 4
-  # Weights, two moments, and a few counters.
+  # They are weights, two moments, and a few counters.
   rest = sizes['state'] - sizes['memory'] - 3 * weights
   assert 0 < rest < 100
   each = sizes['state'] + sizes['memory'] + weights
@@ -74,7 +74,7 @@ def test_memory_falls_with_the_devices_and_fits():
     return found[key]['in_all'] - found[key]['arguments']
 
   for update in ('burn-in', 'codistilling'):
-    # What is not weights is divided.
+    # All but the weights is divided.
     whole = beside_weights(1, update)
     for devices in (4, 8, 32, 64):
       assert beside_weights(devices, update) < 2 * whole / devices

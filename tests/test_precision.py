@@ -1,4 +1,4 @@
-"""Rounded teachers: by how much they are off, and what stays as it is."""
+"""Rounded teachers: the size of their errors, and the arrays that stay."""
 
 import functools
 
@@ -14,7 +14,7 @@ from codistill.precision import PRECISIONS, Quantized
 KEY = jax.random.key(0)
 
 
-# A kernel whose channels differ by orders of magnitude, and vectors.
+# It has a kernel with channels that differ by orders of magnitude, and vectors.
 TREE = {
   'params': {
     'kernel': jax.random.normal(KEY, (3, 3, 16, 4))
@@ -49,15 +49,15 @@ def test_vectors_stay_bit_for_bit_and_types_come_back(name):
   assert kinds[0] == kinds[1]
   assert_same(back['params']['bias'], TREE['params']['bias'])
   assert_same(back['batch_stats'], TREE['batch_stats'])
-  # Rounding what is rounded changes nothing more.
+  # Rounding a second time changes nothing.
   twice = precision.decode(precision.encode(back, name), TREE)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
   jax.tree.map(close, back, twice)
 
 
 @pytest.mark.parametrize(
-  # Half a unit in the last place: of 8 bits of mantissa, relative to each
-  # number; of 127 steps, relative to its channel's largest.
+  # Half a unit in the last place: of 8 bits of mantissa relative to each
+  # number; of 127 steps relative to its channel's largest.
   ('name', 'relative', 'of_channel'),
   [('float32', 0, 0), ('bfloat16', 2**-8, 0), ('int8', 0, 0.5001 / 127)],
 )
@@ -111,7 +111,7 @@ def test_into_each_and_the_abstract_tree_is_that_of_what_is_encoded(name):
 def test_each_array_goes_where_the_network_has_it(name):
   mesh = sharding.make_mesh(4)
   whole = sharding.replicated(mesh)
-  # By output channel, as a network that no device holds alone.
+  # It is split by output channel, like a network too large for one device.
   by_channel = NamedSharding(mesh, PartitionSpec(None, None, None, 'data'))
   like = jax.device_put(TREE, whole)
   kernel = TREE['params']['kernel']

@@ -1,4 +1,4 @@
-"""Stored predictions: whole or not there, and what an evaluation predicted."""
+"""Stored predictions: whole or absent, and equal to an evaluation's."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def rows(size, *classes, seed=0):
 
 
 def store(folder, step=7, size=10, commit=True, kind=Writer, **options):
-  """What one member predicts of ten examples."""
+  """Stores what one member predicts for ten examples."""
   with kind(folder, step, [0], 10) as writer:
     writer.write(np.arange(size, dtype=np.int32), [rows(size, **options)])
     if commit:
@@ -137,7 +137,7 @@ def test_a_run_that_was_stopped_stores_the_same(small, tmp_path):
   assert run_command(whole, *small.arguments, EVERY).status == 0
   stop_command(5, halves, *small.arguments, EVERY)
   assert {step for step, _ in stored(halves)} == {4}
-  # What a kill left of steps that are to come, and of a write.
+  # A kill left these steps that are still to come, and a partial write.
   late = halves / 'predictions/step-8'
   shutil.copytree(halves / 'predictions/step-4', late)
   (late / 'member-7.npy').write_text('of another run')
@@ -145,10 +145,10 @@ def test_a_run_that_was_stopped_stores_the_same(small, tmp_path):
   assert {step for step, _ in stored(halves)} == {4, 8, 10}
   whole, halves = whole / 'predictions', halves / 'predictions'
   assert contents(whole) == contents(halves)
-  # Which evaluations are stored changes no number.
+  # Storing evaluations changes no number.
   plain = small.workdir / 'predictions/step-10'
   assert contents(whole / 'step-10') == contents(plain)
-  # Anew, and without.
+  # It begins anew, and stores none.
   again = ('--overwrite', '--config.store_predictions=False')
   stop_command(5, halves.parent, *small.arguments, *again)
   assert not halves.exists()
@@ -158,11 +158,11 @@ def test_members_of_processes_of_their_own_store_their_own(tmp_path):
   one = (*DNN, '--member=1')
   assert run_command(tmp_path, *DNN, '--member=0').status == 0
   assert list(stored(tmp_path)) == [(8, 0)]
-  # Of one that is ruined in the last step nothing is stored: rows are late, so
-  # this is after the last update, and before it is evaluated.
+  # Nothing is stored of a member that is ruined in the last step: rows are
+  # late, so this is after the last update, and before it is evaluated.
   with on_row(ruin(0), step=8, member=1, kind='train'):
     assert run_command(tmp_path, *one).status == 1
-  # What the other one stored stays.
+  # The other's predictions stay.
   assert list(stored(tmp_path)) == [(8, 0)]
   assert run_command(tmp_path, *one, '--overwrite').status == 0
   assert list(stored(tmp_path)) == [(8, 0), (8, 1)]

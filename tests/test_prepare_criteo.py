@@ -1,4 +1,4 @@
-"""Click logs: line by line, and from text to a folder, whatever happens."""
+"""Click logs: line by line, and from text to a folder, through failures."""
 
 import errno
 import gzip
@@ -29,7 +29,7 @@ def small_and_in_this_process(monkeypatch):
 
 
 def line(label='1', integers=(), categories=(), fill='68fd1e64'):
-  """A line that begins so; the rest of it is 7s and the same category."""
+  """A line that begins like this, and goes on with 7s and one category."""
   integers = [*map(str, integers)] + ['7'] * (13 - len(integers))
   categories = [*categories] + [fill] * (26 - len(categories))
   return '\t'.join([label, *integers, *categories]).encode()
@@ -62,7 +62,7 @@ def test_a_line_is_read_as_it_is_written():
   )
   assert rows.there[:3, :2].tolist() == [[False, True], [True] * 2, [True] * 2]
   assert rows.there[3:, :2].all()
-  # A line may have nothing but a label.
+  # A line may have only a label.
   assert (rows.integers[:, 2] == MISSING).all()
   assert not rows.there[:, 2].any()
 
@@ -130,7 +130,7 @@ def test_hashes_are_the_same_on_every_machine_and_keep_apart():
   assert hashes[:4, 0].tolist() == [
     *(2_315_298_346, 703_149_096, 703_100_900, 117_800_441)
   ]
-  # Fields hash otherwise.
+  # Each field has its own hash.
   values = np.tile(np.arange(50_000, dtype=np.uint32), (26, 1))
   there = np.ones_like(values, bool)
   there[:, 0] = False
@@ -139,7 +139,7 @@ def test_hashes_are_the_same_on_every_machine_and_keep_apart():
   assert hashes[:, 1:].min() >= storage.FIRST_HASH
   for field in hashes:
     assert len(np.unique(field)) == 50_000
-    # Evenly: in 16 parts, as chance would have it.
+    # They are even: in 16 parts, as by chance.
     counts = np.bincount(field[1:] >> 28, minlength=16)
     assert abs(counts - 50_000 / 16).max() < 5 * np.sqrt(50_000 / 16)
   assert len({field[1] for field in hashes}) == 26
@@ -190,7 +190,7 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
   assert (splits['train']['rows'], splits['test']['rows']) == (180, 30)
   assert splits['train']['clicks'] == words[:180, 0].sum()
   assert splits['test']['clicks'] == words[180:, 0].sum()
-  # Counted in what is trained on, field by field.
+  # Categories are counted in the training part, field by field.
   hashes, found = (w[:, 14:].view(np.uint32) for w in (words, rows))
   for field, facts in enumerate(manifest['fields']):
     values, counts = np.unique(hashes[:180, field], return_counts=True)
@@ -209,7 +209,7 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
   printed = capsys.readouterr().out
   for phase in ('reading: ', 'counting: ', 'writing: ', 'data.path='):
     assert phase in printed
-  # What is finished is left alone.
+  # A finished folder is left alone.
   assert prepare(output, '--input', log, '--min-count=4') is None
   assert 'reading' not in capsys.readouterr().out
   assert prepare(output, '--input', log, '--min-count=3') == (
@@ -232,7 +232,7 @@ def test_how_the_log_comes_makes_no_difference(log, tmp_path, monkeypatch):
     ('files', b''.join(lines[:100]).rstrip(b'\n'), b''.join(lines[100:])),
     ('chunks', content),
   ):
-    # Not in the order of their names.
+    # The order is not that of their names.
     paths = [tmp_path / f'{kind}-{9 - number}' for number in range(len(parts))]
     for path, part in zip(paths, parts, strict=True):
       path.write_bytes(part)
@@ -261,7 +261,7 @@ def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
 
   longer, shorter = peak(16), peak(4)
   if longer >= 1.2 * shorter:
-    # Now and then the interpreter enlarges a table of its own.
+    # Sometimes the interpreter enlarges a table of its own.
     longer = peak(16)
   assert longer < 1.2 * shorter
 
@@ -316,7 +316,7 @@ def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
   assert 20 < int(message.split(' beyond line ')[1].split()[0]) < 190
   assert message.endswith('it is damaged or was cut short; get it again.')
   assert not output.exists()
-  # The challenge's log without labels.
+  # It is the challenge's log without labels.
   message = said_of(b'\n'.join(one[2:] for one in LINES), '--overwrite')
   assert 'it has 39 fields instead of 40, as in a log without labels' in message
   monkeypatch.setattr(log_lib, '_MAX_LINE_BYTES', 5_000)
@@ -339,7 +339,7 @@ def test_a_wrong_command_line_is_named(capsys):
     (['--input=x', '--held-out-fraction=1/0'], 'is neither a number nor a'),
     (
       ['--synthetic-rows=9', '--max-bad-lines=3'],
-      '--max-bad-lines changes nothing of a log that is made here',
+      '--max-bad-lines changes nothing for a synthetic log',
     ),
   ):
     with pytest.raises(SystemExit, match='2'):
@@ -374,7 +374,7 @@ def test_the_synthetic_log_is_the_same_as_text(tmp_path, capsys):
   assert gzip.decompress((tmp_path / 'log.txt.gz').read_bytes()) == content
 
 
-# Interruptions. Killed processes: test_prepare_text.
+# Interruptions; test_prepare_text has killed processes.
 
 
 def test_interrupted_runs_go_on_and_end_the_same(
@@ -416,7 +416,7 @@ def test_interrupted_runs_go_on_and_end_the_same(
     assert prepare(broken, *arguments) == (
       f'Another run is making {broken}: wait for it, or end it.'
     )
-  # As if it had died while it wrote.
+  # It looks as if it had died while it wrote.
   with open(partial / 'rows.bin', 'ab') as file:
     file.write(b'half a row')
   (partial / 'chunks' / '000000.bin.new').write_bytes(b'half a chunk')

@@ -14,7 +14,7 @@ FASHION_MNIST = 'fashion_mnist', '3.0.1', {}, {'train': []}
 
 
 def pretend(monkeypatch, **installed):
-  """Lets packages seem installed or not (None), whatever is."""
+  """Makes packages seem installed, or not if None."""
   find_spec = importlib.util.find_spec
 
   def find(package):
@@ -61,11 +61,11 @@ def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
   ]
   assert prepare(tmp_path / 'sets') is None
   assert capsys.readouterr().out.splitlines() == said
-  # A relative folder is exported whole.
+  # A relative folder is exported as a whole path.
   monkeypatch.chdir(tmp_path)
   assert prepare('sets') is None
   assert capsys.readouterr().out.splitlines() == said
-  # The folder that is looked in anyway is not to be exported.
+  # The default folder is not exported.
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'sets'))
   assert prepare(tmp_path / 'sets') is None
   assert capsys.readouterr().out.splitlines() == said[:1]
@@ -85,7 +85,7 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
   (manual / train).write_text('')
   said = prepare(tmp_path, 'imagenet2012')
   assert f'{validation} is not in {manual}' in said
-  # And then TFDS does the rest, from where it looks itself.
+  # TFDS does the rest, from the folder where it looks itself.
   (manual / validation).write_text('')
   said = prepare(tmp_path, 'imagenet2012')
   assert 'needs TensorFlow, which is not installed' in said

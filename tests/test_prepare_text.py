@@ -54,7 +54,7 @@ def prepare(output, path, *arguments, format='jsonl'):
   # New processes have nothing open.
   preparation._open_tokenizer.cache_clear()
   source = [] if path is None else [f'--input={path}']
-  # Whoever names what is held out gives no fraction.
+  # With --held-out no fraction may be given.
   some = ARGUMENTS[:1] if '--held-out' in arguments else ARGUMENTS
   source += [f'--output={output}', f'--format={format}', *some]
   return prepare_text.main([*source, *map(str, arguments)])
@@ -84,7 +84,7 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   }
   assert manifest['inputs'][0]['name'] == 'books.jsonl'
   assert manifest['splits']['test']['documents'] == len(test)
-  # Two bytes a token, and the counts are of those.
+  # A token takes two bytes, and the counts agree.
   for split, facts in manifest['splits'].items():
     documents = corpus.open_corpus(output).splits[split]
     [tokens] = documents.shards
@@ -95,9 +95,9 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
   for line in ('sampling: ', 'tokenising: ', 'sealing: ', 'data.data_dir='):
     assert line in printed
   assert 'left out, bad: not JSON' in printed
-  # And it can be trained on.
+  # It can be trained on.
   next(open_text(output).train(**MEMBER, batch_size=4))
-  # What is finished is left alone.
+  # A finished folder is left alone.
   before = files_of(output)
   assert prepare(output, books) is None
   assert 'tokenising' not in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_names_and_order_of_files_and_of_shards_make_no_difference(
   one, other = (files_of(tmp_path / f'{f}-out') for f in ('one', 'other'))
   del one['manifest.json'], other['manifest.json']
   assert one == other
-  # Of a long corpus there are several.
+  # A long corpus has several.
   monkeypatch.setattr(corpus, 'SHARD_TOKENS', 1_000)
   prepare(tmp_path / 'parts', tmp_path / 'one' / '*')
   assert len(corpus.open_corpus(tmp_path / 'parts').splits['train'].shards) > 2
@@ -152,7 +152,7 @@ def test_every_format_comes_through_the_same_door(tmp_path):
   wets.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS[:40]]))
   found = all_texts_of(prepare_('wet', wets))
   assert [text.startswith(LONG) for text in found] == [True] * 40
-  # All of what is named to evaluate on, and nothing else.
+  # All of the split that is named to evaluate on is held out, and nothing else.
   write_set(sets, {'train': TEXTS, 'test': TEXTS[:9]})
   held_out = ('--held-out', 'lm1b[test]', f'--data-dir={sets}')
   output = prepare_('tfds', 'lm1b', *held_out)
@@ -175,7 +175,7 @@ def test_the_tokenizer_learns_from_so_many_documents(
   few, all_of_them, apart = (call.args[0] for call in train.call_args_list)
   assert sorted(apart) == sorted(TEXTS)
   assert len(few) == 5
-  # None of those that are held out.
+  # It does not learn from documents that are held out.
   assert set(all_of_them) == set(texts_of(tmp_path / '500', 'train'))
 
 
@@ -188,7 +188,7 @@ def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
   )
   display = preparing.Display(console)
   for done in (5, 10, 20):
-    # An earlier run did 4 MB: they do not count as fast.
+    # An earlier run did 4 MB, which do not count in the rate.
     numbers = (done * 10**6, 80 * 10**6, 4 * 10**6, 1_234, 2_500_000)
     progress = preparation.Progress('tokenising', *numbers)
     prepare_text.show(display, 'MB', progress)
@@ -203,7 +203,7 @@ def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
   )
 
 
-# Interruptions, in processes of their own, which the tests can kill.
+# Interruptions of processes that the tests can kill.
 
 DRIVER = """
 import sys, time
@@ -230,7 +230,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
     state = partial / 'state.json'
     return json.loads(state.read_text())['chunk'] if state.exists() else 0
 
-  # Whatever the number of workers is; in the end they are in this process.
+  # The number of workers may vary; the last ones are in this process.
   for number, chunk in ((signal.SIGKILL, 2), (signal.SIGINT, 4)):
     flag = f'--workers={chunk // 2}'
     process = subprocess.Popen(
@@ -243,11 +243,11 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
     )
     until(lambda chunk=chunk: done() >= chunk, process)
     children = psutil.Process(process.pid).children(recursive=True)
-    # One run at a time.
+    # There can be only one run at a time.
     assert prepare(broken, books) == (
       f'Another run is making {broken}: wait for it, or end it.'
     )
-    # As a terminal interrupts: all of them.
+    # A terminal interrupts all of them.
     kill = os.killpg if number == signal.SIGINT else os.kill
     kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
@@ -257,13 +257,13 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
     if number == signal.SIGINT:
       assert process.returncode == 130
       assert errors == 'Interrupted: the same command goes on from here.\n'
-    # Nobody works on.
+    # No worker goes on.
     assert not psutil.wait_procs(children, timeout=60)[1]
-  # As if it had died while it wrote.
+    # It looks as if it had died while it wrote.
   with open(partial / 'train' / 'tokens-00000.bin', 'ab') as file:
     file.write(b'half a token')
   (partial / 'train' / 'tokens-00001.bin').write_bytes(b'more')
-  # Another run with other settings does not go on with these.
+  # A run with other settings does not go on with these files.
   message = prepare(broken, books, '--structure=none')
   assert 'was begun from other input or with other settings' in message
   capsys.readouterr()
@@ -275,7 +275,7 @@ def test_interrupted_runs_go_on_and_end_the_same(books, tmp_path, capsys):
 
 
 def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
-  # The pool itself, of processes that the system ends.
+  # This uses the real pool, and the system ends its processes.
   monkeypatch.undo()
   dying = mock.Mock()
   dying.return_value.submit.side_effect = concurrent.futures.BrokenExecutor
@@ -315,16 +315,16 @@ def test_a_wrong_command_line_is_named(capsys):
     ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
     ('x', '--held-out-fraction=2', 'between 0 and 1'),
     # Flags that nothing reads.
-    ('x', '--held-out-fraction=0.1 --held-out=y', 'beside --held-out'),
+    ('x', '--held-out-fraction=0.1 --held-out=y', 'with --held-out'),
     ('x', '--structure=none --sentence-language=de', 'are not marked: leave'),
-    ('x', '--format=txt --text-key=body', 'where --format is txt: leave it'),
+    ('x', '--format=txt --text-key=body', 'if --format is txt; leave it'),
     (
       'x',
       '--data-dir=/sets',
-      '--data-dir changes nothing where --format is js',
+      '--data-dir changes nothing if --format is js',
     ),
-    ('x', '--min-language-probability=0.5', 'of any language are kept: leave'),
-    ('x', '--format=builtin', '--input changes nothing where --format is bui'),
+    ('x', '--min-language-probability=0.5', 'of any language are kept; leave'),
+    ('x', '--format=builtin', '--input changes nothing if --format is bui'),
   ):
     with pytest.raises(SystemExit, match='2'):
       prepare('out', path, *argument.split())

@@ -1,4 +1,4 @@
-"""What one sees while a run works."""
+"""The display of a run at work."""
 
 import types
 
@@ -12,14 +12,14 @@ from experiments.record import FIELDS
 
 @pytest.fixture
 def clock(monkeypatch):
-  """Seconds that pass when told to."""
+  """A clock that moves when it is told to."""
   clock = types.SimpleNamespace(now=1000.0)
   monkeypatch.setattr(progress_lib.time, 'monotonic', lambda: clock.now)
   return clock
 
 
 def show(terminal, width=160, **changes):
-  """A display, and what it has written."""
+  """A display, and its output."""
   console = console_of(width, force_terminal=terminal, color_system=None)
   arguments = {'members': (0, 1), 'num_steps': 2_000, 'start_step': 0}
   arguments |= {'unit': 'examples', **changes}
@@ -50,7 +50,7 @@ def test_lines_and_bars_say_it_all(clock, terminal):
   assert terminal or text.count('\n') == 2
   numbers = 'task 0.2500, distill 0.5000, age 7, 1,234 ex/s'
   names = ('#1 ', '━') if terminal else (f'member 0: {numbers}', 'member 1: ')
-  # What was drawn last.
+  # The last frame.
   last = text[text.rindex('#0 ' if terminal else 'step ') :]
   # 1,000 steps took 10 seconds, and 999 are to come.
   for words in ('1,001/2,000', numbers, *names, ' 00:10 left'):
@@ -63,7 +63,7 @@ def test_plain_lines_come_no_more_often_than_they_should(clock):
     for step in range(1, 101):
       clock.now += 0.3
       display.trained(row(step, 0))
-  # The first one and one after each five of thirty seconds.
+  # A line comes first, and then after each five of thirty seconds.
   assert 5 <= len(out.getvalue().splitlines()) <= 7
 
 
@@ -77,7 +77,7 @@ def test_bars_say_that_they_compile_and_where_they_begin():
 
 def test_a_row_is_shown_as_it_is(clock):
   for changes, shown, *absent in (
-    # What does not apply.
+    # Fields that do not apply are left out.
     (
       *({'examples_per_second': None}, 'task 0.2500'),
       *('distill', 'age', 'ex/s', 'left'),
@@ -101,7 +101,7 @@ def test_the_time_left_is_that_of_the_steps_since_the_start(clock):
   late = {'start_step': 1_000, 'plain_interval_seconds': 0.0}
   display, out = show(terminal=False, **late)
   with display:
-    clock.now += 100  # Compiling is not what the other steps will take.
+    clock.now += 100  # Compiling does not count for the other steps.
     display.trained(row(1_001, 0))
     clock.now += 1
     display.trained(row(1_002, 0))
@@ -122,7 +122,7 @@ def test_evaluations_stay_on_the_screen(terminal):
     'step 1,000  held out: member 0 0.1250 (50.00 %), '
     'member 1 0.1250 (25.00 %), ensemble 0.1250 (98.77 %)'
   ) in out.getvalue()
-  # Brackets in a line are brackets.
+  # Brackets in a line stay brackets.
   assert terminal or out.getvalue().splitlines()[-1] == '/runs/[a]/[/b]'
 
 

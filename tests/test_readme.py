@@ -1,4 +1,4 @@
-"""README and docs say what is so: links, the map of Algorithm 1, names."""
+"""README and docs are true: links, the map of Algorithm 1, names."""
 
 import contextlib
 import pathlib
@@ -29,7 +29,7 @@ def test_the_map_of_algorithm_1_points_at_its_lines(code, path, line):
 
 
 def anchors(text):
-  """Of its headings, as GitHub makes them."""
+  """Anchors of its headings, as GitHub makes them."""
   headings = re.findall(r'^#+ (.*)$', text, re.MULTILINE)
   return {
     re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
@@ -90,7 +90,7 @@ def test_every_key_that_is_named_exists():
   keys += re.findall(r'--config\.([\w.]+)=', text)
   keys = [key for key in keys if key != 'key' and not key.endswith('.py')]
   assert len(keys) > 6
-  # Of one kind of data or another.
+  # A key may belong to one kind of data only.
   unknown = {
     key for key in keys if not any(is_key(config, key) for config in configs)
   }

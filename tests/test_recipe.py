@@ -39,7 +39,7 @@ def test_the_learning_rate_at_every_boundary():
 
 
 class Tape:
-  """Updates that write down which they are."""
+  """Updates that record their kind."""
 
   def __init__(self):
     self.seen = []

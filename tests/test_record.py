@@ -1,4 +1,4 @@
-"""A run's files: what is written is read back, whatever happens between."""
+"""A run's files: rows and provenance are read back, after any failure."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ def written(tmp_path):
   rows = Record(tmp_path)
   for number, row in enumerate(ROWS, start=1):
     rows.write_row(row)
-    # There before the file is closed.
+    # Rows are there before the file is closed.
     assert len(read_rows(rows.rows_path)) == number
   rows.close()
   yield rows
@@ -61,12 +61,12 @@ def test_provenance_with_any_byte_damaged_is_refused_or_the_same(tmp_path):
     for damaged in (whole[:position], whole[position + 1 :], flipped):
       record.run_path.write_bytes(damaged)
       try:
-        # Spaces, or the name of the checksum: nothing that is read.
+        # It was a space, or the name of the checksum, which nothing reads.
         assert read_run(record.run_path).items() >= expected.items()
       except ValueError:
         refused += 1
   assert refused > 0.8 * 3 * len(whole)
-  # What is edited on purpose, and what older code wrote, has none.
+  # A file edited by hand, or written by older code, has no checksum.
   record.run_path.write_text(json.dumps(run))
   assert read_run(record.run_path) == expected
 
@@ -77,7 +77,7 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     rows.write_row({'step': 1, 'member': 0, 'kind': 'train', 'task_loss': bad})
   rows.close()
   for line in rows.rows_path.read_text().splitlines():
-    # As other languages read it: no NaN, no Infinity.
+    # Other languages read no NaN and no Infinity.
     assert json.loads(line, parse_constant=pytest.fail)['task_loss'] is None
 
 
@@ -85,7 +85,7 @@ def test_only_kinds_that_readers_know(tmp_path):
   rows = Record(tmp_path)
   with pytest.raises(ValueError, match='tarin'):
     rows.write_row({'step': 1, 'member': 0, 'kind': 'tarin'})
-  # A file that was not there is made.
+  # A missing file is made.
   rows.keep_rows(lambda row: True)
   assert read_rows(rows.rows_path) == []
 
@@ -93,13 +93,13 @@ def test_only_kinds_that_readers_know(tmp_path):
 def test_a_cut_last_line_is_left_out_with_a_warning(written):
   whole = written.rows_path.read_bytes()
   last = whole.rstrip(b'\n').rfind(b'\n') + 1
-  # Wherever the kill fell.
+  # The kill may come at any byte.
   for end in (last + 1, (last + len(whole)) // 2, len(whole) - 2):
     written.rows_path.write_bytes(whole[:end])
     with pytest.warns(UserWarning, match='cut last line'):
       found = read_rows(written.rows_path)
     assert found == [complete(row) for row in ROWS[:-1]]
-  # Elsewhere it is an error that says where.
+  # Damage elsewhere is an error that says where.
   lines = whole.decode().splitlines(keepends=True)
   lines[1] = lines[1][:9] + '\n'
   written.rows_path.write_text(''.join(lines))
@@ -129,7 +129,7 @@ def test_a_kill_while_replacing_keeps_the_old_file(tmp_path, monkeypatch, call):
     with pytest.raises(KeyboardInterrupt):
       rows.write_run({'status': 'done'})
   assert read_run(rows.run_path) == run
-  # What the killed process left behind is in nobody's way.
+  # Leftovers of the killed process do no harm.
   rows.write_run({'status': 'done'})
   assert read_run(rows.run_path) == {'status': 'done'}
   assert [path.name for path in tmp_path.iterdir()] == ['run.json']
@@ -143,7 +143,7 @@ def test_a_replaced_file_is_on_the_disk_before_it_has_its_name(tmp_path):
 
 
 class Disk:
-  """A raw file that takes so many bytes, a sip at a time, then says ENOSPC."""
+  """A raw file that takes few bytes at a time, and then says ENOSPC."""
 
   def __init__(self, raw, room, sip):
     self._raw, self._room, self._sip = raw, room, sip
@@ -158,7 +158,7 @@ class Disk:
 
 
 def on_a_disk(room=10_000, sip=10_000):
-  """What is opened is on it."""
+  """Opens files on such a disk."""
 
   def wrapped(*arguments, **keywords):
     return Disk(open(*arguments, **keywords), room, sip)
@@ -203,7 +203,7 @@ def test_the_hash_of_a_config_sees_values_and_not_their_order():
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-  """A git checkout with one commit, and nothing of this machine's git."""
+  """A git checkout with one commit, without this machine's git config."""
   for name in ('GIT_CONFIG_GLOBAL', 'GIT_CONFIG_SYSTEM'):
     monkeypatch.setenv(name, os.devnull)
   # A temporary folder may lie inside another checkout.
@@ -237,7 +237,7 @@ def test_code_version_tells_clean_dirty_and_nothing(checkout, monkeypatch):
     patch.setenv('PATH', str(checkout))  # Without git.
     assert record.code_version(checkout) == nothing
     assert 'install it' in record.why_unknown(checkout)
-  # A container that runs as another user.
+  # A container may run as another user.
   monkeypatch.setenv('GIT_TEST_ASSUME_DIFFERENT_OWNER', '1')
   assert record.code_version(checkout) == nothing
   mend = f'git config --global --add safe.directory {checkout}'

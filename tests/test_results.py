@@ -1,4 +1,4 @@
-"""Reading committed results: what is wrong with a file is one sentence."""
+"""Reading committed results; an error in a file is one sentence."""
 
 import re
 
@@ -58,7 +58,7 @@ def test_names_of_points_and_their_order():
   assert results.point_name({}) == 'base'
   point = {'codistill.reload_interval_steps': 10, 'model.dnn.hidden': (2, 3)}
   assert results.point_name(point) == 'reload_interval_steps=10,hidden=(2,3)'
-  # They are folders, and Orbax reads nothing below brackets.
+  # Names become folders, and Orbax reads nothing below brackets.
   point = {'data.train_split': 'train[:50%]'}
   assert results.point_name(point) == 'train_split=train(:50%)'
   wanted = ['9', 'no peers', 'reload 1', 'reload 50', 'reload 100']
@@ -81,18 +81,18 @@ def test_committed_rows_say_what_made_them():
       assert point is not None, (path.name, result.id)
       fault = config.get('fault', {'kind': 'none'})
       if fault['kind'] == 'rate' and run['status'] == 'diverged':
-        # Whoever was meant to, and nobody else.
+        # Only the member that was meant to has diverged.
         assert run['diverged'].keys() == {str(fault['member'])}
         assert run['marked'] == ['unfinished']
       else:
         assert (run['status'], run['marked']) == ('done', [])
       assert re.fullmatch('[0-9a-f]{40}', run['commit'])
       assert any(row['kind'] == 'final' for row in result.rows)
-      # Gradients of long ago ruin a run, as they are meant to.
+      # Very old gradients ruin a run, as intended.
       found = [row.get('memory_gap') for row in result.rows]
       stale = config.get('num_async_workers', 1) > 1
       gaps[stale] += [abs(gap) for gap in found if gap is not None]
-  # The memories of committed runs are those of evaluation.
+  # Committed runs have the memories of evaluation.
   assert len(gaps[False]) > 1_000
   assert max(gaps[False]) < 0.05
   assert max(gaps[True]) < 0.06

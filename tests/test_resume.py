@@ -31,7 +31,7 @@ from experiments.record import read_rows, read_run
 
 
 def assert_goes_on(reference, workdir, step, *arguments):
-  """From there, to what the run is that nothing disturbed."""
+  """Goes on from a step, and ends as the undisturbed run does."""
   outcome = run_command(workdir, *reference.arguments, *arguments)
   assert (outcome.status, outcome.trainer.start_step) == (0, step)
   assert rows_of(workdir) == reference.rows
@@ -42,7 +42,7 @@ def test_ten_steps_are_five_and_five_bit_for_bit(pair, tmp_path, capfd):
   workdir = pair.stopped_copy(tmp_path)
   assert read_run(workdir / 'run.json')['status'] == 'interrupted'
   assert max(row['step'] for row in rows_of(workdir)) == 5
-  # What a kill left of steps that are to come is dropped.
+  # A kill left rows of steps that are still to come; they are dropped.
   with open(workdir / 'rows.jsonl', 'a') as rows:
     late = {'step': 6, 'member': 0, 'kind': 'train', 'task_loss': 99.0}
     rows.write(json.dumps(late) + '\n')
@@ -87,7 +87,7 @@ def test_other_ways_to_run_resume_as_exactly(tmp_path, name, config, arguments):
 
 
 def test_the_states_that_are_compared_depend_on_the_past(pair):
-  """The test above compares what it says: copies, statistics, the optimizer."""
+  """Otherwise the test above would compare nothing."""
   leaves = leaves_of(pair.whole)
   kinds = ('params', 'batch_stats', 'opt_state', '.key', '.step')
   for member in (0, 1):
@@ -107,7 +107,7 @@ def test_the_states_that_are_compared_depend_on_the_past(pair):
 
 @pytest.fixture
 def handlers():
-  """What handles the signals in a program that has its own ideas."""
+  """Signal handlers of a program that has its own."""
   numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
   mine = {number: lambda *_: None for number in numbers}
   before = {number: signal.signal(number, mine[number]) for number in mine}
@@ -117,7 +117,7 @@ def handlers():
 
 
 def test_signals_stop_with_a_checkpoint(small, tmp_path, capfd, handlers):
-  # What Slurm is told to send before it takes a job away is SIGUSR2.
+  # Slurm is told to send SIGUSR2 before it takes a job away.
   for step, number in ((4, signal.SIGINT), (7, signal.SIGUSR2)):
     stop_command(step, tmp_path, *small.arguments, number=number)
     captured = capfd.readouterr()
@@ -126,7 +126,7 @@ def test_signals_stop_with_a_checkpoint(small, tmp_path, capfd, handlers):
     assert 'Stopping' in captured.err
     assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
     assert list((tmp_path / 'checkpoints').glob(f'*{step}*'))
-    # Whoever handled the signal before handles it again.
+    # The handlers from before are back.
     for number, handler in handlers.items():
       assert signal.getsignal(number) is handler
   # In the last step it is too late to stop anything.
@@ -135,7 +135,7 @@ def test_signals_stop_with_a_checkpoint(small, tmp_path, capfd, handlers):
 
 
 def test_a_signal_from_outside_stops_the_process(tmp_path):
-  # It has not finished when the signal comes, however late that is.
+  # It has too many steps to finish before a late signal.
   endless = ('--config.num_steps=100000', *DNN)
   process = start_process(line_of(tmp_path, *endless))
   rows = tmp_path / 'rows.jsonl'
@@ -170,7 +170,7 @@ with on_row(
   _, err = process.communicate(timeout=200)
   assert process.returncode == -signal.SIGKILL, err
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # A cut last line is as good as any.
+    warnings.simplefilter('ignore')  # The last line may be cut.
     rows = rows_of(tmp_path)
   assert rows == small.rows[: len(rows)]
   assert read_run(tmp_path / 'run.json')['status'] == 'running'
@@ -179,7 +179,7 @@ with on_row(
 
 def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
   die = mock.Mock(side_effect=SystemExit('killed'))
-  # Before its first checkpoint; between the last and its final rows.
+  # Before its first checkpoint, and between the last one and its final rows.
   for goes_on_from, moment in (
     (0, {'step': 3, 'kind': 'train'}),
     (10, {'kind': 'final', 'member': 1}),
@@ -191,12 +191,12 @@ def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
     assert_goes_on(small, workdir, goes_on_from)
 
 
-# Whose workdir this is.
+# Refusals of a workdir.
 
 
 @pytest.fixture
 def refusal(small, capfd):
-  """Why a command is refused that then loses nothing."""
+  """Why a command is refused, checking that nothing is lost."""
 
   def refusal(workdir, *arguments):
     before = contents(workdir)
@@ -211,13 +211,13 @@ def test_another_config_is_refused_with_what_differs(small, refusal):
   changes = ('codistill.delay_steps=1', 'optimizer.sgd.momentum=0.5')
   arguments = (f'--config.{change}' for change in changes)
   sentence = refusal(small.workdir, *arguments)
-  # These and nothing else.
+  # It names these keys and no others.
   assert (
     '(codistill.delay_steps 2 there, 1 now; '
     'optimizer.sgd.momentum 0.9 there, 0.5 now)' in sentence
   )
   assert '--overwrite' in sentence
-  # Which with bad input loses nothing.
+  # With bad input --overwrite loses nothing.
   bad = ('--overwrite', '--config.codistill.members=0')
   assert 'codistill.members' in refusal(small.workdir, *bad)
 
@@ -233,7 +233,7 @@ def other_commit(monkeypatch):
 
 def test_another_commit_may_be_allowed(small, tmp_path, refusal, other_commit):
   workdir, commit = small.stopped_copy(tmp_path), other_commit['commit']
-  # Its code did not have this key yet.
+  # The old code did not have this key yet.
   run = read_run(workdir / 'run.json')
   del run['config']['average_decay']
   old = {**run, 'config_hash': record.config_hash(run['config'])}
@@ -246,14 +246,14 @@ def test_another_commit_may_be_allowed(small, tmp_path, refusal, other_commit):
   for words in (commit[:12], str(first)[:12], '--allow-code-change'):
     assert words in sentence
   stop_command(7, workdir, *small.arguments, '--allow-code-change')
-  # The commit that came last may go on without asking.
+  # The last commit may go on without asking.
   assert_goes_on(small, workdir, 7)
   found = read_run(workdir / 'run.json')
   assert found['commit'] == first
   keys = ('commit', 'dirty', 'allow_code_change')
   resumed = [tuple(entry[key] for key in keys) for entry in found['resumed']]
   assert resumed == [(commit, False, True), (commit, False, False)]
-  # What is finished is shown to any.
+  # Any code may show a finished run.
   other_commit['commit'] = 'decaf' * 8
   assert run_command(workdir, *small.arguments).status == 0
 
@@ -267,14 +267,14 @@ def test_unknown_code_is_not_unchanged_code(
   ours = read_run(small.stopped_copy(tmp_path / 'first') / 'run.json')
   changed = '--allow-code-change'
   for name, before, words in (
-    # Of another hash, with a commit or without.
+    # The code has another hash, with a commit or without.
     (
       'known',
       {},
       (ours['commit'][:12], 'commit unknown (code other)', changed),
     ),
     ('unknown', {'commit': None}, ('by commit unknown', 'code other', changed)),
-    # From before hashes were recorded.
+    # The run is from before hashes were recorded.
     ('older', {'code': None}, (ours['commit'][:12], changed)),
     ('neither', {'code': None, 'commit': None}, (changed,)),
   ):
@@ -283,7 +283,7 @@ def test_unknown_code_is_not_unchanged_code(
     sentence = refusal(workdir)
     for word in words:
       assert word in sentence
-  # The same code goes on, whatever git says, and says what is not known.
+  # The same code goes on in any state of git, and says what is unknown.
   monkeypatch.setattr(record, 'code_hash', lambda *_: ours['code'])
   for before in ({}, {'commit': None}):
     workdir = small.stopped_copy(tmp_path / f'same{len(before)}')
@@ -296,7 +296,7 @@ def test_unknown_code_is_not_unchanged_code(
 def test_overwrite_begins_anew(small, tmp_path, other_commit):
   workdir = small.stopped_copy(tmp_path)
   (workdir / 'mine.txt').write_text('kept')
-  # It removes what it does not go on with, wherever that is.
+  # It removes files that it does not use, also behind a link.
   elsewhere = (workdir / 'checkpoints').rename(tmp_path / 'scratch')
   (workdir / 'checkpoints').symlink_to(elsewhere)
   arguments = (*small.arguments, '--config.seed=1', '--overwrite')
@@ -328,7 +328,7 @@ def test_a_part_of_a_run_is_refused(small, tmp_path, refusal):
   shutil.copy(small.workdir / 'rows.jsonl', tmp_path)
   cut_rows(tmp_path, 7)
   assert 'rows.jsonl ends before the run did; put' in refusal(tmp_path)
-  # Checkpoints that nobody owns.
+  # These checkpoints belong to no run.
   workdir = small.stopped_copy(tmp_path)
   (workdir / 'run.json').unlink()
   assert 'without run.json' in refusal(workdir)
@@ -346,7 +346,7 @@ def test_members_apart_in_one_workdir_are_of_one_config(tmp_path, capfd):
   assert sorted(path.name for path in tmp_path.glob('run*')) == ['run-0.json']
 
 
-# What a disk, or whoever copies a run, may do to it.
+# Damage by a disk, or by copying a run.
 
 
 def no_states(workdir, step):
@@ -354,7 +354,7 @@ def no_states(workdir, step):
 
 
 def cut_rows(workdir, step):
-  """The last row of that step, and all after it."""
+  """Removes the last row of a step, and all after it."""
   path = workdir / 'rows.jsonl'
   lines = path.read_text().splitlines(keepends=True)
   end = max(
@@ -389,7 +389,7 @@ def test_what_is_damaged_costs_the_steps_since_the_checkpoint_before(
   [line] = [line for line in said.splitlines() if 'goes on from step' in line]
   assert why in line
   assert 'goes on from step 5.' in line
-  # It has been saved again, and is as good as any.
+  # It has been saved again, and serves like any other.
   assert_goes_on(small, workdir, 7)
   kept = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
   assert kept == ['10', '7']
@@ -444,7 +444,7 @@ def test_what_cannot_be_gone_on_with_is_one_sentence(
   sentence = error_sentence(capfd)
   for part in (*words, 'put back a copy', '--overwrite'):
     assert part in sentence
-  # Whatever is there yet can be put together with what is put back.
+  # The files that are left can be combined with restored ones.
   after = contents(workdir)
   assert {name for name in after if after[name] != before.get(name)} <= {
     'run.json',

@@ -1,4 +1,4 @@
-"""Which peers may teach, and the loss that is published."""
+"""Rules for which peers may teach, and for the loss that is published."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from codistill.exchange.rules import ANY_PEER, Rules, TaskLosses
     (0, 1.6, 0.5, 'worse'),
     (0, None, 0.5, None),
     (0, 99.0, None, None),
-    # A student that is ill itself has nothing to compare with.
+    # A diverged student has nothing to compare with.
     (0, 99.0, float('nan'), None),
   ],
 )

@@ -42,7 +42,7 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
       expected = (0, [], [], None)
     else:
       assert row['distill_loss'] > 0
-      # Published at 0, 3, 6; seen from the third step after that on.
+      # It is published at 0, 3, 6, and seen from the third step after that on.
       age = step - 1 - 3 * ((step - 3) // 3)
       expected = (1, [other], [age], age)
     assert tuple(row[name] for name in ABOUT_PEERS) == expected
@@ -52,8 +52,8 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
     for row in rows
     if row['kind'] == 'exchange' and row['member'] == 0
   ]
-  # Each copy is taken up once, when it first teaches; a row of step 0 does not
-  # exist, so that step 1 tells of what was published before.
+  # Each copy is loaded once, when it first teaches. There is no row of step 0,
+  # so step 1 tells of publications before it.
   assert exchanged == [
     *((1, 'publish', 0), (3, 'publish', 3), (4, 'load', 0), (6, 'load', 3)),
     *((6, 'publish', 6), (9, 'load', 6), (9, 'publish', 9)),
@@ -80,7 +80,7 @@ def test_provenance_says_what_made_the_rows(pair):
   config = pair.whole.config.to_dict()
   assert found['config'] == json.loads(json.dumps(config))
   assert found['config_hash'] == record.config_hash(found['config'])
-  # What the command gave otherwise than the config has it, and no more.
+  # They are what the command changed in the config, and no more.
   changed = {'num_steps': 10, 'checkpoint_interval_steps': 100}
   changed |= {'num_devices': 1, 'schedule.warmup_cosine.num_steps': 100}
   changed |= {'codistill.reload_interval_steps': 3, 'codistill.delay_steps': 2}
@@ -118,7 +118,7 @@ def test_a_finished_run_shows_its_table_and_trains_nothing(pair, capfd):
 def test_configs_run_to_their_end(
   config, members, taught, tmp_path, monkeypatch
 ):
-  """In a relative workdir; codistillation does in all other tests."""
+  """It uses a relative workdir; codistillation runs in all other tests."""
   monkeypatch.chdir(tmp_path)
   short = (*DNN, '--config.num_steps=4')
   options = {'config': f'imagenet_{config}:smoke'}
@@ -129,7 +129,7 @@ def test_configs_run_to_their_end(
   rows = rows_of(workdir)
   train = [row for row in rows if row['kind'] == 'train']
   assert len(train) == 4 * members
-  # Not evaluated twice, although it is time for that, too.
+  # It is not evaluated twice, although it is time for that, too.
   assert [(row['kind'], row['member']) for row in rows[len(train) :]] == [
     ('final', who) for who in [*range(members)] + ['ensemble'] * (members > 1)
   ]
@@ -138,7 +138,7 @@ def test_configs_run_to_their_end(
     assert (row['distill_loss'] is not None) == taught
   if members == 1:
     return
-  # One member alone is that member of all.
+  # A member alone is the same as that member among all.
   apart = tmp_path / 'apart'
   status = run_command(apart, *short, '--member=1', **options).status
   found = read_run(apart / 'run-1.json')
@@ -156,7 +156,7 @@ def test_what_is_not_given_follows():
     request = flags.make_request(argv[1])
     assert request.workdir == ROOT / 'runs/imagenet_codistill-smoke-members'
     assert (request.member, request.world) == (1, None)
-    # There is no memory that it shares with its peers.
+    # It shares no memory with its peers.
     assert request.config.codistill.exchange == 'checkpoints'
     run.parse_flags([*argv[:1], f'--config={CODISTILL}', '--process-id=0'])
     with pytest.raises(UserError, match='address and --num-processes is miss'):

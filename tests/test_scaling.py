@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md against hand values; the page."""
+"""The arithmetic of docs/scaling.md against hand values, and the page."""
 
 import pathlib
 
@@ -65,9 +65,9 @@ def test_tables_go_between_their_markers():
 
 def test_what_makes_no_sense_is_refused(capsys):
   for arguments, said in (
-    (['--step-seconds=0'], 'a step takes some time'),
+    (['--step-seconds=0'], '--step-seconds must be above 0'),
     (['--share-of-peak=0'], '--share-of-peak must be above 0'),
-    (['--share-of-peak=1.1'], 'and 1 at most'),
+    (['--share-of-peak=1.1'], 'and at most 1'),
     (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h200-1'),
     (['--tokens-per-second', 'h200-8'], 'has no rate after the ='),
     (['--tokens-per-second', 'h200-8=-1'], 'has no rate after the ='),

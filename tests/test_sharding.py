@@ -1,4 +1,4 @@
-"""Arrays land where they should, and what does not divide is refused."""
+"""Arrays go where they should; sizes that do not divide are refused."""
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ def test_a_batch_that_does_not_divide_is_refused(batch_size):
 
 
 def batch(rows):
-  """Examples that tell which they are."""
+  """Examples that tell their number."""
   return {
     'inputs': 10.0 * rows[:, None] + np.arange(3),
     'labels': rows.astype(np.int32),
@@ -42,7 +42,7 @@ def batch(rows):
 
 
 def of_devices(devices):
-  """A member's mesh in which devices are in another order."""
+  """A member's mesh with devices in another order."""
   return Mesh(np.array(devices), (sharding.DATA_AXIS,))
 
 
@@ -56,17 +56,17 @@ def test_a_process_with_all_devices_feeds_all_rows_in_order():
 
 @pytest.mark.parametrize('process', [0, 1])
 def test_two_processes_feed_a_half_each(process, monkeypatch):
-  """As seen from one of two processes that take turns on 8 devices."""
+  """Each is one of two processes that take turns on 8 devices."""
   mesh = sharding.make_mesh(8)
   every = NamedSharding.addressable_devices_indices_map
 
   def mine(self, shape):
     parts = every(self, shape)
-    # In which order they come is nowhere promised.
+    # Their order is not specified.
     return {d: parts[d] for d in reversed(parts) if d.id // 2 % 2 == process}
 
   monkeypatch.setattr(NamedSharding, 'addressable_devices_indices_map', mine)
-  # Devices 0, 1, 4, 5 and 2, 3, 6, 7, with two rows each.
+  # It has devices 0, 1, 4, 5 (the other 2, 3, 6, 7), with two rows each.
   first = [0, 1, 2, 3, 8, 9, 10, 11]
   expected = [row + 4 * process for row in first]
   np.testing.assert_array_equal(sharding.local_rows(16, mesh), expected)
@@ -82,7 +82,7 @@ def test_each_device_gets_its_rows_and_together_they_are_the_batch(order):
     assert array.shape == whole[key].shape
     assert array.sharding.is_equivalent_to(sharding.split(mesh), array.ndim)
     np.testing.assert_array_equal(array, whole[key])
-    # What is taken over it is over all of it.
+    # A mean over it is over all of it.
     assert jax.jit(jax.numpy.mean)(array) == whole[key].mean()
     for place, device in enumerate(mesh.devices):
       [shard] = [s for s in array.addressable_shards if s.device == device]

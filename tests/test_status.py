@@ -1,4 +1,4 @@
-"""Members at a glance: from a run's files alone, at any time, reading only."""
+"""Members at a glance: from a run's files alone, at any time, read only."""
 
 import datetime
 import json
@@ -20,7 +20,7 @@ BATCH = 16
 
 
 def make_run(workdir, *, members=2, only=None, state='running', **changes):
-  """Provenance as experiments.run writes it."""
+  """Writes provenance as experiments.run does."""
   workdir.mkdir(parents=True, exist_ok=True)
   record = Record(workdir, '' if only is None else f'-{only}')
   codistill = {'members': members, 'exchange': 'memory', 'exchange_dir': None}
@@ -33,7 +33,7 @@ def make_run(workdir, *, members=2, only=None, state='running', **changes):
 
 
 def train(record, member, steps, *, rate=100.0, loss=1.0, **fields):
-  """Train rows of some steps, as fast as `rate` examples a second."""
+  """Writes train rows of some steps, at `rate` examples a second."""
   row = {'member': member, 'kind': 'train', 'task_loss': loss}
   row |= {'peers': [], 'peer_ages': [], 'left_out': {}, 'failed_loads': 0}
   for step in steps:
@@ -58,14 +58,14 @@ def states_of(workdir):
 
 
 def everything(workdir):
-  """What an observer must not change: names, contents, and times of folders."""
+  """All that an observer must not change: names, contents, folders' times."""
   paths = [workdir, *workdir.rglob('*')]
   return [path.stat().st_mtime_ns for path in paths], contents(workdir)
 
 
 @pytest.fixture(scope='module')
 def half(tmp_path_factory):
-  """A real run of two members apart, of whom only member 0 has started."""
+  """A real run of two members apart; only member 0 has started."""
   workdir = tmp_path_factory.mktemp('half')
   assert run_command(workdir, '--member=0', *DNN).status == 0
   return workdir
@@ -95,7 +95,7 @@ def test_nothing_is_written_into_the_workdir(half, tmp_path):
 
 
 def test_what_reads_and_draws_needs_no_jax(half, tmp_path):
-  """One process for all such commands; this one has imported jax."""
+  """All commands run in one process, because this one has imported jax."""
   code = """
 import sys
 def check(status, *more):
@@ -119,7 +119,9 @@ check(0)
   assert (tmp_path / 'curves.png').exists()
 
 
-def test_who_holds_the_lease_runs_and_who_lost_it_is_dead(tmp_path, capsys):
+def test_a_holder_of_the_lease_runs_and_one_that_lost_it_is_dead(
+  tmp_path, capsys
+):
   make_run(tmp_path)
   path = tmp_path / 'lease.json'
   with lease(path) as content:
@@ -127,7 +129,7 @@ def test_who_holds_the_lease_runs_and_who_lost_it_is_dead(tmp_path, capsys):
       assert line[1] == 'running'
       assert line[8].startswith(f'{content["host"]} {os.getpid()}, ')
   assert states_of(tmp_path) == ['dead', 'dead']
-  # A process that has gone without a word, and one of another host that hangs.
+  # One process has gone without a word, one of another host hangs.
   gone = subprocess.Popen(['true'])
   gone.wait()
   with lease(path, pid=gone.pid):
@@ -139,7 +141,7 @@ def test_who_holds_the_lease_runs_and_who_lost_it_is_dead(tmp_path, capsys):
     assert states_of(tmp_path) == ['dead', 'dead']
     text = status.read_status(tmp_path)[0].lease
     assert text == f'elsewhere {os.getpid()}, 2 min'
-    # A clock was set back: who must not wait says what there is.
+    # A clock was set back: status does not wait, and shows what it knows.
     tomorrow = datetime.datetime.now().timestamp() + 86_500
     os.utime(path, (tomorrow, tomorrow))
     assert states_of(tmp_path) == ['unclear', 'unclear']
@@ -205,7 +207,7 @@ def test_rate_and_loss_are_those_of_the_last_rows_of_each_member(tmp_path):
     scored = {'member': 0, 'kind': 'eval', 'task_loss': 77.0}
     record.write_row({'step': step, **scored})
     record.close()
-  # Its loss is no number: it has none in the mean.
+  # Its loss is NaN, so it does not count in the mean.
   train(record, 1, [121], loss=float('nan'), rate=250.0)
   one, other = (
     (one.step, one.rate, one.task_loss) for one in status.read_status(tmp_path)
@@ -241,7 +243,7 @@ def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path, recwarn):
   for cut, step in ((1, 1_000), (7, 999), (200, 999)):
     record.rows_path.write_bytes(whole[:-cut])
     assert status.read_status(tmp_path)[0].step == step
-  # However much lies before it.
+  # Any amount of data may be before it.
   with open(record.rows_path, 'r+b') as file:
     file.truncate(1 << 27)
     file.seek(0, os.SEEK_END)
@@ -260,7 +262,7 @@ def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
   make_run(tmp_path, members=1, state='done', codistill=meeting)
   folder = tmp_path / 'exchange/0'
   now = datetime.datetime.now().timestamp()
-  # A job that came back has resumed from before what its last life published.
+  # A job that came back has resumed from before its last life's publications.
   for name, age in (('6', 4000), ('900', 400), ('60', 200), ('.70.tmp', 0)):
     (folder / name).mkdir(parents=True)
     os.utime(folder / name, (now - age, now - age))
@@ -283,7 +285,7 @@ def test_no_run_or_a_damaged_one_is_one_sentence(tmp_path, capsys):
   for seconds in ('0', '-1', 'nan', 'inf', 'soon'):
     with pytest.raises(SystemExit, match='2'):
       status.main([str(tmp_path), f'--watch={seconds}'])
-    assert f'{seconds!r} is no number of seconds' in capsys.readouterr().err
+    assert f'{seconds!r} is not a number of seconds' in capsys.readouterr().err
 
 
 def test_a_watch_ends_when_all_have_ended(tmp_path, capsys, monkeypatch):
@@ -302,7 +304,7 @@ def test_a_watch_ends_when_all_have_ended(tmp_path, capsys, monkeypatch):
     lines = lines_of(capsys, tmp_path, '--watch=7')
   assert [line[1] for line in lines] == ['stopped', 'running', 'done']
   assert slept == [7, 7]
-  # Or quietly, when it is interrupted.
+  # It ends quietly when it is interrupted, too.
   make_run(tmp_path, members=1, state='interrupted')
   [line] = lines_of(capsys, tmp_path, '--watch=1')
   assert line[1] == 'stopped'

@@ -1,4 +1,4 @@
-"""A sweep: every point with every seed, exactly once, whatever happens."""
+"""A sweep runs every point with every seed, exactly once, through failures."""
 
 import json
 import shlex
@@ -46,7 +46,7 @@ def test_a_plan_has_every_point_with_every_seed(tmp_path):
     '--config.codistill.reload_interval_steps=1',
     '--config.codistill.delay_steps=1',
   )
-  # A key that is given is given to every run.
+  # A key of the command is given to every run.
   runs = plan(tmp_path, '--config.num_steps=6')
   assert all('--config.num_steps=6' in run.command for run in runs)
   assert {run.num_steps for run in runs} == {6}
@@ -121,7 +121,7 @@ def test_print_and_slurm_get_what_is_left_to_do(tmp_path, monkeypatch, capsys):
   parameters = {'partition': 'gpu', 'time': '30'}
   submit.assert_called_once_with(left, 2, tmp_path, parameters)
   assert 'submitted 3 runs: 4711_0 to 4711_2' in capsys.readouterr().out
-  # And says what it cannot print: there a run has other keys.
+  # It names what it cannot print: a run there has other keys.
   finish(plan(tmp_path, '--config.batch_size=64')[0])
   assert sweep.main([*arguments, '--launcher=print']) == 1
   captured = capsys.readouterr()
@@ -135,9 +135,9 @@ def test_a_key_is_given_to_the_points_that_read_it(tmp_path):
   assert without == ['exchange=none']
   for keys, config in (
     (('--config.model.dnn.hidden=(8,)',), STALENESS),
-    # It would leave unread what the points differ in.
+    # The points would differ in keys that nothing reads.
     (('--config.codistill.exchange=none',), 'lm_topology:smoke'),
-    # What follows from a key counts, and a value of a wrong type does not.
+    # Keys that follow count, but not a value of a wrong type.
     (
       (
         '--config.data.path=/a',
@@ -151,7 +151,7 @@ def test_a_key_is_given_to_the_points_that_read_it(tmp_path):
       plan(tmp_path, *keys, config=config)
 
 
-# States, from what lies in the folder.
+# States, read from the folder.
 
 
 def finish(run, status='done', **more):
@@ -178,7 +178,7 @@ def test_states(tmp_path):
   assert sweep.state(stopped).step == 1
   rows.write_text('not a row\n')
   assert sweep.state(stopped).status == 'failed'
-  # The default workdir is the same whatever keys are given; flags are no keys.
+  # The default workdir does not depend on keys; flags are no keys.
   assert sweep.state(plan(tmp_path, '--tensorboard')[1]).status == 'done'
   other = sweep.state(plan(tmp_path, '--config.batch_size=64')[1])
   assert other.status == 'failed'
@@ -197,7 +197,7 @@ def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
   assert sweep.state(fine).status == 'done'
 
 
-# Processes that stand in for runs: each does what its point says.
+# Stand-ins for runs: each process does what its point says.
 
 
 def fakes(tmp_path, *words):
@@ -232,12 +232,12 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
   assert states == ['diverged', 'done', 'done']
   assert starts(tmp_path) == sorted(run.point for run in runs)
   lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-  # Brackets of an error are brackets.
+  # Brackets of an error stay brackets.
   assert 'ValueError: [/bold]' in lines['0-fail']
   assert str(runs[0].log) in lines['0-fail']
   assert 'killed by signal 9' in lines['1-die']
   assert '2 done, 0 running, 1 diverged, 2 failed' in text
-  # What is finished is left alone.
+  # Finished runs are left alone.
   assert run_locally([runs[0], *runs[2:]])[0] == 1
   assert starts(tmp_path) == sorted(['0-fail', *(run.point for run in runs)])
 
@@ -278,7 +278,7 @@ def test_failed_runs_are_no_progress(tmp_path, monkeypatch):
     runs[2]: sweep.State('running', 5),
   }
   now[0] = 60.0
-  # A run and a half in a minute, a run and a half to go.
+  # It did a run and a half in a minute, and has a run and a half to go.
   assert 'about 0:01:00 left' in pace.line(states)
   assert '1 done, 1 running, 1 failed' in pace.line(states)
 
@@ -331,7 +331,7 @@ def test_a_signal_stops_the_runs_with_a_checkpoint(tmp_path):
 
 def test_a_second_signal_kills_what_will_not_stop(tmp_path):
   [run] = fakes(tmp_path, 'stubborn')
-  # The second comes while the run is waited for.
+  # The second one comes while it waits for the run.
   stop = Signals([run.workdir / 'waits'], [run.workdir / 'told'])
   began = time.monotonic()
   assert run_locally([run], 1, stop)[0] == 128 + signal.SIGINT
@@ -349,11 +349,11 @@ def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
     assert run.log.read_text().strip() == share
 
 
-# The command itself, with real runs.
+# The real command, with real runs.
 
 
 def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
-  config = 'imagenet_sync:smoke'  # Of two points.
+  config = 'imagenet_sync:smoke'  # It has two points.
   keys = ('--config.num_steps=20', '--config.num_devices=1', *DNN)
   keys += ('--config.checkpoint_interval_steps=2',)
   where = (f'--config={config}', f'--workdir={tmp_path}')
@@ -361,16 +361,16 @@ def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
   done, other = plan(tmp_path, *keys, config=config)
   finish(done)
   with start_process(line):
-    # After a checkpoint, at step 2, and before the end.
+    # It is after a checkpoint, at step 2, and before the end.
     until(lambda: 4 <= sweep.state(other).step < 20)
-    # The sweep, and what it had started: as a machine that loses power.
+    # Kill the sweep and its processes, as when a machine loses power.
     subprocess.run(['pkill', '-KILL', '-f', str(tmp_path)])
   assert sweep.main(line[3:]) == 0
   assert '2 done' in capsys.readouterr().out
   told = read_run(other.workdir / 'run.json')
   assert told['status'] == 'done'
   assert told['resumed']
-  # A row of an exchange may say the same twice, of two publications.
+  # A row of an exchange may repeat another, for another publication.
   found = [
     (row['step'], row['member'], row['kind'])
     for row in read_rows(other.workdir / 'rows.jsonl')
@@ -379,7 +379,7 @@ def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
   assert len(set(found)) == len(found)
   assert sum(kind == 'final' for _, _, kind in found) == 1
   assert sum(kind == 'train' for _, _, kind in found) == 20
-  # What was done before has not been touched; now nothing is left to start.
+  # Finished runs have not been touched; now nothing is left to start.
   before = other.log.read_bytes()
   assert sweep.main(line[3:]) == 0
   assert other.log.read_bytes() == before

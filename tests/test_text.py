@@ -11,12 +11,12 @@ from data.text import dataset as text
 
 T = 5
 END = 1
-# Long and short, and some in a file of their own.
+# Documents are long and short; some get a file of their own.
 LENGTHS = [1, 2, 3, 40, 7, 1, 1, 90, 13, 5, 2, 30, 11, 64, 8, 3, 1, 17, 21, 9]
 
 
 def make_documents(lengths, first):
-  """Documents in which every token is another; each a hash and tokens."""
+  """Documents in which all tokens differ; each is a hash and tokens."""
   rng = np.random.default_rng(first)
   hashes = rng.integers(1 << 63, size=len(lengths)).tolist()
   tokens = np.arange(first, first + sum(lengths))
@@ -52,7 +52,7 @@ def lanes_of(text_set, length, **changes):
 
 
 def own_tokens(text_set, **changes):
-  """All tokens that a member ever sees: two passes are more than enough."""
+  """All tokens that a member ever sees; two passes are more than enough."""
   return {*lanes_of(text_set, 2 * NUM_TRAIN, **changes).flat}
 
 
@@ -71,7 +71,7 @@ def test_a_batch_is_lanes_and_what_comes_next(prepared):
     assert (batch['labels'][:, :-1] == batch['inputs'][:, 1:]).all()
   for one, other in itertools.pairwise(batches):
     assert (one['labels'][:, -1] == other['inputs'][:, 0]).all()
-  # Members that share draw the same of the same seed.
+  # Members that share documents and seed draw the same.
   shared = {'members': 2, 'partition': 'shared', 'member': 1}
   assert_same(take(prepared, 9, **shared), batches[:9])
   assert differ(take(prepared, 9, **shared, seed=4), batches[:9])
@@ -90,7 +90,7 @@ def test_a_pass_has_every_token_once_and_documents_whole(batch_size, prepared):
     documents = np.split(tokens, begins[1:])
     assert sorted(map(list, documents)) == [tokens for _, tokens in TRAIN]
     orders.add(tuple(tokens[begins]))
-  # A new order in each.
+  # Each pass has a new order.
   assert len(orders) == 3
 
 
@@ -131,7 +131,7 @@ def test_rows_are_those_of_the_whole_batch(prepared):
   assert_rows_are_slices(held_out, rows, 1)
 
 
-def test_lanes_are_the_same_whatever_the_order_of_files(prepared, tmp_path):
+def test_lanes_do_not_depend_on_the_order_of_files(prepared, tmp_path):
   order = np.random.default_rng(0).permutation(len(TRAIN))
   shuffled = [TRAIN[i] for i in order]
   other = make(write_corpus(tmp_path / 'made', shuffled, TEST[::-1], 1_000))

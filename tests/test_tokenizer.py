@@ -52,13 +52,13 @@ def tokenizer(model):
 
 
 def any_text(rng):
-  """Text of whatever Unicode has, and much of what is difficult."""
+  """Text of any Unicode characters, many of them difficult."""
 
   def character():
     kind = rng.random()
     if kind < 0.3:
       code = rng.randrange(sys.maxunicode + 1)
-      # Surrogates are no characters.
+      # Surrogates are not characters.
       return chr(code) if not 0xD800 <= code < 0xE000 else '\ue000'
     if kind < 0.5:
       return chr(rng.randrange(256))

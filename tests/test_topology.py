@@ -1,4 +1,4 @@
-"""The graphs: nobody learns from itself, and each is what its name says."""
+"""Each graph is what its name says, and nobody learns from itself."""
 
 import collections
 
@@ -24,7 +24,7 @@ def test_teachers_are_other_members_each_once(name):
         assert teachers
         assert sorted(set(teachers)) == list(teachers)
         assert set(teachers) <= set(candidates) - {member}
-  # Two members teach each other in every graph, and a lone one has no teacher.
+  # Two members teach each other in every graph; a single one has no teacher.
   assert graph(name, 2) == {0: (1,), 1: (0,)}
   if name in ('all', 'ring', 'star'):
     assert graph(name, 1) == {0: ()}
@@ -53,7 +53,7 @@ def test_random_neighbours_are_redrawn_at_each_reload_from_the_seed():
   mine = [draw[3] for draw in draws]
   assert all(len(teachers) == 2 for teachers in mine)
   assert len(set(mine)) > 5
-  # Members do not draw alike: one alone would be learnt from by all others.
+  # Members draw differently: otherwise all others would learn from one.
   alone = [graph('random', 6, reload).values() for reload in range(20)]
   assert max(len(set(teachers)) for teachers in alone) > 2
 

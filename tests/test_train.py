@@ -1,4 +1,4 @@
-"""What consumes the reports: late metrics, the same rows again, TensorBoard."""
+"""Uses of the reports: late metrics, the same rows again, TensorBoard."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from codistill.optim import averaged
 
 @dataclasses.dataclass
 class Watched:
-  """A metric on the device: what asks for its value is taped."""
+  """A metric on the device that records who asks for its value."""
 
   value: object
   ask: object
@@ -43,7 +43,7 @@ class Watched:
 
 @pytest.fixture(scope='module')
 def watched(small, tmp_path_factory):
-  """`small` once more, with a tape of updates and of who asks for metrics."""
+  """`small` again, with a tape of updates and of requests for metrics."""
   tape, numbers = [], itertools.count()
 
   def watch(update):
@@ -81,8 +81,8 @@ def watched(small, tmp_path_factory):
 
 
 def test_metrics_are_fetched_one_report_late(watched):
-  # Two reports a step; before evaluations at 4 and 8, the checkpoint at 6 and
-  # the end at 10 there is nothing to wait for.
+  # Each step has two reports. Before evaluations at 4 and 8, the checkpoint at
+  # 6 and the end at 10 there is nothing to wait for.
   caught_up = {2 * step - 1 for step in (4, 6, 8, 10)}
   expected = []
   for number in range(20):
@@ -128,8 +128,8 @@ def test_averages_of_weights_are_scored_taught_and_gone_on_with(tmp_path):
     averaged(member.state.variables, member.state.opt_state)
     for member in members
   ]
-  # By hand, with the decays of TensorFlow, from what was offered along the way:
-  # an average is as far from the one before as from the weights, in proportion.
+  # Computed by hand with TensorFlow's decays, from offers along the way: an
+  # average divides the way from the one before to the weights in proportion.
   for member, average in zip(members, averages, strict=True):
     before, after = (offered[member.index, step]['params'] for step in (5, 6))
     jax.tree.map(
@@ -165,7 +165,7 @@ def test_averages_of_weights_are_scored_taught_and_gone_on_with(tmp_path):
 
 
 def events_of(folder):
-  """The events of its only file, by the framing of TFRecord."""
+  """The events of its only file, read as TFRecord."""
   [path] = folder.iterdir()
   data, events = path.read_bytes(), []
   while data:

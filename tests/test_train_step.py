@@ -95,7 +95,7 @@ def test_the_updates_differ_in_psi_alone():
   assert largest_difference(alone.variables, unheard.variables) < 1e-7
   assert largest_difference(alone.variables, taught.variables) > 1e-3
   assert 'distill_loss' not in metrics
-  # Logged before weighting, each by itself.
+  # They are logged before weighting, each by itself.
   np.testing.assert_allclose(both['task_loss'], metrics['task_loss'], rtol=1e-6)
   predict = jax.jit(model.predict)
   student, teacher = (
@@ -143,9 +143,9 @@ def test_one_compilation_for_each_number_of_peers_and_the_state_is_donated():
     state, _ = updates.codistill(state, batch, tuple(team))
     for leaf in jax.tree.leaves((before.variables, before.opt_state)):
       assert leaf.is_deleted()
-  # One, two and three peers, whoever they are.
+  # One for one, two and three peers each, for any peers.
   assert len(traces) == 3
-  # What belongs to them is not donated.
+  # Peers' arrays are not donated.
   for leaf in jax.tree.leaves([peer.variables for peer in peers]):
     assert not leaf.is_deleted()
 
@@ -223,7 +223,7 @@ def test_a_peers_memory_is_its_own_and_starts_from_zero_when_admitted():
   schedule = [(), (first,), (first,), (second, first), (second,), (first,)]
   for step, peers in enumerate(schedule):
     state, _ = updates.codistill(state, batch_of(step), peers)
-  # Mine counts every step; theirs those at which they taught me.
+  # Mine counts every step; theirs counts the steps at which they taught me.
   np.testing.assert_array_equal(state.memory, np.full(BATCH, 6.0))
   np.testing.assert_array_equal(state.peer_memories[1], np.full(BATCH, 4.0))
   np.testing.assert_array_equal(state.peer_memories[2], np.full(BATCH, 2.0))
@@ -250,7 +250,7 @@ def test_a_peers_memory_goes_on_under_the_weights_that_it_has_now():
     _, memory = predict(weights, batch['inputs'], memory)
   assert set(state.peer_memories) == {4}
   assert largest_difference(host(state.peer_memories[4]), host(memory)) < 1e-5
-  # And is not mine.
+  # It is not mine.
   assert largest_difference(host(state.memory), host(memory)) > 0.1
 
 
@@ -281,7 +281,7 @@ def test_no_gradient_reaches_the_batch_before():
 
 
 def counted(updates, mesh, num_steps=3):
-  """What a member and its peer have counted, lane by lane, after each step."""
+  """Counts of a member and its peer, lane by lane, after each step."""
   state, seen = place_state(state_of(COUNTER), mesh), []
   peer = peer_of(COUNTER, 1, mesh)
   for step in range(num_steps):
@@ -313,7 +313,7 @@ def test_resets_are_of_the_lanes_that_the_key_and_the_step_draw(
     drawn.append(lanes.tolist())
   if probability in (0, 1):
     assert drawn == [[probability == 1] * BATCH] * 3
-  else:  # Neither none nor all, and not the same ones again.
+  else:  # They are neither none nor all, and not the same ones again.
     assert all(0 < sum(lanes) < BATCH for lanes in drawn)
     assert drawn[1] != drawn[2]
 
@@ -343,7 +343,7 @@ def test_a_reset_zeroes_all_of_a_lane_and_nothing_of_another():
 
 @functools.cache
 def exact_run(make_model, batch_of, num_devices=1, **changes):
-  """Three updates in float64, where rounding cannot hide what is wrong."""
+  """Three updates in float64, where rounding cannot hide errors."""
   with jax.enable_x64(True):
     mesh, model = sharding.make_mesh(num_devices), make_model()
     updates = updates_of(model, mesh, optimizer=PLAIN_SGD, **changes)
@@ -372,7 +372,7 @@ exact_resnet = functools.partial(make_tiny_resnet, 2, dtype='float64')
   ('run', 'options', 'difference'),
   [
     ((exact_lstm, text_of, 8), {'loss_chunk_tokens': 5}, 1e-11),
-    # A BatchNorm group of two, or a lane, at a time.
+    # One takes a BatchNorm group of two at a time, the other a lane.
     ((exact_lstm, text_of, 2), {'num_microbatches': 4}, 1e-6),
     ((exact_resnet, batch_of, 2), {'num_microbatches': 4}, 1e-6),
   ],

@@ -64,7 +64,7 @@ def test_a_student_is_nobody_s_twin(student):
 
 def test_examples_without_a_label_are_learnt_from_by_their_teachers(student):
   workdir, outcome = student
-  # Who have learnt from their own split and from labels.
+  # The teachers have learnt from their own split and from labels.
   data = read_run(workdir / 'ensemble' / 'run.json')['config']['data']
   assert data['train_split'] == 'train[:50%]'
   assert data['unlabelled_split'] is None
@@ -75,7 +75,7 @@ def test_examples_without_a_label_are_learnt_from_by_their_teachers(student):
   assert (labels == UNLABELLED).any()
   assert (labels != UNLABELLED).any()
   first = kinds(rows_of(workdir), 'train')[0]
-  # At the start all classes are as likely; φ is 0 for the others.
+  # At the start all classes are equally likely; φ is 0 for the others.
   known = (labels != UNLABELLED).mean()
   classes = outcome.config.data.num_classes
   assert first['task_loss'] == pytest.approx(known * np.log(classes), rel=0.05)
@@ -95,9 +95,9 @@ def test_a_run_says_how_well_its_teachers_know_what_they_learnt(
     (finals[0]['accuracy'] + finals[1]['accuracy']) / 2
   )
   losses = [row['task_loss'] for row in kinds(rows, 'train')]
-  assert len(losses) == 8  # Fewer than 20 of each member: all of them.
+  assert len(losses) == 8  # Members have fewer than 20 rows, so all count.
   assert fit['train']['task_loss'] == pytest.approx(np.mean(losses))
-  # Without rows nothing is known.
+  # Without rows nothing is known about them.
   shutil.copy(workdir / 'ensemble' / 'run.json', tmp_path)
   assert fit_of(tmp_path) is None
 
@@ -155,7 +155,7 @@ def test_a_younger_teacher_is_the_same_teacher_earlier(tmp_path):
     rows.append([row for row in steps if row['step'] <= 2])
   assert rows[0] == rows[1]
   assert len(rows[0]) == 2
-  # And the students differ, because the teachers do.
+  # The students differ, because their teachers do.
   with pytest.raises(AssertionError):
     assert_bit_for_bit(*outcomes)
 

@@ -1,1 +1,1 @@
-"""What training costs, part by part: `python -m scripts.benchmark`."""
+"""The cost of training, part by part: `python -m scripts.benchmark`."""

@@ -1,29 +1,29 @@
-r"""What training costs, measured on this machine, and where it stands.
+r"""Measures what training costs on this machine, and compares it with limits.
 
   python -m scripts.benchmark [WHAT …] [--full] [--rounds=5] [--json=FILE]
 
-step: both updates of four networks with one to three teachers: time, FLOPs;
-model: examples or tokens a second, FLOP/s, and their share of what can be had;
+step: time and FLOPs of four networks' updates, with zero to three teachers;
+model: examples or tokens a second, FLOP/s, and their share of the best FLOP/s;
 input: images, text, clicks and waiting;
-  images: read, decoded, augmented, batched: images a second a core;
+  images: images a second a core: read, decoded, augmented, batched;
   text: how fast lanes of tokens are read;
   clicks: how fast a click log is prepared, and read in shuffled batches;
-  waiting: the share of a step's time that training waits for them;
+  waiting: the share of a step's time in which training waits for input;
 exchange: weights through a folder: stall of the loop, bytes, seconds;
 publication: its bytes, files and seconds, by size and precision;
 memory: of one member and of two, with the loss plain and in chunks;
-loss: φ and ψ over a vocabulary, plain and in chunks: memory, time;
-scale: what grows with members, devices, the validation set, the corpus;
+loss: memory and time of φ and ψ over a vocabulary, plain and in chunks;
+scale: growth with members, devices, the validation set and the corpus;
 start: from the command to the first step, compiled before and not;
-lstm: the gradient of a layer's recurrence, its own and JAX's;
-teacher: an update's time and memory by precision of the teacher;
-together: members one by one, and advanced by one program for all.
+lstm: the gradient of a layer's recurrence, our own and JAX's;
+teacher: an update's time and memory, by precision of the teacher;
+together: members updated one by one, and by one program for all.
 
-Without WHAT all of it. Shapes are small unless --full. Whatever is compared is
-measured in turn, so that what else this machine does meets all alike; what
-compiles and warms up goes before and is not counted. Prints medians, with the
-least and the greatest, and limits; writes nothing but FILE, each part when it
-is done, in place of what FILE had of that part.
+Without WHAT it measures everything. Shapes are small unless --full is given.
+Alternatives are measured in turn, so that other load on this machine affects
+them alike; compiling and warming up do not count. It prints the median, least
+and greatest of each number, and the limit. It writes only FILE: each part when
+it is done, in place of FILE's old one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  # Not `choices`, which refuse that there is none.
+  # `choices` would refuse an empty list.
   parser.add_argument('what', nargs='*', metavar='WHAT')
   parser.add_argument('--full', action='store_true')
   parser.add_argument('--rounds', type=int, default=5)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   ]
   logging.set_verbosity(logging.FATAL)
   with tempfile.TemporaryDirectory() as programs:
-    # What one part or process has compiled no other need compile.
+    # Parts and processes share their compiled programs.
     if jax.config.jax_compilation_cache_dir is None:
       os.environ['JAX_COMPILATION_CACHE_DIR'] = programs
       jax.config.update('jax_compilation_cache_dir', programs)
@@ -115,12 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure_all(names: Iterable[str], arguments: argparse.Namespace) -> int:
-  """Parts one after another; the command's status."""
-  # Before FILE, which may be a file of the project, is changed.
+  """Measures parts one after another; returns the exit status."""
+  # First, since FILE may belong to the project, which then has changes.
   where = machine()
   try:
     if arguments.json:
-      # Before minutes of measuring.
+      # An unusable file must fail before minutes of measuring.
       _check(arguments.json)
     for name in names:
       measures = _measure(name, arguments.rounds, arguments.full)
@@ -133,7 +133,7 @@ def _measure_all(names: Iterable[str], arguments: argparse.Namespace) -> int:
 
 
 def _measure(name: str, rounds: int, full: bool) -> list[Measure]:
-  """One part, shown while it goes on and at its end."""
+  """Measures one part, and prints progress and a table."""
   part, console = PARTS[name], Console()
   console.print(f'{name}: compiling and warming up …')
   measures: list[Measure] = []
@@ -151,7 +151,7 @@ def _check(path: pathlib.Path) -> None:
   if path.exists():
     report.read(path)
   elif not path.parent.is_dir():
-    raise UserError(f'{path.parent} is no folder; make it, or name another')
+    raise UserError(f'{path.parent} is not a folder; make it, or name another')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,11 @@
 """How fast a click log is prepared, and read as shuffled batches.
 
-The synthetic log as text, prepared by the command with two workers, all of it,
-with rare categories counted; then training batches of it, as a member
-of two reads them, without a model. By the clock, and by processor time: of all
-processes in preparing, of this one, one of whose threads reads ahead, in
-reading. Limits: 200,000 rows a second prepared, a million read.
+The command prepares the synthetic log from text with two workers, rare
+categories counted. Then training batches of it are read as one of two members
+reads them, without a model. Rates are by the clock and by processor time, which
+is that of all processes for preparing, and for reading that of this process and
+its thread that reads ahead. Limits: 200,000 rows a second prepared, a million
+read.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Prepares and reads in turn.
 
   Args:
-    rounds: of each; one more of reading goes before and is not counted.
+    rounds: how many; an uncounted round of reading goes first.
     shapes: of the log.
 
   Yields:
@@ -74,15 +75,15 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
 
 
 def _prepare(log: pathlib.Path, output: pathlib.Path) -> tuple[float, float]:
-  """Seconds, and seconds of CPU of all processes."""
+  """Prepares the log; seconds, and CPU seconds of all processes."""
 
   def cpu():
     times = os.times()
-    # Those of children are there once they have ended.
+    # The system adds a child's times when it has ended.
     return sum(times[:4])
 
   began, before = time.perf_counter(), cpu()
-  # A process of its own: its workers import what it has imported.
+  # In a process of its own, because its workers import what it has imported.
   line = [sys.executable, '-m', 'scripts.prepare_criteo', f'--input={log}']
   line += [f'--output={output}', f'--workers={WORKERS}']
   subprocess.run(line, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
@@ -92,7 +93,7 @@ def _prepare(log: pathlib.Path, output: pathlib.Path) -> tuple[float, float]:
 def _read(
   folder: pathlib.Path, batch_size: int
 ) -> tuple[float, int, float, float]:
-  """Seconds to the first batch; then rows, seconds, seconds of CPU."""
+  """Seconds to the first batch; then rows, seconds and CPU seconds."""
   clicks = make_clicks(
     str(folder),
     synthetic_rows=0,

@@ -1,9 +1,9 @@
 """What exchanging weights through a folder costs a training loop.
 
-One member trains ResNets of 1, 25 and 100 million numbers on random images. In
-turn, of each, an interval of updates with the exchange, which publishes once
-and takes up one publication of a peer, and one without. Limit: a stall of 2 %
-of the interval.
+One member trains ResNets of 1, 25 and 100 million parameters on random images.
+For each, an interval of updates with the exchange, which publishes once and
+loads one publication of a peer, alternates with an interval without. Limit: a
+stall of 2 % of the interval.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from scripts.benchmark.measure import (
 TITLE = 'an interval of updates'
 ROUNDS = 'rounds of pairs of intervals'
 _AIM = Limit('≤', 2)
-# Seconds to wait for what the background does after an interval.
+# Seconds to wait for the background work of an interval.
 _PATIENCE_S = 120.0
 
 
 class Shapes(NamedTuple):
-  """Networks, and updates in an interval, by millions of numbers."""
+  """Networks, and updates in an interval, by millions of parameters."""
 
   networks: Mapping[int, ResNet]
   interval_steps: Mapping[int, int]
@@ -52,7 +52,7 @@ _NETWORKS = {
   size: ResNet(depth, width, batch_size=4)
   for size, (depth, width) in publishing.FULL.items()
 }
-# Fewer of what takes long; a stall is what it is.
+# Large networks take fewer updates: their number does not change the stall.
 SMALL = Shapes(_NETWORKS, {1: 50, 25: 10, 100: 5})
 FULL = Shapes(_NETWORKS, dict.fromkeys(_NETWORKS, 50))
 
@@ -61,8 +61,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Trains intervals with the exchange and without, in turn.
 
   Args:
-    rounds: of an interval of each kind; one more goes before and is not
-      counted.
+    rounds: how many pairs of intervals; an uncounted one goes first.
     shapes: of networks and intervals.
 
   Yields:
@@ -85,7 +84,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
 
 
 class _Run(contextlib.ExitStack):
-  """A member that trains, and what it exchanges."""
+  """A member that trains, and its exchange."""
 
   def __init__(self, folder: pathlib.Path, network: ResNet, steps: int):
     super().__init__()
@@ -103,7 +102,7 @@ class _Run(contextlib.ExitStack):
     )
 
   def measure(self) -> Iterator[tuple[str, str, float, Limit | None]]:
-    """Trains an interval of each kind: names, units, values, limits."""
+    """Trains an interval of each kind; yields names, units, values, limits."""
     exchange = self._exchange
     _publish_as_peer(self._folder, self._state, self._step)
     seconds_with = self._train(exchange)
@@ -124,12 +123,12 @@ class _Run(contextlib.ExitStack):
     yield 'the same on disk', 'MB', _size(written) / 1e6, None
 
   def _train(self, exchange: CheckpointExchange | None) -> float:
-    """Seconds of an interval."""
+    """Trains an interval; returns its seconds."""
     began, late = time.perf_counter(), None
     for _ in range(self._steps):
       if exchange is not None:
         self._step += 1
-        # Peers are asked for and not used: what ψ costs is another matter.
+        # Peers are not used, because the cost of ψ is not measured here.
         exchange.freshest(0, self._step)
       self._state, metrics = self._updates.burn_in(self._state, self._batch)
       if exchange is not None:
@@ -142,7 +141,7 @@ class _Run(contextlib.ExitStack):
 
 
 def _fetch(late: Metrics | None, metrics: Metrics) -> Metrics:
-  """Metrics one update late, as the train loop asks for them."""
+  """Fetches metrics one update late, as the train loop does."""
   if late is not None:
     jax.device_get(late)
   return metrics
@@ -151,7 +150,7 @@ def _fetch(late: Metrics | None, metrics: Metrics) -> Metrics:
 def _publish_as_peer(
   folder: pathlib.Path, state: TrainState, step: int
 ) -> None:
-  """Leaves a publication of member 1, outside of what is measured."""
+  """Publishes as member 1, outside the measured time."""
   for old in step_folders.finished(epath.Path(folder) / '1'):
     step_folders.remove(epath.Path(folder) / '1' / str(old))
   publication.write(
@@ -173,7 +172,7 @@ def _publish_as_peer(
 def _drain(
   exchange: CheckpointExchange,
 ) -> tuple[dict[str, dict[str, Any]], float]:
-  """What happened in the interval, once all of it has; and its stall."""
+  """Waits for the interval's events; returns them and its stall."""
   account = exchange.account(0)
   events = {event['event']: dict(event) for event in account.events}
   deadline = time.monotonic() + _PATIENCE_S

@@ -1,12 +1,12 @@
-"""How fast images reach a model: stored, decoded, augmented, batched.
+"""How fast images reach a model: read, decoded, augmented, batched.
 
-Made-up photographs of ImageNet's usual size (500 × 375, quality 90, about 110
-kB), in imagenet2012's own form, to 224 pixels: images a second that one core
-would do, by the processor time of all processes at it. First by stage, each
-alone; then the pipeline as training runs it, with 0, 1 and 2 worker processes,
-in turn a few batches of each. And large photographs (2,000 × 1,500), which JPEG
-scales down itself. If TensorFlow is installed, the same augmentation in
-tf.data.
+The photographs are made up, of ImageNet's usual size (500 × 375, quality 90,
+about 110 kB), stored in imagenet2012's form, and cut to 224 pixels. A rate is
+images a second of one core, by the processor time of all processes involved:
+first of each stage alone, then of the pipeline as training runs it, with 0, 1
+and 2 worker processes, a few batches of each in turn. Large photographs (2,000
+× 1,500), which the decoder scales down itself, are measured, too, and the same
+augmentation in tf.data if TensorFlow is installed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ RATE = 'images/s a core'
 
 
 class Shapes(NamedTuple):
-  """Of images and batches.
+  """Shapes of images and batches.
 
   Attributes:
     size: height and width of a photograph.
-    large: of a large one.
-    image_size: what they are cut to.
-    num_images: of the first kind.
-    num_large: of the second.
-    batch_size: images.
-    num_batches: in a round of a pipeline.
-    workers: how many processes, of each pipeline.
+    large: height and width of a large one.
+    image_size: the size that they are cut to.
+    num_images: number of photographs.
+    num_large: number of large ones.
+    batch_size: images in a batch.
+    num_batches: batches of a pipeline in a round.
+    workers: number of processes, for each pipeline.
   """
 
   size: tuple[int, int]
@@ -117,13 +117,13 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
           found.note(name, RATE, rate)
         yield found.all()
   if tf_batches is None:
-    print('TensorFlow is not installed here: nothing of tf.data beside it.')
+    print('TensorFlow is not installed, so tf.data was not measured.')
 
 
 def photographs(
   rng: np.random.Generator, count: int, height: int, width: int
 ) -> list[bytes]:
-  """Made-up ones, as JPEGs."""
+  """Makes up photographs, as JPEGs."""
   return [
     imagenet_sample.encode(imagenet_sample.photograph(rng, height, width))
     for _ in range(count)
@@ -131,12 +131,12 @@ def photographs(
 
 
 def write(folder: str, files: list[bytes]) -> None:
-  """Stores them in imagenet2012's form, each many times to train on."""
+  """Stores files in imagenet2012's form, each many times for training."""
   examples = [
     {'image': data, 'label': number, 'file_name': str(number)}
     for number, data in enumerate(files)
   ]
-  # Grain takes longer to shuffle a few than many.
+  # Grain takes longer to shuffle few examples than many.
   splits = {'train': COPIES * examples, 'validation': examples[:1]}
   imagenet_sample.write(folder, splits)
 
@@ -161,7 +161,7 @@ def _open(folder: str, num_workers: int, image_size: int) -> ImageSet:
 def _stages(
   image_set: ImageSet, files: list[bytes], large: list[bytes], image_size: int
 ) -> dict[str, tuple[Callable[[], object], int]]:
-  """What each stage does, alone, and with how many images."""
+  """Each stage alone, and its number of images."""
   encoded = [Encoded(data, 3) for data in files]
   decoded = [image.whole for image in encoded]
 
@@ -172,7 +172,7 @@ def _stages(
 
   def decode(files):
     for data in files:
-      # A new one each time: it keeps what it has decoded.
+      # A new one each time, because it keeps what it has decoded.
       _ = Encoded(data, 3).whole
 
   everything = np.arange(len(files))
@@ -194,8 +194,8 @@ def _stages(
 
 def _pull(batches: Iterator[dict[str, np.ndarray]], shapes: Shapes) -> float:
   """Images a second of processor time."""
-  # From rest to rest: what others have read ahead is not counted, and what
-  # these read ahead is, once.
+  # From rest to rest, so that reading ahead counts once, and only for these
+  # batches.
   spent = _rest()
   for _ in range(shapes.num_batches):
     next(batches)

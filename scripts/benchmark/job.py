@@ -1,9 +1,9 @@
-"""A few steps of training in a process of its own, and what they took.
+"""Trains a few steps in a process of its own, and prints what they took.
 
   python -m scripts.benchmark.job '{"config": …, "changes": …, "devices": …}'
 
-Of use to `scale`: how many devices JAX shows is settled at a process's start,
-and so is the most memory that it ever had.
+`scale` starts one for each case: JAX's number of devices is fixed at a
+process's start, and peak memory belongs to the whole process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STATUS = pathlib.Path('/proc/self/status')
 
 
 class Job(NamedTuple):
-  """What to train, on how many devices, how many steps are timed."""
+  """A config to train, the number of devices, and of steps to time."""
 
   config: str
   changes: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Job(NamedTuple):
 
 
 def start(job: Job) -> dict[str, float]:
-  """`run` in a process of its own."""
+  """Calls `run` in a process of its own."""
   line = [sys.executable, '-m', 'scripts.benchmark.job']
   done = subprocess.run(
     [*line, json.dumps(job._asdict())],
@@ -54,12 +54,13 @@ def run(job: Job) -> dict[str, float]:
   """Trains; peers teach from the first step on.
 
   Returns:
-    Seconds: `start`, from the beginning of this process to the end of the first
-    step of all members, `step`, the mean of such a step thereafter, and
-    `evaluation`, of the members once it is compiled; and the most `memory` that
+    `start`, the seconds from the beginning of this process to the end of the
+    first step of all members; `step`, the mean seconds of such a step
+    thereafter; `evaluation`, the seconds to evaluate all members, once
+    compiled; and `memory`, this process's peak in bytes, if the system tells.
     this process had, in bytes, where the system tells.
   """
-  # Too late where devices are in use already: then there are those.
+  # This is too late if JAX has devices already; it keeps those.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', job.devices)
   config = configs.load(job.config)

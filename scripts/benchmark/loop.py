@@ -15,12 +15,12 @@ from experiments.experiment import Experiment
 
 
 class _Device:
-  """What was last dispatched."""
+  """The newest array that was dispatched to it."""
 
   newest: jax.Array | None = None
 
   def is_idle(self) -> bool:
-    """Whether all of it is done; False before there is anything."""
+    """Whether that array is computed; False before there is one."""
     return self.newest is not None and self.newest.is_ready()
 
 
@@ -44,7 +44,7 @@ class _Timed:
 
 
 class Loop:
-  """Metrics are fetched a step late, as `experiments.train` does.
+  """Trains; fetches metrics a step late, as `experiments.train` does.
 
   Attributes:
     members: as the last step left them.
@@ -53,7 +53,7 @@ class Loop:
   def __init__(self, experiment: Experiment):
     """Places the members; compiles nothing yet."""
     self.members = experiment.start()
-    # Not `self`: it would live on in a circle, and its workers with it.
+    # Not `self`: a reference cycle would keep its workers alive.
     self._device = _Device()
     self._timed = [
       _Timed(member.batches, self._device.is_idle) for member in self.members
@@ -75,9 +75,9 @@ class Loop:
       steps: of all members.
 
     Returns:
-      Seconds, and of these how many the device may have waited for input: those
-      of each `next(batches)` at whose end nothing was left to compute. Before
-      the first of these steps there is nothing, and it does not count.
+      Seconds, and how many of them the device may have waited for input: those
+      of each `next(batches)` that ended when nothing was left to compute. The
+      first one does not count, because nothing was dispatched before it.
     """
     self._device.newest = None
     waited, began, late = self._waited(), time.perf_counter(), None

@@ -1,10 +1,10 @@
-"""What φ and ψ over a vocabulary take, plain and a chunk at a time.
+"""Memory and time of φ and ψ over a vocabulary, plain and a chunk at a time.
 
-One peer; in full 128 lanes × 32 tokens, 24,006 words, features of 1,024
-numbers: the loss with its gradient, features and heads given, and a whole
-update of the LSTM with Adam, which is compiled and not run. By memory is meant
-the most that is needed while it runs, by the compiler's analysis; limit: a
-quarter of the plain loss's.
+There is one peer; full shapes are 128 lanes × 32 tokens, 24,006 words and 1,024
+features. The loss with its gradient, given features and heads, is compiled and
+timed; a whole update of the LSTM with Adam is compiled only. Memory is the most
+that a program needs while it runs, by the compiler's analysis; limit: a quarter
+of the plain loss's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROUNDS = 'rounds of a loss of each kind'
 
 
 class Sizes(NamedTuple):
-  """Of a batch and a network, and of chunks in tokens."""
+  """Sizes of a batch and a network, and of chunks in tokens."""
 
   lanes: int
   tokens: int
@@ -60,7 +60,7 @@ FULL = Sizes(
   hidden=1_024,
   chunks=(512, 256, 128),
 )
-# Of the plain loss's memory.
+# A share of the plain loss's memory.
 _AIM = 0.25
 
 
@@ -91,7 +91,7 @@ def measure(rounds: int, shapes: Sizes) -> Iterator[list[Measure]]:
             f'memory of {what}, {name}, {_kind(chunk)}',
             'MB',
             needed,
-            # Of an update, what is no logits is left.
+            # An update needs memory for more than logits: it has no limit.
             Limit('≤', _AIM * plain[what])
             if chunk and what == 'the loss'
             else None,
@@ -119,7 +119,7 @@ def measure(rounds: int, shapes: Sizes) -> Iterator[list[Measure]]:
 
 
 def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
-  """Loss and gradient of a network whose features are its parameters.
+  """Loss and gradient of a network with its features as parameters.
 
   Args:
     name: of ψ.
@@ -157,7 +157,7 @@ def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
 def lower_update(
   sizes: Sizes, name: str, chunk_tokens: int | None
 ) -> jax.stages.Lowered:
-  """A codistilling update of the LSTM, on shapes alone.
+  """Lowers a codistilling update of the LSTM, from shapes alone.
 
   Args:
     sizes: of batch and network.

@@ -1,7 +1,8 @@
-"""The gradient of an LSTM layer's recurrence: its own, beside JAX's.
+"""The gradient of an LSTM layer's recurrence: our own beside JAX's.
 
-1,024 units, 32 lanes of 32 tokens, float32, in turn a gradient of each kind;
-and the most memory that each needs while it runs, by the compiler's analysis.
+A layer of 1,024 units reads 32 lanes of 32 tokens in float32; gradients of each
+kind are timed in turn. Memory is the most that each needs while it runs, by the
+compiler's analysis.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROUNDS = 'rounds of a gradient of each kind'
 
 
 class Shapes(NamedTuple):
-  """Of a layer and its batch."""
+  """Sizes of a layer and its batch."""
 
   units: int
   lanes: int

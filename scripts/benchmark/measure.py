@@ -1,4 +1,4 @@
-"""What every part of the benchmark shares: numbers, clocks, a network."""
+"""Numbers, clocks and a network, which all parts of the benchmark share."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from codistill.train_step import (
 from experiments import record
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# How long a time is, at least, that is taken by the clock.
+# The least time to measure by the clock.
 TIMED_SECONDS = 0.5
 Kind = TypeVar('Kind', bound=Hashable)
 
 
 class Limit(NamedTuple):
-  """What a number is to keep to: '≤' or '≥', and of what."""
+  """A bound that a number is to keep: '≤' or '≥', and a value."""
 
   sign: str
   value: float
 
   def is_met(self, value: float) -> bool:
-    """Whether a number keeps to it."""
+    """Whether a number keeps the bound."""
     return value <= self.value if self.sign == '≤' else value >= self.value
 
 
 class Measure(NamedTuple):
-  """A number that was measured several times, and its limit if it has one."""
+  """A number that was measured several times, with its limit if any."""
 
   name: str
   unit: str
@@ -54,7 +54,7 @@ class Measures:
   """All numbers of a part, in the order in which they first came."""
 
   def __init__(self):
-    """None yet."""
+    """Starts empty."""
     self._found: dict[str, Measure] = {}
 
   def note(
@@ -65,12 +65,12 @@ class Measures:
     self._found.setdefault(name, new).values.append(value)
 
   def all(self) -> list[Measure]:
-    """What there is so far."""
+    """All measures so far."""
     return list(self._found.values())
 
 
 def seconds(function: Callable[[], object], times: int) -> float:
-  """How long so many calls take, until the last one's result is there."""
+  """Seconds that calls take, until the last one's result is there."""
   began = time.perf_counter()
   results = [function() for _ in range(times)]
   jax.block_until_ready(results[-1])
@@ -78,7 +78,7 @@ def seconds(function: Callable[[], object], times: int) -> float:
 
 
 def enough(one: float) -> int:
-  """How many times something takes `TIMED_SECONDS`, from seconds of one."""
+  """How many calls fill `TIMED_SECONDS`, if one takes `one` seconds."""
   return math.ceil(TIMED_SECONDS / one) or 1
 
 
@@ -87,12 +87,12 @@ def in_turn(
 ) -> Iterator[dict[Kind, float]]:
   """Seconds of a call of each function, round by round.
 
-  Each is first called apart, to compile, and once more, to see how many calls
-  make up half a second.
+  Each function is called once to compile, and once more to see how many calls
+  fill half a second.
 
   Args:
     functions: by name.
-    rounds: of all functions, one after the other.
+    rounds: how many; each times all functions, one after the other.
   """
   times = {}
   for kind, function in functions.items():
@@ -106,7 +106,7 @@ def in_turn(
 
 
 class ResNet(NamedTuple):
-  """A ResNet, and the random images that it learns."""
+  """A ResNet, and the random images that it learns from."""
 
   depth: int = 18
   width: int = 64
@@ -116,14 +116,14 @@ class ResNet(NamedTuple):
 
 
 class Subject(NamedTuple):
-  """A ResNet that learns random images.
+  """A ResNet that learns from random images.
 
   Attributes:
-    mesh: of one device.
+    mesh: one device.
     model: the network.
     updates: burn-in and codistilling.
-    state: before its first update.
-    batch: of images, on the mesh.
+    state: the state before the first update.
+    batch: images, on the mesh.
   """
 
   mesh: Mesh
@@ -134,7 +134,7 @@ class Subject(NamedTuple):
 
 
 def make_subject(shapes: ResNet) -> Subject:
-  """Compiles nothing yet."""
+  """Makes a network and its batch; compiles nothing yet."""
   mesh = sharding.make_mesh(1)
   model = make_resnet(
     input_shape=shapes.image_shape,
@@ -194,12 +194,12 @@ def make_subject(shapes: ResNet) -> Subject:
 
 
 def machine() -> dict[str, Any]:
-  """What the numbers depend on."""
+  """The machine and the versions that the numbers depend on."""
   return {
     'cpu': platform.processor() or platform.machine(),
     'cores': os.cpu_count(),
     'device': jax.devices()[0].device_kind,
-    # Other parts' numbers may be there already.
+    # These change as other parts write their numbers.
     **record.code_version(ROOT, besides=('experiments/results',)),
     **record.package_versions(('jax', 'orbax-checkpoint')),
   }

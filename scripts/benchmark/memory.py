@@ -1,9 +1,10 @@
-"""What members need of a device's memory, by the compiler's analysis.
+"""The memory that members need on a device, by the compiler's analysis.
 
-Nothing is run. One member: all of its burn-in update. Two, in one process: the
-codistilling update with one teacher, and the other member's state and the copy
-of the first that it learns from; the limit is two members without teachers. Of
-text besides with the loss a chunk of tokens at a time.
+Nothing is run. One member needs the memory of its burn-in update. Two members
+in one process need that of the codistilling update with one teacher, the other
+member's state, and the copy of the first member that the other learns from; the
+limit is two members without teachers. Text is measured with the plain loss and
+with the loss in chunks of tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROUNDS = 'rounds'
 
 
 class Shapes(NamedTuple):
-  """Of networks by name; and of a chunk, in tokens."""
+  """Networks by name, and the tokens of a chunk."""
 
   networks: Mapping[str, Network]
   chunk_tokens: int
@@ -38,11 +39,11 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Compiles updates.
 
   Args:
-    rounds: of no use: a second analysis would say the same.
+    rounds: ignored: a second analysis would say the same.
     shapes: of networks and chunks.
 
   Yields:
-    After each network all that is known.
+    All measurements so far, after each network.
   """
   found = Measures()
   for name, network in shapes.networks.items():
@@ -65,6 +66,6 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
 
 
 def _other(experiment: Experiment) -> int:
-  """Bytes that wait while a member of two is updated."""
+  """Bytes of a member that waits while the other one is updated."""
   state, *_, peers, memories = cost.abstract_arguments(experiment, 1)
   return precision.num_bytes((state, peers, memories))

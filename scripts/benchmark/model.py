@@ -1,10 +1,10 @@
-"""How fast updates are, beside what this machine multiplies at best.
+"""How fast updates are, relative to this machine's best matrix products.
 
-Each network's burn-in update and its codistilling one with one teacher, on
-random examples on the device, in turn with products of two square matrices in
-the network's precision. A share is the FLOPs of an update's products and
-convolutions, as `scripts/flops.py` counts them, beside those of the plain
-products in the same time: its limit is all of it.
+Each network's burn-in update, and its codistilling update with one teacher, are
+timed on random examples on the device, in turn with products of two square
+matrices in the network's precision. A share is the FLOP/s of an update's
+products and convolutions, as `scripts/flops.py` counts them, relative to those
+of the plain products; it cannot exceed 100 %.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UPDATES = {'burn-in': 0, 'codistilling': 1}
 
 
 class Shapes(NamedTuple):
-  """Of networks by name, and of the square matrices."""
+  """Networks by name, and the size of the square matrices."""
 
   networks: Mapping[str, Network]
   size: int

@@ -17,14 +17,14 @@ from scripts import cost
 
 
 class Network(NamedTuple):
-  """A config, and what is changed in it."""
+  """A config and changes to it."""
 
   config: str
   changes: Mapping[str, Any] = {}
 
   @property
   def dtype(self) -> str:
-    """What it computes in."""
+    """The precision that it computes in."""
     return configs.load_changed(self.config, self.changes).model.dtype
 
   def build(self, **changes: Any) -> Experiment:
@@ -57,7 +57,8 @@ SMALL = {
   'small ResNet': Network('imagenet_codistill:reduced'),
   'DNN': Network('criteo_codistill:reduced'),
 }
-# What one device has of the paper's: a worker's lanes, four workers' images.
+# One device's share of the paper's batches: one worker's lanes for the LSTM,
+# four workers' images for ResNet-50.
 FULL = {
   'LSTM': Network('lm_codistill', {'batch_size': 128}),
   'ResNet-50': Network('imagenet_codistill', {'batch_size': 128}),
@@ -69,14 +70,14 @@ FULL = {
 def make_updates(
   experiment: Experiment, teachers: Iterable[int]
 ) -> dict[int, Callable[[], Any]]:
-  """Updates of a member, each a function of nothing: its state goes on in here.
+  """Updates of a member, as functions without arguments that keep its state.
 
   Args:
-    experiment: whose.
+    experiment: the member's.
     teachers: how many, for each update; 0 for the burn-in update.
 
   Returns:
-    By the number of teachers, functions that return an update's metrics.
+    Functions that return an update's metrics, by the number of teachers.
   """
   teachers = list(teachers)
   batch = sharding.split_batch(
@@ -84,7 +85,7 @@ def make_updates(
     experiment.mesh,
   )
   state = place_state(experiment.init(0), experiment.mesh)
-  # Every teacher has weights of its own, though the same: they are read.
+  # The teachers are equal, but each has its own copy, as reading it costs time.
   peers = [
     Peer(
       number,

@@ -1,8 +1,8 @@
-"""What a publication weighs, and how long it takes to write and to read.
+"""The size of a publication, and the time to write and to read it.
 
-ResNets of 1, 25 and 100 million numbers, freshly initialised, published in each
-precision to a folder for temporary files, and loaded again, checksums and all;
-in turn, a publication of each kind a round.
+ResNets of 1, 25 and 100 million parameters, freshly initialised, are published
+in each precision to a temporary folder, and loaded again with checksums; a
+round is one publication of each kind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.benchmark.measure import Measure, Measures
 
 TITLE = 'a publication'
 ROUNDS = 'rounds of a publication of each kind'
-# Millions of numbers: depth and width of a ResNet that has them.
+# Depth and width of a ResNet, by its millions of parameters.
 SMALL = FULL = {1: (18, 18), 25: (50, 64), 100: (50, 131)}
 
 
@@ -36,7 +36,7 @@ def measure(
 
   Args:
     rounds: of each kind; one more goes before and is not counted.
-    shapes: depth and width by millions of numbers.
+    shapes: depth and width by millions of parameters.
 
   Yields:
     After each round all that has been measured.

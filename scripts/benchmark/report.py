@@ -1,10 +1,10 @@
-"""What was measured, as tables and as JSON, and where it stands.
+"""Measurements as tables and as JSON, beside their limits.
 
   python -m scripts.benchmark.report [--json=FILE] [--into=docs/performance.md]
 
-Prints Markdown of what `python -m scripts.benchmark --json=FILE` wrote, or puts
-it between the markers of a document. Measures nothing: the same file gives the
-same tables.
+Prints what `python -m scripts.benchmark --json=FILE` wrote as Markdown, or puts
+it between the markers of a document. It measures nothing: the same file gives
+the same tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COLUMNS = ('median', 'least', 'greatest')
 
 
 def table(title: str, measures: Sequence[Measure]) -> Table:
-  """A line a number: median, least, greatest, and where it stands."""
+  """A line a number: median, least, greatest, and how it meets its limit."""
   shown = Table(box=box.SIMPLE_HEAD)
   shown.add_column(title)
   for column in _COLUMNS:
@@ -47,12 +47,13 @@ def table(title: str, measures: Sequence[Measure]) -> Table:
 
 
 def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """By part: `machine`, `full`, `values` and `limits`.
+  """Reads a file: `machine`, `full`, `values` and `limits`, by part.
 
-  Values are lists by name and unit, 'to write (s)'; limits pairs of '≤' or '≥'
-  and a number, of those that have one.
+  Values are lists by name and unit, such as 'to write (s)'. Limits are pairs of
+  '≤' or '≥' and a number, for those values that have one.
 
   Raises:
+    ValueError: if this command did not write the file; the message says so.
     ValueError: if a file is not of this command; the message says so.
   """
   try:
@@ -60,8 +61,8 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     assert all('values' in part for part in found.values())
   except (AssertionError, AttributeError, TypeError, ValueError) as error:
     raise ValueError(
-      f'{path} is not of `python -m scripts.benchmark --json`; name another '
-      'file, or remove it'
+      f'{path} was not written by `python -m scripts.benchmark --json`; name '
+      'another file, or remove it'
     ) from error
   return found
 
@@ -73,14 +74,14 @@ def add(
   full: bool,
   machine: dict[str, Any],
 ) -> None:
-  """Writes a part into a file, in place of what it has of that part.
+  """Writes a part into a file, in place of the file's old one.
 
   Args:
-    path: of a file that `read` reads, or that is not there yet.
+    path: a file that `read` reads, or one that does not exist yet.
     part: its name.
-    measures: all of them.
-    full: whether of full shapes.
-    machine: what they depend on.
+    measures: all of the part.
+    full: whether shapes were full.
+    machine: what the numbers depend on.
   """
   found = read(path) if path.exists() else {}
   keys = {f'{one.name} ({one.unit})': one for one in measures}
@@ -120,7 +121,7 @@ def _markdown(part: dict[str, Any]) -> str:
 
 
 def _origin(machine: dict[str, Any]) -> str:
-  """Of what machine and code numbers are."""
+  """The machine and the code that numbers come from."""
   commit = f'commit {(machine["commit"] or "unknown")[:7]}'
   if machine['dirty']:
     commit += ' with changes'
@@ -136,7 +137,7 @@ def _numbers(measure: Measure) -> tuple[float, float, float]:
 
 
 def _standing(measure: Measure) -> tuple[str, str]:
-  """A limit, and how the median keeps to it; nothing where there is none."""
+  """A limit, and how the median meets it; empty strings without one."""
   limit = measure.limit
   if limit is None:
     return '', ''

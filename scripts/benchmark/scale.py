@@ -1,13 +1,13 @@
-"""How costs grow: with members, devices, the validation set, the corpus.
+"""How costs grow with members, devices, the validation set and the corpus.
 
 Each case is a process of its own that trains a small language model on the
-built-in corpus: one to eight members in turn on one device, all teaching all;
-one member on one to eight devices, of CPUs virtual ones, which share the same
-cores; ten times the held-out tokens, and ten times the training tokens. Each
-number is beside that of the first case. Limits: a member's time grows as its
-FLOPs do, counted by `scripts/flops.py`, and evaluation with its tokens; all
-else stays, 10 % being left to chance. What takes a second to compile an earlier
-round has compiled.
+built-in corpus: one to eight members on one device, which all teach each other;
+one member on one to eight devices, which share the same cores if they are
+CPUs; ten times the held-out tokens; and ten times the training tokens. Each
+number is relative to that of the first case. Limits: a member's time grows as
+its FLOPs do, which `scripts/flops.py` counts, and evaluation as its tokens; all
+else stays the same. 10 % are left to chance. Programs that take a second to
+compile come from the cache that an earlier round left.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _TRAIN, _TEST = 'data.max_train_tokens', 'data.max_test_tokens'
 
 
 class Shapes(NamedTuple):
-  """Of the cases.
+  """Shapes of the cases.
 
   Attributes:
     network: a config of text.
-    numbers: of members, and of devices; from 1.
-    train_tokens: of the smaller corpus.
-    test_tokens: of the smaller validation set.
-    steps: that are timed.
+    numbers: of members, and of devices, beginning with 1.
+    train_tokens: tokens of the smaller corpus.
+    test_tokens: tokens of the smaller validation set.
+    steps: how many are timed.
   """
 
   network: Network
@@ -94,7 +94,7 @@ _NAMES = {
 
 
 class _Case(NamedTuple):
-  """A job; by how much quantities may grow, and which have a limit."""
+  """A job, how much its quantities may grow, and which have a limit."""
 
   name: str
   job: Job

@@ -1,8 +1,8 @@
 """Seconds from a command to its first step, with and without compiled programs.
 
-`python -m experiments.run` in a process of its own, until the first row of
-training is written, which is when the second step has been dispatched: with an
-empty folder of compiled programs, and once more with what the first left there.
+`python -m experiments.run` runs in a process of its own until it writes the
+first row of training, by which the second step has been dispatched: first with
+an empty compilation cache, then with what that run left there.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def measure(rounds: int, shapes: Sequence[str]) -> Iterator[list[Measure]]:
   """Starts runs, one after another.
 
   Args:
-    rounds: of each config; before them its data are prepared.
-    shapes: configs whose data need no download.
+    rounds: how many for each config; its data are prepared before.
+    shapes: configs that need no download of data.
 
   Yields:
     After each round all that has been measured.
@@ -49,7 +49,7 @@ def measure(rounds: int, shapes: Sequence[str]) -> Iterator[list[Measure]]:
 
 
 def _seconds(config: str, folder: pathlib.Path, kind: str) -> float:
-  """Until the first row."""
+  """Seconds until the first row."""
   workdir = folder / kind.replace(' ', '-')
   line = [sys.executable, '-m', 'experiments.run', f'--config={config}']
   programs = {'JAX_COMPILATION_CACHE_DIR': str(folder / 'programs')}
@@ -69,7 +69,7 @@ def _seconds(config: str, folder: pathlib.Path, kind: str) -> float:
       time.sleep(0.02)
     return time.perf_counter() - began
   finally:
-    # Nobody wants its checkpoint.
+    # Its checkpoint is not needed.
     run.kill()
     run.wait()
 

@@ -1,9 +1,9 @@
-"""The codistilling update's time beside the burn-in update's, and its FLOPs.
+"""Time and FLOPs of the codistilling update, relative to the burn-in update.
 
 Each network's burn-in update, and its codistilling update with one, two and
-three teachers, in turn, on random examples on the device. FLOPs are those of
-products and convolutions, as `scripts/flops.py` counts them: a teacher is a
-forward pass beside a forward and a backward one, about a third. Limit: 5 %
+three teachers, are timed in turn on random examples on the device. FLOPs are
+those of products and convolutions, as `scripts/flops.py` counts them: a teacher
+adds a forward pass to a forward and a backward one, about a third. Limit: 5 %
 above the ratio of FLOPs.
 """
 

@@ -1,8 +1,8 @@
-"""What a teacher costs its student, in each precision.
+"""The cost of a teacher for its student, in each precision.
 
-One member trains a ResNet-18 (11.7 million numbers, batches of 16 random images
-of 16×16) with the weights of a peer held in float32, bfloat16 and int8, and
-without a peer: in turn some updates of each kind.
+One member trains a ResNet-18 (11.7 million parameters, batches of 16 random
+images of 16×16) with a peer's weights in float32, bfloat16 and int8, and
+without a peer, ten updates of each kind in turn.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def measure(rounds: int, shapes: ResNet) -> Iterator[list[Measure]]:
     ).compile()
     analysis = compiled.memory_analysis()
     if analysis is not None:
-      # What is donated comes back in the same place.
+      # Donated arguments share their memory with outputs.
       total = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes

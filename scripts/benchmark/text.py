@@ -1,9 +1,9 @@
 """How fast lanes of tokens are read, without a model.
 
-Training batches of the built-in corpus, as a member of two reads them: a worker
-of the paper's (128 lanes of 32 tokens), its 128 workers, and a laptop; in turn
-a second of each. By the clock, and by the processor time of this process, one
-of whose threads reads ahead.
+Training batches of the built-in corpus are read as one of two members reads
+them, for a second in each of three sizes: one worker of the paper's (128 lanes
+of 32 tokens), all its 128 workers, and a laptop. Rates are by the clock and by
+the processor time of this process, including its thread that reads ahead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scripts.benchmark.measure import Limit, Measure, Measures
 
 TITLE = 'lanes of text'
 ROUNDS = 'rounds of a second of each size'
-# What `make_text` takes: 'builtin', or a folder of prepared text.
+# 'builtin', or a folder of prepared text.
 NAME = 'builtin'
 # Lanes, and tokens of a lane in a batch.
 SMALL = FULL = ((128, 32), (16_384, 32), (32, 64))
@@ -53,7 +53,7 @@ def measure(
 def _read(
   batch_size: int, sequence_length: int
 ) -> tuple[float, int, float, float]:
-  """Seconds to the first batch; then tokens, seconds, seconds of CPU."""
+  """Seconds to the first batch; then tokens, seconds and CPU seconds."""
   text_set = make_text(
     NAME,
     sequence_length=sequence_length,

@@ -1,9 +1,8 @@
 """Two members updated one after the other, and by one program for both.
 
-One program is the update under `jax.vmap`, members stacked. It can only be
-faster where one member leaves a device idle, so that small networks are what
-it is tried on. Also how far the losses of both ways are apart, which is to be
-no more than rounding.
+One program is the update under `jax.vmap`, with members stacked. It can only be
+faster where one member leaves a device idle, so small networks are measured.
+The difference of both ways' losses is shown, too; it should be rounding.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def measure(
     for kind, distill in (('burn-in', False), ('codistilling', True)):
       for way, update in _both_ways(network, distill).items():
         updates[name, kind, way] = update
-  # Before they have gone on, that is, from the same weights.
+  # Before timing, while both ways start from the same weights.
   losses = {key: update() for key, update in updates.items()}
   for seconds in in_turn(updates, rounds):
     for name in shapes:
@@ -79,7 +78,7 @@ def measure(
 
 
 def _both_ways(network: Network, distill: bool) -> dict[str, Callable[[], Any]]:
-  """Updates of all members, which return their losses [members]."""
+  """Updates of all members; each returns their losses [members]."""
   experiment = network.build()
   mesh = experiment.mesh
   batch = sharding.split_batch(
@@ -94,7 +93,7 @@ def _both_ways(network: Network, distill: bool) -> dict[str, Callable[[], Any]]:
   def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-  # Everybody else's weights, that do not change here.
+  # The other members' weights, which do not change here.
   others = [
     tuple(
       jax.tree.map(jnp.copy, state.variables)

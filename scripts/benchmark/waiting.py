@@ -1,10 +1,10 @@
-"""How long training waits for its input: the share of a step's time.
+"""How long training waits for its input, as a share of a step's time.
 
-Algorithm 1's own loop (`codistill.algorithm`) over real pipelines: JPEGs that a
-process for each member decodes, lanes of the built-in corpus, the synthetic
-click log. Waiting is the time in `next(batches)`, which each update begins
-with, until a batch is there and on its way to the device, if the update before
-had ended by then: at most so long did the device have nothing to do. Limit:
+Algorithm 1's own loop (`codistill.algorithm`) reads real pipelines: JPEGs that
+one process for each member decodes, lanes of the built-in corpus, and the
+synthetic click log. Each update begins with `next(batches)`, which returns a
+batch that is on its way to the device. Waiting is the time in those calls that
+ended after the previous update had: at most so long was the device idle. Limit:
 1 %.
 """
 
@@ -30,13 +30,13 @@ _AIM = Limit('≤', 1)
 
 
 class Shapes(NamedTuple):
-  """Of a round.
+  """Shapes of a round.
 
   Attributes:
-    networks: by name, with data; those of images get a folder of JPEGs.
-    steps: in a round, each of all members, at least; half a second of them.
+    networks: networks with data, by name; 'images' gets a folder of JPEGs.
+    steps: the fewest steps of all members; more until they take half a second.
     skipped: steps before them, in which pipelines fill up.
-    photographs: how many, their height and width.
+    photographs: their number, height and width.
   """
 
   networks: Mapping[str, Network]
@@ -72,8 +72,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Trains on each kind of data in turn.
 
   Args:
-    rounds: of some steps of each kind; one more goes before, compiles and is
-      not counted.
+    rounds: how many, each of some steps; uncounted ones go first and compile.
     shapes: of a round.
 
   Yields:
@@ -105,7 +104,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
 
 
 def _build(network: Network, folder: str | None) -> Experiment:
-  """An experiment with data, JPEGs from a folder if any; ψ is on at once."""
+  """Builds an experiment without burn-in, with a folder of JPEGs if given."""
   changes = {'num_devices': 1, 'codistill.burn_in_steps': 0}
   if folder is not None:
     changes['data.data_dir'] = folder

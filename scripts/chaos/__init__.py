@@ -1,1 +1,1 @@
-"""Faults done to real runs on purpose, and what came of each."""
+"""Injects faults into real runs, and reports the damage and the recovery."""

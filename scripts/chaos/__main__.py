@@ -1,18 +1,18 @@
-"""Faults done to real runs on purpose, and what came of each.
+"""Injects faults into real runs, and reports the damage and the recovery.
 
   python -m scripts.chaos [NAME … | all] [--seed=0] [--kills=20] [--keep DIR]
     [--markdown FILE]
 
-Processes that are killed, stopped or started late; an exchange folder that is
-read-only, gone, moved or full of garbage; publications that are damaged or, as
-leases, of another time; disks that are slow; checkpoints that are damaged, or
-that cannot be removed. A line a fault at the end: how it was done, what was
-lost, how long it took until all was well again. Exit status 1 if something was
-lost that must not be, or did not come back.
+Processes are killed, stopped or started late. The exchange folder is read-only,
+gone, moved or full of garbage. Publications are damaged, and they and leases
+have wrong times. Disks are slow. Checkpoints are damaged, or cannot be removed.
+A table says of each fault how it was done, what was lost, and how long recovery
+took. The exit status is 1 if something was lost that must not be, or did not
+recover.
 
 Each process trains one member of `imagenet_codistill:smoke` on one CPU device.
-Everything is drawn from the seed, but not when the machine does what. Every
-wait has a bound; all faults together take five to ten minutes on two cores.
+Everything but the machine's own timing is drawn from the seed. Every wait has a
+bound; all faults together take five to ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from scripts.chaos.runs import Stage, World
 
 
 def _on_pair(fault: Callable[[World], Result]) -> Callable[[Stage], Result]:
-  """A fault to the folder, done to two processes that may go on after it."""
+  """Makes a fault of a folder one that is done to two running processes."""
 
   def on_pair(stage: Stage) -> Result:
     pair = stage.pair()
@@ -103,7 +103,7 @@ COLUMNS = ('fault', 'how', 'lost', 'recovery', 'outcome')
 
 @contextlib.contextmanager
 def _stderr_to(path: pathlib.Path) -> Iterator[None]:
-  """Orbax and TensorStore tell pages of each load that fails, on purpose."""
+  """Sends stderr to a file: Orbax writes pages about each failing load."""
   sys.stderr.flush()
   kept = os.dup(2)
   with open(path, 'ab') as file:
@@ -119,15 +119,15 @@ def _stderr_to(path: pathlib.Path) -> Iterator[None]:
 def do(
   names: Sequence[str], stage: Stage, log: pathlib.Path
 ) -> list[tuple[str, ...]]:
-  """Does faults one after the other.
+  """Injects faults one after the other.
 
   Args:
     names: keys of `FAULTS`.
-    stage: where.
-    log: a file for what libraries have to say.
+    stage: where they happen.
+    log: a file for messages of libraries.
 
   Returns:
-    A row of the table each.
+    A row of the table for each.
   """
   table = []
   for name in names:
@@ -136,7 +136,7 @@ def do(
     try:
       with _stderr_to(log):
         result, outcome = FAULTS[name](stage), 'ok'
-    # Whatever a fault brought about is what this is to find out.
+    # Any exception is a finding, and the other faults are still to be done.
     except Exception as error:
       said = f'{error}' if isinstance(error, FailedError) else repr(error)
       how = (FAULTS[name].__doc__ or '–').partition('\n')[0]
@@ -168,14 +168,14 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 def _number(least: int) -> Callable[[str], int]:
   def parse(text: str) -> int:
     if not text.isdecimal() or int(text) < least:
-      raise argparse.ArgumentTypeError(f'{text!r} is no number from {least} on')
+      raise argparse.ArgumentTypeError(f'{text!r} is not a number ≥ {least}')
     return int(text)
 
   return parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Does the faults and prints what came of them; 1 if one failed."""
+  """Injects the faults and prints a table; returns 1 if one failed."""
   parser = argparse.ArgumentParser(
     prog='scripts.chaos',
     description=__doc__,
@@ -191,13 +191,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--seed', type=_number(0), default=0)
   parser.add_argument('--kills', type=_number(1), default=20)
   parser.add_argument(
-    '--keep', metavar='DIR', type=local_path, help='for runs and logs'
+    '--keep', metavar='DIR', type=local_path, help='folder for runs and logs'
   )
   parser.add_argument('--markdown', metavar='FILE', type=local_path)
   arguments = parser.parse_args(argv)
   names = list(dict.fromkeys(arguments.names))
   if unknown := [name for name in names if name not in (*FAULTS, 'all')]:
-    parser.error(f'no fault {unknown[0]!r}; there are {", ".join(FAULTS)}')
+    parser.error(f'no fault {unknown[0]!r}; choose from {", ".join(FAULTS)}')
   if 'all' in names:
     names = list(FAULTS)
   jax.config.update('jax_platforms', 'cpu')

@@ -1,4 +1,4 @@
-"""Faults to checkpoints: damaged, not to be removed; read in this process."""
+"""Faults of checkpoints: damaged ones, and ones that cannot be removed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def damaged(
       seconds.append(time.monotonic() - began)
     path.write_bytes(whole)
   (folder / '2/state/_METADATA').unlink()
-  expect(_restore(checkpoints).step == 1, 'a checkpoint without metadata')
+  expect(_restore(checkpoints).step == 1, 'a checkpoint lacks metadata')
   checkpoints.save(2, {0: _state(2)}, _NOTHING, {})
   expect(_restore(checkpoints).step == 2, 'step 2 was not saved again')
   tried = len(files) * len(ways)
@@ -58,7 +58,7 @@ def damaged(
 
 
 def busy(folder: pathlib.Path, steps: int = 20) -> Result:
-  """Files of old checkpoints that cannot be removed."""
+  """Files of old checkpoints cannot be removed."""
   checkpoints = Checkpoints(folder)
 
   def save(step: int) -> str:
@@ -66,20 +66,20 @@ def busy(folder: pathlib.Path, steps: int = 20) -> Result:
 
   with _busy('_METADATA'):
     said = [save(step) for step in range(1, steps + 1)]
-    # Nor does it keep a run from its start.
+    # They do not keep a run from starting, either.
     checkpoints = Checkpoints(folder)
     _restore(checkpoints)
-  expect(sum(map(bool, said)) == 1, f'it was said {said}')
+  expect(sum(map(bool, said)) == 1, f'not one warning, but {said}')
   left = len(list(folder.glob('.*')))
   expect(left == steps - 2, f'{left} of {steps - 2} old ones are out of sight')
   save(steps + 1)
   there = sorted(step_folders.finished(epath.Path(folder)))
   expect(there == [steps, steps + 1], f'{there} are kept')
-  expect(not list(folder.glob('.*')), 'not all was removed in the end')
-  expect(_restore(checkpoints).step == steps + 1, 'not the newest is read')
+  expect(not list(folder.glob('.*')), 'some files were never removed')
+  expect(_restore(checkpoints).step == steps + 1, 'the newest is not read')
   return Result(
     f'a file that is busy in each checkpoint, for {steps} checkpoints',
-    'nothing: said once, and the old ones put out of sight',
+    'nothing: one warning, and the old ones were hidden',
     'all removed at the next checkpoint',
   )
 
@@ -99,18 +99,18 @@ def _state(step: int) -> TrainState:
 
 
 def _restore(checkpoints: Checkpoints) -> Restored:
-  """What there is to go on with; it is right."""
+  """Restores the newest checkpoint that is whole; checks its numbers."""
   abstract = jax.eval_shape(lambda: _state(0))
   found = checkpoints.restore(abstract, sharding.make_mesh(1), 'float32')
   expect(found is not None, 'no checkpoint is left')
   same = jax.tree.map(np.array_equal, found.states[0], _state(found.step))
-  expect(jax.tree.all(same), f'step {found.step} has numbers of its own')
+  expect(jax.tree.all(same), f'step {found.step} has wrong numbers')
   return found
 
 
 @contextlib.contextmanager
 def _busy(name: str) -> Iterator[None]:
-  """Makes files of that name stay, as NFS does with those that are open."""
+  """Makes files of that name impossible to remove, like open ones on NFS."""
   real = os.unlink
 
   def unlink(path, *arguments, **keywords):

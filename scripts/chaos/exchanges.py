@@ -28,13 +28,13 @@ PyTree = Any
 
 
 class InProcess(World):
-  """Two exchanges without training: weights tell whose they are, and when."""
+  """Two exchanges without training; weights tell their member and step."""
 
   def __init__(self, folder: pathlib.Path):
     """Opens nothing yet.
 
     Args:
-      folder: theirs; need not be there.
+      folder: the exchange's; it need not exist.
     """
     self.exchange = folder
     self.members = [make_exchange(folder, member) for member in (0, 1)]
@@ -72,7 +72,7 @@ class InProcess(World):
       copies = [look(self.members[member], member) for member in (0, 1)]
       return all(copy is not None and copy > began for copy in copies)
 
-    return until(done, 'both to load what is new')
+    return until(done, 'both to load new weights')
 
   def events(self) -> collections.Counter[str]:
     found, self._events = self._events, collections.Counter()
@@ -103,7 +103,7 @@ def weights(member: int, step: int) -> PyTree:
 
 
 def make_exchange(folder: pathlib.Path, member: int) -> CheckpointExchange:
-  """One of two members that publish at every step."""
+  """Makes the exchange of one of two members that publish at every step."""
   return CheckpointExchange(
     folder,
     topology.make_topology('all', 2),
@@ -119,7 +119,7 @@ def make_exchange(folder: pathlib.Path, member: int) -> CheckpointExchange:
 
 
 def look(exchange: CheckpointExchange, member: int) -> int | None:
-  """The step of the copy that would teach a member now, if one would.
+  """The step of the copy that teaches a member now; None without one.
 
   Raises:
     FailedError: if its weights are not those of that step.
@@ -137,7 +137,7 @@ def look(exchange: CheckpointExchange, member: int) -> int | None:
 
 
 class Reader:
-  """Member 0 in this process, and what a member 1 elsewhere would publish."""
+  """Member 0 in this process, and publications made up for member 1."""
 
   def __init__(self, folder: pathlib.Path):
     """Opens nothing yet."""
@@ -158,14 +158,14 @@ class Reader:
     return look(self.exchange, 0)
 
   def failed_loads(self) -> int:
-    """So far."""
+    """The number of failed loads so far."""
     return self.exchange.account(0).failed_loads
 
   def publish(self, **changes: Any) -> float:
     """Publishes the next step and waits until it is seen; returns seconds.
 
     Args:
-      **changes: what its notes say instead of the truth.
+      **changes: false values for its notes.
     """
     with self.about_to_appear(**changes):
       pass
@@ -177,13 +177,13 @@ class Reader:
 
   @contextlib.contextmanager
   def about_to_appear(self, **changes: Any) -> Iterator[pathlib.Path]:
-    """The next publication, to be spoilt: it appears at the block's end.
+    """Writes the next publication, to be spoilt; it appears after the block.
 
     Args:
-      **changes: what its notes say instead of the truth.
+      **changes: false values for its notes.
 
     Yields:
-      Where it lies meanwhile.
+      Its folder until then.
     """
     self.step += 1
     variables = weights(1, self.step)
@@ -205,12 +205,12 @@ class Reader:
 
   @property
   def newest(self) -> pathlib.Path:
-    """Where the newest publication lies when it is to be seen."""
+    """The folder of the newest publication, once it has appeared."""
     return self.folder / '1' / str(self.step)
 
 
 def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
-  """All files below a folder that hold anything."""
+  """All files below a folder that are not empty."""
   return sorted(
     path for path in folder.rglob('*') if path.is_file() and path.stat().st_size
   )

@@ -1,4 +1,4 @@
-"""Faults to the folder: read-only, removed, moved, garbage, of tomorrow."""
+"""Faults of the folder: read-only, removed, moved, garbage, wrong times."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def read_only(world: World, by: str | None = None) -> Result:
 
 @contextlib.contextmanager
 def unwritable(folder: pathlib.Path, by: str | None) -> Iterator[str]:
-  """Takes away the right to write to a folder of members, even root's.
+  """Makes a folder of members unwritable, even for root.
 
   Args:
     folder: with a folder for each member.
-    by: 'chattr' (root, on a disk that knows it), 'chmod' (anybody but root)
-      or 'file' (always); None: the first that works.
+    by: 'chattr' (by root, if the file system supports it), 'chmod' (by other
+      users) or 'file' (always); None for the first that works.
 
   Yields:
-    How.
+    How it was done.
   """
   folders = [folder, *(path for path in folder.iterdir() if path.is_dir())]
   commands = {
@@ -84,7 +84,7 @@ def _file_in_place_of(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _put_in_place(path: pathlib.Path, folder: pathlib.Path) -> None:
-  """Renames a path to a folder that members make again when it is away."""
+  """Puts a path in place of a folder that members make again if it is gone."""
   for attempt in range(1_000):
     fresh = folder.with_name(f'{path.name}-{attempt}')
     with contextlib.suppress(OSError):
@@ -98,7 +98,7 @@ def _put_in_place(path: pathlib.Path, folder: pathlib.Path) -> None:
 def removed(world: World) -> Result:
   """The folder is removed while both are at work; a fresh one appears."""
   for _ in range(3):
-    # Whoever writes there meanwhile may leave it not empty.
+    # Members that write meanwhile may leave it not empty.
     shutil.rmtree(world.exchange, ignore_errors=True)
   seconds = world.recover()
   world.go_on()
@@ -127,7 +127,7 @@ def moved(world: World) -> Result:
 
 
 def garbage(world: World, chance: random.Random) -> Result:
-  """All kinds of things in the members' folders."""
+  """Junk of all kinds lies in the members' folders."""
   for member in (0, 1):
     spoil(world.exchange / str(member), chance)
   world.go_on('failed load')
@@ -142,14 +142,14 @@ def garbage(world: World, chance: random.Random) -> Result:
 
 
 def spoil(folder: pathlib.Path, chance: random.Random) -> None:
-  """Fills a member's folder with what does not belong there."""
+  """Fills a member's folder with junk."""
   for _ in range(5):
     name = chance.randbytes(4).hex()
     (folder / f'junk-{name}').write_bytes(chance.randbytes(1_000))
   real = step_folders.finished(epath.Path(folder))
   if real:
     for path in files_of(folder / str(max(real))):
-      # Pruned meanwhile, it is gone as well.
+      # It may have been pruned meanwhile.
       with contextlib.suppress(FileNotFoundError):
         path.write_bytes(chance.randbytes(path.stat().st_size))
   (folder / 'lease.json').write_bytes(chance.randbytes(300))
@@ -163,7 +163,7 @@ def spoil(folder: pathlib.Path, chance: random.Random) -> None:
 
 
 def tomorrow(folder: pathlib.Path) -> Result:
-  """A lease whose time is to come, of a dead holder and of one that lives."""
+  """A lease is dated tomorrow, by a dead holder and by one that lives."""
   lease = folder / '1' / 'lease.json'
   with make_exchange(folder, 1):
     pass
@@ -180,7 +180,7 @@ def tomorrow(folder: pathlib.Path) -> Result:
     except LeaseHeldError:
       refused = time.monotonic() - began
     else:
-      raise FailedError('a second job took the lease of one that lives')
+      raise FailedError('a second job took the lease of a live one')
     holder.freshest(1, 1)  # Raises if it has been replaced.
   expect(freed >= 4, f'a lease was taken after {freed:.1f} s of watching')
   return Result(

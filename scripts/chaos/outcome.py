@@ -1,4 +1,4 @@
-"""What comes of a fault: a result or a failure, after waits with a bound."""
+"""The outcome of a fault: a result or a failure, after bounded waits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
   from scripts.chaos.runs import Job
 
-# Seconds: the bound of every wait, and between two looks. A process may take
-# half a minute to its first row where many share a core.
+# Seconds: the bound of every wait, and the time between two looks. A process
+# that shares a core with many may take half a minute to its first row.
 LONG_S = 180.0
 LOOK_S = 0.05
 
@@ -20,12 +20,12 @@ class FailedError(Exception):
 
 
 class Result(NamedTuple):
-  """What came of a fault: a line of the table.
+  """The outcome of a fault: a line of the table.
 
   Attributes:
-    how: it was done.
-    lost: by it.
-    recovery: how long what took to come back.
+    how: how it was done.
+    lost: what it cost.
+    recovery: how long recovery took.
   """
 
   how: str
@@ -34,7 +34,7 @@ class Result(NamedTuple):
 
 
 def expect(condition: Any, what: str) -> None:
-  """Raises a `FailedError` that says what was not so."""
+  """Raises a `FailedError` with the message `what` if a condition is false."""
   if not condition:
     raise FailedError(what)
 
@@ -45,16 +45,16 @@ def until(
   jobs: Sequence[Job] = (),
   progress: Callable[[], Any] = lambda: None,
 ) -> float:
-  """Waits, within bounds, and not for processes that have ended.
+  """Waits for a condition, within bounds, and only while processes live.
 
   Args:
-    condition: what is waited for.
-    what: it is, for errors.
-    jobs: that must not end before.
-    progress: while it changes, waiting begins anew.
+    condition: true when the wait is over.
+    what: its name, for errors.
+    jobs: processes that must not end before.
+    progress: when its value changes, the bound begins anew.
 
   Returns:
-    For how many seconds.
+    The seconds that it took.
 
   Raises:
     FailedError: if it did not come true in time, or one of `jobs` has ended.

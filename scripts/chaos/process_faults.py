@@ -1,4 +1,4 @@
-"""Faults to processes: killed, doubled, frozen, late, slow, unheard."""
+"""Faults of processes: killed, doubled, frozen, late, slow, ASCII only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.status import last_rows
 def kills(
   stage: Stage, *, members: int = 3, num_steps: int = 6_000, **config: Any
 ) -> Result:
-  """Kill -9 of random members at random times; each starts again at once."""
+  """Random members are killed at random times; each starts again at once."""
   chance = stage.random('kills')
   run = Run(
     stage,
@@ -34,7 +34,7 @@ def kills(
   losses, killed = [], 0
   while killed < stage.kills:
     pause, began = chance.uniform(1.0, 11.0), time.monotonic()
-    # On a fast machine all are killed before the run is over, too.
+    # On a fast machine, too, all kills come before the run is over.
     share = (killed + 1) / (stage.kills + 1)
     while time.monotonic() - began < pause:
       for job in run.jobs.values():
@@ -92,7 +92,7 @@ def kills(
 
 
 def _left_behind(workdir: pathlib.Path) -> int:
-  """What killed processes left in the exchange and nobody cleared."""
+  """Number of files that killed processes left in the exchange for good."""
   names = [path.name for path in (workdir / 'exchange').glob('*/*')]
   half = r'tmp|removed|\.lease\.json\.\w{32}|\.clock'
   return len([name for name in names if re.search(half, name)])
@@ -185,7 +185,7 @@ def missing(stage: Stage) -> Result:
       f'member {member} ends with {rows[-1]["left_out"]} left out',
     )
     taught += sum(row['num_peers'] for row in rows)
-  # The first to be done may not have seen the other, but then the other it.
+  # The first one done may not have seen the other, but then the other saw it.
   expect(taught, 'nobody was taught')
   return Result(
     'two processes of a run of three members',
@@ -201,7 +201,7 @@ def late(stage: Stage) -> Result:
   run.until_trained(0, 300)
   expect(
     last_rows(run.rows_path(0), 8 << 10)[-1].get('peers') in ([], None),
-    'a peer that has not started',
+    'a peer taught before it started',
   )
   ahead = first.step()
   second = run.start(1)
@@ -226,7 +226,7 @@ def late(stage: Stage) -> Result:
 
 
 def slow_jobs(stage: Stage, seconds: float = 2.0) -> Result:
-  """A delay under one process's reading and another's writing."""
+  """One process reads slowly, and the other one writes slowly."""
   run = Run(
     stage,
     stage.folder('slow-jobs'),
@@ -259,7 +259,7 @@ def slow_jobs(stage: Stage, seconds: float = 2.0) -> Result:
     train = [row for row in found if row['kind'] == 'train']
     passed = train[-1]['seconds'] - train[0]['seconds']
     share = sum(row['stall_seconds'] for row in train[1:]) / passed
-    expect(share < 0.1, f'member {member} was kept for {share:.0%} of its time')
+    expect(share < 0.1, f'member {member} was stalled {share:.0%} of its time')
     shares.append(share)
   skipped = [row for row in rows[1] if row.get('event') == 'skip']
   age = max(row['peer_age'] or 0 for row in rows[0] if row['kind'] == 'train')
@@ -273,7 +273,7 @@ def slow_jobs(stage: Stage, seconds: float = 2.0) -> Result:
 
 
 def output(stage: Stage, *, num_steps: int = 100, **config: Any) -> Result:
-  """An output that can encode ASCII alone, where a run says "…" and "×"."""
+  """The output can encode ASCII only, but a run prints "…" and "×"."""
   folder = stage.folder('output')
   run = Run(stage, folder, members=2, num_steps=num_steps, **config)
   for member in (0, 1):
@@ -284,14 +284,14 @@ def output(stage: Stage, *, num_steps: int = 100, **config: Any) -> Result:
     expect(job.said().isascii(), f'member {member} wrote more than ASCII')
     expect('?' in job.said(), f'member {member} had nothing to replace')
   return Result(
-    'two members whose output can encode ASCII alone',
-    'nothing: what cannot be encoded is a question mark',
+    'two members with output that can encode ASCII only',
+    'nothing: other characters become question marks',
     f'both trained {num_steps} steps, rows 1, 2, 3, …',
   )
 
 
 def stop(stage: Stage) -> Result:
-  """SIGTERM to the two processes that all this was done to."""
+  """SIGTERM stops the two processes of the faults before."""
   pair = stage.pair()
   seconds = [job.stop() for job in pair.jobs]
   for member in (0, 1):

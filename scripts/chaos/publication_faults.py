@@ -1,4 +1,4 @@
-"""Faults to publications: damaged, misdated, slow; read in this process."""
+"""Faults of publications: damaged, misdated, slow; read in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from scripts.chaos.outcome import LONG_S, Result, expect, until
 
 _DAY_S = 86_400.0
 
-# What becomes of a file's bytes.
+# Damages a file's bytes.
 Spoil = Callable[[bytes, random.Random], bytes]
 TRUNCATED: dict[str, Spoil] = {
   'to nothing': lambda data, chance: b'',
@@ -74,12 +74,12 @@ def damaged(
     f'each of {number} files in turn: {", ".join(ways)}',
     f'{refused} of {tried} refused and the old copy kept, {tried - refused} '
     f'read right without that file; {failed} failed loads counted',
-    f'mended, it is read within {max(seconds):.1f} s',
+    f'read within {max(seconds):.1f} s after it was mended',
   )
 
 
 def clock(folder: pathlib.Path) -> Result:
-  """Publications that say they are of tomorrow or yesterday."""
+  """Publications are dated tomorrow and yesterday."""
   seconds = []
   with Reader(folder) as reader:
     for days in (1, -1):
@@ -98,7 +98,7 @@ def clock(folder: pathlib.Path) -> Result:
 
 
 def slow_disk(folder: pathlib.Path, steps: int = 200) -> Result:
-  """A load that takes as long as many steps."""
+  """A load takes as long as many steps."""
   held, go = threading.Event(), threading.Event()
   real = publication.load
 
@@ -129,7 +129,7 @@ def slow_disk(folder: pathlib.Path, steps: int = 200) -> Result:
 
 
 def slow_writer(folder: pathlib.Path, steps: int = 200) -> Result:
-  """A write that takes as long as many steps."""
+  """A write takes as long as many steps."""
   held, go = threading.Event(), threading.Event()
   real = publication.write
 
@@ -166,7 +166,7 @@ def slow_writer(folder: pathlib.Path, steps: int = 200) -> Result:
 
 @contextlib.contextmanager
 def _replaced(name: str, function: Callable[..., Any]) -> Iterator[None]:
-  """Puts another function under whoever reads or writes publications."""
+  """Replaces the function that reads or writes publications."""
   real = getattr(publication, name)
   setattr(publication, name, function)
   try:

@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 _INTERVAL_STEPS = 50
 Row = dict[str, Any]
 
-# Delays under what reads and writes publications, in a process of its own:
+# Trains with slow reading or writing of publications, in a process of its own:
 # load=2 or write=2 for two seconds each time.
 _SLOW = """
 import runpy, sys, time
@@ -44,7 +44,7 @@ runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
 
 
 class Job:
-  """One life of a member's process; what it says goes to a file."""
+  """One life of a member's process; its output goes to a file."""
 
   def __init__(
     self, line: Sequence[str], rows: pathlib.Path, log: pathlib.Path
@@ -54,7 +54,7 @@ class Job:
     Args:
       line: the command.
       rows: the file that it writes or goes on with.
-      log: a file that is not there yet.
+      log: a new file for its output.
     """
     self._rows, self._log = rows, log
     self._found = _inode(rows)
@@ -69,7 +69,7 @@ class Job:
           'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.cache/jax'),
           'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
           **os.environ,
-          # A log that ends where its process was killed.
+          # The log must not lose the last lines of a killed process.
           'PYTHONUNBUFFERED': '1',
         },
         stdout=out,
@@ -83,12 +83,12 @@ class Job:
     return self._log.read_text(errors='replace')
 
   def ended(self) -> str:
-    """How, for errors: status, and the last line that it printed."""
+    """How it ended, for errors: status, and the last line that it printed."""
     lines = self.said().strip().splitlines() or ['']
     return f'ended with status {self.process.returncode}: {lines[-1][:200]}'
 
   def start_step(self) -> int:
-    """Where it went on, as it says itself; 0 if it began anew."""
+    """The step that it says it went on from; 0 if it began anew."""
     match = re.search(r'goes on from step ([\d,]+)', self.said())
     return int(match[1].replace(',', '')) if match else 0
 
@@ -116,7 +116,7 @@ class Job:
     return seconds
 
   def kill(self) -> None:
-    """As kill -9, which no process survives."""
+    """Kills it like kill -9, which no process survives."""
     self.process.kill()
     self.process.wait()
 
@@ -126,7 +126,7 @@ class Job:
     return self.wait(128 + signal.SIGTERM, 'stopping')
 
   def complaint(self) -> str:
-    """The one sentence that a process ends with that cannot go on."""
+    """The one sentence that a process prints when it cannot go on."""
     lines = [line for line in self.said().splitlines() if 'run: ' in line]
     expect(len(lines) == 1, f'{len(lines)} sentences instead of one')
     expect('Traceback' not in self.said(), 'a traceback beside the sentence')
@@ -146,7 +146,7 @@ class Run:
     """Starts nothing.
 
     Args:
-      stage: kills at its end what is started here.
+      stage: kills these processes at its end.
       workdir: of the run.
       members: N.
       **config: keys with their values; __ for a dot.
@@ -158,7 +158,7 @@ class Run:
       'num_steps': 1_000_000,
       'checkpoint_interval_steps': 200,
       'eval_interval_steps': 1_000,
-      # A program of its own for each number, otherwise.
+      # Otherwise each number of steps would need a program of its own.
       'schedule__warmup_cosine__num_steps': 100,
       'codistill__members': members,
       'codistill__reload_interval_steps': _INTERVAL_STEPS,
@@ -168,7 +168,7 @@ class Run:
     }
     self._line = [
       *('--config=imagenet_codistill:smoke', f'--workdir={workdir}'),
-      # Whoever edits this code meanwhile must not stop a restart.
+      # An edit of this code meanwhile must not stop a restart.
       '--allow-code-change',
       *(f'--config.{k.replace("__", ".")}={v}' for k, v in config.items()),
     ]
@@ -181,7 +181,7 @@ class Run:
     slow: str | None = None,
     encoding: str | None = None,
   ) -> Job:
-    """Starts a member's process, as often as one likes; the last one counts."""
+    """Starts a member's process; the member's latest one counts."""
     how = ['-m', 'experiments.run'] if slow is None else ['-c', _SLOW, slow]
     line = [sys.executable, *how, *self._line, f'--member={member}', *arguments]
     if encoding:
@@ -191,7 +191,7 @@ class Run:
     return job
 
   def rows_path(self, member: int) -> pathlib.Path:
-    """Of one member's rows."""
+    """The file of one member's rows."""
     return self.workdir / f'rows-{member}.jsonl'
 
   def until_trained(self, member: int, steps: int = 1) -> float:
@@ -207,15 +207,15 @@ class Run:
       job.wait(0, f'member {member} to its end')
 
   def check_rows(self, member: int, num_steps: int | None = None) -> list[Row]:
-    """The train rows of a member, which are one for each step, in order.
+    """Checks a member's train rows: one for each step, in order.
 
     Args:
-      member: whose.
-      num_steps: how many it must have, and a final score; None: as it may be.
+      member: its index.
+      num_steps: how many it must have, and then a final score; None for any.
 
     Raises:
-      FailedError: if one is missing, twice there, or taught by a copy that
-        nobody published.
+      FailedError: if one is missing, is there twice, or was taught by a copy
+        that nobody published.
     """
     rows = read_rows(self.rows_path(member))
     train = [row for row in rows if row['kind'] == 'train']
@@ -239,7 +239,7 @@ class Run:
 
 
 class Tail:
-  """The rows that a file gets from now on."""
+  """The rows that are added to a file from now on."""
 
   def __init__(self, path: pathlib.Path):
     """Begins at the end of the file."""
@@ -258,7 +258,7 @@ class Tail:
 
 
 class World(abc.ABC):
-  """Two members to whose folder something is done.
+  """Two members and their folder, to which faults are done.
 
   Attributes:
     exchange: the folder.
@@ -268,22 +268,22 @@ class World(abc.ABC):
 
   @abc.abstractmethod
   def go_on(self, event: str | None = None) -> None:
-    """Waits until both have trained on, and met with an event meanwhile."""
+    """Waits until both have trained on, and had an event if one is given."""
 
   @abc.abstractmethod
   def recover(self) -> float:
     """Waits until each has loaded what the other publishes from now on.
 
     Returns:
-      For how many seconds.
+      The seconds that it took.
     """
 
   @abc.abstractmethod
   def events(self) -> collections.Counter[str]:
-    """How many events of each kind there were since this was last asked."""
+    """Number of events of each kind since the last call."""
 
   def missed(self) -> str:
-    """What went wrong since this was last asked."""
+    """What went wrong since the last call."""
     events = self.events()
     kinds = ('failed publish', 'skip', 'failed load')
     told = [f'{events[kind]} × {kind}' for kind in kinds if events[kind]]
@@ -291,7 +291,7 @@ class World(abc.ABC):
 
 
 class Pair(World):
-  """Two processes, which train for as long as one likes."""
+  """Two processes, which train until they are stopped."""
 
   def __init__(self, run: Run):
     """Starts them, and waits until each has seen the other."""
@@ -308,7 +308,7 @@ class Pair(World):
 
   @property
   def jobs(self) -> list[Job]:
-    """Both."""
+    """Both processes."""
     return list(self.run.jobs.values())
 
   def go_on(self, event: str | None = None) -> None:
@@ -338,7 +338,7 @@ class Pair(World):
         for member in (0, 1)
       )
 
-    return until(done, 'both to load what is new', self.jobs)
+    return until(done, 'both to load new weights', self.jobs)
 
   def events(self) -> collections.Counter[str]:
     self._read()
@@ -349,7 +349,7 @@ class Pair(World):
     return found
 
   def _marks(self) -> list[int]:
-    """From where on rows are of now."""
+    """The number of rows so far, of each member."""
     self._read()
     return [len(rows) for rows in self._rows]
 
@@ -362,7 +362,7 @@ class Pair(World):
 
 
 class Stage:
-  """Where faults are done: folders, chance, and processes that end with it."""
+  """Folders, randomness and processes for faults; processes end with it."""
 
   def __init__(
     self,
@@ -376,9 +376,9 @@ class Stage:
 
     Args:
       folder: for everything.
-      seed: of everything that is drawn.
-      kills: how many, for the fault of that name.
-      say: shows what is being done.
+      seed: for all random choices.
+      kills: number of kills, for the fault of that name.
+      say: shows progress.
     """
     self.kills = kills
     self.say = say
@@ -397,13 +397,13 @@ class Stage:
       job.kill()
 
   def folder(self, name: str) -> pathlib.Path:
-    """A new one."""
+    """Makes a new folder."""
     path = self._folder / name
     path.mkdir(parents=True)
     return path
 
   def random(self, name: str) -> random.Random:
-    """The same for a fault, whatever was done before it."""
+    """Random choices for a fault, independent of the faults before it."""
     return random.Random(f'{self._seed} {name}')
 
   def start(self, line: Sequence[str], rows: pathlib.Path) -> Job:
@@ -419,9 +419,9 @@ class Stage:
 
   @contextlib.contextmanager
   def ended_by_signals(self) -> Iterator[None]:
-    """Makes them end what goes on here as an error would, processes included.
+    """Makes signals end the block like an error, its processes included.
 
-    A process that is just being started is first put down as one of them.
+    A process that is just being started is recorded first, so it ends, too.
     """
 
     def end(number: int, frame: object) -> None:
@@ -430,7 +430,7 @@ class Stage:
       if not self._starting:
         sys.exit(128 + number)
 
-    # SIGINT, too: in the background a shell has it ignored.
+    # SIGINT, too, because shells make background processes ignore it.
     before = {
       number: signal.signal(number, end)
       for number in (signal.SIGINT, signal.SIGTERM)
@@ -442,7 +442,7 @@ class Stage:
         signal.signal(number, handler)
 
   def pair(self) -> Pair:
-    """Two processes at work; the same ones for as long as both are well."""
+    """Two processes at work, the same ones until `drop_pair`."""
     if self._pair is None:
       self.say('two members start …')
       workdir = self.folder(f'pair-{len(self._jobs)}')
@@ -450,7 +450,7 @@ class Stage:
     return self._pair
 
   def drop_pair(self) -> None:
-    """The next fault gets new ones."""
+    """Kills the pair; the next fault gets a new one."""
     if self._pair is not None:
       for job in self._pair.jobs:
         job.kill()

@@ -2,8 +2,8 @@
 
   python -m scripts.figures.diagram [--out=docs/images/method.svg]
 
-Two members train on parts of the data of their own, publish weights through a
-folder, and learn from stale copies of each other. The same picture each time.
+Two members train on their own parts of the data, publish weights through a
+folder, and learn from stale copies of each other. The file is always the same.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from experiments.paths import local_path
 
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/images/method.svg'
-# No dates, no random ids, letters as outlines.
+# Without dates and random ids, and with letters as outlines.
 STYLE = {'svg.hashsalt': 'codistillation', 'svg.fonttype': 'path'}
-# Of members 1 and 2, and of what they share.
+# Colors of members 1 and 2, and of what they share.
 _COLORS = ('#0072B2', '#D55E00')
 _GRAY = '#555555'
 
@@ -45,7 +45,7 @@ def draw(out: pathlib.Path) -> None:
       'weights of\nboth members,\nas Orbax\ncheckpoints',
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Opaque: it is shown on light and dark pages.
+    # Opaque, because pages may be light or dark.
     metadata = {'Date': None} if out.suffix == '.svg' else None
     figure.savefig(out, bbox_inches='tight', metadata=metadata, dpi=150)
     plt.close(figure)
@@ -136,7 +136,7 @@ def _arrow(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Draws it."""
+  """Draws the diagram."""
   parser = argparse.ArgumentParser(
     prog='scripts.figures.diagram', description=__doc__
   )

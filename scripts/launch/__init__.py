@@ -1,1 +1,1 @@
-"""One command for all members: on this machine, or through an engine."""
+"""Starts all members with one command: on this machine, or by an engine."""

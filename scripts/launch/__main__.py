@@ -1,4 +1,4 @@
-r"""Starts all members of a run, each as a job of its own, and looks after them.
+r"""Starts all members of a run as separate jobs, and restarts those that die.
 
   python -m scripts.launch --config=NAME[:variant] [--workdir=DIR] [--members=N]
     [--launcher=local|print|slurm|jobset] [--config.any.key=value …]
@@ -6,34 +6,37 @@ r"""Starts all members of a run, each as a job of its own, and looks after them.
     [--devices-per-member=K] [--processes-per-member=P] [--max-restarts=R]
     [--slurm KEY=VALUE …] [--jobset KEY=VALUE …]
 
-local: a process a member on this machine, `python -m experiments.run …
---member=I`, or P of them that are a world of jax.distributed; DIR/log-I.txt has
-what it says, DIR/log-I.K.txt what its further processes say. On NVIDIA GPUs
-each member gets K of those that CUDA_VISIBLE_DEVICES leaves, or an equal part
-of them; where there are too few, members share GPUs evenly, and their memory,
-unless XLA_PYTHON_CLIENT_MEM_FRACTION says how. On a CPU K devices are made for
-each. One process takes a whole TPU host, thus there one member a host:
-docs/clusters.md.
+local: one process a member on this machine, `python -m experiments.run …
+--member=I`, or P processes that are a world of jax.distributed. Their output
+goes to DIR/log-I.txt, and that of further processes of a member to
+DIR/log-I.K.txt. On NVIDIA GPUs each member gets K of the GPUs in
+CUDA_VISIBLE_DEVICES, by default an equal part. If there are too few, members
+share them evenly, and their memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION is
+set. On a CPU each member gets K virtual devices. On TPUs a process takes a
+whole host, so use one member a host: docs/clusters.md.
 
 A member that dies is started again, R times at most, after 1, 2, 4, … seconds,
 and goes on from its checkpoint; the others do not notice. When one of its P
-processes dies, the others have ten seconds to end. Not started again: one that
-diverged, one that somebody else stopped with a signal, and one that was refused
-(experiments.run ends with 2: other code, keys that make no sense). If one
-is refused before any has made a step, the command is wrong: all are stopped.
-Later the others go on without it.
+processes dies, the others have ten seconds to end. A member is not started
+again if it diverged, if somebody else stopped it with a signal, or if it was
+refused (experiments.run ends with 2: other code, keys that make no sense). If
+one is refused before any has made a step, the command is wrong, and all are
+stopped. Later the others go on without it.
 
-Ctrl-C has each member write a checkpoint, a second one kills. The same command
-goes on; members that are done only say so. If this process is killed, the
-members go on, and the same command says so until they are done.
+Ctrl-C makes each member write a checkpoint and stop; a second Ctrl-C kills
+them. The same command resumes; members that are done only say so. If this
+process is killed, the members go on, and the same command says so until they
+are done.
 
-print prints the commands, with their environment as it would be here, one a
-line; for hosts of one kind run it with CUDA_VISIBLE_DEVICES= and let each take
-its devices. slurm submits an array of one job a member (--slurm time=120,
-nodes=2, … as submitit names them), jobset prints a manifest for Kubernetes.
+print prints the commands, one a line, with the environment that they would get
+here; for hosts of one kind run it with CUDA_VISIBLE_DEVICES=, so that each host
+uses its own devices. slurm submits an array of one job a member (--slurm
+time=120, nodes=2, … with submitit's names); jobset prints a manifest for
+Kubernetes.
 
-Exit status: 0 all done, 1 a member died or diverged, 2 a member was refused or
-this makes no sense, 128 + n stopped by signal n.
+The exit status is 0 if all are done, 1 if a member died or diverged, 2 if a
+member was refused or the command makes no sense, 128 + n if signal n stopped
+it.
 """
 
 from __future__ import annotations
@@ -68,13 +71,13 @@ from scripts.launch.local import (
 from scripts.launch.member import Member, Process
 
 _MAX_RESTARTS = 3
-# Of columns, where there is no terminal whose edge one would see.
+# Columns of the output if it is not a terminal.
 _PLAIN_WIDTH = 160
 _MEMBERS = 'codistill.members'
 
 
 class Plan(NamedTuple):
-  """What is to be started.
+  """What to start.
 
   Attributes:
     label: NAME[:variant] of the config.
@@ -91,7 +94,7 @@ class Plan(NamedTuple):
   extra: tuple[str, ...]
 
   def command(self, *more: str, python: str = sys.executable) -> list[str]:
-    """A member's, if `more` says which."""
+    """A member's command, if `more` says which member."""
     return [
       python,
       '-m',
@@ -106,10 +109,10 @@ class Plan(NamedTuple):
   def processes(
     self, member: int, additions: Sequence[Mapping[str, str]]
   ) -> list[Process]:
-    """Those of a member on this machine, with a port of their own.
+    """A member's processes on this machine, with a port of their own.
 
     Args:
-      member: which.
+      member: its index.
       additions: to the environment of each process.
     """
     world = []
@@ -139,15 +142,16 @@ def _free_port() -> int:
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
-  """What the arguments ask for.
+  """Makes the plan that the arguments ask for.
 
   Raises:
-    UserError: unknown config, variant or key; numbers that make no sense.
+    UserError: for unknown configs, variants and keys, and for numbers that make
+      no sense.
   """
   if '--overwrite' in arguments.extra:
     raise UserError(
-      '--overwrite would begin anew at each restart of a member; choose '
-      'another --workdir, or remove it'
+      '--overwrite would begin anew at each restart of a member; leave it out, '
+      'and choose another --workdir or remove the old one'
     )
   given = given_keys(arguments.extra)
   base = config_lib.load(arguments.config)
@@ -164,7 +168,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
   steps = given.get('num_steps', '')
   stem = results.stem(*config_lib.split_name(arguments.config))
   if arguments.workdir is not None and not arguments.workdir.strip():
-    raise UserError('--workdir is empty; say which folder, or leave it out')
+    raise UserError('--workdir is empty; name a folder, or leave it out')
   with user_errors(argparse.ArgumentTypeError):
     workdir = local_path(
       arguments.workdir or str(ROOT / 'runs' / f'{stem}-members')
@@ -175,7 +179,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     arguments.config,
     workdir,
     int(members),
-    # For the progress alone: experiments.run checks values.
+    # Only for progress, because experiments.run checks values.
     int(steps) if steps.isdecimal() else base.num_steps,
     tuple(
       argument
@@ -196,26 +200,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--config',
     required=True,
     metavar='NAME[:variant]',
-    help='python -m experiments.run --list shows what there is',
+    help='one that python -m experiments.run --list shows',
   )
   parser.add_argument(
     '--workdir',
     metavar='DIR',
-    help='of all members (default: runs/NAME-variant-members)',
+    help='folder of all members (default: runs/NAME-variant-members)',
   )
   parser.add_argument(
     '--launcher', choices=('local', 'print', 'slurm', 'jobset'), default='local'
   )
   for flag, metavar, text in (
-    ('members', 'N', 'how many (default: as the config says)'),
-    ('devices-per-member', 'K', 'GPUs, or CPU devices'),
-    ('processes-per-member', 'P', 'local, print: of each member (default: 1)'),
-    ('max-restarts', 'R', f'local: of a member (default: {_MAX_RESTARTS})'),
+    ('members', 'N', "number of members (default: the config's)"),
+    ('devices-per-member', 'K', 'GPUs, or CPU devices, of each member'),
+    ('processes-per-member', 'P', 'for local and print (default: 1)'),
+    ('max-restarts', 'R', f'of a member, for local (default: {_MAX_RESTARTS})'),
   ):
     parser.add_argument(f'--{flag}', type=int, metavar=metavar, help=text)
   for engine, text in (
-    ('slurm', 'as submitit names it; time, in minutes, at least'),
-    ('jobset', 'of the manifest: docs/clusters.md'),
+    ('slurm', "submitit's names; time, in minutes, is required"),
+    ('jobset', 'see docs/clusters.md'),
   ):
     parser.add_argument(
       f'--{engine}',
@@ -229,7 +233,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-  """Refuses numbers that make no sense, and what another launcher takes."""
+  """Refuses numbers that make no sense, and flags of other launchers."""
   for flag, least, launchers in (
     ('members', 1, None),
     ('devices_per_member', 1, ('local', 'print')),
@@ -244,14 +248,14 @@ def _check(arguments: argparse.Namespace) -> None:
       raise UserError(f'{name} must be at least {least}')
     if launchers and arguments.launcher not in launchers:
       raise UserError(
-        f'{name} is for --launcher={" or ".join(launchers)}; '
-        f'{arguments.launcher} has parameters of its own'
+        f'{name} is for --launcher={" or ".join(launchers)}; leave it out for '
+        f'{arguments.launcher}'
       )
   for engine in ('slurm', 'jobset'):
     for parameter in getattr(arguments, engine):
       if '=' not in parameter or arguments.launcher != engine:
         raise UserError(
-          f'--{engine} {parameter}: it is KEY=VALUE, and for '
+          f'--{engine} {parameter}: give it as KEY=VALUE, and with '
           f'--launcher={engine}'
         )
 
@@ -289,7 +293,7 @@ def _run(
   assigned: Sequence[Sequence[Mapping[str, str]]],
   console: Console,
 ) -> int:
-  """All members as processes of this machine, to the end."""
+  """Runs all members as processes of this machine, to the end."""
   say(
     console,
     f'{plan.members} members of {plan.label} {devices.describe(gpus, assigned)}'
@@ -318,7 +322,7 @@ def _run(
 
 
 def _print(plan: Plan, assigned: Sequence[Sequence[Mapping[str, str]]]) -> None:
-  """A command a line, for a shell in the repository."""
+  """Prints a command a line, for a shell in the repository."""
   for member, additions in enumerate(assigned):
     for process, addition in zip(
       plan.processes(member, additions), additions, strict=True
@@ -333,13 +337,13 @@ def _submit(plan: Plan, parameters: Mapping[str, str], console: Console) -> int:
   if not left:
     raise still_at_work(plan.workdir, at_work)
   commands = [plan.command(f'--member={member}') for member in left]
-  # All at a time: members that wait for their turn have no peers.
+  # All at once, because members that wait for their turn have no peers.
   ids = submit(commands, len(left), plan.workdir, parameters)
   for member, job in zip(left, ids, strict=True):
     say(console, f'member {member}: job {job}')
   for member in at_work:
     say(console, f'member {member}: still at work, and not submitted')
-  say(console, 'Before you submit again, see that none of them is queued.')
+  say(console, 'Before you submit again, check that none of them is queued.')
   say(console, f'watch: python -m scripts.status {plan.workdir} --watch 30')
   return 0
 

@@ -1,4 +1,4 @@
-"""Which devices each process of each member gets; jax, slow, is not asked."""
+"""Assigns devices to members' processes; does not import jax, which is slow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from experiments.errors import UserError
 
 _PATIENCE_S = 60
-# Of a GPU's memory, for all processes on it.
+# The part of a GPU's memory that all processes on it share.
 _MEMORY = 0.9
 
 
@@ -19,8 +19,8 @@ def nvidia_gpus(environment: Mapping[str, str]) -> list[str]:
   """The GPUs that jax would find, as CUDA_VISIBLE_DEVICES names them.
 
   Args:
-    environment: of this process; what CUDA_VISIBLE_DEVICES or JAX_PLATFORMS
-      leaves out there is left out here.
+    environment: of this process; CUDA_VISIBLE_DEVICES and JAX_PLATFORMS in it
+      leave out GPUs.
   """
   platforms = environment.get('JAX_PLATFORMS', '').split(',')
   if any(platforms) and not {'cuda', 'gpu'} & set(platforms):
@@ -39,7 +39,7 @@ def nvidia_gpus(environment: Mapping[str, str]) -> list[str]:
   visible = environment.get('CUDA_VISIBLE_DEVICES')
   if visible is None:
     return found
-  # CUDA, too, stops at the first name that means nothing.
+  # Like CUDA, stop at the first unknown name.
   return list(
     itertools.takewhile(
       lambda name: name in found or name.startswith(('GPU-', 'MIG-')),
@@ -55,21 +55,21 @@ def assign(
   processes: int,
   environment: Mapping[str, str],
 ) -> list[list[dict[str, str]]]:
-  """Shares out devices: what to add to the environment of each process.
+  """Shares out devices, as variables for the environment of each process.
 
   Args:
     gpus: to share out; without any, CPU devices are made.
     members: how many.
-    per_member: devices of each; by default as many GPUs as there are for it,
-      one at least, and what jax makes of the CPU.
+    per_member: devices of each; by default an equal part of the GPUs, one at
+      least, or jax's default for the CPU.
     processes: of each member, which divide its devices.
     environment: of this process; a share of memory set there stays.
 
   Returns:
-    For each member, for each of its processes, variables.
+    The variables, by member and process.
 
   Raises:
-    UserError: if the devices do not go round.
+    UserError: if there are too few devices, or they cannot be divided.
   """
   if per_member is not None and per_member % processes:
     raise UserError(
@@ -87,10 +87,10 @@ def assign(
   count = each * processes
   if count > len(gpus):
     raise UserError(
-      f'a member would need {count} GPUs, and there are {len(gpus)}; choose '
+      f'a member would need {count} GPUs, but there are {len(gpus)}; choose '
       'fewer --devices-per-member or --processes-per-member'
     )
-  # Round and round: no GPU has two processes more than another.
+  # In turn, so that no GPU has two processes more than another.
   turns = itertools.cycle(gpus)
   shares = [
     [list(itertools.islice(turns, each)) for _ in range(processes)]
@@ -119,7 +119,7 @@ def _memory(sharers: int, environment: Mapping[str, str]) -> dict[str, str]:
 def describe(
   gpus: Sequence[str], assigned: Sequence[Sequence[Mapping[str, str]]]
 ) -> str:
-  """'on CPU', 'with 2 of 8 GPUs each', …: what `assign` came to."""
+  """Says what `assign` did, such as 'on CPU' or 'with 2 of 8 GPUs each'."""
   first = assigned[0]
   if not gpus:
     made = [int(own.get('JAX_NUM_CPU_DEVICES', 0)) for own in first]

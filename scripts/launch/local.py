@@ -1,6 +1,6 @@
-"""All members as processes of this machine, in one table until all have ended.
+"""Runs all members as processes of this machine, and shows them in a table.
 
-What they do is read from their files, as scripts.status reads it.
+Their progress is read from their files, as in scripts.status.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from scripts.status import Status, read_status, status_table
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
-# What its files say of a member whose process lives, if that is of this life.
+# What a living member's files may say of it, if they are of its present life.
 _TOLD = ('running', 'done', 'diverged')
-# What is told when it begins; of other states a sentence tells more.
+# States to announce when they begin; sentences announce the others.
 _NEWS = ('running', 'done', 'stopped')
-# Columns that go first where a terminal is narrow.
+# Columns to leave out first on a narrow terminal.
 _SPARE = ('life', 'failed', 'newest')
-# More than a terminal has.
+# More columns than a terminal has.
 _UNBOUNDED = 10_000
-# Such members are the last to go where a terminal has few lines.
+# Members in these states are left out first where a terminal has few lines.
 _WELL = ('running', 'done')
 
 
 def members_at_work(
   workdir: pathlib.Path, members: int
 ) -> dict[int, dict[str, Any]]:
-  """The leases of those that somebody started, and that live."""
+  """The leases of the members that are alive, by member."""
   paths = [workdir / f'lease-{member}.json' for member in range(members)]
   found = [read_lease(path) for path in paths]
   return {
@@ -56,7 +56,7 @@ def members_at_work(
 def still_at_work(
   workdir: pathlib.Path, at_work: Mapping[int, Mapping[str, Any]]
 ) -> UserError:
-  """Says who, how to watch them and how to stop them."""
+  """Says which members, how to watch them and how to stop them."""
   which = ', '.join(map(str, at_work))
   pids = ' '.join(str(lease['pid']) for lease in at_work.values())
   hosts = ', '.join(sorted({lease['host'] for lease in at_work.values()}))
@@ -69,13 +69,13 @@ def still_at_work(
 
 @contextlib.contextmanager
 def alone(workdir: pathlib.Path) -> Iterator[None]:
-  """While this lasts, nobody else launches members there from this machine.
+  """Keeps other launchers on this machine out of a workdir.
 
-  Their leases would tell one launcher from another only when they have begun,
-  and each of two might get some of them.
+  Leases tell one launcher from another only when members have begun, and until
+  then each of two might start some of them.
 
   Raises:
-    UserError: if somebody does, or nothing can be written there.
+    UserError: if there is another, or the workdir cannot be written to.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
     ) from error
   with lock:
     try:
-      # The system takes it back, however this process ends.
+      # The system releases it however this process ends.
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise UserError(
@@ -94,16 +94,16 @@ def alone(workdir: pathlib.Path) -> Iterator[None]:
         'another --workdir'
       ) from error
     except OSError:
-      pass  # A file system without locks: there are leases still.
+      pass  # A file system without locks; leases still protect members.
     yield
 
 
 class Picture:
-  """All members as they were at the last look, and what is left to do.
+  """All members as they were at the last look, and the work left.
 
   Attributes:
     statuses: of each member.
-    has_moved: whether a member has made a step, or ended well, meanwhile.
+    has_moved: whether a member has made a step, or ended well, so far.
   """
 
   def __init__(
@@ -118,15 +118,15 @@ class Picture:
     Args:
       title: of the table.
       members: all of the run.
-      workdir: where it lies.
-      num_steps: of each member, until its files say.
+      workdir: of the run.
+      num_steps: of each member, until its files tell.
     """
     self._title = title
     self._members = members
     self._workdir = workdir
     self.has_moved = False
-    # When each was last seen at the step that it began with: compiling does
-    # not count as slow steps.
+    # When each was last seen at its first step, so that compiling does not
+    # count as slow steps.
     self._began: dict[int, tuple[float, int]] = {}
     nothing = Status(0, '', None, num_steps, None, None, '', None, None, '', '')
     self.statuses = [
@@ -135,10 +135,10 @@ class Picture:
     self.look()
 
   def look(self) -> None:
-    """Reads what there is; what cannot be read stays as it was."""
+    """Reads the members' files; keeps the status of those it cannot read."""
     now = time.monotonic()
     found = {}
-    # Nothing is there yet, or somebody is at it.
+    # Files may be missing, or half written.
     with contextlib.suppress(UserError, OSError):
       found = {one.member: one for one in read_status(self._workdir)}
     for at, member in enumerate(self._members):
@@ -156,11 +156,11 @@ class Picture:
         self.has_moved = True
 
   def table(self, console: Console, is_live: bool = False) -> Table:
-    """A line a member, and below what is left: as much as there is room for.
+    """A line a member, and a summary below: as much as there is room for.
 
     Args:
-      console: whose width it keeps to.
-      is_live: keep to its height, too.
+      console: the table fits its width.
+      is_live: whether it also fits its height.
     """
     most = len(self.statuses)
     while True:
@@ -171,7 +171,7 @@ class Picture:
       most = max(1, most - (lines - console.height + 1))
 
   def _fitting(self, console: Console, most: int) -> Table:
-    """As wide as there is room for, with so many members at most."""
+    """The widest table that fits, with so many members at most."""
     options = console.options.update(max_width=_UNBOUNDED)
     for short in (False, True):
       for count in range(len(_SPARE) + 1):
@@ -181,14 +181,14 @@ class Picture:
     return table
 
   def _table(self, short: bool, without: Sequence[str], most: int) -> Table:
-    """With or without each peer, with so many members at most."""
+    """A table of so many members at most, with each peer unless `short`."""
     at = range(len(self.statuses))
     if len(at) > most:
       at = sorted(at, key=lambda k: (self.statuses[k].state in _WELL, k))
       at = sorted(at[:most])
     shown = [
       self.statuses[k]._replace(
-        # All leases are those of the processes below this one.
+        # Restarts say more: all leases are held by this process's children.
         lease=str(self._members[k].restarts or ''),
         peers=_ages(self.statuses[k].peers)
         if short
@@ -203,7 +203,7 @@ class Picture:
     for column in table.columns:
       if column.header == 'lease':
         column.header, column.justify = 'restarts', 'right'
-      # Where even this is too wide, nothing is cut.
+      # Where even this is too wide, text wraps instead of being cut.
       column.no_wrap, column.overflow = False, 'fold'
     table.caption = self.line()
     if len(shown) < len(self.statuses):
@@ -211,7 +211,7 @@ class Picture:
     return table
 
   def line(self) -> str:
-    """How many are in which state; progress, rate and time left of all."""
+    """The number of members by state; progress, rate and time left of all."""
     counts = collections.Counter(one.state for one in self.statuses)
     parts = [f'{count} {state}' for state, count in counts.items()]
     steps = sum(_steps(one) for one in self.statuses)
@@ -228,7 +228,7 @@ class Picture:
     return ', '.join(parts)
 
   def plain(self, at: int) -> str:
-    """A member's line where no table can be."""
+    """A member's line where the output is not a terminal."""
     one, member = self.statuses[at], self._members[at]
     parts = [f'member {one.member}: {one.state}']
     if one.step is not None:
@@ -240,7 +240,7 @@ class Picture:
     return ', '.join(parts) + _restarts(member)
 
   def _seconds_left(self) -> int | None:
-    """Of the last to end; one without a pace yet is as slow as the slowest."""
+    """Time to the last end; a member without a pace counts as the slowest."""
     now = time.monotonic()
     paces = {}
     for one in self.statuses:
@@ -272,7 +272,7 @@ def _steps(one: Status) -> int:
 
 
 def _ages(peers: str) -> str:
-  """'251…257, 2 old' of '0: old, 1: 251, …'."""
+  """Turns '0: old, 1: 251, …' into '251…257, 2 old'."""
   told = [one.partition(': ')[2] for one in peers.split(', ') if one]
   ages = sorted(int(what) for what in told if what.lstrip('-').isdecimal())
   others = collections.Counter(
@@ -301,21 +301,21 @@ def run_locally(
   Args:
     picture: of these members.
     members: to start.
-    console: a live table on a terminal, plain lines elsewhere.
+    console: shows a live table on a terminal, plain lines elsewhere.
     stop: gets the numbers of signals: the first stops with checkpoints, the
       second kills.
-    plain_interval_seconds: between two times that all members are told of.
+    plain_interval_seconds: between two plain lines of each member.
 
   Returns:
     The exit status.
 
   Raises:
-    UserError: if a member was refused before any had got anywhere; all are
+    UserError: if a member was refused before any had made a step; all are
       stopped then.
   """
   refused, signals, looked = '', 0, time.monotonic()
   with contextlib.ExitStack() as stack:
-    stack.callback(_close, members)  # If this ends with an error.
+    stack.callback(_close, members)  # Members must not outlive an error.
     show = stack.enter_context(_shown(picture, console, plain_interval_seconds))
     while not all(member.is_over for member in members):
       for member in members:
@@ -333,7 +333,7 @@ def run_locally(
           'Killing the members …'
           if signals
           else 'Stopping the members, each with a checkpoint; '
-          'once more kills them …',
+          'a second signal kills them …',
         )
         _stop(members, kill=signals > 0)
         signals += 1
@@ -355,7 +355,7 @@ def run_locally(
   if ends == {'done'}:
     return 0
   if not ends <= {'done', 'diverged'}:
-    say(console, 'The same command goes on with what is not done.')
+    say(console, 'The same command goes on with members that are not done.')
   return 2 if 'refused' in ends else 1
 
 
@@ -363,7 +363,7 @@ def run_locally(
 def _shown(
   picture: Picture, console: Console, interval_seconds: float
 ) -> Iterator[Callable[[], None]]:
-  """Yields what shows the members anew."""
+  """Yields a function that shows the members anew."""
   if console.is_terminal:
     with Live(
       picture.table(console, is_live=True),
@@ -399,7 +399,7 @@ def _stop(members: Sequence[Member], kill: bool = False) -> None:
 
 
 def _close(members: Sequence[Member]) -> None:
-  """Stops what still runs, and waits for it."""
+  """Stops members that still run, and waits for them."""
   _stop(members)
   for member in members:
     member.wait()

@@ -1,4 +1,4 @@
-"""One member's processes: started, looked after, started again."""
+"""Starts a member's processes, watches them, and starts them again."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import NamedTuple
 from experiments.processes import last_words, start
 from experiments.record import read_run
 
-# For the others of a member to end, when one of its processes has died.
+# The time that a member's other processes have to end when one has died.
 _GRACE_S = 10.0
-# Before the first restart; twice as long before each further one.
+# The pause before the first restart; it doubles before each further one.
 _PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
-# With these somebody stops a run; it says 128 + n if it could write a
+# Signals that stop a run; its status is 128 + n if it could write a
 # checkpoint.
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-# Of experiments.run.
+# Exit statuses of experiments.run.
 _REFUSED = 2
 _LOST_OTHERS = 3
 
 
 class Process(NamedTuple):
-  """What to start: a command, where it logs to, and all of its environment."""
+  """A process to start: its command, log and whole environment."""
 
   command: Sequence[str]
   log: pathlib.Path
@@ -40,8 +40,7 @@ class Member:
   Attributes:
     index: its number.
     restarts: how often it was started again.
-    end: done, diverged, dead, refused, stopped or killed; '' while it goes
-      on.
+    end: done, diverged, dead, refused, stopped or killed; '' before the end.
     is_stopping: whether it was asked to end.
   """
 
@@ -57,8 +56,8 @@ class Member:
     Args:
       index: its number.
       workdir: of the run.
-      processes: asked at each start: a world of several needs a new port.
-      max_restarts: then it stays dead.
+      processes: called at each start, because several need a new port.
+      max_restarts: how often it may be started again.
     """
     self.index = index
     self.restarts = 0
@@ -74,7 +73,7 @@ class Member:
 
   @property
   def is_over(self) -> bool:
-    """Whether nothing runs, nor will."""
+    """Whether nothing runs, or will run again."""
     return bool(self.end) and not self._at_work
 
   @property
@@ -83,7 +82,7 @@ class Member:
     return not self._at_work and not self.end and self.restarts > 0
 
   def step(self) -> str | None:
-    """Starts what it is time to start, looks at what runs.
+    """Starts the processes if it is time, or looks at those that run.
 
     Returns:
       A sentence, if something went wrong.
@@ -97,18 +96,18 @@ class Member:
     if self._first is None:
       failed = [k for k, status in enumerate(statuses) if status]
       if failed:
-        # What others say after it is that it is gone.
+        # Others that end after it only say that it is gone.
         self._first = now, min(failed, key=lambda k: _rank(statuses[k]))
     if None not in statuses:
       return self._settle(statuses)
-    # All of a world that is to stop end at once; without one, as with one that
-    # was still to join, the others might wait for minutes.
+    # The processes of a world end together. If one is missing, for example
+    # because it never joined, the others might wait for minutes.
     if self._first and now - self._first[0] > _GRACE_S:
       self.stop(kill=True)
     return None
 
   def stop(self, kill: bool) -> None:
-    """Has all of its processes write a checkpoint and end, or kills them."""
+    """Makes all of its processes write a checkpoint and end, or kills them."""
     if kill:
       self._is_killed = True
     else:
@@ -120,7 +119,7 @@ class Member:
         popen.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
   def wait(self) -> None:
-    """Until its processes have ended."""
+    """Waits until its processes have ended."""
     for _, popen, _ in self._at_work:
       popen.wait()
 
@@ -132,7 +131,7 @@ class Member:
       self._at_work.append((process, start(*process), size))
 
   def _settle(self, statuses: Sequence[int]) -> str | None:
-    """What becomes of a member all of whose processes have ended."""
+    """Decides what a member does after all of its processes have ended."""
     ended, self._at_work = self._at_work, []
     if self._first is None:
       self.end = 'done'
@@ -183,7 +182,7 @@ def _stopped_by(status: int) -> int:
 
 
 def _rank(status: int) -> int:
-  """Of several that ended at once, the lowest says why."""
-  # JAX aborts whoever loses the first process of its world.
+  """Ranks statuses of processes that ended at once: the lowest says why."""
+  # JAX aborts processes that lose the first one of their world.
   late = {_REFUSED: 0, -signal.SIGABRT: 3, _LOST_OTHERS: 4}
   return late.get(status, 1 if _stopped_by(status) else 2)

@@ -3,12 +3,12 @@ r"""Breaks one line at a time and sees whether the tests notice.
   python -m tests.mutants [WORD …] [--jobs=2]
 
 The tables beside this file list the mutants: a header `== FILE | TESTS` and,
-below it, pairs of lines: `-` the text that stands there, `+` what it becomes.
-TESTS are arguments of pytest without `tests/`; the text occurs once in FILE.
-Every mutant is made in a copy of the project and has to make TESTS fail. With
-words only mutants with one of them in their file's or table's name are tried.
+below it, pairs of lines: `-` a text in FILE, `+` its replacement. TESTS are
+arguments of pytest without `tests/`; the text occurs once in FILE. Every mutant
+is made in a copy of the project and must make TESTS fail. With words, only
+mutants with one of them in the name of their file or table are tried.
 
-Exit status: 0 if every mutant is caught, 1 if one survives.
+The exit status is 0 if every mutant is caught, 1 if one survives.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import signal
 import sys
 import tempfile
 
-# Once, before each mutant has a process of its own: they take a second.
+# Imported before each mutant gets a process of its own: it takes a second.
 import absl.testing.flagsaver
 import flax.linen
 import jax
@@ -34,14 +34,14 @@ import pytest
 
 from tests.mutants.table import ROOT, Mutant, read_mutants
 
-# What hangs has been noticed, too; the longest test takes less.
+# A mutant that hangs counts as caught; the longest test takes less.
 _TIMEOUT_S = 300
 _PYTEST = ('-x', '-q', '-pno:cacheprovider', '-pno:xdist')
 _IMPORTED = (absl.testing.flagsaver, flax.linen, jax, optax, orbax.checkpoint)
 
 
 def is_caught(mutant: Mutant) -> bool:
-  """Whether the tests fail; in a process that does nothing else."""
+  """Whether the tests fail; call it in a process of its own."""
   copy = _copies.get()
   path = copy / mutant.file
   text = path.read_text(encoding='utf-8')
@@ -63,7 +63,7 @@ def is_caught(mutant: Mutant) -> bool:
     signal.alarm(0)
     path.write_text(text, encoding='utf-8')
     _copies.put(copy)
-  # 1: some failed. Code that cannot be imported is an error of the collection.
+  # 1: some tests failed. Code that cannot be imported fails the collection.
   caught = status == 1 or (status in (2, 4) and 'Error' in output)
   if status and not caught:
     raise RuntimeError(f'pytest ended with {status}: {output[-2_000:]}')
@@ -76,7 +76,7 @@ def _give_up(*_):
 
 @contextlib.contextmanager
 def _silence(path: pathlib.Path):
-  """What this process and those it starts print goes to a file."""
+  """Sends the output of this process and its children to a file."""
   kept = os.dup(1), os.dup(2)
   with path.open('w') as file:
     os.dup2(file.fileno(), 1)

@@ -1,4 +1,4 @@
-"""The tables of mutants, read."""
+"""Reads the tables of mutants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 class Mutant(NamedTuple):
-  """One text of one file made another, and the tests that have to notice."""
+  """A change of a text in a file, and the tests that must notice it."""
 
   table: str
   file: str
