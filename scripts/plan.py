@@ -6,7 +6,7 @@ compiled by `python -m scripts.cost lm_codistill --devices 1 4 8 32 64
 --json=FILE`, and are in experiments/results/cost_lm_codistill.json; rates are
 assumed, or given. `python -m scripts.benchmark model` measured the updates of a
 small network. `python -m scripts.scaling` prints the tables, and the memory of
-the paper's ResNet-50 from `scripts.cost imagenet_codistill`. Needs no jax.
+the paper's ResNet-50 from `scripts.cost imagenet_codistill`. None needs jax.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _measure_all(names: Iterable[str], arguments: argparse.Namespace) -> int:
   """Measures parts one after another; returns the exit status."""
-  # First, since FILE may belong to the project, which then has changes.
+  # First, because FILE may be a file of the project, which makes it dirty.
   where = machine()
   try:
     if arguments.json:

@@ -48,7 +48,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
     shapes: of the log.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   with tempfile.TemporaryDirectory() as folder:

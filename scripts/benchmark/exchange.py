@@ -65,7 +65,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
     shapes: of networks and intervals.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   with contextlib.ExitStack() as stack:

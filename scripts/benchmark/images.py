@@ -74,11 +74,11 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Times stages and pipelines in turn.
 
   Args:
-    rounds: of each; one more goes before and is not counted.
+    rounds: how many; an uncounted one goes first.
     shapes: of images and batches.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   rng = np.random.default_rng(0)
   files = photographs(rng, shapes.num_images, *shapes.size)

@@ -68,11 +68,11 @@ def measure(rounds: int, shapes: Sizes) -> Iterator[list[Measure]]:
   """Times losses in turn.
 
   Args:
-    rounds: of each kind; one more goes before and is not counted.
+    rounds: how many; an uncounted one goes first.
     shapes: of a batch and a network.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   arguments = _example(shapes)

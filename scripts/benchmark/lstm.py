@@ -36,11 +36,11 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Times gradients in turn.
 
   Args:
-    rounds: of each kind; one more goes before, compiles and is not counted.
+    rounds: how many; an uncounted one goes first and compiles.
     shapes: of the layer.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   units, lanes, tokens = shapes
   keys = jax.random.split(jax.random.key(0), 2)

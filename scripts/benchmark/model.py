@@ -4,7 +4,7 @@ Each network's burn-in update, and its codistilling update with one teacher, are
 timed on random examples on the device, in turn with products of two square
 matrices in the network's precision. A share is the FLOP/s of an update's
 products and convolutions, as `scripts/flops.py` counts them, relative to those
-of the plain products; it cannot exceed 100 %.
+of the plain products; its limit is 100 %.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Times products and updates in turn.
 
   Args:
-    rounds: of each; before them each is compiled, and warms up.
+    rounds: how many; before them all is compiled and warmed up.
     shapes: of networks and matrices.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found, size = Measures(), shapes.size
   experiments = {name: one.build() for name, one in shapes.networks.items()}

@@ -35,11 +35,11 @@ def measure(
   """Writes and loads publications in turn.
 
   Args:
-    rounds: of each kind; one more goes before and is not counted.
+    rounds: how many; an uncounted one goes first.
     shapes: depth and width by millions of parameters.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   networks = {size: _variables(*shape) for size, shape in shapes.items()}

@@ -57,11 +57,11 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Trains in processes, one after another.
 
   Args:
-    rounds: of all cases.
+    rounds: how many, each of all cases.
     shapes: of the cases.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   first, *others = _cases(shapes)

@@ -34,7 +34,7 @@ def measure(rounds: int, shapes: Sequence[str]) -> Iterator[list[Measure]]:
     shapes: configs that need no download of data.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   for config in shapes:

@@ -29,11 +29,11 @@ def measure(
   """Times updates in turn.
 
   Args:
-    rounds: of every update; before them each is compiled, and warms up.
+    rounds: how many; before them all is compiled and warmed up.
     shapes: networks by name.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found, updates, flops = Measures(), {}, {}
   for name, network in shapes.items():

@@ -29,11 +29,11 @@ def measure(rounds: int, shapes: ResNet) -> Iterator[list[Measure]]:
   """Times updates in turn.
 
   Args:
-    rounds: of each kind; one more goes before, compiles and is not counted.
+    rounds: how many; an uncounted one goes first and compiles.
     shapes: of the network.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   _, _, updates, state, batch = make_subject(shapes)
   copies = {

@@ -30,11 +30,11 @@ def measure(
   """Reads batches of each size in turn.
 
   Args:
-    rounds: of each size; one more goes before and is not counted.
+    rounds: how many; an uncounted one goes first.
     shapes: lanes, and tokens of a lane.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   for number in range(rounds + 1):

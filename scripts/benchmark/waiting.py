@@ -76,7 +76,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
     shapes: of a round.
 
   Yields:
-    After each round all that has been measured.
+    All measurements so far, after each round.
   """
   found = Measures()
   with tempfile.TemporaryDirectory() as folder:

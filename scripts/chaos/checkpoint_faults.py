@@ -45,7 +45,7 @@ def damaged(
       seconds.append(time.monotonic() - began)
     path.write_bytes(whole)
   (folder / '2/state/_METADATA').unlink()
-  expect(_restore(checkpoints).step == 1, 'a checkpoint lacks metadata')
+  expect(_restore(checkpoints).step == 1, 'one without metadata was read')
   checkpoints.save(2, {0: _state(2)}, _NOTHING, {})
   expect(_restore(checkpoints).step == 2, 'step 2 was not saved again')
   tried = len(files) * len(ways)
