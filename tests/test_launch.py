@@ -490,7 +490,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
     '--member=0': "what is '--member=0'",
     '--overwrite': 'anew at each restart',
     '--workdir=': '--workdir is empty',
-    '--slurm=time=3': 'for --launcher=slurm',
+    '--slurm=time=3': 'with --launcher=slurm',
     '--launcher=jobset --jobset=image': 'give it as KEY=VALUE',
     '--launcher=jobset': 'give --jobset image=',
     '--launcher=slurm --max-restarts=1': 'is for --launcher=local',

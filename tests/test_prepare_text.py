@@ -310,13 +310,13 @@ def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path):
 
 def test_a_wrong_command_line_is_named(capsys):
   for path, argument, sentence in (
-    (None, '--workers=1', '--input is needed'),
+    (None, '--workers=1', '--input is missing'),
     ('x', '--format=csv', 'invalid choice'),
     ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
     ('x', '--held-out-fraction=2', 'between 0 and 1'),
     # Flags that nothing reads.
     ('x', '--held-out-fraction=0.1 --held-out=y', 'with --held-out'),
-    ('x', '--structure=none --sentence-language=de', 'are not marked: leave'),
+    ('x', '--structure=none --sentence-language=de', 'are not marked; leave'),
     ('x', '--format=txt --text-key=body', 'if --format is txt; leave it'),
     (
       'x',
