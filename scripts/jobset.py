@@ -26,7 +26,7 @@ _MOST_LETTERS = 63
 
 # The meaning and the default of each; '' is none.
 PARAMETERS = {
-  'image': ('container image with this repository as its working directory', ''),
+  'image': ('image with this repository as its working directory', ''),
   'claim': ('PersistentVolumeClaim that pods on many nodes can write', ''),
   'mount': ('where pods see it; --workdir is below', '/shared'),
   'hosts': ('pods of a member', '1'),
