@@ -1,4 +1,5 @@
 # Two commands: `make run` and `make test`. The rest is in their service.
+# `make help` shows what follows a target's ##.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,10 +8,13 @@ TABLES := --into=docs/criteo.md $(addprefix --into=,$(wildcard docs/results/*.md
 # Compiled programs are kept between runs and tests.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 
-.PHONY: run test figures benchmark chaos lint venv clean
+.PHONY: help run test figures benchmark chaos lint format venv clean
 
-# Two networks codistil on handwritten digits, next to the baseline.
-run: $(VENV)/installed
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
+
+run: $(VENV)/installed ## two networks codistil on digits, beside the baseline
 	$(BIN)/python -m experiments.run --config=imagenet_sync:laptop
 	$(BIN)/python -m experiments.run --config=imagenet_codistill:laptop
 	$(BIN)/python -m scripts.compare runs/imagenet_sync-laptop \
@@ -18,11 +22,10 @@ run: $(VENV)/installed
 
 # Processes that tests start import what has been compiled.
 test: export PYTHONDONTWRITEBYTECODE =
-test: lint
+test: lint ## lint, import contracts, all tests
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-# The paper's figures beside ours, and the tables, from committed rows.
-figures: $(VENV)/installed
+figures: $(VENV)/installed ## redraw figures and tables from committed rows
 	for variant in gpu reduced sample narrow laptop; do \
 	  $(BIN)/python -m scripts.figures all --variant=$$variant $(TABLES) || \
 	    exit 1; done
@@ -31,21 +34,23 @@ figures: $(VENV)/installed
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \
 	  docs/scaling.md docs/criteo.md
 
-# What training costs on this machine, small shapes: eight minutes on two idle
-# cores. Without names `scripts.benchmark` measures more, in half an hour.
-benchmark: $(VENV)/installed
+# Without names `scripts.benchmark` measures more, in half an hour.
+benchmark: $(VENV)/installed ## what training costs here: eight minutes
 	$(BIN)/python -m scripts.benchmark step model input exchange memory --rounds=2
 
-# Faults done to real runs, and what came of each: five to ten minutes.
-chaos: $(VENV)/installed
+chaos: $(VENV)/installed ## faults done to real runs: five to ten minutes
 	$(BIN)/python -m scripts.chaos
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed ## ruff and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
-venv: $(VENV)/installed
+format: $(VENV)/installed ## write the code as make lint wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: $(VENV)/installed ## install into .venv; make PYTHON=python3.13 venv
 
 $(VENV)/installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,5 +60,5 @@ $(VENV)/installed: requirements.txt constraints.txt
 	  --requirement requirements.txt
 	@touch $@
 
-clean:
+clean: ## remove .venv and what is cached
 	rm -rf $(VENV) .cache
