@@ -1,88 +1,67 @@
-"""Configs by name: `NAME[:variant]` → a ConfigDict, or who it might have been.
-
-Files in `experiments/configs` are experiments, but for `base`; the first line
-of their docstring describes them.
-"""
+"""Configs: loaded, changed, compared, checked."""
 
 from __future__ import annotations
 
-import ast
-import difflib
 import functools
-import importlib
 import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import given
-from experiments.errors import UserError, check_least
+from experiments import config_file, given
+from experiments.configs.base import get_base
+from experiments.errors import UserError, check_least, nearest
 from experiments.paths import PATH_KEYS, local_path, path_or_url
 from experiments.results import MACHINE_KEYS, recipe_of
 
-CONFIGS = pathlib.Path(__file__).parent / 'configs'
 # Added to the seed of a first phase: with a teacher's own a student would start
 # from that teacher's initial weights, and read in its order.
 _TEACHERS_SEED = 1_000_000
 
 
-def names() -> list[str]:
-  """The experiments that there are."""
-  return sorted(
-    path.stem
-    for path in CONFIGS.glob('*.py')
-    if path.stem not in ('__init__', 'base')
-  )
+def load(reference: str) -> ConfigDict:
+  """The config that a `--config` names.
 
-
-def split_name(name_and_variant: str) -> tuple[str, str]:
-  """'imagenet_sync:laptop' → ('imagenet_sync', 'laptop').
+  Args:
+    reference: as `config_file.find` reads it; errors as that has.
 
   Raises:
-    UserError: if there is no such experiment, or no such variant of it.
+    UserError: besides, if it is not as all configs are.
   """
-  name, _, variant = name_and_variant.partition(':')
-  if name not in names():
+  file = config_file.find(reference)
+  config = file.get_config()
+  if not isinstance(config, ConfigDict):
     raise UserError(
-      f'there is no config {name!r}{_nearest(name, names())}; '
-      'python -m experiments.run --list shows what there is'
+      f'get_config() of {file.path} returns {type(config).__name__}; it must '
+      'return a ConfigDict'
     )
-  variants = variants_of(name)
-  if variant not in variants:
+  found = {key for key, _ in _items(config)}
+  if missing := [key for key in _base_keys() if key not in found]:
     raise UserError(
-      f'config {name} has no variant {variant!r}; it has '
-      f'{", ".join(v for v in variants if v)}, or none for the paper’s scale'
+      f'the config of {file.path} has no key {missing[0]}; begin with that of '
+      'another config, or with get_base() of experiments.configs.base'
     )
-  return name, variant
+  return config
 
 
-def variants_of(name: str) -> tuple[str, ...]:
-  """The variants of an experiment; '' is the paper's scale."""
-  return importlib.import_module(f'experiments.configs.{name}').VARIANTS
+@functools.cache
+def _base_keys() -> tuple[str, ...]:
+  """What every config has."""
+  return tuple(key for key, _ in _items(get_base()))
 
 
-def load(name_and_variant: str) -> ConfigDict:
-  """The config of that name; errors as `split_name`."""
-  name, variant = split_name(name_and_variant)
-  module = importlib.import_module(f'experiments.configs.{name}')
-  return module.get_config(variant)
-
-
-def load_changed(
-  name_and_variant: str, changes: Mapping[str, Any]
-) -> ConfigDict:
+def load_changed(reference: str, changes: Mapping[str, Any]) -> ConfigDict:
   """The config of that name, changed.
 
   Args:
-    name_and_variant: of the config; errors as `split_name`.
+    reference: of the config; errors as `load`.
     changes: dotted keys, and what to set them to.
 
   Raises:
     UserError: besides, if there is no such key, or a value is of another type.
   """
-  config = load(name_and_variant)
+  config = load(reference)
   check_keys(config, changes)
   try:
     config.update_from_flattened_dict(changes)
@@ -92,27 +71,32 @@ def load_changed(
   return config
 
 
-def points(name_and_variant: str) -> list[dict[str, Any]]:
+def points(reference: str) -> list[dict[str, Any]]:
   """The points of an experiment's `sweep()`; one without a change if none.
 
   Args:
-    name_and_variant: of the config; errors as `split_name`.
+    reference: of the config; errors as `load`.
 
   Returns:
     The keys that each point sets, dotted, with their values.
+
+  Raises:
+    UserError: besides, for a key that the config does not have.
   """
-  name, variant = split_name(name_and_variant)
-  module = importlib.import_module(f'experiments.configs.{name}')
-  return module.sweep(variant) if hasattr(module, 'sweep') else [{}]
+  found = config_file.find(reference).points()
+  config = load(reference)
+  for point in found:
+    check_keys(config, point)
+  return found
 
 
 def recorded_point(
-  name_and_variant: str, config: Mapping[str, Any]
+  reference: str, config: Mapping[str, Any]
 ) -> dict[str, Any] | None:
   """Which point of an experiment the config of a recorded run is.
 
   Args:
-    name_and_variant: of the config; errors as `split_name`.
+    reference: of the config; errors as `load`.
     config: as `run.json` has it. Not compared are keys that its code did not
       have yet, or that nothing reads, `results.MACHINE_KEYS` and the seed.
 
@@ -120,7 +104,7 @@ def recorded_point(
     What the point sets: of `points`, or {}; None if it is none of them.
   """
   found = dict(_leaves(ConfigDict(recipe_of(config))))
-  for point, wanted, changed in _recipes(name_and_variant):
+  for point, wanted, changed in _recipes(reference):
     other = [key for key in found if wanted.get(key, _leaves) != found[key]]
     if len(given.unread(changed, other)) == len(other):
       return dict(point)
@@ -129,12 +113,12 @@ def recorded_point(
 
 @functools.cache
 def _recipes(
-  name_and_variant: str,
+  reference: str,
 ) -> list[tuple[dict[str, Any], dict[str, Any], ConfigDict]]:
   """The points of an experiment, none first, with their recipe and config."""
   found = []
-  for point in ({}, *points(name_and_variant)):
-    config = load_changed(name_and_variant, point)
+  for point in ({}, *points(reference)):
+    config = load_changed(reference, point)
     recipe = json.loads(json.dumps(recipe_of(config.to_dict())))
     found.append((point, dict(_leaves(ConfigDict(recipe))), config))
   return found
@@ -223,7 +207,7 @@ def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
   known = {key for key, _ in _items(config)}
   for key in keys:
     if key not in known:
-      raise UserError(f'the config has no key {key!r}{_nearest(key, known)}')
+      raise UserError(f'the config has no key {key!r}{nearest(key, known)}')
 
 
 def check_elements(base: ConfigDict, config: ConfigDict) -> None:
@@ -252,17 +236,6 @@ def check_elements(base: ConfigDict, config: ConfigDict) -> None:
         )
 
 
-def listing() -> str:
-  """A line an experiment, with its variants."""
-  lines = []
-  for name in names():
-    tree = ast.parse((CONFIGS / f'{name}.py').read_text(encoding='utf-8'))
-    summary = (ast.get_docstring(tree) or '').partition('\n')[0]
-    variants = ', '.join(f':{v}' for v in variants_of(name) if v)
-    lines.append(f'{name}\n  {summary}\n  variants: {variants}')
-  return '\n'.join(lines)
-
-
 def _items(config: ConfigDict, prefix: str = '') -> Iterable[tuple[str, Any]]:
   """Dotted keys with their values, sections included."""
   for key, value in config.items():
@@ -277,11 +250,6 @@ def _leaves(config: ConfigDict) -> Iterable[tuple[str, Any]]:
     for key, value in _items(config)
     if not isinstance(value, ConfigDict)
   )
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-  near = difflib.get_close_matches(word, sorted(words), cutoff=0.5)
-  return f'; did you mean {" or ".join(near)}?' if near else ''
 
 
 # What a member does by itself, so that its peers may do otherwise.

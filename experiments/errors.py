@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -45,3 +46,9 @@ def check_least(values: Mapping[str, tuple[float, float]]) -> None:
   for key, (value, minimum) in values.items():
     if not value >= minimum:  # Nor is NaN.
       raise UserError(f'{key} is {value}; it must be at least {minimum}')
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+  """'; did you mean …?', of the words that are like it; '' if none is."""
+  near = difflib.get_close_matches(word, sorted(words), cutoff=0.5)
+  return f'; did you mean {" or ".join(near)}?' if near else ''

@@ -12,19 +12,30 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import config as config_lib
-from experiments import given
+from experiments import config_file, given
+from experiments.config_file import ConfigFile
 from experiments.errors import UserError, user_errors
-from experiments.paths import local_path
+from experiments.paths import ROOT, local_path
 
-_RUNS = pathlib.Path(__file__).parent.parent / 'runs'
+
+class _ConfigParser(flags.ArgumentParser):
+  """A config by what names it."""
+
+  def parse(self, argument: str) -> ConfigDict:
+    return config_lib.load(argument).lock()
+
 
 LIST = flags.DEFINE_bool('list', False, 'List the configs.')
 try:
   _CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string='NAME[:variant]; --list shows what there is.'
+    'config',
+    help_string='NAME[:variant], which --list shows; or one of your own: '
+    'path/to/file.py[:variant], package.module[:variant].',
   )
 except flags.CantOpenFlagFileError as error:  # It reads --flagfile at once.
   sys.exit(f'experiments.run: {error}')
+# Not the path of a file alone.
+flags.FLAGS['config'].parser = _ConfigParser()
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where the run lies; runs/<name>-<variant> by default.'
 )
@@ -74,8 +85,7 @@ class Request:
   """A run as the command asks for it.
 
   Attributes:
-    name: of the config.
-    variant: of the config; '' is the paper's scale.
+    file: of the config, with the variant that is meant.
     label: what the console calls the run.
     config: with the keys that the command changes.
     workdir: where the run lies; absolute.
@@ -86,8 +96,7 @@ class Request:
     tensorboard: write event files, too.
   """
 
-  name: str
-  variant: str
+  file: ConfigFile
   label: str
   config: ConfigDict
   workdir: pathlib.Path
@@ -123,11 +132,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         if position + 1 == len(argv):
           raise UserError('--config needs a name; --list shows what there is')
         value = argv[position + 1]
-      config_lib.split_name(value)
-      path, colon, variant = value.partition(':')
-      path = f'{config_lib.CONFIGS / path}.py{colon}{variant}'
       name = value
-      argv[position + (not equals)] = f'--config={path}' if equals else path
     elif match := re.match(r'--(?:no)?config\.(.+)', flag):
       keys.append(match[1])
   if keys and name is None:
@@ -156,28 +161,26 @@ def parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def make_request(name_and_variant: str) -> Request:
+def make_request(reference: str) -> Request:
   """The run that parsed flags ask for.
 
   Args:
-    name_and_variant: of the config.
+    reference: of the config, as `config_file.find` reads it.
 
   Raises:
     UserError: if flags do not fit together.
   """
-  name, variant = config_lib.split_name(name_and_variant)
-  label = f'{name}:{variant}' if variant else name
-  default = '-'.join(filter(None, (name, variant)))
+  file = config_file.find(reference)
+  label, default = file.label, file.stem
   config = _CONFIG.value
   member = _parse_member(_MEMBER.value)
   if member is not None:
     label += f' member {member}'
     default += '-members'
   with user_errors(argparse.ArgumentTypeError):
-    workdir = local_path(_WORKDIR.value or str(_RUNS / default))
+    workdir = local_path(_WORKDIR.value or str(ROOT / 'runs' / default))
   return Request(
-    name=name,
-    variant=variant,
+    file=file,
     label=label,
     config=config,
     workdir=workdir,

@@ -6,6 +6,8 @@ import argparse
 import os
 import pathlib
 
+# The repository.
+ROOT = pathlib.Path(__file__).parent.parent
 # Of a config: where something lies on this machine.
 PATH_KEYS = (
   ('codistill', 'exchange_dir'),

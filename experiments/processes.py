@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Console
 
 from experiments.errors import UserError
+from experiments.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 # Flags of experiments.run that make sense for many runs at once.
 _FLAGS = ('--allow-code-change', '--tensorboard')
 _EXCEPTION = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')

@@ -1,11 +1,14 @@
 r"""Runs an experiment, or goes on with one, or shows one that is finished.
 
   python -m experiments.run --list
-  python -m experiments.run --config=NAME[:variant] [--workdir=DIR]
+  python -m experiments.run --config=CONFIG [--workdir=DIR]
     [--member=all|I] [--config.any.key=value] [--tensorboard]
     [--overwrite] [--allow-code-change]
     [--distributed | --coordinator-address=HOST:PORT --num-processes=P
     --process-id=K]
+
+CONFIG is NAME[:variant], as --list shows them, or one of your own:
+path/to/my_config.py[:variant] or package.module[:variant] (docs/extend.md).
 
 With --distributed this is one of several processes of a member, found from
 Slurm, Open MPI, Kubernetes or Cloud TPU; or say where process 0 is, how many
@@ -42,7 +45,7 @@ from codistill.exchange.folder.lease import Lease, LeaseHeldError
 from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.models import Model
 from experiments import config as config_lib
-from experiments import flags, record
+from experiments import config_file, flags, record
 from experiments.build import build
 from experiments.ending import (
   REFUSED,
@@ -54,6 +57,7 @@ from experiments.ending import (
 )
 from experiments.errors import UserError, user_errors
 from experiments.flags import Request, World, make_request, parse_flags
+from experiments.paths import ROOT
 from experiments.progress import RunProgress
 from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
@@ -62,7 +66,6 @@ from experiments.tensorboard import TensorBoard
 from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
-ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = (
   'flax',
   'grain',
@@ -356,21 +359,21 @@ def _shown(path: pathlib.Path) -> pathlib.Path:
 
 def _provenance(request: Request) -> record.Row:
   """What makes the rows, before the first of them."""
-  name, variant, config = request.name, request.variant, request.config
+  file, config = request.file, request.config
   plain = config.to_dict()
   devices = hosts.devices()
   return {
     'schema': record.SCHEMA_VERSION,
-    'experiment': name,
-    'variant': variant,
+    'experiment': file.name,
+    'variant': file.variant,
+    # Of one that no commit has.
+    'config_file': file.outside,
     'member': request.member,
     'status': 'running',
     'seed': config.seed,
     'config': plain,
     # Against the named config at this commit: which point of a sweep it is.
-    'overrides': config_lib.overrides(
-      config_lib.load(':'.join(filter(None, (name, variant)))), config
-    ),
+    'overrides': config_lib.overrides(file.get_config(), config),
     'config_hash': record.config_hash(plain),
     **record.code_version(ROOT),
     'code': record.code_hash(ROOT),
@@ -403,10 +406,10 @@ def main(argv: list[str]) -> int:
     warnings.filterwarnings(
       'ignore', 'coroutine .* was never awaited', RuntimeWarning
     )
-  if flags.LIST.value:
-    print(config_lib.listing())
-    return 0
   try:
+    if flags.LIST.value:
+      Console().print(config_file.listing())
+      return 0
     if len(argv) < 2:
       raise UserError('--config=NAME is missing; --list shows what there is')
     with stop_on_signals() as stop:

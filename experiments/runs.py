@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.paths import ROOT
 from experiments.record import read_run
 
 Run = dict[str, Any]
@@ -80,6 +81,15 @@ def _num_members(run: Run) -> int:
 def label_of(run: Run) -> str:
   """'imagenet_sync:laptop' of a run's provenance."""
   return ':'.join(filter(None, (run['experiment'], run['variant'])))
+
+
+def reference_of(run: Run) -> str:
+  """What `--config` would name the config of a run by, in any folder."""
+  file = run.get('config_file')
+  if file is None:
+    return label_of(run)
+  where = file['module'] or str(ROOT / file['path'])
+  return ':'.join(filter(None, (where, run['variant'])))
 
 
 def commit_of(run: Run) -> str:

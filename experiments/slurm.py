@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 import pathlib
 import shlex
@@ -14,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.errors import UserError, nearest
+from experiments.paths import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 _POLL_SECONDS = 0.5
 # How long before it takes a job away Slurm says so, unless told otherwise, and
 # how much of that is left to submit it once more.
@@ -123,9 +122,7 @@ def _values(
   known = known - {'additional_parameters'} | {'max_num_timeout'}
   for key in parameters:
     if key not in known:
-      near = difflib.get_close_matches(key, known)
-      hint = f'; did you mean {" or ".join(near)}?' if near else ''
-      raise UserError(f'--slurm has no {key}{hint}')
+      raise UserError(f'--slurm has no {key}{nearest(key, known)}')
   if not parameters.get('time', '').isdecimal():
     # Submitit would ask for five minutes.
     raise UserError('how long may a run take? say --slurm time=MINUTES')

@@ -30,9 +30,9 @@ from experiments.record import Record, Row, read_rows
 from experiments.runs import (
   Run,
   commit_of,
-  label_of,
   members_of,
   read_runs,
+  reference_of,
   some_run,
 )
 from experiments.tasks import make_task
@@ -68,10 +68,16 @@ def rebuild(
     UserError: if its config is no longer one, or its data is not here.
   """
   run = some_run(runs)
-  config = config_lib.load(label_of(run))
+  config = config_lib.load(reference_of(run))
   # Into the named config: JSON has lists where it has tuples, and what this
   # code has new keys for has their values from there.
-  config.update(run['config'])
+  try:
+    config.update(run['config'])
+  except TypeError as error:
+    raise UserError(
+      f'{reference_of(run)} is no longer what this run was made with '
+      f'({error.args[0]:.200}); take the code and the config file that made it'
+    ) from error
   # No lease, no thread, no folder; and no label counted for a teacher.
   config.codistill.exchange = 'none'
   config.codistill.teacher = 'peers'

@@ -1,6 +1,6 @@
 r"""Runs every point of a config's `sweep()` with several seeds.
 
-  python -m experiments.sweep --config=NAME[:variant] [--seeds=K]
+  python -m experiments.sweep --config=CONFIG [--seeds=K]
     [--workdir=DIR] [--jobs=N] [--launcher=local|print|slurm]
     [--slurm KEY=VALUE …] [--config.any.key=value …]
     [--allow-code-change] [--tensorboard]
@@ -43,7 +43,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments import config as config_lib
-from experiments import given, results
+from experiments import config_file, given, results
 from experiments.errors import UserError
 from experiments.paths import local_path
 from experiments.processes import (
@@ -98,12 +98,12 @@ class State(NamedTuple):
 
 
 def plan(
-  label: str, seeds: int, workdir: pathlib.Path, extra: Sequence[str]
+  reference: str, seeds: int, workdir: pathlib.Path, extra: Sequence[str]
 ) -> list[Run]:
   """The runs of a sweep, seed by seed, so that early results cover all points.
 
   Args:
-    label: NAME[:variant] of the config.
+    reference: of the config, as `config_file.find` reads it.
     seeds: how many: 0, 1, ….
     workdir: of the whole sweep.
     extra: flags for every run, and `--config.key=value` for those that read it.
@@ -112,9 +112,9 @@ def plan(
     UserError: unknown config, variant or key; a key that the sweep sets, or
       that none of its points reads.
   """
-  points = config_lib.points(label)
+  points = config_lib.points(reference)
   keys = given_keys(extra)
-  base = config_lib.load(label)
+  base = config_lib.load(reference)
   config_lib.check_keys(base, keys)
   for key in ('seed', *(key for point in points for key in point)):
     if key in keys:
@@ -124,10 +124,16 @@ def plan(
       )
   named = {results.point_name(point): point for point in points}
   if len(named) < len(points):
-    raise ValueError(f'{label}: two points of its sweep() share a name')
-  unread = {name: _unread(label, point, keys) for name, point in named.items()}
+    raise UserError(
+      f'two points of sweep() of {reference} share a name, of which folders of '
+      'runs are made; leave one of them out, or set one more key in it'
+    )
+  unread = {
+    name: _unread(reference, point, keys) for name, point in named.items()
+  }
   for key in set.intersection(*map(set, unread.values())):
     raise UserError(next(iter(unread.values()))[key])
+  argument = config_file.find(reference).argument
   return [
     Run(
       name,
@@ -138,7 +144,7 @@ def plan(
         sys.executable,
         '-m',
         'experiments.run',
-        f'--config={label}',
+        f'--config={argument}',
         f'--workdir={path}',
         f'--config.seed={seed}',
         *(f'--config.{key}={value}' for key, value in point.items()),
@@ -155,15 +161,14 @@ def plan(
 
 
 def _unread(
-  label: str, point: Mapping[str, Any], keys: Mapping[str, str]
+  reference: str, point: Mapping[str, Any], keys: Mapping[str, str]
 ) -> dict[str, str]:
   """As `given.unread`, of a point of a sweep.
 
   Raises:
     UserError: if keys leave unread what makes it this point.
   """
-  config = config_lib.load(label)
-  config.update_from_flattened_dict(point)
+  config = config_lib.load_changed(reference, point)
   for key, text in keys.items():
     # Of a wrong type, which experiments.run says.
     with contextlib.suppress(TypeError):
@@ -447,8 +452,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--config',
     required=True,
-    metavar='NAME[:variant]',
-    help='python -m experiments.run --list shows what there is',
+    metavar='CONFIG',
+    help='NAME[:variant], as python -m experiments.run --list shows them, or a '
+    'path/to/file.py[:variant] or package.module[:variant] of your own',
   )
   parser.add_argument(
     '--seeds',
@@ -493,8 +499,8 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
       raise UserError(
         f'--slurm {parameter}: it is KEY=VALUE, and for --launcher=slurm'
       )
-  stem = results.stem(*config_lib.split_name(arguments.config))
-  workdir = arguments.workdir or ROOT / 'runs/sweeps' / stem
+  file = config_file.find(arguments.config)
+  workdir = arguments.workdir or ROOT / 'runs/sweeps' / file.stem
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir} is a file; choose another --workdir')
   runs = plan(arguments.config, arguments.seeds, workdir, arguments.extra)
@@ -503,7 +509,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     say(console, f'collect will refuse the rows ({why}).')
   if arguments.launcher == 'local':
     with stop_signals() as stop:
-      return run_locally(arguments.config, runs, arguments.jobs, console, stop)
+      return run_locally(file.label, runs, arguments.jobs, console, stop)
   states = {run: state(run) for run in runs}
   left = [
     run
@@ -523,7 +529,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     ids = submit(commands, arguments.jobs, workdir, parameters)
     say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
     say(console, 'Before you submit again, see that none of them is queued.')
-  console.print(states_table(arguments.config, states))
+  console.print(states_table(file.label, states))
   return int(bool(failed))
 
 

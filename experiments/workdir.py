@@ -170,7 +170,14 @@ def open_workdir(
     found.setdefault('resumed', []).append(
       {
         key: run[key]
-        for key in ('code', 'commit', 'dirty', 'packages', 'device')
+        for key in (
+          'config_file',
+          'code',
+          'commit',
+          'dirty',
+          'packages',
+          'device',
+        )
       }
       | {'time': run['started'], 'allow_code_change': allow_code_change}
     )
@@ -280,13 +287,29 @@ def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
   # Runs from before it was recorded have no hash; without git there is no
   # commit, and unknown is not the same as unchanged.
   known = [key for key in ('code', 'commit') if before.get(key) and run[key]]
-  if allow or (known and before[known[0]] == run[known[0]]):
+  same_code = known and before[known[0]] == run[known[0]]
+  there, now = _config_file(before), _config_file(run)
+  if allow or (same_code and there == now):
     return
+  if same_code:
+    raise UserError(
+      f'{path} holds a run whose config was {there}, and this is {now}; put '
+      'back the file as it was, or go on with --allow-code-change (it is '
+      'recorded), or --overwrite to begin anew'
+    )
   raise UserError(
     f'{path} holds a run made by {_code(before)}, and this is {_code(run)}; '
     'take the code that made it, or go on with --allow-code-change (it is '
     'recorded), or --overwrite to begin anew'
   )
+
+
+def _config_file(version: Mapping[str, Any]) -> str:
+  """Which one: of its bytes, for it may have been moved."""
+  file = version.get('config_file')
+  if file is None:
+    return 'one of experiments/configs'
+  return f'a {pathlib.Path(file["path"]).name} of sha256 {file["sha256"][:12]}'
 
 
 def _code(version: Mapping[str, Any]) -> str:

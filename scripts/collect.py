@@ -18,9 +18,10 @@ and seeds of one point get their churn if one command collects them.
 
 Some runs are refused unless --allow names the reason, which then marks them:
 `unfinished` ones (and diverged ones), `dirty` ones (made from a tree with
-uncommitted changes), ones with `no-commit` (made outside git) or `two-commits`
-(begun by one and ended by another). Rows without a run.json belong to no
-config, and are always refused.
+uncommitted changes), ones with `no-commit` (made outside git), `two-commits`
+(begun by one and ended by another) or an `outside-config` (your own file, which
+no commit of this project has; its name and SHA-256 are kept). Rows without a
+run.json belong to no config, and are always refused.
 """
 
 from __future__ import annotations
@@ -48,7 +49,13 @@ from experiments.predictions import Who
 from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
 
-ALLOWABLE = ('unfinished', 'dirty', 'no-commit', 'two-commits')
+ALLOWABLE = (
+  'unfinished',
+  'dirty',
+  'no-commit',
+  'two-commits',
+  'outside-config',
+)
 # Keys of the provenance; argv is not among them, because it contains paths.
 _KEPT = (
   'schema',
@@ -229,15 +236,16 @@ def _read_result(
     or (apart and len(runs) < members),
     'dirty': any(version['dirty'] for version in versions),
     'no-commit': any(version['commit'] is None for version in versions),
-    'two-commits': len({one.get('code') or one['commit'] for one in versions})
-    > 1,
+    'two-commits': len(set(map(_code_of, versions))) > 1,
+    'outside-config': bool(first.get('config_file')),
   }
   marked = [mark for mark in ALLOWABLE if marks[mark]]
   for mark in marked:
     if mark not in allow:
       raise ValueError(
         f'{workdir} is left out: {mark} (status {first["status"]}, commit '
-        f'{str(first["commit"])[:12]}); add --allow={mark} to take it, marked'
+        f'{str(first["commit"])[:12]}, config {first["experiment"]}); add '
+        f'--allow={mark} to take it, marked'
       )
   rows = [
     row
@@ -268,6 +276,7 @@ def _read_result(
       **{key: first[key] for key in _KEPT if key in first},
       # Facts about its data, such as the best score that can be reached.
       'data': first.get('data', {}),
+      **_config_file(first),
       'overrides': overrides,
       'config': config,
       'marked': marked,
@@ -288,6 +297,21 @@ def _read_result(
       for row in scored
     ),
   )
+
+
+def _code_of(version: Mapping[str, Any]) -> tuple[str, str | None]:
+  """What two versions have alike if the same code made both."""
+  file = version.get('config_file')
+  return version.get('code') or version['commit'], file and file['sha256']
+
+
+def _config_file(run: Mapping[str, Any]) -> dict[str, Any]:
+  """The config's file if it is one of one's own, and not where it lies."""
+  file = run.get('config_file')
+  if file is None:
+    return {}
+  name = pathlib.PurePath(file['path']).name
+  return {'config_file': {**file, 'path': name}}
 
 
 def _without_paths(

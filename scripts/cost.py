@@ -29,6 +29,7 @@ from rich.table import Table
 
 from codistill import asynchronous, precision
 from experiments import config as configs
+from experiments import config_file
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.experiment import Experiment
@@ -60,7 +61,7 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
   """An experiment without data.
 
   Args:
-    name: of the config and variant.
+    name: of the config, as `config_file.find` reads it.
     num_devices: of this process.
     **changes: dotted keys of the config, and their values.
 
@@ -184,7 +185,7 @@ def describe(
   """All that is known about a config without running it.
 
   Args:
-    name: of the config and variant.
+    name: of the config, as `config_file.find` reads it.
     microbatches: how many, by the number of devices to compile for.
     teachers: of the codistilling update.
     changes: dotted keys of the config, and their values.
@@ -204,7 +205,7 @@ def describe(
   state = abstract_arguments(one, 0).state
   variables = state.variables
   return {
-    'config': name,
+    'config': config_file.find(name).label,
     'changes': dict(changes),
     'teachers': teachers,
     'unit': one.unit.removesuffix('s'),

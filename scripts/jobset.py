@@ -78,7 +78,7 @@ def manifest(
   given = _check(parameters)
   run = _dns_label(given['name'] or name)
   values = _values(given)
-  _check_workdir(command, given['mount'])
+  _check_paths(command, given['mount'])
   template = _Template(_TEMPLATE.read_text(encoding='utf-8'))
   documents = []
   for member in range(members):
@@ -156,15 +156,19 @@ def _words(
   return words
 
 
-def _check_workdir(command: Sequence[str], mount: str) -> None:
+def _check_paths(command: Sequence[str], mount: str) -> None:
   for argument in command:
     flag, _, value = argument.partition('=')
-    if flag == '--workdir' and not pathlib.PurePosixPath(value).is_relative_to(
-      mount
-    ):
+    below = pathlib.PurePosixPath(value).is_relative_to(mount)
+    if flag == '--workdir' and not below:
       raise UserError(
         f'--workdir is {value}, but pods share only {mount}; choose a folder '
         'below it, or set --jobset mount=DIR'
+      )
+    if flag == '--config' and value.startswith('/') and not below:
+      raise UserError(
+        f'--config is {value}, which pods do not have; put it below {mount}, '
+        'or into the repository that the image is made of'
       )
 
 

@@ -11,11 +11,12 @@ from codistill.algorithm import Peer, codistill
 from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.models import resnet
 from experiments import config as config_lib
+from experiments import config_file
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.tasks import make_task
 
-every_config = pytest.mark.parametrize('name', config_lib.names())
+every_config = pytest.mark.parametrize('name', config_file.names())
 
 
 # At the paper's scale: examples an update, parameters (those of the click DNN:

@@ -1,7 +1,9 @@
 """Configs by name; flags that make no sense are refused in one sentence."""
 
 import functools
+import itertools
 import pathlib
+import re
 import sys
 
 import pytest
@@ -9,7 +11,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import config as config_lib
-from experiments import given, run
+from experiments import config_file, given, run
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.flags import make_request
@@ -70,9 +72,9 @@ def refusal(parse, *arguments):
   return text
 
 
-@pytest.mark.parametrize('name', config_lib.names())
+@pytest.mark.parametrize('name', config_file.names())
 def test_scales_of_an_experiment_grow_and_points_of_its_sweep_fit(name):
-  variants = config_lib.variants_of(name)
+  variants = config_file.find(name).loaded.module.VARIANTS
   scales = ('', 'gpu', 'reduced', 'laptop', 'smoke')
   assert set(scales) - set(variants) <= {'gpu'}
   sizes = {}
@@ -105,14 +107,16 @@ def test_an_unknown_config_is_told_the_nearest_name(parse):
     'imagenet-sync:smoke': 'did you mean imagenet_sync',
     'ensemble:smoke': 'did you mean lm_ensemble or criteo_ensemble',
     'zzzzzz': 'python',  # Like no other.
-    # Names are no paths.
-    'experiments/configs/imagenet_sync.py': 'did you mean imagenet_sync',
+    'experiments/configs/imagenet_syn.py': 'did you mean imagenet_sync',
+    'experiments.configs.base': 'python',
     '__init__': 'python',
     '../x': 'python',
     '': 'python',
   }.items():
     sentence = refusal(parse, f'--config={wrong}')
     name = wrong.removesuffix(':smoke')
+    if wrong.startswith('experiments'):  # As it is called here.
+      name = re.search(r'\w+$', wrong.removesuffix('.py'))[0]
     assert f'no config {name!r}; {said}' in sentence
     assert '--list' in sentence
 
@@ -289,7 +293,7 @@ def test_a_key_that_nothing_reads_is_refused(parse):
 
 
 def test_conditions_are_of_keys_that_exist():
-  configs = [config_lib.load(name) for name in config_lib.names()]
+  configs = [config_lib.load(name) for name in config_file.names()]
 
   def exists(key):
     *sections, name = key.split('.')
@@ -332,7 +336,7 @@ def test_a_bad_override_is_refused_by_name(parse):
 def test_a_command_that_makes_no_sense_is_one_sentence(parse):
   for arguments, said in (
     (['--config'], 'needs a name'),
-    (['--config=imagenet_sync:labtop'], "'labtop'; it has gpu, reduced, lap"),
+    (['--config=imagenet_sync:labtop'], "'labtop'; it can be none, :gpu, :red"),
     (['--config.num_steps=3'], '--config=NAME'),
     (['--config.num_steps=3', SMOKE], 'before'),
     ([SMOKE, 'laptop'], "'laptop'"),
@@ -364,12 +368,25 @@ def test_list_shows_every_name_with_its_variants_and_what_it_is(parse, capsys):
   assert run.main(rest) == 0
   shown = capsys.readouterr().out
   lines = shown.splitlines()
-  named = [line for line in lines if not line.startswith(' ')]
-  assert named == config_lib.names()
-  variants = [line for line in lines if line.startswith('  variants: ')]
-  assert len(variants) == len(named)
-  assert '  variants: :gpu, :reduced, :narrow, :laptop, :smoke' in variants
-  assert '  Two-way codistillation: two ResNet-50 on ImageNet' in shown
+  assert max(map(len, lines)) <= 80
+  named = re.findall(r'^(\w+)  ', shown, re.MULTILINE)
+  assert named == ['config', *config_file.names()]
+  # What folds, read column by column.
+  start = next(n for n, line in enumerate(lines) if 'lm_codistill ' in line)
+  columns = [lines[0].index(name) for name in ('variants', 'what', 'in the')]
+  cells = [
+    ' '.join(line[a:b].strip() for line in lines[start : start + 3]).strip()
+    for a, b in itertools.pairwise((*columns, 80))
+  ]
+  assert cells == [
+    'gpu reduced narrow laptop smoke',
+    'Two language models that teach each other',
+    'Figures 2a, 2b, 4',
+  ]
+  # Of each is said where it is in the paper, or that it is not.
+  for name in config_file.names():
+    summary = config_file.find(name).loaded.module.__doc__.partition('\n')[0]
+    assert re.fullmatch(r'.* \((.*\d.*|not in the paper)\)\.', summary)
 
 
 def test_no_config_is_one_sentence(parse, capsys):

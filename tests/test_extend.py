@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from experiments import results
 from experiments.record import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,16 +36,18 @@ def change(text, diff):
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
   """The project, with the page's files and lines."""
-  folder = tmp_path_factory.mktemp('extended')
+  folder = tmp_path_factory.mktemp('extended') / 'project'
   for package in ('codistill', 'data', 'experiments', 'scripts'):
     shutil.copytree(ROOT / package, folder / package)
   (folder / 'tests').mkdir()
-  shutil.copy(ROOT / 'pyproject.toml', folder)
+  for name in ('pyproject.toml', '.gitignore'):
+    shutil.copy(ROOT / name, folder)
   for verb, what, code in BLOCK.findall(TEXT):
     name, _, after = what.partition(' after ')
     path = folder / name
     if verb == 'write':
       assert not path.exists()
+      path.parent.mkdir(exist_ok=True)
       path.write_text(code, encoding='utf-8')
     elif verb == 'add':
       lines = path.read_text(encoding='utf-8').splitlines()
@@ -53,6 +56,10 @@ def copy(tmp_path_factory):
       path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
     elif verb == 'change':
       path.write_text(change(path.read_text(encoding='utf-8'), code))
+  # Rows are collected of code that a commit has.
+  for line in ('init -q', 'add .', 'commit -q -m Extended'):
+    identity = ('-c', 'user.name=me', '-c', 'user.email=me@here')
+    subprocess.run(['git', *identity, *line.split()], cwd=folder, check=True)
   return folder
 
 
@@ -84,7 +91,7 @@ def run(copy, lines):
     },
     capture_output=True,
     text=True,
-    timeout=300,
+    timeout=600,
   )
 
 
@@ -107,6 +114,20 @@ def test_its_commands_run_and_the_networks_learn(copy):
   done = run(copy, lines)
   assert done.returncode == 0, done.stderr + done.stdout
   assert done.stdout.count('-m experiments.run') == 3
+  # The config outside, with its graph and its loss: swept and collected.
+  rows = read_rows(copy / 'runs/sweeps/square/base/seed-0/rows.jsonl')
+  assert {
+    (row['member'], *row['peers']) for row in rows if row['num_peers']
+  } == {(0, 1, 2), (1, 0, 3), (2, 0, 3), (3, 1, 2)}
+  collected = results.read(copy.parent / 'mine/rows/square.jsonl')
+  assert [result.id for result in collected] == [
+    'base/seed-0',
+    'distill_loss=reverse_kl/seed-0',
+  ]
+  for result in collected:
+    assert result.run['marked'] == ['outside-config']
+    assert result.run['config_file']['path'] == 'square.py'
+    assert max(row['step'] for row in result.rows) == 20
   assert (copy / 'runs/stripes.png').stat().st_size > 10_000
   assert '<svg' in (copy / 'runs/stripes.html').read_text(encoding='utf-8')
   found = {}
@@ -132,8 +153,9 @@ def test_its_commands_run_and_the_networks_learn(copy):
 @pytest.mark.parametrize('check', ['format --check', 'check'])
 def test_its_code_is_clean_where_it_stands(copy, check):
   files = {what.split()[0] for _, what, _ in BLOCK.findall(TEXT) if what}
+  ruff = (sys.executable, '-m', 'ruff')
   done = subprocess.run(
-    [sys.executable, '-m', 'ruff', *check.split(), *sorted(files)],
+    [*ruff, *check.split(), '--config=pyproject.toml', *sorted(files)],
     cwd=copy,
     capture_output=True,
     text=True,

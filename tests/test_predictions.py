@@ -18,7 +18,7 @@ from rebuilt import ruin
 from codistill.churn import score
 from data.images.imagenet_sample import open_set
 from experiments import config as config_lib
-from experiments import predictions
+from experiments import config_file, predictions
 from experiments.predictions import SilentWriter, Writer
 from experiments.record import read_rows
 
@@ -169,7 +169,7 @@ def test_members_of_processes_of_their_own_store_their_own(tmp_path):
 
 
 def test_all_but_text_store_their_end_and_no_more():
-  for name in config_lib.names():
+  for name in config_file.names():
     config = config_lib.load(name)
     assert config.store_predictions == (config.data.kind != 'text'), name
     assert config.predictions_interval_steps == 0, name

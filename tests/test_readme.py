@@ -7,6 +7,7 @@ import re
 import pytest
 
 from experiments import config as config_lib
+from experiments import config_file
 from experiments.errors import UserError
 from scripts.figures import diagram
 
@@ -50,7 +51,7 @@ def test_links_lead_somewhere(page):
 def test_every_config_is_in_the_table_and_no_other():
   page = (ROOT / 'docs/experiments.md').read_text(encoding='utf-8')
   named = re.findall(r'^\| `(\w+)` \|', page, re.MULTILINE)
-  assert sorted(named) == config_lib.names()
+  assert sorted(named) == config_file.names()
 
 
 def test_every_result_has_a_line_in_the_index():

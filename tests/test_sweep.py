@@ -389,7 +389,7 @@ def test_killed_it_finishes_every_point_exactly_once(tmp_path, capsys):
 def test_two_points_of_one_name_are_an_error_of_the_config(monkeypatch):
   points = [{'codistill.delay_steps': 1}, {'other.delay_steps': 1}]
   monkeypatch.setattr(sweep.config_lib, 'points', lambda label: points)
-  with pytest.raises(ValueError, match='share a name'):
+  with pytest.raises(UserError, match='share a name'):
     sweep.plan(STALENESS, 1, ROOT, [])
 
 

@@ -50,8 +50,13 @@ def star(member: int, members: int) -> Teachers:
   return (0,) if member else all_others(member, members)
 
 
-_FIXED = {'all': all_others, 'ring': ring, 'pairs': pairs, 'star': star}
-TOPOLOGIES = (*_FIXED, 'random')
+# By name: (member, members) → whom it learns from, ascending.
+GRAPHS: dict[str, Callable[[int, int], Teachers]] = {
+  'all': all_others,
+  'ring': ring,
+  'pairs': pairs,
+  'star': star,
+}
 
 
 def make_topology(
@@ -60,8 +65,8 @@ def make_topology(
   """Makes a graph by name.
 
   Args:
-    name: one of `TOPOLOGIES`. With `random`, each member draws its teachers
-      anew at each reload; the draw depends on its own number only.
+    name: one of `GRAPHS`, or `random`. With `random`, each member draws its
+      teachers anew at each reload; the draw depends on its own number only.
     members: N.
     num_random: teachers of each member for `random`, 1 ≤ k < N.
     seed: seed of the draws for `random`.
@@ -69,15 +74,16 @@ def make_topology(
   Raises:
     ValueError: if there is no such topology, or it does not suit N members.
   """
-  if name not in TOPOLOGIES:
-    raise ValueError(f'no topology {name!r}; there are {", ".join(TOPOLOGIES)}')
+  known = (*GRAPHS, 'random')
+  if name not in known:
+    raise ValueError(f'no topology {name!r}; there are {", ".join(known)}')
   if name == 'pairs' and members % 2:
     raise ValueError(
       f'topology pairs needs an even number of members, not {members}; choose '
       'another number of members, or another topology'
     )
   if name != 'random':
-    graph = _FIXED[name]
+    graph = GRAPHS[name]
     return Topology(
       members,
       lambda member, reload: graph(member, members),

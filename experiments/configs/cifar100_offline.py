@@ -1,4 +1,4 @@
-"""Offline distillation on CIFAR-100: WRN-28-10 teaches ResNet-32 (§3.4.1).
+"""WRN-28-10 teaches ResNet-32 on CIFAR-100 (§3.4.1).
 
   python -m experiments.run --config=cifar100_offline
 

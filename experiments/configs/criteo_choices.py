@@ -1,4 +1,4 @@
-"""What the paper leaves out of its Criteo study: reload, burn-in, partition.
+"""Click networks: reload, burn-in, partition (§3.5, not stated).
 
   python -m experiments.sweep --config=criteo_choices:reduced --seeds=5
 

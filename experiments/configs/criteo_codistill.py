@@ -1,4 +1,4 @@
-"""Two-way codistilled click-through DNNs, the third row of Table 1 (§3.5).
+"""Two click-through DNNs that codistil (Table 1, §3.5).
 
   python -m experiments.run --config=criteo_codistill --config.data.path=DIR
 

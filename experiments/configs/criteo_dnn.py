@@ -1,4 +1,4 @@
-"""One click-through DNN, the baseline of Table 1 (§3.5).
+"""One click-through DNN: the baseline (Table 1, §3.5).
 
   python -m experiments.run --config=criteo_dnn --config.data.path=DIR
 

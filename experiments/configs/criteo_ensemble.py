@@ -1,4 +1,4 @@
-"""Ensemble of two click-through DNNs, the second row of Table 1 (§3.5).
+"""Two click-through DNNs, averaged (Table 1, §3.5).
 
   python -m experiments.run --config=criteo_ensemble --config.data.path=DIR
 

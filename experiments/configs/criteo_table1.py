@@ -1,4 +1,4 @@
-"""Table 1: log loss and churn of a DNN, of two averaged, of one codistilled.
+"""Log loss and churn of all click networks (Table 1, §3.5).
 
   python -m experiments.sweep --config=criteo_table1:laptop --seeds=5
 

@@ -1,4 +1,4 @@
-"""What if one model collapses? One of three members goes bad on purpose.
+"""One of three members goes bad on purpose (not in the paper).
 
   python -m experiments.sweep --config=failed_peer:reduced --seeds=3
 

@@ -1,4 +1,4 @@
-"""Two-way codistillation: two ResNet-50 on ImageNet (Figure 3, §3.3.1).
+"""Two ResNet-50 on ImageNet that teach each other (Figure 3, §3.3.1).
 
   python -m experiments.run --config=imagenet_codistill
 

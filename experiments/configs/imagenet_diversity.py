@@ -1,4 +1,4 @@
-"""Is randomness the benefit? Initialisation, order, partition: own or same.
+"""Initialisation, order, partition: own or same? (Figure 2b, for text).
 
   python -m experiments.sweep --config=imagenet_diversity:laptop --seeds=3
 

@@ -1,4 +1,4 @@
-"""Ensemble of two: what codistillation is measured against (§3.3).
+"""Two ResNet-50 that never meet, averaged (Figure 2a, for text).
 
   python -m experiments.run --config=imagenet_ensemble
 

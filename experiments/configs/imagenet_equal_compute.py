@@ -1,4 +1,4 @@
-"""Two networks for half of the steps, or one with twice the batch?
+"""Two networks for half of the steps, or one? (not in the paper).
 
   python -m experiments.sweep --config=imagenet_equal_compute --seeds=3
 

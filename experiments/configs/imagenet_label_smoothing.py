@@ -1,4 +1,4 @@
-"""Label smoothing: is codistillation only a regulariser? (Figure 2a, §3.2).
+"""Label smoothing: is a peer a regulariser only? (Figure 2a, for text).
 
   python -m experiments.run --config=imagenet_label_smoothing
 

@@ -1,4 +1,4 @@
-"""How stale may a peer be? Figure 4's question, asked on images.
+"""How stale may a peer be? On images (Figure 4, for text).
 
   python -m experiments.sweep --config=imagenet_staleness:laptop --seeds=3
 

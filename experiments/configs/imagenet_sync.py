@@ -1,4 +1,4 @@
-"""Synchronous SGD, the baseline: ResNet-50 on ImageNet (Figure 3, §3.3.1).
+"""One ResNet-50, synchronous SGD: the baseline (Figure 3, §3.3.1).
 
   python -m experiments.run --config=imagenet_sync
 

@@ -1,4 +1,4 @@
-"""First an ensemble, then a student of it; from which data? (§3.4.1).
+"""A student of a frozen pair, on which images? (§3.4.1, for text).
 
   python -m experiments.sweep --config=imagenet_two_phase --seeds=3
 

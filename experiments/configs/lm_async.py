@@ -1,4 +1,4 @@
-"""Asynchronous SGD, the paper's other way to use many workers (§2.1, §3.2).
+"""Asynchronous SGD, simulated (§2.1, §3.2).
 
   python -m experiments.sweep --config=lm_async:reduced
 

@@ -1,4 +1,4 @@
-"""Does averaging give for nothing what a peer gives? Not in the paper.
+"""Averaged weights, a falling rate: as good? (not in the paper).
 
   python -m experiments.sweep --config=lm_average:reduced --seeds=3
 

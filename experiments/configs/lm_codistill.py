@@ -1,4 +1,4 @@
-"""Two-way codistillation of language models (Figures 2a, 2b and 4, §3.3).
+"""Two language models that teach each other (Figures 2a, 2b, 4).
 
   python -m experiments.run --config=lm_codistill --config.data.data_dir=DIR
 

@@ -1,4 +1,4 @@
-"""Ensemble of two language models: what a copy is measured against (Figure 2a).
+"""Two language models that never meet, averaged (Figure 2a).
 
   python -m experiments.run --config=lm_ensemble --config.data.data_dir=DIR
 

@@ -1,4 +1,4 @@
-"""Label smoothing: is codistillation only a regulariser? (Figure 2a, §3.2).
+"""Label smoothing: is a peer a regulariser only? (Figure 2a, §3.2).
 
   python -m experiments.sweep --config=lm_label_smoothing:reduced --seeds=3
 

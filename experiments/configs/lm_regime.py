@@ -1,4 +1,4 @@
-"""From where on does codistillation gain on text? Batch, data, ψ.
+"""Where does codistillation gain on text? (not in the paper).
 
   python -m experiments.sweep --config=lm_regime:laptop --seeds=3
 

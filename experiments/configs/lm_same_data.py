@@ -1,4 +1,4 @@
-"""Codistillation on the same documents: must members see other data? (§3.3).
+"""Two language models on the same documents (Figure 2b, §3.3).
 
   python -m experiments.sweep --config=lm_same_data:reduced --seeds=3
 

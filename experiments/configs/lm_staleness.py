@@ -1,4 +1,4 @@
-"""How stale may a peer be? Reload intervals and delays on text (Figure 4).
+"""How stale may a peer be? On text (Figure 4, §3.3).
 
   python -m experiments.sweep --config=lm_staleness:reduced --seeds=3
 

@@ -1,4 +1,4 @@
-"""Synchronous SGD on text, the baseline: two LSTM layers (Figures 1 and 2).
+"""One language model, synchronous SGD: the baseline (Figures 1, 2).
 
   python -m experiments.run --config=lm_sync --config.data.data_dir=DIR
 

@@ -1,4 +1,4 @@
-"""Three and four language models, all teaching all or in a ring (§4).
+"""Three and four language models, all or a ring (§4).
 
   python -m experiments.sweep --config=lm_topology:reduced --seeds=3
 

@@ -1,4 +1,4 @@
-"""Distillation in two phases: first an ensemble, then a student (§3.4.1).
+"""First an ensemble, then a student of it (§3.4.1).
 
   python -m experiments.run --config=lm_two_phase --config.data.data_dir=DIR
 

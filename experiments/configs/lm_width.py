@@ -1,4 +1,4 @@
-"""What codistillation and an ensemble gain over the width of the network.
+"""Gains of a peer and an ensemble by width (not in the paper).
 
   python -m experiments.sweep --config=lm_width:reduced --seeds=3
 

@@ -1,4 +1,4 @@
-"""Stale gradients against stale predictions: the argument of §2.1, measured.
+"""Stale gradients against stale teachers (§2.1, no curve).
 
   python -m experiments.sweep --config=staleness_contrast:reduced
 

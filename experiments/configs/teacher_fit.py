@@ -1,4 +1,4 @@
-"""When does a teacher stop to help? Students of one teacher at several ages.
+"""Students of one teacher at several ages (§3.4.1).
 
   python -m experiments.sweep --config=teacher_fit --seeds=3
 

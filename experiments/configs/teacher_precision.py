@@ -1,4 +1,4 @@
-"""How precise must a teacher be? float32, bfloat16 and int8 weights.
+"""Peers in float32, bfloat16 and int8 (not in the paper).
 
   python -m experiments.sweep --config=teacher_precision:reduced --seeds=3
 

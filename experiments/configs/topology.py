@@ -1,4 +1,4 @@
-"""Who should learn from whom? Graphs of 2, 4 and 8 members.
+"""2, 4 and 8 members: all, ring, pairs, star, random (§4).
 
   python -m experiments.sweep --config=topology:laptop --seeds=3
 

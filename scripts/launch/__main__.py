@@ -1,6 +1,6 @@
 r"""Starts all members of a run as separate jobs, and restarts those that die.
 
-  python -m scripts.launch --config=NAME[:variant] [--workdir=DIR] [--members=N]
+  python -m scripts.launch --config=CONFIG [--workdir=DIR] [--members=N]
     [--launcher=local|print|slurm|jobset] [--config.any.key=value …]
     [--allow-code-change] [--tensorboard]
     [--devices-per-member=K] [--processes-per-member=P] [--max-restarts=R]
@@ -54,7 +54,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from experiments import config as config_lib
-from experiments import results
+from experiments import config_file
 from experiments.errors import UserError, user_errors
 from experiments.paths import local_path
 from experiments.processes import ROOT, given_keys, say, stop_signals
@@ -80,7 +80,9 @@ class Plan(NamedTuple):
   """What to start.
 
   Attributes:
-    label: NAME[:variant] of the config.
+    label: what the run is called: NAME[:variant].
+    name: the same, as folders have it.
+    config: what names the config in a command.
     workdir: of all members.
     members: how many.
     num_steps: of each.
@@ -88,6 +90,8 @@ class Plan(NamedTuple):
   """
 
   label: str
+  name: str
+  config: str
   workdir: pathlib.Path
   members: int
   num_steps: int
@@ -99,7 +103,7 @@ class Plan(NamedTuple):
       python,
       '-m',
       'experiments.run',
-      f'--config={self.label}',
+      f'--config={self.config}',
       f'--workdir={self.workdir}',
       f'--config.{_MEMBERS}={self.members}',
       *self.extra,
@@ -166,17 +170,19 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
       f'--config.{_MEMBERS} is a number, 1 or more, not {members!r}'
     )
   steps = given.get('num_steps', '')
-  stem = results.stem(*config_lib.split_name(arguments.config))
+  file = config_file.find(arguments.config)
   if arguments.workdir is not None and not arguments.workdir.strip():
     raise UserError('--workdir is empty; name a folder, or leave it out')
   with user_errors(argparse.ArgumentTypeError):
     workdir = local_path(
-      arguments.workdir or str(ROOT / 'runs' / f'{stem}-members')
+      arguments.workdir or str(ROOT / 'runs' / f'{file.stem}-members')
     )
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f'{workdir} is a file; choose another --workdir')
   return Plan(
-    arguments.config,
+    file.label,
+    file.stem,
+    file.argument,
     workdir,
     int(members),
     # Only for progress, because experiments.run checks values.
@@ -199,8 +205,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--config',
     required=True,
-    metavar='NAME[:variant]',
-    help='one that python -m experiments.run --list shows',
+    metavar='CONFIG',
+    help='NAME[:variant], as python -m experiments.run --list shows them, or a '
+    'path/to/file.py[:variant] or package.module[:variant] of your own',
   )
   parser.add_argument(
     '--workdir',
@@ -350,7 +357,7 @@ def _submit(plan: Plan, parameters: Mapping[str, str], console: Console) -> int:
 
 def _manifest(plan: Plan, parameters: Mapping[str, str]) -> str:
   return jobset.manifest(
-    name=results.stem(*config_lib.split_name(plan.label)),
+    name=plan.name,
     members=plan.members,
     command=plan.command(python='python'),
     parameters=parameters,
