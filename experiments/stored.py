@@ -30,6 +30,7 @@ from experiments.record import Record, Row, read_rows
 from experiments.runs import (
   Run,
   commit_of,
+  label_of,
   members_of,
   read_runs,
   reference_of,

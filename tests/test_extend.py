@@ -122,7 +122,7 @@ def test_its_commands_run_and_the_networks_learn(copy):
   collected = results.read(copy.parent / 'mine/rows/square.jsonl')
   assert [result.id for result in collected] == [
     'base/seed-0',
-    'distill_loss=reverse_kl/seed-0',
+    'distill_loss=least_squares/seed-0',
   ]
   for result in collected:
     assert result.run['marked'] == ['outside-config']
