@@ -26,9 +26,7 @@ test: lint ## lint, import contracts, all tests
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 figures: $(VENV)/installed ## redraw figures and tables from committed rows
-	for variant in gpu reduced sample narrow laptop; do \
-	  $(BIN)/python -m scripts.figures all --variant=$$variant $(TABLES) || \
-	    exit 1; done
+	$(BIN)/python -m scripts.figures $(TABLES)
 	$(BIN)/python -m scripts.figures.diagram
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \

@@ -3,14 +3,13 @@
 import functools
 import itertools
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import results
 from experiments.predictions import Writer
 from experiments.record import SCHEMA_VERSION, Record, config_hash
 from scripts import collect
-from scripts.figures.__main__ import FIGURES
+from scripts.figures.catalog import FIGURES
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -201,21 +200,19 @@ def cells(table):
   return {line[0]: dict(zip(header, line, strict=True)) for line in lines}
 
 
+def panels_of(name, rows):
+  """Of a figure, row by row; in each there is something."""
+  panels = [panel for row in FIGURES[name].panels(rows) for panel in row]
+  assert all(panel.content and panel.xlabel for panel in panels)
+  return panels
+
+
+def lines_of(panel):
+  """By their labels."""
+  return {line.label: line for line in panel.lines}
+
+
 def table_of(name, rows):
   """The cells of a figure whose rows are there and can be drawn."""
-  figure = FIGURES[name]
-  assert figure.has_rows(rows)
-  drawn(name, rows)
-  return cells(figure.table(rows, 'laptop'))
-
-
-def drawn(name, rows):
-  """Both panels, in which there is something; they need not be rendered."""
-  _, panels = plt.subplots(1, 2)
-  FIGURES[name].draw_left(panels[0], rows)
-  FIGURES[name].draw_ours(panels[1], rows)
-  for axes in panels:
-    assert axes.has_data()
-    assert axes.get_xlabel() or axes.get_xticklabels()
-  plt.close()
-  return panels
+  assert panels_of(name, rows)
+  return cells(FIGURES[name].table(rows, 'laptop'))

@@ -1,47 +1,47 @@
 """Figures and tables from rows: the right numbers, the same bytes, no jax."""
 
 import dataclasses
+import itertools
 import pathlib
 import re
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import cells, drawn, make_all, make_retrains, rows_in, table_of
+from collected import (
+  cells,
+  lines_of,
+  make_all,
+  make_retrains,
+  panels_of,
+  rows_in,
+  table_of,
+)
 from in_process import complaint
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments import results
 from scripts import markdown
 from scripts.figures import __main__ as figures
-from scripts.figures import arms
-from scripts.figures.__main__ import FIGURES
-from scripts.figures.arms import LOSS, TOP_1, crossing, mean_curve
+from scripts.figures import arms, draw
+from scripts.figures.catalog import FIGURES
 from scripts.figures.curves import Curves
 from scripts.figures.figure import COMMAND, command, hours_table
+from scripts.figures.metric import LOSS, TOP_1, crossing, together
+from scripts.figures.panel import Dots, Line, Panel
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope='module', autouse=True)
 def no_pixels():
-  """No PNG, at which no test looks; and the layout is made without drawing."""
-  save, draw = plt.Figure.savefig, plt.Figure.draw
+  """No PNG, at which no test looks."""
+  save = plt.Figure.savefig
 
   def savefig(self, path, **keywords):
     if path.endswith('.svg'):
       save(self, path, **keywords)
 
-  def draw_once(self, renderer):
-    # Matplotlib would draw all of it for a layout, without keeping it.
-    layout = self.get_layout_engine()
-    if isinstance(layout, ConstrainedLayoutEngine):
-      layout.execute(self)
-    else:
-      draw(self, renderer)
-
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(plt.Figure, 'savefig', savefig)
-    patch.setattr(plt.Figure, 'draw', draw_once)
     yield
 
 
@@ -55,28 +55,23 @@ def rows(folder):
   return results.read_folder(folder, 'laptop')
 
 
-def legend_of(axes):
-  return [text.get_text() for text in axes.get_legend().get_texts()]
-
-
 def test_the_papers_headline_and_table_1_come_out_of_it():
   # 4.040 nats at 14.3K steps, and 6.8K steps to it when codistilled.
   table = cells(FIGURES['fig2a'].table({}, 'reduced'))
-  column = 'paper: steps to its baseline’s best'
-  assert table['synchronous SGD'][column] == '14,326'
-  assert table['codistilled, partitioned data'][column] == '6,820'
-  assert table['label smoothing, uniform'][column] == 'not reached'
-  assert table['synchronous SGD']['paper: at the end'] == '4.04'
+  column = 'paper: at the end / steps to its baseline’s best'
+  assert table['synchronous SGD'][column] == '4.04 / 14,326'
+  assert table['codistilled, partitioned data'][column] == '3.912 / 6,820'
+  assert table['label smoothing, uniform'][column] == '4.067 / not reached'
   # 75 % top-1 at step 5,250.
   table = cells(FIGURES['fig3'].table({}, 'reduced'))
-  assert table['two-way codistilled'][column] == '5,271'
-  assert table['synchronous SGD, twice the batch'][column] == 'not reached'
+  assert table['two-way codistilled'][column] == '75.596 / 5,271'
+  assert table['synchronous SGD, twice the batch'][column].endswith('reached')
   table = cells(FIGURES['table1'].table({}, 'reduced'))
-  churn = 'paper: mean absolute difference between retrains'
-  assert table['DNN'][churn] == '0.029 ± 0.001'
-  assert table['two-way codistilled DNN'][churn] == '0.019 ± 0.002'
-  loss = table['ensemble of two DNNs']['paper: validation log loss (nats)']
-  assert loss == '0.4461 ± 0.0002'
+  paper = 'paper: log loss (nats) / mean absolute difference between retrains'
+  assert table['DNN'][paper].endswith(' / 0.029 ± 0.001')
+  assert table['two-way codistilled DNN'][paper].endswith(' / 0.019 ± 0.002')
+  ensemble = table['ensemble of two DNNs'][paper]
+  assert ensemble == '0.4461 ± 0.0002 / 0.022 ± 0.002'
 
 
 def test_hours_are_steps_times_the_papers_seconds():
@@ -120,7 +115,8 @@ def test_the_first_crossing_of_2_by_linear_interpolation():
 
 def test_a_mean_curve_has_the_steps_that_all_have():
   curves = [[(1, 1.0), (2, 4.0), (3, 0.0)], [(1, 3.0), (2, 5.0)]]
-  assert mean_curve(curves) == ([1, 2], [2, 4.5], [1, 4], [3, 5])
+  assert together(curves) == {1: [1, 3], 2: [4, 5]}
+  assert Line('', '', together(curves)).mean == [2, 4.5]
   # Mean and half the range.
   assert LOSS.text([1.0, 2.0, 1.5]) == '1.5000 ± 0.5000'
   assert (LOSS.text([]), TOP_1.text([98.765])) == ('–', '98.77')
@@ -154,18 +150,18 @@ def test_gains_are_seed_for_seed_and_positive_where_better(rows):
 
 def test_a_table_of_curves(rows):
   table = table_of('controls', rows)
-  end = 'cross-entropy (nats)'
+  end = 'cross-entropy (nats) / top-1 (%)'
   steps = 'steps to the baseline’s best'
   sync, ours = table['synchronous SGD'], table['codistilled, partitioned data']
-  assert sync[end] == f'{3.99 / 50:.4f} ± {0.01 / 50:.4f}'
-  assert ours[end] == f'{3.69 / 50:.4f} ± {0.01 / 50:.4f}'
+  wanted = [f'{loss / 50:.4f} ± {0.01 / 50:.4f}' for loss in (3.99, 3.69)]
+  assert [line[end].split(' / ')[0] for line in (sync, ours)] == wanted
   assert sync[steps] == '40'
-  assert sync['best on the way: cross-entropy (nats)'] == sync[end]
+  assert sync['best on the way: cross-entropy (nats)'] == wanted[0]
   # Linear between its steps 30 and 40, whose means are 3.69/40 and 3.69/50.
   at = 30 + 10 * (3.69 / 40 - 3.99 / 50) / (3.69 / 40 - 3.69 / 50)
   assert ours[steps] == f'{at:.0f}'
   assert table['ensemble of two'][end].startswith(f'{0.9 * 3.69 / 50:.4f}')
-  assert table['codistilled, same data'][end] == f'{3.6 / 50:.4f}'
+  assert table['codistilled, same data'][end].startswith(f'{3.6 / 50:.4f} / ')
   assert ours['runs'] == '3'
   assert table['label smoothing, uniform']['runs'] == '1'
   wanted = '`--config=imagenet_codistill:laptop --seeds=3`'
@@ -175,17 +171,94 @@ def test_a_table_of_curves(rows):
 
 
 def test_our_panel_shows_the_mean_and_all_seeds(rows):
-  _, axes = drawn('controls', rows)
-  lines = {line.get_label(): line for line in axes.get_lines()}
-  line = lines['codistilled, partitioned data (3 seeds)']
-  assert line.get_color() == arms.CODISTILL.color
-  assert list(line.get_xdata()) == [10, 20, 30, 40]
-  assert line.get_ydata()[-1] == pytest.approx(3.69 / 50)
-  shades = [shade.get_paths()[0].get_extents().y0 for shade in axes.collections]
-  assert min(shades) == pytest.approx(0.9 * 3.68 / 50)
-  assert 'label smoothing, uniform (1 seed)' in lines
-  # Burn-in ends at step 10.
-  assert any(list(line.get_xdata()) == [10, 10] for line in axes.get_lines())
+  paper, ours = panels_of('controls', rows)
+  line = lines_of(ours)['codistilled, partitioned data']
+  assert (line.color, line.seeds) == (arms.CODISTILL.color, 3)
+  assert list(line.points) == [10, 20, 30, 40]
+  assert line.mean[-1] == pytest.approx(3.69 / 50)
+  assert min(line.points[40]) == pytest.approx(3.68 / 50)
+  assert lines_of(ours)['label smoothing, uniform'].seeds == 1
+  assert ours.marks == {10: 'burn-in ends'}
+  assert {line.seeds for line in paper.lines} == {None}
+
+
+def draw_one(panel):
+  """Its axes and legend, and the names at its lines."""
+  canvas = draw.draw('title', [[panel]], 'laptop')
+  [axes] = canvas.axes
+  plt.close(canvas)
+  return axes, canvas.legends, axes.texts
+
+
+def test_lines_are_named_where_they_end_and_one_seed_is_thin():
+  lines = [
+    Line(name, color, {1: [1, 3], 9: [end, end + 0.1]}, seeds=seeds)
+    for name, color, end, seeds in (
+      ('three', '#000000', 2.0, 3),
+      ('one', '#ff0000', 2.0, 1),
+      ('low', '#0000ff', 1.0, 3),
+    )
+  ]
+  axes, [legend], names = draw_one(Panel('ours, {}', lines, 'step', 'loss'))
+  assert axes.get_title(loc='left') == 'ours, :laptop, 3 seeds (thin: 1)'
+  three, one, _ = axes.get_lines()
+  assert three.get_linewidth() > 1.5 * one.get_linewidth()
+  assert len(axes.collections) == 3
+  # Right of the axes, in the order of the ends, and without touching.
+  assert not legend.get_texts()
+  low, *others = sorted(name.xyann[1] for name in names)
+  assert min(name.xyann[0] for name in names) > 1
+  assert names[2].xyann[1] == low
+  assert others[1] - others[0] > 0.07
+  # A line that ends early has no room for its name beside others.
+  short = Line('short', '#00ff00', {1: [1], 3: [2]})
+  _, [legend], names = draw_one(Panel('', [*lines, short], 'step'))
+  found = [text.get_text() for text in legend.get_texts()]
+  assert (found, len(names)) == (['three', 'one', 'low', 'short'], 0)
+
+
+def test_labels_are_near_where_they_are_wanted_and_never_touch():
+  assert draw.spread([0.9, 0.2], [0.1, 0.1]) == [0.9, 0.2]
+  for wanted in ([0.5] * 5, [1.0, 0.99, 0.0], [0.3, 0.31, 0.29]):
+    places = draw.spread(wanted, [0.2] * len(wanted))
+    inner = sorted(places)
+    gaps = [b - a for a, b in itertools.pairwise(inner)]
+    assert min(gaps) > 0.199
+    assert (inner[0] >= 0.1, inner[-1] <= 0.9) == (True, True)
+
+
+def test_scales_show_all_that_is_named():
+  def line(*values, **look):
+    points = {step: [y] for step, y in enumerate(values, start=1)}
+    return Line(str(values), '#000000', points, **look)
+
+  for values, scale in (((2.0, 0.3, 0.01), 'log'), ((9.0, 2.0, 1.9), 'linear')):
+    panel = Panel('', [line(*values)], '', yscale='auto', early=0.5)
+    axes, _, _ = draw_one(panel)
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    assert low < values[-1] < values[1] < high
+  # A level that is far away would squeeze what is compared with it.
+  near, far = (line(y, y, level=True) for y in (1.4, 7.0))
+  panel = Panel('', [line(1.0, 1.2), near, far], '')
+  axes, _, [note, *_] = draw_one(panel)
+  assert axes.get_ylim()[1] < 2
+  assert note.get_text() == '↑ (7.0, 7.0): 7'
+
+
+def test_dots_are_named_once_and_share_the_scale_of_one_measure():
+  rows = [Dots('a', '#000000', [1, 2, 6]), Dots('b', '#ff0000', [1])]
+  other = [Dots('a', '#000000', [20]), Dots('b', '#ff0000', [30])]
+  panels = [Panel('ours', some, 'nats', zero=3) for some in (rows, other)]
+  canvas = draw.draw('title', [panels], '')
+  left, right = canvas.axes
+  plt.close(canvas)
+  assert [text.get_text() for text in left.get_yticklabels()] == ['a', 'b']
+  assert left.get_xlim() == right.get_xlim()
+  # A bar for the mean of more than one.
+  [bar] = left.collections
+  assert bar.get_segments()[0][0][0] == 3
+  assert bar.get_segments()[0][0][1] < 0 < bar.get_segments()[0][1][1]
 
 
 def test_staleness_has_two_axes_and_what_has_no_peers(rows):
@@ -199,8 +272,9 @@ def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   paper = 'paper, language model: at the end (nats)'
   assert table['reload 250'][paper] == '4.059'
   assert table['reload 10'][paper] == '–'
-  _, axes = drawn('staleness', rows)
-  assert 'reloaded every 10, seen d later (2 seeds)' in legend_of(axes)
+  paper, ours = map(lines_of, panels_of('staleness', rows))
+  assert ours['seen d later, reloaded every 10'].seeds == 2
+  assert paper['codistilled'].points[250] == [4.059]
 
 
 def test_diversity_has_all_eight_combinations(rows):
@@ -215,6 +289,7 @@ def test_diversity_has_all_eight_combinations(rows):
 # Churn: make_retrains' seeds 0, 1, 2 predict 0.1 apart, at first 0.2.
 CHURN = 'ours: churn (of the first line’s)'
 CHURN_FIGURES = ('table1', 'churn', 'churn_images', 'choices')
+LOSSES = 'ours: log loss (nats) / AUC / top-1 (%)'
 LATE_CHURN = 'ours: churn, mean over the second half of the steps'
 RELOAD = 'codistill.reload_interval_steps'
 CHOICES = {
@@ -261,55 +336,56 @@ def test_churn_of_all_models_stands_beside_the_papers(retrains, name):
   table = table_of(name, retrains)
   if network == 'DNN':
     best = table.pop('best that can be reached (the truth itself)')
-    assert best['ours: log loss (nats)'] == '0.0125'
+    assert best[LOSSES] == '0.0125'
     assert best[CHURN] == '–'
   models = ('{}', 'ensemble of two {}s', 'two-way codistilled {}')
   assert list(table) == [*(name.format(network) for name in models), *others]
   for model, line in table.items():
+    assert len(line) == 8
     for column in (CHURN, LATE_CHURN):
       share = '' if model == network else ' (100 %)'
       assert line[column] == f'0.1333 ± 0.0500{share}'
     assert line['ours: changed decisions (%)'] == '16.67 ± 12.50'
-    assert line['ours: AUC'] == '0.7500 ± 0.0000'
-    assert line['ours: log loss (nats)'] == '0.0250 ± 0.0000'
-    assert line['our runs'] == '3'
+    loss, auc, _ = line[LOSSES].split(' / ')
+    assert (loss, auc) == ('0.0250 ± 0.0000', '0.7500 ± 0.0000')
+    assert line['runs'] == '3'
     if model in others:
       papers = [cell for key, cell in line.items() if key.startswith('paper')]
-      assert papers == ['–', '–']
+      assert papers == ['–']
 
 
 def test_choices_are_drawn_and_may_be_all_that_there_is(retrains):
-  _, axes = drawn('choices', retrains)
-  labels = [f'{name} (3 seeds)' for name in CHOICES if name]
-  assert legend_of(axes)[-4:] == labels
+  losses, churn = panels_of('choices', retrains)
+  for panel, dots in ((losses, 3), (churn, 3)):
+    *_, last = panel.content
+    found = {row.label: len(row.values) for row in panel.content}
+    assert found.items() >= {name: dots for name in CHOICES if name}.items()
+    assert last.label == list(CHOICES)[3]
   alone = {'criteo_choices': retrains['criteo_choices']}
   # There is no DNN to be beside.
   for name, line in table_of('choices', alone).items():
     assert line[CHURN] == ('0.1333 ± 0.0500' if name in CHOICES else '–')
-  assert not FIGURES['choices'].has_rows({**retrains, 'criteo_choices': []})
+  assert not FIGURES['choices'].panels({**retrains, 'criteo_choices': []})
 
 
 def test_churn_is_drawn_at_the_end_and_on_the_way(retrains):
   for name, network in (('churn', 'DNN'), ('churn_images', 'network')):
-    left, right = drawn(name, retrains)
-    [line, *_] = left.get_lines()
-    assert line.get_label() == f'{network} (3 seeds)'
-    assert list(line.get_ydata()) == pytest.approx([0.1, 0.05, 1 / 30, 0.025])
-    lines = {line.get_label(): line for line in right.get_lines()}
+    left, right = panels_of(name, retrains)
+    line = left.lines[0]
+    assert (line.label, line.seeds) == (network, 3)
+    assert line.mean == pytest.approx([0.1, 0.05, 1 / 30, 0.025])
     for model in (network, f'two-way codistilled {network}'):
-      line = lines[f'{model} (3 pairs)']
-      assert list(line.get_xdata()) == [20, 40]
-      assert line.get_ydata() == pytest.approx([0.8 / 3, 0.4 / 3])
+      line = lines_of(right)[model]
+      assert list(line.points) == [20, 40]
+      assert line.mean == pytest.approx([0.8 / 3, 0.4 / 3])
+      assert len(line.points[20]) == 3
     # ψ is switched on at step 10.
-    assert any(list(line.get_xdata()) == [10, 10] for line in lines.values())
-  _, axes = drawn('table1', retrains)
-  [point, *_] = axes.containers
-  assert point.get_label() == 'DNN (3 seeds)'
-  [at] = point[0].get_xydata()
-  assert at == pytest.approx([0.4 / 3, 0.025])
-  assert 'hashed logistic regression (3 seeds)' in legend_of(axes)
-  note = axes.get_legend().get_title().get_text()
-  assert note == 'best that can be reached: 0.0125 nats'
+    assert right.marks == {10: 'burn-in ends'}
+  *_, losses, churn = panels_of('table1', retrains)
+  assert sum(churn.content[0].values) == pytest.approx(0.4)
+  labels = [row.label for row in losses.content]
+  assert (labels[0], labels[-1]) == ('DNN', 'hashed logistic regression')
+  assert losses.xlabel.endswith('the best there can be: 0.0125')
 
 
 def test_hours_are_those_of_all_runs(rows):
@@ -358,7 +434,7 @@ def test_runs_with_other_keys_are_no_points_of_a_sweep(changed):
   old, new = '"overrides": {', '"overrides": {"seven": 7, '
   for name in ('staleness', 'diversity'):
     rows = changed(f'imagenet_{name}', lambda text: text.replace(old, new))
-    assert not FIGURES[name].has_rows(rows)
+    assert not FIGURES[name].panels(rows)
 
 
 def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
@@ -368,8 +444,8 @@ def test_a_run_that_diverged_does_not_cut_the_others_short(changed, rows):
   name = 'codistilled, partitioned data'
   one, two = (table_of('controls', some)[name] for some in (rows, cut))
   assert float(two[column]) == pytest.approx(float(one[column]), abs=1)
-  _, axes = drawn('controls', cut)
-  assert f'{name} (2 seeds)' in legend_of(axes)
+  _, ours = panels_of('controls', cut)
+  assert lines_of(ours)[name].seeds == 2
 
 
 def test_rows_that_fit_nothing_are_no_rows(rows):
@@ -378,19 +454,18 @@ def test_rows_that_fit_nothing_are_no_rows(rows):
     for config, runs in rows.items()
   }
   for name, figure in FIGURES.items():
-    assert not figure.has_rows(without_rows), name
+    assert not figure.panels(without_rows), name
     assert figure.table(without_rows, 'laptop') is not None
   # Nor are those without stored predictions.
   for name in CHURN_FIGURES:
-    assert not FIGURES[name].has_rows(rows), name
+    assert not FIGURES[name].panels(rows), name
 
 
 def test_rows_of_some_arms_are_enough_in_any_style(folder, tmp_path):
   name = 'imagenet_sync-laptop.jsonl'
   (tmp_path / name).write_text((folder / name).read_text())
   options = (f'--results={tmp_path}', '--variant=laptop')
-  names = ('fig3', 'controls', 'diversity')
-  assert figures.main([*names, *options, f'--out={tmp_path}']) == 0
+  assert figures.main(['fig3', *options, f'--out={tmp_path}']) == 0
   table = cells((tmp_path / 'fig3-laptop.md').read_text())
   assert table['two-way codistilled']['runs'] == '0'
   assert table['synchronous SGD']['runs'] == '3'
@@ -401,29 +476,41 @@ def test_rows_of_some_arms_are_enough_in_any_style(folder, tmp_path):
   assert one == two
 
 
-def test_without_rows_it_says_what_makes_them(tmp_path, capsys):
-  options = [f'--results={tmp_path / "empty"}', f'--out={tmp_path}']
-  (tmp_path / 'empty').mkdir()
-  assert figures.main(options) == 0
-  [line] = capsys.readouterr().out.splitlines()
-  assert line.startswith('without rows: fig1a, fig1b, ')
-  assert {path.stem for path in tmp_path.iterdir()} == {
-    'empty',
-    'hours-reduced',
+def test_without_rows_it_says_what_makes_them(folder, tmp_path, capsys):
+  where = (f'--results={folder}', f'--out={tmp_path / "out"}')
+  wanted = {
+    name: f'{name} has no rows of :laptop; make them with '
+    for name in ('fig2a', 'over_fitting', 'topology')
+  } | {
+    name: f'{name} has no stored predictions of :laptop; make them with '
+    for name in CHURN_FIGURES
   }
-  assert figures.main([*FIGURES, *options]) == 0
-  lines = {
-    pathlib.Path(line.split('-reduced')[0]).name: line
-    for line in capsys.readouterr().out.splitlines()
-  }
-  assert lines.keys() == FIGURES.keys()
-  assert command('imagenet_staleness', 'reduced', 3) in lines['staleness']
-  assert all('.md, no picture. ' in line for line in lines.values())
-  for name in CHURN_FIGURES:
-    assert 'No stored predictions yet' in lines[name]
-  assert command('imagenet_sync', 'reduced', 5) in lines['churn_images']
-  assert 'predictions_interval_steps' in lines['churn_images']
-  assert {path.suffix for path in tmp_path.iterdir()} == {'', '.md'}
+  where = ('--variant=laptop', *where)
+  line = complaint(capsys, figures, *wanted, *where, status=2)
+  for sentence in wanted.values():
+    assert sentence in line
+  assert command('topology', 'laptop', 3) in line
+  assert command('imagenet_sync', 'laptop', 5) in line
+  assert 'predictions_interval_steps' in line
+  # What has rows is drawn; nothing is written of what has none.
+  assert figures.main(['fig3', 'fig2a', *where]) == 2
+  found = {path.name for path in (tmp_path / 'out').iterdir()}
+  assert found == {'fig3-laptop.md', 'fig3-laptop.svg', 'hours-laptop.md'}
+
+
+def test_any_variant_that_has_rows_is_drawn(folder, tmp_path, capsys):
+  where = (f'--results={tmp_path}', f'--out={tmp_path / "out"}')
+  # '' is the paper's scale.
+  for stem in ('imagenet_sync', 'imagenet_sync-of_my_own'):
+    text = (folder / 'imagenet_sync-laptop.jsonl').read_text()
+    (tmp_path / f'{stem}.jsonl').write_text(text)
+  assert figures.main([*where, 'fig3']) == 0
+  found = {path.stem for path in (tmp_path / 'out').glob('*.svg')}
+  assert found == {'fig3', 'fig3-of_my_own'}
+  assert figures.main([*where, '--variant=']) == 0
+  line = complaint(capsys, figures, *where, '--variant=huge', status=2)
+  assert 'has no rows of :huge (of variants there are ‘’, :of_my_own)' in line
+  assert 'python -m experiments.sweep --config=NAME:huge' in line
 
 
 def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
@@ -437,7 +524,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
     ('--variant=laptop', 'is empty'),
   ):
     assert sentence in complaint(capsys, figures, *where, argument, status=2)
-  assert figures.main([*where, 'fig3', '--variant=reduced']) == 0
+  assert figures.main([*where, '--variant=reduced']) == 0
   [warning] = capsys.readouterr().err.splitlines()
   assert 'dropped a cut last line' in warning
 
@@ -446,8 +533,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
 
 
 def test_committed_pictures_and_tables_are_those_of_the_rows(tmp_path):
-  for variant in figures.VARIANTS:
-    assert figures.main([f'--variant={variant}', f'--out={tmp_path}']) == 0
+  assert figures.main([f'--out={tmp_path}']) == 0
   made, kept = (
     {path.name: path for path in folder.iterdir() if path.suffix != '.png'}
     for folder in (tmp_path, figures.OUT)

@@ -4,11 +4,18 @@ import dataclasses
 import functools
 
 import pytest
-from collected import drawn, make_seeds, rows_in, split_table, table_of
+from collected import (
+  lines_of,
+  make_seeds,
+  panels_of,
+  rows_in,
+  split_table,
+  table_of,
+)
 
 from scripts.figures import cost
-from scripts.figures.__main__ import FIGURES
 from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
+from scripts.figures.catalog import FIGURES
 
 # Where a pair reaches the baseline's best, 4/50: linear between 30 and 40.
 AT = 30 + 10 * (3.6 / 40 - 4 / 50) / (3.6 / 40 - 3.6 / 50)
@@ -115,7 +122,6 @@ def test_cost_of_a_level(rows):
   # The last row before it is of step 30: half a second a step.
   assert pair['seconds to it, as measured'] == f'{0.5 * AT:.0f}'
   assert found['synchronous SGD, half the batch'][steps] == 'not reached'
-  assert found['ensemble of two']['networks served'] == '2'
 
 
 def test_equal_computing_is_where_twice_the_batch_ends(rows):
@@ -143,7 +149,12 @@ def test_all_steps_of_two_phases_count(rows):
 
 
 def test_batches_and_rates(rows):
-  drawn('batch', rows)
+  at_end, to_level = panels_of('batch', rows)
+  wanted = ['learning rate 0.25', 'learning rate 0.5']
+  assert list(lines_of(at_end)) == wanted
+  # Where twice the batch is worth half of the steps: 40 at 8 lanes.
+  [*_, ideal] = to_level.lines
+  assert ideal.points == {4: [80], 8: [40], 16: [20]}
   _, *lines = split_table(FIGURES['batch'].table(rows, 'laptop'))
   found = {tuple(line[:2]): line[2:] for line in lines}
   at_half, at_less = [(size, '0.5') for size in ('4', '8', '16')], ('8', '0.25')
@@ -164,9 +175,10 @@ def test_delays_of_teachers_and_of_gradients_have_one_axis(rows):
   ]
   assert [line[4] for line in lines[-2:]] == ['0.5', '0.125']
   assert lines[1][5] == '2'
-  _, axes = drawn('staleness_contrast', rows)
-  curves = {line.get_label(): line for line in axes.get_lines()}
-  assert list(curves['stale teachers (1 seed)'].get_xdata()) == [1, 7]
+  oldest, at_end = map(lines_of, panels_of('staleness_contrast', rows))
+  teachers = at_end['stale teachers']
+  assert (list(teachers.points), teachers.seeds) == ([1, 7], 1)
+  assert len(oldest) == 4
 
 
 def test_where_codistillation_gains(rows):
@@ -191,11 +203,13 @@ def test_where_codistillation_gains(rows):
     assert found[name][gains] == f'+{gain * 4 / 50:.4f}{seeds}', name
   large = found['16 lanes a batch']
   assert large['the ensemble gains'] == f'+{0.08 * 4 / 50:.4f} ± {0:.4f}'
-  axes, _ = drawn('regime', rows)
-  assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
-  # Dots, one a seed, condition by condition.
-  dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
-  assert [len(line.get_xdata()) for line in dots] == [1, 1, 1, 2, 1, 1, 1, 1, 1]
+  together, _ = panels_of('regime', rows)
+  assert [dots.label for dots in together.content] == list(found)
+  # One a seed, condition by condition.
+  numbers = [len(dots.values) for dots in together.content]
+  assert numbers == [1, 1, 1, 2, 1, 1, 1, 1, 1]
+  few = [run for run in rows['lm_regime'] if 'batch_size' in run.point]
+  assert not FIGURES['regime'].panels({**rows, 'lm_regime': few})
 
 
 def test_gains_over_widths_are_those_at_each_widths_own_rate(rows):
@@ -204,6 +218,8 @@ def test_gains_over_widths_are_those_at_each_widths_own_rate(rows):
   narrow, wide = found.values()
   # At twice the rate a pair ends lower still; but not two that are alone.
   assert narrow['learning rate, best alone'] == '0.5'
+  gain, _ = panels_of('width', rows)
+  assert [list(line.points) for line in gain.lines] == [[4, 8]] * 2
   end = 4 / 50
   for line, codistilled, ensemble, share in (
     (narrow, 0.05, 0.11, '45 %'),
@@ -212,7 +228,7 @@ def test_gains_over_widths_are_those_at_each_widths_own_rate(rows):
     assert line['codistillation gains'].startswith(f'+{codistilled * end:.4f}')
     assert line['the ensemble gains'].startswith(f'+{ensemble * end:.4f}')
     assert line['share'] == share
-  assert not FIGURES['width'].has_rows({**rows, 'lm_width': []})
+  assert not FIGURES['width'].panels({**rows, 'lm_width': []})
 
 
 def test_averages_and_falling_rates_stand_beside_peers(rows):
@@ -232,14 +248,14 @@ def test_averages_and_falling_rates_stand_beside_peers(rows):
   assert (falls[one], falls[gain], falls['runs']) == ('0.0760', '+0.0040', '1')
   assert pair[gain] == '+0.0080 ± 0.0000'
   assert found['codistilled, rate falls']['runs'] == '0'
-  assert not FIGURES['average'].has_rows({})
+  assert not FIGURES['average'].panels({})
   # What other configs' runs are is taken from them, if they averaged.
   averaged_there = rows['lm_average']
   alone_there, falling, pair_there = (
     [run for run in averaged_there if run.point.items() == point.items()]
     for point in (APART, {**APART, **FALLS}, {})
   )
-  assert not FIGURES['average'].has_rows({**rows, 'lm_average': falling})
+  assert not FIGURES['average'].panels({**rows, 'lm_average': falling})
   instead = {
     'lm_average': falling,
     'lm_ensemble': [

@@ -157,6 +157,15 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
   ]
 
 
+def variants(folder: str | os.PathLike[str]) -> list[str]:
+  """Those of which a folder has rows; '' is the paper's scale.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+  """
+  return sorted({path.stem.partition('-')[2] for path in _files(folder)})
+
+
 def read_folder(
   folder: str | os.PathLike[str], variant: str
 ) -> dict[str, list[Result]]:
@@ -166,17 +175,18 @@ def read_folder(
     FileNotFoundError: if there is no such folder.
     ValueError: as `read`.
   """
+  found = ((*path.stem.partition('-'), path) for path in _files(folder))
+  return {name: read(path) for name, _, of, path in found if of == variant}
+
+
+def _files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(
       f'{folder} is no folder of results; make one with '
       f'python -m scripts.collect WORKDIR --out={folder}'
     )
-  suffix = f'-{variant}.jsonl'
-  return {
-    path.name.removesuffix(suffix): read(path)
-    for path in sorted(folder.glob(f'*{suffix}'))
-  }
+  return sorted(folder.glob('*.jsonl'))
 
 
 def lines(results: Iterable[Result]) -> str:

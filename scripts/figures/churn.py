@@ -1,37 +1,26 @@
-"""Table 1: predictions that change from one retrain to another."""
+"""Table 1: log loss, and predictions that change from retrain to retrain."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from experiments.results import Result
-from scripts import markdown
-from scripts.figures.arms import (
-  CODISTILL,
-  ENSEMBLE,
+from scripts.figures import panel
+from scripts.figures.arms import CODISTILL, ENSEMBLE, PAPER, SYNC
+from scripts.figures.curves import STEPS
+from scripts.figures.figure import Cells, Figure, beside, made_by
+from scripts.figures.metric import (
   LOSS,
-  PAPER,
-  SYNC,
   TOP_1,
-  Curve,
   Metric,
   Rows,
-  mean_curve,
   one_a_seed,
-  seeds_text,
+  together,
 )
-from scripts.figures.figure import (
-  COMMAND,
-  Figure,
-  command_cell,
-  count_cell,
-  mark_step,
-)
+from scripts.figures.panel import Dots, Grid, Line, Panel, sequence
 
 _AUC = Metric('auc', 'AUC', 'AUC', 1, max, 4)
 _CHURN = Metric(
@@ -48,24 +37,28 @@ class Model:
 
   Attributes:
     label: its name, around what a network is called.
-    paper: its name in paper.json; None if it is not the paper's.
     color: that of its arm in other figures.
     members: how many networks a run trains.
     codistilled: whether they learn from each other.
     who: the predictor that is compared; of a codistilled pair one copy.
+    paper: its name in paper.json; None if it is not the paper's.
     network: what it has otherwise than the config's network.
+    point: what else, if its runs are of another sweep of one thing otherwise.
   """
 
   label: str
-  paper: str | None
   color: str
   members: int
-  codistilled: bool
-  who: int | str
+  codistilled: bool = False
+  who: int | str = 0
+  paper: str | None = None
   network: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  point: Mapping[str, Any] | None = None
 
   def is_of(self, run: Result) -> bool:
     """Whether a run trained it, and no other network."""
+    if self.point is not None:
+      return run.point == self.point
     codistill = run.run['config']['codistill']
     network = {
       key: value for key, value in run.point.items() if key.startswith('model.')
@@ -76,54 +69,37 @@ class Model:
       and (codistill['exchange'] != 'none') == self.codistilled
     )
 
-  def of_paper(self) -> Sequence[float] | None:
-    """The paper's log loss and churn, each with its half-range."""
-    return PAPER['table1']['rows'][self.paper] if self.paper else None
+  @property
+  def of_paper(self) -> Sequence[float]:
+    """The paper's log loss and churn, each with its half-range; or nothing."""
+    return PAPER['table1']['rows'][self.paper] if self.paper else ()
 
 
+_PAIR = {'paper': 'two_way_codistilled_dnn', 'codistilled': True}
+_MEAN = {'paper': 'ensemble_of_two_dnns', 'who': 'ensemble'}
+_LINEAR = {'network': {'model.name': 'click_regression'}}
 MODELS = (
-  Model('{}', 'dnn', SYNC.color, 1, False, 0),
-  Model(
-    'ensemble of two {}s',
-    'ensemble_of_two_dnns',
-    ENSEMBLE.color,
-    2,
-    False,
-    'ensemble',
-  ),
-  Model(
-    'two-way codistilled {}',
-    'two_way_codistilled_dnn',
-    CODISTILL.color,
-    2,
-    True,
-    0,
-  ),
+  Model('{}', SYNC.color, 1, paper='dnn'),
+  Model('ensemble of two {}s', ENSEMBLE.color, 2, **_MEAN),
+  Model('two-way codistilled {}', CODISTILL.color, 2, **_PAIR),
 )
 # Its peer, for which all is the same: what the choice of one copy makes out.
 OTHER_COPY = dataclasses.replace(
   MODELS[-1],
   label='two-way codistilled {}, the other copy',
   paper=None,
-  color='#E69F00',
+  color=panel.ORANGE,
   who=1,
 )
 # What a DNN must beat before its churn means anything.
-REGRESSION = Model(
-  'hashed logistic regression',
-  None,
-  '#0072B2',
-  1,
-  False,
-  0,
-  {'model.name': 'click_regression'},
-)
+REGRESSION = Model('hashed logistic regression', panel.BLUE, 1, **_LINEAR)
 
 
 class Churn(Figure):
-  """Log loss over churn at the end of training, with half-ranges as bars."""
+  """Log loss and churn at the end of training, a dot a retrain and a pair."""
 
   seeds = 5
+  lacking = 'stored predictions'
 
   def __init__(
     self,
@@ -146,94 +122,80 @@ class Churn(Figure):
     self.network = network
     self.models = models
 
-  def has_rows(self, rows: Rows) -> bool:
-    """Whether two retrains of a model have been compared."""
-    return any(self._pairs(model, rows) for model in self.models)
+  def panels(self, rows: Rows) -> Grid:
+    ours = self._at_end(rows)
+    return [self._of_paper(), ours] if ours else []
+
+  def _of_paper(self) -> Sequence[Panel]:
+    """Table 1 itself."""
+    models = [model for model in self.models if model.of_paper]
+    panels = []
+    for column, label in ((0, 'validation log loss (nats)'), (2, _CHURN.label)):
+      dots = []
+      for model in models:
+        mean, half = model.of_paper[column : column + 2]
+        values, name = [mean - half, mean, mean + half], model.label
+        dots.append(Dots(name.format('DNN'), model.color, values, '-'))
+      title = 'the paper, Criteo, mean and range of five'
+      panels.append(Panel(title, dots, label))
+    return panels
 
   def models_of(self, rows: Rows) -> Sequence[Model]:
     """Those of the lines of the table, the first of which others are beside."""
     del rows
     return self.models
 
-  def how(self, variant: str) -> str:
-    """What makes our rows."""
-    text = super().how(variant)
-    return text.replace('No rows yet', 'No stored predictions yet')
+  def _at_end(self, rows: Rows) -> Sequence[Panel]:
+    """Losses and churn of all models that were compared; [] if none was."""
+    losses, churn = [], []
+    for model in self.models_of(rows):
+      if pairs := self._pairs(model, rows):
+        look = self._label(model), model.color
+        ends = LOSS.ends(self._runs(model, rows), model.who)
+        losses.append(Dots(*look, ends))
+        churn.append(Dots(*look, _ends(_CHURN, pairs, model)))
+    if not losses:
+      return []
+    label, title = (
+      f'log loss (nats){self._best_text(rows)}',
+      'ours, {}, a dot a ',
+    )
+    return [
+      Panel(f'{title}retrain', losses, label),
+      Panel(f'{title}pair of retrains', churn, _CHURN.label),
+    ]
 
-  def draw_paper(self, axes: Axes) -> None:
-    """Table 1: five retrains a model."""
-    for model in self.models:
-      if numbers := model.of_paper():
-        loss, loss_range, churn, churn_range = numbers
-        label = model.label.format('DNN')
-        _point(axes, model, label, churn, churn_range, loss, loss_range)
-    _finish(axes, 'churn: mean |Δp| between two retrains')
-
-  def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """A point a model."""
+  def lines(self, rows: Rows) -> Iterator[Cells]:
+    paper = 'paper' if len(self.configs) == 1 else 'paper, Criteo'
+    paper += ': log loss (nats) / mean absolute difference between retrains'
+    first: dict[Callable, list[float]] = {}
     for model in self.models_of(rows):
       pairs, runs = self._pairs(model, rows), self._runs(model, rows)
-      losses = LOSS.ends(runs, model.who)
-      if pairs and losses:
-        _point(
-          axes,
-          model,
-          f'{self._label(model)} ({seeds_text(len(runs))})',
-          *_mean_and_half(_ends(_CHURN, pairs, model)),
-          *_mean_and_half(losses),
-        )
-    _finish(axes, _CHURN.label, self._best_text(rows))
-
-  def table(self, rows: Rows, variant: str) -> str:
-    """The paper's numbers beside ours."""
-    lines = []
-    models = self.models_of(rows)
-    firsts = [
-      of(_CHURN, self._pairs(models[0], rows), models[0])
-      for of in (_ends, _late)
-    ]
-    for model in models:
-      pairs, runs = self._pairs(model, rows), self._runs(model, rows)
       config = runs[0].run['experiment'] if runs else self._config(model)
-      lines.append(
-        [
-          self._label(model),
-          *_paper_cells(model),
-          LOSS.text(LOSS.ends(runs, model.who)),
-          _AUC.text(_AUC.ends(runs, model.who)),
-          TOP_1.text(TOP_1.ends(runs, model.who)),
-          *(
-            _beside(
-              of(_CHURN, pairs, model), [] if model is models[0] else first
-            )
-            for of, first in zip((_ends, _late), firsts, strict=True)
-          ),
-          _CHANGED.text(_ends(_CHANGED, pairs, model)),
-          count_cell(runs),
-          command_cell(config, variant, runs, self.seeds),
-        ]
-      )
+      churn = {of: of(_CHURN, pairs, model) for of in (_ends, _late)}
+      shares = [_share(churn[of], first.get(of)) for of in churn]
+      first = first or churn
+      text = '{:.4f} ± {:g} / {:.3f} ± {:g}'
+      changed = _CHANGED.text(_ends(_CHANGED, pairs, model))
+      losses = [m.text(m.ends(runs, model.who)) for m in (LOSS, _AUC, TOP_1)]
+      line = {
+        'model': self._label(model),
+        paper: text.format(*model.of_paper) if model.of_paper else '–',
+        'ours: log loss (nats) / AUC / top-1 (%)': beside(*losses),
+        'ours: churn (of the first line’s)': shares[0],
+        'ours: churn, mean over the second half of the steps': shares[1],
+        f'ours: {_CHANGED.short}': changed,
+        **made_by(config, runs, self.seeds),
+      }
+      yield line
     best = self._best(rows)
     if best is not None:
-      name = 'best that can be reached (the truth itself)'
-      lines.append(
-        [name, '–', '–', LOSS.text([best]), *['–'] * 5, '–', 'printed by runs']
+      name, last = (
+        'best that can be reached (the truth itself)',
+        'printed by runs',
       )
-    paper = 'paper' if len(self.configs) == 1 else 'paper, Criteo'
-    header = [
-      'model',
-      f'{paper}: validation log loss (nats)',
-      f'{paper}: mean absolute difference between retrains',
-      'ours: log loss (nats)',
-      'ours: AUC',
-      f'ours: {TOP_1.short}',
-      'ours: churn (of the first line’s)',
-      'ours: churn, mean over the second half of the steps',
-      f'ours: {_CHANGED.short}',
-      'our runs',
-      COMMAND,
-    ]
-    return markdown.table(header, lines)
+      cells = [name, '–', LOSS.text([best]), *['–'] * 4, last]
+      yield dict(zip(line, cells, strict=True))
 
   def _best(self, rows: Rows) -> float | None:
     """What no model can beat in expectation, if a log is synthetic, in nats.
@@ -248,28 +210,25 @@ class Churn(Figure):
     return found.pop() if len(found) == 1 else None
 
   def _best_text(self, rows: Rows) -> str:
-    """That for a legend: as a line it would be far below all others."""
+    """That for an axis: as a line it would be far below all dots."""
     best = self._best(rows)
-    return f'best that can be reached: {best:.4f} nats' if best else ''
+    return f'\nthe best there can be: {best:.4f}' if best else ''
 
   def _label(self, model: Model) -> str:
     return model.label.format(self.network)
 
   def _config(self, model: Model) -> str:
     """Which config will have its runs."""
-    return self.configs[
-      self.models.index(model) if len(self.configs) > 1 else 0
-    ]
+    if len(self.configs) > 1:
+      return self.configs[self.models.index(model)]
+    return self.configs[0]
 
   def _runs(self, model: Model, rows: Rows) -> list[Result]:
     return one_a_seed(
       run
       for run in rows.get(self._config(model), ())
-      if self._is_of(model, run)
+      if model.is_of(run) and (len(self.configs) == 1 or not run.point)
     )
-
-  def _is_of(self, model: Model, run: Result) -> bool:
-    return model.is_of(run) and (len(self.configs) == 1 or not run.point)
 
   def _pairs(self, model: Model, rows: Rows) -> list[Result]:
     """Its runs two by two: a `Result` a pair, whose rows are their churn."""
@@ -283,122 +242,75 @@ class Churn(Figure):
     return [Result({}, tuple(churn)) for churn in pairs.values()]
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice(Model):
-  """A codistilled pair with one thing otherwise.
-
-  Attributes:
-    point: what.
-  """
-
-  point: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-  def is_of(self, run: Result) -> bool:
-    """Whether a run has it otherwise, and nothing else."""
-    return run.point == self.point
-
-
 class Choices(Churn):
-  """Codistilled pairs, each with one thing otherwise, beside Table 1's arms."""
+  """Codistilled pairs, each with one thing otherwise, after Table 1's arms."""
 
-  config = 'criteo_choices'
+  # What the paper leaves out, in the order of the lines, and in words.
+  choices: Mapping[str, str] = {
+    'codistill.reload_interval_steps': 'reload interval {}',
+    'codistill.burn_in_steps': 'ψ from step {} on',
+    'diversity.partition': '{}',
+  }
+  words: Mapping[str, str] = {'own': 'disjoint halves of the rows'}
 
-  def has_rows(self, rows: Rows) -> bool:
-    """Whether two retrains of a choice have been compared."""
-    return any(self._pairs(choice, rows) for choice in _choices(rows))
+  def panels(self, rows: Rows) -> Grid:
+    some = [self._pairs(choice, rows) for choice in self._choices(rows)]
+    return [self._at_end(rows)] if any(some) else []
 
   def models_of(self, rows: Rows) -> Sequence[Model]:
     """The arms, then the choices that have been run."""
-    return [*self.models, *_choices(rows)]
+    return [*self.models, *self._choices(rows)]
 
   def _config(self, model: Model) -> str:
-    return self.config if isinstance(model, Choice) else self.configs[0]
+    return self.configs[0 if model.point is None else 1]
 
-  def _is_of(self, model: Model, run: Result) -> bool:
-    return model.is_of(run)
+  def _runs(self, model: Model, rows: Rows) -> list[Result]:
+    return one_a_seed(filter(model.is_of, rows.get(self._config(model), ())))
 
-
-# What the paper leaves out, in the order of the lines, and in words.
-_CHOICES = {
-  'codistill.reload_interval_steps': 'reload interval {}',
-  'codistill.burn_in_steps': 'ψ from step {} on',
-  'diversity.partition': '{}',
-}
-_PARTITIONS = {'own': 'disjoint halves of the rows'}
-_CHOICE_COLORS = ('#0072B2', '#56B4E9', '#CC79A7', '#E69F00', '#999999')
-
-
-def _choices(rows: Rows) -> list[Choice]:
-  found = {
-    item
-    for run in rows.get(Choices.config, ())
-    if len(run.point) == 1
-    for item in run.point.items()
-    if item[0] in _CHOICES
-  }
-  order = list(_CHOICES)
-  return [
-    Choice(
-      'codistilled, ' + _CHOICES[key].format(_PARTITIONS.get(value, value)),
-      None,
-      _CHOICE_COLORS[number % len(_CHOICE_COLORS)],
-      2,
-      True,
-      0,
-      point={key: value},
+  def _choices(self, rows: Rows) -> list[Model]:
+    order = list(self.choices)
+    points = [run.point for run in rows.get(self.configs[1], ())]
+    items = {
+      item for point in points if len(point) == 1 for item in point.items()
+    }
+    found = sorted(
+      (order.index(key), value) for key, value in items if key in order
     )
-    for number, (key, value) in enumerate(
-      sorted(found, key=lambda item: (order.index(item[0]), item[1]))
-    )
-  ]
+    models = []
+    for (place, value), color in zip(found, sequence(len(found)), strict=True):
+      words = self.choices[order[place]].format(self.words.get(value, value))
+      point = {order[place]: value}
+      models.append(Model(f'codistilled, {words}', color, 2, point=point))
+    return models
 
 
 class ChurnOverSteps(Churn):
   """Log loss of all runs, and churn of all pairs of them, over steps."""
 
-  titles = ('ours, :{variant}', 'ours, :{variant}')
+  hint = (
+    '; predictions on the way, where a config does not store them, with '
+    '--config.predictions_interval_steps=K'
+  )
 
-  def how(self, variant: str) -> str:
-    """What makes our rows, on the way, too."""
-    return (
-      f'{super().how(variant)}\n\nFor more than their ends, where a config '
-      'has it not:\n\n'
-      '  --config.predictions_interval_steps=K'
-    )
-
-  def draw_left(self, axes: Axes, rows: Rows) -> None:
-    """Log loss of all runs of the models that have churn."""
-    for model in self.models:
-      if self._pairs(model, rows):
-        runs = LOSS.whole(self._runs(model, rows), model.who)
-        label = f'{self._label(model)} ({seeds_text(len(runs))})'
-        _curves(
-          axes, model, label, [LOSS.curve(run, model.who) for run in runs]
-        )
-    self._mark_switch(axes, rows)
-    _over_steps(axes, LOSS.label, self._best_text(rows))
-
-  def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """Churn of all pairs of runs."""
+  def panels(self, rows: Rows) -> Grid:
+    losses, churn, marks = [], [], {}
     for model in self.models:
       pairs = self._pairs(model, rows)
-      label = f'{self._label(model)} ({len(pairs)} pairs)'
-      _curves(
-        axes, model, label, [_CHURN.curve(pair, model.who) for pair in pairs]
-      )
-    self._mark_switch(axes, rows)
-    _over_steps(axes, _CHURN.label)
-
-  def _mark_switch(self, axes: Axes, rows: Rows) -> None:
-    """Where codistilled members begin to learn from each other."""
-    steps = {
-      run.run['config']['codistill']['burn_in_steps']
-      for model in self.models
-      if model.codistilled and self._pairs(model, rows)
-      for run in self._runs(model, rows)
-    }
-    for step in steps:
-      mark_step(axes, step, 'burn-in ends', 0.01)
+      runs = LOSS.whole(self._runs(model, rows), model.who)
+      if pairs and runs:
+        look, seeds = (self._label(model), model.color), {'seeds': len(runs)}
+        losses.append(Line(*look, LOSS.points(runs, model.who), **seeds))
+        curves = [_CHURN.curve(pair, model.who) for pair in pairs]
+        churn.append(Line(*look, together(curves), **seeds))
+        if model.codistilled:
+          codistill = runs[0].run['config']['codistill']
+          marks[codistill['burn_in_steps']] = 'burn-in ends'
+    if not losses:
+      return []
+    look = {'marks': marks, 'early': 0.1}
+    label = f'log loss (nats){self._best_text(rows)}'
+    loss = Panel('ours, {}', losses, STEPS, label, **look)
+    return [[loss, Panel('ours, {}', churn, STEPS, _CHURN.label, **look)]]
 
 
 def _ends(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
@@ -419,75 +331,10 @@ def _late(metric: Metric, pairs: Sequence[Result], model: Model) -> list[float]:
   ]
 
 
-def _beside(values: Sequence[float], first: Sequence[float]) -> str:
+def _share(values: Sequence[float], first: Sequence[float] | None) -> str:
   """'0.0409 ± 0.0023 (72 %)'; the first line itself is beside none."""
   text = _CHURN.text(values)
   if not values or not first:
     return text
-  return (
-    f'{text} ({100 * statistics.fmean(values) / statistics.fmean(first):.0f} %)'
-  )
-
-
-def _paper_cells(model: Model) -> list[str]:
-  numbers = model.of_paper()
-  if numbers is None:
-    return ['–', '–']
-  loss, loss_range, churn, churn_range = numbers
-  return [f'{loss:.4f} ± {loss_range:g}', f'{churn:.3f} ± {churn_range:g}']
-
-
-def _mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-  return statistics.fmean(values), (max(values) - min(values)) / 2
-
-
-def _point(
-  axes: Axes,
-  model: Model,
-  label: str,
-  churn: float,
-  churn_range: float,
-  loss: float,
-  loss_range: float,
-) -> None:
-  axes.errorbar(
-    churn,
-    loss,
-    xerr=churn_range,
-    yerr=loss_range,
-    fmt='o',
-    capsize=2,
-    color=model.color,
-    label=label,
-  )
-
-
-def _finish(axes: Axes, label: str, note: str = '') -> None:
-  axes.set(xlabel=label, ylabel='validation log loss (nats)')
-  if len(axes.containers) > len(MODELS):
-    # Room for a long legend.
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.11 * len(axes.containers) * (high - low))
-  _legend(axes, note)
-
-
-def _curves(
-  axes: Axes, model: Model, label: str, curves: Sequence[Curve]
-) -> None:
-  if not curves:
-    return
-  steps, mean, low, high = mean_curve(curves)
-  axes.plot(steps, mean, 'o-', ms=2, color=model.color, label=label)
-  axes.fill_between(
-    steps, low, high, color=model.color, alpha=0.15, linewidth=0
-  )
-
-
-def _over_steps(axes: Axes, label: str, note: str = '') -> None:
-  axes.set(xlabel='step (updates of each member)', ylabel=label)
-  if axes.lines:
-    _legend(axes, note)
-
-
-def _legend(axes: Axes, note: str) -> None:
-  axes.legend(title=note or None, title_fontsize=7.5, alignment='left')
+  share = 100 * statistics.fmean(values) / statistics.fmean(first)
+  return f'{text} ({share:.0f} %)'

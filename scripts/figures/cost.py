@@ -10,42 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
-
-from matplotlib.axes import Axes
+from collections.abc import Callable, Iterable, Iterator
 
 from experiments.results import Result
-from scripts import markdown
-from scripts.figures.arms import (
-  LM_ALONE,
-  LM_CODISTILL,
-  LM_DOUBLE,
-  LM_ENSEMBLE,
-  LM_SAME,
-  LM_SYNC,
-  LOSS,
-  MEMBERS,
-  Arm,
-  Curve,
-  Metric,
-  Rows,
-  crossing,
-  seeds_text,
-)
-from scripts.figures.figure import (
-  COMMAND,
-  Figure,
-  command_cell,
-  count_cell,
-)
+from scripts.figures import arms
+from scripts.figures.arms import Arm
+from scripts.figures.curves import EARLY
+from scripts.figures.figure import Cells, Figure, count, ends, made_by
+from scripts.figures.metric import LOSS, MEMBERS, Curve, Metric, Rows, crossing
+from scripts.figures.panel import Dots, Grid, Line, Panel
 
-# Of the steps: what is drawn from there on is in sight from bottom to top.
-_EARLY = 0.25
 _UPDATE = 3
-# What two networks' worth of computing is spent on; and of the last one's two
-# networks one alone.
-_TWO = (LM_DOUBLE, LM_CODISTILL, LM_SAME, LM_ENSEMBLE)
-_ONE = {'label': 'one of two that never meet', 'who': MEMBERS}
+Unit = Callable[[Result, float], float]
 
 
 def trained_on(run: Result, step: float) -> float:
@@ -89,214 +65,14 @@ def total_steps(run: Result, step: float) -> float:
 
 def seconds(run: Result, step: float) -> float:
   """Of the run until a step, as measured, with evaluation; no first phase."""
-  rows = [row for row in run.rows if 'seconds' in row]
-  before = max((row for row in rows if row['step'] <= step), key=_step)
+  rows = [row for row in run.rows if 'seconds' in row and row['step'] <= step]
+  before = max(rows, key=lambda row: row['step'])
   return before['seconds'] * (step / before['step'] if before['step'] else 1)
-
-
-def _step(row) -> int:
-  return row['step']
 
 
 def has_first_phase(run: Result) -> bool:
   """Whether its teachers were trained before it."""
   return run.run['config']['codistill']['exchange'] == 'frozen'
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost(Figure):
-  """Arms over steps and over what they compute, and their way to a level.
-
-  Attributes:
-    title: of the picture.
-    arms: a curve each.
-    baseline: whose best value is the level.
-  """
-
-  title: str
-  arms: tuple[Arm, ...]
-  baseline: Arm
-  titles = ('ours, :{variant}, over steps', 'ours, :{variant}, over computing')
-
-  @property
-  def configs(self) -> tuple[str, ...]:
-    """Those of its arms."""
-    return tuple(dict.fromkeys(arm.config for arm in self.arms))
-
-  def has_rows(self, rows: Rows) -> bool:
-    """Whether the baseline and another arm have runs that got to their end."""
-    there = [arm for arm in self.arms if LOSS.whole(arm.runs(rows), arm.who)]
-    return self.baseline in there and len(there) > 1
-
-  def draw_left(self, axes: Axes, rows: Rows) -> None:
-    """Over steps, one after another."""
-    draw_curves(axes, rows, self.arms, total_steps)
-    axes.set_xlabel('steps, a first phase’s before')
-
-  def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """The same curves over forward passes."""
-    _over_computing(axes, rows, self.arms)
-
-  def table(self, rows: Rows, variant: str) -> str:
-    """A line an arm: its way to the baseline's best, and its end."""
-    level = min((y for _, y in curve(self.baseline, rows)), default=None)
-    lines, least = [], None
-    for arm in self.arms:
-      runs = LOSS.whole(arm.runs(rows), arm.who)
-      at = None if level is None else crossing(curve(arm, rows), level, min)
-      if not runs or level is None:
-        cells = ['–'] * 6
-      elif at is None:
-        cells = ['not reached', *['–'] * 3]
-      else:
-        passes = forward_passes(runs[0], at)
-        least = passes if arm is self.baseline else least
-        took = statistics.fmean(seconds(run, at) for run in runs)
-        cells = [
-          f'{total_steps(runs[0], at):,.0f}',
-          f'{trained_on(runs[0], at) / 1e6:.1f}',
-          f'{passes / least:.2f}' if least else '–',
-          '–' if has_first_phase(runs[0]) else f'{took:,.0f}',
-        ]
-      if runs and level is not None:
-        last = runs[0].rows[-1]['step']
-        cells += [
-          f'{forward_passes(runs[0], last) / 1e6:.0f}',
-          LOSS.text(LOSS.ends(learning(arm).runs(rows), arm.who)),
-        ]
-      lines.append(
-        [
-          arm.label,
-          '2' if arm.who == 'ensemble' else '1',
-          *cells,
-          count_cell(runs),
-          command_cell(arm.config, variant, runs),
-        ]
-      )
-    header = [
-      'arm',
-      'networks served',
-      'steps to the baseline’s best',
-      'tokens to it (M)',
-      'computing to it, over the baseline’s',
-      'seconds to it, as measured',
-      'forward passes of a token at the end (M)',
-      f'at the end: {LOSS.short}',
-      'runs',
-      COMMAND,
-    ]
-    return markdown.table(header, lines)
-
-
-class EqualCompute(Figure):
-  """Two networks' worth of computing: what is the best use of it?"""
-
-  configs = ('lm_sync', 'lm_codistill', 'lm_ensemble')
-  titles = ('ours, :{variant}, over tokens', 'ours, :{variant}, over computing')
-
-  def __init__(self, title: str):
-    """Takes the picture's title; the paper has no such figure."""
-    self.title = title
-
-  def has_rows(self, rows: Rows) -> bool:
-    """Whether twice the batch, the budget, and another got to their end."""
-    there = [arm for arm in _TWO if curve(arm, rows)]
-    return LM_DOUBLE in there and len(there) > 1
-
-  def draw_left(self, axes: Axes, rows: Rows) -> None:
-    """Over tokens that all members together have trained on."""
-    draw_curves(axes, rows, _TWO, lambda run, step: trained_on(run, step) / 1e6)
-    axes.set_xlabel('tokens trained on, all members (M)')
-
-  def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """Over forward passes."""
-    _over_computing(axes, rows, _TWO)
-
-  def table(self, rows: Rows, variant: str) -> str:
-    """A line an arm, where each has computed what twice the batch has."""
-    double = LOSS.whole(LM_DOUBLE.runs(rows), 0)
-    if not double:
-      return ''
-    budget = forward_passes(double[0], double[0].rows[-1]['step'])
-    lines = []
-    for arm in (*_TWO, dataclasses.replace(_TWO[-1], **_ONE)):
-      runs = LOSS.whole(arm.runs(rows), arm.who)
-      if not runs:
-        continue
-      steps = [x for x, _ in LOSS.curve(runs[0], arm.who)]
-      # The last evaluation within the budget.
-      step = max(x for x in steps if forward_passes(runs[0], x) <= budget)
-      values = [dict(LOSS.curve(run, arm.who))[step] for run in runs]
-      lines.append(
-        [
-          arm.label,
-          '2' if arm.who == 'ensemble' else '1',
-          f'{step:,}',
-          f'{trained_on(runs[0], step) / 1e6:.1f}',
-          f'{forward_passes(runs[0], step) / 1e6:.0f}',
-          LOSS.text(values),
-          count_cell(runs),
-          command_cell(arm.config, variant, runs),
-        ]
-      )
-    header = [
-      'two networks’ worth of computing',
-      'networks served',
-      'step',
-      'tokens (M)',
-      'forward passes of a token (M)',
-      f'there: {LOSS.short}',
-      'runs',
-      COMMAND,
-    ]
-    return markdown.table(header, lines)
-
-
-def draw_curves(
-  axes: Axes,
-  rows: Rows,
-  arms: Sequence[Arm],
-  unit: Callable[[Result, float], float],
-  metric: Metric = LOSS,
-  early: float = _EARLY,
-) -> None:
-  """Means over seeds, over something that a run's steps make.
-
-  Args:
-    axes: to draw on.
-    rows: of all configs.
-    arms: a curve each.
-    unit: from a run and a step to what is on the horizontal axis.
-    metric: on the vertical one.
-    early: share of the steps from which on all is in sight.
-  """
-  late = []
-  for arm in arms:
-    runs = metric.whole(arm.runs(rows), arm.who)
-    points = curve(arm, rows, metric)
-    if not points or not runs:
-      continue
-    x, y = zip(*points, strict=True)
-    late += [b for a, b in points if a > early * x[-1]]
-    axes.plot(
-      [unit(runs[0], step) for step in x],
-      y,
-      arm.line,
-      color=arm.color,
-      label=f'{arm.label} ({seeds_text(len(runs))})',
-    )
-  if late:
-    margin = 0.02 * metric.scale
-    axes.set_ylim(min(late) - margin, max(late) + margin)
-    axes.legend()
-  axes.set_ylabel(metric.label)
-
-
-def _over_computing(axes: Axes, rows: Rows, arms: Sequence[Arm]) -> None:
-  draw_curves(
-    axes, rows, arms, lambda run, step: forward_passes(run, step) / 1e6
-  )
-  axes.set_xlabel('forward passes of a token, all members and teachers (M)')
 
 
 def curve(arm: Arm, rows: Rows, metric: Metric = LOSS) -> Curve:
@@ -310,4 +86,201 @@ def learning(arm: Arm) -> Arm:
 
   What others end at is a mean of both members; what one costs is one's own.
   """
-  return LM_ALONE if arm is LM_SYNC else arm
+  return arms.LM_ALONE if arm is arms.LM_SYNC else arm
+
+
+def over(
+  rows: Rows,
+  some: Iterable[Arm],
+  unit: Unit,
+  xlabel: str,
+  metric: Metric = LOSS,
+  early: float = EARLY,
+) -> Panel:
+  """A panel of learning curves over something that a run's steps make.
+
+  Args:
+    rows: of all configs.
+    some: arms, a curve each, if their runs got to their end.
+    unit: from a run and a step to what is on the horizontal axis, in millions
+      unless it is steps.
+    xlabel: of that axis.
+    metric: on the vertical one.
+    early: share of a curve from which on it is in sight.
+  """
+  lines, scale = [], 1 if unit is total_steps else 1e6
+  for arm in some:
+    runs, seen = (
+      metric.whole(one.runs(rows), one.who) for one in (arm, learning(arm))
+    )
+    if runs and seen:
+      points = metric.points(seen, learning(arm).who)
+      points = {unit(runs[0], x) / scale: y for x, y in points.items()}
+      look = {'style': arm.line, 'seeds': len(seen)}
+      lines.append(Line(arm.label, arm.color, points, **look))
+  return Panel('ours, {}', lines, xlabel, metric.label, early=early)
+
+
+def _over_computing(rows: Rows, some: Iterable[Arm]) -> Panel:
+  xlabel = 'forward passes of a token, all networks (M)'
+  return over(rows, some, forward_passes, xlabel)
+
+
+def _over_steps(rows: Rows, some: Iterable[Arm]) -> Panel:
+  xlabel = 'steps, those of a first phase included'
+  return over(rows, some, total_steps, xlabel)
+
+
+class Cost(Figure):
+  """Arms over steps and over what they compute, and their way to a level."""
+
+  title = 'Fewer steps are not less computing'
+  drawn = (
+    arms.LM_SYNC,
+    arms.LM_HALF,
+    arms.LM_DOUBLE,
+    arms.LM_UNIFORM,
+    arms.LM_CODISTILL,
+    arms.LM_SAME,
+    arms.LM_TWO_PHASE,
+    arms.LM_ENSEMBLE,
+  )
+  configs = tuple(dict.fromkeys(arm.config for arm in drawn))
+
+  def panels(self, rows: Rows) -> Grid:
+    there = [arm for arm in self.drawn if LOSS.whole(arm.runs(rows), arm.who)]
+    if arms.LM_SYNC not in there or len(there) < 2:
+      return []
+    return [[_over_steps(rows, self.drawn), _over_computing(rows, self.drawn)]]
+
+  def lines(self, rows: Rows) -> Iterator[Cells]:
+    level = min((y for _, y in curve(arms.LM_SYNC, rows)), default=None)
+    least = None
+    for arm in self.drawn:
+      runs = LOSS.whole(arm.runs(rows), arm.who)
+      there = runs and level is not None
+      at = crossing(curve(arm, rows), level, min) if there else None
+      way = ['not reached' if there else '–', '–', '–', '–']
+      if at is not None:
+        passes = forward_passes(runs[0], at)
+        least = passes if arm is arms.LM_SYNC else least
+        took = statistics.fmean(seconds(run, at) for run in runs)
+        way = [
+          count(total_steps(runs[0], at)),
+          f'{trained_on(runs[0], at) / 1e6:.1f}',
+          f'{passes / least:.2f}' if least else '–',
+          count(None if has_first_phase(runs[0]) else took),
+        ]
+      end = '–'
+      if there:
+        computed = forward_passes(runs[0], runs[0].rows[-1]['step']) / 1e6
+        losses = LOSS.ends(learning(arm).runs(rows), arm.who)
+        end = f'{computed:.0f} / {LOSS.text(losses)}'
+      yield {
+        'arm': arm.label,
+        'steps to the baseline’s best': way[0],
+        'tokens to it (M)': way[1],
+        'computing to it, over the baseline’s': way[2],
+        'seconds to it, as measured': way[3],
+        f'at the end: forward passes of a token (M) / {LOSS.short}': end,
+        **made_by(arm.config, runs),
+      }
+
+
+class EqualCompute(Figure):
+  """Two networks' worth of computing: what is the best use of it?"""
+
+  title = 'Two networks’ worth of computing'
+  drawn = (arms.LM_DOUBLE, arms.LM_CODISTILL, arms.LM_SAME, arms.LM_ENSEMBLE)
+  configs = ('lm_sync', 'lm_codistill', 'lm_ensemble')
+
+  def panels(self, rows: Rows) -> Grid:
+    there = [arm for arm in self.drawn if curve(arm, rows)]
+    if arms.LM_DOUBLE not in there or len(there) < 2:
+      return []
+    xlabel = 'tokens trained on, all members (M)'
+    tokens = over(rows, self.drawn, trained_on, xlabel)
+    return [[tokens, _over_computing(rows, self.drawn)]]
+
+  def lines(self, rows: Rows) -> Iterator[Cells]:
+    double = LOSS.whole(arms.LM_DOUBLE.runs(rows), 0)
+    if not double:
+      return
+    budget = forward_passes(double[0], double[0].rows[-1]['step'])
+    one = {'label': 'one of two that never meet', 'who': MEMBERS}
+    for arm in (*self.drawn, dataclasses.replace(arms.LM_ENSEMBLE, **one)):
+      runs = LOSS.whole(arm.runs(rows), arm.who)
+      if not runs:
+        continue
+      steps = [x for x, _ in LOSS.curve(runs[0], arm.who)]
+      # The last evaluation within the budget.
+      step = max(x for x in steps if forward_passes(runs[0], x) <= budget)
+      tokens, passes = trained_on(runs[0], step), forward_passes(runs[0], step)
+      yield {
+        'two networks’ worth of computing': arm.label,
+        'networks served': '2' if arm.who == 'ensemble' else '1',
+        'step': f'{step:,}',
+        'tokens (M)': f'{tokens / 1e6:.1f}',
+        'forward passes of a token (M)': f'{passes / 1e6:.0f}',
+        f'there: {LOSS.short}': LOSS.text(
+          [dict(LOSS.curve(run, arm.who))[step] for run in runs]
+        ),
+        **made_by(arm.config, runs),
+      }
+
+
+class TwoPhase(Figure):
+  """Distillation in two phases beside codistillation: all steps counted."""
+
+  title = 'Two phases, all steps counted'
+  configs = ('lm_two_phase',)
+  seeds = 1
+  drawn = (
+    arms.LM_SYNC,
+    arms.LM_CODISTILL,
+    arms.LM_ENSEMBLE,
+    arms.LM_TWO_PHASE,
+  )
+  # §3.4.1, in words: to 4.0 nats, those of its ensemble included.
+  paper = (
+    ('codistilled', arms.LM_CODISTILL, 10_000),
+    ('student, all steps', arms.LM_TWO_PHASE, 27_000),
+    ('of these its ensemble’s', arms.LM_ENSEMBLE, 18_000),
+  )
+
+  def panels(self, rows: Rows) -> Grid:
+    if not curve(arms.LM_TWO_PHASE, rows):
+      return []
+    dots = [Dots(label, arm.color, [steps]) for label, arm, steps in self.paper]
+    title = 'the paper (§3.4.1, in words)'
+    paper = Panel(title, dots, 'steps to 4.0 nats', zero=0)
+    return [[paper, _over_steps(rows, self.drawn)]]
+
+  def lines(self, rows: Rows) -> Iterator[Cells]:
+    levels = {
+      f'all steps to {name} best': min(
+        (y for _, y in curve(arm, rows)), default=None
+      )
+      for name, arm in (
+        ('the baseline’s', arms.LM_SYNC),
+        ('codistillation’s', arms.LM_CODISTILL),
+      )
+    }
+    papers = {arm.label: f'{steps:,}' for _, arm, steps in self.paper[:2]}
+    for arm in self.drawn:
+      runs = LOSS.whole(arm.runs(rows), arm.who)
+      reached = dict.fromkeys(levels, '–')
+      for name, level in levels.items():
+        if runs and level is not None:
+          at = crossing(curve(arm, rows), level, min)
+          steps = None if at is None else total_steps(runs[0], at)
+          reached[name] = count(steps, 'not reached')
+      first = total_steps(runs[0], 0) if runs else 0
+      yield {
+        'arm': arm.label,
+        'steps of a first phase': count(first or None),
+        **reached,
+        **ends(learning(arm).runs(rows), arm.who, LOSS, of='at the end'),
+        'paper: all steps to 4.0 nats': papers.get(arm.label, '–'),
+        **made_by(arm.config, runs),
+      }

@@ -1,69 +1,71 @@
-"""What all figures have in common: two panels, a table, and what is missing."""
+"""What all figures have in common: panels, a table, and what makes rows."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
-import statistics
-from collections.abc import Sequence
-
-from matplotlib.axes import Axes
+from collections.abc import Callable, Iterable, Sequence
 
 from experiments.results import Result
 from scripts import markdown
-from scripts.figures.arms import Arm, Metric, Rows, seeds_text
+from scripts.figures.arms import Arm
+from scripts.figures.metric import Metric, Rows
+from scripts.figures.panel import Grid
 
 _CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'experiments/configs'
-GRAY = '#555555'
 # The cells below it go on from there: whole commands make tables too wide.
 COMMAND = 'command: `python -m experiments.sweep` …'
+# A line of a table: cells by their columns. The last one needs the variant.
+Cells = dict[str, str | Callable[[str], str]]
 
 
 class Figure:
-  """A picture, the paper's panel left and ours right, and a Markdown table.
+  """Panels and a Markdown table, made of rows.
 
   Attributes:
     title: of the picture.
-    configs: without whose rows there is nothing of ours to draw.
+    configs: without whose rows there is nothing of ours.
     seeds: how many the command for missing rows asks for.
-    titles: of the two panels.
+    lacking: what there is not where there are no rows.
+    hint: what else is to be said there.
   """
 
   title: str
   configs: tuple[str, ...]
   seeds = 3
-  titles: tuple[str, str] = ('the paper', 'ours, :{variant}')
+  lacking = 'rows'
+  hint = ''
 
-  def draw_left(self, axes: Axes, rows: Rows) -> None:
-    """The left panel: the paper's, unless a figure is ours alone."""
-    del rows
-    self.draw_paper(axes)
-
-  def draw_paper(self, axes: Axes) -> None:
-    """What the paper shows."""
+  def panels(self, rows: Rows) -> Grid:
+    """The paper's, if it has such a figure, and ours; [] without our rows."""
     raise NotImplementedError
 
-  def draw_ours(self, axes: Axes, rows: Rows) -> None:
-    """The right panel; there are rows of at least one of `configs`."""
+  def lines(self, rows: Rows) -> Iterable[Cells]:
+    """Those of the table, all with the same columns."""
     raise NotImplementedError
 
   def table(self, rows: Rows, variant: str) -> str:
-    """The numbers, as Markdown."""
-    raise NotImplementedError
-
-  def has_rows(self, rows: Rows) -> bool:
-    """Whether there is something of ours."""
-    return any(rows.get(config) for config in self.configs)
+    """The numbers, as Markdown; '' if there are none."""
+    lines = list(self.lines(rows))
+    cells = (
+      [
+        cell if isinstance(cell, str) else cell(variant)
+        for cell in one.values()
+      ]
+      for one in lines
+    )
+    return markdown.table(list(lines[0]), cells) if lines else ''
 
   def how(self, variant: str) -> str:
-    """What makes our rows, to be shown in their place."""
-    missing = [config for config in self.configs if not _exists(config)]
-    if missing:
-      return f'No rows yet: the config {missing[0]}\nis not built yet.'
-    commands = '\n'.join(
-      command(config, variant, self.seeds).replace(' --config', '\n  --config')
-      for config in self.configs
+    """What makes our rows."""
+    commands = ' && '.join(
+      command(config, variant, self.seeds) for config in self.configs
     )
-    return f'No rows yet. These commands make them:\n\n{commands}'
+    return (
+      f'has no {self.lacking} of {f":{variant}" if variant else "this scale"}; '
+      f'make them with {commands} && python -m scripts.collect runs/sweeps'
+      f'{self.hint}'
+    )
 
 
 def command(config: str, variant: str, seeds: int) -> str:
@@ -72,7 +74,8 @@ def command(config: str, variant: str, seeds: int) -> str:
 
 
 def _flags(config: str, variant: str, seeds: int) -> str:
-  return f'--config={config}:{variant} --seeds={seeds}'
+  label = f'{config}:{variant}' if variant else config
+  return f'--config={label} --seeds={seeds}'
 
 
 def hours_table(rows: Rows, variant: str) -> str:
@@ -82,31 +85,36 @@ def hours_table(rows: Rows, variant: str) -> str:
   for config, runs in rows.items():
     seconds = sum(run.rows[-1]['seconds'] for run in runs if run.rows)
     total, count = total + seconds, count + len(runs)
-    lines.append(
-      [
-        f'`{config}`',
-        str(len(runs)),
-        f'{seconds / 3_600:.2f}',
-        ', '.join(sorted({str(run.run['commit'])[:12] for run in runs})),
-        command_cell(config, variant, runs),
-      ]
-    )
+    commits = {str(run.run['commit'])[:12] for run in runs}
+    cells = [f'`{config}`', str(len(runs)), f'{seconds / 3_600:.2f}']
+    made_by = _command_cell(config, runs, 3, variant)
+    lines.append([*cells, ', '.join(sorted(commits)), made_by])
   lines.append(['all', str(count), f'{total / 3_600:.2f}', '', ''])
   return markdown.table(['config', 'runs', 'hours', 'commit', COMMAND], lines)
 
 
-def command_cell(
-  config: str, variant: str, runs: Sequence[Result], seeds: int = 3
-) -> str:
-  """The command of an arm in a table, or that there is none yet.
+def made_by(config: str, runs: Sequence[Result], seeds: int = 3) -> Cells:
+  """The last two cells: how many runs, and the command that makes them.
+
+  Runs that are unfinished have no end to count in the other cells, so the first
+  one says '3 (1 dirty)' with what was allowed when they were collected.
 
   Args:
     config: whose runs they are.
-    variant: of it.
     runs: those that there are.
     seeds: how many to ask for if there are none.
   """
-  if not runs and not _exists(config):
+  marks = [mark for run in runs for mark in run.run['marked']]
+  notes = [f'{marks.count(mark)} {mark}' for mark in sorted(set(marks))]
+  count = f'{len(runs)} ({", ".join(notes)})' if notes else str(len(runs))
+  cell = functools.partial(_command_cell, config, runs, seeds)
+  return {'runs': count, COMMAND: cell}
+
+
+def _command_cell(
+  config: str, runs: Sequence[Result], seeds: int, variant: str
+) -> str:
+  if not runs and not (_CONFIGS / f'{config}.py').exists():
     return f'`{config}`, not built yet'
   if runs:  # Of another config's, perhaps.
     config = runs[0].run['experiment']
@@ -114,63 +122,39 @@ def command_cell(
   return f'`{_flags(config, variant, seeds)}`'
 
 
-def gain_cell(
-  metric: Metric,
+def ends(
+  runs: Sequence[Result], who: int | str, *metrics: Metric, of: str = ''
+) -> Cells:
+  """One cell: the ends by one metric, or by several."""
+  names = ' / '.join(metric.short for metric in metrics)
+  cells = [metric.text(metric.ends(runs, who)) for metric in metrics]
+  return {f'{of}: {names}' if of else names: beside(*cells)}
+
+
+def gains(
   runs: Sequence[Result],
   who: int | str,
   baseline: Arm,
   rows: Rows,
-) -> str:
+  *metrics: Metric,
+) -> Cells:
   """'+0.0266 ± 0.0067': how much better than a baseline, seed for seed."""
   theirs = baseline.runs(rows)
-  return metric.text(metric.gains(runs, who, theirs, baseline.who), sign='+')
+  names = ' / '.join(metric.short for metric in metrics)
+  cells = [
+    one.text(one.gains(runs, who, theirs, baseline.who), sign='+')
+    for one in metrics
+  ]
+  if runs == theirs and who == baseline.who:
+    cells = ['–']  # It is the baseline.
+  return {f'better than the baseline, seed for seed: {names}': beside(*cells)}
 
 
-def gain_header(metric: Metric) -> str:
-  """What stands above it."""
-  return f'better than the baseline, seed for seed: {metric.short}'
+def beside(*cells: str) -> str:
+  """'87.28 / 0.3776'; '–' if there is neither."""
+  return '–' if set(cells) == {'–'} else ' / '.join(cells)
 
 
-def count_cell(runs: Sequence[Result]) -> str:
-  """'3', or '3 (1 dirty)' with what was allowed when they were collected.
-
-  Those that are unfinished have no end to count in the other cells.
-  """
-  marks = [mark for run in runs for mark in run.run['marked']]
-  notes = [f'{marks.count(mark)} {mark}' for mark in sorted(set(marks))]
-  return f'{len(runs)} ({", ".join(notes)})' if notes else str(len(runs))
-
-
-def draw_reference(axes: Axes, arm: Arm, metric: Metric, rows: Rows) -> None:
-  """The end of another arm as a line across, to be named by a legend."""
-  values = metric.ends(arm.runs(rows), arm.who)
-  if not values:
-    return
-  axes.axhspan(
-    min(values), max(values), color=arm.color, alpha=0.1, linewidth=0
-  )
-  axes.axhline(
-    statistics.fmean(values),
-    color=arm.color,
-    linewidth=1,
-    linestyle=arm.line,
-    label=f'{arm.label} ({seeds_text(len(values))})',
-  )
-
-
-def mark_step(axes: Axes, step: float, text: str, height: float) -> None:
-  """A dotted line up at a step, and what it is, at a share of the height."""
-  axes.axvline(step, color=GRAY, linewidth=0.8, linestyle=':')
-  axes.annotate(
-    text,
-    (step, height),
-    xycoords=('data', 'axes fraction'),
-    xytext=(3, 0),
-    textcoords='offset points',
-    fontsize=7.5,
-    color=GRAY,
-  )
-
-
-def _exists(config: str) -> bool:
-  return (_CONFIGS / f'{config}.py').exists()
+def count(value: float | None, lacking: str = '–') -> str:
+  """'1,234', or what stands where there is none."""
+  return lacking if value is None else f'{value:,.0f}'
