@@ -46,13 +46,13 @@ def _variants(folder: pathlib.Path, variant: str | None) -> list[str]:
     return there
   if variant in there:
     return [variant]
-  wanted = f':{variant}' if variant else 'the paper’s scale'
   known = ', '.join(f':{name}' if name else '‘’' for name in there) or 'none'
-  label = f'NAME:{variant or "laptop"}'
+  label = f'NAME:{variant}' if variant else 'NAME'
   raise ValueError(
-    f'{folder} has no rows of {wanted} (of variants there are {known}); '
-    f'python -m experiments.sweep --config={label} and then '
-    'python -m scripts.collect runs/sweeps make them'
+    f'{folder} has no rows of {f":{variant}" if variant else "this scale"}, '
+    f'of variants there are {known}; make some with python -m '
+    f'experiments.sweep --config={label} && python -m scripts.collect '
+    'runs/sweeps'
   )
 
 

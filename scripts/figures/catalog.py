@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scripts.figures import arms
-from scripts.figures.churn import (
-  MODELS,
-  OTHER_COPY,
-  REGRESSION,
-  Choices,
-  Churn,
-  ChurnOverSteps,
-)
+from scripts.figures.churn import CLICKS, IMAGES, Choices, Table1
 from scripts.figures.cost import Cost, EqualCompute, TwoPhase
 from scripts.figures.curves import Curves, Reloads
 from scripts.figures.dots import Average, Diversity, TeacherPrecision, Topology
@@ -88,12 +81,7 @@ FIGURES: Mapping[str, Figure] = {
   'staleness_contrast': Contrast(),
   'cost': Cost(),
   'equal_compute': EqualCompute(),
-  'table1': Churn(
-    'Table 1: log loss and churn of retrains',
-    ('criteo_table1',),
-    'DNN',
-    (*MODELS, OTHER_COPY, REGRESSION),
-  ),
+  'table1': Table1(),
   'controls': Curves(
     'The arms of Figures 2a and 2b, ours on images',
     ('fig2a', 'fig2b'),
@@ -110,20 +98,7 @@ FIGURES: Mapping[str, Figure] = {
   'failed_peer': FailedPeer(),
   'topology': Topology(),
   'teacher_precision': TeacherPrecision(),
-  'churn': ChurnOverSteps(
-    'Log loss and churn on the way: clicks',
-    ('criteo_table1',),
-    'DNN',
-    (*MODELS, REGRESSION),
-  ),
-  'choices': Choices(
-    'What the paper leaves out: reload interval, burn-in, partition',
-    ('criteo_table1', 'criteo_choices'),
-    'DNN',
-  ),
-  'churn_images': ChurnOverSteps(
-    'Log loss and churn on the way: images',
-    ('imagenet_sync', 'imagenet_ensemble', 'imagenet_codistill'),
-    'network',
-  ),
+  'churn': CLICKS,
+  'choices': Choices(),
+  'churn_images': IMAGES,
 }
