@@ -8,14 +8,7 @@ from dataclasses import replace
 
 from experiments.results import Result
 from scripts.figures import panel
-from scripts.figures.arms import (
-  ANY,
-  CODISTILL,
-  ENSEMBLE,
-  PAPER,
-  SYNC,
-  Arm,
-)
+from scripts.figures.arms import ANY, CODISTILL, ENSEMBLE, PAPER, SYNC, Arm
 from scripts.figures.curves import STEPS
 from scripts.figures.figure import Cells, Figure, beside, made_by
 from scripts.figures.metric import LOSS, TOP_1, Metric, Rows, together

@@ -235,12 +235,7 @@ class TwoPhase(Figure):
   title = 'Two phases, all steps counted'
   configs = ('lm_two_phase',)
   seeds = 1
-  drawn = (
-    arms.LM_SYNC,
-    arms.LM_CODISTILL,
-    arms.LM_ENSEMBLE,
-    arms.LM_TWO_PHASE,
-  )
+  drawn = (arms.LM_SYNC, arms.LM_CODISTILL, arms.LM_ENSEMBLE, arms.LM_TWO_PHASE)
   # §3.4.1, in words: to 4.0 nats, those of its ensemble included.
   paper = (
     ('codistilled', arms.LM_CODISTILL, 10_000),

@@ -8,14 +8,7 @@ from collections.abc import Iterator
 
 from experiments.results import Result
 from scripts.figures.arms import LM_NO_PEERS, LM_RELOADS, Arm
-from scripts.figures.figure import (
-  Cells,
-  Figure,
-  beside,
-  ends,
-  gains,
-  made_by,
-)
+from scripts.figures.figure import Cells, Figure, beside, ends, gains, made_by
 from scripts.figures.metric import LOSS, Curve, Metric, Rows, crossing, together
 from scripts.figures.panel import Grid, Line, Panel, along
 

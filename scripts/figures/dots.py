@@ -13,14 +13,7 @@ from experiments.results import Result
 from scripts.figures import arms, panel
 from scripts.figures.arms import ANY, Arm
 from scripts.figures.curves import STEPS
-from scripts.figures.figure import (
-  Cells,
-  Figure,
-  beside,
-  ends,
-  gains,
-  made_by,
-)
+from scripts.figures.figure import Cells, Figure, beside, ends, gains, made_by
 from scripts.figures.metric import (
   LOSS,
   MEMBERS,

@@ -211,9 +211,7 @@ def one_a_seed(runs: Iterable[Result]) -> list[Result]:
 
 
 def grouped(
-  runs: Iterable[Result],
-  keys: Iterable[str],
-  key_of: Callable[[Result], Any],
+  runs: Iterable[Result], keys: Iterable[str], key_of: Callable[[Result], Any]
 ) -> dict[Any, list[Result]]:
   """Runs of a sweep by something, ascending, one a seed.
 

@@ -98,10 +98,7 @@ def _values(rows: Rows, key: str) -> list[float]:
 def _conditions(rows: Rows) -> dict[str, Pair]:
   """All of them by name, the config's own first."""
   base = _base(rows)
-  found = {
-    'nothing': base,
-    'the same data for both': _base(rows, LM_SAME),
-  }
+  found = {'nothing': base, 'the same data for both': _base(rows, LM_SAME)}
   for key, name in (
     ('data.max_document_tokens', 'whole documents'),
     ('batch_size', '{:,} lanes a batch'),

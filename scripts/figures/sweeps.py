@@ -9,14 +9,7 @@ from typing import NamedTuple
 from experiments.results import Result
 from scripts.figures import arms, panel
 from scripts.figures.curves import Reloads
-from scripts.figures.figure import (
-  Cells,
-  Figure,
-  count,
-  ends,
-  gains,
-  made_by,
-)
+from scripts.figures.figure import Cells, Figure, count, ends, gains, made_by
 from scripts.figures.metric import (
   LOSS,
   MEMBERS,
