@@ -236,7 +236,7 @@ def test_a_changed_file_is_refused_and_rows_say_which_it_was(
   allow.append('--allow=two-commits')
   said = complaint(capsys, collect, workdir, out, *allow)
   assert 'is left out: outside-config' in said
-  assert 'config calm); --allow=outside-config takes it, marked' in said
+  assert 'config calm); add --allow=outside-config to take it, marked' in said
   assert (
     run_script(collect, workdir, out, *allow, '--allow=outside-config') == 0
   )
