@@ -242,27 +242,36 @@ def averaged(variables: PyTree, opt_state: PyTree) -> PyTree:
   return {**variables, 'params': opt_state.average}
 
 
+def make_schedule(name: str, **arguments: Any) -> optax.Schedule:
+  """Updates done so far → learning rate.
+
+  Args:
+    name: a key of `SCHEDULES`.
+    **arguments: keywords of the schedule.
+
+  Raises:
+    ValueError: if there is no schedule of that name.
+  """
+  return _known('schedule', name, SCHEDULES)(**arguments)
+
+
 def make_optimizer(
-  name: str, schedule: str, schedule_args: dict, **arguments
+  name: str, rate: optax.Schedule, **arguments: Any
 ) -> optax.GradientTransformation:
-  """The optimizer `name` with the learning rate of `schedule`.
+  """The optimizer `name` with a learning rate.
 
   Args:
     name: a key of `OPTIMIZERS`.
-    schedule: a key of `SCHEDULES`.
-    schedule_args: keywords of the schedule.
+    rate: of learning.
     **arguments: keywords of the optimizer but for its rate.
 
-  Returns:
-    The optimizer.
-
   Raises:
-    ValueError: if there is no optimizer or schedule of that name.
+    ValueError: if there is no optimizer of that name.
   """
-  for kind, key, table in (
-    ('optimizer', name, OPTIMIZERS),
-    ('schedule', schedule, SCHEDULES),
-  ):
-    if key not in table:
-      raise ValueError(f'no {kind} {key!r}; there are {", ".join(table)}')
-  return OPTIMIZERS[name](SCHEDULES[schedule](**schedule_args), **arguments)
+  return _known('optimizer', name, OPTIMIZERS)(rate, **arguments)
+
+
+def _known(kind: str, name: str, table: dict[str, Any]) -> Any:
+  if name not in table:
+    raise ValueError(f'no {kind} {name!r}; there are {", ".join(table)}')
+  return table[name]

@@ -278,6 +278,7 @@ def make_updates(
   *,
   num_async_workers: int,
   num_microbatches: int,
+  learning_rate: Callable[[TrainState], jax.typing.ArrayLike] | None = None,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 
@@ -293,10 +294,14 @@ def make_updates(
       their gradients added up: less memory. It divides each device's examples.
       BatchNorm's statistics are then those of a part, unless its groups are
       smaller.
+    learning_rate: state → the rate of its next update, for the metrics; without
+      it they have none.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
-    when distilling, distill_loss; losses in nats, before weighting.
+    when distilling, distill_loss, in nats and before weighting; gradient_norm,
+    of all that is descended and before the optimizer clips it; parameter_norm,
+    after the update; learning_rate.
   """
   gradient = _make_gradient(
     make_objective(model, objective, mesh), num_microbatches, mesh
@@ -325,20 +330,25 @@ def make_updates(
       asynchronous.put_carry(one, workers, state.step, carry)
       for one, carry in zip(memories, carries, strict=True)
     )
+    if learning_rate is not None:
+      rate = jnp.asarray(learning_rate(state), jnp.float32)
+      metrics = {**metrics, 'learning_rate': rate}
     steps, opt_state = optimizer.update(gradients, state.opt_state, params)
+    params = optax.apply_updates(params, steps)
     state = dataclasses.replace(
       state,
       step=state.step + 1,
       variables={
         **state.variables,
         **updated,
-        'params': optax.apply_updates(params, steps),
+        'params': params,
       },
       opt_state=opt_state,
       memory=memory,
       past=past,
     )
-    return state, metrics, tuple(peer_memories)
+    norms = {'gradient_norm': _norm(gradients), 'parameter_norm': _norm(params)}
+    return state, metrics | norms, tuple(peer_memories)
 
   def zero_memory(batch_size):
     carry = (objective.teacher or model).memory(batch_size)
@@ -349,6 +359,13 @@ def make_updates(
     zero_memory=jax.jit(zero_memory, static_argnums=0, out_shardings=part),
     needs_peers=objective.needs_peers,
     publish_average=objective.publish_average,
+  )
+
+
+def _norm(tree: PyTree) -> Float[Array, '']:
+  """The length of all numbers in a tree as one vector, in float32."""
+  return optax.tree.norm(
+    jax.tree.map(lambda leaf: leaf.astype('float32'), tree)
   )
 
 

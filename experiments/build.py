@@ -90,7 +90,8 @@ def build(
       sharding.check_batch_size(config[key], mesh, key)
     _check_microbatches(config, mesh)
     model = _make_model(config, task)
-    optimizer = _make_optimizer(config, fault)
+    rate = _make_schedule(config)
+    optimizer = _make_optimizer(config, rate, fault)
     exchange = _make_exchange(
       config, members, model, mesh, exchange_folder, teachers
     )
@@ -121,6 +122,7 @@ def build(
       objective,
       num_async_workers=config.num_async_workers,
       num_microbatches=config.num_microbatches,
+      learning_rate=lambda state: fault.rate(rate, state),
     ),
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
@@ -159,17 +161,20 @@ def _make_model(config: ConfigDict, task: Task) -> Model:
 
 
 def _make_optimizer(
-  config: ConfigDict, fault: Fault
+  config: ConfigDict, rate: optax.Schedule, fault: Fault
 ) -> optax.GradientTransformation:
-  name = config.schedule.name
-  made = optim.make_optimizer(
-    config.optimizer.name,
-    name,
-    # A schedule that there is not is refused there.
-    _chosen(config, 'schedule') if name in optim.SCHEDULES else {},
-    **config.optimizer.get(config.optimizer.name, {}),
-  )
+  name = config.optimizer.name
+  made = optim.make_optimizer(name, rate, **config.optimizer.get(name, {}))
   return optim.averaging(fault.prepare(made), config.average_decay)
+
+
+def _make_schedule(config: ConfigDict) -> optax.Schedule:
+  name = config.schedule.name
+  # A schedule that there is not is refused there.
+  known = name in optim.SCHEDULES
+  return optim.make_schedule(
+    name, **_chosen(config, 'schedule') if known else {}
+  )
 
 
 def _chosen(config: ConfigDict, section: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from codistill.algorithm import Member
+from codistill.train_step import TrainState
 from experiments.errors import UserError, check_choice
 
 PyTree = Any
@@ -60,16 +61,23 @@ class Fault:
       return optimizer
     return optax.chain(optimizer, _scalable())
 
+  def rate(self, schedule: optax.Schedule, state: TrainState) -> Any:
+    """The learning rate of a member's next update; may be traced."""
+    rate = schedule(state.step)
+    if self.kind != 'rate':
+      return rate
+    return rate * optax.tree.get(state.opt_state, 'rate_factor')
+
   def strike(self, member: Member, step: int) -> None:
     """Does it, if it is the member's turn."""
     if (member.index, step) != (self.member, self.step):
       return
     state = member.state
     if self.kind == 'rate':
-      opt_state = optax.tree_utils.tree_set(
+      opt_state = optax.tree.set(
         state.opt_state,
         rate_factor=_like(
-          optax.tree_utils.tree_get(state.opt_state, 'rate_factor'),
+          optax.tree.get(state.opt_state, 'rate_factor'),
           jnp.float32(self.rate_factor),
         ),
       )

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 
 from codistill import optim
 from codistill.exchange import topology
@@ -79,8 +80,7 @@ make_small_transformer = of_text(
 def sgd(rate=0.1, momentum=0.9, weight_decay=1e-4):
   return optim.make_optimizer(
     'sgd',
-    'constant',
-    {'rate': rate},
+    optax.constant_schedule(rate),
     momentum=momentum,
     nesterov=False,
     weight_decay=weight_decay,

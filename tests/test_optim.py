@@ -50,7 +50,8 @@ def test_a_warmup_ends_before_the_run():
 
 def constant(name, rate, **arguments):
   """An optimizer with a constant rate."""
-  return optim.make_optimizer(name, 'constant', {'rate': rate}, **arguments)
+  rate = optim.make_schedule('constant', rate=rate)
+  return optim.make_optimizer(name, rate, **arguments)
 
 
 def steps_of(optimizer, gradients, weight=2.0):
@@ -134,6 +135,6 @@ def test_adam_sees_no_more_of_a_gradient_than_its_norm_may_be():
 
 def test_unknown_names_are_refused_with_what_there_is():
   with pytest.raises(ValueError, match="no optimizer 'lamb'; there are sgd"):
-    optim.make_optimizer('lamb', 'constant', {'rate': 0.1})
+    optim.make_optimizer('lamb', optax.constant_schedule(0.1))
   with pytest.raises(ValueError, match="no schedule 'linear'; there are const"):
-    optim.make_optimizer('sgd', 'linear', {'rate': 0.1})
+    optim.make_schedule('linear', rate=0.1)

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 from commands import (
@@ -15,6 +16,7 @@ from commands import (
   strict_rows,
 )
 
+from codistill import optim
 from experiments import flags, record, run
 from experiments.errors import UserError
 from experiments.record import read_rows, read_run
@@ -47,6 +49,17 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
       expected = (1, [other], [age], age)
     assert tuple(row[name] for name in ABOUT_PEERS) == expected
     assert (row['examples_per_second'] is None) == (step == 1)
+    assert row['gradient_norm'] > 0
+  schedule = optim.make_schedule(
+    'warmup_cosine', **pair.whole.config.schedule.warmup_cosine
+  )
+  rates = [row['learning_rate'] for row in train[::2]]
+  np.testing.assert_allclose(rates, [schedule(i) for i in range(10)], rtol=1e-6)
+  # What a checkpoint of that step has.
+  for row, member in zip(train[-2:], pair.whole.trainer.members, strict=True):
+    params = jax.tree.leaves(member.state.variables['params'])
+    norm = np.sqrt(sum(np.square(leaf, dtype=float).sum() for leaf in params))
+    np.testing.assert_allclose(row['parameter_norm'], norm, rtol=1e-5)
   exchanged = [
     (row['step'], row['event'], row['publication'])
     for row in rows
@@ -73,6 +86,20 @@ def test_rows_have_every_field_and_null_where_it_does_not_apply(pair):
     assert (row['disagreement'] is None) == (row['member'] != 'ensemble')
   seconds = [row['seconds'] for row in rows]
   assert [0, *seconds] == sorted([0, *seconds])
+
+
+def test_a_rate_that_a_fault_multiplies_is_the_one_in_the_rows(tmp_path):
+  fault = {'kind': 'rate', 'member': 1, 'step': 2, 'rate_factor': 10.0}
+  arguments = [f'--config.fault.{key}={value}' for key, value in fault.items()]
+  steps = ('--config.num_steps=4', '--config.eval_interval_steps=4')
+  assert run_command(tmp_path, *DNN, *steps, *arguments).status == 0
+  rates = {0: [], 1: []}
+  for row in rows_of(tmp_path):
+    if row['kind'] == 'train':
+      rates[row['member']].append(row['learning_rate'])
+  assert rates[1][:2] == rates[0][:2]
+  wanted = [10 * rate for rate in rates[0][2:]]
+  np.testing.assert_allclose(rates[1][2:], wanted, rtol=1e-6)
 
 
 def test_provenance_says_what_made_the_rows(pair):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from networks import (
   CLASSES,
@@ -105,6 +106,35 @@ def test_the_updates_differ_in_psi_alone():
   by_hand = jax.nn.softmax(teacher) * -jax.nn.log_softmax(student)
   by_hand = by_hand.sum(-1).mean()
   np.testing.assert_allclose(both['distill_loss'], by_hand, rtol=1e-5)
+
+
+@pytest.mark.parametrize('num_microbatches', [1, 4])
+def test_norms_are_those_of_all_that_is_descended_before_it_is_clipped(
+  num_microbatches,
+):
+  model, peer = make_small_dnn(), peer_of(make_small_dnn())
+  clipped = optax.chain(optax.clip_by_global_norm(1e-3), sgd())
+  updates = updates_of(
+    model, optimizer=clipped, num_microbatches=num_microbatches
+  )
+  state, batch = state_of(model), batch_of(0)
+  state = dataclasses.replace(
+    state, opt_state=clipped.init(state.variables['params'])
+  )
+  descended = make_objective(model, losses.ALGORITHM_1, sharding.make_mesh(1))
+  gradients, _ = jax.grad(descended, has_aux=True)(
+    state.variables['params'], state, batch, (peer.variables,), ((),), True
+  )
+  new, metrics = updates.codistill(state, batch, (peer,))
+  for name, tree in (
+    ('gradient_norm', gradients),
+    ('parameter_norm', new.variables['params']),
+  ):
+    squares = (np.square(leaf).sum() for leaf in jax.tree.leaves(tree))
+    np.testing.assert_allclose(metrics[name], sum(squares) ** 0.5, rtol=1e-5)
+  assert metrics['gradient_norm'] > 0.01
+  # Nobody has said what the rate is.
+  assert 'learning_rate' not in metrics
 
 
 def test_a_constant_teacher_needs_no_peer_and_smooths():

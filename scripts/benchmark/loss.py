@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from codistill import losses, optim, sharding
 from codistill.models import Head, Model, Prediction, make_lstm
@@ -175,8 +176,7 @@ def lower_update(
   )
   optimizer = optim.make_optimizer(
     'adam',
-    'constant',
-    {'rate': 1e-3},
+    optax.constant_schedule(1e-3),
     b1=0.9,
     b2=0.999,
     eps=1e-8,

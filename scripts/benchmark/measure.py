@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from codistill import losses, optim, sharding
@@ -150,8 +151,7 @@ def make_subject(shapes: ResNet) -> Subject:
   )
   optimizer = optim.make_optimizer(
     'sgd',
-    'constant',
-    {'rate': 0.01},
+    optax.constant_schedule(0.01),
     momentum=0.9,
     nesterov=False,
     weight_decay=1e-4,
