@@ -60,8 +60,16 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   'process_id', None, 'Which of them this is, from 0.'
 )
-_TENSORBOARD = flags.DEFINE_bool(
-  'tensorboard', False, 'Write TensorBoard event files, too.'
+_WATCHERS = (
+  flags.DEFINE_bool(
+    'tensorboard', False, 'Write TensorBoard event files, too.'
+  ),
+  flags.DEFINE_bool(
+    'wandb', False, 'Log to Weights & Biases, too (docs/watching.md).'
+  ),
+)
+_PROFILE = flags.DEFINE_string(
+  'profile', None, 'FIRST:LAST, steps to trace with JAX’s profiler.'
 )
 
 
@@ -93,7 +101,8 @@ class Request:
     world: the processes of this member, or None if this is the only one.
     overwrite: do not go on with what the workdir holds.
     allow_code_change: go on although other code made the run.
-    tensorboard: write event files, too.
+    watchers: names of what else sees the rows.
+    profile: steps to trace, if any.
   """
 
   file: ConfigFile
@@ -104,7 +113,8 @@ class Request:
   world: World | None
   overwrite: bool
   allow_code_change: bool
-  tensorboard: bool
+  watchers: tuple[str, ...]
+  profile: range | None
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -188,7 +198,8 @@ def make_request(reference: str) -> Request:
     world=_world(),
     overwrite=_OVERWRITE.value,
     allow_code_change=_ALLOW_CODE_CHANGE.value,
-    tensorboard=_TENSORBOARD.value,
+    watchers=tuple(flag.name for flag in _WATCHERS if flag.value),
+    profile=_parse_profile(_PROFILE.value),
   )
 
 
@@ -211,6 +222,18 @@ def _parse_member(text: str) -> int | None:
     raise UserError(
       f'--member is all or the number of a member, not {text!r}'
     ) from error
+
+
+def _parse_profile(text: str | None) -> range | None:
+  if text is None:
+    return None
+  match = re.fullmatch(r'(\d+):(\d+)', text)
+  if not match or not 1 <= int(match[1]) <= int(match[2]):
+    raise UserError(
+      f'--profile is {text!r}; it takes FIRST:LAST, the first and last step '
+      'to trace, such as 20:25'
+    )
+  return range(int(match[1]), int(match[2]) + 1)
 
 
 def _world() -> World | None:

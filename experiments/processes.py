@@ -18,7 +18,7 @@ from experiments.errors import UserError
 from experiments.paths import ROOT
 
 # Flags of experiments.run that make sense for many runs at once.
-_FLAGS = ('--allow-code-change', '--tensorboard')
+_FLAGS = ('--allow-code-change', '--tensorboard', '--wandb')
 _EXCEPTION = re.compile(r'[\w.]*(Error|Exception|Interrupt)\b')
 # As C++ logs what it aborts for.
 _FATAL = re.compile(r'F\d{4} [\d:.]+ +\d+ \S+\] ')

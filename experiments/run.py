@@ -2,8 +2,8 @@ r"""Runs an experiment, or goes on with one, or shows one that is finished.
 
   python -m experiments.run --list
   python -m experiments.run --config=CONFIG [--workdir=DIR]
-    [--member=all|I] [--config.any.key=value] [--tensorboard]
-    [--overwrite] [--allow-code-change]
+    [--member=all|I] [--config.any.key=value] [--tensorboard] [--wandb]
+    [--profile=FIRST:LAST] [--overwrite] [--allow-code-change]
     [--distributed | --coordinator-address=HOST:PORT --num-processes=P
     --process-id=K]
 
@@ -45,7 +45,7 @@ from codistill.exchange.folder.lease import Lease, LeaseHeldError
 from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.models import Model
 from experiments import config as config_lib
-from experiments import config_file, flags, record
+from experiments import config_file, flags, record, watchers
 from experiments.build import build
 from experiments.ending import (
   REFUSED,
@@ -58,11 +58,12 @@ from experiments.ending import (
 from experiments.errors import UserError, user_errors
 from experiments.flags import Request, World, make_request, parse_flags
 from experiments.paths import ROOT
+from experiments.processes import say
+from experiments.profile import Profile
 from experiments.progress import RunProgress
 from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
 from experiments.tasks import Dataset
-from experiments.tensorboard import TensorBoard
 from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
@@ -129,6 +130,7 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       config=config_lib.first_phase(request.config),
       workdir=frozen,
       member=None,
+      profile=None,
     )
     status = _train(ensemble, Teachers(), console, stop)
     if status:
@@ -161,21 +163,17 @@ def _train(
   if not hosts.is_first():
     console = Console(quiet=True)
   if workdir.finished:
-    console.print(f'{label} is finished; --overwrite runs it again.')
+    nothing = ' Nothing is profiled.' if request.profile else ''
+    say(console, f'{label} is finished; --overwrite runs it again.{nothing}')
     return _conclude(label, workdir, console)
   devices = hosts.devices()
   count = request.config.num_devices or len(devices)
-  console.print(
-    f'{label} on {count} × {devices[0].device_kind}',
-    highlight=False,
-    markup=False,
-  )
+  say(console, f'{label} on {count} × {devices[0].device_kind}')
   if why := record.why_unknown(ROOT):
-    console.print(
-      f'The commit of this code is unknown, and its rows cannot say what made '
+    say(
+      console,
+      'The commit of this code is unknown, and its rows cannot say what made '
       f'them ({why}).',
-      highlight=False,
-      markup=False,
     )
   # Everything that can be refused is refused before the first file is written.
   experiment = build(
@@ -185,6 +183,8 @@ def _train(
     teachers=teachers.peers,
     teacher=teachers.model,
   )
+  watcher_types = [watchers.load(name) for name in request.watchers]
+  _check_profile(request.profile, experiment.num_steps)
   data = _describe_data(experiment.dataset, workdir)
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
@@ -203,23 +203,19 @@ def _train(
       trainer = stack.enter_context(
         contextlib.closing(Trainer(experiment, workdir))
       )
+      if hosts.is_first():
+        for kind in watcher_types:
+          watcher = kind(workdir, trainer.start_step, console)
+          trainer.observers.append(stack.enter_context(watcher).write)
     except UserError:
       if workdir.resumes:
         # It did not; what wrote the checkpoints may.
         workdir.run['resumed'].pop()
       workdir.write_run(status='interrupted')
       raise
-    if request.tensorboard and hosts.is_first():
-      tensorboard = TensorBoard(workdir.tensorboard, trainer.start_step)
-      trainer.observers.append(stack.enter_context(tensorboard).write)
     if trainer.start_step:
       why = ''.join(f'{sentence}; ' for sentence in trainer.passed_over)
-      console.print(
-        f'{why}{label} goes on from step {trainer.start_step:,}.',
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-      )
+      say(console, f'{why}{label} goes on from step {trainer.start_step:,}.')
     progress = stack.enter_context(
       RunProgress(
         console,
@@ -230,6 +226,11 @@ def _train(
         unit=experiment.unit,
       )
     )
+    if request.profile and hosts.is_first():
+      profile = Profile(
+        request.profile, workdir.profile, trainer.start_step, progress.say
+      )
+      trainer.watch = stack.enter_context(profile).watch
     try:
       stopped_at = trainer.train(
         progress, lambda: (lease and lease.check()) or bool(stop)
@@ -248,6 +249,14 @@ def _train(
     # Another process of this member may have got the signal.
     return 128 + (stop[0] if stop else signal.SIGTERM)
   return _conclude(label, workdir, console)
+
+
+def _check_profile(steps: range | None, num_steps: int) -> None:
+  if steps and steps[-1] > num_steps:
+    raise UserError(
+      f'--profile={steps[0]}:{steps[-1]} goes beyond the run, which has '
+      f'{num_steps:,} steps; name earlier ones'
+    )
 
 
 def _open(request: Request) -> Workdir:
@@ -327,13 +336,11 @@ def _conclude(label: str, workdir: Workdir, console: Console) -> int:
       'or --overwrite runs it again'
     )
   console.print(results_table([(label, rows)]))
-  console.print(
+  say(
+    console,
     f'rows {_shown(workdir.record.rows_path)}, '
     f'provenance {_shown(workdir.record.run_path)}, '
     f'checkpoints {_shown(workdir.checkpoints)}',
-    soft_wrap=True,
-    highlight=False,
-    markup=False,  # Brackets in a path are brackets.
   )
   for member, at in diverged.items():
     complain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -69,8 +69,9 @@ class Trainer:
     self._experiment = experiment
     self._workdir = workdir
     self._record: Record = workdir.record
-    # Whatever else wants to see every row.
+    # What else sees every row, and what comes between reports and training.
     self.observers: list[Callable[[Row], None]] = []
+    self.watch: Callable[[Iterator[Report]], Iterator[Report]] = iter
     self._checkpoints = Checkpoints(workdir.checkpoints)
     self._seconds_before = 0.0
     self._began = time.monotonic()
@@ -117,13 +118,15 @@ class Trainer:
     experiment = self._experiment
     experiment.exchange.should_stop = should_stop
     self._began = time.monotonic()
-    reports = algorithm.codistill(
-      self.members,
-      experiment.updates,
-      experiment.exchange,
-      experiment.burn_in_steps,
-      experiment.num_steps,
-      self.start_step,
+    reports = self.watch(
+      algorithm.codistill(
+        self.members,
+        experiment.updates,
+        experiment.exchange,
+        experiment.burn_in_steps,
+        experiment.num_steps,
+        self.start_step,
+      )
     )
     step, whole = self.start_step, True
     while True:

@@ -41,6 +41,7 @@ class Workdir(NamedTuple):
     run: the provenance, as it was found or as it will be.
     checkpoints: the folder of this process's checkpoints.
     tensorboard: the folder of event files.
+    profile: the folder of traces.
     predictions: the folder of what this process's members predict.
     resumes: whether there is a run to go on with.
   """
@@ -50,6 +51,7 @@ class Workdir(NamedTuple):
   run: Run
   checkpoints: pathlib.Path
   tensorboard: pathlib.Path
+  profile: pathlib.Path
   predictions: pathlib.Path
   resumes: bool
 
@@ -96,6 +98,7 @@ class Workdir(NamedTuple):
       for leftover in (
         self.checkpoints,
         self.tensorboard,
+        self.profile,
         self.predictions,
         self.record.rows_path,
       ):
@@ -208,6 +211,7 @@ def _workdir(
     run,
     checkpoints=path / f'checkpoints{suffix}',
     tensorboard=path / f'tensorboard{suffix}',
+    profile=path / f'profile{suffix}',
     predictions=predictions.folder_of(path, suffix),
     resumes=False,
   )
@@ -261,7 +265,7 @@ def _check_config(
     return
   # As it will be read back: JSON has lists where configs have tuples.
   wanted = json.loads(json.dumps(run['config']))
-  old, new = _flat(found['config']), _flat(wanted)
+  old, new = flat(found['config']), flat(wanted)
   differ = [
     key
     for key in sorted(old.keys() | new.keys())
@@ -319,15 +323,16 @@ def _code(version: Mapping[str, Any]) -> str:
   return f'commit {commit}{edited} (code {str(version.get("code"))[:12]})'
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """The keys of a config, dotted, with their values."""
+  found = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
-      flat |= _flat(value, f'{prefix}{key}.')
+      found |= flat(value, f'{prefix}{key}.')
     else:
-      flat[prefix + key] = value
-  return flat
+      found[prefix + key] = value
+  return found
 
 
-def _show(flat: Mapping[str, Any], key: str) -> str:
-  return repr(flat[key]) if key in flat else 'not set'
+def _show(keys: Mapping[str, Any], key: str) -> str:
+  return repr(keys[key]) if key in keys else 'not set'

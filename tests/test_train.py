@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import struct
 import sys
 import types
@@ -18,9 +19,11 @@ from commands import (
   run_command,
 )
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from codistill.checkpoint import read_newest
 from codistill.optim import averaged
+from experiments.record import read_run
 
 
 @dataclasses.dataclass
@@ -198,6 +201,26 @@ def test_tensorboard_shows_the_rows_without_tensorflow(
         if row['member'] == who and row['step'] > start
       ]
       tags = {tag for tag, _, _ in found}
-      assert ('train/distill_loss' in tags) == (who != 'ensemble')
+      trained = {'train/distill_loss', 'train/learning_rate'} & tags
+      assert len(trained) == 2 * (who != 'ensemble')
       assert ('eval/disagreement' in tags) == (who == 'ensemble')
+      assert_config_is_shown(events, read_run(workdir / 'run.json')['config'])
   assert 'tensorflow' not in sys.modules
+
+
+def assert_config_is_shown(events, config):
+  values = {
+    value.tag: value for event in events for value in event.summary.value
+  }
+  [text] = values['config/text_summary'].tensor.string_val
+  assert json.loads(text.decode().strip('`')) == config
+  plugin = HParamsPluginData.FromString(
+    values['_hparams_/session_start_info'].metadata.plugin_data.content
+  )
+  shown = plugin.session_start_info.hparams
+  assert shown['batch_size'].number_value == config['batch_size']
+  assert shown['codistill.topology'].string_value == 'all'
+  assert shown['codistill.delay_steps'].number_value == 2
+  assert shown['model.dnn.hidden'].string_value == '[8]'
+  assert shown['codistill.immediate'].bool_value is False
+  assert '_hparams_/session_end_info' in values
