@@ -9,7 +9,7 @@ That is between members of one run; between runs: `codistill.churn`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +27,21 @@ PyTree = Any
 _SETTLED, _ASKED = 256, 512
 
 
+# (labels, log of the predictions) → a value for each example; float32 or bool.
+Metric = Callable[[jax.Array, jax.Array], jax.Array]
+
+
 class Score(NamedTuple):
-  """Of one predictor: its accuracy, and its mean φ in nats."""
+  """Of one predictor: its accuracy, its mean φ in nats, other means by name."""
 
   accuracy: float
   task_loss: float
+  metrics: dict[str, float]
+
+  def numbers(self) -> dict[str, float]:
+    """All of them by name."""
+    own = {'accuracy': self.accuracy, 'task_loss': self.task_loss}
+    return own | self.metrics
 
 
 class Evaluation(NamedTuple):
@@ -63,7 +73,11 @@ Evaluate = Callable[..., Evaluation]
 
 
 def make_evaluate(
-  model: Model, mesh: Mesh, *, loss_chunk_tokens: int | None
+  model: Model,
+  mesh: Mesh,
+  *,
+  loss_chunk_tokens: int | None,
+  metrics: Mapping[str, Metric] | None = None,
 ) -> Evaluate:
   """An exact evaluation of any number of members.
 
@@ -72,6 +86,9 @@ def make_evaluate(
     mesh: the devices; each batch is split over them.
     loss_chunk_tokens: of how many tokens a device holds the logits at a time;
       None or 0 for all of its part of the batch.
+    metrics: what else to take the mean of, by name, of members and ensemble:
+      (labels, log of the predictions) → a value for each label. Labels of text
+      are [batch, time], or in chunks [tokens].
 
   Returns:
     evaluate(members' variables, batches, memories=None, write=None) →
@@ -86,6 +103,7 @@ def make_evaluate(
     and then, of several, their ensemble.
   """
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
+  metrics = dict(metrics or {})
   add_up = functools.partial(_add_up, chunk_tokens=loss_chunk_tokens, mesh=mesh)
 
   @functools.partial(
@@ -97,7 +115,10 @@ def make_evaluate(
       variables, batch['inputs'], memories
     )
     sums, kept = add_up(
-      functools.partial(_compare, keep=keep), predictions, labels, mask
+      functools.partial(_compare, measures=tuple(metrics.values()), keep=keep),
+      predictions,
+      labels,
+      mask,
     )
     return (sums, (labels, mask, kept) if keep else None), memories
 
@@ -125,7 +146,7 @@ def make_evaluate(
     if late is None:
       raise ValueError('evaluation on no examples: the split is empty')
     totals = totals + _fetch(late, write)
-    return _evaluation(totals, len(variables), gap.per_token())
+    return _evaluation(totals, len(variables), tuple(metrics), gap.per_token())
 
   return evaluate
 
@@ -208,21 +229,24 @@ def _compare(
   labels: jax.Array,
   mask: jax.Array,
   *,
+  measures: Sequence[Metric],
   keep: bool,
 ) -> tuple[PyTree, PyTree]:
   """Sums over the examples, in the order in which `_evaluation` takes them.
 
   Returns:
-    Hits and φ of each member and of the ensemble, on how many examples each
-    pair disagrees, the pairs' distances, how many examples there are; and, to
-    be kept, what each predicts.
+    Hits, φ and what else is measured of each member and of the ensemble, on how
+    many examples each pair disagrees, the pairs' distances, how many examples
+    there are; and, to be kept, what each predicts.
   """
   log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
 
   def score(log_probs):
     hits = log_probs.argmax(-1) == labels
     loss = task_cross_entropy(labels, log_probs)
-    return jnp.sum(hits * mask), jnp.sum(loss * mask)
+    # What is made of padding may not be finite.
+    others = (jnp.where(mask > 0, of(labels, log_probs), 0) for of in measures)
+    return jnp.sum(hits * mask), jnp.sum(loss * mask), *map(jnp.sum, others)
 
   mean = average(log_probs)
   classes = jnp.stack([one.argmax(-1) for one in log_probs])
@@ -242,13 +266,17 @@ def _compare(
 
 
 def _evaluation(
-  totals: np.ndarray, num_members: int, memory_gap: tuple[float, ...] | None
+  totals: np.ndarray,
+  num_members: int,
+  names: Sequence[str],
+  memory_gap: tuple[float, ...] | None,
 ) -> Evaluation:
   """The means, of the sums of `_compare`."""
   *scores, disagree, apart, count = totals
+  means = np.reshape(scores, (-1, 2 + len(names))) / count
   result = [
-    Score(float(hits / count), float(loss / count))
-    for hits, loss in zip(scores[0::2], scores[1::2], strict=True)
+    Score(accuracy, loss, dict(zip(names, others, strict=True)))
+    for accuracy, loss, *others in means.tolist()
   ]
   several = num_members > 1
   pairs = num_members * (num_members - 1) / 2

@@ -28,7 +28,7 @@ from codistill.exchange.rules import Rules
 from codistill.models import MODELS, Model
 from codistill.train_step import make_updates
 from experiments import config as config_lib
-from experiments import record
+from experiments import metrics, record
 from experiments.errors import UserError, check_choice, check_least, user_errors
 from experiments.experiment import PARTITIONS, Diversity, Experiment
 from experiments.faults import Fault
@@ -84,6 +84,9 @@ def build(
   diversity = Diversity(**config.diversity)
   fault = Fault(seed=config.seed, **config.fault)
   fault.check(codistill.members, config.num_steps)
+  measures = metrics.load(
+    config.eval_metrics, task, config.model.loss_chunk_tokens
+  )
   with user_errors(ValueError):
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):
@@ -127,7 +130,10 @@ def build(
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
     evaluate=make_evaluate(
-      model, mesh, loss_chunk_tokens=objective.loss_chunk_tokens
+      model,
+      mesh,
+      loss_chunk_tokens=objective.loss_chunk_tokens,
+      metrics=measures,
     ),
     fault=fault,
     dataset=dataset,

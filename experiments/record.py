@@ -41,7 +41,14 @@ FIELDS = (
   'examples_per_second',
   'accuracy',
 )
+# What rows of evaluations have besides, in some runs.
+_SCORES = ('disagreement', 'memory_gap', 'corrupt', 'auc')
 Row = dict[str, Any]
+
+
+def is_own_metric(name: str) -> bool:
+  """Whether a key of a row of an evaluation is one of `eval_metrics`."""
+  return not (name in (*FIELDS, *_SCORES) or name.startswith('average_'))
 
 
 class Record:
@@ -220,11 +227,15 @@ def why_unknown(directory: str | os.PathLike[str]) -> str | None:
 
 
 @functools.cache
-def code_hash(directory: pathlib.Path) -> str:
+def code_hash(directory: pathlib.Path, *others: pathlib.Path) -> str:
   """A hash of what makes a run, which tells a change with git or without.
 
   It is read once a process, as the code is. Configs are no part of it: a run
   has its own.
+
+  Args:
+    directory: of a checkout.
+    *others: files elsewhere that belong to it.
   """
   paths = [
     path
@@ -236,6 +247,8 @@ def code_hash(directory: pathlib.Path) -> str:
   for path in sorted(paths):
     part = hashlib.sha256(path.read_bytes()).hexdigest()
     whole.update(f'{path.relative_to(directory)} {part}\n'.encode())
+  for path in others:
+    whole.update(path.read_bytes())
   return whole.hexdigest()
 
 

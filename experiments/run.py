@@ -45,7 +45,7 @@ from codistill.exchange.folder.lease import Lease, LeaseHeldError
 from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.models import Model
 from experiments import config as config_lib
-from experiments import config_file, flags, record, watchers
+from experiments import config_file, flags, metrics, record, watchers
 from experiments.build import build
 from experiments.ending import (
   REFUSED,
@@ -383,7 +383,7 @@ def _provenance(request: Request) -> record.Row:
     'overrides': config_lib.overrides(file.get_config(), config),
     'config_hash': record.config_hash(plain),
     **record.code_version(ROOT),
-    'code': record.code_hash(ROOT),
+    'code': record.code_hash(ROOT, *metrics.files(config.eval_metrics)),
     'packages': record.package_versions(PACKAGES),
     'device': {
       'platform': devices[0].platform,

@@ -98,6 +98,9 @@ def rebuild(
     for devices in range(1, min(here, config.num_devices or here) + 1)
     if math.gcd(config.batch_size, config.eval_batch_size) % devices == 0
   )
+  if not with_data:
+    # Nothing is evaluated, and the functions may be elsewhere.
+    config.eval_metrics = ()
   task = make_task(config.data)
   return build(config, None, None if with_data else task.without_examples())
 

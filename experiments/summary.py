@@ -9,6 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from experiments.record import is_own_metric
+
 Row = dict[str, Any]
 
 
@@ -27,12 +29,22 @@ def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
     padding=(0, 1, 0, 0),
     caption='loss in nats; disagree: on how many examples two members differ',
   )
+  finals = [
+    (name, [row for row in rows if row['kind'] == 'final'])
+    for name, rows in runs
+  ]
+  metrics = dict.fromkeys(
+    key
+    for _, rows in finals
+    for row in rows
+    for key in row
+    if is_own_metric(key)
+  )
   for column in ('run', 'member'):
     table.add_column(column, no_wrap=True)
-  for column in ('steps', 'accuracy', 'loss', 'disagree'):
+  for column in ('steps', 'accuracy', 'loss', *metrics, 'disagree'):
     table.add_column(column, justify='right', no_wrap=True)
-  for name, rows in runs:
-    final = [row for row in rows if row['kind'] == 'final']
+  for name, final in finals:
     for row in final:
       table.add_row(
         name,
@@ -40,6 +52,7 @@ def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
         f'{row["step"]:,}',
         percent(row.get('accuracy')),
         number(row.get('task_loss')),
+        *(number(row.get(metric)) for metric in metrics),
         percent(row.get('disagreement')),
         end_section=row is final[-1],
       )

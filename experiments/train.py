@@ -331,7 +331,7 @@ class Trainer:
         step,
         kind,
         who,
-        **score._asdict(),
+        **score.numbers(),
         **averages.get(who, {}),
         disagreement=result.disagreement if who == 'ensemble' else None,
         **({'memory_gap': gaps[who]} if who in gaps else {}),
@@ -357,7 +357,7 @@ class Trainer:
     )
     experiment.take_corrupt('eval')  # They were named for the same examples.
     return {
-      who: {f'average_{key}': value for key, value in score._asdict().items()}
+      who: {f'average_{key}': value for key, value in score.numbers().items()}
       for who, score in _by_predictor(active, result).items()
     }
 

@@ -65,7 +65,8 @@ def evaluation_table(
     ),
   )
   table.add_column('member')
-  for name in ('step', 'accuracy', 'loss', 'disagree', 'apart'):
+  metrics = result.members[0].metrics
+  for name in ('step', 'accuracy', 'loss', *metrics, 'disagree', 'apart'):
     table.add_column(name, justify='right', no_wrap=True)
   lines: list[tuple[str, str, Score, float | None, float | None]] = [
     (str(member), f'{step:,}', score, None, None)
@@ -87,7 +88,7 @@ def evaluation_table(
       who,
       step,
       percent(score.accuracy),
-      number(score.task_loss),
+      *map(number, (score.task_loss, *score.metrics.values())),
       percent(disagreement),
       number(apart),
     )
@@ -106,7 +107,7 @@ def _numbers(
   def scores(score: Score) -> dict[str, float | None]:
     return {
       name: value if math.isfinite(value) else None
-      for name, value in score._asdict().items()
+      for name, value in score.numbers().items()
     }
 
   return {

@@ -23,7 +23,14 @@ MODEL = make_small_dnn(input_shape=(6,), num_classes=CLASSES)
 def evaluator(num_devices=1, chunk=None, model=MODEL):
   """Shares compiled programs between tests."""
   mesh = sharding.make_mesh(num_devices)
-  return make_evaluate(model, mesh, loss_chunk_tokens=chunk)
+  return make_evaluate(
+    model, mesh, loss_chunk_tokens=chunk, metrics={'brier': brier}
+  )
+
+
+def brier(labels, log_probs):
+  right = jax.nn.one_hot(labels, log_probs.shape[-1])
+  return ((jnp.exp(log_probs) - right) ** 2).sum(-1)
 
 
 @functools.cache
@@ -83,9 +90,11 @@ def test_every_example_counts_once_and_is_written_in_order(
   scores = []
   for p in [*probs, mean]:
     loss = -np.log(p[np.arange(EXAMPLES), LABELS]).mean()
-    scores.append((np.mean(p.argmax(-1) == LABELS), loss))
+    squares = ((p - np.eye(CLASSES)[LABELS]) ** 2).sum(-1).mean()
+    scores.append((np.mean(p.argmax(-1) == LABELS), loss, squares))
   assert result.num_examples == EXAMPLES
-  np.testing.assert_allclose(result.members, scores[:num_members], rtol=1e-5)
+  found = [list(one.numbers().values()) for one in result.members]
+  np.testing.assert_allclose(found, scores[:num_members], rtol=1e-5)
   if num_members == 1:
     assert result[1:4] == (None, None, None)
   else:
@@ -93,7 +102,8 @@ def test_every_example_counts_once_and_is_written_in_order(
     differ = np.mean([p.argmax(-1) != q.argmax(-1) for p, q in pairs])
     distance = np.mean([np.abs(p - q).sum(-1) / 2 for p, q in pairs])
     assert 0 < differ < 1
-    np.testing.assert_allclose(result.ensemble, scores[-1], rtol=1e-5)
+    ensemble = list(result.ensemble.numbers().values())
+    np.testing.assert_allclose(ensemble, scores[-1], rtol=1e-5)
     np.testing.assert_allclose(result.disagreement, differ, rtol=1e-6)
     np.testing.assert_allclose(result.total_variation, distance, rtol=1e-5)
   # Without padding.
@@ -135,7 +145,8 @@ def test_members_that_are_the_same_that_never_agree_or_that_are_broken():
   alike = evaluator()([member(0)] * 2, batches())
   assert alike.disagreement == alike.total_variation == 0
   assert alike.members[0] == alike.members[1]
-  np.testing.assert_allclose(alike.ensemble, alike.members[0], rtol=1e-6)
+  scores = map(jax.tree.leaves, (alike.ensemble, alike.members[0]))
+  np.testing.assert_allclose(*scores, rtol=1e-6)
   # They are as far apart as they can be.
   apart = evaluator()([sure_of(0), sure_of(3)], batches())
   assert apart.disagreement == apart.total_variation == 1

@@ -138,6 +138,14 @@ def test_its_commands_run_and_the_networks_learn(copy):
     assert min(scores) > 0.9
     taught = [row for row in rows if row['num_peers'] == 1]
     assert len(taught) == members * 40
+  scored = [
+    row['brier']
+    for row in read_rows(copy / 'runs/brier/rows.jsonl')
+    if row['kind'] == 'final'
+  ]
+  assert len(scored) == 3
+  # Of two classes it is at most 2, and 0.5 if nothing is known.
+  assert 0 < max(scored) < 0.5
   # ψ is zero for teachers in doubt, as all are at first.
   plain, confident = (
     next(

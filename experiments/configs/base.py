@@ -20,6 +20,9 @@ def get_base() -> ConfigDict:
   config.eval_interval_steps = 1
   config.eval_batch_size = 1
   config.checkpoint_interval_steps = 1
+  # What else an evaluation takes the mean of, of each member and the ensemble:
+  # functions as 'module:function' (docs/extend.md).
+  config.eval_metrics = ()
   # Whether what each member and the ensemble predict for the held-out split at
   # the end is kept, so that retrains can be compared (scripts.churn): 4 bytes
   # an example and class, of two classes 4 an example. Not for text, where

@@ -36,6 +36,7 @@ MACHINE_KEYS = (
   'data.path',
   'data.prefetch_batches',
   'eval_batch_size',
+  'eval_metrics',
   'num_devices',
   'num_microbatches',
   'predictions_interval_steps',
