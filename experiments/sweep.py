@@ -3,7 +3,7 @@ r"""Runs every point of a config's `sweep()` with several seeds.
   python -m experiments.sweep --config=CONFIG [--seeds=K]
     [--workdir=DIR] [--jobs=N] [--launcher=local|print|slurm]
     [--slurm KEY=VALUE …] [--config.any.key=value …]
-    [--allow-code-change] [--tensorboard]
+    [--allow-code-change] [--tensorboard] [--wandb]
 
 Each run is a process of its own, `python -m experiments.run …`, and lies in
 <workdir>/<point>/seed-<k>. The same command again goes on: finished runs are

@@ -29,7 +29,7 @@ class StandIn(types.ModuleType):
     run = types.SimpleNamespace(
       keywords=keywords,
       project=keywords['project'],
-      id=keywords['id'] or 'k1',
+      id=keywords['id'] or f'k{len(self.runs)}',
       starting_step=self.starting_step,
       logged=[],
       exits=[],
@@ -80,7 +80,7 @@ def test_wandb_gets_rows_and_config_and_goes_on_with_its_run(
   assert run_command(workdir, *arguments).status == 0
   first, second = wandb.runs
   found = read_run(workdir / 'run.json')
-  assert found['wandb'] == {'project': 'mine', 'id': 'k1'}
+  assert found['wandb'] == {'project': 'mine', 'id': 'k0'}
   assert first.keywords['id'] is None
   for run in (first, second):
     assert run.keywords['resume'] == 'allow'
@@ -90,7 +90,7 @@ def test_wandb_gets_rows_and_config_and_goes_on_with_its_run(
     config = json.loads(json.dumps(run.keywords['config']))
     assert config == {**found['config'], **about}
   assert (first.exits, second.exits) == ([1], [0])
-  assert (second.project, second.id) == ('mine', 'k1')
+  assert (second.project, second.id) == ('mine', 'k0')
   rows = rows_of(workdir)
   assert rows == small.rows
   for run, steps in ((first, range(1, 6)), (second, range(8, 11))):

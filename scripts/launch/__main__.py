@@ -2,7 +2,7 @@ r"""Starts all members of a run as separate jobs, and restarts those that die.
 
   python -m scripts.launch --config=CONFIG [--workdir=DIR] [--members=N]
     [--launcher=local|print|slurm|jobset] [--config.any.key=value …]
-    [--allow-code-change] [--tensorboard]
+    [--allow-code-change] [--tensorboard] [--wandb]
     [--devices-per-member=K] [--processes-per-member=P] [--max-restarts=R]
     [--slurm KEY=VALUE …] [--jobset KEY=VALUE …]
 
