@@ -261,6 +261,7 @@ _OWN_KEYS = (
   'codistill.teacher_precision',
   'data.eval_split',
   'eval_interval_steps',
+  'eval_metrics',
 )
 
 

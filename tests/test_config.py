@@ -400,6 +400,7 @@ def test_members_of_code_without_a_key_have_as_much_in_common():
   config = config_lib.load('lm_codistill:smoke')
   known = config_lib.in_common(config)
   assert 'average_decay' not in known
+  assert 'eval_metrics' not in known
   assert 'temperature' not in known['codistill']
   config.average_decay = 0.5
   config.codistill.temperature = 2.0
