@@ -1,9 +1,9 @@
 """Algorithm 1 of Anil et al. (2018), line by line.
 
-The generator below is the paper's pseudo-code: two loops over steps, inside
-each a loop over the models. It knows neither arrays nor devices (it imports no
+The generator below is the paper's pseudo-code: two loops over steps, with
+a loop over the models in each. It knows no arrays or devices (it imports no
 jax): `updates` does the mathematics, `exchange` decides how stale a peer is.
-Whoever consumes the reports logs, evaluates, checkpoints and stops.
+The consumer of the reports logs, evaluates, checkpoints and stops.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Member:
 
 
 class Peer(NamedTuple):
-  """A stale copy of another member: whose, after how many updates, weights."""
+  """A stale copy of another member: its number, its updates, its weights."""
 
   member: int
   step: int
@@ -42,10 +42,10 @@ class Report(NamedTuple):
   """What one member did in one step.
 
   Attributes:
-    member: whose step it was.
-    step: how many updates it has now behind it, from 1.
+    member: the member that made the step.
+    step: number of its updates so far, from 1.
     metrics: as the update returned them, possibly still being computed.
-    peers: who taught it in this step; empty during burn-in.
+    peers: its teachers in this step; empty during burn-in.
     ends_round: whether every active member has now reached `step`, that is,
       whether the members' states belong together.
   """
@@ -73,7 +73,7 @@ def codistill(
     exchange: takes what a member offers and hands out its peers.
     burn_in_steps: n_burn_in, updates of each member before ψ is switched on.
     num_steps: updates of each member in all; stands for "not converged".
-    start_step: updates that the members have behind them (after a resume).
+    start_step: updates that the members have made before (after a resume).
 
   Yields:
     A `Report` for every update, in the order of the pseudo-code.
@@ -136,7 +136,7 @@ class Updates(Protocol):
     ...
 
   def published(self, state: Any) -> Any:
-    """What peers get of a member: its variables."""
+    """The variables of a member that its peers get."""
     ...
 
 
@@ -144,15 +144,14 @@ class Updates(Protocol):
 class Exchange(Protocol):
   """How members see each other's weights, and how stale those are (§2.1).
 
-  The rule of visibility, the same for every kind of exchange that is
-  synchronous: what is published at step s (after the publisher's s-th update)
-  may teach a peer from the peer's step s + 1 + delay on, whatever the order in
-  which members take their turns. So one process that steps N members and N
-  processes with one member each can agree bit for bit. A peer's age at my step
-  t is (t − 1) − s: the updates that I had behind me less those that its copy
-  had. Without synchrony a peer may be ahead, and its age is negative.
+  All synchronous exchanges have one rule of visibility: weights published at
+  step s (after the publisher's s-th update) may teach a peer from the peer's
+  step s + 1 + delay on, in any order of turns. So one process that steps N
+  members and N processes with one member each can agree bit for bit. A peer's
+  age at my step t is (t − 1) − s: the updates that I had made less those of its
+  copy. Without synchrony a peer may be ahead, and its age is negative.
 
-  An exchange is a context: what it opens when entered, it closes at the end.
+  An exchange is a context manager: at the end it closes what it opened.
 
   Attributes:
     should_stop: asked while an exchange waits for a peer, if it ever does.
@@ -166,33 +165,33 @@ class Exchange(Protocol):
     """Offers a member's weights; the exchange decides whether to publish.
 
     Args:
-      member: whose weights these are.
-      step: the updates they have behind them.
-      variables: parameters and batch statistics. Their buffers belong to the
-        caller's next update, which donates them: keep copies only.
-      task_loss: φ of that last update, a scalar that may still be being
-        computed; None before the first update.
+      member: number of the member.
+      step: number of its updates so far.
+      variables: parameters and batch statistics. The caller's next update
+        donates their buffers: keep copies only.
+      task_loss: φ of the last update, a scalar that may not be computed yet;
+        None before the first update.
     """
     ...
 
   def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
-    """The newest visible copy of each neighbour; those without one left out.
+    """The newest visible copy of each neighbour that has one.
 
     Args:
-      member: who asks.
+      member: number of the member that learns.
       step: the number of the update that the peers are to teach, from 1.
     """
     ...
 
   def account(self, member: int) -> Account:
-    """What the exchange did for a member since it was last asked."""
+    """What the exchange did for a member since the last call."""
     return Account()
 
   def withdraw(self, member: int) -> None:
-    """Nothing more will come from a member of this process: it diverged."""
+    """Says that a member of this process diverged and will offer no more."""
 
   def publications(self) -> Publications:
-    """What a resumed run needs to see again: the copies, and JSON."""
+    """The copies and the JSON that a resumed run needs."""
     ...
 
   def restore(self, publications: Publications) -> None:
@@ -207,11 +206,11 @@ class Exchange(Protocol):
 
 
 class Publications(NamedTuple):
-  """What an exchange holds, as a checkpoint stores it.
+  """The state of an exchange, as a checkpoint stores it.
 
   Attributes:
     variables: by member and step.
-    notes: whatever else the exchange wants back; JSON.
+    notes: all else that the exchange needs back; JSON.
   """
 
   variables: dict[int, dict[int, Any]]
@@ -227,7 +226,7 @@ class Account(NamedTuple):
       `worse`, by member number.
     failed_loads: attempts to read a publication that failed, since the process
       began.
-    stall_seconds: how long `offer` and `freshest` kept the train loop; None
+    stall_seconds: how long `offer` and `freshest` held up the train loop; None
       if that is not measured.
     events: publications, loads and what went wrong with them, in order.
   """

@@ -1,11 +1,11 @@
-"""Asynchronous SGD, simulated: gradients of weights that are some updates old.
+"""Simulates asynchronous SGD: gradients of weights that are some updates old.
 
-W workers take turns. When one has sent its gradient it fetches the weights and
-computes its next, which arrives after the W − 1 of the others: it is applied to
-weights W − 1 updates newer than those it was computed on. So it is if all
-workers take equally long; here it happens in one process, and the same run can
-be made again. The paper compares stale predictions with stale gradients in
-words (§2.1), and reports that asynchronous training was hard to keep stable.
+W workers take turns. A worker sends its gradient, fetches the weights and
+computes its next gradient, which arrives after the W − 1 of the others: it is
+applied to weights W − 1 updates newer than those it was computed on, as if all
+workers took equally long. All this happens in one process, so that a run can be
+repeated. The paper compares stale predictions with stale gradients in words
+(§2.1), and reports that asynchronous training was hard to keep stable.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def remember(params: PyTree, num_workers: int) -> PyTree:
 def exchange_weights(
   past: PyTree, params: PyTree, step: jax.Array
 ) -> tuple[PyTree, PyTree]:
-  """A worker's old weights for the newest; traceable.
+  """Exchanges a worker's old weights for the newest; traceable.
 
   Args:
     past: of `remember`, or as this function returned it.
     params: the newest weights, before the update.
-    step: how many updates there were.
+    step: number of updates so far.
 
   Returns:
     The weights from W − 1 updates ago, and the new past.
@@ -57,7 +57,7 @@ def exchange_weights(
 
 
 def stack_carries(memory: PyTree, num_workers: int) -> PyTree:
-  """A carry for each worker: [lanes, W, …]; as it is for W = 1."""
+  """A carry for each worker: [lanes, W, …]; unchanged for W = 1."""
   if num_workers == 1:
     return memory
   return jax.tree.map(

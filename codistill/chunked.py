@@ -1,10 +1,10 @@
-"""Losses over a vocabulary without all of its logits at once.
+"""Computes losses over a vocabulary without holding all logits at once.
 
 A batch of 4,096 tokens has 98 million logits over 24,006 word pieces, and φ, ψ,
 the teachers and the gradient hold several arrays of that size. Here a scan goes
 over the tokens a chunk at a time. The gradient is computed in the same pass,
-since it needs the same logits; what is kept are its parts with respect to the
-features and the head. Each device goes over its own part of the batch, and the
+because it needs the same logits; only its parts with respect to the features
+and the head are kept. Each device goes over its own part of the batch, and the
 devices' sums are added up once, at the end.
 """
 
@@ -41,12 +41,12 @@ def sum_in_chunks(
   Args:
     function: (whole, rows [tokens, …], counted [tokens]) → (sums, an output
       for each row). `counted` is 1.0, or 0.0 for a row of zeros that fills up
-      the last chunk and is to add nothing to the sums.
-    whole: what every chunk needs whole.
-    rows: arrays whose first axes are those of the tokens; the first of all is
-      split over the mesh.
-    num_axes: how many axes are the tokens'; 2 for [batch, time].
-    chunk_tokens: how many tokens a device holds at a time, at most.
+      the last chunk and must add nothing to the sums.
+    whole: arrays that every chunk needs whole.
+    rows: arrays with the axes of the tokens first; the very first is split over
+      the mesh.
+    num_axes: number of axes of the tokens; 2 for [batch, time].
+    chunk_tokens: most tokens that a device holds at a time.
     mesh: the devices.
 
   Returns:
@@ -59,7 +59,7 @@ def sum_in_chunks(
     for size in leading:
       num_tokens *= size
     num_chunks = max(1, -(-num_tokens // chunk_tokens))
-    size = -(-num_tokens // num_chunks)  # Even chunks: the least to fill up.
+    size = -(-num_tokens // num_chunks)  # Even chunks need the least filling.
     excess = num_chunks * size - num_tokens
 
     def cut(leaf):
@@ -89,7 +89,7 @@ def sum_in_chunks(
     mesh=mesh,
     in_specs=(everywhere, part),
     out_specs=(everywhere, part),
-    # Or the sums of a chunk would be added up over devices in each chunk.
+    # Otherwise each chunk would add up its sums over devices.
     check_vma=False,
   )(whole, rows)
 
@@ -111,10 +111,10 @@ def mean_in_chunks(
 
   Args:
     measure: (student, teachers, labels) → name → [tokens]. Called on chunks.
-    weights: of φ and ψ in what is descended.
-    student: what the member predicts.
-    teachers: what its peers predict.
-    labels: what is right.
+    weights: of φ and ψ in the weighted sum.
+    student: prediction of the member.
+    teachers: predictions of its peers.
+    labels: the right classes.
     chunk_tokens: as `sum_in_chunks`.
     mesh: likewise.
 
@@ -139,7 +139,7 @@ def mean_in_chunks(
     )
 
   def part(student, teachers, labels, counted):
-    """A chunk's part in the means and, linear in these, in their sum."""
+    """A chunk's part in the means and, linear in them, in their sum."""
     means = {
       name: jnp.where(counted > 0, values, 0).sum() / num_tokens
       for name, values in measure(student, teachers, labels).items()
@@ -173,7 +173,7 @@ def mean_in_chunks(
 
 
 def _exact(tree: PyTree) -> PyTree:
-  """In float32 or better: the parts of many chunks are to be added up."""
+  """Converts to float32 or better, because many chunks are added up."""
   return jax.tree.map(
     lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
   )

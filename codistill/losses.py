@@ -47,7 +47,7 @@ def kl_divergence(targets: Probabilities, logits: Logits) -> PerExample:
 def reverse_kl(targets: Probabilities, logits: Logits) -> PerExample:
   """ψ as KL(softmax(logits) ‖ p̄) = Σₖ qₖ (log qₖ − log p̄ₖ), in nats.
 
-  The student may leave out what the teacher holds possible (Gu et al. 2024,
+  The student may leave out what the teacher thinks possible (Gu et al. 2024,
   MiniLLM, eq. 2).
   """
   log_q = jax.nn.log_softmax(logits)
@@ -90,10 +90,10 @@ def squared_log_softmax_error(
 
 
 def top_k_kl(targets: Probabilities, logits: Logits, *, k: int) -> PerExample:
-  """ψ as KL(p̃ ‖ softmax(logits)), p̃ being p̄ on its k likeliest classes.
+  """ψ as KL(p̃ ‖ softmax(logits)) with p̄'s k likeliest classes as p̃.
 
-  p̄ is set to zero elsewhere and normalised again; the student's softmax is over
-  all classes (Gemma Team 2025, Gemma 3, §2.3, which samples the classes).
+  p̃ is zero elsewhere and normalised again; the student's softmax is over all
+  classes (Gemma Team 2025, Gemma 3, §2.3, which samples the classes).
 
   Args:
     targets: p̄.
@@ -107,7 +107,7 @@ def top_k_kl(targets: Probabilities, logits: Logits, *, k: int) -> PerExample:
 
 
 def _log(probabilities: Probabilities) -> Logits:
-  """From 1e-30 up, which keeps float32 finite."""
+  """The logarithm of at least 1e-30, which keeps float32 finite."""
   return jnp.log(jnp.maximum(probabilities, 1e-30))
 
 
@@ -149,10 +149,10 @@ PEER_AVERAGES = {
 def labelled_cross_entropy(
   labels: Int[Array, '*batch'], logits: Logits
 ) -> PerExample:
-  """φ of examples some of which have no label, a negative one: 0 for those.
+  """φ; 0 for examples without a label, which have a negative one.
 
-  So the mean over a batch is over all of it, and what such an example has of
-  φ + ψ is ψ (Hinton et al. 2015, §2: a transfer set may be unlabelled).
+  The mean over a batch is over all of it, so that such an example has ψ alone
+  (Hinton et al. 2015, §2: a transfer set may be unlabelled).
   """
   known = labels >= 0
   losses = task_cross_entropy(jnp.where(known, labels, 0), logits)
@@ -161,29 +161,29 @@ def labelled_cross_entropy(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """What a member descends: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
+  """The loss of a member: w₁·φ(y, F(θᵢ, f)) + w₂·ψ(teacher, F(θᵢ, f)).
 
   Attributes:
     task_loss: φ(labels, logits) → [*batch].
     distill_loss: ψ(targets, logits) → [*batch].
-    task_weight: w₁, once ψ is on; during burn-in φ is undiminished. A number,
-      or a function of the updates behind the state, an int32 [].
+    task_weight: w₁, once ψ is on; during burn-in φ has weight 1. A number, or a
+      function of the number of updates so far, an int32 [].
     distill_weight: w₂, likewise.
-    temperature: T, by which the logits of student and peers are divided in ψ.
+    temperature: T, which divides the logits of student and peers in ψ.
     temperature_scaling: whether ψ is multiplied by T², so that its gradient
       keeps its size (Hinton et al. 2015, §2).
     peer_average: the peers' logits → the targets [*batch, classes].
-    teacher: the peers' F; None if it is the members' own, as it is but for
-      frozen peers of another architecture.
+    teacher: F of frozen peers of another architecture; None if peers have the
+      members' own.
     constant_targets: a distribution over classes that replaces the peers in
       ψ's first argument (the label-smoothing controls, §3.2), or None.
-    memory_reset_probability: with which each lane's carry, the member's and its
-      teachers' alike, is zeroed before a batch. The lanes are drawn from the
-      state's key and step.
-    publish_average: peers get the average of the weights, which the optimizer
-      keeps (`codistill.optim.averaging`), instead of the weights.
-    loss_chunk_tokens: of how many tokens a device holds the logits at a time;
-      None or 0 for all of its part of the batch.
+    memory_reset_probability: probability that a lane's carry is zeroed before a
+      batch, for the member and its teachers alike. The state's key and step
+      draw the lanes.
+    publish_average: whether peers get the average of the weights, which the
+      optimizer keeps (`codistill.optim.averaging`), instead of the weights.
+    loss_chunk_tokens: number of tokens for which a device holds logits at a
+      time; None or 0 for all of its part of the batch.
   """
 
   task_loss: Callable[[Array, Array], Array]
@@ -207,7 +207,7 @@ class Objective:
   def distillation(
     self, logits: Logits, teachers: Sequence[Logits]
   ) -> PerExample:
-    """ψ of a student's logits, with the teacher that this objective has."""
+    """ψ of a student's logits, with the teacher of this objective."""
     if self.temperature != 1:
       logits = logits / self.temperature
       teachers = [one / self.temperature for one in teachers]
@@ -222,7 +222,7 @@ class Objective:
     return loss
 
   def weights(self, step: Array) -> tuple[ArrayLike, ArrayLike]:
-    """w₁ and w₂ at the update that follows so many."""
+    """w₁ and w₂ at the update after `step` others."""
     return tuple(
       weight(step) if callable(weight) else weight
       for weight in (self.task_weight, self.distill_weight)
@@ -246,7 +246,7 @@ def weigh(
   )
 
 
-# As the paper has it (§2): both losses with weight one, peers the teachers.
+# As in the paper (§2): both losses have weight one, and peers teach.
 ALGORITHM_1 = Objective(
   task_loss=task_cross_entropy,
   distill_loss=soft_cross_entropy,

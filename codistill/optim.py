@@ -28,7 +28,7 @@ def warmup_piecewise(
     peak_rate: from `warmup_steps` to the first drop.
     warmup_steps: length of the warm-up; 0 for none.
     drop_at_steps: steps of the run, ascending, at which the rate drops.
-    drop_factor: what the rate is multiplied by at each.
+    drop_factor: factor on the rate at each.
 
   Returns:
     Updates done so far → learning rate.
@@ -53,7 +53,8 @@ def warmup_cosine(
   """
   if not 0 <= warmup_steps < num_steps:
     raise ValueError(
-      f'warmup_steps {warmup_steps} is not below num_steps {num_steps}'
+      f'warmup_steps is {warmup_steps}; it must be at least 0 and below '
+      f'num_steps, {num_steps}'
     )
   return optax.warmup_cosine_decay_schedule(
     initial_rate, peak_rate, warmup_steps, num_steps
@@ -68,7 +69,7 @@ SCHEDULES = {
 
 
 def decayed(params: PyTree) -> PyTree:
-  """Which parameters weight decay applies to: all but BatchNorm's γ and β.
+  """Marks parameters that weight decay applies to: all but BatchNorm's γ, β.
 
   Goyal et al. (2017, §5.1) leave those out. A normalising layer is known by
   its `scale`; biases of linear layers do decay.
@@ -99,16 +100,16 @@ def sgd(
   weight_decay_drop_at_steps: Sequence[int],
   weight_decay_drop_factor: float,
 ) -> optax.GradientTransformation:
-  """SGD with momentum; weight decay is part of the gradient, as L2 is.
+  """SGD with momentum; weight decay is part of the gradient, like L2.
 
   Args:
-    rate: of learning.
+    rate: the learning rate.
     momentum: u ← momentum · u + gradient, and weights move by −rate · u.
     nesterov: look ahead.
     weight_decay: λ.
     weight_decay_drop_at_steps: ascending, where λ drops: codistillation
       regularises too (Sodhani et al., 2020).
-    weight_decay_drop_factor: what it is multiplied by at each.
+    weight_decay_drop_factor: factor on λ at each.
   """
   decay = optax.piecewise_constant_schedule(
     weight_decay,
@@ -130,7 +131,7 @@ def adam(
   eps: float,
   clip_norm: float | None,
 ) -> optax.GradientTransformation:
-  """Adam (Kingma & Ba, 2015), of gradients no longer than `clip_norm`."""
+  """Adam (Kingma & Ba, 2015), with gradients clipped to `clip_norm`."""
   optimizer = optax.adam(rate, b1, b2, eps)
   if clip_norm is None:
     return optimizer
@@ -144,7 +145,7 @@ def lars(
   weight_decay: float,
   trust_coefficient: float,
 ) -> optax.GradientTransformation:
-  """LARS (You et al., 2017): a rate a layer, for large batches.
+  """LARS (You et al., 2017): a rate per layer, for large batches.
 
   Scales and biases have neither weight decay nor a rate of their own.
   """
@@ -168,10 +169,10 @@ def adagrad(
   """Adagrad (Duchi et al., 2011): −rate · g / √(a + eps), a ← a + g².
 
   Args:
-    rate: of learning.
-    initial_accumulator: what a starts from; until a parameter's squared
-      gradients come to as much, its steps are those of SGD at rate / √a.
-    eps: added below the root.
+    rate: the learning rate.
+    initial_accumulator: a at first; until a parameter's squared gradients add
+      up to as much, its steps are those of SGD at rate / √a.
+    eps: added under the root.
   """
   return optax.adagrad(rate, initial_accumulator, eps)
 
@@ -195,24 +196,25 @@ class Averaged(NamedTuple):
 def averaging(
   optimizer: optax.GradientTransformation, decay: float
 ) -> optax.GradientTransformation:
-  """The same updates, and a running average of the weights that they lead to.
+  """Adds a running average of the weights to an optimizer.
 
   After update t it is d · average + (1 − d) · weights, with the smaller of
-  `decay` and (1 + t) / (10 + t) for d, as TensorFlow has it, so that the first
+  `decay` and (1 + t) / (10 + t) for d, as in TensorFlow, so that the first
   weights are soon forgotten.
 
   Args:
-    optimizer: whose updates are taken.
+    optimizer: makes the updates.
     decay: in [0, 1); 0 for no average.
 
   Returns:
-    An optimizer with the state `Averaged`; without an average the one given.
+    An optimizer with the state `Averaged`; `optimizer` itself without an
+    average.
   """
   if not decay:
     return optimizer
 
   def init(params):
-    # Copies, because a state is donated, and no buffer twice.
+    # Copies, because a state is donated, and no buffer may be donated twice.
     average = jax.tree.map(jnp.copy, params)
     return Averaged(optimizer.init(params), jnp.zeros((), jnp.int32), average)
 
@@ -263,7 +265,7 @@ def make_optimizer(
   Args:
     name: a key of `OPTIMIZERS`.
     rate: of learning.
-    **arguments: keywords of the optimizer but for its rate.
+    **arguments: keywords of the optimizer, except its rate.
 
   Raises:
     ValueError: if there is no optimizer of that name.

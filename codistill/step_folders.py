@@ -1,4 +1,4 @@
-"""Folders that Orbax writes, one a step: saved, listed, checked and removed.
+"""Saves, lists, checks and removes folders that Orbax writes, one per step.
 
 Checkpoints and publications both lie in such folders.
 """
@@ -20,34 +20,33 @@ from orbax.checkpoint import v1 as ocp
 
 from codistill import hosts
 
-# Orbax 0.12 tells what goes on in one process apart by a number that saves and
-# loads share ("the current operation"): beside a load, a save may begin to
-# write before its folder is there, or wait minutes for it. Folders that are
-# made first need no such number.
+# In Orbax 0.12 all saves and loads of a process share one number ("the current
+# operation"). A save beside a load may then write before its folder is there,
+# or wait minutes for it. Folders that are made first need no such number.
 _FOLDERS_FIRST = ocp.Context()
 _FOLDERS_FIRST.asynchronous.create_directories_asynchronously = False
 _SAVING = threading.Lock()
-# Seconds; a save to a disk that hangs is no danger to another.
+# Seconds, so that a disk that hangs does not block saves to another.
 _SAVING_S = 60.0
 
 
 class UnreadableError(Exception):
-  """What lies at a step is damaged, gone, or of another kind: one sentence."""
+  """A step is damaged, gone, or of another kind; one sentence says so."""
 
 
 def brief(error: Exception) -> str:
-  """An error in a line; what Orbax says may be pages of specification."""
+  """An error in a line; Orbax may add pages of specification."""
   return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'
 
 
 def checksum(tree: Any) -> int:
-  """Of all numbers, bit for bit; a leaf at a time, so that memory stays flat.
+  """Checksum of all numbers, bit for bit; a leaf at a time, to save memory.
 
-  Orbax notices what it cannot decode, and a flipped bit decodes well.
+  Orbax notices only what it cannot decode, and a flipped bit decodes well.
 
   Args:
-    tree: of arrays, in any place; all processes that have parts of
-      them must ask at the same point.
+    tree: arrays on any devices; all processes that have parts of them must call
+      this at the same point.
   """
   found = 0
   for leaf in jax.tree.leaves(tree):
@@ -57,14 +56,14 @@ def checksum(tree: Any) -> int:
 
 
 def checksum_of_json(content: Mapping[str, Any]) -> int:
-  """Of what is said with numbers, as it will be read back, in any order."""
+  """Checksum of JSON, as it will be read back, in any order of its keys."""
   read = json.loads(json.dumps(content))
   return zlib.crc32(json.dumps(read, sort_keys=True).encode())
 
 
 @contextlib.contextmanager
 def one_save_at_a_time() -> Iterator[None]:
-  """Keeps saves of this process apart, for at most a minute."""
+  """Makes a save wait for others of this process, for at most a minute."""
   taken = _SAVING.acquire(timeout=_SAVING_S)
   try:
     with ocp.Context(_FOLDERS_FIRST):
@@ -75,7 +74,7 @@ def one_save_at_a_time() -> Iterator[None]:
 
 
 def finished(folder: epath.Path) -> dict[int, int]:
-  """The steps whose folders are whole, and when each was written.
+  """The steps with whole folders, and when each was written.
 
   Returns:
     Seconds since 1970 by the file system's clock, by step; {} if there is no
@@ -101,20 +100,19 @@ def finished(folder: epath.Path) -> dict[int, int]:
 
 
 def put_out_of_sight(path: epath.Path) -> epath.Path:
-  """Gives a step a name that is none, which `tidy` removes; returns it."""
+  """Hides a step under a name that `tidy` removes; returns the path."""
   hidden = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.removed')
   path.rename(hidden)
   return hidden
 
 
 def remove(path: epath.Path) -> None:
-  """Removes a step: first out of sight, so that none is half there.
+  """Removes a step; hides it first, so that none is half there.
 
-  What of it cannot be removed, such as a file that is in use on NFS, is left to
-  `tidy`.
+  Files that cannot be removed, such as those in use on NFS, are left to `tidy`.
 
   Raises:
-    OSError: if it cannot be put out of sight.
+    OSError: if it cannot be hidden.
   """
   if not path.exists():
     return
@@ -129,7 +127,7 @@ def tidy(folder: epath.Path, steps: Iterable[int] = ()) -> str:
   What cannot be removed stays until the next time.
 
   Returns:
-    A sentence on the first that could not be; '' if all is tidy.
+    A sentence on the first that could not be removed; '' if all is tidy.
 
   Raises:
     OSError: if the folder cannot be listed.
@@ -139,7 +137,7 @@ def tidy(folder: epath.Path, steps: Iterable[int] = ()) -> str:
   def attempt(action: Callable[[], None]) -> None:
     try:
       action()
-    # A disk may raise anything: it is no reason to stop.
+    # A disk may raise anything, which is no reason to stop.
     except Exception as error:
       failed.append(brief(error))
 

@@ -3,8 +3,8 @@
 import io
 import sys
 
-# What a command prints never decides whether it goes on: what the terminal, or
-# the file in its place, cannot encode is replaced. `scripts` begin with this.
+# Characters that the terminal or file cannot encode are replaced, so that
+# printing never stops a command. `scripts` begin with this.
 for _stream in (sys.stdout, sys.stderr):
   if isinstance(_stream, io.TextIOWrapper):
     _stream.reconfigure(errors='replace')

@@ -1,4 +1,4 @@
-"""Configs: loaded, changed, compared, checked."""
+"""Loads, changes, compares and checks configs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from experiments.errors import UserError, check_least, nearest
 from experiments.paths import PATH_KEYS, local_path, path_or_url
 from experiments.results import MACHINE_KEYS, recipe_of
 
-# Added to the seed of a first phase: with a teacher's own a student would start
-# from that teacher's initial weights, and read in its order.
+# Added to the seed of a first phase. With the same seed a student would start
+# from its teacher's initial weights and read the data in its order.
 _TEACHERS_SEED = 1_000_000
 
 
 def load(reference: str) -> ConfigDict:
-  """The config that a `--config` names.
+  """Loads the config that `--config` names.
 
   Args:
-    reference: as `config_file.find` reads it; errors as that has.
+    reference: as for `config_file.find`.
 
   Raises:
-    UserError: besides, if it is not as all configs are.
+    UserError: as `config_file.find`; also if it is no ConfigDict or lacks a key
+      of the base config.
   """
   file = config_file.find(reference)
   config = file.get_config()
@@ -39,27 +40,27 @@ def load(reference: str) -> ConfigDict:
   found = {key for key, _ in _items(config)}
   if missing := [key for key in _base_keys() if key not in found]:
     raise UserError(
-      f'the config of {file.path} has no key {missing[0]}; begin with that of '
-      'another config, or with get_base() of experiments.configs.base'
+      f'the config of {file.path} has no key {missing[0]}; start from '
+      'another config, or from get_base() of experiments.configs.base'
     )
   return config
 
 
 @functools.cache
 def _base_keys() -> tuple[str, ...]:
-  """What every config has."""
+  """The keys that every config has."""
   return tuple(key for key, _ in _items(get_base()))
 
 
 def load_changed(reference: str, changes: Mapping[str, Any]) -> ConfigDict:
-  """The config of that name, changed.
+  """Loads a config and changes some of its keys.
 
   Args:
-    reference: of the config; errors as `load`.
-    changes: dotted keys, and what to set them to.
+    reference: as for `load`.
+    changes: new values by dotted key.
 
   Raises:
-    UserError: besides, if there is no such key, or a value is of another type.
+    UserError: as `load`; also for an unknown key or a value of another type.
   """
   config = load(reference)
   check_keys(config, changes)
@@ -72,16 +73,16 @@ def load_changed(reference: str, changes: Mapping[str, Any]) -> ConfigDict:
 
 
 def points(reference: str) -> list[dict[str, Any]]:
-  """The points of an experiment's `sweep()`; one without a change if none.
+  """The points of a config's `sweep()`; without one, a single empty point.
 
   Args:
-    reference: of the config; errors as `load`.
+    reference: as for `load`.
 
   Returns:
-    The keys that each point sets, dotted, with their values.
+    The values that each point sets, by dotted key.
 
   Raises:
-    UserError: besides, for a key that the config does not have.
+    UserError: as `load`; also for a key that the config does not have.
   """
   found = config_file.find(reference).points()
   config = load(reference)
@@ -93,15 +94,16 @@ def points(reference: str) -> list[dict[str, Any]]:
 def recorded_point(
   reference: str, config: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-  """Which point of an experiment the config of a recorded run is.
+  """Finds the point of an experiment that a recorded run belongs to.
 
   Args:
-    reference: of the config; errors as `load`.
-    config: as `run.json` has it. Not compared are keys that its code did not
-      have yet, or that nothing reads, `results.MACHINE_KEYS` and the seed.
+    reference: as for `load`.
+    config: from `run.json`. The comparison ignores keys that its code did not
+      have yet, keys that nothing reads, `results.MACHINE_KEYS` and the seed.
 
   Returns:
-    What the point sets: of `points`, or {}; None if it is none of them.
+    The values that the point sets, {} for the config as it is; None if it is
+    none of `points`.
   """
   found = dict(_leaves(ConfigDict(recipe_of(config))))
   for point, wanted, changed in _recipes(reference):
@@ -115,7 +117,7 @@ def recorded_point(
 def _recipes(
   reference: str,
 ) -> list[tuple[dict[str, Any], dict[str, Any], ConfigDict]]:
-  """The points of an experiment, none first, with their recipe and config."""
+  """{} and the points of an experiment, with their recipes and configs."""
   found = []
   for point in ({}, *points(reference)):
     config = load_changed(reference, point)
@@ -144,13 +146,13 @@ def first_phase(config: ConfigDict) -> ConfigDict:
     config: of the second phase.
 
   Raises:
-    UserError: if it says nothing of a first phase, or what its data has not.
+    UserError: if it has no first phase, or sets a split of data without splits.
   """
   if not config.two_phase.num_steps:
     raise UserError(
-      'codistill.exchange is frozen: say whom to learn from with '
-      '--config.codistill.frozen_dir=WORKDIR of a finished run, or how long an '
-      'ensemble is to train first with --config.two_phase.num_steps=N'
+      'codistill.exchange is frozen, but there is no teacher; name a finished '
+      'run with --config.codistill.frozen_dir=WORKDIR, or train an ensemble '
+      'first with --config.two_phase.num_steps=N'
     )
   first = config.copy_and_resolve_references()
   first.seed += _TEACHERS_SEED
@@ -169,16 +171,16 @@ def first_phase(config: ConfigDict) -> ConfigDict:
     first.data.unlabelled_split = None
   elif split is not None:
     raise UserError(
-      f'two_phase.train_split is {split!r}, and only images have splits to '
+      f'two_phase.train_split is {split!r}, but only images have splits to '
       'choose from; leave it out'
     )
   return first
 
 
 def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
-  """What a config has otherwise than its base: dotted keys with values.
+  """The values in which a config differs from its base, by dotted key.
 
-  Of other data that is their name or folder, and not what follows from it.
+  Values that follow from the name or folder of the data are left out.
   """
   before, after = dict(_leaves(base)), dict(_leaves(config))
 
@@ -211,9 +213,9 @@ def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
 
 
 def check_elements(base: ConfigDict, config: ConfigDict) -> None:
-  """Refuses a tuple whose elements' type is another than the base's.
+  """Refuses tuples with elements of another type than the base's.
 
-  Flags check the types of everything but these.
+  Flags check all other types.
 
   Args:
     base: the config before overrides.
@@ -252,7 +254,7 @@ def _leaves(config: ConfigDict) -> Iterable[tuple[str, Any]]:
   )
 
 
-# What a member does by itself, so that its peers may do otherwise.
+# Keys in which members that exchange weights may differ.
 _OWN_KEYS = (
   'codistill.max_age_steps',
   'codistill.max_task_loss_ratio',
@@ -265,7 +267,7 @@ _OWN_KEYS = (
 )
 
 
-# Keys that older code did not have, with the value of what it did.
+# Keys that older code did not have, with the values that match what it did.
 _ADDED = {
   'average_decay': 0.0,
   'codistill.publish_average': False,
@@ -279,12 +281,12 @@ _ADDED = {
 
 
 def in_common(config: ConfigDict) -> dict[str, Any]:
-  """What members that exchange weights must have in common, as plain values."""
+  """The keys that members must share to exchange weights, as plain values."""
   plain = config.copy_and_resolve_references()
-  # Without a common path nobody would know that data are the same.
+  # Only a common path shows that the data are the same.
   free = {*MACHINE_KEYS, *_OWN_KEYS} - {'data.path'}
   if config.codistill.synchronous:
-    # What publishers keep follows from it.
+    # It decides which publications are kept.
     free.remove('checkpoint_interval_steps')
   with plain.unlocked():
     for key in sorted(free):
@@ -301,7 +303,7 @@ def in_common(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_numbers(config: ConfigDict) -> None:
-  """Refuses counts of steps, members and examples with a `UserError`."""
+  """Refuses numbers that are out of range with a `UserError`."""
   check_least(
     {
       'seed': (config.seed, 0),
@@ -334,11 +336,11 @@ def check_numbers(config: ConfigDict) -> None:
   if often % config.eval_interval_steps:
     raise UserError(
       f'predictions_interval_steps is {often}; it must be a multiple of '
-      f'eval_interval_steps, {config.eval_interval_steps}: predictions are '
-      'those of an evaluation'
+      f'eval_interval_steps, {config.eval_interval_steps}, because evaluations '
+      'make the predictions'
     )
   if often and not config.store_predictions:
     raise UserError(
-      f'predictions_interval_steps is {often}, and store_predictions False; '
-      'set that to True, or the interval to 0'
+      f'predictions_interval_steps is {often}, but store_predictions is False; '
+      'set store_predictions to True, or the interval to 0'
     )

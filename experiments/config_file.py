@@ -1,12 +1,13 @@
-"""Config files: which one `--config` names, of this project or of one's own.
+"""Finds the config file that `--config` names.
 
   NAME[:variant]                  experiments/configs/NAME.py
-  path/to/my_config.py[:variant]  a file of one's own, anywhere
-  package.module[:variant]        a module of one's own, where Python finds it
+  path/to/my_config.py[:variant]  a file of your own, anywhere
+  package.module[:variant]        a module of your own that Python can import
 
-Each has `VARIANTS`, a tuple of their names, `get_config(variant)`, and, to be
-swept, `sweep(variant)`. The first line of its docstring says what it is and, in
-parentheses, where in the paper. `base` is no experiment.
+Each file has `VARIANTS`, a tuple of names, and `get_config(variant)`; a sweep
+also needs `sweep(variant)`. The first line of the docstring says what the
+experiment is and, in parentheses, where it is in the paper. `base` is not an
+experiment.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from experiments.errors import UserError, nearest, user_errors
 from experiments.paths import ROOT, local_path
 
 CONFIGS = pathlib.Path(__file__).parent / 'configs'
-# Of a docstring: what it is, and where in the paper.
+# A docstring's first line: what it is, and where it is in the paper.
 _SUMMARY = re.compile(r'(.*?)(?: \((.*)\))?\.?')
 _MODULE = re.compile(r'\w+(\.\w+)+')
 
 
 class _Loaded(NamedTuple):
-  """A module, its file, and what the file's bytes are."""
+  """A module, its file, and the hash of the file."""
 
   module: types.ModuleType
   path: pathlib.Path
@@ -49,16 +50,16 @@ class _Loaded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-  """A file with configs, and which of its variants is meant.
+  """A config file and one of its variants.
 
   Attributes:
-    name: short, as folders and rows have it.
+    name: short name, for folders and rows.
     variant: '' is the paper's scale.
-    argument: `--config` for a command that is started in the repository.
-    outside: what the provenance keeps of a file that is not one of
-      experiments/configs: its `path`, below the repository or absolute; its
-      `module`, if it was named as one; the `sha256` of its bytes. None for one
-      of this project's, which a commit has.
+    argument: value of `--config` for a command started in the repository.
+    outside: provenance of a file outside experiments/configs: its `path`,
+      relative to the repository or absolute; its `module`, if it was named as
+      one; the `sha256` of its bytes. None for a file of this project, which the
+      commit identifies.
     loaded: its module and path.
   """
 
@@ -70,7 +71,7 @@ class ConfigFile:
 
   @property
   def path(self) -> pathlib.Path:
-    """Of the file."""
+    """The file."""
     return self.loaded.path
 
   @property
@@ -84,7 +85,7 @@ class ConfigFile:
     return results.stem(self.name, self.variant)
 
   def get_config(self) -> Any:
-    """What the file's function of that name returns.
+    """Calls the file's `get_config`.
 
     Raises:
       UserError: if it raises an exception.
@@ -93,7 +94,7 @@ class ConfigFile:
       return self.loaded.module.get_config(self.variant)
 
   def points(self) -> list[dict[str, Any]]:
-    """The points of its `sweep()`; one without a change if there is none.
+    """The points of its `sweep()`; without one, a single empty point.
 
     Raises:
       UserError: if it raises an exception, or returns something else.
@@ -123,10 +124,11 @@ def names() -> list[str]:
 
 
 def find(text: str) -> ConfigFile:
-  """The file that a `--config` names, loaded.
+  """Finds and loads the file that `--config` names.
 
   Args:
-    text: NAME, a path that ends in .py, or package.module; and :variant.
+    text: NAME, a path that ends in .py, or package.module, each with an
+      optional :variant.
 
   Raises:
     UserError: if there is none, it cannot be loaded, it is not a file of
@@ -138,8 +140,8 @@ def find(text: str) -> ConfigFile:
     if name not in names():
       raise UserError(
         f'there is no config {name!r}{nearest(name, names())}; '
-        'python -m experiments.run --list shows what there is, and a file of '
-        'your own is named by its path, which ends in .py'
+        'python -m experiments.run --list shows what there is; name a file of '
+        'your own by its path, which ends in .py'
       )
     argument, loaded = name, _import(f'experiments.configs.{name}')
   else:
@@ -161,13 +163,13 @@ def find(text: str) -> ConfigFile:
 
 
 def listing() -> Table:
-  """What there is in this project: a line an experiment."""
+  """A table of this project's experiments, one per line."""
   table = Table(
     box=box.SIMPLE_HEAD,
     padding=(0, 1, 0, 0),
     show_edge=False,
     pad_edge=False,
-    caption='--config=CONFIG[:VARIANT]; without one it has the paper’s scale',
+    caption='--config=CONFIG[:VARIANT]; without a variant, the paper’s scale',
   )
   table.add_column('config', no_wrap=True)
   table.add_column('variants', width=14)
@@ -183,7 +185,7 @@ def listing() -> Table:
 
 
 def _split(text: str) -> tuple[str, str]:
-  """Before and after the colon; folders may have some in their names."""
+  """Splits at the colon; the names of folders may have colons, too."""
   if match := re.fullmatch(r'(.*\.py)(?::([^:/]*))?', text):
     return match[1], match[2] or ''
   where, _, variant = text.partition(':')
@@ -191,7 +193,7 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _own_name(where: str) -> str | None:
-  """That of a file in experiments/configs, if that is what is named."""
+  """The name of a file in experiments/configs; None for other files."""
   if where.endswith('.py'):
     path = _absolute(where)
     return path.stem if path.parent.resolve() == CONFIGS.resolve() else None
@@ -206,9 +208,9 @@ def _absolute(text: str) -> pathlib.Path:
     return local_path(text)
 
 
-@functools.cache  # Once a process, as all code is.
+@functools.cache  # Once per process, like an import.
 def _run(path: pathlib.Path) -> _Loaded:
-  """The module of a file, by its path alone.
+  """Loads a module from a file.
 
   Raises:
     UserError: if it cannot be read, or raises an exception.
@@ -224,31 +226,31 @@ def _run(path: pathlib.Path) -> _Loaded:
     raise UserError(
       f'cannot read {path} ({error.strerror}); name a file that can be read'
     ) from error
-  # Its dataclasses look for the module that they are of. Not by the file's
-  # own name, which a module of a package may have.
+  # Dataclasses look up their module here. The key is the path, because another
+  # module may have the file's name.
   module = sys.modules[str(path)] = types.ModuleType(str(path))
   module.__file__ = str(path)
   with _blamed(path):
-    # No import: what is run is what the hash is of.
+    # Not an import, so that the code that runs is the code that is hashed.
     exec(compile(source, path, 'exec'), vars(module))
   return _Loaded(module, path, hashlib.sha256(source).hexdigest())
 
 
 @functools.cache
 def _import(name: str) -> _Loaded:
-  """A module by its name; raises a `UserError` as above."""
+  """Imports a module by its name; raises a `UserError` as `_run`."""
   with _blamed(name):
     try:
       spec = importlib.util.find_spec(name)
     except ModuleNotFoundError as error:
-      # What a package imports and has not is another matter.
+      # A package that lacks an import of its own is another matter.
       if not f'{name}.'.startswith(f'{error.name}.'):
         raise
       spec = None
   if spec is None or spec.origin is None:
     raise UserError(
-      f'there is no module {name} for Python in {pathlib.Path.cwd()}; put the '
-      'folder that has it into PYTHONPATH'
+      f'there is no module {name} for Python in {pathlib.Path.cwd()}; add its '
+      'folder to PYTHONPATH'
     )
   path = pathlib.Path(spec.origin)
   with _blamed(path):
@@ -258,7 +260,7 @@ def _import(name: str) -> _Loaded:
 
 @contextlib.contextmanager
 def _blamed(what: pathlib.Path | str) -> Iterator[None]:
-  """What a config file raises, as a sentence that says where."""
+  """Turns what a config file raises into a sentence that says where."""
   try:
     yield
   except UserError:
@@ -279,16 +281,16 @@ def _blamed(what: pathlib.Path | str) -> Iterator[None]:
 
 
 def _check_name(name: str, path: pathlib.Path) -> None:
-  """Refuses a name that folders and rows could not have, or not alone."""
+  """Refuses names that are taken, and names that folders cannot have."""
   if name in names():
     raise UserError(
-      f'{path} has the name of a config of this project, and its runs and rows '
-      'would be taken for those of that one; give it another name'
+      f'{path} has the name of a config of this project, so their runs and '
+      'rows could not be told apart; give it another name'
     )
   if not re.fullmatch(r'[\w-]+', name):
     raise UserError(
-      f'{path} gives its name to folders of runs, so that it may have letters, '
-      'digits, _ and - alone; give it another name'
+      f'{path} gives its name to folders of runs, so the name may have only '
+      'letters, digits, _ and -; give it another name'
     )
 
 
@@ -305,8 +307,8 @@ def _check_module(loaded: _Loaded, variant: str) -> None:
     isinstance(one, str) for one in variants
   ):
     raise UserError(
-      f'{path} has no tuple VARIANTS; it needs one of the names of its '
-      "variants, such as ('', 'smoke'), or ('',) if there is but one config"
+      f'{path} has no tuple VARIANTS; add one with the names of its variants, '
+      "such as ('', 'smoke'), or ('',) if there is only one config"
     )
   if variant not in variants:
     known = ', '.join(f':{one}' if one else 'none' for one in variants)

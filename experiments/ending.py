@@ -1,4 +1,4 @@
-"""How a run's process ends: when told to, or with one sentence and a status."""
+"""Ends a run's process: on a signal, or with one sentence and a status."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from experiments.errors import UserError
 
 # A command that makes no sense.
 REFUSED = 2
-# Others of this member say why it ended.
+# Other processes of this member say why it ended.
 LOST_OTHERS = 3
 
 
 class Ending(NamedTuple):
-  """The exit status after an error, and what to say of it."""
+  """The exit status after an error, and the sentence to print."""
 
   status: int
   sentence: str
 
 
 def ending_of(error: Exception) -> Ending | None:
-  """How a run ends that met an error; None if it takes a traceback."""
+  """How a run ends after an error; None if it needs a traceback."""
   if isinstance(error, UserError):
     return Ending(REFUSED, str(error))
   if isinstance(error, hosts.OtherProcessError):
@@ -60,7 +60,7 @@ def ending_of(error: Exception) -> Ending | None:
   if isinstance(error, OSError) and error.filename is not None:
     return Ending(
       1,
-      f'{error.filename}: {error.strerror}; see to that and run the same '
+      f'{error.filename}: {error.strerror}; fix that and run the same '
       'command again: it goes on from its last checkpoint',
     )
   return None
@@ -78,12 +78,12 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def complain(sentence: str) -> None:
-  """Says what went wrong; what starts runs looks for such a line."""
+  """Prints what went wrong, in the form that launchers of runs look for."""
   print(f'experiments.run: {sentence}', file=sys.stderr)
 
 
 class RunConsole(Console):
-  """A run's; when nobody reads any more, the run ends as if told to."""
+  """A run's console; the run stops as on a signal when nobody reads it."""
 
   def __init__(self, stop: list[int]):
     """`stop` gets SIGPIPE when standard output is gone, as `… | head` does."""
@@ -91,7 +91,7 @@ class RunConsole(Console):
     self._stop = stop
 
   def on_broken_pipe(self) -> None:
-    """Called by what prints."""
+    """Stops the run; rich calls this."""
     self.quiet = True
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     self._stop.append(signal.SIGPIPE)
@@ -101,7 +101,7 @@ class RunConsole(Console):
 def stop_on_signals() -> Iterator[list[int]]:
   """Yields a list that gets the first signal to stop; a second one kills.
 
-  SIGUSR2 is what submitit has Slurm send before it takes a job away.
+  Submitit has Slurm send SIGUSR2 before it takes a job away.
   """
   received: list[int] = []
 
@@ -110,8 +110,7 @@ def stop_on_signals() -> Iterator[list[int]]:
     received.append(number)
     for other in before:
       signal.signal(other, signal.SIG_DFL)
-    # Not through a console or file object, which may be in the middle of a
-    # write at this moment.
+    # A console or file object may be in the middle of a write now.
     os.write(2, 'Stopping after this step, with a checkpoint …\n'.encode())
 
   before = {

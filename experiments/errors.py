@@ -1,4 +1,4 @@
-"""What a user did that we cannot go on from, in one sentence."""
+"""Errors that a user can cause, each told in one sentence."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def user_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def check_choice(key: str, value: Any, allowed: Collection[str]) -> None:
-  """Refuses a value that is not one of those allowed with a `UserError`."""
+  """Raises a `UserError` for a value that is not allowed."""
   if value not in allowed:
     raise UserError(f'{key} is {value!r}; it can be {", ".join(allowed)}')
 
 
 def check_least(values: Mapping[str, tuple[float, float]]) -> None:
-  """Refuses, by key, a value that is below its minimum with a `UserError`."""
+  """Raises a `UserError` for the first value below its minimum."""
   for key, (value, minimum) in values.items():
-    if not value >= minimum:  # Nor is NaN.
+    if not value >= minimum:  # Refuses NaN, too.
       raise UserError(f'{key} is {value}; it must be at least {minimum}')
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-  """'; did you mean …?', of the words that are like it; '' if none is."""
+  """'; did you mean …?' with the most similar words; '' if there are none."""
   near = difflib.get_close_matches(word, sorted(words), cutoff=0.5)
   return f'; did you mean {" or ".join(near)}?' if near else ''

@@ -1,4 +1,4 @@
-"""An experiment: all that a run is made of, and how its members begin."""
+"""All parts of a run, and how its members begin."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Diversity:
 
   Attributes:
     initialization: their first weights.
-    order: of their examples, and their noise.
-    partition: disjoint parts of the data, or all from all of it.
+    order: the order of their examples, and their noise.
+    partition: disjoint parts of the data, or all of it for each.
   """
 
   initialization: str
@@ -52,7 +52,7 @@ class Diversity:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """All that a run is made of, wired and still without state.
+  """All parts of a run, connected but without state.
 
   Attributes:
     task: the kind of data.
@@ -64,10 +64,10 @@ class Experiment:
     model: F.
     optimizer: of every member.
     updates: burn-in and codistilling.
-    teacher_precision: what the exchange holds peers in.
+    teacher_precision: precision in which the exchange holds peers.
     exchange: between the members.
     evaluate: exact evaluation.
-    fault: what is to go wrong on purpose.
+    fault: what goes wrong on purpose.
     dataset: the examples.
     burn_in_steps: n_burn_in.
     num_steps: updates of each member.
@@ -77,8 +77,8 @@ class Experiment:
     num_async_workers: W of asynchronous SGD.
     num_microbatches: parts that a batch is computed in.
     eval_interval_steps: between two evaluations.
-    store_predictions: whether those of the last evaluation are kept.
-    predictions_interval_steps: between others of which they are; 0 for none.
+    store_predictions: whether to keep those of the last evaluation.
+    predictions_interval_steps: between others that are kept; 0 for none.
     checkpoint_interval_steps: between two checkpoints.
   """
 
@@ -107,27 +107,26 @@ class Experiment:
   store_predictions: bool
   predictions_interval_steps: int
   checkpoint_interval_steps: int
-  # Names of corrupt examples that nobody has asked for yet, by member, or
-  # 'eval'.
+  # Names of corrupt examples for `take_corrupt`, by member or 'eval'.
   _corrupt: dict[int | str, list[str]] = dataclasses.field(
     default_factory=dict, repr=False
   )
 
   @property
   def unit(self) -> str:
-    """What examples are counted in."""
+    """The unit in which examples are counted."""
     return self.task.unit
 
   @property
   def examples_per_step(self) -> int:
-    """Of a member, in units: images, or tokens."""
+    """Images or tokens of a member."""
     return self.batch_size * self.task.units_per_row
 
   def init(self, member: int) -> TrainState:
     """A member's state before its first update, on the host's default device.
 
-    The sources of diversity are here and in `batches`: what is not a member's
-    own comes from the number 0.
+    This method and `batches` make members differ. Members that share something
+    get that of member 0.
     """
     root = jax.random.key(self.seed)
     weights, noise = (jax.random.fold_in(root, purpose) for purpose in (0, 1))
@@ -156,7 +155,7 @@ class Experiment:
         members=self.num_members,
         partition=PARTITIONS[self.diversity.partition],
         seed=int(seed),
-        # Each worker has a batch of its own in one of all of them.
+        # Each batch read here holds one for every worker.
         batch_size=workers * self.batch_size,
         start=(start + workers - 1 - worker) // workers,
         rows=worker * self.batch_size + rows,
@@ -182,7 +181,7 @@ class Experiment:
     ]
 
   def carried(self, member: Member) -> Any:
-    """The memory that training has left a member with; of its first worker."""
+    """A member's memory after training, of its first worker."""
     return asynchronous.carry_of(member.state.memory, self.num_async_workers, 0)
 
   def eval_batches(self, split: str = 'test') -> Iterator[dict[str, Any]]:
@@ -197,7 +196,7 @@ class Experiment:
       yield batch
 
   def take_corrupt(self, stream: int | str) -> list[str]:
-    """Names of examples that could not be decoded, since last asked.
+    """Names of examples that could not be decoded since the last call.
 
     Args:
       stream: number of a member, or 'eval'.
@@ -207,7 +206,7 @@ class Experiment:
   def _next(
     self, batches: Iterator[dict[str, Any]], stream: int | str
   ) -> dict[str, Any] | None:
-    """The next batch without the names of what is corrupt in it."""
+    """The next batch, without the names of its corrupt examples."""
     with user_errors(*self.task.bad_data):
       batch = next(batches, None)
     if batch and 'corrupt' in batch:

@@ -1,4 +1,4 @@
-"""Members that go bad on purpose: what does a peer's collapse do to the others?
+"""Makes a member fail on purpose: what does its collapse do to the others?
 
 The paper does not say what happens when a member fails. A fault strikes one
 member between two updates: its learning rate is multiplied from there on, or
@@ -24,14 +24,13 @@ KINDS = ('none', 'rate', 'noise')
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """What goes wrong, with whom and when.
+  """What goes wrong, with which member and when.
 
   Attributes:
     kind: `rate`, `noise`, or `none`.
-    member: whom it strikes.
-    step: after how many of its updates; before the next, and after what it
-      publishes at this step.
-    rate_factor: by what the learning rate is multiplied.
+    member: number of the member that it strikes.
+    step: number of its updates before that. It publishes at this step first.
+    rate_factor: factor on the learning rate.
     seed: of the noise.
   """
 
@@ -42,21 +41,21 @@ class Fault:
   seed: int
 
   def check(self, num_members: int, num_steps: int) -> None:
-    """Refuses a fault that is nobody's, never or unknown with a `UserError`."""
+    """Raises a `UserError` for an unknown kind, member or step."""
     check_choice('fault.kind', self.kind, KINDS)
     if self.kind != 'none' and not (
       0 <= self.member < num_members and 1 <= self.step < num_steps
     ):
       raise UserError(
-        f'fault.member {self.member} after fault.step {self.step} is nobody or '
-        f'never: there are {num_members} members, numbered from 0, and '
-        f'{num_steps} steps'
+        f'fault.member {self.member} at fault.step {self.step} never occurs; '
+        f'choose one of {num_members} members, numbered from 0, and a step '
+        f'from 1 to below {num_steps}'
       )
 
   def prepare(
     self, optimizer: optax.GradientTransformation
   ) -> optax.GradientTransformation:
-    """An optimizer whose rate this fault can change."""
+    """Lets this fault change the rate of an optimizer."""
     if self.kind != 'rate':
       return optimizer
     return optax.chain(optimizer, _scalable())
@@ -69,7 +68,7 @@ class Fault:
     return rate * optax.tree.get(state.opt_state, 'rate_factor')
 
   def strike(self, member: Member, step: int) -> None:
-    """Does it, if it is the member's turn."""
+    """Makes the member fail, if this is its step."""
     if (member.index, step) != (self.member, self.step):
       return
     state = member.state
@@ -90,7 +89,7 @@ class Fault:
 
 
 def make_noise(params: PyTree, key: jax.Array) -> PyTree:
-  """Normal noise of each array's own mean and standard deviation."""
+  """Normal noise with each array's own mean and standard deviation."""
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(key, len(leaves))
   return tree.unflatten(
@@ -126,5 +125,5 @@ def _scalable() -> optax.GradientTransformation:
 
 
 def _like(leaf: jax.Array, value: jax.Array) -> jax.Array:
-  """A value where another one lies."""
+  """A value on the devices of another one."""
   return jax.device_put(value, leaf.sharding)

@@ -1,8 +1,8 @@
-"""Keys that are set by hand: what follows from them, and whether it is read.
+"""Keys that a user sets: what follows from them, and whether they are read.
 
-One that a config does not have is a typo, and `config.check_keys` finds it. One
-that it has, and that the choices made elsewhere leave unread, is refused as
-well: the depth of a network that is not trained, a folder that nobody meets in.
+`config.check_keys` refuses keys that a config does not have. This module
+refuses keys that other choices leave unread, such as the depth of a network
+that is not trained, or a folder for an exchange that is not used.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from data.images import sets as image_sets
 from data.text.corpus import open_corpus
 from experiments.errors import UserError, user_errors
 
-# Nested, by dotted keys: a ConfigDict, or what a run.json has of one.
+# Nested: a ConfigDict, or the config of a run.json.
 Config = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-  """What must hold for a key to be read.
+  """A condition under which a key is read.
 
   Attributes:
-    key: dotted; the other key, that decides.
-    holds: of its value.
-    wanted: the values that it holds for, in words.
+    key: the other key, which decides; dotted.
+    holds: tests its value.
+    wanted: the values that pass, in words.
   """
 
   key: str
@@ -39,7 +39,7 @@ class Condition:
   def complaint(self, config: Config, key: str) -> str | None:
     """Why `key` changes nothing, and what to do; None if it is read."""
     value = _value(config, self.key)
-    # What is no choice at all is refused as such, and first.
+    # An unknown choice is refused first, with an error of its own.
     known = _CHOICES.get(self.key, (value,))
     if value not in known or self.holds(value):
       return None
@@ -50,7 +50,7 @@ class Condition:
 
 
 def _value(config: Config, key: str) -> Any:
-  """Of a dotted key; None if there is none."""
+  """The value of a dotted key; None if there is none."""
   for name in key.split('.'):
     if not isinstance(config, (Mapping, ConfigDict)) or name not in config:
       return None
@@ -139,7 +139,7 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
   'two_phase.model': _TWO_PHASES,
   'two_phase.train_split': _TWO_PHASES,
 }
-# ψ and the weights of the losses that it is added to.
+# Keys of ψ, and the weights of both losses.
 _OF_TEACHERS = tuple(
   f'codistill.{key}'
   for key in (
@@ -157,7 +157,7 @@ _OF_TEACHERS = tuple(
 
 
 def literal(text: str) -> Any:
-  """A number, a truth or a tuple as flags have them, or else the text."""
+  """The number, truth value or tuple in a flag, or else the text."""
   if text.lower() in ('true', 'false'):
     return text.lower() == 'true'
   try:
@@ -167,17 +167,17 @@ def literal(text: str) -> Any:
 
 
 def following(config: ConfigDict, given: Collection[str]) -> dict[str, Any]:
-  """Keys that follow from the data, where these were given.
+  """Values that follow from the data that a user chose.
 
-  Of a set of images what is known of it; a folder of text is a prepared one,
-  and has the vocabulary that its manifest says.
+  The name of a set of images sets what is known of it. A folder of text means
+  prepared text, with the vocabulary of its manifest.
 
   Args:
-    config: with keys as they were given.
-    given: which were, dotted.
+    config: the config, with the given keys set.
+    given: the given keys, dotted.
 
   Returns:
-    Dotted keys with their values, without those that were given.
+    Values by dotted key, without the given ones.
 
   Raises:
     UserError: if there is no prepared text in a folder.
@@ -197,19 +197,19 @@ def following(config: ConfigDict, given: Collection[str]) -> dict[str, Any]:
 
 
 def follow(config: ConfigDict, given: Collection[str]) -> None:
-  """Sets what follows; arguments and errors as above."""
+  """Sets the values of `following`; arguments and errors as there."""
   config.update_from_flattened_dict(following(config, given))
 
 
 def unread(config: Config, given: Iterable[str]) -> dict[str, str]:
-  """Keys that nothing reads.
+  """The given keys that nothing reads.
 
   Args:
-    config: with keys as they were given.
-    given: which were, dotted.
+    config: the config, with the given keys set.
+    given: the given keys, dotted.
 
   Returns:
-    Those of them that change nothing, and what to do: a sentence.
+    For each of them, a sentence that says what to do.
   """
   found = {}
   for key in given:
@@ -230,11 +230,11 @@ def _conditions(config: Config, key: str) -> Iterator[Condition]:
   if key in _OF_TEACHERS and _value(config, 'codistill.teacher') == 'peers':
     yield _TAUGHT
   if key == 'data.name' and _value(config, key) == 'synthetic':
-    # A path is a log of one's own, and counts before the name.
+    # A path names a log of one's own and overrides the name.
     yield _is('data.path', None)
   section, _, rest = key.partition('.')
   choice, _, keyword = rest.partition('.')
-  # What is no choice at all is refused as such, and first.
+  # An unknown choice is refused first, with an error of its own.
   chosen = _value(config, f'{section}.name')
   if keyword and _value(config, f'{section}.{chosen}') is not None:
     # The network of a first phase is trained, too.

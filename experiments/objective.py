@@ -1,4 +1,4 @@
-"""φ, ψ, their weights and teachers, from what a config says of them."""
+"""Makes φ, ψ, their weights and teachers from a config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONSTANT = 'constant'
 def make_objective(
   config: ConfigDict, task: Task, dataset: Dataset, teacher: Model | None
 ) -> losses.Objective:
-  """φ, ψ and their numbers, each from the key of its own name."""
+  """Makes φ, ψ and their numbers, each from the key of the same name."""
   codistill = config.codistill
   targets = None
   if codistill.teacher != 'peers':
@@ -85,8 +85,8 @@ def check_objective(config: ConfigDict, task: Task) -> None:
   unlabelled = config.data.get('unlabelled_split')
   if unlabelled and exchange == 'none' and teacher == 'peers':
     raise UserError(
-      f'data.unlabelled_split is {unlabelled!r}, and nobody teaches what is in '
-      'it; set codistill.exchange, or leave it out'
+      f'data.unlabelled_split is {unlabelled!r}, but no teacher labels it; set '
+      'codistill.exchange, or leave it out'
     )
 
 
@@ -104,14 +104,14 @@ def _make_weights(config: ConfigDict) -> dict[str, Weight]:
 
 
 def linear_ramp(num_steps: int) -> optax.Schedule:
-  """From 0 to 1 in so many steps."""
+  """Rises linearly from 0 to 1 in `num_steps`."""
   if num_steps < 1:
     raise ValueError('num_steps must be at least 1')
   return optax.linear_schedule(0.0, 1.0, num_steps)
 
 
 def cosine_ramp(num_steps: int) -> optax.Schedule:
-  """From 0 to 1 along half a period of a cosine."""
+  """Rises from 0 to 1 along half a period of a cosine."""
   falling = optax.cosine_decay_schedule(1.0, num_steps)
   return lambda count: 1 - falling(count)
 
@@ -126,7 +126,7 @@ def make_weight(
 
   Args:
     key: of the schedule, for messages.
-    weight: what the schedule is multiplied by.
+    weight: factor on the schedule.
     schedule: 'constant', or a call with keywords of `linear_ramp`,
       `cosine_ramp` or one of optax's schedules; it counts from the first step
       with ψ.
@@ -147,8 +147,8 @@ def make_weight(
     if keyword.endswith('_steps') and burn_in_steps + value > num_steps:
       raise UserError(
         f'{key} has {keyword}={value}, which ends at step '
-        f'{burn_in_steps + value:,}, and the run at {num_steps:,}; make it at '
-        f'most {num_steps - burn_in_steps:,}, or the run longer'
+        f'{burn_in_steps + value:,}, but the run ends at {num_steps:,}; make '
+        f'it at most {num_steps - burn_in_steps:,}, or make the run longer'
       )
   return lambda step: weight * factor(jnp.maximum(step - burn_in_steps, 0))
 
@@ -158,13 +158,13 @@ def _parse(key: str, text: str) -> tuple[str, dict[str, Any]]:
   try:
     call = ast.parse(text, mode='eval').body
     if not isinstance(call, ast.Call) or call.args:
-      raise ValueError('it is no call with keywords')
+      raise ValueError('it is not a call with keywords')
     keywords = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
     return ast.unparse(call.func), keywords
   except (SyntaxError, ValueError) as error:
     raise UserError(
-      f'{key} is {text!r}; it must be {CONSTANT}, or a call with keywords, as '
-      'linear_ramp(num_steps=200)'
+      f'{key} is {text!r}; it must be {CONSTANT}, or a call with keywords, '
+      'such as linear_ramp(num_steps=200)'
     ) from error
 
 
@@ -175,7 +175,7 @@ def _call(key: str, name: str, keywords: dict[str, Any]) -> optax.Schedule:
   if make is None:
     known = [one for one in dir(optax.schedules) if one.endswith('_schedule')]
     raise UserError(
-      f'{key} names {name!r}; there are {", ".join([*_RAMPS, *known])}'
+      f'{key} names {name!r}; it can be {", ".join([*_RAMPS, *known])}'
     )
   try:
     schedule = make(**keywords)

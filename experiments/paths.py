@@ -8,7 +8,7 @@ import pathlib
 
 # The repository.
 ROOT = pathlib.Path(__file__).parent.parent
-# Of a config: where something lies on this machine.
+# Keys of a config that name places on this machine.
 PATH_KEYS = (
   ('codistill', 'exchange_dir'),
   ('codistill', 'frozen_dir'),
@@ -18,12 +18,12 @@ PATH_KEYS = (
 
 
 def path_or_url(text: str) -> str:
-  """A path as below, or a URL as it is: TFDS reads from buckets, too."""
+  """An absolute path, or a URL as it is: TFDS also reads from buckets."""
   return text if '://' in text else str(local_path(text))
 
 
 def local_path(text: str) -> pathlib.Path:
-  """A path of this machine: absolute, and ~ is the user's home.
+  """Makes a path absolute and expands ~.
 
   Raises:
     argparse.ArgumentTypeError: for a URL.
@@ -33,5 +33,5 @@ def local_path(text: str) -> pathlib.Path:
       f'{text} is not on this machine; name a folder that is, such as a '
       'mounted one'
     )
-  # So that members that are started elsewhere mean the same one.
+  # Absolute, so that members started elsewhere use the same folder.
   return pathlib.Path(os.path.abspath(os.path.expanduser(text)))

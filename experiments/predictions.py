@@ -4,9 +4,9 @@
   predictions/step-600/member-0.npy  float32 [examples, classes]
   predictions/step-600/ensemble.npy  the mean of the members'
 
-Of two classes only the probability of class 1 is kept: float32 [examples]. The
+For two classes only the probability of class 1 is kept: float32 [examples]. The
 order is the split's, without padding. They are plain NumPy files:
-`np.load(path, mmap_mode='r')` reads any part of one. Of text, every token is an
+`np.load(path, mmap_mode='r')` reads any part of one. In text, every token is an
 example.
 """
 
@@ -29,16 +29,16 @@ _FOLDER = 'predictions'
 
 
 class Stored(NamedTuple):
-  """Where one predictor's predictions at one step lie, and what was right."""
+  """The files of one predictor's predictions at one step, and of the labels."""
 
   predictions: pathlib.Path
   labels: pathlib.Path
 
   def open(self) -> tuple[np.ndarray, np.ndarray]:
-    """Both, mapped into memory and not read.
+    """Maps both into memory without reading them.
 
     Returns:
-      float32 [examples] of two classes, else [examples, classes]; and int32
+      float32 [examples] for two classes, else [examples, classes]; and int32
       [examples].
 
     Raises:
@@ -52,18 +52,18 @@ class Stored(NamedTuple):
     ):
       raise ValueError(
         f'{self.predictions} and {self.labels} do not belong together; '
-        f'remove {self.labels.parent} to go on without'
+        f'remove {self.labels.parent} to go on without them'
       )
     return predictions, labels
 
 
 def folder_of(workdir: pathlib.Path, suffix: str) -> pathlib.Path:
-  """Where a process of a run stores; its `suffix` is '' or '-I' of a member."""
+  """A process's folder of predictions; `suffix` is '' or '-I' of a member."""
   return workdir / f'{_FOLDER}{suffix}'
 
 
 def find(workdir: pathlib.Path) -> dict[tuple[int, Who], Stored]:
-  """What all processes of a run have stored, by step and predictor."""
+  """The files of all processes of a run, by step and predictor."""
   found = {}
   for path in workdir.glob(f'{_FOLDER}*/step-*/*.npy'):
     step = re.fullmatch(r'step-(\d+)', path.parent.name)
@@ -81,7 +81,7 @@ def find(workdir: pathlib.Path) -> dict[tuple[int, Who], Stored]:
 
 
 def drop_after(folder: pathlib.Path, step: int) -> None:
-  """Removes what later steps have stored, and what a kill has left halfway."""
+  """Removes files of later steps, and files that a kill left unfinished."""
   for path in folder.glob('step-*'):
     if int(path.name.removeprefix('step-')) > step:
       shutil.rmtree(path)
@@ -90,9 +90,9 @@ def drop_after(folder: pathlib.Path, step: int) -> None:
 
 
 class Writer:
-  """Predictions of one evaluation on their way to disk, a batch at a time.
+  """Writes the predictions of one evaluation to disk, a batch at a time.
 
-  A context; what has not been committed at its end is removed.
+  A context manager; its end removes files that are not committed.
   """
 
   def __init__(
@@ -107,7 +107,7 @@ class Writer:
     Args:
       folder: as `folder_of`.
       step: of the evaluation.
-      whos: the predictors, in the order of what is written.
+      whos: the predictors, in the order of `write`.
       num_examples: of the split.
 
     Raises:
@@ -141,7 +141,7 @@ class Writer:
     """Appends the examples of a batch.
 
     Args:
-      labels: what is right.
+      labels: the right classes.
       predictions: of each predictor.
 
     Raises:
@@ -153,7 +153,7 @@ class Writer:
       file.append(rows)
 
   def commit(self) -> None:
-    """Puts the files in place, each whole.
+    """Moves the finished files into place.
 
     Raises:
       ValueError: if there are more or fewer examples than there should be.
@@ -165,7 +165,7 @@ class Writer:
 
 
 class SilentWriter(Writer):
-  """Takes the same and writes nothing: another process of the member does."""
+  """Writes nothing, because another process of the member does."""
 
   def __init__(self, *arguments: object):
     """Opens nothing."""
@@ -173,13 +173,13 @@ class SilentWriter(Writer):
     self._labels, self._predictions = None, []
 
   def write(self, *arguments: object) -> None:
-    """Leaves it to the other."""
+    """Writes nothing."""
 
 
 class _Growing:
   """A .npy file that is written in order and then put in place.
 
-  Not memory-mapped: a disk that is full would be a bus error.
+  It is not memory-mapped, because a full disk would then be a bus error.
   """
 
   def __init__(self, path: pathlib.Path, length: int):
@@ -228,5 +228,5 @@ def _map(path: pathlib.Path) -> np.ndarray:
     return np.load(path, mmap_mode='r')
   except (OSError, ValueError, EOFError) as error:
     raise ValueError(
-      f'{path} is missing or damaged; remove {path.parent} to go on without'
+      f'{path} is missing or damaged; remove {path.parent} to go on without it'
     ) from error

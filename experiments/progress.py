@@ -1,4 +1,4 @@
-"""Progress while a run works: bars on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn
 from experiments.summary import number, percent
 
 Row = dict[str, Any]
-# Of the running mean of the rate, a row.
+# Decay of the running mean of the rate, per row.
 _RATE_MEMORY = 0.9
 _UNITS = {'examples': 'ex', 'tokens': 'tok'}
 
 
 class RunProgress:
-  """A line a member: step, rate, both losses, age of the peers, time left."""
+  """A line per member: step, rate, both losses, age of the peers, time left."""
 
   def __init__(
     self,
@@ -34,13 +34,13 @@ class RunProgress:
     """Prepares the display; it shows from `__enter__` to `__exit__`.
 
     Args:
-      console: where to; `console.is_terminal` decides between bars and lines.
+      console: the output; `console.is_terminal` decides between bars and lines.
       name: of the run.
-      members: a bar each.
+      members: their numbers; each has a bar.
       num_steps: of each member.
       start_step: updates done before.
       unit: of the rate: examples or tokens.
-      plain_interval_seconds: at least so long between two plain lines.
+      plain_interval_seconds: least time between two plain lines.
     """
     self._console = console
     self._name = name
@@ -53,7 +53,7 @@ class RunProgress:
     # Set at the first row, so that compiling does not count as slow steps.
     self._clock: tuple[float, int] | None = None
     self._printed = time.monotonic()
-    # The numbers say more than the bar: 80 columns are theirs alone.
+    # In 80 columns only the numbers fit, which say more than the bar.
     bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
     self._bars = Progress(
       TextColumn('{task.description}'),
@@ -86,7 +86,7 @@ class RunProgress:
     self._bars.stop()
 
   def say(self, line: str) -> None:
-    """A line that stays, above the bars."""
+    """Prints a line above the bars."""
     self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
   def trained(self, row: Row) -> None:

@@ -1,4 +1,4 @@
-"""Retrains compared by the predictions that they have stored; no jax."""
+"""Compares retrains by their stored predictions, without jax."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Row = dict[str, Any]
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> list[Row]:
-  """Churn between two runs of one recipe, wherever both have predictions.
+  """Churn between two runs of one recipe, for all predictions that both stored.
 
   Args:
     one: workdir of a run.
-    other: of another.
+    other: workdir of another.
 
   Returns:
     {step, member: its number or 'ensemble', total_variation,
@@ -39,8 +39,8 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> list[Row]:
     if (mine.labels, theirs.labels) not in same_labels:
       if not np.array_equal(labels, other_labels) or p.shape != q.shape:
         raise ValueError(
-          f'{one} and {other} were evaluated on different examples: churn is '
-          'between predictions of the same ones'
+          f'{one} and {other} were evaluated on different examples; compare '
+          'runs with the same held-out split'
         )
       same_labels.add((mine.labels, theirs.labels))
     rows.append({'step': step, 'member': who, **churn.churn(p, q)._asdict()})

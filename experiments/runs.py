@@ -1,4 +1,4 @@
-"""What processes of a run say of themselves, read by others; no jax."""
+"""Reads the provenance of a run's processes, without jax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
   """The provenance of every process that began in a workdir.
 
   Returns:
-    By the member that it trains, or {None: …} if it trains all.
+    A dictionary by the member that the process trains; {None: …} if it trains
+    all.
 
   Raises:
     UserError: if there is none, or one cannot be read.
@@ -45,8 +46,8 @@ def read_checked(path: pathlib.Path) -> Run:
   """The provenance in a `run.json`.
 
   Raises:
-    UserError: if it is damaged: no JSON, or a key or a type shows that it is no
-      run's provenance.
+    UserError: if it is damaged: not JSON, or without the keys and types of a
+      run.
     FileNotFoundError: if it is gone.
   """
   try:
@@ -70,7 +71,7 @@ def members_of(runs: Mapping[int | None, Run]) -> range:
 
 
 def some_run(runs: Mapping[int | None, Run]) -> Run:
-  """The provenance of one process; config and code are those of all."""
+  """The provenance of one process; all have the same config and code."""
   return next(iter(runs.values()))
 
 
@@ -79,12 +80,12 @@ def _num_members(run: Run) -> int:
 
 
 def label_of(run: Run) -> str:
-  """'imagenet_sync:laptop' of a run's provenance."""
+  """The label of a run, such as 'imagenet_sync:laptop'."""
   return ':'.join(filter(None, (run['experiment'], run['variant'])))
 
 
 def reference_of(run: Run) -> str:
-  """What `--config` would name the config of a run by, in any folder."""
+  """The value of `--config` that names a run's config from any folder."""
   file = run.get('config_file')
   if file is None:
     return label_of(run)

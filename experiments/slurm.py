@@ -1,4 +1,4 @@
-"""Runs as an array of Slurm jobs, of one task or many, through submitit."""
+"""Submits runs as an array of Slurm jobs with submitit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from experiments.errors import UserError, nearest
 from experiments.paths import ROOT
 
 _POLL_SECONDS = 0.5
-# How long before it takes a job away Slurm says so, unless told otherwise, and
-# how much of that is left to submit it once more.
+# Seconds of notice before Slurm takes a job away, by default, and how many of
+# them are left to submit it again.
 _NOTICE_SECONDS = 90
 _REQUEUE_SECONDS = 15
-# More than Slurm takes to kill a job that it has told to stop.
+# More than Slurm needs to kill a job that it has told to stop.
 _HOLD_SECONDS = 600
 _STOPS = (signal.SIGTERM, signal.SIGUSR2)
-# Parameters of submitit that are lists: one command, words.
+# Parameters of submitit that are lists, and how text becomes one.
 _LISTS = {
   'setup': lambda text: [text],
   'teardown': lambda text: [text],
@@ -48,9 +48,9 @@ def submit(
     commands: of the runs, `python -m experiments.run …`.
     jobs: how many at a time.
     workdir: of the runs; the array's scripts and logs go below it.
-    parameters: of sbatch, as submitit names them without its slurm_; `time`,
-      in minutes, at least; and its `max_num_timeout`, how many times a run may
-      use that time up and go on.
+    parameters: of sbatch, with submitit's names without slurm_. `time`, in
+      minutes, is required; `max_num_timeout` says how often a run may use up
+      its time and go on.
 
   Returns:
     The ids of the jobs.
@@ -58,9 +58,9 @@ def submit(
   Raises:
     UserError: without Slurm, or for parameters that it refuses.
   """
-  # It would reset everyone's logging; what there is to say is said here.
+  # Otherwise submitit would change the logging of all modules.
   os.environ.setdefault('SUBMITIT_LOG_LEVEL', 'NOCONFIG')
-  import submitit  # Only Slurm's users wait for it.
+  import submitit  # Slow, and only Slurm's users need it.
 
   known = submitit.SlurmExecutor._valid_parameters()
   values = _values(parameters, known)
@@ -70,10 +70,10 @@ def submit(
       (*(word for word in command if word != '--distributed'), '--distributed')
       for command in commands
     ]
-    # Of a run that has lost one process nothing comes any more.
+    # A run that has lost a process cannot go on.
     values['srun_args'] = ['--kill-on-bad-exit=1', *values.get('srun_args', [])]
   if 'cpus_per_task' in values:
-    # Which srun does not take from sbatch since Slurm 22.05.
+    # Since Slurm 22.05 srun does not take it from sbatch.
     values.setdefault('srun_args', []).append(
       f'--cpus-per-task={values["cpus_per_task"]}'
     )
@@ -96,7 +96,7 @@ def submit(
     executor.update_parameters(
       name=workdir.name,
       slurm_array_parallelism=jobs,
-      # Without it, a site may forbid to submit a job once more.
+      # Without it, a site may forbid submitting a job again.
       slurm_additional_parameters={'requeue': True},
       **{f'slurm_{key}': value for key, value in values.items()},
     )
@@ -117,20 +117,20 @@ def submit(
 def _values(
   parameters: Mapping[str, str], known: AbstractSet[str]
 ) -> dict[str, Any]:
-  """Parameters as submitit takes them, if it knows them all."""
-  # One of them is not text, and set by `submit`.
+  """Converts parameters for submitit; refuses unknown ones."""
+  # `submit` sets additional_parameters, which is not text.
   known = known - {'additional_parameters'} | {'max_num_timeout'}
   for key in parameters:
     if key not in known:
       raise UserError(f'--slurm has no {key}{nearest(key, known)}')
   if not parameters.get('time', '').isdecimal():
     # Submitit would ask for five minutes.
-    raise UserError('how long may a run take? say --slurm time=MINUTES')
+    raise UserError('no time limit in minutes; add --slurm time=MINUTES')
   return {key: _value(key, text) for key, text in parameters.items()}
 
 
 def _value(key: str, text: str) -> Any:
-  """A parameter as submitit takes it."""
+  """Converts a parameter for submitit."""
   if key in _LISTS:
     return _LISTS[key](text)
   return int(text) if text.isdecimal() else _BOOLS.get(text.lower(), text)
@@ -139,22 +139,22 @@ def _value(key: str, text: str) -> Any:
 def _count(values: Mapping[str, Any], key: str, default: int) -> int:
   value = values.get(key, default)
   if not isinstance(value, int) or isinstance(value, bool):
-    raise UserError(f'--slurm {key} is a number, not {value!r}')
+    raise UserError(f'--slurm {key} must be a number, not {value!r}')
   return value
 
 
 def _gpus(values: Mapping[str, Any]) -> int:
-  """Of each node, from gpus_per_node=8 or =KIND:8; 0 if that says nothing."""
+  """GPUs of a node, from gpus_per_node=8 or =KIND:8; 0 without a number."""
   count = str(values.get('gpus_per_node', '')).rpartition(':')[2]
   return int(count) if count.isdecimal() else 0
 
 
 class SlurmRun:
-  """A run's command as submitit calls it, and again after a preemption.
+  """A run's command, which submitit calls, and again after a preemption.
 
   Submitit calls it once in each task of the job. Slurm's signals come to all
   processes of all tasks: the runs stop at a common step, with a checkpoint,
-  and the first task submits the job once more.
+  and the first task submits the job again.
   """
 
   def __init__(
@@ -168,8 +168,8 @@ class SlurmRun:
 
     Args:
       command: the same in each task.
-      gpus: of each task; 0 if they are for JAX to find.
-      checkpoint_seconds: how long a run that is to stop may take.
+      gpus: of each task; 0 lets JAX find them.
+      checkpoint_seconds: the time that a run has to stop.
     """
     self.command = tuple(command)
     self._gpus = gpus
@@ -177,10 +177,10 @@ class SlurmRun:
     self._process: subprocess.Popen | None = None
 
   def __call__(self) -> None:
-    """Runs it to its end.
+    """Runs the command to its end.
 
     Raises:
-      subprocess.CalledProcessError: if that is not a good one.
+      subprocess.CalledProcessError: if the command fails.
     """
     told: list[int] = []
 
@@ -198,8 +198,8 @@ class SlurmRun:
       )
       status = self._process.wait()
       if status and (told or {-status, status - 128} & set(_STOPS)):
-        # A task that ends now, and not with a good end, may end the job before
-        # the first one has submitted it once more, or before Slurm has.
+        # A task that fails now may end the job before the first task, or Slurm,
+        # has submitted it again.
         time.sleep(_HOLD_SECONDS)
     finally:
       for number, handler in before.items():
@@ -208,10 +208,10 @@ class SlurmRun:
       raise subprocess.CalledProcessError(status, self.command)
 
   def _environment(self) -> dict[str, str]:
-    """This process's, with the GPUs of its task."""
+    """The environment of this process, with the GPUs of its task."""
     environment = dict(os.environ)
     if self._gpus and 'SLURM_LOCALID' in environment:
-      # JAX would take one GPU a task, however many tasks there are.
+      # Otherwise JAX takes one GPU per task.
       first = int(environment['SLURM_LOCALID']) * self._gpus
       environment.setdefault(
         'JAX_LOCAL_DEVICE_IDS',
@@ -220,11 +220,11 @@ class SlurmRun:
     return environment
 
   def checkpoint(self) -> Any:
-    """The same once more, when this one has written its checkpoint.
+    """Has the run submitted again, after it has written its checkpoint.
 
-    Slurm has sent its signal to the run as well. What follows when this
-    returns ends all processes, and a run that could not finish its checkpoint
-    would go on from the one before.
+    Slurm has sent its signal to the run as well. When this returns, submitit
+    ends all processes, and a run without a finished checkpoint would go on from
+    the one before.
     """
     import submitit
 
@@ -236,7 +236,7 @@ class SlurmRun:
     return submitit.helpers.DelayedSubmission(again)
 
   def _runs(self) -> bool:
-    """Whether the command does, without reaping it: `checkpoint` interrupts."""
+    """Whether the command runs, without reaping it: `__call__` does that."""
     if self._process is None:
       return False
     look = os.WEXITED | os.WNOHANG | os.WNOWAIT

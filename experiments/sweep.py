@@ -5,16 +5,17 @@ r"""Runs every point of a config's `sweep()` with several seeds.
     [--slurm KEY=VALUE …] [--config.any.key=value …]
     [--allow-code-change] [--tensorboard] [--wandb]
 
-Each run is a process of its own, `python -m experiments.run …`, and lies in
-<workdir>/<point>/seed-<k>. The same command again goes on: finished runs are
-left alone, interrupted ones continue from their checkpoints, failed ones are
-tried again. A flag of experiments.run is given to every run, and a key to all
-that read it: codistill.reload_interval_steps not to those without peers.
+Each run is a process of its own, `python -m experiments.run …`, in the folder
+<workdir>/<point>/seed-<k>. The same command continues a sweep: finished runs
+are left alone, interrupted ones continue from their checkpoints, failed ones
+are tried again. Flags of experiments.run go to every run. A key goes to the
+runs that read it: codistill.reload_interval_steps does not go to those without
+peers.
 
-local runs N at a time, print prints the commands of what is left to do, slurm
-submits that as one array of at most N at a time (--slurm partition=gpu,
---slurm time=120, … as submitit names them, without its slurm_). Exit status: 0
-all done, 1 a run failed or diverged, 2 a command that makes no sense, 128 + n
+The launcher local runs N at a time; print prints the commands of the runs that
+are left; slurm submits these as one array, N at a time (--slurm partition=gpu,
+--slurm time=120, …, with submitit's names without slurm_). Exit status: 0 all
+done, 1 a run failed or diverged, 2 a command that makes no sense, 128 + n
 stopped by signal n.
 """
 
@@ -59,7 +60,7 @@ from experiments.slurm import submit
 from experiments.workdir import is_running
 
 _POLL_SECONDS = 0.5
-# More than a row is long.
+# Longer than any row.
 _TAIL_BYTES = 8_192
 _FINISHED = ('done', 'diverged')
 _OVER = (*_FINISHED, 'failed')
@@ -73,8 +74,8 @@ class Run:
     point: its name, such as 'reload_interval_steps=10'.
     seed: the config's.
     num_steps: updates of each member.
-    workdir: where it lies.
-    command: what makes it.
+    workdir: its folder.
+    command: the command that makes it.
   """
 
   point: str
@@ -85,7 +86,7 @@ class Run:
 
   @property
   def log(self) -> pathlib.Path:
-    """What the process printed, all attempts."""
+    """The output of all attempts."""
     return self.workdir / 'log.txt'
 
 
@@ -104,13 +105,13 @@ def plan(
 
   Args:
     reference: of the config, as `config_file.find` reads it.
-    seeds: how many: 0, 1, ….
+    seeds: how many, from 0 on.
     workdir: of the whole sweep.
     extra: flags for every run, and `--config.key=value` for those that read it.
 
   Raises:
-    UserError: unknown config, variant or key; a key that the sweep sets, or
-      that none of its points reads.
+    UserError: for an unknown config, variant or key, a key that the sweep sets,
+      or one that none of its points reads.
   """
   points = config_lib.points(reference)
   keys = given_keys(extra)
@@ -119,14 +120,14 @@ def plan(
   for key in ('seed', *(key for point in points for key in point)):
     if key in keys:
       raise UserError(
-        f'--config.{key} is what the sweep varies'
-        + ('; --seeds=K says how many' if key == 'seed' else '')
+        f'--config.{key} is what the sweep varies; leave it out'
+        + (', and choose --seeds=K instead' if key == 'seed' else '')
       )
   named = {results.point_name(point): point for point in points}
   if len(named) < len(points):
     raise UserError(
-      f'two points of sweep() of {reference} share a name, of which folders of '
-      'runs are made; leave one of them out, or set one more key in it'
+      f'two points of sweep() of {reference} share a name, which folders of '
+      'runs need; leave one of them out, or set one more key in it'
     )
   unread = {
     name: _unread(reference, point, keys) for name, point in named.items()
@@ -163,14 +164,14 @@ def plan(
 def _unread(
   reference: str, point: Mapping[str, Any], keys: Mapping[str, str]
 ) -> dict[str, str]:
-  """As `given.unread`, of a point of a sweep.
+  """`given.unread` for a point of a sweep.
 
   Raises:
-    UserError: if keys leave unread what makes it this point.
+    UserError: if the keys leave a key of the point unread.
   """
   config = config_lib.load_changed(reference, point)
   for key, text in keys.items():
-    # Of a wrong type, which experiments.run says.
+    # experiments.run refuses wrong types.
     with contextlib.suppress(TypeError):
       config.update_from_flattened_dict({key: given.literal(text)})
   given.follow(config, keys)
@@ -187,11 +188,11 @@ def _num_steps(default: int, *changes: Mapping[str, Any]) -> int:
 
 
 def state(run: Run, mine: bool = False) -> State:
-  """What a run's folder says of it.
+  """Reads a run's state from its folder.
 
   Args:
-    run: which.
-    mine: its process is one of ours, so that nobody else is asked for.
+    run: the run.
+    mine: its process is ours, so that no other one is looked for.
   """
   try:
     found = read_run(run.workdir / 'run.json')
@@ -234,7 +235,7 @@ def _last_step(rows: pathlib.Path) -> int:
 
 
 class LocalRuns:
-  """Runs as processes of this machine, some at a time."""
+  """Runs a sweep as processes of this machine, some at a time."""
 
   def __init__(self, runs: Sequence[Run], jobs: int):
     """Starts nothing yet.
@@ -251,7 +252,7 @@ class LocalRuns:
     self._processes: dict[Run, subprocess.Popen] = {}
 
   def step(self) -> bool:
-    """Starts what can start, looks after what runs; whether any is left."""
+    """Starts and watches processes; returns whether any run is left."""
     for run, process in list(self._processes.items()):
       status = process.poll()
       at = state(run, mine=status is None)
@@ -261,8 +262,8 @@ class LocalRuns:
       del self._processes[run]
       self.states[run] = at
       if at.status == 'running':
-        # Refused: another process, of a sweep that was killed perhaps, is at
-        # work there.
+        # Refused, because another process is at work there, perhaps of a sweep
+        # that was killed.
         self._waiting.append(run)
       elif at.status not in _OVER:
         why = last_words(run.log, status)
@@ -286,7 +287,7 @@ class LocalRuns:
   def _start(self, run: Run) -> subprocess.Popen:
     environment = dict(os.environ)
     if self._jobs > 1:
-      # On a GPU each would otherwise take three quarters of its memory.
+      # Otherwise each would take three quarters of the memory of a GPU.
       environment.setdefault(
         'XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / self._jobs:.2f}'
       )
@@ -305,7 +306,7 @@ class LocalRuns:
       process.wait()
 
   def wait(self) -> bool:
-    """Whether a process is still about to stop."""
+    """Whether any process has yet to stop."""
     for run, process in list(self._processes.items()):
       if process.poll() is not None:
         del self._processes[run]
@@ -337,7 +338,7 @@ class _Pace:
     return f'{", ".join(parts)}  ({len(states)} runs, {share:.0%})'
 
   def _done(self, states: Mapping[Run, State]) -> float:
-    """In runs, each by its share of steps; failed ones made nothing."""
+    """Runs that are done, with shares for steps; failed ones count nothing."""
     return sum(
       1.0
       if at.status in _FINISHED
@@ -347,7 +348,7 @@ class _Pace:
 
 
 def states_table(title: str, states: Mapping[Run, State]) -> Table:
-  """A line a run: point, seed, state, steps, and why it is not well."""
+  """A line per run: point, seed, state, steps, and why it failed."""
   table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
   for column in ('point', 'seed', 'state', 'step', ''):
     table.add_column(
@@ -363,7 +364,7 @@ def states_table(title: str, states: Mapping[Run, State]) -> Table:
       str(run.seed),
       at.status,
       f'{at.step:,}/{run.num_steps:,}',
-      Text(at.why),  # Brackets in it are brackets.
+      Text(at.why),  # Its brackets are not markup.
     )
   return table
 
@@ -376,7 +377,7 @@ def run_locally(
   stop: list[int],
   plain_interval_seconds: float = 30.0,
 ) -> int:
-  """Runs what is left to do, N at a time, and shows how far it is.
+  """Runs the rest of a sweep, N at a time, and shows its progress.
 
   Args:
     title: of the table.
@@ -396,7 +397,7 @@ def run_locally(
   printed = time.monotonic()
 
   def picture() -> Table:
-    # All of a long sweep would push what changes out of sight.
+    # All runs of a long sweep would not fit on the screen.
     table = states_table(
       title,
       {r: at for r, at in local.states.items() if at.status == 'running'},
@@ -467,7 +468,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     '--workdir',
     type=local_path,
     metavar='DIR',
-    help='of the whole sweep (default: runs/sweeps/NAME-variant)',
+    help='folder of the whole sweep (default: runs/sweeps/NAME-variant)',
   )
   parser.add_argument(
     '--jobs',
@@ -484,7 +485,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     action='append',
     default=[],
     metavar='KEY=VALUE',
-    help='for --launcher=slurm, repeatable; time, in minutes, at least',
+    help='for --launcher=slurm, repeatable; time=MINUTES is required',
   )
   arguments, arguments.extra = parser.parse_known_args(argv)
   return arguments
@@ -497,7 +498,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
   for parameter in arguments.slurm:
     if '=' not in parameter or arguments.launcher != 'slurm':
       raise UserError(
-        f'--slurm {parameter}: it is KEY=VALUE, and for --launcher=slurm'
+        f'--slurm {parameter} must be KEY=VALUE, with --launcher=slurm'
       )
   file = config_file.find(arguments.config)
   workdir = arguments.workdir or ROOT / 'runs/sweeps' / file.stem
@@ -528,7 +529,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
     commands = [run.command for run in left]
     ids = submit(commands, arguments.jobs, workdir, parameters)
     say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
-    say(console, 'Before you submit again, see that none of them is queued.')
+    say(console, 'Before you submit again, check that none of them is queued.')
   console.print(states_table(file.label, states))
   return int(bool(failed))
 

@@ -1,8 +1,8 @@
-"""A run's folder: begin in it, go on in it, or leave it alone.
+"""Opens a run's folder: to begin in it, go on in it, or leave it alone.
 
-What is there already was made by some config at some commit. The same config
-goes on; another one is refused, and so is other code, because the rows would
-then not be what the provenance says they are.
+A folder belongs to the config and the code that made it. Another config or
+other code is refused, because the rows would no longer be those of the
+provenance.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Workdir(NamedTuple):
   Attributes:
     path: the folder.
     record: its rows and provenance.
-    run: the provenance, as it was found or as it will be.
+    run: the provenance, found or new.
     checkpoints: the folder of this process's checkpoints.
     tensorboard: the folder of event files.
     profile: the folder of traces.
-    predictions: the folder of what this process's members predict.
+    predictions: the folder of this process's predictions.
     resumes: whether there is a run to go on with.
   """
 
@@ -62,13 +62,13 @@ class Workdir(NamedTuple):
 
   @contextlib.contextmanager
   def alone(self) -> Iterator[Lease | None]:
-    """Keeps other runs out, while this one gives signs of life.
+    """Keeps other runs out with a lease.
 
-    Changes nothing else, so that what is refused later costs nothing.
+    Changes nothing else, so that a later refusal leaves the folder as it was.
 
     Yields:
-      The lease on the folder; None for a process that does not speak for its
-      member.
+      The lease on the folder; None for a process that is not its member's
+      first.
 
     Raises:
       UserError: if another process is at work here.
@@ -91,9 +91,9 @@ class Workdir(NamedTuple):
       lease.release()
 
   def begin(self) -> None:
-    """Writes the provenance; an old run that is not resumed goes first."""
+    """Writes the provenance; first removes an old run that is not resumed."""
     if not self.resumes and not isinstance(self.record, SilentRecord):
-      # First, so that a kill in between leaves nothing that could go on.
+      # First, so that a kill in between leaves no run to go on with.
       self.record.run_path.unlink(missing_ok=True)
       for leftover in (
         self.checkpoints,
@@ -125,18 +125,18 @@ def open_workdir(
     path: the folder.
     run: the provenance of the run that is wanted.
     member: the one member that this process trains, or None for all.
-    overwrite: do not go on, whatever is there.
-    allow_code_change: go on although the run was made by other code.
+    overwrite: begin anew, even if a run is there.
+    allow_code_change: go on even if other code made the run.
 
   Returns:
     The folder, with the provenance of the run that is there, or with `run`.
 
   Raises:
-    UserError: if it cannot be written, or if another config or commit made
-      what is there, or nobody knows who did.
+    UserError: if it cannot be written, or holds a run of another or an unknown
+      config or code.
   """
   if re.search(r'\[.*\]', str(path)):
-    # Orbax looks for what it wrote with a pattern that the path is a part of.
+    # Orbax looks for its files with a pattern that contains the path.
     raise UserError(
       f'no checkpoint in {path} could be read again, because of its brackets; '
       'choose another --workdir'
@@ -145,7 +145,7 @@ def open_workdir(
   record = new.record
   there = next(one for one in (path, *path.parents) if one.exists())
   try:
-    # What is refused later leaves nothing.
+    # A temporary file, so that a later refusal leaves nothing.
     with tempfile.TemporaryFile(dir=there):
       pass
   except OSError as error:
@@ -190,7 +190,7 @@ def open_workdir(
 def follow_workdir(
   path: pathlib.Path, run: Run, *, member: int | None, resumes: bool
 ) -> Workdir:
-  """The folder for a process that leaves it to its member's first to write.
+  """The folder for a process that leaves writing to its member's first.
 
   Args:
     path: the folder.
@@ -224,7 +224,7 @@ def is_running(path: pathlib.Path) -> bool:
 
 
 def _remove(path: pathlib.Path) -> None:
-  """Removes a file, a folder, or a link to one; what stays is an error."""
+  """Removes a file, a folder, or a link; a `UserError` says if it cannot."""
   try:
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
@@ -237,7 +237,7 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _check_others(path: pathlib.Path, record: Record, run: Run) -> None:
-  """Refuses a folder where members run apart that do not belong together."""
+  """Refuses a folder with members that do not belong to this run."""
   for other in sorted(path.glob('run*.json')):
     if other == record.run_path:
       continue
@@ -270,13 +270,13 @@ def _check_config(
     key
     for key in sorted(old.keys() | new.keys())
     if _show(old, key) != _show(new, key)
-    # What older code did not have yet was not set there, either.
+    # Keys that older code did not have yet were not set there, either.
     and (key in old or key in run['overrides'])
   ]
   if all(key in new for key in differ) and not (
     set(differ) - unread(wanted, differ).keys()
   ):
-    return  # In keys that were set, and refused since, for nothing reads them.
+    return  # They differ only in keys that nothing reads.
   changes = [
     f'{key} {_show(old, key)} there, {_show(new, key)} now' for key in differ
   ]
@@ -288,8 +288,8 @@ def _check_config(
 
 def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
   before = (found.get('resumed') or [found])[-1]
-  # Runs from before it was recorded have no hash; without git there is no
-  # commit, and unknown is not the same as unchanged.
+  # Old runs have no hash, and without git there is no commit. Unknown does not
+  # mean unchanged.
   known = [key for key in ('code', 'commit') if before.get(key) and run[key]]
   same_code = known and before[known[0]] == run[known[0]]
   there, now = _config_file(before), _config_file(run)
@@ -309,7 +309,7 @@ def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
 
 
 def _config_file(version: Mapping[str, Any]) -> str:
-  """Which one: of its bytes, for it may have been moved."""
+  """Names it by its hash, because it may have been moved."""
   file = version.get('config_file')
   if file is None:
     return 'one of experiments/configs'

@@ -266,7 +266,7 @@ REFUSED = {
   ('model.resnet.width', 0): 'model.resnet.width is 0',
   ('data.image_shape', (28, 28)): 'must be (height, width, channels)',
   ('schedule.warmup_cosine.warmup_steps', 99): (
-    'warmup_steps 99 is not below num_steps 8'
+    'warmup_steps is 99; it must be at least 0 and below num_steps, 8'
   ),
   ('codistill.exchange', 'post'): "exchange is 'post'; it can be memory",
   ('codistill.teacher', 'me'): "teacher is 'me'; it can be peers",

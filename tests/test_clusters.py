@@ -280,11 +280,11 @@ def test_parameters_are_what_submitit_takes(slurm):
 
 def test_what_slurm_does_not_take_is_one_sentence(slurm, monkeypatch):
   for parameters, sentence in (
-    ({'nodes': '2-4'}, "nodes is a number, not '2-4'"),
-    ({'max_num_timeout': 'many'}, 'max_num_timeout is a number'),
+    ({'nodes': '2-4'}, "nodes must be a number, not '2-4'"),
+    ({'max_num_timeout': 'many'}, 'max_num_timeout must be a number'),
     ({'nod': '2'}, 'has no nod; did you mean nodes or nodelist?'),
     ({'additional_parameters': 'x'}, 'has no additional_parameters'),
-    ({'time': ''}, 'how long may a run take? say --slurm time=MINUTES'),
+    ({'time': ''}, 'no time limit in minutes; add --slurm time=MINUTES'),
   ):
     with pytest.raises(UserError, match=re.escape(sentence)):
       slurm.submit('pass', **parameters)

@@ -214,7 +214,7 @@ def test_a_folder_that_is_given_is_what_is_read(parse, short_text, tmp_path):
   with pytest.raises(UserError, match='has 64 pieces; set '):
     build(wanted, None)
   for more, said in (
-    ((*text, '--config.data.name=builtin'), 'builtin, which lies in no folder'),
+    ((*text, '--config.data.name=builtin'), 'builtin, which has no folder'),
     ((SMOKE, *wrong), 'imagenet_sample lies in no folder'),
   ):
     with flagsaver.flagsaver():

@@ -110,8 +110,8 @@ def test_one_of_this_project_s_is_itself_however_it_is_called(
 BROKEN = {
   # What it has in the place of what, and what is said.
   'no get_config': ('get_config(', 'config(', 'has no get_config; it needs'),
-  'no variants': ("VARIANTS = ('', 'tiny')", '', 'has no tuple VARIANTS; it'),
-  'one variant': ("('', 'tiny')", "'tiny'", 'has no tuple VARIANTS; it needs'),
+  'no variants': ("VARIANTS = ('', 'tiny')", '', 'has no tuple VARIANTS; add'),
+  'one variant': ("('', 'tiny')", "'tiny'", 'has no tuple VARIANTS; add one'),
   'syntax': ("('', 'tiny')", "('',", 'line 4: SyntaxError'),
   'no such module': (
     'from experiments.configs import',
@@ -133,7 +133,7 @@ BROKEN = {
   'half a config': (
     '  return config',
     '  del config.codistill.members\n  return config',
-    'has no key codistill.members; begin with that of another',
+    'has no key codistill.members; start from another',
   ),
   'points': (
     "[{}, {'codistill.exchange': 'none'}]",
@@ -150,7 +150,7 @@ BROKEN = {
   'two that are one': (
     "{'codistill.exchange': 'none'}",
     '{}',
-    'share a name, of',
+    'share a name, which',
   ),
 }
 
@@ -178,8 +178,8 @@ def test_what_is_no_file_of_configs_is_one_sentence(write, tmp_path):
     ('folder.py', 'cannot read'),
     ('gs://here/calm.py', 'is not on this machine'),
     ('mine/calm', "no config 'mine/calm'; python -m experiments.run --list"),
-    ('lm_sync.py', 'has the name of a config of this project, and its'),
-    ('calm[1].py', 'letters, digits, _ and - alone; give it another name'),
+    ('lm_sync.py', 'has the name of a config of this project, so'),
+    ('calm[1].py', 'letters, digits, _ and -; give it another name'),
     ('loose.calm', 'there is no module loose.calm for Python in'),
     ('scripts.flops', 'flops.py has no get_config'),
   ):

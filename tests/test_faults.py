@@ -182,7 +182,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence(
   monkeypatch.setattr(Checkpoints, 'save', mock.Mock(side_effect=denied))
   assert run_command(tmp_path, *small.arguments).status == 1
   sentence = error_sentence(capfd)
-  assert f'{path}: Permission denied; see to that' in sentence
+  assert f'{path}: Permission denied; fix that' in sentence
 
 
 # A process in which no folder for a checkpoint can be made.

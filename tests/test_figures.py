@@ -522,7 +522,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
   where = (f'--results={tmp_path}', f'--out={tmp_path}')
   for argument, sentence in (
     ('fig2c', "no figure 'fig2c'; did you mean fig2b"),
-    ('--results=nowhere', 'nowhere is no folder of results'),
+    ('--results=nowhere', 'nowhere is not a folder of results'),
     ('--variant=laptop', 'is empty'),
   ):
     assert sentence in complaint(capsys, figures, *where, argument, status=2)

@@ -171,7 +171,7 @@ def test_two_phases_go_on_from_any_step(two_phases, tmp_path):
 
 def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
   for argument, said in (
-    ('two_phase.num_steps=0', 'say whom to learn from'),
+    ('two_phase.num_steps=0', 'there is no teacher'),
     ('codistill.frozen_dir=/nowhere', '/nowhere holds no run'),
     ('data.vocab_size=7', 'has 512 pieces'),
     ('data.name=prepared', '--config.data.data_dir=DIR'),

@@ -53,11 +53,11 @@ def test_a_schedule_counts_from_the_first_step_with_psi(schedule, wanted):
     ('linear_ramp(num_steps=x)', 'it must be constant, or a call'),
     ('linear_ramp(steps=2)', 'its keywords are num_steps'),
     ('linear_ramp(num_steps=0)', 'num_steps must be at least 1'),
-    ('ramp(num_steps=2)', "names 'ramp'; there are linear_ramp, cosine_ramp"),
-    ('linear_ramp(num_steps=951)', 'make it at most 950, or the run longer'),
+    ('ramp(num_steps=2)', "names 'ramp'; it can be linear_ramp, cosine_ramp"),
+    ('linear_ramp(num_steps=951)', 'at most 950, or make the run longer'),
     (
       'cosine_decay_schedule(init_value=1.0, decay_steps=2_000)',
-      'ends at step 2,050, and the run at 1,000',
+      'ends at step 2,050, but the run ends at 1,000',
     ),
   ],
 )

@@ -44,7 +44,7 @@ def test_schedules(schedule, rates):
 
 
 def test_a_warmup_ends_before_the_run():
-  with pytest.raises(ValueError, match='warmup_steps 5 is not below num_steps'):
+  with pytest.raises(ValueError, match='warmup_steps is 5; it must be'):
     optim.warmup_cosine(**COSINE, warmup_steps=5, num_steps=5)
 
 

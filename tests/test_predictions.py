@@ -178,7 +178,7 @@ def test_all_but_text_store_their_end_and_no_more():
 def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
   for sentence, *arguments in (
     ('a multiple of eval_interval', '--config.predictions_interval_steps=6'),
-    ('set that to True', EVERY, '--config.store_predictions=False'),
+    ('to True, or the', EVERY, '--config.store_predictions=False'),
     ('must be at least 0', '--config.predictions_interval_steps=-4'),
   ):
     assert run_command(tmp_path, *arguments).status == 2

@@ -93,7 +93,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
     '--config=imagenet_sinc': 'did you mean imagenet_sync',
     '--seeds=0': '--seeds must be at least 1',
     '--jobs=0': '--jobs must be at least 1',
-    '--config.seed=3': '--seeds=K says how many',
+    '--config.seed=3': 'choose --seeds=K instead',
     '--config.codistill.exchange=none': 'the sweep varies',
     '--config.num_step=3': 'did you mean num_step',
     'fast': "what is 'fast'",

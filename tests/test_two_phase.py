@@ -215,7 +215,7 @@ def test_a_teacher_is_as_it_was_at_its_end_or_none(student, tmp_path, capfd):
 
 def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
   for name, argument, said in (
-    ('imagenet_sync', f'data.unlabelled_split={UNSEEN}', 'nobody teaches'),
+    ('imagenet_sync', f'data.unlabelled_split={UNSEEN}', 'no teacher'),
     ('lm_two_phase', 'two_phase.train_split=train', 'only images have splits'),
     ('imagenet_two_phase', 'two_phase.train_split=train[:2', "'train[:2'"),
   ):

@@ -2,21 +2,21 @@
 
   python -m experiments.run --config=cifar100_offline
 
-The paper quotes 69.5 and 70.7 % for this pair: an over-fitted teacher is of no
-use, and an under-fitted one helps. One command: the teacher trains first, in
-WORKDIR/ensemble, until it fits its training set completely; then the student
-learns from labels and from the frozen teacher. `teacher_fit` stops the teacher
-earlier.
+The paper quotes 69.5 and 70.7 % for this pair: an over-fitted teacher does not
+help, an under-fitted one does. One command trains both: first the teacher, in
+WORKDIR/ensemble, until it fits its training set completely; then the student,
+on labels and on the frozen teacher. `teacher_fit` stops the teacher earlier.
 
-The recipe is not in the paper. Here: 200 epochs of batches of 64, Nesterov
-momentum, a rate of 0.1 that drops by ten every 60 epochs, weight decay 5e-4,
-shifts by four pixels and flips; for both networks. Needs CIFAR-100 prepared by
-`scripts.prepare_images`; no run at this scale has been made with this code.
+The paper does not give the recipe. Here both networks train for 200 epochs in
+batches of 64, with Nesterov momentum, a rate of 0.1 that drops by ten every 60
+epochs, weight decay 5e-4, shifts by four pixels and flips. CIFAR-100 must be
+prepared by `scripts.prepare_images`; no run at this scale has been made with
+this code.
 
   python -m experiments.run --config=cifar100_offline:reduced
 
-1,000 images of Fashion-MNIST, the narrow ResNet-18 of `imagenet_sync:reduced`
-teaching its like: about two minutes on a CPU core.
+The narrow ResNet-18 of `imagenet_sync:reduced` teaches another one on 1,000
+images of Fashion-MNIST, in about two minutes on a CPU core.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -76,7 +76,7 @@ def _cifar100(config: ConfigDict) -> None:
 
 
 def _fashion_mnist(config: ConfigDict) -> None:
-  """So few images that the network fits them completely, in 77 epochs."""
+  """So few images that the network fits them completely in 77 epochs."""
   config.num_steps = 600
   config.batch_size = 128
   config.eval_interval_steps = 100

@@ -2,8 +2,9 @@
 
   python -m experiments.sweep --config=criteo_choices:reduced --seeds=5
 
-`criteo_codistill` with peers reloaded more and less often, ψ switched on
-earlier and later, and disjoint halves of the rows instead of all for both.
+Changes `criteo_codistill` in one way at a time: peers are reloaded more and
+less often, ψ is switched on earlier and later, and members read disjoint halves
+of the rows instead of all.
 """
 
 from typing import Any

@@ -2,21 +2,22 @@
 
   python -m experiments.run --config=criteo_dnn --config.data.path=DIR
 
-Display Advertising Challenge, prepared by `scripts.prepare_criteo`; ReLU layers
-2560, 1024 and 256, a logistic output, Adagrad at 0.001. The paper reports a
+The data are the log of the Display Advertising Challenge, prepared by
+`scripts.prepare_criteo`. The network has ReLU layers of 2560, 1024 and 256 and
+a logistic output, and Adagrad trains it at 0.001. The paper reports a
 validation log loss of 0.4480 ± 0.001 and, between two retrains, predictions
 that differ by 0.029 ± 0.001 in the mean. No run at this scale has been made
-with this code. The paper states neither batch size, epochs, split, hashing nor
-embeddings: here 4,096 rows, one epoch, the last seventh held out, 100,000
-embeddings of 16 numbers for each field.
+with this code. The paper does not state batch size, epochs, split, hashing and
+embeddings; here they are 4,096 rows, one epoch, the last seventh held out, and
+100,000 embeddings of 16 numbers for each field.
 
   python -m experiments.run --config=criteo_dnn:laptop
 
-A synthetic click log, which nobody clicked: under a minute on two CPU cores.
-`:sample` is the same for a small sample of the challenge's (docs/criteo.md).
+A synthetic click log takes under a minute on two CPU cores. `:sample` does the
+same with a small sample of the challenge's log (docs/criteo.md).
 
-This file is what every `criteo_*` config starts from; they differ from it in
-the keys that they set and in nothing else.
+Every `criteo_*` config starts from this file, and differs from it only in the
+keys that it sets.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -38,15 +39,15 @@ def get_config(variant: str = '') -> ConfigDict:
   config.checkpoint_interval_steps = 1_000
 
   config.data.kind = 'clicks'
-  # synthetic, a log that nobody clicked; or prepared. What
-  # scripts.prepare_criteo wrote to path is taken if one is given.
+  # synthetic or prepared. A path, a folder of scripts.prepare_criteo, overrides
+  # the name.
   config.data.name = 'prepared'
   config.data.path = config_dict.placeholder(str)
   config.data.synthetic_rows = 2_000_000
   # For each categorical field: one embedding for missing values, one for rare
-  # ones, and those that all others are hashed to.
+  # ones, and the rest for all others, by their hash.
   config.data.table_sizes = (100_000,) * _NUM_FIELDS
-  # Held-out rows that are evaluated on, the first. None: all.
+  # Number of held-out rows, from the first, to evaluate on. None: all.
   config.data.max_test_rows = config_dict.placeholder(int)
 
   config.model.name = 'click_dnn'
@@ -54,14 +55,14 @@ def get_config(variant: str = '') -> ConfigDict:
   config.model.click_dnn = ConfigDict()
   config.model.click_dnn.embedding_size = 16
   config.model.click_dnn.hidden = (2_560, 1_024, 256)
-  # A hashed logistic regression, of the same features. Nothing is to be set.
+  # A hashed logistic regression on the same features, without keys.
   config.model.click_regression = ConfigDict()
 
   config.optimizer.name = 'adagrad'
   config.optimizer.adagrad = ConfigDict()
-  # optax's, and TensorFlow's of those years. Squared gradients of a mean over
-  # thousands of rows take long to come to as much: at first this is SGD at a
-  # rate of 0.001 / √0.1.
+  # The default of optax, and of TensorFlow in those years. Squared gradients of
+  # a mean over thousands of rows take long to add up to as much, so at first
+  # this is SGD at a rate of 0.001 / √0.1.
   config.optimizer.adagrad.initial_accumulator = 0.1
   config.optimizer.adagrad.eps = 1e-7
   config.schedule.name = 'constant'
@@ -72,7 +73,7 @@ def get_config(variant: str = '') -> ConfigDict:
   if variant in ('sample', 'laptop', 'smoke'):
     _minutes(config)
   if variant == 'sample':
-    # Of the challenge's log, rather than a synthetic one; the rest as it is.
+    # A sample of the challenge's log replaces the synthetic one.
     config.data.name = 'prepared'
   if variant == 'smoke':
     _smoke(config)
@@ -87,7 +88,7 @@ def _synthetic(config: ConfigDict) -> None:
   config.num_steps = 10_020
   config.batch_size = 512
   config.eval_interval_steps = 1_002
-  # Ten times a run, 0.4 MB of each predictor: 160 MB for all of Table 1.
+  # Ten times a run, 0.4 MB per predictor: 160 MB for all of Table 1.
   config.predictions_interval_steps = 1_002
   config.eval_batch_size = 8_192
   config.checkpoint_interval_steps = 1_000

@@ -2,12 +2,11 @@
 
   python -m experiments.sweep --config=criteo_table1:laptop --seeds=5
 
-The three arms, and a hashed logistic regression with the same optimizer, which
-a DNN must beat before its churn means anything. Each seed is a retrain: another
-initialisation, another order of the same rows. Nothing else changes: not the
-split, not the hashes, not when ψ is switched on. Churn is between retrains of
-one arm, and of a codistilled pair between one copy each; five retrains make ten
-pairs.
+Compares the three arms and a hashed logistic regression with the same
+optimizer, which a DNN must beat before its churn means anything. Each seed is a
+retrain with another initialisation and another order of the same rows; split,
+hashes and burn-in stay the same. Churn compares retrains of one arm, and one
+copy of each codistilled pair; five retrains make ten pairs.
 """
 
 from typing import Any
@@ -25,7 +24,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """One, two that never meet, two that codistil; a logistic regression."""
+  """One DNN, two that never meet, two that codistil; logistic regression."""
   codistill = criteo_codistill.get_config(variant).codistill
   return [
     {},

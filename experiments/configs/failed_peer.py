@@ -2,17 +2,16 @@
 
   python -m experiments.sweep --config=failed_peer:reduced --seeds=3
 
-Three-way codistillation on disjoint thirds of the data. After a given step
-member 2 learns at 100 times its rate, or has its weights replaced by noise; the
-other two go on with it, with and without the rule that leaves out a peer whose
-published task loss is more than three times one's own
-(`codistill.max_task_loss_ratio`). Weights that are not finite are never
-published, whatever the rules. The paper does not say what happens when a member
-fails.
+Three members codistil on disjoint thirds of the data. After a given step member
+2 learns at 100 times its rate, or noise replaces its weights. The other two go
+on with it, with and without the rule that leaves out a peer with a published
+task loss of more than three times one's own (`codistill.max_task_loss_ratio`).
+Weights that are not finite are never published, under any rule. The paper does
+not say what happens when a member fails.
 
-As our rows were made, two runs at a time on two CPU cores that had other work
-besides: handwritten digits (`:laptop`) three minutes a run, Fashion-MNIST
-(`:reduced`) a quarter of an hour.
+Our runs took three minutes each on handwritten digits (`:laptop`) and a quarter
+of an hour on Fashion-MNIST (`:reduced`), two at a time on two CPU cores that
+also had other work.
 """
 
 from typing import Any
@@ -25,11 +24,11 @@ VARIANTS = imagenet_codistill.VARIANTS
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  """`imagenet_codistill` with three members, all of them well."""
+  """`imagenet_codistill` with three members and no fault."""
   config = imagenet_codistill.get_config(variant)
   config.codistill.members = 3
   config.fault.member = 2
-  # Between two publications, so that a mean loss shows it at the next.
+  # Between two publications, so that the mean loss shows it at the next.
   config.fault.step = {
     '': 4_010,
     'gpu': 4_010,

@@ -2,20 +2,21 @@
 
   python -m experiments.run --config=imagenet_codistill
 
-Two members of batch 16,384 each, ψ switched on at step 3,000. The paper
-reaches 75.0 % top-1 at step 5,250 (7,250 for the baseline) and 75.6 % at
-7,250. It does not state the reload interval nor how the data was divided: 50
-steps and disjoint halves are its language model's. No run at this scale has
-been made with this code.
+Two members train in batches of 16,384 each; ψ is switched on at step 3,000. The
+paper reaches 75.0 % top-1 at step 5,250 (7,250 for the baseline) and 75.6 % at
+7,250. It does not state the reload interval or how the data was divided: 50
+steps and disjoint halves are those of its language model. No run at this scale
+has been made with this code.
 
   python -m experiments.run --config=imagenet_codistill:laptop
 
-Handwritten digits, two ResNet-8: about a minute on two CPU cores.
+Two ResNet-8 on handwritten digits take about a minute on two CPU cores.
 
   python -m experiments.sweep --config=imagenet_codistill:reduced --seeds=3
 
-Fashion-MNIST, partitioned and the same for both: about three minutes a run. A
-member ends at 0.378 and 0.351 nats, one network alone at 0.378.
+A run on Fashion-MNIST takes about three minutes. A member ends at 0.378 nats
+with disjoint halves and at 0.351 with the same data, one network alone at
+0.378.
 """
 
 from typing import Any
@@ -45,6 +46,6 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """Disjoint parts of the data, and all of it for both (as Figure 2b)."""
+  """Disjoint parts of the data, and all of it for both (as in Figure 2b)."""
   del variant
   return [{}, {'diversity.partition': 'same'}]

@@ -2,12 +2,12 @@
 
   python -m experiments.sweep --config=imagenet_diversity:laptop --seeds=3
 
-Two-way codistillation whose members start from their own weights or the same,
-draw the data in their own order or the same, and learn from disjoint parts of
-it or all of it: every combination but the two of `imagenet_codistill`'s own
-sweep (own initialisation and order, either partition). With all three the
-same the members stay identical, bit for bit, and teach each other what they
-know already: that is the control.
+Two members start from their own weights or the same, draw the data in their own
+order or the same, and learn from disjoint parts of it or all of it. The sweep
+has every combination but the two of `imagenet_codistill`'s own sweep (own
+initialisation and order, either partition). With all three the same the members
+stay identical, bit for bit, and teach each other what they already know; this
+is the control.
 
 The paper changes the partition alone (Figure 2b, language model) and finds
 that different data helps.

@@ -2,17 +2,17 @@
 
   python -m experiments.run --config=imagenet_ensemble
 
-Two ResNet-50 that never meet, each on all the data; their predictions are
-averaged at evaluation. The paper shows the ensemble for its language model
-(Figure 2a) and gives no ImageNet number.
+Each network trains on all the data; their predictions are averaged at
+evaluation. The paper shows the ensemble for its language model (Figure 2a) and
+gives no ImageNet number.
 
   python -m experiments.run --config=imagenet_ensemble:laptop
 
-Handwritten digits, two ResNet-8: about a minute on two CPU cores.
+Two ResNet-8 on handwritten digits take about a minute on two CPU cores.
 
   python -m experiments.sweep --config=imagenet_ensemble:reduced --seeds=3
 
-Fashion-MNIST: about two minutes a run, 0.332 nats.
+A run on Fashion-MNIST takes about two minutes and ends at 0.332 nats.
 """
 
 from ml_collections import ConfigDict

@@ -4,20 +4,21 @@
 
 ψ's first argument is a constant distribution, and there are no peers. The
 paper runs this control on its language model alone, and labels it 0.99
-(uniform) and 0.9 (unigram) without saying what these numbers weigh. Read here
-as weights on the label: 0.99 φ + 0.01 ψ(uniform), and
+(uniform) and 0.9 (unigram) without saying what these numbers weigh. Here they
+are the weights of the label: 0.99 φ + 0.01 ψ(uniform), and
 
   python -m experiments.run --config=imagenet_label_smoothing \
     --workdir=runs/unigram --config.codistill.teacher=unigram \
     --config.codistill.task_weight=0.9 --config.codistill.distill_weight=0.1
 
 for 0.9 φ + 0.1 ψ(unigram), the training set's label frequencies. With `:laptop`
-after the name: handwritten digits, under a minute on two CPU cores.
+after the name a run on handwritten digits takes under a minute on two CPU
+cores.
 
   python -m experiments.sweep --config=imagenet_label_smoothing:reduced \
     --seeds=3
 
-Fashion-MNIST: about a minute a run, 0.362 nats.
+A run on Fashion-MNIST takes about a minute and ends at 0.362 nats.
 """
 
 from ml_collections import ConfigDict

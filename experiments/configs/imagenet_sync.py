@@ -2,23 +2,24 @@
 
   python -m experiments.run --config=imagenet_sync
 
-Recipe of Goyal et al. (2017) at a batch of 16,384, BatchNorm over 32 images at
-a time. The paper reaches 75.0 % top-1 at step 7,250. Needs ImageNet prepared by
-`scripts.prepare_images` and a few accelerators (fewer with num_microbatches);
-no run at this scale has been made with this code.
+The recipe is that of Goyal et al. (2017) at a batch of 16,384, with BatchNorm
+over 32 images at a time. The paper reaches 75.0 % top-1 at step 7,250. The run
+needs ImageNet, prepared by `scripts.prepare_images`, and a few accelerators
+(fewer with num_microbatches); no run at this scale has been made with this
+code.
 
   python -m experiments.run --config=imagenet_sync:laptop
 
-Handwritten digits, a ResNet-8: under a minute on two CPU cores.
+A ResNet-8 on handwritten digits takes under a minute on two CPU cores.
 
   python -m experiments.sweep --config=imagenet_sync:reduced --seeds=3
 
-15,000 images of Fashion-MNIST, a narrow ResNet-18, a batch of 512 and, ending
-no better, twice that batch: a minute or two a run on two CPU cores, 0.378 and
-0.433 nats. Needs Fashion-MNIST prepared by `scripts.prepare_images`.
+A narrow ResNet-18 on 15,000 images of Fashion-MNIST, prepared by
+`scripts.prepare_images`, takes a minute or two on two CPU cores. It ends at
+0.378 nats with a batch of 512, and at 0.433 with twice that batch.
 
-This file is what every `imagenet_*` config starts from; they differ from it in
-the keys that they set and in nothing else.
+Every `imagenet_*` config starts from this file, and differs from it only in the
+keys that it sets.
 """
 
 from typing import Any
@@ -35,8 +36,8 @@ VARIANTS = ('', 'gpu', 'reduced', 'laptop', 'smoke')
 def get_config(variant: str = '') -> ConfigDict:
   """The config at the paper's scale, or the variant's diff on it."""
   config = base.get_base()
-  # Not the 7,038 of 90 epochs: the window of Figure 3, whose last marker is
-  # near step 14,100. The schedule below stays that of 90 epochs.
+  # The window of Figure 3, with its last marker near step 14,100; not the 7,038
+  # steps of 90 epochs. The schedule below stays that of 90 epochs.
   config.num_steps = 14_100
   config.batch_size = 16_384
   config.eval_interval_steps = 250
@@ -44,23 +45,23 @@ def get_config(variant: str = '') -> ConfigDict:
   config.checkpoint_interval_steps = 500
 
   config.data.kind = 'images'
-  # What is known of it follows, here and with --config.data.name: evaluation
-  # split, shape, classes, mean and deviation, unless they are given, too.
+  # The name sets evaluation split, shape, classes, mean and deviation, here and
+  # with --config.data.name, unless they are given, too.
   config.data.name = 'imagenet2012'
   config.data.update(image_sets.facts_of('imagenet2012'))
   # None: TFDS_DATA_DIR, or where TFDS keeps its data.
   config.data.data_dir = config_dict.placeholder(str)
   config.data.train_split = 'train'
-  # Images to learn from besides, whose labels are left alone: ψ and no φ.
+  # More images to learn from, without their labels: ψ and no φ.
   config.data.unlabelled_split = config_dict.placeholder(str)
   config.data.image_shape = (224, 224, 3)
   config.data.augmentation = 'inception'
   # Pixels that shift and shift_flip pad each side with.
   config.data.padding = 0
-  # Decode each split once and hold it: for small sets.
+  # Decode each split once and keep it in memory; for small sets.
   config.data.cache = False
-  # Processes that read, for each member here, and threads in each; 128 images
-  # at a time. docs/scaling.md says how many cores it takes.
+  # Reader processes for each member here, and threads in each; 128 images at a
+  # time. docs/scaling.md says how many cores it takes.
   config.data.num_workers = 8
   config.data.num_threads = 1
   # A batch is 2.5 GB here, before it is shared out among hosts.
@@ -74,7 +75,7 @@ def get_config(variant: str = '') -> ConfigDict:
   # Images that BatchNorm normalises together: those of a worker of Goyal et
   # al. None: the whole batch of a member.
   config.model.resnet.batch_norm_group_size = 32
-  # running or batch: whose statistics a teacher normalises with.
+  # running or batch: the statistics that a teacher normalises with.
   config.model.resnet.teacher_batch_norm = 'running'
   # Compute blocks again for the gradient instead of keeping them.
   config.model.resnet.remat = False
@@ -93,7 +94,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.optimizer.sgd.momentum = 0.9
   config.optimizer.sgd.nesterov = False
   config.optimizer.sgd.weight_decay = 1e-4
-  # Codistillation regularises, too: where weight decay drops, and by what.
+  # Weight decay drops there, by this factor: codistillation regularises, too.
   config.optimizer.sgd.weight_decay_drop_at_steps = ()
   config.optimizer.sgd.weight_decay_drop_factor = 0.1
   # For optimizer.name lars.
@@ -111,14 +112,13 @@ def get_config(variant: str = '') -> ConfigDict:
   config.schedule.warmup_piecewise.drop_at_steps = (2_346, 4_692, 6_256)
   config.schedule.warmup_piecewise.drop_factor = 0.1
 
-  # At the paper's scale, because students of `teacher_precision` learnt no
-  # worse; the small variants' rows were made in float32, and bytes do not
-  # matter there.
+  # Students of `teacher_precision` learnt no worse from int8. The rows of the
+  # small variants were made in float32, and bytes do not matter there.
   if variant == '':
     config.codistill.publish_precision = 'int8'
     config.codistill.teacher_precision = 'int8'
   else:
-    # The rows were made so.
+    # Their rows were made so.
     config.model.resnet.batch_norm_group_size = config_dict.placeholder(int)
   if variant == 'gpu':
     _all_of_fashion_mnist(config)
@@ -132,7 +132,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """The batch, and twice of it at twice the learning rate (Figure 3)."""
+  """The batch, and twice the batch at twice the learning rate (Figure 3)."""
   config = get_config(variant)
   schedule = config.schedule
   return [
@@ -149,7 +149,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
 def halve(config: ConfigDict) -> ConfigDict:
   """The same config for half of the 90 epochs, its schedule in proportion.
 
-  Of the steps alone: what else is counted in them is the caller's.
+  The caller halves the other keys that count steps.
   """
   # At the paper's scale num_steps goes on after the schedule's 7,038.
   config.num_steps = min(config.num_steps, 7_038) // 2
@@ -185,10 +185,9 @@ def _all_of_fashion_mnist(config: ConfigDict) -> None:
 def _fashion_mnist(config: ConfigDict) -> None:
   """Images of 28×28 pixels, a ResNet-18 of 8 channels, Goyal's drops.
 
-  The schedule is that of the paper's scale with 600 steps for its 7,038. A
-  quarter of the training set makes 20 epochs of them, and twice the batch ends
-  no better. Rate and batch were tuned on the baseline alone, on
-  `train[50000:]`.
+  The schedule is that of the paper's scale with 600 steps for its 7,038, which
+  are 20 epochs of a quarter of the training set. Twice the batch ends no
+  better. Rate and batch were tuned on the baseline alone, on `train[50000:]`.
   """
   config.num_steps = 600
   config.batch_size = 512
@@ -238,8 +237,8 @@ def _digits(config: ConfigDict) -> None:
 def _smoke(config: ConfigDict) -> None:
   """Seconds: enough to pass through every part of a run.
 
-  On made-up JPEGs in ImageNet's own form, small ones; `data.name` imagenet2012
-  puts the real ones in their place.
+  The images are small made-up JPEGs in ImageNet's own form; `data.name`
+  imagenet2012 puts the real ones in their place.
   """
   config.num_steps = 8
   config.batch_size = 16

@@ -4,20 +4,21 @@
 
 Two networks that never meet train for `two_phase.num_steps`, in
 WORKDIR/ensemble; then a fresh one learns from labels and from the frozen pair's
-average, for as many steps: all of them together are the 7,038 of 90 epochs. The
+average, for as many steps. Together they take the 7,038 steps of 90 epochs. The
 paper compares codistillation with this on its language model, and says that a
-teacher who knows all about the transfer set has little to teach there.
+teacher that knows the transfer set well has little to teach there.
 
-So the sweep changes the transfer set. The teachers learn from a half of the
-training images (`two_phase.train_split`); the student from the same half, as is
-usual; from the other half, which no teacher has seen, with its labels; from
-that half by ψ alone; or from the first half and, without labels, the other one
-(`data.unlabelled_split`). Beside them the student without a teacher. Nobody
-learns from the images that all are evaluated on.
+So the sweep changes the transfer set. The teachers learn from one half of the
+training images (`two_phase.train_split`). The student learns from the same
+half, as is usual; from the other half with its labels; from the other half by ψ
+alone; or from the first half and, without labels, the other one
+(`data.unlabelled_split`). For comparison, one student has no teacher. No
+network learns from the images of the evaluation.
 
   python -m experiments.sweep --config=imagenet_two_phase:reduced --seeds=3
 
-Fashion-MNIST, halves of 15,000 images: about three minutes a run on a CPU core.
+A run on halves of 15,000 images of Fashion-MNIST takes about three minutes on a
+CPU core.
 """
 
 from typing import Any
@@ -42,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """The same data, held-out data, that without labels, both; no teacher."""
+  """The same half, the other, the other without labels, both; no teacher."""
   _, unseen = _halves(variant)
   return [
     {},

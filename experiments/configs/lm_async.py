@@ -2,11 +2,11 @@
 
   python -m experiments.sweep --config=lm_async:reduced
 
-W workers with lanes of their own take turns; each gradient was computed on the
-weights of W − 1 updates ago, as when all take equally long. Deterministic, and
-in one process. The paper tries 32 and 128 workers, finds them hard to keep from
-diverging, and shows no curve. W and the learning rate are swept, and two such
-groups codistil.
+W workers with lanes of their own take turns; each gradient is computed on the
+weights of W − 1 updates ago, as if all workers took equally long. This is
+deterministic and takes one process. The paper tries 32 and 128 workers, finds
+it hard to keep them from diverging, and shows no curve. The sweep changes W and
+the learning rate, and lets two such groups codistil.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ VARIANTS = lm_sync.VARIANTS
 def get_config(variant: str = '') -> ConfigDict:
   """`lm_sync` with as many updates, each by one worker."""
   config = lm_sync.get_config(variant)
-  # Of each worker: the paper's 128.
+  # Of each worker: 128, as in the paper.
   config.batch_size //= {'': 128, 'smoke': 4}.get(variant, 8)
   config.num_async_workers = {'': 128, 'smoke': 4}.get(variant, 8)
   return config

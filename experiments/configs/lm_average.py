@@ -2,11 +2,11 @@
 
   python -m experiments.sweep --config=lm_average:reduced --seeds=3
 
-A running average of one's own weights, or a rate that falls to zero, costs no
-second network. Here every run is evaluated with its weights and with their
-average, members and ensembles; alone (two that never meet) and codistilled, at
-the constant rate and with a cosine to zero, alone also from twice the rate; and
-with the average, instead of the weights, as the teacher.
+A running average of the weights, or a rate that falls to zero, costs no second
+network. Here members and ensembles are evaluated with their weights and with
+the average. Members never meet or codistil, at a constant rate or with a cosine
+to zero; those that never meet also start from twice the rate. In one point the
+average, instead of the weights, is the teacher.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ VARIANTS = lm_codistill.VARIANTS
 def get_config(variant: str = '') -> ConfigDict:
   """`lm_codistill` with an average of the weights."""
   config = lm_codistill.get_config(variant)
-  # As at `:reduced`, or of a sixth of a short run.
+  # As at `:reduced`; in short runs over about a sixth of the steps.
   config.average_decay = {
     'narrow': 0.995,
     'laptop': 0.995,
@@ -38,7 +38,7 @@ def get_config(variant: str = '') -> ConfigDict:
 def sweep(variant: str = '') -> list[dict[str, Any]]:
   """Codistilled and alone, constant and falling rate; averages as teachers.
 
-  At `:reduced` `lm_codistill` and `lm_ensemble` are the first two.
+  At `:reduced` the first two are those of `lm_codistill` and `lm_ensemble`.
   """
   config = get_config(variant)
   alone = {

@@ -2,16 +2,17 @@
 
   python -m experiments.run --config=lm_codistill --config.data.data_dir=DIR
 
-Two members of 128 workers each on disjoint halves of the documents, peers
-reloaded every 50 steps. The paper reaches the baseline's 4.04 nats at step
-6,800 (14,300 for the baseline) and 3.91 at the end. When ψ is switched on it
-does not say; by its curves before step 3,200: 2,000 here. No run at this scale
-has been made with this code.
+Two members of 128 workers each learn from disjoint halves of the documents;
+peers are reloaded every 50 steps. The paper reaches the baseline's 4.04 nats at
+step 6,800 (14,300 for the baseline) and 3.91 at the end. It does not say when ψ
+is switched on: by its curves before step 3,200, here at 2,000. No run at this
+scale has been made with this code.
 
   python -m experiments.run --config=lm_codistill:laptop
 
-Python sources, two networks of 2 × 64 units: two minutes on two CPU cores.
-`:reduced` has 2 × 256 and three times the steps: half an hour.
+Two networks of 2 × 64 units on Python sources take two minutes on two CPU
+cores. `:reduced` has 2 × 256 units and three times the steps, and takes half an
+hour.
 """
 
 from typing import Any
@@ -39,9 +40,9 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """At `:gpu` also at half the rate and twice, and with the largest batches."""
+  """At `:gpu`, also half and twice the rate, and the largest batches."""
   large = lm_sync.large_batches((16, 32)) if variant == 'gpu' else []
-  # They would read their halves eight times.
+  # They would read halves eight times.
   return [
     *lm_sync.rates(variant),
     *(point | {'diversity.partition': 'same'} for point in large),

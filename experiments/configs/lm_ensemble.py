@@ -2,9 +2,9 @@
 
   python -m experiments.run --config=lm_ensemble --config.data.data_dir=DIR
 
-Two members that never meet, each on all documents in its own order; their
-predictions are averaged at evaluation. The paper's ensemble of two times 128
-workers ends at 3.89 nats, and serving it costs twice as much.
+Each member learns from all documents in its own order; their predictions are
+averaged at evaluation. The paper's ensemble of two times 128 workers ends at
+3.89 nats, and serving it costs twice as much.
 
   python -m experiments.run --config=lm_ensemble:laptop
 """
@@ -26,5 +26,5 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """At `:gpu` also at half the rate and twice."""
+  """At `:gpu`, also half and twice the rate."""
   return lm_sync.rates(variant)

@@ -2,14 +2,17 @@
 
   python -m experiments.sweep --config=lm_regime:laptop --seeds=3
 
-`lm_codistill` and, beside it for all that changes what is read, two members
-that never meet, the first of whom is synchronous SGD and both of whom are the
-ensemble: whole documents, of which a batch's lanes come through few; two to
-eight times the batch, where gradients are less noisy; a tenth of the text and a
-thirtieth, read again and again; four times the steps; twice and four times the
-learning rate. Then ψ at half and at twice its weight, and a burn-in twice as
-long. Less text also with both members on all of it; and the thirtieth under the
-paper's controls: is a peer more than label smoothing where a network over-fits?
+Changes `lm_codistill` in one way at a time: whole documents, so that the lanes
+of a batch pass through few; two to eight times the batch, for gradients with
+less noise; a tenth and a thirtieth of the text, read again and again; four
+times the steps; twice and four times the learning rate. Each is also run with
+two members that never meet: member 0 alone is the synchronous-SGD baseline,
+both together are the ensemble.
+
+Other points change ψ: half and twice its weight, and a burn-in twice as long.
+With less text both members also read all of it. On a thirtieth of the text the
+paper's controls ask whether a peer is more than label smoothing where a network
+over-fits.
 """
 
 from typing import Any
@@ -34,12 +37,12 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     'codistill.burn_in_steps': config.num_steps,
     'diversity.partition': 'same',
   }
-  # What a single pass reads, all lanes of both members together.
+  # Tokens that both members read in a single pass.
   tokens = (
     2 * config.num_steps * config.batch_size * config.data.sequence_length
   )
   together = [
-    # No document is as long.
+    # No document is that long.
     {'data.max_document_tokens': 10_000_000},
     *({'batch_size': factor * config.batch_size} for factor in (2, 4, 8)),
     *({'data.max_train_tokens': tokens // share} for share in (10, 30)),
@@ -82,6 +85,6 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
 
 
 def _until(point: dict[str, Any], apart: dict[str, Any]) -> dict[str, Any]:
-  """Apart to the end."""
+  """Keeps members apart for all steps of a point."""
   steps = point.get('num_steps', apart['codistill.burn_in_steps'])
   return {**apart, 'codistill.burn_in_steps': steps}

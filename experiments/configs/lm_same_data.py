@@ -2,9 +2,10 @@
 
   python -m experiments.sweep --config=lm_same_data:reduced --seeds=3
 
-Both members draw from all documents, each in its own order; and in the same
-order, so that they read the same words at the same time. The paper shows the
-first (Figure 2b: 3.99 nats at the end, 3.91 with disjoint documents).
+Both members draw from all documents, each in its own order; in the second point
+both in the same order, so that they read the same words at the same time. The
+paper shows the first (Figure 2b: 3.99 nats at the end, 3.91 with disjoint
+documents).
 """
 
 from typing import Any

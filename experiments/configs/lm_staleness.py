@@ -4,10 +4,11 @@
 
 The paper reloads every 50, 100 and 250 of some 15,000 steps and calls the
 degradation slight; by its curves 100 keeps about a third of the gain and 250
-none. Wider here: also every 500 and 1,000, and never; and, so that rare reloads
-and old weights can be told apart, every 10 steps with publications that are
-seen 20, 45, 120 and 495 steps late. On few steps, every 10, 25, 100 and 250 and
-never; `lm_codistill` is every 50, `staleness_contrast` has the delays.
+none. Here peers are also reloaded every 500 and 1,000 steps, and never. To tell
+rare reloads from old weights, they are also reloaded every 10 steps and seen
+20, 45, 120 and 495 steps late. Shorter runs reload every 10, 25, 100 and 250
+steps and never; `lm_codistill` reloads every 50, and `staleness_contrast` has
+the delays.
 """
 
 from typing import Any
@@ -20,7 +21,7 @@ VARIANTS = lm_codistill.VARIANTS
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  """`lm_codistill`, whose burn-in ends on a step of publication."""
+  """`lm_codistill`; its burn-in ends on a step of publication."""
   return lm_codistill.get_config(variant)
 
 

@@ -2,33 +2,34 @@
 
   python -m experiments.run --config=lm_sync --config.data.data_dir=DIR
 
-The paper's language model: 24,006 word pieces of Common Crawl, embeddings of
-256, two layers of 1,024 with layer normalisation, unrolled over 32 tokens, 128
-sequences on each of 128 workers. It reaches 4.04 nats a token by step 14,300.
-Text is prepared by `scripts.prepare_text`. No run at this scale has been made
-with this code. Not the paper's: Adam at 0.001, clipped, where the paper names
-0.1 to 0.4 for an Adam that it does not describe.
+The paper's language model has 24,006 word pieces of Common Crawl, embeddings of
+256, and two layers of 1,024 with layer normalisation. It is unrolled over 32
+tokens, with 128 sequences on each of 128 workers, and reaches 4.04 nats a token
+by step 14,300. `scripts.prepare_text` prepares the text. No run at this scale
+has been made with this code. Adam differs from the paper: clipped and at 0.001
+here, at 0.1 to 0.4 in the paper, which does not describe its Adam.
 
   python -m experiments.sweep --config=lm_sync:gpu --seeds=3 \
     --config.data.data_dir=runs/imdb
 
-The reviews of IMDB in 1,024 pieces, networks of 2 × 512 units: five minutes a
-run on one GPU, thirteen at once in seven. docs/text.md prepares the text.
+Networks of 2 × 512 units on the reviews of IMDB, in 1,024 pieces, take five
+minutes a run on one GPU, or seven for thirteen runs at once. docs/text.md says
+how to prepare the text.
 
   python -m experiments.sweep --config=lm_sync:reduced --seeds=3
 
-Python sources in 512 pieces, a network of 2 × 256 units: a quarter of an hour
-of a core. The sweep: batches of a quarter to twice the baseline's, at one to
-three rates each (Figure 1); at `:laptop` to 16 times.
+A network of 2 × 256 units on Python sources, in 512 pieces, takes a quarter of
+an hour on a core. The sweep has batches from a quarter of the baseline's to
+twice, at one to three rates each (Figure 1); at `:laptop` up to 16 times.
 
   python -m experiments.run --config=lm_sync:narrow
   python -m experiments.run --config=lm_sync:laptop
 
-Networks of 2 × 64 units, at `:narrow` with four times the batch: six minutes of
-a core, and one minute.
+Networks of 2 × 64 units take six minutes on a core at `:narrow`, with four
+times the batch, and one minute at `:laptop`.
 
-This file is what every `lm_*` config starts from; they differ from it in the
-keys that they set and in nothing else.
+Every `lm_*` config starts from this file, and differs from it only in the keys
+that it sets.
 """
 
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ VARIANTS = ('', 'gpu', 'reduced', 'narrow', 'laptop', 'smoke')
 def get_config(variant: str = '') -> ConfigDict:
   """The config at the paper's scale, or the variant's diff on it."""
   config = base.get_base()
-  # The ensemble of the two-phase comparison trains for so many.
+  # The ensemble of the two-phase comparison trains that long.
   config.num_steps = 18_000
   # Lanes of text: 128 workers of 128.
   config.batch_size = 16_384
@@ -54,22 +55,22 @@ def get_config(variant: str = '') -> ConfigDict:
   config.store_predictions = False
 
   config.data.kind = 'text'
-  # builtin, Python sources; or prepared, what scripts.prepare_text wrote to
+  # builtin: Python sources; prepared: what scripts.prepare_text wrote to
   # data_dir.
   config.data.name = 'prepared'
   config.data.data_dir = config_dict.placeholder(str)
   config.data.vocab_size = 24_006
-  # Tokens a lane a batch; memories go on from batch to batch.
+  # Tokens of a lane in a batch; memories go on from batch to batch.
   config.data.sequence_length = 32
-  # Longer documents are trained on in parts, each in a place of its own.
+  # Longer documents are split into parts, each in a place of its own.
   config.data.max_document_tokens = config_dict.placeholder(int)
-  # Tokens that all members together train on, and held-out ones that they are
-  # evaluated on, of whole documents. None: all.
+  # Training tokens of all members together, and held-out tokens, in whole
+  # documents. None: all.
   config.data.max_train_tokens = config_dict.placeholder(int)
   config.data.max_test_tokens = config_dict.placeholder(int)
 
   config.model.name = 'lstm'
-  # Of 524,288 tokens a batch, so many logits at a time on each device.
+  # Each device holds the logits of so many tokens, of 524,288 in a batch.
   config.model.loss_chunk_tokens = 256
   config.model.lstm = ConfigDict()
   config.model.lstm.embedding_size = 256
@@ -87,7 +88,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.optimizer.adam.b1 = 0.9
   config.optimizer.adam.b2 = 0.999
   config.optimizer.adam.eps = 1e-8
-  # Of the global norm of the gradients.
+  # Limit on the global norm of the gradients.
   config.optimizer.adam.clip_norm = 1.0
   config.schedule.name = 'constant'
   config.schedule.constant.rate = 0.001
@@ -106,10 +107,10 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """A quarter of the baseline's batch to twice it; rates that follow it.
+  """A quarter of the baseline's batch to twice it, at rates that follow it.
 
-  And at `:laptop`, where there is text enough for it, up to 16 times; at `:gpu`
-  from twice to 32 times, for a quarter of the steps.
+  Batches go up to 16 times at `:laptop`, which has enough text, and from twice
+  to 32 times at `:gpu`, for a quarter of the steps.
   """
   config = get_config(variant)
   if variant == 'gpu':
@@ -142,10 +143,10 @@ def rates(variant: str) -> list[dict[str, Any]]:
 
 
 def large_batches(sizes: Sequence[int]) -> list[dict[str, Any]]:
-  """So many times the lanes of `:gpu`, for a quarter of its steps.
+  """`sizes` times the lanes of `:gpu`, for a quarter of its steps.
 
-  At rates that follow; the largest read the text twice and more. In the order
-  in which they are wanted, should there be no time for all.
+  The rates follow the batch; the largest batches read the text twice or more.
+  The most important come first, in case there is no time for all.
   """
   config = get_config('gpu')
   batch, rate = config.batch_size, config.schedule.constant.rate
@@ -170,15 +171,15 @@ def _python_sources(config: ConfigDict) -> None:
   config.eval_batch_size = 64
   config.checkpoint_interval_steps = 200
   config.data.name = 'builtin'
-  # The mean document of the paper's. These are twelve times as long, and few
-  # lanes would see few of them.
+  # The mean length of the paper's documents. These are twelve times as long, so
+  # few lanes would see few of them.
   config.data.max_document_tokens = 735
   config.data.max_test_tokens = 100_000
   config.data.vocab_size = 512
   config.model.dtype = 'float32'
   config.model.loss_chunk_tokens = config_dict.placeholder(int)
-  # The paper never resets. Evaluation begins at zero, and training should know
-  # how that is.
+  # The paper never resets. Evaluation begins at zero, so training should, too,
+  # at times.
   config.model.memory_reset_probability = 0.02
   config.model.lstm.embedding_size = 64
   config.model.lstm.hidden_size = 64
@@ -212,7 +213,7 @@ def _reviews(config: ConfigDict) -> None:
 
 
 def _wide(config: ConfigDict) -> None:
-  """A quarter of the paper's units, which know what an ensemble can add to."""
+  """A quarter of the paper's units, enough for an ensemble to add something."""
   config.num_steps = 3_000
   config.eval_interval_steps = 200
   config.checkpoint_interval_steps = 500

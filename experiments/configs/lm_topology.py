@@ -2,8 +2,8 @@
 
   python -m experiments.sweep --config=lm_topology:reduced --seeds=3
 
-The paper trains two and leaves more, and other graphs, open. Members learn from
-disjoint thirds or quarters of the documents.
+The paper trains two members, and leaves more members and other graphs open.
+Members learn from disjoint thirds or quarters of the documents.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """All and ring, of three and of four."""
+  """All and ring, with three members and with four."""
   del variant
   return [
     ({} if members == 3 else {'codistill.members': members})

@@ -2,11 +2,11 @@
 
   python -m experiments.run --config=lm_two_phase --config.data.data_dir=DIR
 
-One command: two networks that never meet train for `two_phase.num_steps`, in
-WORKDIR/ensemble; then a fresh one learns from the labels and from the frozen
-pair's average. The paper needs 18,000 steps and 9,000 more to reach 4.0 nats,
-27,000 in all, where codistillation takes 10,000. Teachers and student learn
-from all documents.
+One command trains both phases: first two networks that never meet, for
+`two_phase.num_steps` in WORKDIR/ensemble; then a fresh one, on the labels and
+on the frozen pair's average. The paper needs 18,000 steps and 9,000 more to
+reach 4.0 nats, 27,000 in all, where codistillation takes 10,000. Teachers and
+student learn from all documents.
 
   python -m experiments.run --config=lm_two_phase:laptop
 """

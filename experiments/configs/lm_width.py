@@ -2,12 +2,11 @@
 
   python -m experiments.sweep --config=lm_width:reduced --seeds=3
 
-Not in the paper, which has one width. The reading to be tested: a narrow
-network has no room for what an ensemble knows. At each width networks that
-never meet, at half the rate, the rate and twice the rate, choose their own;
-pairs that codistil are run at all three. The widest network is that of
-`lm_codistill` and `lm_ensemble`, at `:gpu` with their rates; embeddings shrink
-with the layers.
+The paper has one width. The hypothesis is that a narrow network has no room for
+what an ensemble knows. Networks that never meet choose the rate of each width,
+out of half the rate, the rate and twice the rate; pairs that codistil are run
+at all three. The widest network is that of `lm_codistill` and `lm_ensemble`, at
+`:gpu` with their rates; embeddings shrink with the layers.
 """
 
 from typing import Any
@@ -33,7 +32,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     'diversity.partition': 'same',
   }
   lstm, rate = config.model.lstm, config.schedule.constant.rate
-  points = []  # But for what `lm_codistill` and `lm_ensemble` are.
+  points = []  # Without those of `lm_codistill` and `lm_ensemble`.
   for part in (1, 2, 4, 8):
     if part == 1 and variant == 'gpu':
       continue

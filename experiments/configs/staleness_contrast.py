@@ -2,12 +2,12 @@
 
   python -m experiments.sweep --config=staleness_contrast:reduced
 
-Outputs have a meaning that weights have not, says the paper, so an old teacher
+The paper says that outputs have a meaning and weights do not, so an old teacher
 should harm less than an old gradient; it shows no curve. Here one axis has
-both: asynchronous SGD whose gradients are d updates old (W = d + 1 workers, at
-the baseline's learning rate and at a quarter of it), and two-way
-codistillation whose teachers are seen d updates late, published at each
-update. Batch, learning rate and steps are those of `lm_sync` for both.
+both: asynchronous SGD with gradients that are d updates old (W = d + 1 workers,
+at the baseline's learning rate and at a quarter of it), and two-way
+codistillation with teachers that are published at each update and seen d
+updates late. Batch, learning rate and steps are those of `lm_sync` for both.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   config = get_config(variant)
   rate = config.schedule.constant.rate
   delays = {'smoke': (1, 3)}.get(variant, (1, 7, 31, 127))
-  # What is published is seen at the next update at the earliest.
+  # A publication is seen at the next update at the earliest.
   teachers = [
     {'codistill.delay_steps': delay - 1} if delay > 1 else {}
     for delay in delays

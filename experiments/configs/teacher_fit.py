@@ -2,9 +2,9 @@
 
   python -m experiments.sweep --config=teacher_fit --seeds=3
 
-`cifar100_offline` with the teacher stopped at a sixteenth, an eighth, a
+Runs `cifar100_offline` with the teacher stopped at a sixteenth, an eighth, a
 quarter and a half of its training, and at its end, when it fits its training
-set completely; and the student without a teacher. The paper holds that an
+set completely; and the student without a teacher. The paper says that an
 under-fitted teacher helps and an over-fitted one is worthless (§3.4.1).
 
 It is the same teacher at all ages: the schedule counts steps from the start, so
@@ -13,7 +13,7 @@ Each student trains for the whole of its own schedule.
 
   python -m experiments.sweep --config=teacher_fit:reduced --seeds=3
 
-Fashion-MNIST: about a minute a run on a CPU core.
+A run on Fashion-MNIST takes about a minute on a CPU core.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """The teacher's ages, the last first; and nobody to learn from."""
+  """The teacher's ages, the last first; then no teacher."""
   config = get_config(variant)
   shares = (2,) if variant == 'smoke' else (2, 4, 8, 16)
   return [

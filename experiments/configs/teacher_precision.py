@@ -2,14 +2,14 @@
 
   python -m experiments.sweep --config=teacher_precision:reduced --seeds=3
 
-Two-way codistillation as `imagenet_codistill`, whose peers are published in one
-precision and held by their students in the same or another. Weights alone are
-rounded (`codistill.precision`); students compute and train as ever. The paper
-publishes checkpoints as they are, and names the bytes as what codistillation
-saves (§2.1).
+The peers of `imagenet_codistill` are published in one precision, and their
+students hold them in the same or another. Only weights are rounded
+(`codistill.precision`); students compute and train as before. The paper
+publishes checkpoints as they are, and says that codistillation saves bytes
+(§2.1).
 
-Fashion-MNIST (`:reduced`): about three minutes a run on two CPU cores.
-Handwritten digits (`:laptop`): about a minute.
+A run on Fashion-MNIST (`:reduced`) takes about three minutes on two CPU cores,
+one on handwritten digits (`:laptop`) about a minute.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """The same for publications and teachers, and one held otherwise."""
+  """The same for publications and teachers, then int8 held as float32."""
   del variant
   return [
     {

@@ -2,15 +2,16 @@
 
   python -m experiments.sweep --config=topology:laptop --seeds=3
 
-All from all, a ring, pairs, a star, two neighbours drawn anew at each reload,
-and for reference nobody. The members' data are disjoint: of 8 each sees an
-eighth. The paper has run two members only, fears that many which all learn from
-all become alike too fast, and leaves rings and others open (§4).
+Members learn from all others, in a ring, in pairs, in a star, from two
+neighbours drawn anew at each reload or, for reference, from nobody. Their data
+are disjoint: each of 8 sees an eighth. The paper runs two members only, fears
+that many members become alike too fast if all learn from all, and leaves rings
+and other graphs open (§4).
 
-Handwritten digits (`:laptop`): one to eleven minutes a run, two at a time on
-two CPU cores; a ring does as well as all from all. Fashion-MNIST (`:reduced`),
-batches of 128 and a quarter of the learning rate of
-`imagenet_codistill:reduced`: not run yet.
+On handwritten digits (`:laptop`) a run takes one to eleven minutes, two at a
+time on two CPU cores; a ring does as well as all from all. Fashion-MNIST
+(`:reduced`), with batches of 128 and a quarter of the learning rate of
+`imagenet_codistill:reduced`, has not been run yet.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
-  """Two members know one graph; four and eight all of them."""
+  """One graph with two members; all graphs with four and eight."""
   graphs = ('all', 'ring', 'pairs', 'star', 'random')
   none = {'codistill.exchange': 'none'}
   return [

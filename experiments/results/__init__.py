@@ -20,8 +20,8 @@ from typing import Any
 from experiments.record import SCHEMA_VERSION, read_rows
 
 FOLDER = pathlib.Path(__file__).parent
-# What no number depends on, but for rounding: not part of a point, and no
-# matter to members that exchange weights.
+# Keys that no number depends on, except for rounding. They are not part of a
+# point, and members that exchange weights may differ in them.
 MACHINE_KEYS = (
   'checkpoint_interval_steps',
   'codistill.exchange_dir',
@@ -42,7 +42,7 @@ MACHINE_KEYS = (
   'predictions_interval_steps',
   'store_predictions',
 )
-# Of a run's provenance, by whoever draws.
+# Keys of a run's provenance that the figures need.
 _NEEDED = ('id', 'experiment', 'overrides', 'seed', 'config', 'marked')
 Row = dict[str, Any]
 
@@ -69,12 +69,12 @@ class Result:
 
   @property
   def point(self) -> dict[str, Any]:
-    """What its config has otherwise than the named one, but for the seed."""
+    """Where its config differs from the named one, except for the seed."""
     return point_of(self.run['overrides'])
 
 
 def point_of(overrides: Mapping[str, Any]) -> dict[str, Any]:
-  """Overrides without the seed and without what no number depends on."""
+  """Overrides without the seed and `MACHINE_KEYS`."""
   return {
     key: value
     for key, value in sorted(overrides.items())
@@ -91,7 +91,7 @@ def point_name(point: Mapping[str, Any]) -> str:
 
 
 def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A config without what retrains may differ in: the seed, and machines."""
+  """A config without the seed and `MACHINE_KEYS`, which retrains may change."""
   recipe = json.loads(json.dumps(config))
   for key in ('seed', *MACHINE_KEYS):
     *sections, last = key.split('.')
@@ -129,7 +129,7 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
       continue
     if line.get('schema') != SCHEMA_VERSION:
       raise ValueError(
-        f'{path} has rows of schema {line.get("schema")}, and this code reads '
+        f'{path} has rows of schema {line.get("schema")}, but this code reads '
         f'schema {SCHEMA_VERSION}; use the code that wrote them, or collect '
         'the runs again'
       )
@@ -159,7 +159,7 @@ def read(path: str | os.PathLike[str]) -> list[Result]:
 
 
 def variants(folder: str | os.PathLike[str]) -> list[str]:
-  """Those of which a folder has rows; '' is the paper's scale.
+  """The variants with rows in a folder; '' is the paper's scale.
 
   Raises:
     FileNotFoundError: if there is no such folder.
@@ -184,14 +184,14 @@ def _files(folder: str | os.PathLike[str]) -> list[pathlib.Path]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(
-      f'{folder} is no folder of results; make one with '
+      f'{folder} is not a folder of results; make one with '
       f'python -m scripts.collect WORKDIR --out={folder}'
     )
   return sorted(folder.glob('*.jsonl'))
 
 
 def lines(results: Iterable[Result]) -> str:
-  """The text of a file of these runs: the same for the same runs."""
+  """The text of a file of these runs, in a fixed order."""
   return ''.join(
     json.dumps(line, ensure_ascii=False, sort_keys=True) + '\n'
     for result in sorted(results, key=lambda result: natural(result.id))

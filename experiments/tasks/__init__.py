@@ -1,7 +1,8 @@
-"""What depends on the kind of data: a module a kind, behind one class.
+"""The kinds of data: a module per kind, behind one class.
 
-`make_task` is the only place that looks a kind up. Another kind is a module
-here, with a class `Kind`, and its name in KINDS (docs/extend.md adds one).
+`make_task` is the only place that looks a kind up. To add a kind, write a
+module here with a class `Kind`, and add its name to KINDS (docs/extend.md shows
+how).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Dataset(Protocol):
     ...
 
   def num_examples(self, split: str) -> int:
-    """How many `eval` counts."""
+    """The number of examples that `eval` counts."""
     ...
 
   def label_distribution(self) -> np.ndarray:
@@ -60,15 +61,15 @@ class Dataset(Protocol):
 
 
 class Task(abc.ABC):
-  """A kind of data; a subclass has the keys of a config's section as fields.
+  """A kind of data; its fields are the keys of a config's section `data`.
 
   Attributes:
     kind: its name.
-    unit: what is counted in it.
-    must_agree: keys that teachers and students have in common.
+    unit: the unit of its examples.
+    must_agree: keys that teachers and students must share.
     bad_data: what a data set raises if an example cannot be used; the message
       is for the user.
-    num_classes: how many there are to predict.
+    num_classes: number of classes.
     input_shape: of one example, without the batch; a tree if inputs are one.
   """
 
@@ -81,10 +82,10 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def make_dataset(self) -> Dataset:
-    """The examples that the keys name.
+    """Opens the data set that the keys name.
 
     Raises:
-      UserError: if they are not prepared, or not what the keys say they are.
+      UserError: if it is not prepared, or differs from what the keys say.
     """
 
   def make_model(self, make: Callable[..., Model], **arguments: Any) -> Model:
@@ -104,7 +105,7 @@ class Task(abc.ABC):
 
   @property
   def input_limit(self) -> int:
-    """Integers among the inputs are from 0 to below this."""
+    """Integers among the inputs are at least 0 and below this."""
     return self.num_classes
 
   @property
@@ -135,13 +136,13 @@ class Task(abc.ABC):
     }
 
   def without_examples(self) -> Dataset:
-    """A data set that has none, where only shapes and classes are needed."""
+    """A stand-in for a data set when only shapes and classes are needed."""
     return NoExamples(self.num_classes)
 
 
 @dataclasses.dataclass(frozen=True)
 class NoExamples:
-  """A data set without examples, of so many equally frequent labels."""
+  """A data set without examples; its labels are equally frequent."""
 
   num_classes: int
   num_train: int = 0
@@ -164,13 +165,13 @@ class NoExamples:
 
 
 def make_task(data: Mapping[str, Any]) -> Task:
-  """The kind of data that a config's section `data` is about.
+  """Makes the task that a config's section `data` describes.
 
   Raises:
-    UserError: for a kind that there is not, or keys that it cannot have.
+    UserError: for an unknown kind, or values that it cannot have.
   """
   keys = dict(data.items())
   kind = keys.pop('kind')
   check_choice('data.kind', kind, KINDS)
-  # Imported here: what another kind is read with takes a second.
+  # Imported here, because the libraries of another kind take a second.
   return importlib.import_module(f'experiments.tasks.{kind}').Kind(**keys)

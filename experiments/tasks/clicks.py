@@ -32,12 +32,13 @@ class Kind(Task):
 
   def make_dataset(self) -> Dataset:
     """A synthetic log, or a prepared one."""
-    # A path is a log of one's own, and counts before the variant's name.
+    # A path names a log of one's own and overrides the variant's name.
     name = self.path or self.name
     if name == 'prepared':
       raise UserError(
-        'data.name is prepared: say where with --config.data.path=DIR, a '
-        'folder that scripts.prepare_criteo made; or set data.name to synthetic'
+        'data.name is prepared, but data.path is not set; name a folder that '
+        'scripts.prepare_criteo made with --config.data.path=DIR, or set '
+        'data.name to synthetic'
       )
     with user_errors(ValueError, OSError):
       return make_clicks(
@@ -53,7 +54,7 @@ class Kind(Task):
     return super().make_model(make, table_sizes=self.table_sizes, **arguments)
 
   def abstract_batch(self, batch_size: int) -> dict[str, Any]:
-    """Integers, which are missing, categories; 1 for a click."""
+    """Integers, which of them are missing, and categories; 1 for a click."""
     inputs = {
       name: jax.ShapeDtypeStruct(
         (batch_size, *shape),

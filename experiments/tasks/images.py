@@ -111,7 +111,7 @@ class Kind(Task):
 
   @property
   def task_loss(self) -> Callable[[Array, Array], Array]:
-    """φ, of those images that have a label."""
+    """φ of the images that have a label."""
     if self.unlabelled_split is None:
       return losses.task_cross_entropy
     return losses.labelled_cross_entropy

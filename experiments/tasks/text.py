@@ -31,8 +31,8 @@ class Kind(Task):
   def __post_init__(self):
     if self.name == 'builtin' and self.data_dir:
       raise UserError(
-        f'data.data_dir is {self.data_dir}, and data.name builtin, which lies '
-        'in no folder; set data.name to prepared, or leave data.data_dir out'
+        f'data.data_dir is {self.data_dir}, but data.name is builtin, which '
+        'has no folder; set data.name to prepared, or leave data.data_dir out'
       )
 
   def make_dataset(self) -> Dataset:
@@ -40,10 +40,10 @@ class Kind(Task):
     name = 'builtin' if self.name == 'builtin' else self.data_dir
     if name is None:
       raise UserError(
-        f'data.name is {self.name}: say where with --config.data.data_dir=DIR, '
-        'a folder that python -m scripts.prepare_text --output=DIR '
-        f'--vocab-size={self.vocab_size} … made (docs/text.md has the commands '
-        'for the text of the variant gpu); or set data.name to builtin'
+        f'data.name is {self.name}, but data.data_dir is not set; name a '
+        'folder with --config.data.data_dir=DIR, made by scripts.prepare_text '
+        f'--output=DIR --vocab-size={self.vocab_size} … (docs/text.md has the '
+        'commands for the text of the variant gpu), or set data.name to builtin'
       )
     with user_errors(ValueError, OSError):
       dataset = make_text(
@@ -62,13 +62,13 @@ class Kind(Task):
     return dataset
 
   def abstract_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Lanes of pieces, and of those that follow them."""
+    """Lanes of pieces, and the pieces that follow them."""
     tokens = jax.ShapeDtypeStruct((batch_size, self.sequence_length), jnp.int32)
     return {'inputs': tokens, 'labels': tokens}
 
   @property
   def num_classes(self) -> int:
-    """The pieces."""
+    """The number of pieces."""
     return self.vocab_size
 
   @property
