@@ -42,7 +42,7 @@ def test_written_again_it_is_the_same_and_a_folder_has_it_by_config(path):
     (lambda text: '', 'is empty; fill it with'),
     (lambda text: '{"kind": \n' + text, 'line 1: not a row'),
     (lambda text: text + '5\n', 'line 27: not a row'),
-    (lambda text: text.replace('schema": 1', 'schema": 2'), 'of schema 2, and'),
+    (lambda text: text.replace('schema": 1', 'schema": 2'), 'of schema 2, but'),
     (lambda text: text + BARE, 'without experiment, overrides'),
     (lambda text: text * 2, 'two runs of base/seed-0; remove one'),
     (lambda text: text.partition('\n')[2], 'seed-0. without its provenance'),
