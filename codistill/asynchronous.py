@@ -66,7 +66,7 @@ def stack_carries(memory: PyTree, num_workers: int) -> PyTree:
 
 
 def carry_of(memory: PyTree, num_workers: int, step: jax.Array | int) -> PyTree:
-  """The carry of the worker whose turn it is; traceable."""
+  """The carry of the worker that is next; traceable."""
   if num_workers == 1:
     return memory
   return jax.tree.map(lambda leaf: leaf[:, step % num_workers], memory)

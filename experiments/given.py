@@ -169,7 +169,7 @@ def literal(text: str) -> Any:
 def following(config: ConfigDict, given: Collection[str]) -> dict[str, Any]:
   """Values that follow from the data that a user chose.
 
-  The name of a set of images sets what is known of it. A folder of text means
+  The name of a set of images sets the facts about it. A folder of text means
   prepared text, with the vocabulary of its manifest.
 
   Args:

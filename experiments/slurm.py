@@ -41,7 +41,7 @@ def submit(
 ) -> list[str]:
   """Submits runs as one array.
 
-  A job of several tasks is one run, whose processes find each other through
+  A job of several tasks is one run; its processes find each other through
   `jax.distributed`.
 
   Args:

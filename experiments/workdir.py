@@ -297,7 +297,7 @@ def _check_code(path: pathlib.Path, found: Run, run: Run, allow: bool) -> None:
     return
   if same_code:
     raise UserError(
-      f'{path} holds a run whose config was {there}, and this is {now}; put '
+      f'{path} holds a run of {there}, and this config is {now}; put '
       'back the file as it was, or go on with --allow-code-change (it is '
       'recorded), or --overwrite to begin anew'
     )
