@@ -37,7 +37,7 @@ def no_pixels():
   save = plt.Figure.savefig
 
   def savefig(self, path, **keywords):
-    if path.endswith('.svg'):
+    if keywords['format'] == 'svg':
       save(self, path, **keywords)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -425,7 +425,7 @@ def test_a_seed_that_was_run_in_two_ways_is_no_repetition(changed):
     return text + ''.join(lines)
 
   rows = changed('imagenet_sync', run_again)
-  with pytest.raises(ValueError, match='two runs for one arm'):
+  with pytest.raises(ValueError, match='two runs of one arm and seed'):
     arms.SYNC_DOUBLE.runs(rows)
   assert len(arms.SYNC.runs(rows)) == 3
 

@@ -72,7 +72,8 @@ def _make(arguments: argparse.Namespace) -> None:
       stem = arguments.out / results.stem(name, variant)
       tables[stem.name] = figure.table(rows, variant)
       stem.with_suffix('.md').write_text(tables[stem.name], encoding='utf-8')
-      draw.picture(figure.title, grid, variant, stem)
+      files = {kind: stem.with_suffix(f'.{kind}') for kind in ('svg', 'png')}
+      draw.picture(figure.title, grid, variant, files)
       print(f'{stem}.svg, .png, .md')
     stem = arguments.out / results.stem('hours', variant)
     tables[stem.name] = hours_table(rows, variant)

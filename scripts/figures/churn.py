@@ -11,10 +11,9 @@ from scripts.figures import panel
 from scripts.figures.arms import ANY, CODISTILL, ENSEMBLE, PAPER, SYNC, Arm
 from scripts.figures.curves import STEPS
 from scripts.figures.figure import Cells, Figure, beside, made_by
-from scripts.figures.metric import LOSS, TOP_1, Metric, Rows, together
+from scripts.figures.metric import AUC, LOSS, TOP_1, Metric, Rows, together
 from scripts.figures.panel import Dots, Grid, Line, Panel, sequence
 
-_AUC = Metric('auc', 'AUC', 'AUC', 1, max, 4)
 _CHURN = Metric(
   'total_variation', 'churn between two retrains', 'churn', 1, min, 4
 )
@@ -81,7 +80,7 @@ class _Churn(Figure):
       shares = list(map(_share, churn, first or [[], []]))
       first = first or churn
       changed = [_CHANGED.curve(pair, arm.who) for pair in pairs]
-      losses = [m.text(m.ends(runs, arm.who)) for m in (LOSS, _AUC, TOP_1)]
+      losses = [m.text(m.ends(runs, arm.who)) for m in (LOSS, AUC, TOP_1)]
       paper = PAPER['table1']['rows'].get(arm.paper)
       text = '{:.4f} ± {:g} / {:.3f} ± {:g}'
       line = {

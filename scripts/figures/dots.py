@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import statistics
@@ -15,6 +14,7 @@ from scripts.figures.arms import ANY, Arm
 from scripts.figures.curves import STEPS
 from scripts.figures.figure import Cells, Figure, beside, ends, gains, made_by
 from scripts.figures.metric import (
+  AVERAGE_LOSS,
   LOSS,
   MEMBERS,
   TOP_1,
@@ -250,9 +250,6 @@ def _measured() -> Mapping[str, list[float]]:
   return json.loads(path.read_text(encoding='utf-8'))['teacher']['values']
 
 
-AVERAGE_LOSS = dataclasses.replace(
-  LOSS, key='average_task_loss', short=f'averaged: {LOSS.short}'
-)
 _APART = {
   'codistill.exchange': 'none',
   'codistill.burn_in_steps': ANY,

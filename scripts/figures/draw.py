@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import matplotlib
 
@@ -48,6 +49,8 @@ _STYLE = {
   'legend.borderaxespad': 0.4,
   'legend.title_fontsize': 10,
 }
+# Without the date, and the version of the library.
+_METADATA = {'svg': {'Date': None}, 'png': {'Software': None}}
 _FEW = 3  # A line of fewer seeds is a weak one.
 _WRAP = 21  # Letters in a line of a name.
 _LINE = 13  # Points from one line of a name to the next.
@@ -55,21 +58,31 @@ _COLUMNS = 3  # Of a legend.
 _AROUND = 0.95  # Inches of a row of panels around its axes.
 
 
-def picture(title: str, grid: Grid, variant: str, stem: pathlib.Path) -> None:
-  """Writes `<stem>.svg` and `<stem>.png`.
+def picture(
+  title: str,
+  grid: Grid,
+  variant: str,
+  files: Mapping[str, pathlib.Path | BinaryIO],
+) -> None:
+  """Writes one picture.
 
   Args:
     title: above all panels.
     grid: the panels.
     variant: for their titles.
-    stem: of the files.
+    files: where to, by the format.
+
+  Raises:
+    ValueError: for a format that is none.
   """
   # The user's own matplotlibrc has no say.
   with plt.style.context(['default', _STYLE]):
     canvas = draw(title, grid, variant)
-    canvas.savefig(f'{stem}.svg', metadata={'Date': None})
-    canvas.savefig(f'{stem}.png', metadata={'Software': None})
-    plt.close(canvas)
+    try:
+      for kind, file in files.items():
+        canvas.savefig(file, format=kind, metadata=_METADATA.get(kind))
+    finally:
+      plt.close(canvas)
 
 
 def draw(title: str, grid: Grid, variant: str) -> Canvas:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.results import Result, Row
+from experiments.runs import label_of
+from experiments.summary import spread
 
 Curve = Sequence[tuple[float, float]]
 # At each place the values of all seeds.
@@ -33,47 +35,45 @@ class Metric:
   key: str
   label: str
   short: str
-  scale: float
-  best: Callable[[Iterable[float]], float]
-  digits: int
+  scale: float = 1
+  best: Callable[[Iterable[float]], float] = min
+  digits: int = 4
 
   def whole(self, runs: Sequence[Result], who: int | str) -> list[Result]:
     """Those of the runs in which a member got to the end."""
     return [run for run in runs if self.ends([run], who)]
 
-  def curve(self, result: Result, who: int | str) -> Curve:
-    """(step, value) at each evaluation of a member, or of all in the mean."""
+  def curve(
+    self, result: Result, who: int | str, kind: str | None = None
+  ) -> Curve:
+    """(step, value) at each evaluation of a member, or of all in the mean.
+
+    A member that diverged has no value, and then there is no mean of all.
+    """
+    wanted = {who}
+    if who == MEMBERS:
+      wanted = set(range(result.run['config']['codistill']['members']))
     values: dict[int, dict[int | str, float]] = {}
-    for row in self._rows(result, who):
-      by_member = values.setdefault(row['step'], {})
-      by_member[row['member']] = row[self.key] * self.scale
+    for row in result.rows:
+      of_kind = kind in (None, row['kind'])
+      if row['member'] in wanted and of_kind and self.is_in(row):
+        by_member = values.setdefault(row['step'], {})
+        by_member[row['member']] = row[self.key] * self.scale
     return [
       (step, statistics.fmean(by_member.values()))
       for step, by_member in values.items()
+      if by_member.keys() == wanted
     ]
 
   def ends(self, runs: Sequence[Result], who: int | str) -> list[float]:
     """A member's value at the end of each run that got there."""
-    found = (
-      [row for row in self._rows(run, who) if row['kind'] == 'final']
-      for run in runs
-    )
-    return [
-      statistics.fmean(row[self.key] for row in rows) * self.scale
-      for rows in found
-      if rows
-    ]
+    curves = (self.curve(run, who, 'final') for run in runs)
+    return [curve[-1][1] for curve in curves if curve]
 
-  def _rows(self, result: Result, who: int | str) -> list[Row]:
-    return [
-      row
-      for row in result.rows
-      if self.key in row
-      and (
-        row['member'] == who
-        or (who == MEMBERS and isinstance(row['member'], int))
-      )
-    ]
+  def is_in(self, row: Row) -> bool:
+    """Whether an evaluation has a number of that name."""
+    value = row.get(self.key)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
   def points(self, runs: Sequence[Result], who: int | str) -> Points:
     """All seeds' values at each step, of runs in which a member got there."""
@@ -98,64 +98,64 @@ class Metric:
     baseline: Sequence[Result],
     baseline_who: int | str,
   ) -> list[float]:
-    """How much better than a baseline runs end, seed for seed.
+    """How much better than a baseline runs end, as `differences`."""
+    sign = 1 if self.best is max else -1
+    found = self.differences(runs, who, baseline, baseline_who)
+    return [sign * difference for difference in found]
+
+  def differences(
+    self,
+    runs: Sequence[Result],
+    who: int | str,
+    baseline: Sequence[Result],
+    baseline_who: int | str,
+  ) -> list[float]:
+    """How far above a baseline runs end, seed for seed.
 
     A seed is the same initialisation in both, and with the same data and batch
     the same order, so that this varies less than what it is the difference of.
     So are two members of one number: where all are shown they are compared one
     by one, and one alone with the first.
     """
+    pairs = [(who, baseline_who)]
     if who == baseline_who == MEMBERS:
-      by_member = [
-        self._gains(runs, member, baseline, member)
-        for member in sorted(_members(runs) & _members(baseline))
-      ]
-    else:
-      by_member = [self._gains(runs, who, baseline, baseline_who)]
-    seeds = sorted(set().union(*by_member))
-    return [
-      statistics.fmean(gains[seed] for gains in by_member if seed in gains)
-      for seed in seeds
-    ]
+      both = sorted(_members(runs) & _members(baseline))
+      pairs = [(member, member) for member in both]
+    by_seed: dict[int, list[float]] = {}
+    for ours, theirs in pairs:
+      there = self._by_seed(baseline, theirs)
+      for seed, end in self._by_seed(runs, ours).items():
+        if seed in there:
+          by_seed.setdefault(seed, []).append(end - there[seed])
+    return [statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)]
 
-  def _gains(
-    self,
-    runs: Sequence[Result],
-    who: int | str,
-    baseline: Sequence[Result],
-    baseline_who: int | str,
+  def _by_seed(
+    self, runs: Sequence[Result], who: int | str
   ) -> dict[int, float]:
-    """By seed."""
-    theirs, ours = (
-      {run.run['seed']: end for run in some for end in self.ends([run], member)}
-      for some, member in ((baseline, baseline_who), (runs, who))
-    )
-    sign = 1 if self.best is max else -1
-    return {
-      seed: sign * (ours[seed] - theirs[seed])
-      for seed in ours.keys() & theirs.keys()
-    }
+    runs = self.whole(runs, who)
+    seeds = (run.run['seed'] for run in runs)
+    return dict(zip(seeds, self.ends(runs, who), strict=True))
 
   def text(self, values: Sequence[float], sign: str = '') -> str:
     """Mean ± half the range, as in the paper's Table 1; one has no range."""
-    if not values:
-      return '–'
-    mean = f'{statistics.fmean(values):{sign}.{self.digits}f}'
-    mean = mean.replace('-', '−')
-    half = (max(values) - min(values)) / 2
-    return f'{mean} ± {half:.{self.digits}f}' if len(values) > 1 else mean
+    return spread(values, self.digits, sign)
 
 
 LOSS = Metric(
-  'task_loss',
-  'held-out cross-entropy (nats)',
-  'cross-entropy (nats)',
-  1,
-  min,
-  4,
+  'task_loss', 'held-out cross-entropy (nats)', 'cross-entropy (nats)'
 )
 TOP_1 = Metric(
   'accuracy', 'held-out top-1 accuracy (%)', 'top-1 (%)', 100, max, 2
+)
+AUC = Metric('auc', 'AUC', 'AUC', best=max)
+AVERAGE_LOSS, AVERAGE_TOP_1 = (
+  dataclasses.replace(
+    metric,
+    key=f'average_{metric.key}',
+    label=f'{metric.label}, averaged weights',
+    short=f'averaged: {metric.short}',
+  )
+  for metric in (LOSS, TOP_1)
 )
 
 
@@ -204,10 +204,14 @@ def one_a_seed(runs: Iterable[Result]) -> list[Result]:
     other = by_seed.setdefault(run.run['seed'], run)
     if other is not run:
       raise ValueError(
-        f'{run.run["experiment"]} has two runs for one arm, {other.id} and '
-        f'{run.id}; remove one of them from its results'
+        f'{label_of(run.run)} has two runs of one arm and seed, '
+        f'{_which(other)} and {_which(run)}; take one of them away'
       )
   return list(by_seed.values())
+
+
+def _which(run: Result) -> str:
+  return f'{run.id} (started {run.run.get("started", "at an unknown time")})'
 
 
 def grouped(
