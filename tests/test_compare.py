@@ -1,5 +1,6 @@
 """Runs side by side: from rows alone to a table, a picture, a report."""
 
+import base64
 import json
 import re
 
@@ -13,6 +14,9 @@ from experiments.record import Record
 from scripts import collect
 from scripts.compare import __main__ as compare
 from scripts.compare import draw, measures, points, report
+from scripts.figures import draw as pictures
+from scripts.figures.metric import MEMBERS
+from scripts.figures.panel import sequence
 
 PNG = b'\x89PNG\r\n\x1a\n'
 SYNC, BOTH = 'imagenet_sync:laptop', 'imagenet_codistill:laptop'
@@ -86,7 +90,7 @@ def table(show):
 @pytest.fixture
 def page(tmp_path, monkeypatch):
   """Where to write a report, without what takes long: its pictures."""
-  monkeypatch.setattr(draw, 'svg', lambda *_: '<svg></svg>')
+  monkeypatch.setattr(pictures, 'picture', lambda *_: None)
   return tmp_path / 'report.html'
 
 
@@ -111,17 +115,14 @@ def cut(workdir, status='interrupted', **changes):
   Record(workdir).write_run(run | {'status': status} | changes)
 
 
-def curves(arms, key='task_loss'):
-  """Lines of the first panel: style, colour, width, values."""
-  _, axes = plt.subplots()
-  metric = measures.metric_of(arms, key)
-  draw.draw_curves(axes, arms, metric, arms[0].point)
-  plt.close()
-  return axes
+def panels(arms, key='task_loss'):
+  """Learning curves and ends."""
+  [row] = draw.grid(arms, [measures.metric_of(arms, key)])
+  return row
 
 
-def arms(*sources, who=measures.MEMBERS):
-  return measures.arms_of(points.read(sources), who)
+def arms(*sources, who=MEMBERS):
+  return measures.arms_of(points.read(sources).points, who)
 
 
 def test_points_are_named_by_the_keys_that_differ(sweep):
@@ -212,18 +213,18 @@ def test_the_table_has_means_of_seeds_and_differences_seed_for_seed(
   # At 40 steps: 0.1 + 1/40, 0.02 / 2 for the other member, 0.1 / 2 for seeds.
   assert found[NAMES[0]] == {
     'run': NAMES[0],
-    'loss (nats)': '0.1850 ± 0.0500',
+    'cross-entropy (nats)': '0.1850 ± 0.0500',
     'difference': '−0.4000 ± 0.0000',
     'seeds': '2',
   }
   # The config as it is, which is not the first line.
   assert found[NAMES[1]]['difference'] == '–'
   found = table(sweep, f'--baseline={NAMES[0]}', '--who=ensemble')
-  assert found[NAMES[1]]['loss (nats)'] == '0.5250 ± 0.0500'
+  assert found[NAMES[1]]['cross-entropy (nats)'] == '0.5250 ± 0.0500'
   assert found[NAMES[1]]['difference'] == '+0.4000 ± 0.0000'
   found = table(sweep, '--who=1', '--metric=accuracy', '--metric=seconds')
-  assert found[NAMES[0]]['accuracy (%)'] == '80.50 ± 5.00'
-  assert found[NAMES[0]]['seconds'] == '20.0 ± 0.0'
+  assert found[NAMES[0]]['top-1 (%)'] == '80.50 ± 5.00'
+  assert found[NAMES[0]]['seconds of training'] == '20.0 ± 0.0'
   found = table(sweep, '--who=each')
   assert list(found)[:3] == [
     f'{NAMES[0]}, {who}' for who in ('member 0', 'member 1', 'ensemble')
@@ -258,45 +259,35 @@ def test_committed_click_models_have_an_auc(table):
 
 
 def test_means_have_a_band_and_colours_the_order_of_a_number(sweep):
-  shown = arms(sweep)
-  axes = curves(shown)
-  lines = axes.get_lines()[:5]
-  ends = [line.get_ydata()[-1] for line in lines]
+  curves, _ = panels(arms(sweep))
+  ends = [line.mean[-1] for line in curves.lines]
   assert ends == pytest.approx([0.185, 0.585, 0.335, 0.385, 0.485])
-  band = axes.collections[0].get_paths()[0].vertices[:, 1]
-  assert (band.min(), band.max()) == pytest.approx((0.135, 0.1 + 0.11 + 0.1))
+  first = curves.lines[0].points[10]
+  assert (min(first), max(first)) == pytest.approx((0.21, 0.31))
   # From dark to light; what is no such number has other colours.
-  ordered = [draw.matplotlib.colors.to_rgb(line.get_color()) for line in lines]
-  lightness = [sum(color) for color in ordered[:3]]
-  assert lightness == sorted(lightness)
-  assert len({line.get_color() for line in lines}) == 5
-  assert lines[3].get_color() == draw.INK
+  colors = [line.color for line in curves.lines]
+  assert colors[:3] == sequence(3)
+  assert len(set(colors)) == 5
   # Where the burn-in of those with peers ends; the others never leave it.
-  assert [line.get_xdata()[0] for line in axes.get_lines()[5:]] == [10]
+  assert curves.marks == {10: 'burn-in ends'}
 
 
-def test_one_seed_is_weaker_than_several(tmp_path):
-  make_seeds(tmp_path / 'a', 2)
-  make_run(tmp_path / 'b', point={RELOAD: 5})
-  one, two = curves(arms(tmp_path)).get_lines()[:2]
-  assert one.get_linewidth() < two.get_linewidth()
-  assert one.get_alpha() < 1
-
-
-def test_ends_are_a_dot_a_seed_and_a_mean(sweep):
-  _, axes = plt.subplots()
+def test_ends_are_a_dot_a_seed_and_their_names_the_legend(sweep):
   shown = arms(sweep)
-  metric = measures.metric_of(shown, 'task_loss')
-  draw.draw_ends(axes, shown, metric, shown[1].point)
-  plt.close()
-  dots = [line for line in axes.get_lines() if line.get_marker() == 'o']
-  assert sorted(dots[0].get_xdata()) == pytest.approx([0.135, 0.235])
-  assert [len(line.get_xdata()) for line in dots] == [2] * 5
-  means = [one.get_segments()[0][0][0] for one in axes.collections]
-  assert means[0] == pytest.approx(0.185)
+  curves, ends = panels(shown)
+  assert sorted(ends.content[0].values) == pytest.approx([0.135, 0.235])
+  assert [len(row.values) for row in ends.content] == [2] * 5
   # Long ones have more than one line.
-  labels = [text.get_text() for text in axes.get_yticklabels()]
+  labels = [row.label for row in ends.content]
   assert [' '.join(label.split()) for label in labels] == NAMES
+  assert labels == [line.label for line in curves.lines]
+  canvas = pictures.draw('', [[curves, ends]], '')
+  assert not [text.get_text() for text in canvas.legends[0].get_texts()]
+  assert not set(labels) & {text.get_text() for text in canvas.axes[0].texts}
+  # A sample of its line by each.
+  samples = [text for text in canvas.axes[1].texts if text.arrow_patch]
+  assert len(samples) == 5
+  plt.close(canvas)
 
 
 def test_runs_that_are_not_finished_are_dotted_and_in_no_mean(
@@ -314,13 +305,11 @@ def test_runs_that_are_not_finished_are_dotted_and_in_no_mean(
     '2 of 3: 1 unfinished',
   ]
   last = found['reload_interval_steps=50']
-  assert last['loss (nats)'] == '0.2500 ± 0.0500'
+  assert last['cross-entropy (nats)'] == '0.2500 ± 0.0500'
   assert found['reload_interval_steps=5']['difference'] == '–'
-  lines = [
-    (line.get_linestyle(), len(line.get_ydata()))
-    for line in curves(arms(tmp_path)).get_lines()
-  ]
-  assert lines[:3] == [(':', 3), ('-', 4), (':', 3)]
+  curves, _ = panels(arms(tmp_path))
+  lines = [(line.style, len(line.points)) for line in curves.lines]
+  assert lines == [(':', 3), ('-', 4), (':', 3)]
   assert run_script(compare, tmp_path, f'--html={page}') == 0
   assert f'{tmp_path}/c failed before it began' in capsys.readouterr().err
   text = page.read_text()
@@ -328,7 +317,7 @@ def test_runs_that_are_not_finished_are_dotted_and_in_no_mean(
   assert 'not finished, step 30 of 40' in text
   assert f'{tmp_path.name}/c' in text
   # The last status of a process that was killed is no sign that it runs.
-  assert '>running' not in text
+  assert 'running' not in text
 
 
 def test_a_member_that_diverged_leaves_no_mean_of_all(tmp_path, table):
@@ -342,7 +331,7 @@ def test_a_member_that_diverged_leaves_no_mean_of_all(tmp_path, table):
   rows.write_text(''.join(json.dumps(row) + '\n' for row in lines))
   found = table(tmp_path)['reload_interval_steps=5']
   assert found['seeds'] == '0 of 1: 1 diverged'
-  assert found['loss (nats)'] == '–'
+  assert found['cross-entropy (nats)'] == '–'
   assert table(tmp_path, '--who=0')['reload_interval_steps=5']['seeds'] == '1'
 
 
@@ -370,11 +359,12 @@ def test_single_runs_have_each_member_and_the_ensemble(
     *(f'{BOTH}, {who}' for who in ('member 0', 'member 1', 'ensemble')),
   ]
   # Those of a run share a colour.
-  looks = draw.looks(each)
-  assert looks[0].color != looks[1].color == looks[2].color == looks[3].color
-  assert looks[1].line == looks[2].line != looks[3].line
-  lines = curves(each).get_lines()
-  assert [line.get_ydata()[-1] for line in lines[:4]] == [0.2, 0.7, 0.69, 0.65]
+  (alone, _), (zero, solid), one, (both, dashed) = draw.looks(each)
+  assert alone != zero == both
+  assert (zero, solid) == one
+  assert solid != dashed
+  lines = panels(each)[0].lines
+  assert [line.mean[-1] for line in lines] == [0.2, 0.7, 0.69, 0.65]
 
 
 def test_members_that_were_trained_apart_are_one_run(tmp_path, show):
@@ -392,33 +382,23 @@ def test_a_run_is_shown_as_far_as_it_came(two_runs, show):
   cut(begun, 'running')
   (begun / 'rows.jsonl').unlink()
   show(half, begun)
-  shown = arms(half, begun, who=measures.EACH)
-  assert [len(line.get_ydata()) for line in curves(shown).get_lines()[:1]] == [
-    3
-  ]
+  curves, ends = panels(arms(half, begun, who=measures.EACH))
+  assert [len(line.points) for line in curves.lines] == [3]
+  assert ends.title == 'no run is finished'
 
 
 def test_the_report_needs_no_other_file(sweep, tmp_path, show):
   page = tmp_path / 'new/report.html'
   show(sweep, f'--html={page}', '--metric=task_loss', '--metric=accuracy')
   text = page.read_text()
-  assert text.count('<svg role="img"') == 4
-  assert not re.search(r'<script|<link|@import|(?:src|href)="(?!#)', text)
-  # Ids are its own, and what is referred to is there.
-  ids = re.findall(r'\bid="([^"]+)"', text)
-  assert len(ids) == len(set(ids))
-  assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(ids)
+  picture = base64.b64decode(re.search(r'svg\+xml;base64,([^"]+)', text)[1])
+  assert b'<svg' in picture
+  assert not re.search(r'<script|<link|@import|(?:src|href)="(?!data:)', text)
   for name in NAMES:
-    assert f'</span>{name}</td>' in text
+    assert f'<td>{name}</td>' in text
   assert '0.1850 ± 0.0500' in text
   assert '--config.codistill.reload_interval_steps=250' in text
   assert 'prefers-color-scheme: dark' in text
-  # Every colour of a picture is a variable, which both pages define.
-  used = set(re.findall(r'var\((--c\w+)\)', text))
-  assert len(used) == 4
-  for name in used:
-    assert text.count(f'{name}: #') == 2
-  assert draw.INK not in text
   for what in ('0123456789ab', 'jax 0', '1 × cpu', '10 done'):
     assert what in text
   assert str(sweep) not in text
@@ -472,9 +452,8 @@ def test_what_cannot_be_compared_is_one_sentence(
   assert '--who can be members, each, 0, 1, ensemble' in said(sweep, '--who=2')
   assert "there is no point 'reload'" in said(sweep, '--baseline=reload')
   for name in ('a.odd', 'none'):
-    assert f'{name} is no format of pictures; it can be .' in said(
-      sweep, f'--out={tmp_path}/{name}'
-    )
+    out = f'--out={tmp_path}/{name}'
+    assert 'is not supported (supported formats: ' in said(sweep, out)
   assert f"Is a directory: '{tmp_path}'" in said(sweep, f'--html={tmp_path}')
   begun = make_run(tmp_path / 'begun', status='running')
   (begun / 'rows.jsonl').unlink()
@@ -482,7 +461,7 @@ def test_what_cannot_be_compared_is_one_sentence(
   twice = tmp_path / 'twice'
   for name in ('a', 'b'):
     make_run(twice / name)
-  assert 'has two runs of base/seed-0' in said(twice)
+  assert 'has two runs of one arm and seed, base/seed-0' in said(twice)
   failed = tmp_path / 'failed/seed-0'
   failed.mkdir(parents=True)
   (failed / 'log.txt').write_text('no memory')

@@ -20,6 +20,7 @@ Draws from rows alone, so it needs neither jax nor the data.
 from __future__ import annotations
 
 import argparse
+import io
 import pathlib
 import sys
 import warnings
@@ -35,10 +36,11 @@ from experiments.paths import local_path
 from experiments.summary import results_table
 from scripts import markdown
 from scripts.compare import measures, points
-from scripts.compare.measures import EACH, ENSEMBLE, MEMBERS
+from scripts.compare.measures import EACH, ENSEMBLE
+from scripts.figures.metric import MEMBERS, Metric
 
 
-def who(text: str) -> measures.Who:
+def who(text: str) -> int | str:
   """A member's number, or one of three words."""
   if text in (MEMBERS, ENSEMBLE, EACH):
     return text
@@ -99,21 +101,13 @@ def _compare(
   # As experiments.run shows it.
   plain = compared.single and arguments.metric is arguments.who is None
   keys = arguments.metric or ['task_loss', *(['accuracy'] if plain else [])]
-  who = arguments.who
-  if who is None:
-    who = EACH if plain else MEMBERS
-  arms = measures.arms_of(compared, who)
+  who = EACH if plain else arguments.who
+  arms = measures.arms_of(compared.points, MEMBERS if who is None else who)
   metrics = [measures.metric_of(arms, key) for key in dict.fromkeys(keys)]
-  baseline = measures.baseline_of(compared, arguments.baseline)
+  baseline = measures.baseline_of(compared.points, arguments.baseline)
   table = measures.make_table(compared, arms, metrics, baseline)
   if arguments.out or arguments.html:
-    # Not for a table alone: it takes half a second to import.
-    from scripts.compare import draw, report
-
-    if arguments.out:
-      draw.save(compared.title, arms, metrics, baseline, arguments.out)
-    if arguments.html:
-      report.save(compared, arms, metrics, baseline, table, arguments.html)
+    _draw(arguments, compared, table, arms, metrics)
   if arguments.markdown:
     print(markdown.table(table.header, table.lines), end='')
     return compared.failed
@@ -124,20 +118,40 @@ def _compare(
     for metric in metrics:  # One beside the other would be too wide.
       table = measures.make_table(compared, arms, [metric], baseline)
       console.print(_rich(compared.title, table))
-  for what, path in (
-    *(
-      ('rows, provenance, checkpoints', source)
-      for source in arguments.sources
-      if source.is_dir()
-    ),
-    ('learning curves', arguments.out),
-    ('report', arguments.html),
-  ):
+  shown = [
+    ('rows, provenance, checkpoints', source)
+    for source in arguments.sources
+    if source.is_dir()
+  ]
+  shown += [('learning curves', arguments.out), ('report', arguments.html)]
+  for what, path in shown:
     if path:
-      console.print(
-        f'{what}: {path}', soft_wrap=True, highlight=False, markup=False
-      )
+      text = f'{what}: {path}'
+      console.print(text, soft_wrap=True, highlight=False, markup=False)
   return compared.failed
+
+
+def _draw(
+  arguments: argparse.Namespace,
+  compared: points.Comparison,
+  table: measures.Table,
+  arms: Sequence[measures.Arm],
+  metrics: Sequence[Metric],
+) -> None:
+  # Not for a table alone: it takes half a second to import.
+  from scripts.compare import report
+  from scripts.compare.draw import grid
+  from scripts.figures import draw
+
+  panels, svg = grid(arms, metrics), io.BytesIO()
+  if path := arguments.out:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw.picture(compared.title, panels, '', {path.suffix[1:].lower(): path})
+  if path := arguments.html:
+    draw.picture('', panels, '', {'svg': svg})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = report.page(compared, table, svg.getvalue())
+    path.write_text(text, encoding='utf-8')
 
 
 def _rich(title: str, found: measures.Table) -> Table:

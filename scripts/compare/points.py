@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments import results
@@ -19,6 +18,7 @@ from experiments.errors import UserError
 from experiments.results import Result
 from experiments.runs import label_of
 from scripts import collect
+from scripts.figures.metric import one_a_seed
 
 Settings = dict[str, Any]
 # Words that say little without the section that they are of.
@@ -35,6 +35,15 @@ class Found(NamedTuple):
   run: Result
   settings: Settings
 
+  @property
+  def label(self) -> str:
+    """Its config and variant."""
+    return label_of(self.run.run)
+
+  def values(self, keys: Iterable[str]) -> tuple[str, ...]:
+    """Of some keys, as texts."""
+    return tuple(text(self.settings.get(key)) for key in keys)
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:
@@ -42,15 +51,15 @@ class Point:
 
   Attributes:
     name: short, and no other point's.
-    group: of the points whose settings can be compared: config and variant,
-      and the source if it tells points apart.
+    group: of the points whose settings can be compared: config, variant, and
+      the source if it tells points apart.
     settings: what points of its group differ in, by dotted key.
     runs: one a seed, in the order of seeds.
     is_base: it changes none of these keys of its config.
   """
 
   name: str
-  group: tuple[str, pathlib.Path | None]
+  group: tuple[str, str]
   settings: Settings
   runs: tuple[Result, ...]
   is_base: bool
@@ -81,37 +90,34 @@ def read(sources: Sequence[pathlib.Path]) -> Comparison:
     sources: folders with runs in or below them, and files of collected rows.
 
   Raises:
-    UserError: for a source that holds no run, or two runs of one point and seed
-      in one source.
-    ValueError: for damaged files, as `collect.read_result` and `results.read`.
+    UserError: for a source that holds no run.
+    ValueError: for damaged files, as `collect.read_result` and `results.read`,
+      and two runs of one point and seed in one source.
     OSError: for one that cannot be read.
   """
   found: dict[Any, Found] = {}
   failed = []
-  single = True
   for source in dict.fromkeys(sources):
     if source.is_file():
-      single = False
-      found |= {
-        (source, run.id): _found(source, run) for run in _read_file(source)
+      runs = {(source, run.id): run for run in _read_file(source)}
+    elif source.is_dir():
+      records = collect.find_runs(source)
+      failed += [folder for folder in records if not records[folder]]
+      runs = {
+        folder: collect.read_result(some, collect.ALLOWABLE, unscored=True)
+        for folder, some in records.items()
+        if some and folder not in found
       }
-      continue
-    if not source.is_dir():
+    else:
       raise UserError(
         f'{source} does not exist; name folders of runs or of sweeps, or files '
         'of experiments/results'
       )
-    for folder, records in collect.find_runs(source).items():
-      single &= folder == source
-      if records:
-        run = collect.read_result(records, collect.ALLOWABLE, unscored=True)
-        found.setdefault(folder, _found(source, run))
-      else:
-        failed.append(folder)
+    found |= {key: _found(source, run) for key, run in runs.items()}
   if not found:
     raise UserError(f'{failed[0]} failed before it began; see its log.txt')
   title, points, together = _tell_apart(list(found.values()))
-  single &= len(points) == len(found)
+  single = {*found, *failed} <= {*sources} and len(points) == len(found)
   return Comparison(title, points, together, tuple(failed), single)
 
 
@@ -121,100 +127,113 @@ def _found(source: pathlib.Path, run: Result) -> Found:
   return Found(source, run, settings)
 
 
+def _leaves(section: Mapping[str, Any], prefix: str = '') -> Any:
+  for key, value in section.items():
+    if isinstance(value, dict):
+      yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
 def _read_file(path: pathlib.Path) -> list[Result]:
   if path.with_name(path.name.replace('rows', 'run', 1)[:-1]).exists():
     raise UserError(f'{path} is part of a run; name its folder instead')
   return results.read(path)
 
 
+def _by(
+  found: Iterable[Found], key_of: Callable[[Found], Any]
+) -> dict[Any, list[Found]]:
+  groups: dict[Any, list[Found]] = {}
+  for one in found:
+    groups.setdefault(key_of(one), []).append(one)
+  return groups
+
+
 def _tell_apart(
   found: Sequence[Found],
 ) -> tuple[str, tuple[Point, ...], Mapping[str, Sequence[str]]]:
   """Title, points and `together` of a comparison."""
-  by_label: dict[str, list[Found]] = collections.defaultdict(list)
-  for one in found:
-    by_label[label_of(one.run.run)].append(one)
-  keys = {
-    label: _keys(some, all_that_change=len(by_label) > 1)
-    for label, some in by_label.items()
-  }
-  ids = [
-    (label, _id(one, keys[label]), one.run.run['seed'])
-    for label, some in by_label.items()
-    for one in some
-  ]
-  by_source = len(set(ids)) < len(ids)
-  groups: dict[Any, dict[str, list[Found]]] = {}
-  for label, some in by_label.items():
-    for one in some:
-      group = groups.setdefault((label, one.source if by_source else None), {})
-      group.setdefault(_id(one, keys[label]), []).append(one)
-  for group in groups.values():
-    for same in group.values():
-      _check_seeds([one.run for one in same])
+  by_label = _by(found, lambda one: one.label)
+  several = len(by_label) > 1
+  keys = {name: _keys(some, several) for name, some in by_label.items()}
   named = {key for some in keys.values() for key in some}
-  sources = _short({one.source for one in found})
+  seeds = {
+    (one.label, one.values(keys[one.label]), one.run.run['seed'])
+    for one in found
+  }
+  clash = len(seeds) < len(found)
+  places = _short({one.source for one in found}) if clash else {}
+  groups = _by(found, lambda one: (one.label, places.get(one.source, '')))
   points, together = [], {}
-  for (label, source), group in groups.items():
-    parts = [label] if len(by_label) > 1 else []
-    parts += [sources[source]] if source else []
-    mine, dropped = _points(group, keys[label], (label, source), parts, named)
+  for (label, place), group in groups.items():
+    parts = [label] * several + [place] * bool(place)
+    mine, dropped = _points(group, keys[label], (label, place), parts, named)
     points += mine
     together |= dropped
-  return _title(found, named), tuple(points), together
-
-
-def _title(found: Sequence[Found], named: Collection[str]) -> str:
-  """Config, variant and changes, as far as all runs have them alike."""
-  first = found[0]
-  if len({label_of(one.run.run) for one in found}) > 1:
-    return ''
+  if several:
+    return '', tuple(points), together
+  # What all runs change alike.
+  first, *others = found
   alike = [
     key
     for key in first.run.point
-    if key not in named and all(key in one.run.point for one in found)
+    if key not in named and all(key in one.run.point for one in others)
   ]
-  texts = [f'{_word(key, alike)}={text(first.settings[key])}' for key in alike]
-  return ', '.join([label_of(first.run.run), *texts])
+  title = ', '.join([first.label, *_texts(alike, first.settings, alike)])
+  return title, tuple(points), together
+
+
+def _keys(runs: Sequence[Found], all_that_change: bool) -> list[str]:
+  """What some of the runs, all of one config and variant, differ in.
+
+  Args:
+    runs: at least one.
+    all_that_change: also what all of them change alike.
+  """
+  changed = sorted({key for one in runs for key in one.run.point})
+  # The variant itself may have changed from one commit to another. A key that
+  # the code of a run did not have yet is no difference.
+  values = collections.defaultdict(set)
+  for one in runs:
+    for key, value in one.settings.items():
+      values[one.values(changed), key].add(text(value))
+  besides = {key for (_, key), some in values.items() if len(some) > 1}
+  return [
+    key
+    for key in changed
+    if all_that_change or len({one.values([key]) for one in runs}) > 1
+  ] + sorted(besides.difference(changed))
 
 
 def _points(
-  group: Mapping[str, Sequence[Found]],
+  group: Sequence[Found],
   keys: Sequence[str],
-  name: tuple[str, pathlib.Path | None],
+  name: tuple[str, str],
   parts: Sequence[str],
   named: Collection[str],
 ) -> tuple[list[Point], dict[str, list[str]]]:
   """The points of one group in order, and keys that stand for others, too."""
-  runs = list(group.values())
-  settings = [{key: same[0].settings.get(key) for key in keys} for same in runs]
-  kept, dropped = _one_of_each(keys, [same[0] for same in runs])
-  base = _base([one for same in runs for one in same], kept)
+  by_values = list(_by(group, lambda one: one.values(keys)).values())
+  firsts = [same[0] for same in by_values]
+  kept, dropped = _one_of_each(keys, firsts)
+  base = _base(group, kept)
   changed = [
-    {key: one[key] for key in kept if key not in base or one[key] != base[key]}
-    for one in settings
+    [k for k in kept if k not in base or one.settings.get(k) != base[k]]
+    for one in firsts
   ]
-  alone = [key for key in kept if any([*one] == [key] for one in changed)]
+  alone = [key for key in kept if [key] in changed]
   series = [key for key in alone if is_number(base.get(key))]
   points = []
-  for same, mine, other in zip(runs, settings, changed, strict=True):
+  for same, mine in zip(by_values, changed, strict=True):
+    settings = {key: same[0].settings.get(key) for key in kept}
     # A base is named by what the others change of it.
-    shown = other or (
-      {key: mine[key] for key in series or alone or kept}
-      if len(runs) > 1
-      else {}
-    )
-    texts = [f'{_word(key, named)}={text(shown[key])}' for key in shown]
+    shown = mine or (series or alone or kept) * (len(by_values) > 1)
+    texts = [*parts, *_texts(shown, settings, named)]
+    runs = one_a_seed(one.run for one in same)
+    runs.sort(key=lambda run: run.run['seed'])
     points.append(
-      Point(
-        ', '.join([*parts, *texts]) or name[0],
-        name,
-        {key: mine[key] for key in kept},
-        tuple(
-          sorted((one.run for one in same), key=lambda run: run.run['seed'])
-        ),
-        not other,
-      )
+      Point(', '.join(texts) or name[0], name, settings, tuple(runs), not mine)
     )
 
   def order(point: Point) -> list[Any]:
@@ -230,29 +249,6 @@ def _points(
   }
 
 
-def _keys(runs: Sequence[Found], all_that_change: bool) -> list[str]:
-  """What some of the runs, all of one config and variant, differ in.
-
-  Args:
-    runs: at least one.
-    all_that_change: also what all of them change alike.
-  """
-  changed = sorted({key for one in runs for key in one.run.point})
-  keys = [
-    key
-    for key in changed
-    if all_that_change or len({text(one.settings.get(key)) for one in runs}) > 1
-  ]
-  # The variant itself may have changed from one commit to another. A key that
-  # the code of a run did not have yet is no difference.
-  values: dict[tuple[str, str], set[str]] = collections.defaultdict(set)
-  for one in runs:
-    for key, value in one.settings.items():
-      values[_id(one, changed), key].add(text(value))
-  besides = {key for (_, key), some in values.items() if len(some) > 1}
-  return [*keys, *sorted(besides - set(keys))]
-
-
 def _one_of_each(
   keys: Sequence[str], points: Sequence[Found]
 ) -> tuple[list[str], dict[str, list[str]]]:
@@ -265,12 +261,9 @@ def _one_of_each(
     return list(keys), {}
   alike: dict[tuple, list[str]] = {}
   first = points[0].settings
-
-  def order(key: str) -> tuple[bool, bool]:
-    # Words say more than numbers that change with them.
-    return is_number(first.get(key)), key == _LAST
-
-  for key in sorted(keys, key=order):
+  # Words say more than numbers that change with them.
+  by = sorted(keys, key=lambda key: (is_number(first.get(key)), key == _LAST))
+  for key in by:
     texts = [text(one.settings.get(key)) for one in points]
     by_whom = tuple(key in one.run.point for one in points)
     alike.setdefault((*map(texts.index, texts), by_whom), []).append(key)
@@ -288,49 +281,27 @@ def _base(runs: Sequence[Found], keys: Sequence[str]) -> Settings:
   return base
 
 
-def _leaves(section: Mapping[str, Any], prefix: str = '') -> Any:
-  for key, value in section.items():
-    if isinstance(value, dict):
-      yield from _leaves(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
-
-
-def _id(one: Found, keys: Sequence[str]) -> str:
-  return json.dumps([one.settings.get(key) for key in keys])
-
-
-def _check_seeds(runs: Sequence[Result]) -> None:
-  seeds: dict[int, Result] = {}
-  for run in runs:
-    other = seeds.setdefault(run.run['seed'], run)
-    if other is not run:
-      raise UserError(
-        f'{label_of(run.run)} has two runs of {run.id}, of '
-        f'{other.run["started"]} and {run.run["started"]}; name their folders '
-        'one by one'
-      )
-
-
 def _short(paths: Collection[pathlib.Path]) -> dict[pathlib.Path, str]:
   """Paths from where they part, without the ending of a file."""
   common = os.path.commonpath([path.parent for path in paths])
   return {
-    path: path.relative_to(common).with_suffix('').as_posix()
-    if path.suffix == '.jsonl'
-    else path.relative_to(common).as_posix()
+    path: path.relative_to(common).as_posix().removesuffix('.jsonl')
     for path in paths
   }
+
+
+def _texts(
+  keys: Iterable[str], settings: Settings, named: Collection[str]
+) -> list[str]:
+  return [f'{_word(key, named)}={text(settings[key])}' for key in keys]
 
 
 def _word(key: str, keys: Collection[str]) -> str:
   """A key's last part, and as many more as tell it from other keys."""
   parts = key.split('.')
-  for count in range(1 + (parts[-1] in _VAGUE), len(parts) + 1):
+  for count in range(1 + (parts[-1] in _VAGUE), len(parts)):
     word = '.'.join(parts[-count:])
-    if not any(
-      other != key and f'.{other}'.endswith(f'.{word}') for other in keys
-    ):
+    if sum(f'.{one}'.endswith(f'.{word}') for one in keys) == 1:
       return word
   return key
 

@@ -2,7 +2,8 @@
 
 The mean over seeds is a line or a bar; a band or dots show all of them. A line
 of fewer than three seeds is thin and pale, and the panel's title says so. Lines
-are named where they end; if there is no room, by one legend below all panels.
+are named where they end; if there is no room, by one legend below all panels;
+or by rows of dots that show where they end.
 """
 
 from __future__ import annotations
@@ -89,8 +90,11 @@ def draw(title: str, grid: Grid, variant: str) -> Canvas:
   """The panels, laid out; arguments as `picture`."""
   heights = [max(p.height for p in row) + _AROUND for row in grid]
   panels = [panel for row in grid for panel in row]
-  direct = all(map(_has_room, panels))
-  names = {n.label: n for panel in panels for n in panel.lines if not direct}
+  rows = [row for panel in panels if not panel.lines for row in panel.content]
+  there = {row.label for row in rows if row.line}
+  direct = not there and all(map(_has_room, panels))
+  names = {n.label: n for panel in panels for n in panel.lines}
+  names = {} if direct else {k: n for k, n in names.items() if k not in there}
   canvas, axes = plt.subplots(
     len(grid),
     len(grid[0]),
@@ -178,7 +182,7 @@ def _draw_lines(axes: Axes, panel: Panel) -> None:
     axes.plot(
       x,
       line.mean,
-      line.style,
+      linestyle=line.style,
       marker=line.marker,
       markersize=5,
       color=line.color,
@@ -281,6 +285,31 @@ def _draw_dots(axes: Axes, panel: Panel) -> None:
   axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel, ylim=(number - 0.5, -0.5))
   axes.tick_params(axis='y', length=0)
   _few_ticks(axes)
+  if not any(row.values for row in panel.content):
+    axes.set_xticks([])
+  _draw_samples(axes, panel)
+
+
+def _draw_samples(axes: Axes, panel: Panel) -> None:
+  """A piece of line between a name and its dots."""
+  for place, row in enumerate(panel.content):
+    if row.line:
+      axes.tick_params(axis='y', pad=30)
+      axes.annotate(
+        '',
+        (0, place),
+        (-28, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords='offset points',
+        arrowprops={
+          'arrowstyle': '-',
+          'color': row.color,
+          'linestyle': row.line,
+          'linewidth': 1.8,
+          'shrinkA': 0,
+          'shrinkB': 5,
+        },
+      )
 
 
 def _wrap(label: str) -> list[str]:

@@ -98,19 +98,7 @@ class Metric:
     baseline: Sequence[Result],
     baseline_who: int | str,
   ) -> list[float]:
-    """How much better than a baseline runs end, as `differences`."""
-    sign = 1 if self.best is max else -1
-    found = self.differences(runs, who, baseline, baseline_who)
-    return [sign * difference for difference in found]
-
-  def differences(
-    self,
-    runs: Sequence[Result],
-    who: int | str,
-    baseline: Sequence[Result],
-    baseline_who: int | str,
-  ) -> list[float]:
-    """How far above a baseline runs end, seed for seed.
+    """How much better than a baseline runs end, seed for seed.
 
     A seed is the same initialisation in both, and with the same data and batch
     the same order, so that this varies less than what it is the difference of.
@@ -121,17 +109,17 @@ class Metric:
     if who == baseline_who == MEMBERS:
       both = sorted(_members(runs) & _members(baseline))
       pairs = [(member, member) for member in both]
+    sign = 1 if self.best is max else -1
     by_seed: dict[int, list[float]] = {}
     for ours, theirs in pairs:
-      there = self._by_seed(baseline, theirs)
-      for seed, end in self._by_seed(runs, ours).items():
+      there = self.by_seed(baseline, theirs)
+      for seed, end in self.by_seed(runs, ours).items():
         if seed in there:
-          by_seed.setdefault(seed, []).append(end - there[seed])
+          by_seed.setdefault(seed, []).append(sign * (end - there[seed]))
     return [statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)]
 
-  def _by_seed(
-    self, runs: Sequence[Result], who: int | str
-  ) -> dict[int, float]:
+  def by_seed(self, runs: Sequence[Result], who: int | str) -> dict[int, float]:
+    """A member's value at the end of each run that got there, by its seed."""
     runs = self.whole(runs, who)
     seeds = (run.run['seed'] for run in runs)
     return dict(zip(seeds, self.ends(runs, who), strict=True))

@@ -35,7 +35,7 @@ class Line:
   label: str
   color: str
   points: Points
-  style: str = '-'
+  style: str | tuple = '-'
   marker: str = ''
   seeds: int | None = None
   level: bool = False
@@ -59,12 +59,21 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Dots:
-  """A row of a panel: a dot a seed and a bar for their mean, or their range."""
+  """A row of a panel: a dot a seed and a bar for their mean, or their range.
+
+  Attributes:
+    label: its name.
+    color: of dots and bar.
+    values: of all seeds.
+    marker: Matplotlib's.
+    line: style of the lines of that name, which are then named here alone.
+  """
 
   label: str
   color: str
   values: Sequence[float]
   marker: str = 'o'
+  line: str | tuple = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +116,10 @@ class Panel:
   @property
   def height(self) -> float:
     """Inches of its axes."""
-    return 2.35 if self.lines else 0.27 * len(self.content)
+    if self.lines:
+      return 2.35
+    breaks = max(row.label.count('\n') for row in self.content)
+    return (0.27 + 0.17 * breaks) * len(self.content)
 
 
 # Rows of panels, as many in each.
