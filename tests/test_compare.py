@@ -130,7 +130,6 @@ def test_points_are_named_by_the_keys_that_differ(sweep):
   assert [point.name for point in compared.points] == NAMES
   assert compared.title == 'imagenet_staleness:laptop'
   assert [len(point.runs) for point in compared.points] == [2] * 5
-  assert compared.together == {'exchange': ['burn_in_steps']}
 
 
 @pytest.mark.parametrize(

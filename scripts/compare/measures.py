@@ -200,8 +200,4 @@ def _caption(compared: Comparison, arms: Sequence[Arm], baseline: Point) -> str:
     parts.append('mean over seeds ± half the range')
   if len(compared.points) > 1:
     parts.append(f'difference to {baseline.name}, seed for seed')
-  parts += [
-    f'{", ".join(others)} and {key} always change together'
-    for key, others in compared.together.items()
-  ]
   return '; '.join(parts)

@@ -71,15 +71,13 @@ class Comparison(NamedTuple):
   Attributes:
     title: what they have in common.
     points: at least one.
-    together: keys that change along with one in the names, by that key.
     failed: folders of runs that left nothing but a log.
     single: each source is the folder of one run, and each run a point.
   """
 
   title: str
-  points: tuple[Point, ...]
-  together: Mapping[str, Sequence[str]]
-  failed: tuple[pathlib.Path, ...]
+  points: list[Point]
+  failed: list[pathlib.Path]
   single: bool
 
 
@@ -116,9 +114,21 @@ def read(sources: Sequence[pathlib.Path]) -> Comparison:
     found |= {key: _found(source, run) for key, run in runs.items()}
   if not found:
     raise UserError(f'{failed[0]} failed before it began; see its log.txt')
-  title, points, together = _tell_apart(list(found.values()))
+  every = list(found.values())
+  by_label = _by(every, lambda one: one.label)
+  keys = {
+    name: _keys(some, len(by_label) > 1) for name, some in by_label.items()
+  }
+  title = _title(every, keys[every[0].label]) if len(by_label) == 1 else ''
+  points = _tell_apart(every, keys)
   single = {*found, *failed} <= {*sources} and len(points) == len(found)
-  return Comparison(title, points, together, tuple(failed), single)
+  return Comparison(title, points, failed, single)
+
+
+def _read_file(path: pathlib.Path) -> list[Result]:
+  if path.with_name(path.name.replace('rows', 'run', 1)[:-1]).exists():
+    raise UserError(f'{path} is part of a run; name its folder instead')
+  return results.read(path)
 
 
 def _found(source: pathlib.Path, run: Result) -> Found:
@@ -135,12 +145,6 @@ def _leaves(section: Mapping[str, Any], prefix: str = '') -> Any:
       yield f'{prefix}{key}', value
 
 
-def _read_file(path: pathlib.Path) -> list[Result]:
-  if path.with_name(path.name.replace('rows', 'run', 1)[:-1]).exists():
-    raise UserError(f'{path} is part of a run; name its folder instead')
-  return results.read(path)
-
-
 def _by(
   found: Iterable[Found], key_of: Callable[[Found], Any]
 ) -> dict[Any, list[Found]]:
@@ -150,13 +154,21 @@ def _by(
   return groups
 
 
+def _title(found: Sequence[Found], named: Collection[str]) -> str:
+  """Config, variant, and what all runs change alike."""
+  first, *others = found
+  alike = [
+    key
+    for key in first.run.point
+    if key not in named and all(key in one.run.point for one in others)
+  ]
+  return ', '.join([first.label, *_texts(alike, first.settings, alike)])
+
+
 def _tell_apart(
-  found: Sequence[Found],
-) -> tuple[str, tuple[Point, ...], Mapping[str, Sequence[str]]]:
-  """Title, points and `together` of a comparison."""
-  by_label = _by(found, lambda one: one.label)
-  several = len(by_label) > 1
-  keys = {name: _keys(some, several) for name, some in by_label.items()}
+  found: Sequence[Found], keys: Mapping[str, Sequence[str]]
+) -> list[Point]:
+  """Points, by the keys that differ in each config and variant."""
   named = {key for some in keys.values() for key in some}
   seeds = {
     (one.label, one.values(keys[one.label]), one.run.run['seed'])
@@ -165,23 +177,11 @@ def _tell_apart(
   clash = len(seeds) < len(found)
   places = _short({one.source for one in found}) if clash else {}
   groups = _by(found, lambda one: (one.label, places.get(one.source, '')))
-  points, together = [], {}
+  points = []
   for (label, place), group in groups.items():
-    parts = [label] * several + [place] * bool(place)
-    mine, dropped = _points(group, keys[label], (label, place), parts, named)
-    points += mine
-    together |= dropped
-  if several:
-    return '', tuple(points), together
-  # What all runs change alike.
-  first, *others = found
-  alike = [
-    key
-    for key in first.run.point
-    if key not in named and all(key in one.run.point for one in others)
-  ]
-  title = ', '.join([first.label, *_texts(alike, first.settings, alike)])
-  return title, tuple(points), together
+    parts = [label] * (len(keys) > 1) + [place] * bool(place)
+    points += _points(group, keys[label], (label, place), parts, named)
+  return points
 
 
 def _keys(runs: Sequence[Found], all_that_change: bool) -> list[str]:
@@ -212,22 +212,23 @@ def _points(
   name: tuple[str, str],
   parts: Sequence[str],
   named: Collection[str],
-) -> tuple[list[Point], dict[str, list[str]]]:
-  """The points of one group in order, and keys that stand for others, too."""
+) -> list[Point]:
+  """The points of one group in order."""
   by_values = list(_by(group, lambda one: one.values(keys)).values())
   firsts = [same[0] for same in by_values]
-  kept, dropped = _one_of_each(keys, firsts)
-  base = _base(group, kept)
-  changed = [
-    [k for k in kept if k not in base or one.settings.get(k) != base[k]]
-    for one in firsts
-  ]
+  kept = _one_of_each(keys, firsts)
+  # What the config has: what runs have that leave the key alone.
+  own = {
+    key: {one.values([key]) for one in group if key not in one.run.point}
+    for key in kept
+  }
+  changed = [[k for k in kept if own[k] != {one.values([k])}] for one in firsts]
   alone = [key for key in kept if [key] in changed]
-  series = [key for key in alone if is_number(base.get(key))]
+  series = [key for key in alone if is_number(firsts[0].settings.get(key))]
   points = []
   for same, mine in zip(by_values, changed, strict=True):
     settings = {key: same[0].settings.get(key) for key in kept}
-    # A base is named by what the others change of it.
+    # One that changes nothing is named by what the others change.
     shown = mine or (series or alone or kept) * (len(by_values) > 1)
     texts = [*parts, *_texts(shown, settings, named)]
     runs = one_a_seed(one.run for one in same)
@@ -237,48 +238,30 @@ def _points(
     )
 
   def order(point: Point) -> list[Any]:
-    # What is a series stays together.
+    # What is a series stays together, and what the config has comes first.
     by = sorted(kept, key=lambda key: (key in series, key))
     return [
-      _order(value := point.settings[key], base.get(key, value)) for key in by
+      (0, value, [])
+      if is_number(value := point.settings[key])
+      else (1, (text(value),) not in own[key], results.natural(text(value)))
+      for key in by
     ]
 
-  return sorted(points, key=order), {
-    _word(key, named): [_word(other, named) for other in others]
-    for key, others in dropped.items()
-  }
+  return sorted(points, key=order)
 
 
-def _one_of_each(
-  keys: Sequence[str], points: Sequence[Found]
-) -> tuple[list[str], dict[str, list[str]]]:
-  """Keys without those that always change along with one that stays.
-
-  Returns:
-    The keys that stay, and by each of them those that do not.
-  """
+def _one_of_each(keys: Sequence[str], points: Sequence[Found]) -> list[str]:
+  """Keys without those that always change along with one that stays."""
   if len(points) == 1:
-    return list(keys), {}
-  alike: dict[tuple, list[str]] = {}
+    return list(keys)
+  alike: dict[tuple, str] = {}
   first = points[0].settings
   # Words say more than numbers that change with them.
-  by = sorted(keys, key=lambda key: (is_number(first.get(key)), key == _LAST))
-  for key in by:
-    texts = [text(one.settings.get(key)) for one in points]
+  for key in sorted(keys, key=lambda k: (is_number(first.get(k)), k == _LAST)):
+    texts = [one.values([key]) for one in points]
     by_whom = tuple(key in one.run.point for one in points)
-    alike.setdefault((*map(texts.index, texts), by_whom), []).append(key)
-  kept = {some[0]: some[1:] for some in alike.values()}
-  return list(kept), {key: others for key, others in kept.items() if others}
-
-
-def _base(runs: Sequence[Found], keys: Sequence[str]) -> Settings:
-  """What a config has, as far as runs that leave a key alone agree on it."""
-  base = {}
-  for key in keys:
-    values = [one.settings.get(key) for one in runs if key not in one.run.point]
-    if values and all(value == values[0] for value in values):
-      base[key] = values[0]
-  return base
+    alike.setdefault((*map(texts.index, texts), by_whom), key)
+  return list(alike.values())
 
 
 def _short(paths: Collection[pathlib.Path]) -> dict[pathlib.Path, str]:
@@ -318,10 +301,3 @@ def text(value: Any) -> str:
 def is_number(value: Any) -> bool:
   """Whether values like it have an order."""
   return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _order(value: Any, base: Any) -> Any:
-  if is_number(value) and is_number(base):
-    return (0, value, [])
-  # What the config has comes first.
-  return (1, value != base, results.natural(text(value)))
