@@ -36,19 +36,12 @@ from experiments.paths import local_path
 from experiments.summary import results_table
 from scripts import markdown
 from scripts.compare import measures, points
-from scripts.compare.measures import EACH, ENSEMBLE
+from scripts.compare.measures import EACH
 from scripts.figures.metric import MEMBERS, Metric
 
 
-def who(text: str) -> int | str:
-  """A member's number, or one of three words."""
-  if text in (MEMBERS, ENSEMBLE, EACH):
-    return text
-  if text.isdecimal():
-    return int(text)
-  raise argparse.ArgumentTypeError(
-    f'{text!r} is not {MEMBERS}, {ENSEMBLE}, {EACH} or the number of a member'
-  )
+def _who(text: str) -> int | str:
+  return int(text) if text.isdecimal() else text
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,45 +50,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    'sources', nargs='+', type=local_path, metavar='SOURCE', help='see above'
-  )
-  parser.add_argument(
-    '--metric',
-    action='append',
-    metavar='KEY',
-    help='of the evaluation rows: accuracy, auc, …; repeatable (default: '
-    'task_loss)',
-  )
-  parser.add_argument(
-    '--who',
-    type=who,
-    help='members, their mean (default); ensemble; a member’s number; or each',
-  )
-  parser.add_argument(
-    '--baseline', metavar='NAME', help='a point, as the table calls it'
-  )
-  parser.add_argument(
-    '--out',
-    type=local_path,
-    metavar='PICTURE',
-    help='learning curves and ends; its suffix says the format',
-  )
-  parser.add_argument(
-    '--html',
-    type=local_path,
-    metavar='REPORT',
-    help='pictures, table, commands and provenance in one file',
-  )
-  parser.add_argument(
-    '--markdown', action='store_true', help='print the table as Markdown'
-  )
+  add = parser.add_argument
+  add('sources', nargs='+', type=local_path, metavar='SOURCE', help='see above')
+  text = 'of the evaluation rows: accuracy, auc, …; repeatable (task_loss)'
+  add('--metric', action='append', metavar='KEY', help=text)
+  text = 'members, their mean (default); ensemble; a member’s number; or each'
+  add('--who', type=_who, help=text)
+  text = 'a point, as the table calls it'
+  add('--baseline', metavar='NAME', help=text)
+  text = 'learning curves and ends; its suffix says the format'
+  add('--out', type=local_path, metavar='PICTURE', help=text)
+  text = 'picture, table, commands and provenance in one file'
+  add('--html', type=local_path, metavar='REPORT', help=text)
+  add('--markdown', action='store_true', help='print the table as Markdown')
   return parser.parse_args(argv)
 
 
 def _compare(
   arguments: argparse.Namespace, console: Console
-) -> tuple[pathlib.Path, ...]:
+) -> Sequence[pathlib.Path]:
   """Does what is asked for; returns folders of runs that could not begin."""
   compared = points.read(arguments.sources)
   # As experiments.run shows it.
@@ -116,18 +89,16 @@ def _compare(
     console.print(results_table(ends))
   else:
     for metric in metrics:  # One beside the other would be too wide.
-      table = measures.make_table(compared, arms, [metric], baseline)
-      console.print(_rich(compared.title, table))
-  shown = [
-    ('rows, provenance, checkpoints', source)
-    for source in arguments.sources
-    if source.is_dir()
-  ]
-  shown += [('learning curves', arguments.out), ('report', arguments.html)]
-  for what, path in shown:
+      one = measures.make_table(compared, arms, [metric], baseline)
+      console.print(_rich(compared.title, one))
+  for what, path in (
+    *(('rows, provenance, checkpoints', one) for one in arguments.sources),
+    ('learning curves', arguments.out),
+    ('report', arguments.html),
+  ):
     if path:
-      text = f'{what}: {path}'
-      console.print(text, soft_wrap=True, highlight=False, markup=False)
+      line = Text(f'{what}: {path}')
+      console.print(line, soft_wrap=True)
   return compared.failed
 
 
@@ -139,33 +110,30 @@ def _draw(
   metrics: Sequence[Metric],
 ) -> None:
   # Not for a table alone: it takes half a second to import.
-  from scripts.compare import report
   from scripts.compare.draw import grid
-  from scripts.figures import draw
+  from scripts.compare.report import page
+  from scripts.figures.draw import picture
 
-  panels, svg = grid(arms, metrics), io.BytesIO()
+  panels = grid(arms, metrics)
+  for path in filter(None, (arguments.out, arguments.html)):
+    path.parent.mkdir(parents=True, exist_ok=True)
   if path := arguments.out:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw.picture(compared.title, panels, '', {path.suffix[1:].lower(): path})
-  if path := arguments.html:
-    draw.picture('', panels, '', {'svg': svg})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = report.page(compared, table, svg.getvalue())
-    path.write_text(text, encoding='utf-8')
+    picture(compared.title, panels, '', {path.suffix[1:].lower(): path})
+  if arguments.html:
+    svg = io.BytesIO()
+    picture('', panels, '', {'svg': svg})
+    text = page(compared, table, svg.getvalue())
+    arguments.html.write_text(text, encoding='utf-8')
 
 
 def _rich(title: str, found: measures.Table) -> Table:
-  table = Table(
-    title=Text(title or 'Held-out examples'),
-    caption=Text(found.caption),
-    box=box.SIMPLE_HEAD,
-    padding=(0, 1, 0, 0),
-  )
+  title, caption = Text(title or 'Held-out examples'), Text(found.caption)
+  look = {'box': box.SIMPLE_HEAD, 'padding': (0, 1, 0, 0)}
+  table = Table(title=title, caption=caption, **look)
   for name in found.header:
     words = name in (found.header[0], found.header[-1])
-    table.add_column(
-      name, justify='left' if words else 'right', overflow='fold'
-    )
+    side = 'left' if words else 'right'
+    table.add_column(name, justify=side, overflow='fold')
   for line in found.lines:
     table.add_row(*map(Text, line))
   return table
@@ -184,10 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   for warning in caught:
     print(f'scripts.compare: {warning.message}', file=sys.stderr)
   for folder in failed:
-    print(
-      f'scripts.compare: {folder} failed before it began; see its log.txt',
-      file=sys.stderr,
-    )
+    text = f'{folder} failed before it began; see its log.txt'
+    print(f'scripts.compare: {text}', file=sys.stderr)
   return 0
 
 

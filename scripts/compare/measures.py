@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,13 +35,7 @@ _ABOUT = ('id', 'step', 'member', 'kind', 'examples_seen')
 
 
 class Arm(NamedTuple):
-  """A point, and who of its runs.
-
-  Attributes:
-    point: it.
-    who: MEMBERS, ENSEMBLE or a member's number.
-    name: of the point, and of the predictor where there are several.
-  """
+  """A point, and who of its runs: MEMBERS, ENSEMBLE or a member's number."""
 
   point: Point
   who: int | str
@@ -108,12 +103,7 @@ def metric_of(arms: Sequence[Arm], key: str) -> Metric:
 
 
 def baseline_of(points: Sequence[Point], name: str | None) -> Point:
-  """What the others are compared with.
-
-  Args:
-    points: at least one.
-    name: of a point; None for the one that leaves its config as it is, among
-      those of the first source, or else the first.
+  """The point of a name, or the first that leaves its config as it is.
 
   Raises:
     UserError: if no point has that name.
@@ -143,10 +133,7 @@ def make_table(
   baseline: Point,
 ) -> Table:
   """A line an arm: its ends, and how far from the baseline's, seed for seed."""
-  steps = {arm.name: _num_steps(arm) for arm in arms}
   columns = {'run': [arm.name for arm in arms]}
-  if len({*steps.values()}) > 1:
-    columns['steps'] = list(steps.values())
   for metric in metrics:
     columns[metric.short] = [
       metric.text(metric.ends(arm.runs, arm.who)) for arm in arms
@@ -157,11 +144,6 @@ def make_table(
   columns['seeds'] = [_seeds(arm, metrics[0]) for arm in arms]
   lines = [list(line) for line in zip(*columns.values(), strict=True)]
   return Table([*columns], lines, _caption(compared, arms, baseline))
-
-
-def _num_steps(arm: Arm) -> str:
-  counts = {run.run['config']['num_steps'] for run in arm.runs}
-  return ', '.join(f'{count:,}' for count in sorted(counts))
 
 
 def _difference(
@@ -180,14 +162,14 @@ def _difference(
 
 def _seeds(arm: Arm, metric: Metric) -> str:
   """'3', or '2 of 3: 1 diverged': runs that got to their end."""
-  left = [
+  left = collections.Counter(
     'diverged' if run.run['diverged'] else 'unfinished'
     for run in arm.runs
     if not metric.ends([run], arm.who)
-  ]
-  count = len(arm.runs) - len(left)
-  why = ', '.join(f'{left.count(one)} {one}' for one in dict.fromkeys(left))
-  return f'{count} of {len(arm.runs)}: {why}' if left else str(count)
+  )
+  whole = str(len(arm.runs) - left.total())
+  why = ', '.join(f'{count} {name}' for name, count in left.items())
+  return f'{whole} of {len(arm.runs)}: {why}' if left else whole
 
 
 def _caption(compared: Comparison, arms: Sequence[Arm], baseline: Point) -> str:

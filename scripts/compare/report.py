@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import collections
 import html
+import pathlib
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -48,7 +49,7 @@ pre {{ white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.8125rem; }}
 </head>
 <body>
 <h1>{title}</h1>
-<p>{counts}</p>
+{failed}
 <div><img alt="{title}: learning curves and ends"
 src="data:image/svg+xml;base64,{picture}"></div>
 <h2>The end of training</h2>
@@ -67,13 +68,7 @@ src="data:image/svg+xml;base64,{picture}"></div>
 
 
 def page(compared: Comparison, table: Table, picture: bytes) -> str:
-  """The report.
-
-  Args:
-    compared: what there is.
-    table: the numbers.
-    picture: an SVG.
-  """
+  """The report; the picture is an SVG."""
   runs = [(point, run) for point in compared.points for run in point.runs]
   labels = dict.fromkeys(label_of(run.run) for _, run in runs)
   packages: dict[str, list[str]] = collections.defaultdict(list)
@@ -84,7 +79,7 @@ def page(compared: Comparison, table: Table, picture: bytes) -> str:
   alike = len(packages) == 1
   return _PAGE.format(
     title=html.escape(compared.title or ', '.join(labels)),
-    counts=html.escape(_counts(compared)),
+    failed='\n'.join(map(_failed, compared.failed)),
     picture=base64.b64encode(picture).decode(),
     ends=_table(table.header, table.lines),
     caption=html.escape(table.caption),
@@ -105,17 +100,8 @@ def _note(text: str) -> str:
   return f'<p class="note">{html.escape(text)}</p>'
 
 
-def _counts(compared: Comparison) -> str:
-  runs = [run for point in compared.points for run in point.runs]
-  status = collections.Counter(map(_status, runs))
-  parts = [f'{count} {name}' for name, count in status.items()]
-  for folder in compared.failed:
-    parts.append(f'{"/".join(folder.parts[-2:])} failed before it began')
-  points = len(compared.points)
-  return (
-    f'{points} point{"s" * (points != 1)}, '
-    f'{len(runs)} run{"s" * (len(runs) != 1)}: {", ".join(parts)}.'
-  )
+def _failed(folder: pathlib.Path) -> str:
+  return _note(f'{"/".join(folder.parts[-2:])} failed before it began.')
 
 
 def _status(run: Result) -> str:
@@ -147,21 +133,16 @@ def _command_block(point: Point) -> str:
 
 def command(run: Result) -> list[str]:
   """What makes a run, line by line, without this machine's paths."""
-  keys = {
+  values = {
     key: tuple(value) if isinstance(value, list) else value
-    for key, value in run.point.items()
+    for key, value in (run.point | {'seed': run.run['seed']}).items()
     if key not in _NO_KEYS
   }
   folder = results.stem(run.run['experiment'], run.run['variant'])
-  flags = (
-    *(f'--config.{key}={value}' for key, value in keys.items()),
-    f'--config.seed={run.run["seed"]}',
-    f'--workdir=runs/{folder}/{run.id}',
-  )
-  return [
-    f'python -m experiments.run --config={label_of(run.run)}',
-    *map(shlex.quote, flags),
-  ]
+  flags = [f'--config.{key}={value}' for key, value in values.items()]
+  flags.append(f'--workdir=runs/{folder}/{run.id}')
+  first = f'python -m experiments.run --config={label_of(run.run)}'
+  return [first, *map(shlex.quote, flags)]
 
 
 def _run_cells(point: Point, run: Result) -> list[str]:
