@@ -78,7 +78,7 @@ def _compare(
   arms = measures.arms_of(compared.points, MEMBERS if who is None else who)
   metrics = [measures.metric_of(arms, key) for key in dict.fromkeys(keys)]
   baseline = measures.baseline_of(compared.points, arguments.baseline)
-  table = measures.make_table(compared, arms, metrics, baseline)
+  table = measures.make_table(arms, metrics, baseline)
   if arguments.out or arguments.html:
     _draw(arguments, compared, table, arms, metrics)
   if arguments.markdown:
@@ -89,16 +89,16 @@ def _compare(
     console.print(results_table(ends))
   else:
     for metric in metrics:  # One beside the other would be too wide.
-      one = measures.make_table(compared, arms, [metric], baseline)
+      one = measures.make_table(arms, [metric], baseline)
       console.print(_rich(compared.title, one))
+  folders = filter(pathlib.Path.is_dir, arguments.sources)
   for what, path in (
-    *(('rows, provenance, checkpoints', one) for one in arguments.sources),
+    *(('rows, provenance, checkpoints', one) for one in folders),
     ('learning curves', arguments.out),
     ('report', arguments.html),
   ):
     if path:
-      line = Text(f'{what}: {path}')
-      console.print(line, soft_wrap=True)
+      console.print(Text(f'{what}: {path}'), soft_wrap=True)
   return compared.failed
 
 
@@ -149,10 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, UserError) as error:
       print(f'scripts.compare: {error}', file=sys.stderr)
       return 1
-  for warning in caught:
-    print(f'scripts.compare: {warning.message}', file=sys.stderr)
+  complaints = [str(warning.message) for warning in caught]
   for folder in failed:
-    text = f'{folder} failed before it began; see its log.txt'
+    complaints.append(f'{folder} failed before it began; see its log.txt')
+  for text in complaints:
     print(f'scripts.compare: {text}', file=sys.stderr)
   return 0
 

@@ -40,10 +40,9 @@ def looks(arms: Sequence[Arm]) -> list[tuple[str, str | tuple]]:
   found |= {name: next(rest) for name in points if name not in found}
   several = len(arms) > len(points)
   return [
-    (found[arm.point.name][0], '--')
-    if several and arm.who == ENSEMBLE
-    else found[arm.point.name]
+    (color, '--' if several and arm.who == ENSEMBLE else style)
     for arm in arms
+    for color, style in [found[arm.point.name]]
   ]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.errors import UserError
-from experiments.results import Result
-from scripts.compare.points import Comparison, Point
+from experiments.results import Result, Row
+from scripts.compare.points import Point
 from scripts.figures.metric import (
   AUC,
   AVERAGE_LOSS,
@@ -20,14 +20,12 @@ from scripts.figures.metric import (
 )
 
 ENSEMBLE, EACH = 'ensemble', 'each'
-_DISAGREEMENT = 'disagreement (%)'
-_SECONDS = 'seconds of training'
 _KNOWN = {
   metric.key: metric
   for metric in (
     *(LOSS, TOP_1, AVERAGE_LOSS, AVERAGE_TOP_1, AUC),
-    Metric('disagreement', _DISAGREEMENT, _DISAGREEMENT, 100, digits=2),
-    Metric('seconds', _SECONDS, _SECONDS, digits=1),
+    Metric('disagreement', *2 * ('disagreement (%)',), 100, digits=2),
+    Metric('seconds', *2 * ('seconds of training',), digits=1),
   )
 }
 # Of an evaluation, and no result of it.
@@ -42,7 +40,7 @@ class Arm(NamedTuple):
   name: str
 
   @property
-  def runs(self) -> tuple[Result, ...]:
+  def runs(self) -> list[Result]:
     """Of all seeds."""
     return self.point.runs
 
@@ -57,23 +55,28 @@ def arms_of(points: Sequence[Point], who: int | str) -> list[Arm]:
   for point in points:
     there = {row['member'] for run in point.runs for row in run.rows}
     found |= there
-    for one in sorted(there, key=str) if who == EACH else (who,):
-      name = one if one == ENSEMBLE else f'member {one}'
-      several = who == EACH and len(there) > 1
-      if who in (EACH, MEMBERS) or who in there or not there:
-        name = f'{point.name}, {name}' if several else point.name
-        arms.append(Arm(point, one, name))
+    each = sorted(there, key=lambda one: (isinstance(one, str), one))
+    for one in (each or [MEMBERS]) if who == EACH else [who]:
+      if who in (EACH, MEMBERS, *there):
+        name = f', {_called(one)}' if who == EACH and len(each) > 1 else ''
+        arms.append(Arm(point, one, point.name + name))
   if not found:
     raise UserError(
       'no run has been evaluated yet; wait for the first evaluation, at a '
       'multiple of eval_interval_steps'
     )
-  if who not in (MEMBERS, EACH, *found):
+  if not arms:
     raise UserError(
       f'no run has evaluations of {who!r}; --who can be {MEMBERS}, {EACH}, '
       f'{", ".join(sorted(map(str, found)))}'
     )
   return arms
+
+
+def _called(who: int | str) -> str:
+  if who == MEMBERS:
+    return 'mean over members'
+  return who if who == ENSEMBLE else f'member {who}'
 
 
 def metric_of(arms: Sequence[Arm], key: str) -> Metric:
@@ -84,22 +87,22 @@ def metric_of(arms: Sequence[Arm], key: str) -> Metric:
   """
   metric = _KNOWN.get(key) or Metric(key, key, key)
   rows = [row for arm in arms for run in arm.runs for row in run.rows]
-  there = sorted({
-    name
-    for row in rows
-    for name in row
-    if name not in _ABOUT and Metric(name, name, name).is_in(row)
-  })  # fmt: skip
-  if key not in there:
+  numbers = {name for row in rows for name in row if _has(row, name)}
+  if key not in numbers:
     raise UserError(
-      f'no evaluation has the metric {key!r}; there are {", ".join(there)}'
+      f'no evaluation has the metric {key!r}; there are '
+      f'{", ".join(sorted(numbers))}'
     )
   if not any(metric.curve(run, arm.who) for arm in arms for run in arm.runs):
-    whos = sorted({str(row['member']) for row in rows if metric.is_in(row)})
+    whos = sorted({str(row['member']) for row in rows if _has(row, key)})
     raise UserError(
       f'only rows of {", ".join(whos)} have {key}; add --who={whos[-1]}'
     )
   return metric
+
+
+def _has(row: Row, key: str) -> bool:
+  return key not in _ABOUT and Metric(key, key, key).is_in(row)
 
 
 def baseline_of(points: Sequence[Point], name: str | None) -> Point:
@@ -127,23 +130,27 @@ class Table(NamedTuple):
 
 
 def make_table(
-  compared: Comparison,
-  arms: Sequence[Arm],
-  metrics: Sequence[Metric],
-  baseline: Point,
+  arms: Sequence[Arm], metrics: Sequence[Metric], baseline: Point
 ) -> Table:
   """A line an arm: its ends, and how far from the baseline's, seed for seed."""
+  differs = any(arm.point is not baseline for arm in arms)
   columns = {'run': [arm.name for arm in arms]}
-  for metric in metrics:
-    columns[metric.short] = [
-      metric.text(metric.ends(arm.runs, arm.who)) for arm in arms
-    ]
-    if len(compared.points) > 1:
-      name = 'difference' if len(metrics) == 1 else f'difference, {metric.key}'
-      columns[name] = [_difference(arm, arms, baseline, metric) for arm in arms]
+  for one in metrics:
+    ends = [one.text(one.ends(arm.runs, arm.who)) for arm in arms]
+    columns[one.short] = ends
+    if differs:
+      name = 'difference' if len(metrics) == 1 else f'difference, {one.key}'
+      columns[name] = [_difference(arm, arms, baseline, one) for arm in arms]
   columns['seeds'] = [_seeds(arm, metrics[0]) for arm in arms]
+  parts = ['held-out examples at the end of training']
+  if len(whos := {arm.who for arm in arms}) == 1:
+    parts += map(_called, whos)
+  if any(len(arm.runs) > 1 for arm in arms):
+    parts.append('mean over seeds ± half the range')
+  if differs:
+    parts.append(f'difference to {baseline.name}, seed for seed')
   lines = [list(line) for line in zip(*columns.values(), strict=True)]
-  return Table([*columns], lines, _caption(compared, arms, baseline))
+  return Table([*columns], lines, '; '.join(parts))
 
 
 def _difference(
@@ -170,16 +177,3 @@ def _seeds(arm: Arm, metric: Metric) -> str:
   whole = str(len(arm.runs) - left.total())
   why = ', '.join(f'{count} {name}' for name, count in left.items())
   return f'{whole} of {len(arm.runs)}: {why}' if left else whole
-
-
-def _caption(compared: Comparison, arms: Sequence[Arm], baseline: Point) -> str:
-  parts = ['held-out examples at the end of training']
-  [who, *others] = {arm.who for arm in arms}
-  if not others:
-    alone = f'member {who}' if isinstance(who, int) else who
-    parts.append('mean over members' if who == MEMBERS else alone)
-  if any(len(arm.runs) > 1 for arm in arms):
-    parts.append('mean over seeds ± half the range')
-  if len(compared.points) > 1:
-    parts.append(f'difference to {baseline.name}, seed for seed')
-  return '; '.join(parts)

@@ -20,7 +20,6 @@ from experiments.runs import label_of
 from scripts import collect
 from scripts.figures.metric import one_a_seed
 
-Settings = dict[str, Any]
 # Words that say little without the section that they are of.
 _VAGUE = ('kind', 'name')
 # Follows from whether there are peers, so of numbers it is the last to name a
@@ -28,17 +27,16 @@ _VAGUE = ('kind', 'name')
 _LAST = 'codistill.burn_in_steps'
 
 
-class Found(NamedTuple):
+class _Found:
   """A run, which of the sources it lies in, and its config by dotted key."""
 
-  source: pathlib.Path
-  run: Result
-  settings: Settings
-
-  @property
-  def label(self) -> str:
-    """Its config and variant."""
-    return label_of(self.run.run)
+  def __init__(self, source: pathlib.Path, run: Result):
+    self.source = source
+    self.run = run
+    self.label = label_of(run.run)
+    # Some of what it changes, as the fingerprint of data, is no config's.
+    leaves = _leaves(results.recipe_of(run.run['config']))
+    self.settings = dict(leaves) | run.point
 
   def values(self, keys: Iterable[str]) -> tuple[str, ...]:
     """Of some keys, as texts."""
@@ -51,8 +49,7 @@ class Point:
 
   Attributes:
     name: short, and no other point's.
-    group: of the points whose settings can be compared: config, variant, and
-      the source if it tells points apart.
+    group: config, variant, and the source if it tells points apart.
     settings: what points of its group differ in, by dotted key.
     runs: one a seed, in the order of seeds.
     is_base: it changes none of these keys of its config.
@@ -60,8 +57,8 @@ class Point:
 
   name: str
   group: tuple[str, str]
-  settings: Settings
-  runs: tuple[Result, ...]
+  settings: dict[str, Any]
+  runs: list[Result]
   is_base: bool
 
 
@@ -93,7 +90,7 @@ def read(sources: Sequence[pathlib.Path]) -> Comparison:
       and two runs of one point and seed in one source.
     OSError: for one that cannot be read.
   """
-  found: dict[Any, Found] = {}
+  found: dict[Any, _Found] = {}
   failed = []
   for source in dict.fromkeys(sources):
     if source.is_file():
@@ -104,23 +101,18 @@ def read(sources: Sequence[pathlib.Path]) -> Comparison:
       runs = {
         folder: collect.read_result(some, collect.ALLOWABLE, unscored=True)
         for folder, some in records.items()
-        if some and folder not in found
+        if some
       }
     else:
       raise UserError(
         f'{source} does not exist; name folders of runs or of sweeps, or files '
         'of experiments/results'
       )
-    found |= {key: _found(source, run) for key, run in runs.items()}
+    for key, run in runs.items():
+      found.setdefault(key, _Found(source, run))
   if not found:
     raise UserError(f'{failed[0]} failed before it began; see its log.txt')
-  every = list(found.values())
-  by_label = _by(every, lambda one: one.label)
-  keys = {
-    name: _keys(some, len(by_label) > 1) for name, some in by_label.items()
-  }
-  title = _title(every, keys[every[0].label]) if len(by_label) == 1 else ''
-  points = _tell_apart(every, keys)
+  title, points = _tell_apart(list(found.values()))
   single = {*found, *failed} <= {*sources} and len(points) == len(found)
   return Comparison(title, points, failed, single)
 
@@ -129,12 +121,6 @@ def _read_file(path: pathlib.Path) -> list[Result]:
   if path.with_name(path.name.replace('rows', 'run', 1)[:-1]).exists():
     raise UserError(f'{path} is part of a run; name its folder instead')
   return results.read(path)
-
-
-def _found(source: pathlib.Path, run: Result) -> Found:
-  # Some of what a run changes, as the fingerprint of its data, is no config's.
-  settings = dict(_leaves(results.recipe_of(run.run['config']))) | run.point
-  return Found(source, run, settings)
 
 
 def _leaves(section: Mapping[str, Any], prefix: str = '') -> Any:
@@ -146,45 +132,40 @@ def _leaves(section: Mapping[str, Any], prefix: str = '') -> Any:
 
 
 def _by(
-  found: Iterable[Found], key_of: Callable[[Found], Any]
-) -> dict[Any, list[Found]]:
-  groups: dict[Any, list[Found]] = {}
+  found: Iterable[_Found], key_of: Callable[[_Found], Any]
+) -> dict[Any, list[_Found]]:
+  groups: dict[Any, list[_Found]] = {}
   for one in found:
     groups.setdefault(key_of(one), []).append(one)
   return groups
 
 
-def _title(found: Sequence[Found], named: Collection[str]) -> str:
-  """Config, variant, and what all runs change alike."""
-  first, *others = found
-  alike = [
-    key
-    for key in first.run.point
-    if key not in named and all(key in one.run.point for one in others)
-  ]
-  return ', '.join([first.label, *_texts(alike, first.settings, alike)])
-
-
-def _tell_apart(
-  found: Sequence[Found], keys: Mapping[str, Sequence[str]]
-) -> list[Point]:
-  """Points, by the keys that differ in each config and variant."""
+def _tell_apart(found: Sequence[_Found]) -> tuple[str, list[Point]]:
+  """What all have in common, and points."""
+  by_label = _by(found, lambda one: one.label)
+  several = len(by_label) > 1
+  keys = {name: _keys(some, several) for name, some in by_label.items()}
   named = {key for some in keys.values() for key in some}
-  seeds = {
-    (one.label, one.values(keys[one.label]), one.run.run['seed'])
-    for one in found
-  }
+  first = found[0]
+  changed = [{*one.run.point} for one in found]
+  alike = sorted(set.intersection(*changed) - named)
+  texts = (
+    [] if several else [first.label, *_texts(alike, first.settings, alike)]
+  )
+  seeds = _by(
+    found, lambda o: (o.values(keys[o.label]), o.label, o.run.run['seed'])
+  )
   clash = len(seeds) < len(found)
   places = _short({one.source for one in found}) if clash else {}
   groups = _by(found, lambda one: (one.label, places.get(one.source, '')))
   points = []
   for (label, place), group in groups.items():
-    parts = [label] * (len(keys) > 1) + [place] * bool(place)
+    parts = [label] * several + [place] * bool(place)
     points += _points(group, keys[label], (label, place), parts, named)
-  return points
+  return ', '.join(texts), points
 
 
-def _keys(runs: Sequence[Found], all_that_change: bool) -> list[str]:
+def _keys(runs: Sequence[_Found], all_that_change: bool) -> list[str]:
   """What some of the runs, all of one config and variant, differ in.
 
   Args:
@@ -207,7 +188,7 @@ def _keys(runs: Sequence[Found], all_that_change: bool) -> list[str]:
 
 
 def _points(
-  group: Sequence[Found],
+  group: Sequence[_Found],
   keys: Sequence[str],
   name: tuple[str, str],
   parts: Sequence[str],
@@ -225,32 +206,31 @@ def _points(
   changed = [[k for k in kept if own[k] != {one.values([k])}] for one in firsts]
   alone = [key for key in kept if [key] in changed]
   series = [key for key in alone if is_number(firsts[0].settings.get(key))]
-  points = []
-  for same, mine in zip(by_values, changed, strict=True):
-    settings = {key: same[0].settings.get(key) for key in kept}
-    # One that changes nothing is named by what the others change.
-    shown = mine or (series or alone or kept) * (len(by_values) > 1)
-    texts = [*parts, *_texts(shown, settings, named)]
-    runs = one_a_seed(one.run for one in same)
-    runs.sort(key=lambda run: run.run['seed'])
-    points.append(
-      Point(', '.join(texts) or name[0], name, settings, tuple(runs), not mine)
-    )
 
-  def order(point: Point) -> list[Any]:
+  def order(one: _Found) -> list[Any]:
     # What is a series stays together, and what the config has comes first.
     by = sorted(kept, key=lambda key: (key in series, key))
     return [
       (0, value, [])
-      if is_number(value := point.settings[key])
+      if is_number(value := one.settings.get(key))
       else (1, (text(value),) not in own[key], results.natural(text(value)))
       for key in by
     ]
 
-  return sorted(points, key=order)
+  points = []
+  points_of = zip(firsts, by_values, changed, strict=True)
+  for one, same, mine in sorted(points_of, key=lambda some: order(some[0])):
+    settings = {key: one.settings.get(key) for key in kept}
+    # One that changes nothing is named by what the others change.
+    shown = mine or (series or alone or kept) * (len(by_values) > 1)
+    texts = ', '.join([*parts, *_texts(shown, settings, named)])
+    runs = one_a_seed(one.run for one in same)
+    runs.sort(key=lambda run: run.run['seed'])
+    points.append(Point(texts or name[0], name, settings, runs, not mine))
+  return points
 
 
-def _one_of_each(keys: Sequence[str], points: Sequence[Found]) -> list[str]:
+def _one_of_each(keys: Sequence[str], points: Sequence[_Found]) -> list[str]:
   """Keys without those that always change along with one that stays."""
   if len(points) == 1:
     return list(keys)
@@ -274,7 +254,7 @@ def _short(paths: Collection[pathlib.Path]) -> dict[pathlib.Path, str]:
 
 
 def _texts(
-  keys: Iterable[str], settings: Settings, named: Collection[str]
+  keys: Iterable[str], settings: Mapping[str, Any], named: Collection[str]
 ) -> list[str]:
   return [f'{_word(key, named)}={text(settings[key])}' for key in keys]
 
@@ -292,7 +272,7 @@ def _word(key: str, keys: Collection[str]) -> str:
 def text(value: Any) -> str:
   """A value as a flag has it."""
   if isinstance(value, float):
-    return f'{value:g}'
+    return f'{value:.12g}'
   if isinstance(value, list):
     return f'({",".join(map(text, value))})'
   return 'none' if value is None else str(value)

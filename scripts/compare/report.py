@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import collections
 import html
-import pathlib
 import shlex
 from collections.abc import Iterable, Sequence
 
@@ -79,7 +78,10 @@ def page(compared: Comparison, table: Table, picture: bytes) -> str:
   alike = len(packages) == 1
   return _PAGE.format(
     title=html.escape(compared.title or ', '.join(labels)),
-    failed='\n'.join(map(_failed, compared.failed)),
+    failed=''.join(
+      _note(f'{"/".join(one.parts[-2:])} failed before it began.')
+      for one in compared.failed
+    ),
     picture=base64.b64encode(picture).decode(),
     ends=_table(table.header, table.lines),
     caption=html.escape(table.caption),
@@ -100,15 +102,6 @@ def _note(text: str) -> str:
   return f'<p class="note">{html.escape(text)}</p>'
 
 
-def _failed(folder: pathlib.Path) -> str:
-  return _note(f'{"/".join(folder.parts[-2:])} failed before it began.')
-
-
-def _status(run: Result) -> str:
-  # A process that was killed leaves the same word as one that runs.
-  return run.run['status'].replace('running', 'not finished')
-
-
 def _table(
   header: Sequence[str], lines: Iterable[Sequence[str]], kind: str = ''
 ) -> str:
@@ -122,11 +115,8 @@ def _table(
 
 def _command_block(point: Point) -> str:
   run = point.runs[0]
-  note = ''.join(
-    _note(f'Besides, with {key} {run.point[key]}.')
-    for key in _NO_KEYS
-    if key in run.point
-  )
+  unsaid = [f'{key} {run.point[key]}' for key in _NO_KEYS if key in run.point]
+  note = _note(f'Besides, with {" and ".join(unsaid)}.') if unsaid else ''
   text = html.escape(' \\\n  '.join(command(run)))
   return f'<div>{html.escape(point.name)}</div>{note}<pre>{text}</pre>'
 
@@ -146,10 +136,12 @@ def command(run: Result) -> list[str]:
 
 
 def _run_cells(point: Point, run: Result) -> list[str]:
-  found, status = run.run, _status(run)
+  found, status = run.run, run.run['status']
   if status != 'done':
+    # A process that was killed leaves the same word as one that runs.
+    name = 'not finished' if status == 'running' else status
     last = max((row['step'] for row in run.rows), default=0)
-    status += f', step {last:,} of {found["config"]["num_steps"]:,}'
+    status = f'{name}, step {last:,} of {found["config"]["num_steps"]:,}'
   seconds = max((row.get('seconds') or 0 for row in run.rows), default=0)
   minutes, seconds = divmod(round(seconds), 60)
   commits = [str(one)[:12] for one in found['commits']]
