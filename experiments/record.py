@@ -41,8 +41,8 @@ FIELDS = (
   'examples_per_second',
   'accuracy',
 )
-# What rows of evaluations have besides, in some runs.
-_SCORES = ('disagreement', 'memory_gap', 'corrupt', 'auc')
+# What rows of evaluations have besides, in some runs; collected ones an id.
+_SCORES = ('id', 'disagreement', 'memory_gap', 'corrupt', 'auc')
 Row = dict[str, Any]
 
 
