@@ -77,7 +77,7 @@ def _curves(arms: Sequence[Arm], metric: Metric) -> Panel:
         burn_in.add(codistill['burn_in_steps'])
       curve = metric.curve(run, arm.who)
       if curve and not metric.ends([run], arm.who):
-        title = 'learning curves (dotted: not finished)'
+        title = 'learning curves (dotted: unfinished)'
         lines.append(Line(name, color, together([curve]), ':', seeds=1))
   text = 'burn-in ends' if len(burn_in) == 1 else ''
   look = {'yscale': 'auto', 'early': EARLY}
