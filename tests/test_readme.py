@@ -86,8 +86,10 @@ def is_key(config, key):
 def test_every_key_that_is_named_exists():
   labels = ('imagenet_codistill:laptop', 'lm_codistill', 'criteo_codistill')
   configs = [config_lib.load(label) for label in labels]
-  text = README + (ROOT / 'docs/running.md').read_text(encoding='utf-8')
-  keys = re.findall(r'`((?:codistill|data|diversity)\.\w+)`', text)
+  pages = [ROOT / 'docs/running.md', ROOT / 'docs/coming_from.md']
+  text = README + ''.join(page.read_text(encoding='utf-8') for page in pages)
+  sections = 'codistill|data|diversity|model|optimizer|schedule|two_phase'
+  keys = re.findall(rf'`((?:{sections})\.[a-z_.]+)[`=]', text)
   keys += re.findall(r'--config\.([\w.]+)=', text)
   keys = [key for key in keys if key != 'key' and not key.endswith('.py')]
   assert len(keys) > 6
