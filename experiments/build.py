@@ -170,13 +170,15 @@ def _make_optimizer(
   config: ConfigDict, rate: optax.Schedule, fault: Fault
 ) -> optax.GradientTransformation:
   name = config.optimizer.name
-  made = optim.make_optimizer(name, rate, **config.optimizer.get(name, {}))
+  # An optimizer or schedule that does not exist is refused by `optim`.
+  known = name in optim.OPTIMIZERS
+  keywords = _chosen(config, 'optimizer') if known else {}
+  made = optim.make_optimizer(name, rate, **keywords)
   return optim.averaging(fault.prepare(made), config.average_decay)
 
 
 def _make_schedule(config: ConfigDict) -> optax.Schedule:
   name = config.schedule.name
-  # A schedule that there is not is refused there.
   known = name in optim.SCHEDULES
   return optim.make_schedule(
     name, **_chosen(config, 'schedule') if known else {}

@@ -130,7 +130,11 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
       'lstm or transformer',
     ),
   ),
-  'model.resnet.teacher_batch_norm': (_TAUGHT,),
+  # The network of a finished run is as that run had it.
+  'model.resnet.teacher_batch_norm': (
+    _TAUGHT,
+    _is('codistill.frozen_dir', None),
+  ),
   'optimizer.sgd.weight_decay_drop_factor': (
     Condition('optimizer.sgd.weight_decay_drop_at_steps', bool, 'some steps'),
   ),

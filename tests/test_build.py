@@ -293,6 +293,9 @@ REFUSED = {
   ('model.name', 'vit'): "'vit'; it can be click_dnn, click_regression, dnn",
   ('model.resnet.depth', 9): 'no ResNet of depth 9',
   ('model.dtype', 'float8'): "dtype is 'float8'; it can be float32",
+  ('optimizer.name', 'adam'): (
+    "optimizer.name is 'adam', and this variant has no optimizer.adam"
+  ),
   ('optimizer.name', 'lamb'): "no optimizer 'lamb'",
   ('schedule.name', 'steps'): "no schedule 'steps'",
   ('num_devices', 3): 'batch_size 16 is not divisible by 3 devices',

@@ -243,6 +243,11 @@ def test_a_key_that_nothing_reads_is_refused(parse):
     ('lm_codistill', 'codistill.keep_s=1', "codistill.exchange is 'memory'"),
     ('lm_sync', 'codistill.reload_interval_steps=9', "exchange is 'none'"),
     ('lm_sync', 'codistill.distill_weight=0.5', 'memory or checkpoints'),
+    (
+      'imagenet_two_phase',
+      'codistill.frozen_dir=/a model.resnet.teacher_batch_norm=batch',
+      'set codistill.frozen_dir to None',
+    ),
     ('lm_codistill', 'codistill.distill_top_k=3', "loss is 'cross_entropy'"),
     ('lm_codistill', 'codistill.temperature_scaling=False', 'temperature is 1'),
     ('lm_label_smoothing', 'codistill.peer_average=logits', 'peers'),
