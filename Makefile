@@ -28,6 +28,7 @@ test: lint ## lint, import contracts, all tests
 figures: $(VENV)/installed ## redraw figures and tables from committed rows
 	$(BIN)/python -m scripts.figures $(TABLES)
 	$(BIN)/python -m scripts.figures.diagram
+	$(BIN)/python -m scripts.api
 	$(BIN)/python -m scripts.scaling --into=docs/scaling.md
 	$(BIN)/python -m scripts.benchmark.report --into docs/performance.md \
 	  docs/scaling.md docs/criteo.md
