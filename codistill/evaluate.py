@@ -297,7 +297,7 @@ def _compact(probs: jax.Array) -> jax.Array:
 
 
 def _fetch(found: PyTree, write: Callable[..., None] | None) -> np.ndarray:
-  """A batch's sums; its predictions go to whoever wants them."""
+  """The sums of a batch, after its predictions were handed on."""
   sums, kept = jax.device_get(found)
   if write is not None:
     labels, mask, predictions = kept

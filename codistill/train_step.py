@@ -2,7 +2,7 @@
 
 Both come from one private descent and differ in one term: the burn-in update
 has no ψ at all, rather than a ψ of weight zero whose teachers are computed in
-vain. The state is donated, so whatever outlives an update must be a copy.
+vain. The state is donated, so anything that outlives an update must be a copy.
 """
 
 from __future__ import annotations

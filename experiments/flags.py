@@ -43,7 +43,7 @@ _MEMBER = flags.DEFINE_string(
   'member', 'all', 'Which member this process trains: all, or its number.'
 )
 _OVERWRITE = flags.DEFINE_bool(
-  'overwrite', False, 'Begin anew, whatever the workdir holds.'
+  'overwrite', False, 'Begin anew, and remove the run in the workdir.'
 )
 _ALLOW_CODE_CHANGE = flags.DEFINE_bool(
   'allow_code_change', False, 'Resume a run that other code made.'

@@ -71,7 +71,7 @@ def start(
       stdin=subprocess.DEVNULL,
       stdout=file,
       stderr=subprocess.STDOUT,
-      # Ctrl-C is for whoever starts it, which passes it on once.
+      # The parent gets Ctrl-C and passes it on once.
       start_new_session=True,
     )
 
@@ -79,7 +79,7 @@ def start(
 def last_words(log: pathlib.Path, status: int, since: int = 0) -> str:
   """Why a run failed: its sentence, else its exception, else its last line.
 
-  Whoever is killed says nothing of it: there a last line is no reason.
+  A killed process leaves no message, so its last line is not the reason.
 
   Args:
     log: what it said.

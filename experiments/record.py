@@ -1,8 +1,8 @@
 """A run's rows and provenance: written as it goes, read back by anyone.
 
 Two files a run: `run.json` says what made it, `rows.jsonl` has one JSON object
-a line. Nothing but the standard library, so that whoever only draws or counts
-needs no jax.
+a line. This module imports only the standard library, so that scripts which
+only draw or count need no jax.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Record:
       ValueError: as the function of that name.
     """
     with warnings.catch_warnings():
-      # Whoever goes on mends the cut line.
+      # A run that resumes mends the cut line.
       warnings.simplefilter('ignore')
       rows = read_rows(self.rows_path) if self.rows_path.exists() else []
     for number, row in enumerate(rows, start=1):

@@ -155,7 +155,7 @@ class Trainer:
         )
       stop = self._agree_to_stop(step, should_stop)
       if stop:
-        # First: whoever asked may not wait for an evaluation.
+        # Before the evaluation, for which a scheduler may not wait.
         self._save(step, progress)
       if step % experiment.eval_interval_steps == 0:
         self._evaluate(step, 'eval', progress)

@@ -211,7 +211,7 @@ def test_a_changed_file_is_refused_and_rows_say_which_it_was(
   said = error_sentence(capsys)
   for words in (before[:12], after[:12], 'calm.py', '--allow-code-change'):
     assert words in said
-  # Put back, wherever it lies, it is what it was.
+  # The same file in another place is the same config.
   write(TEXT, 'elsewhere/calm.py')
   options['config'] = 'elsewhere/calm.py:tiny'
   stop_command(7, workdir, *STALE, **options)

@@ -469,7 +469,7 @@ def test_rows_of_some_arms_are_enough_in_any_style(folder, tmp_path):
   table = cells((tmp_path / 'fig3-laptop.md').read_text())
   assert table['two-way codistilled']['runs'] == '0'
   assert table['synchronous SGD']['runs'] == '3'
-  # Whatever style the user likes.
+  # The user's own style changes nothing.
   with plt.rc_context({'font.family': 'monospace', 'lines.linewidth': 9}):
     figures.main(['fig3', *options, f'--out={tmp_path / "two"}'])
   one, two = (path.read_bytes() for path in tmp_path.rglob('fig3-laptop.svg'))

@@ -2,7 +2,7 @@
 
 The paper's 24,006 word pieces "include special pieces" for the start and end
 of sentences and paragraphs, unknown words and the end of a document. Here the
-six have the first numbers and come from no text, whatever it says. The pieces
+six have the first numbers, and no text produces them. The pieces
 are SentencePiece's unigram model, which encodes several times faster than its
 byte-pair model and is as invertible: no normalisation, no space put in front,
 and characters outside the vocabulary spelled as their UTF-8 bytes, so that the

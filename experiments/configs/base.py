@@ -1,4 +1,4 @@
-"""What every config has, whatever it trains on.
+"""The keys that every config has.
 
 No experiment by itself: it says neither how long nor on what. Keys without a
 value are set by each experiment.
