@@ -303,6 +303,7 @@ def make_updates(
     of all that is descended and before the optimizer clips it; parameter_norm,
     after the update; learning_rate.
   """
+  # Long, because half of it is the docstring, and the update is one program.
   gradient = _make_gradient(
     make_objective(model, objective, mesh), num_microbatches, mesh
   )

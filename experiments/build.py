@@ -76,6 +76,7 @@ def build(
   Raises:
     UserError: if the config, the member or this machine do not fit.
   """
+  # Long, because it wires: each part is made in a line and handed on by name.
   codistill = config.codistill
   config_lib.check_numbers(config)
   task = make_task(config.data)

@@ -231,6 +231,7 @@ def _read_result(
   versions = [
     version for run in runs for version in (run, *run.get('resumed', []))
   ]
+  # Long, because it is two lists: what marks a run, and what is kept of one.
   marks = {
     'unfinished': any(run['status'] != 'done' for run in runs)
     or (apart and len(runs) < members),
