@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 PyTree = Any
@@ -191,6 +192,24 @@ class Averaged(NamedTuple):
   inner: PyTree
   count: Int[Array, '']
   average: PyTree
+
+
+class Rated(NamedTuple):
+  """An optimizer that can say its learning rate.
+
+  Attributes:
+    init: as `optax.GradientTransformation` has it.
+    update: likewise.
+    learning_rate: (updates so far, the optimizer's state) → rate of the next
+      update, [].
+  """
+
+  init: Callable[[PyTree], PyTree]
+  update: Callable[..., tuple[PyTree, PyTree]]
+  learning_rate: Callable[[Array, PyTree], ArrayLike]
+
+
+Optimizer = optax.GradientTransformation | Rated
 
 
 def averaging(

@@ -22,7 +22,7 @@ from codistill import asynchronous, chunked, precision, sharding
 from codistill.algorithm import Peer
 from codistill.losses import Objective, weigh
 from codistill.models import Model, Prediction
-from codistill.optim import averaged
+from codistill.optim import Optimizer, Rated, averaged
 
 PyTree = Any
 Batch = dict[str, Any]
@@ -62,7 +62,7 @@ class TrainState:
 
 def init_state(
   model: Model,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   *,
   batch_size: int,
   init_key: jax.Array,
@@ -272,13 +272,12 @@ class JittedUpdates:
 
 def make_updates(
   model: Model,
-  optimizer: optax.GradientTransformation,
+  optimizer: Optimizer,
   mesh: Mesh,
   objective: Objective,
   *,
   num_async_workers: int,
   num_microbatches: int,
-  learning_rate: Callable[[TrainState], jax.typing.ArrayLike] | None = None,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 
@@ -294,14 +293,12 @@ def make_updates(
       their gradients added up: less memory. It divides each device's examples.
       BatchNorm's statistics are then those of a part, unless its groups are
       smaller.
-    learning_rate: state → the rate of its next update, for the metrics; without
-      it they have none.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
     when distilling, distill_loss, in nats and before weighting; gradient_norm,
     of all that is descended and before the optimizer clips it; parameter_norm,
-    after the update; learning_rate.
+    after the update; learning_rate, if the optimizer can say it.
   """
   # Long, because half of it is the docstring, and the update is one program.
   gradient = _make_gradient(
@@ -331,9 +328,9 @@ def make_updates(
       asynchronous.put_carry(one, workers, state.step, carry)
       for one, carry in zip(memories, carries, strict=True)
     )
-    if learning_rate is not None:
-      rate = jnp.asarray(learning_rate(state), jnp.float32)
-      metrics = {**metrics, 'learning_rate': rate}
+    if isinstance(optimizer, Rated):
+      rate = optimizer.learning_rate(state.step, state.opt_state)
+      metrics = {**metrics, 'learning_rate': jnp.asarray(rate, jnp.float32)}
     steps, opt_state = optimizer.update(gradients, state.opt_state, params)
     params = optax.apply_updates(params, steps)
     state = dataclasses.replace(

@@ -6,6 +6,7 @@ Config stops here. Below, everything gets keyword arguments without defaults.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -94,8 +95,7 @@ def build(
       sharding.check_batch_size(config[key], mesh, key)
     _check_microbatches(config, mesh)
     model = _make_model(config, task)
-    rate = _make_schedule(config)
-    optimizer = _make_optimizer(config, rate, fault)
+    optimizer = _make_optimizer(config, fault)
     exchange = _make_exchange(
       config, members, model, mesh, exchange_folder, teachers
     )
@@ -126,7 +126,6 @@ def build(
       objective,
       num_async_workers=config.num_async_workers,
       num_microbatches=config.num_microbatches,
-      learning_rate=lambda state: fault.rate(rate, state),
     ),
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
@@ -167,15 +166,15 @@ def _make_model(config: ConfigDict, task: Task) -> Model:
   )
 
 
-def _make_optimizer(
-  config: ConfigDict, rate: optax.Schedule, fault: Fault
-) -> optax.GradientTransformation:
+def _make_optimizer(config: ConfigDict, fault: Fault) -> optim.Rated:
+  rate = _make_schedule(config)
   name = config.optimizer.name
   # An optimizer or schedule that does not exist is refused by `optim`.
   known = name in optim.OPTIMIZERS
   keywords = _chosen(config, 'optimizer') if known else {}
   made = optim.make_optimizer(name, rate, **keywords)
-  return optim.averaging(fault.prepare(made), config.average_decay)
+  made = optim.averaging(fault.prepare(made), config.average_decay)
+  return optim.Rated(*made, functools.partial(fault.rate, rate))
 
 
 def _make_schedule(config: ConfigDict) -> optax.Schedule:

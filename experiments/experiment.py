@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from codistill import asynchronous, sharding
 from codistill.algorithm import Exchange, Member
 from codistill.evaluate import Evaluate
 from codistill.models import Model
+from codistill.optim import Optimizer
 from codistill.train_step import (
   JittedUpdates,
   TrainState,
@@ -89,7 +89,7 @@ class Experiment:
   members: tuple[int, ...]
   mesh: Mesh
   model: Model
-  optimizer: optax.GradientTransformation
+  optimizer: Optimizer
   updates: JittedUpdates
   teacher_precision: str
   exchange: Exchange

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from codistill.algorithm import Member
-from codistill.train_step import TrainState
 from experiments.errors import UserError, check_choice
 
 PyTree = Any
@@ -60,12 +60,14 @@ class Fault:
       return optimizer
     return optax.chain(optimizer, _scalable())
 
-  def rate(self, schedule: optax.Schedule, state: TrainState) -> Any:
-    """The learning rate of a member's next update; may be traced."""
-    rate = schedule(state.step)
+  def rate(
+    self, schedule: optax.Schedule, step: ArrayLike, opt_state: PyTree
+  ) -> ArrayLike:
+    """The learning rate of the update after `step`; may be traced."""
+    rate = schedule(step)
     if self.kind != 'rate':
       return rate
-    return rate * optax.tree.get(state.opt_state, 'rate_factor')
+    return rate * optax.tree.get(opt_state, 'rate_factor')
 
   def strike(self, member: Member, step: int) -> None:
     """Makes the member fail, if this is its step."""
