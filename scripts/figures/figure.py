@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ COMMAND = 'command: `python -m experiments.sweep` …'
 Cells = dict[str, str | Callable[[str], str]]
 
 
-class Figure:
+class Figure(abc.ABC):
   """Panels and a Markdown table, made of rows.
 
   Attributes:
@@ -36,13 +37,13 @@ class Figure:
   lacking = 'rows'
   hint = ''
 
+  @abc.abstractmethod
   def panels(self, rows: Rows) -> Grid:
     """The paper's, if it has such a figure, and ours; [] without our rows."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def lines(self, rows: Rows) -> Iterable[Cells]:
     """Those of the table, all with the same columns."""
-    raise NotImplementedError
 
   def table(self, rows: Rows, variant: str) -> str:
     """The numbers, as Markdown; '' if there are none."""
