@@ -311,6 +311,7 @@ def test_runs_of_a_killed_sweep_count_as_jobs(tmp_path, monkeypatch):
 @pytest.mark.parametrize('jobs', [1, 3])
 def test_no_more_at_a_time_than_jobs(tmp_path, jobs):
   runs = fakes(tmp_path, *['slow'] * (jobs + 1))
+  (tmp_path / 'together').write_text(str(jobs))
   status, text = run_locally(runs, jobs)
   assert status == 0
   most = [int((run.workdir / 'most').read_text()) for run in runs]
