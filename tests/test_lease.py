@@ -249,7 +249,7 @@ def test_it_is_renewed_and_comes_back_after_its_folder_was_removed(make, path):
   path.parent.rename(path.parent.with_name('away'))
   until(path.exists)
   lease.check()
-  assert held(path)
+  until(lambda: held(path))
 
 
 def test_garbage_and_what_is_not_there_hold_nothing(make, path):
