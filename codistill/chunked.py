@@ -25,6 +25,22 @@ from codistill.sharding import DATA_AXIS
 
 PyTree = Any
 Metrics = dict[str, Array]
+# Of one array of logits; a loss holds a few. A processor is fastest where they
+# stay in its cache (docs/performance.md). An accelerator is fastest with large
+# products, and 16 GB of memory hold an update of the paper's size so.
+_CPU_BYTES = 2**24
+_ACCELERATOR_BYTES = 2**29
+
+
+def fitting_tokens(num_classes: int, platform: str) -> int:
+  """How many tokens a device should hold the float32 logits of at a time.
+
+  Args:
+    num_classes: size of the vocabulary.
+    platform: of the device, as JAX names it: 'cpu', 'gpu', 'tpu'.
+  """
+  limit = _CPU_BYTES if platform == 'cpu' else _ACCELERATOR_BYTES
+  return max(1, limit // (4 * num_classes))
 
 
 def sum_in_chunks(

@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from codistill import optim, sharding
+from codistill import chunked, optim, sharding
 from codistill.algorithm import Exchange, Peer
 from codistill.evaluate import make_evaluate
 from codistill.exchange import memory as exchange_lib
@@ -86,14 +86,13 @@ def build(
   diversity = Diversity(**config.diversity)
   fault = Fault(seed=config.seed, **config.fault)
   fault.check(codistill.members, config.num_steps)
-  measures = metrics.load(
-    config.eval_metrics, task, config.model.loss_chunk_tokens
-  )
   with user_errors(ValueError):
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):
       sharding.check_batch_size(config[key], mesh, key)
     _check_microbatches(config, mesh)
+    chunk_tokens = _loss_chunk_tokens(config, task, mesh)
+    measures = metrics.load(config.eval_metrics, task)
     model = _make_model(config, task)
     optimizer = _make_optimizer(config, fault)
     exchange = _make_exchange(
@@ -110,7 +109,7 @@ def build(
       batch_size=config.num_async_workers * config.batch_size,
       rows=np.arange(0),
     )
-  objective = make_objective(config, task, dataset, teacher)
+  objective = make_objective(config, task, dataset, teacher, chunk_tokens)
   return Experiment(
     task=task,
     diversity=diversity,
@@ -132,7 +131,7 @@ def build(
     evaluate=make_evaluate(
       model,
       mesh,
-      loss_chunk_tokens=objective.loss_chunk_tokens,
+      loss_chunk_tokens=chunk_tokens,
       metrics=measures,
     ),
     fault=fault,
@@ -140,6 +139,18 @@ def build(
     burn_in_steps=codistill.burn_in_steps,
     **{key: config[key] for key in _SAME},
   )
+
+
+def _loss_chunk_tokens(config: ConfigDict, task: Task, mesh: Mesh) -> int:
+  """The tokens that a device holds logits of at a time; 0 for all of them."""
+  tokens = config.model.loss_chunk_tokens
+  if tokens is not None:
+    return tokens
+  platform = mesh.devices.flat[0].platform
+  tokens = chunked.fitting_tokens(task.num_classes, platform)
+  rows = max(config.batch_size, config.eval_batch_size)
+  on_device = rows * task.units_per_row // mesh.size
+  return tokens if tokens < on_device else 0
 
 
 def _make_model(config: ConfigDict, task: Task) -> Model:

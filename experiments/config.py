@@ -319,6 +319,7 @@ def check_numbers(config: ConfigDict) -> None:
       'two_phase.num_steps': (config.two_phase.num_steps, 0),
       'eval_interval_steps': (config.eval_interval_steps, 1),
       'predictions_interval_steps': (config.predictions_interval_steps, 0),
+      'model.loss_chunk_tokens': (config.model.loss_chunk_tokens or 0, 0),
       'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
     }
   )

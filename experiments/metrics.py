@@ -17,15 +17,12 @@ from experiments.record import is_own_metric
 from experiments.tasks import Task
 
 
-def load(
-  specs: Sequence[str], task: Task, loss_chunk_tokens: int | None
-) -> dict[str, Metric]:
+def load(specs: Sequence[str], task: Task) -> dict[str, Metric]:
   """The functions by name, which have been tried on shapes alone.
 
   Args:
     specs: of each 'module:function'.
     task: whose labels they will see.
-    loss_chunk_tokens: as `codistill.evaluate.make_evaluate`.
 
   Raises:
     UserError: for one that cannot be imported, or that does not give a number
@@ -41,7 +38,9 @@ def load(
       )
     found[name] = _load(spec, module, name)
     labels = task.abstract_batch(5)['labels'].shape
-    _try(spec, found[name], (9,) if loss_chunk_tokens else labels, task)
+    # A chunk of text has one axis instead of two.
+    for shape in (labels, (9,)):
+      _try(spec, found[name], shape, task)
   return found
 
 

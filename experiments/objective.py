@@ -25,7 +25,11 @@ CONSTANT = 'constant'
 
 
 def make_objective(
-  config: ConfigDict, task: Task, dataset: Dataset, teacher: Model | None
+  config: ConfigDict,
+  task: Task,
+  dataset: Dataset,
+  teacher: Model | None,
+  loss_chunk_tokens: int,
 ) -> losses.Objective:
   """Makes φ, ψ and their numbers, each from the key of the same name."""
   codistill = config.codistill
@@ -43,6 +47,7 @@ def make_objective(
     'peer_average': losses.PEER_AVERAGES[codistill.peer_average],
     'teacher': teacher,
     'constant_targets': targets,
+    'loss_chunk_tokens': loss_chunk_tokens,
     **_make_weights(config),
   }
   keys = {**config.model, **codistill}

@@ -1,7 +1,7 @@
 """Computes network and storage of exchanged weights and of all-reduce.
 
   python -m scripts.scaling [--step-seconds=1] [--reload-interval-steps=50]
-    [--share-of-peak=0.3] [--tokens-per-second PLAN=RATE …]
+    [--share-of-peak=0.13] [--tokens-per-second PLAN=RATE …]
     [--into=docs/scaling.md]
 
 It computes tables from sizes, and, where they say so, from the sizes and
@@ -44,8 +44,9 @@ _MEMBERS = (2, 4, 8, 16, 32, 64, 128)
 # Gigabytes a second that a folder gives to all its readers together.
 _FOLDERS = {'a file server': 1.0, 'a parallel file system': 50.0}
 _MOST_MEMBERS = 4_096
-# Assumed share of the devices' peak.
-_SHARE_OF_PEAK = 0.3
+# Assumed share of the devices' peak, where no rate was measured: that of the one
+# which was (`plan.MEASURED`).
+_SHARE_OF_PEAK = 0.13
 
 
 def all_reduce_bytes(parameters: float, workers: int) -> float:

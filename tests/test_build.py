@@ -1,17 +1,20 @@
 """Every config builds: at the paper's scale in the abstract, one for real."""
 
 import functools
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from commands import build_cheaply
 
+from codistill import chunked
 from codistill.algorithm import Peer, codistill
 from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.models import resnet
+from experiments import build as build_lib
 from experiments import config as config_lib
-from experiments import config_file
+from experiments import config_file, objective
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.tasks import make_task
@@ -311,6 +314,7 @@ REFUSED = {
     'does not divide the 4 examples that a device computes'
   ),
   ('num_microbatches', 0): 'it must be at least 1',
+  ('model.loss_chunk_tokens', -1): 'it must be at least 0',
   ('model.resnet.teacher_batch_norm', 'mine'): 'there are running, batch',
 }
 
@@ -323,3 +327,25 @@ def test_configs_that_cannot_be_are_refused_in_a_sentence(changes, sentence):
     build(smoke(**keys), member)
   assert sentence in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_logits_are_held_as_the_device_likes_unless_the_config_says(
+  monkeypatch,
+):
+  made = mock.Mock(side_effect=objective.make_objective)
+  monkeypatch.setattr(build_lib, 'make_objective', made)
+
+  def chunk_of(name, **changes):
+    config = config_lib.load_changed(name, changes)
+    build(config, None, make_task(config.data).without_examples())
+    return made.call_args.args[-1]
+
+  # 64 lanes of 32 tokens.
+  many = {'data.vocab_size': 10_000, 'num_devices': 1}
+  assert chunk_of('lm_codistill:reduced') == 0
+  assert 256 < chunk_of('lm_codistill:reduced', **many) < 512
+  many['model.loss_chunk_tokens'] = 0
+  assert chunk_of('lm_codistill:reduced', **many) == 0
+  assert chunk_of('lm_codistill') == chunked.fitting_tokens(24_006, 'cpu')
+  # The whole batch of the paper's network on one accelerator.
+  assert 128 * 32 < chunked.fitting_tokens(24_006, 'gpu') < 2_048 * 32

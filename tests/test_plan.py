@@ -43,10 +43,12 @@ def test_seconds_are_flops_by_rate():
 
 def test_a_measured_rate_takes_the_place_of_the_assumed_one():
   lines = plan.hours_table(0.5, {'h200-8': 1e6}).splitlines()[2:]
-  measured = {line.split('`')[1]: line.endswith('measured |') for line in lines}
-  assert measured == {'h200-1': False, 'h200-8': True, 'v5e-64': False}
-  assert '| 1.00 | 0.524 |' in lines[1]
-  assert '| 50 |' in lines[0]
+  found = {line.split('`')[1]: line for line in lines}
+  measured = {name for name in found if found[name].endswith('measured |')}
+  assert measured == {'h100-1', 'h200-8'}
+  assert '| 13 | 0.415 |' in found['h100-1']
+  assert '| 1.00 | 0.524 |' in found['h200-8']
+  assert '| 50 |' in found['h200-1']
 
 
 def test_storage_by_hand():

@@ -43,7 +43,7 @@ def test_int8_is_a_quarter_and_so_said_the_benchmark():
 
 def test_the_page_shows_what_the_script_says():
   text = DOC.read_text(encoding='utf-8')
-  found = scaling.tables(50, 1.0, 0.3, {})
+  found = scaling.tables(50, 1.0, 0.13, {})
   assert all(f'<!-- table {name} -->' in text for name in found)
   assert markdown.insert(text, found) == text, 'make figures'
 
@@ -68,7 +68,7 @@ def test_what_makes_no_sense_is_refused(capsys):
     (['--step-seconds=0'], '--step-seconds must be above 0'),
     (['--share-of-peak=0'], '--share-of-peak must be above 0'),
     (['--share-of-peak=1.1'], 'and at most 1'),
-    (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h200-1'),
+    (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h100-1'),
     (['--tokens-per-second', 'h200-8'], 'has no rate after the ='),
     (['--tokens-per-second', 'h200-8=-1'], 'has no rate after the ='),
     (['--tokens-per-second', 'h200-8=nan'], 'has no rate after the ='),
@@ -82,4 +82,4 @@ def test_what_makes_no_sense_is_refused(capsys):
 
 def test_a_measured_rate_is_shown(capsys):
   assert scaling.main(['--tokens-per-second', 'v5e-64=2e6', 'h200-1=1e6']) == 0
-  assert capsys.readouterr().out.count('measured |') == 2
+  assert capsys.readouterr().out.count('measured |') == 3

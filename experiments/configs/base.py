@@ -45,7 +45,8 @@ def get_base() -> ConfigDict:
   config.model.dtype = 'bfloat16'
   config.model.param_dtype = 'float32'
   # So many examples or tokens a device at a time through the last layer and
-  # the losses: less memory for many classes. None: all.
+  # the losses: less memory for many classes. None: as many as suit the device;
+  # 0: all.
   config.model.loss_chunk_tokens = config_dict.placeholder(int)
   # How likely a lane of text begins a batch with a memory of zeros.
   config.model.memory_reset_probability = 0.0

@@ -70,8 +70,6 @@ def get_config(variant: str = '') -> ConfigDict:
   config.data.max_test_tokens = config_dict.placeholder(int)
 
   config.model.name = 'lstm'
-  # Each device holds the logits of so many tokens, of 524,288 in a batch.
-  config.model.loss_chunk_tokens = 256
   config.model.lstm = ConfigDict()
   config.model.lstm.embedding_size = 256
   config.model.lstm.hidden_size = 1_024
@@ -177,7 +175,6 @@ def _python_sources(config: ConfigDict) -> None:
   config.data.max_test_tokens = 100_000
   config.data.vocab_size = 512
   config.model.dtype = 'float32'
-  config.model.loss_chunk_tokens = config_dict.placeholder(int)
   # The paper never resets. Evaluation begins at zero, so training should, too,
   # at times.
   config.model.memory_reset_probability = 0.02
