@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import types
 
+import numpy as np
 import pytest
 from in_process import complaint
 from networks import make_small_dnn
@@ -300,6 +301,16 @@ def test_the_recurrence_keeps_less_than_jax_would(run):
     found[f'memory, {kind} (MB)'] for kind in ('its own', 'JAX’s')
   )
   assert own < theirs / 2
+
+
+def test_products_are_the_convolutions_that_they_are_timed_beside(run):
+  part = PARTS['convolution']
+  found = run('convolution', part.Shapes(2, ((8, 4),)), rounds=1)
+  kinds = part.make_kinds(2, 8, 4)
+  assert len(found) == len(kinds)
+  for kind, function in kinds.items():
+    of_xla = kinds[kind.partition(',')[0]]
+    np.testing.assert_allclose(function(), of_xla(), atol=1e-4)
 
 
 def test_images_are_read_by_stage_and_by_pipeline(run, monkeypatch, capsys):

@@ -16,6 +16,7 @@ loss: memory and time of φ and ψ over a vocabulary, plain and in chunks;
 scale: growth with members, devices, the validation set and the corpus;
 start: from the command to the first step, compiled before and not;
 lstm: the gradient of a layer's recurrence, our own and JAX's;
+convolution: a ResNet's convolutions, as XLA's and as products;
 teacher: an update's time and memory, by precision of the teacher;
 together: members updated one by one, and by one program for all.
 
@@ -43,6 +44,7 @@ from experiments.errors import UserError
 from experiments.paths import local_path
 from scripts.benchmark import (
   clicks,
+  convolution,
   exchange,
   images,
   loss,
@@ -75,6 +77,7 @@ PARTS = {
   'scale': scale,
   'start': start,
   'lstm': lstm,
+  'convolution': convolution,
   'teacher': teacher,
   'together': together,
 }
