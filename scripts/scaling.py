@@ -44,8 +44,8 @@ _MEMBERS = (2, 4, 8, 16, 32, 64, 128)
 # Gigabytes a second that a folder gives to all its readers together.
 _FOLDERS = {'a file server': 1.0, 'a parallel file system': 50.0}
 _MOST_MEMBERS = 4_096
-# Assumed share of the devices' peak, where no rate was measured: that of the one
-# which was (`plan.MEASURED`).
+# Assumed share of the devices' peak: that of the one device which was measured
+# (`plan.MEASURED`).
 _SHARE_OF_PEAK = 0.13
 
 

@@ -1,8 +1,8 @@
 """A ResNet-32's convolutions, and the same sums written as products.
 
 Kernels are 3 × 3 with stride 1 in float32. The forward pass and both gradients
-are timed as XLA has them; the kernel's gradient also as one product over patches,
-as nine products of shifted images, and as one with the channels first.
+are timed as XLA has them; the kernel's gradient also as one product over
+patches, as nine products of shifted images, and as one with channels first.
 """
 
 from __future__ import annotations
