@@ -86,7 +86,8 @@ def init_state(
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     variables=variables,
-    opt_state=optimizer.init(variables['params']),
+    # Jitted, because otherwise each array is a program of its own.
+    opt_state=jax.jit(optimizer.init)(variables['params']),
     memory=asynchronous.stack_carries(
       model.memory(batch_size), num_async_workers
     ),
