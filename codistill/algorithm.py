@@ -221,9 +221,9 @@ class Account(NamedTuple):
   """What an exchange did for a member, for the rows.
 
   Attributes:
-    left_out: why a neighbour did not teach in the last step: `absent`,
-      `earlier` (it has published nothing since this member began), `old` or
-      `worse`, by member number.
+    left_out: why a neighbour did not teach in the last step, by member number:
+      `absent`, `earlier` (it has published nothing since this member began),
+      `network` or `vocabulary` (it has another than expected), `old`, `worse`.
     failed_loads: attempts to read a publication that failed, since the process
       began.
     stall_seconds: how long `offer` and `freshest` held up the train loop; None

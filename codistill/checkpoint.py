@@ -12,7 +12,7 @@ default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from codistill import hosts, precision, sharding, step_folders
 from codistill.algorithm import Publications
 from codistill.step_folders import UnreadableError, brief
-from codistill.train_step import TrainState, state_sharding
+from codistill.train_state import TrainState, state_sharding
 
 PyTree = Any
 # A second one, in case the process dies while it writes the newest.
@@ -108,7 +108,7 @@ class Checkpoints:
 
   def restore(
     self,
-    abstract: TrainState,
+    abstract: Callable[[int], TrainState],
     mesh: Mesh,
     teacher_precision: str,
     why_not: Callable[[int], str] = lambda step: '',
@@ -116,7 +116,9 @@ class Checkpoints:
     """Loads the newest good checkpoint straight into this mesh's shardings.
 
     Args:
-      abstract: shapes of a member's initial state (`jax.eval_shape`).
+      abstract: a member's number → shapes of its initial state
+        (`jax.eval_shape`), with the zero carries of the peers that it may have.
+        Carries that are not there come back as nested lists and dicts.
       mesh: where to put it; may differ from the mesh that saved it.
       teacher_precision: precision of the publications.
       why_not: step → reason for not using that step, '' for none; the same in
@@ -163,7 +165,7 @@ class Checkpoints:
 
 def read_newest(
   directory: epath.PathLike,
-  abstract: TrainState,
+  abstract: Callable[[int], TrainState],
   mesh: Mesh,
   teacher_precision: str,
   why_not: Callable[[int], str] = lambda step: '',
@@ -229,7 +231,7 @@ def _steps(directory: epath.Path) -> set[int]:
 def _load(
   path: epath.Path,
   step: int,
-  abstract: TrainState,
+  abstract: Callable[[int], TrainState],
   mesh: Mesh,
   teacher_precision: str,
 ) -> Restored:
@@ -280,41 +282,50 @@ def _load(
 
 def _load_items(
   path: epath.Path,
-  abstract: TrainState,
+  abstract: Callable[[int], TrainState],
   mesh: Mesh,
   teacher_precision: str,
 ) -> tuple[dict[str, PyTree], dict[str, Any], int | None]:
   """Loads the items by name, the JSON saved with them, and their checksum."""
   found = ocp.checkpointables_metadata(path)
   said = dict(found.custom_metadata)
-  place, whole = state_sharding(mesh), sharding.replicated(mesh)
-  states = {
-    int(member): _placed(
-      dataclasses.replace(
-        abstract, peer_memories=dict.fromkeys(peers, abstract.memory)
-      ),
-      place,
-    )
-    for member, peers in said['layout']['admitted'].items()
-  }
-  copy = precision.abstract(abstract.variables, teacher_precision, whole)
-  items = _by_name(
-    states,
-    {
-      int(member): dict.fromkeys(steps, copy)
-      for member, steps in said['layout']['published'].items()
-    },
-  )
   checksum = said.pop('checksum', None)
+  # Their name before there were checksums.
+  name = 'states' if checksum is None else 'state'
+
+  def admitted(member: str, peers: Sequence[int]) -> TrainState:
+    state = abstract(int(member))
+    there = found.metadata[name][member]['peer_memories'] if peers else {}
+    carries = {
+      peer: state.peer_memories.get(peer, _abstract(there.get(str(peer), ())))
+      for peer in peers
+    }
+    return _placed(
+      dataclasses.replace(state, peer_memories=carries),
+      state_sharding(mesh, state.network),
+    )
+
+  def published(member: str, steps: Sequence[int]) -> dict[int, PyTree]:
+    variables, whole = (
+      abstract(int(member)).variables,
+      sharding.replicated(mesh),
+    )
+    copy = precision.abstract(variables, teacher_precision, whole)
+    return dict.fromkeys(steps, copy)
+
+  layout = said['layout']
+  items = _by_name(
+    {int(m): admitted(m, peers) for m, peers in layout['admitted'].items()},
+    {int(m): published(m, steps) for m, steps in layout['published'].items()},
+  )
   if checksum is not None:
     for name in items.keys() - found.metadata.keys():
       # Orbax's own message is long.
       raise FileNotFoundError(f'it has no {name}')
     return ocp.load_checkpointables(path, items), said, checksum
-  # The name before there were checksums.
-  items['states'] = items.pop('state')
+  items[name] = items.pop('state')
   loaded = ocp.load_checkpointables(path, items)
-  return {**loaded, 'state': loaded['states']}, said, None
+  return {**loaded, 'state': loaded[name]}, said, None
 
 
 def _checksum(items: dict[str, PyTree], said: Mapping[str, Any]) -> int:
@@ -342,6 +353,13 @@ def _by_name(
     if steps
   }
   return {**items, 'publications': published} if published else items
+
+
+def _abstract(stored: PyTree) -> PyTree:
+  """Makes abstract arrays of Orbax's description of stored ones."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored
+  )
 
 
 def _placed(tree: PyTree, places: PyTree) -> PyTree:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from codistill import chunked, sharding
 from codistill.losses import task_cross_entropy
 from codistill.models import Model, Prediction
+from codistill.models.model import predict_each
 
 PyTree = Any
 # Tokens of a lane after which a network should have forgotten how it began,
@@ -57,8 +58,8 @@ class Evaluation(NamedTuple):
     num_examples: how many were counted; of text, tokens.
     memory_gap: for each member, by how many nats its mean φ over tokens 257 to
       512 of each lane is worse if its memory starts at zero than if it starts
-      as training left it. Near zero for a memory that forgets; None without
-      memories, or if lanes are shorter.
+      as training left it. Near zero for a memory that forgets; None for one
+      without a memory, and for all if none has one or lanes are shorter.
   """
 
   members: tuple[Score, ...]
@@ -66,14 +67,13 @@ class Evaluation(NamedTuple):
   disagreement: float | None
   total_variation: float | None
   num_examples: int
-  memory_gap: tuple[float, ...] | None
+  memory_gap: tuple[float | None, ...] | None
 
 
 Evaluate = Callable[..., Evaluation]
 
 
 def make_evaluate(
-  model: Model,
   mesh: Mesh,
   *,
   loss_chunk_tokens: int | None,
@@ -82,7 +82,6 @@ def make_evaluate(
   """An exact evaluation of any number of members.
 
   Args:
-    model: the members' network.
     mesh: the devices; each batch is split over them.
     loss_chunk_tokens: of how many tokens a device holds the logits at a time;
       None or 0 for all of its part of the batch.
@@ -91,28 +90,29 @@ def make_evaluate(
       are [batch, time], or in chunks [tokens].
 
   Returns:
-    evaluate(members' variables, batches, memories=None, write=None) →
-    Evaluation. Batches hold `inputs`, `labels` and, shaped like these, a
-    `mask`: 1 for an example, 0 for padding; each process gives its rows
-    (`sharding.local_rows`). At most two of them are held at a time. Memories
-    start at zero and are carried from batch to batch. `memories` are the carry
-    of each member in training, from which `memory_gap` starts, too; if there
-    are too few lanes in them, they are repeated. `write`, if there is one, is
-    called for each batch in order, and in each process with all of it, as
-    `predictions.Writer.write`: with the labels, and what each member predicts,
-    and then, of several, their ensemble.
+    evaluate(models, variables, batches, memories=None, write=None) →
+    Evaluation. Models and variables are those of the members; an evaluation is
+    compiled once for the same models. Batches hold `inputs`, `labels` and,
+    shaped like these, a `mask`: 1 for an example, 0 for padding; each process
+    gives its rows (`sharding.local_rows`). At most two of them are held at a
+    time. Memories start at zero and are carried from batch to batch. `memories`
+    are the carry of each member in training, from which `memory_gap` starts,
+    too; if there are too few lanes in them, they are repeated. `write`, if
+    there is one, is called for each batch in order, and in each process with
+    all of it, as `predictions.Writer.write`: with the labels, and what each
+    member predicts, and then, of several, their ensemble.
   """
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
   metrics = dict(metrics or {})
   add_up = functools.partial(_add_up, chunk_tokens=loss_chunk_tokens, mesh=mesh)
 
   @functools.partial(
-    jax.jit, static_argnames='keep', out_shardings=(whole, part)
+    jax.jit, static_argnames=('models', 'keep'), out_shardings=(whole, part)
   )
-  def batch_sums(variables, memories, batch, keep):
+  def batch_sums(models, variables, memories, batch, keep):
     labels, mask = batch['labels'], batch['mask']
-    predictions, memories = model.predict_each(
-      variables, batch['inputs'], memories
+    predictions, memories = predict_each(
+      models, variables, batch['inputs'], memories
     )
     sums, kept = add_up(
       functools.partial(_compare, measures=tuple(metrics.values()), keep=keep),
@@ -122,21 +122,26 @@ def make_evaluate(
     )
     return (sums, (labels, mask, kept) if keep else None), memories
 
-  zero_memory = jax.jit(model.memory, static_argnums=0, out_shardings=part)
-  make_gap = _make_gap(model, mesh, add_up)
+  zero_memory = jax.jit(
+    lambda model, size: model.memory(size),
+    static_argnums=(0, 1),
+    out_shardings=part,
+  )
+  make_gap = _make_gap(mesh, add_up)
 
-  def evaluate(variables, batches, memories=None, write=None):
-    variables = tuple(variables)
+  def evaluate(models, variables, batches, memories=None, write=None):
+    models, variables = tuple(models), tuple(variables)
     running = gap = late = None
     # In float64 and in order, so that the sum does not depend on timing.
     totals = np.float64(0)
     for batch in batches:
       batch = sharding.split_batch(batch, mesh)
       if running is None:
-        running = (zero_memory(len(batch['labels'])),) * len(variables)
-        gap = make_gap(variables, running, tuple(memories or ()))
+        size = len(batch['labels'])
+        running = tuple(zero_memory(model, size) for model in models)
+        gap = make_gap(models, variables, running, tuple(memories or ()))
       found, running = batch_sums(
-        variables, running, batch, keep=write is not None
+        models, variables, running, batch, keep=write is not None
       )
       gap.add(batch)
       if late is not None:
@@ -158,7 +163,7 @@ def average(log_probs: Sequence[jax.Array]) -> jax.Array:
 
 
 def predict_together(
-  model: Model,
+  models: Sequence[Model],
   members: Sequence[PyTree],
   inputs: PyTree,
   memories: Sequence[PyTree],
@@ -166,7 +171,7 @@ def predict_together(
   """What a member predicts, or several as an ensemble.
 
   Args:
-    model: F.
+    models: F of each.
     members: the variables of one or more.
     inputs: of a batch.
     memories: a carry for each member.
@@ -174,19 +179,18 @@ def predict_together(
   Returns:
     Log-probabilities [*batch, classes], and the members' new memories.
   """
-  predictions, memories = model.predict_each(members, inputs, memories)
+  predictions, memories = predict_each(models, members, inputs, memories)
   log_probs = [jax.nn.log_softmax(one.logits) for one in predictions]
   return average(log_probs), memories
 
 
 def probabilities(
-  model: Model, members: Sequence[PyTree], inputs: PyTree
+  models: Sequence[Model], members: Sequence[PyTree], inputs: PyTree
 ) -> jax.Array:
   """Likewise as probabilities, with memories that are empty before."""
-  memory = model.memory(jax.tree.leaves(inputs)[0].shape[0])
-  log_probs, _ = predict_together(
-    model, members, inputs, (memory,) * len(members)
-  )
+  size = jax.tree.leaves(inputs)[0].shape[0]
+  memories = [model.memory(size) for model in models]
+  log_probs, _ = predict_together(models, members, inputs, memories)
   return jnp.exp(log_probs)
 
 
@@ -269,7 +273,7 @@ def _evaluation(
   totals: np.ndarray,
   num_members: int,
   names: Sequence[str],
-  memory_gap: tuple[float, ...] | None,
+  memory_gap: tuple[float | None, ...] | None,
 ) -> Evaluation:
   """The means, of the sums of `_compare`."""
   *scores, disagree, apart, count = totals
@@ -340,7 +344,7 @@ class _Gap:
     self._found.append(found)
     self._position += batch['labels'].shape[1]
 
-  def per_token(self) -> tuple[float, ...] | None:
+  def per_token(self) -> tuple[float | None, ...] | None:
     """The gap of each member in nats; None if nothing was asked."""
     if not self._found:
       return None
@@ -351,19 +355,19 @@ class _Gap:
     if not count:
       return None
     return tuple(
-      float((cold - warm) / count)
-      for cold, warm in zip(zero, warm, strict=True)
+      float((cold - warm) / count) if jax.tree.leaves(carry) else None
+      for cold, warm, carry in zip(zero, warm, self._carries[0], strict=True)
     )
 
 
-def _make_gap(model: Model, mesh: Mesh, add_up: Sum) -> Callable[..., _Gap]:
-  """(variables, memories of zero, memories of training or ()) → a `_Gap`."""
+def _make_gap(mesh: Mesh, add_up: Sum) -> Callable[..., _Gap]:
+  """(models, variables, zero memories, those of training or ()) → a `_Gap`."""
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
 
-  @functools.partial(jax.jit, out_shardings=(whole, part))
-  def settled_sums(variables, memories, batch, position):
-    predictions, memories = model.predict_each(
-      variables, batch['inputs'], memories
+  @functools.partial(jax.jit, static_argnums=0, out_shardings=(whole, part))
+  def settled_sums(models, variables, memories, batch, position):
+    predictions, memories = predict_each(
+      models, variables, batch['inputs'], memories
     )
     times = position + jnp.arange(batch['labels'].shape[1])
     asked = (times >= _SETTLED) & (times < _ASKED)
@@ -377,12 +381,13 @@ def _make_gap(model: Model, mesh: Mesh, add_up: Sum) -> Callable[..., _Gap]:
 
     return jax.tree.map(take, memories)
 
-  def make(variables, zero, carried):
+  def make(models, variables, zero, carried):
     starts = ()
     if jax.tree.leaves(carried):
       batch_size = len(jax.tree.leaves(zero)[0])
       starts = (zero, take_lanes(carried, batch_size))
-    return _Gap(settled_sums, variables, starts)
+    sums = functools.partial(settled_sums, models)
+    return _Gap(sums, variables, starts)
 
   return make
 

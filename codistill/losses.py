@@ -15,8 +15,6 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from codistill.models import Model
-
 Logits = Float[Array, '*batch classes']
 Probabilities = Float[Array, '*batch classes']
 PerExample = Float[Array, '*batch']
@@ -173,8 +171,6 @@ class Objective:
     temperature_scaling: whether ψ is multiplied by T², so that its gradient
       keeps its size (Hinton et al. 2015, §2).
     peer_average: the peers' logits → the targets [*batch, classes].
-    teacher: F of frozen peers of another architecture; None if peers have the
-      members' own.
     constant_targets: a distribution over classes that replaces the peers in
       ψ's first argument (the label-smoothing controls, §3.2), or None.
     memory_reset_probability: probability that a lane's carry is zeroed before a
@@ -193,7 +189,6 @@ class Objective:
   temperature: float
   temperature_scaling: bool
   peer_average: Callable[[Sequence[Array]], Array]
-  teacher: Model | None
   constant_targets: ArrayLike | None
   memory_reset_probability: float
   publish_average: bool
@@ -255,7 +250,6 @@ ALGORITHM_1 = Objective(
   temperature=1.0,
   temperature_scaling=True,
   peer_average=average_of_peers,
-  teacher=None,
   constant_targets=None,
   memory_reset_probability=0.0,
   publish_average=False,

@@ -3,13 +3,16 @@
 Both come from one private descent and differ in one term: the burn-in update
 has no ψ at all, rather than a ψ of weight zero whose teachers are computed in
 vain. The state is donated, so anything that outlives an update must be a copy.
+
+Members may differ in their networks: an update is compiled once for each
+network and each sequence of peers' networks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,102 +25,15 @@ from codistill import asynchronous, chunked, precision, sharding
 from codistill.algorithm import Peer
 from codistill.losses import Objective, weigh
 from codistill.models import Model, Prediction
-from codistill.optim import Optimizer, Rated, averaged
+from codistill.models.model import teach_each
+from codistill.optim import Rated, averaged
+from codistill.train_state import Network, TrainState, state_sharding
 
 PyTree = Any
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
 # Folded into a step's key: noise of its own, apart from the forward pass's.
 _RESETS = 1
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-  """All of a member that changes, and its key. Arrays only.
-
-  Attributes:
-    step: updates behind it, int32 [].
-    variables: {'params': …, 'batch_stats': …}.
-    opt_state: the optimizer's.
-    memory: the carry of its own forward pass over its stream.
-    peer_memories: a dict by member number of each peer's carry over *this*
-      member's stream; kept across reloads of the peer's weights.
-    key: of the member's noise (dropout), as uint32 key data; folded with the
-      step at each update.
-    past: older weights, for asynchronous SGD; () without.
-
-  Without shapes in its annotations, because trees of this type also hold
-  shardings and abstract arrays.
-  """
-
-  step: Any
-  variables: PyTree
-  opt_state: PyTree
-  memory: PyTree
-  peer_memories: Any
-  key: Any
-  past: PyTree
-
-
-def init_state(
-  model: Model,
-  optimizer: Optimizer,
-  *,
-  batch_size: int,
-  init_key: jax.Array,
-  noise_key: jax.Array,
-  num_async_workers: int,
-) -> TrainState:
-  """A member before its first update.
-
-  Args:
-    model: the network.
-    optimizer: of the parameters.
-    batch_size: of the member's stream, for the carry.
-    init_key: typed key of the initial weights.
-    noise_key: typed key of everything random in the forward pass.
-    num_async_workers: as `make_updates`.
-
-  Returns:
-    The state, not yet placed on a mesh.
-  """
-  variables = model.init(init_key)
-  return TrainState(
-    step=jnp.zeros((), jnp.int32),
-    variables=variables,
-    # Jitted, because otherwise each array is a program of its own.
-    opt_state=jax.jit(optimizer.init)(variables['params']),
-    memory=asynchronous.stack_carries(
-      model.memory(batch_size), num_async_workers
-    ),
-    peer_memories={},
-    key=jax.random.key_data(noise_key),
-    past=asynchronous.remember(variables['params'], num_async_workers),
-  )
-
-
-def state_sharding(mesh: Mesh) -> TrainState:
-  """Where each part of a state lives: carries are split, all else replicated.
-
-  Args:
-    mesh: the member's devices.
-
-  Returns:
-    A prefix of a `TrainState` with a sharding for each field.
-  """
-  whole, part = sharding.replicated(mesh), sharding.split(mesh)
-  return TrainState(whole, whole, whole, part, part, whole, whole)
-
-
-def place_state(state: TrainState, mesh: Mesh) -> TrainState:
-  """Puts a member's initial state where `state_sharding` says.
-
-  Args:
-    state: the same in every process that the mesh reaches.
-    mesh: the member's devices, of one process or several.
-  """
-  return jax.device_put(state, state_sharding(mesh))
 
 
 def make_objective(
@@ -131,12 +47,12 @@ def make_objective(
     mesh: the devices; used if the loss is chunked.
 
   Returns:
-    descended(params, state, batch, peers, peer_memories, distill) → (value,
-    (metrics, new non-parameter variables, memory, peer memories)). `peers` are
-    their variables, in any precision; no gradient flows into them. Without
+    descended(params, state, batch, peers, peer_memories, distill, models=None)
+    → (value, (metrics, new non-parameter variables, memory, peer memories)).
+    `peers` are their variables, in any precision; no gradient flows into them.
+    `models` are the peers' networks; None if all have the member's own. Without
     `distill` it is φ alone, undiminished. Labels are [batch] or [batch, time].
   """
-  teacher = objective.teacher or model
 
   def mean(measure, weights, *predictions_and_labels):
     if objective.loss_chunk_tokens:
@@ -151,7 +67,10 @@ def make_objective(
     metrics = {name: value.mean() for name, value in values.items()}
     return weigh(metrics, weights), metrics
 
-  def descended(params, state, batch, peers, peer_memories, distill):
+  def descended(
+    params, state, batch, peers, peer_memories, distill, models=None
+  ):
+    models = models or (model,) * len(peers)
     variables = {**state.variables, 'params': params}
     inputs, labels = batch['inputs'], batch['labels']
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -164,18 +83,18 @@ def make_objective(
       )
       memory = _reset(model, memory, lanes)
       peer_memories = tuple(
-        _reset(teacher, one, lanes) for one in peer_memories
+        _reset(one, carried, lanes)
+        for one, carried in zip(models, peer_memories, strict=True)
       )
     student, updated, memory = model.forward(variables, inputs, memory, key)
     teachers: list[Prediction] = []
     if distill and objective.needs_peers:
-      like = variables
-      if teacher is not model:
-        like = jax.eval_shape(teacher.init, key)
-      teachers, peer_memories = teacher.teach_each(
-        [precision.decode(peer, like) for peer in peers],
-        inputs,
-        peer_memories,
+      likes = (
+        variables if one is model else jax.eval_shape(one.init, key)
+        for one in models
+      )
+      teachers, peer_memories = teach_each(
+        models, list(map(precision.decode, peers, likes)), inputs, peer_memories
       )
 
     def measure(student, teachers, labels):
@@ -217,15 +136,18 @@ class JittedUpdates:
   """The updates of Algorithm 1 (`codistill.algorithm.Updates`).
 
   Attributes:
-    descend: (state, batch, peers, peer memories, distill) → (state, metrics,
-      peer memories), jitted; donates the state and the peers' memories.
-    zero_memory: batch size → a peer's zero carry, on the mesh.
+    descends: by the name of a network, (state, batch, peers, peer memories,
+      distill, the peers' models) → (state, metrics, peer memories), jitted; it
+      donates the state and the peers' memories.
+    zero_memory: (a model, batch size) → its zero carry, on the mesh.
+    model_of: a peer's number → its network.
     needs_peers: False if a constant distribution is the teacher.
     publish_average: as `Objective`.
   """
 
-  descend: Callable[..., tuple[TrainState, Metrics, tuple[PyTree, ...]]]
-  zero_memory: Callable[[int], PyTree]
+  descends: Mapping[str, Callable[..., tuple[TrainState, Metrics, PyTree]]]
+  zero_memory: Callable[[Model, int], PyTree]
+  model_of: Callable[[int], Model]
   needs_peers: bool
   publish_average: bool
 
@@ -251,19 +173,23 @@ class JittedUpdates:
 
   def _update(self, state, batch, peers, *, distill):
     # Peers' memories pass through jit as a tuple, so that one compilation
-    # serves every set of peers of the same size.
+    # serves every set of peers of the same size and networks.
     kept = state.peer_memories
     batch_size = len(batch['labels'])
+    models = tuple(self.model_of(peer.member) for peer in peers)
     memories = tuple(
-      kept[peer.member] if peer.member in kept else self.zero_memory(batch_size)
-      for peer in peers
+      kept[peer.member]
+      if peer.member in kept
+      else self.zero_memory(model, batch_size)
+      for peer, model in zip(peers, models, strict=True)
     )
-    state, metrics, memories = self.descend(
+    state, metrics, memories = self.descends[state.network](
       dataclasses.replace(state, peer_memories={}),
       batch,
       tuple(peer.variables for peer in peers),
       memories,
       distill,
+      models,
     )
     numbers = (peer.member for peer in peers)
     fresh = dict(zip(numbers, memories, strict=True))
@@ -272,19 +198,19 @@ class JittedUpdates:
 
 
 def make_updates(
-  model: Model,
-  optimizer: Optimizer,
+  networks: Sequence[Network],
   mesh: Mesh,
   objective: Objective,
   *,
   num_async_workers: int,
   num_microbatches: int,
+  model_of: Callable[[int], Model] | None = None,
 ) -> JittedUpdates:
   """Burn-in and codistilling update, jitted over a mesh with a `data` axis.
 
   Args:
-    model: F.
-    optimizer: η and its kin.
+    networks: of the members, each with another name; a state says which of them
+      is its own.
     mesh: the member's devices; each batch is split over them.
     objective: φ, ψ and their weights.
     num_async_workers: W of asynchronous SGD: each update is one worker's, which
@@ -294,6 +220,7 @@ def make_updates(
       their gradients added up: less memory. It divides each device's examples.
       BatchNorm's statistics are then those of a part, unless its groups are
       smaller.
+    model_of: a peer's number → its network; None if all have the first one.
 
   Returns:
     The updates. Metrics are scalars on the device: task_loss, accuracy and,
@@ -301,21 +228,50 @@ def make_updates(
     of all that is descended and before the optimizer clips it; parameter_norm,
     after the update; learning_rate, if the optimizer can say it.
   """
-  # Long, because half of it is the docstring, and the update is one program.
+
+  def zero_memory(model, batch_size):
+    return asynchronous.stack_carries(
+      model.memory(batch_size), num_async_workers
+    )
+
+  part = sharding.split(mesh)
+  return JittedUpdates(
+    {
+      network.name: _make_descend(
+        network, mesh, objective, num_async_workers, num_microbatches
+      )
+      for network in networks
+    },
+    zero_memory=jax.jit(zero_memory, static_argnums=(0, 1), out_shardings=part),
+    model_of=model_of or (lambda _: networks[0].model),
+    needs_peers=objective.needs_peers,
+    publish_average=objective.publish_average,
+  )
+
+
+def _make_descend(
+  network: Network,
+  mesh: Mesh,
+  objective: Objective,
+  num_async_workers: int,
+  num_microbatches: int,
+) -> Callable[..., tuple[TrainState, Metrics, PyTree]]:
+  """A network's entry in `JittedUpdates.descends`."""
+  model, optimizer, name = network
   gradient = _make_gradient(
     make_objective(model, objective, mesh), num_microbatches, mesh
   )
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
-  place = state_sharding(mesh)
+  place = state_sharding(mesh, name)
 
   @functools.partial(
     jax.jit,
-    static_argnums=4,
+    static_argnums=(4, 5),
     donate_argnums=(0, 3),
     in_shardings=(place, part, whole, part),
     out_shardings=(place, whole, part),
   )
-  def descend(state, batch, peers, peer_memories, distill):
+  def descend(state, batch, peers, peer_memories, distill, models):
     params, workers = state.variables['params'], num_async_workers
     seen, past = asynchronous.exchange_weights(state.past, params, state.step)
     memories = (state.memory, *peer_memories)
@@ -323,7 +279,7 @@ def make_updates(
       asynchronous.carry_of(one, workers, state.step) for one in memories
     )
     gradients, metrics, updated, carries = gradient(
-      seen, state, batch, peers, carries, distill
+      seen, state, batch, peers, carries, distill, models
     )
     memory, *peer_memories = (
       asynchronous.put_carry(one, workers, state.step, carry)
@@ -349,16 +305,7 @@ def make_updates(
     norms = {'gradient_norm': _norm(gradients), 'parameter_norm': _norm(params)}
     return state, metrics | norms, tuple(peer_memories)
 
-  def zero_memory(batch_size):
-    carry = (objective.teacher or model).memory(batch_size)
-    return asynchronous.stack_carries(carry, num_async_workers)
-
-  return JittedUpdates(
-    descend,
-    zero_memory=jax.jit(zero_memory, static_argnums=0, out_shardings=part),
-    needs_peers=objective.needs_peers,
-    publish_average=objective.publish_average,
-  )
+  return descend
 
 
 def _norm(tree: PyTree) -> Float[Array, '']:
@@ -374,12 +321,12 @@ def _make_gradient(
   """∇ of what `make_objective` returned, a part of the batch at a time.
 
   Returns:
-    gradient(params, state, batch, peers, carries, distill) → (gradients,
-    metrics, new non-parameter variables, carries). `carries` are the member's
-    memory and those of its peers.
+    gradient(params, state, batch, peers, carries, distill, models) →
+    (gradients, metrics, new non-parameter variables, carries). `carries` are
+    the member's memory and those of its peers.
   """
 
-  def gradient_at(params, state, batch, peers, carries, distill):
+  def gradient_at(params, state, batch, peers, carries, *choices):
     memory, *peer_memories = carries
     gradients, (metrics, updated, memory, peer_memories) = jax.grad(
       descended, has_aux=True
@@ -389,14 +336,14 @@ def _make_gradient(
       batch,
       peers,
       tuple(peer_memories),
-      distill,
+      *choices,
     )
     return (gradients, metrics, updated), (memory, *peer_memories)
 
-  def gradient(params, state, batch, peers, carries, distill):
+  def gradient(params, state, batch, peers, carries, *choices):
     if num_microbatches == 1:
       found, carries = gradient_at(
-        params, state, batch, peers, carries, distill
+        params, state, batch, peers, carries, *choices
       )
       return *found, carries
 
@@ -404,7 +351,7 @@ def _make_gradient(
       # Each part has noise of its own.
       key = jax.random.fold_in(jax.random.wrap_key_data(state.key), number)
       own = dataclasses.replace(state, key=jax.random.key_data(key))
-      return gradient_at(params, own, batch, peers, carries, distill)
+      return gradient_at(params, own, batch, peers, carries, *choices)
 
     def add(total, part):
       found, carries = of_part(*part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,9 +27,11 @@ from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.rules import Rules
 from codistill.models import MODELS, Model
+from codistill.train_state import Network
 from codistill.train_step import make_updates
 from experiments import config as config_lib
 from experiments import metrics, record
+from experiments import networks as networks_lib
 from experiments.errors import UserError, check_choice, check_least, user_errors
 from experiments.experiment import PARTITIONS, Diversity, Experiment
 from experiments.faults import Fault
@@ -59,7 +61,7 @@ def build(
   dataset: Dataset | None = None,
   exchange_folder: epath.PathLike | None = None,
   teachers: Sequence[Peer] = (),
-  teacher: Model | None = None,
+  models: Mapping[int, Model] | None = None,
 ) -> Experiment:
   """Wires an experiment.
 
@@ -69,7 +71,7 @@ def build(
     dataset: instead of the one that the config names.
     exchange_folder: where members meet, unless the config says.
     teachers: whom members learn from, if `codistill.exchange` is frozen.
-    teacher: their network, if it may be another one.
+    models: their networks, by number.
 
   Returns:
     The experiment; no weight has been initialised yet.
@@ -90,16 +92,20 @@ def build(
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):
       sharding.check_batch_size(config[key], mesh, key)
-    _check_microbatches(config, mesh)
     chunk_tokens = _loss_chunk_tokens(config, task, mesh)
     measures = metrics.load(config.eval_metrics, task)
-    model = _make_model(config, task)
-    optimizer = _make_optimizer(config, fault)
-    exchange = _make_exchange(
-      config, members, model, mesh, exchange_folder, teachers
-    )
+    networks = _make_networks(config, task, mesh, fault)
   dataset = dataset or task.make_dataset()
   with user_errors(ValueError):
+    exchange = _make_exchange(
+      config,
+      members,
+      networks,
+      mesh,
+      exchange_folder,
+      teachers,
+      getattr(dataset, 'vocabulary', ''),
+    )
     # Refuses parts that are too small, before anything is written.
     dataset.train(
       member=0,
@@ -109,27 +115,29 @@ def build(
       batch_size=config.num_async_workers * config.batch_size,
       rows=np.arange(0),
     )
-  objective = make_objective(config, task, dataset, teacher, chunk_tokens)
+  objective = make_objective(config, task, dataset, chunk_tokens)
+  if codistill.exchange != 'frozen' or models is None:
+    models = {peer: network.model for peer, network in enumerate(networks)}
+  alike = {*models.values()} == {networks[0].model}
   return Experiment(
     task=task,
     diversity=diversity,
     num_members=codistill.members,
     members=members,
     mesh=mesh,
-    model=model,
-    optimizer=optimizer,
+    networks=networks,
+    teachers=() if codistill.exchange == 'none' else tuple(models),
     updates=make_updates(
-      model,
-      optimizer,
+      list(dict.fromkeys(networks)),
       mesh,
       objective,
       num_async_workers=config.num_async_workers,
       num_microbatches=config.num_microbatches,
+      model_of=None if alike else models.__getitem__,
     ),
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
     evaluate=make_evaluate(
-      model,
       mesh,
       loss_chunk_tokens=chunk_tokens,
       metrics=measures,
@@ -151,6 +159,21 @@ def _loss_chunk_tokens(config: ConfigDict, task: Task, mesh: Mesh) -> int:
   rows = max(config.batch_size, config.eval_batch_size)
   on_device = rows * task.units_per_row // mesh.size
   return tokens if tokens < on_device else 0
+
+
+def _make_networks(
+  config: ConfigDict, task: Task, mesh: Mesh, fault: Fault
+) -> tuple[Network, ...]:
+  """The network of each member; equal ones are one object."""
+  members = networks_lib.of_members(config)
+  made = {}
+  for name, own in members:
+    if name not in made:
+      _check_microbatches(own, mesh)
+      made[name] = Network(
+        _make_model(own, task), _make_optimizer(own, fault), name
+      )
+  return tuple(made[name] for name, _ in members)
 
 
 def _make_model(config: ConfigDict, task: Task) -> Model:
@@ -210,10 +233,11 @@ def _chosen(config: ConfigDict, section: str) -> dict[str, Any]:
 def _make_exchange(
   config: ConfigDict,
   members: tuple[int, ...],
-  model: Model,
+  networks: Sequence[Network],
   mesh: Mesh,
   folder: epath.PathLike | None,
   teachers: Sequence[Peer],
+  vocabulary: str,
 ) -> Exchange:
   """How the members see each other; raises ValueError as the constructors."""
   codistill = config.codistill
@@ -258,7 +282,9 @@ def _make_exchange(
     graph,
     settings,
     members=members,
-    like=_abstract_variables(model, mesh),
+    like={one.name: _abstract_variables(one.model, mesh) for one in networks},
+    networks=[one.name for one in networks],
+    vocabulary=vocabulary,
     rules=rules,
     config_hash=record.config_hash(config_lib.in_common(config)),
   )

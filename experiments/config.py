@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import config_file, given
+from experiments import config_file, given, networks
 from experiments.configs.base import get_base
 from experiments.errors import UserError, check_least, nearest
 from experiments.paths import PATH_KEYS, local_path, path_or_url
@@ -163,8 +163,9 @@ def first_phase(config: ConfigDict) -> ConfigDict:
   # A ramp would end after the first phase.
   for key in ('task_schedule', 'distill_schedule'):
     first.codistill[key] = 'constant'
+  first.codistill.member_models = ()
   if config.two_phase.model is not None:
-    first.model.name = config.two_phase.model
+    first = networks.config_of(first, config.two_phase.model, 'two_phase.model')
   split = config.two_phase.train_split
   if 'train_split' in first.data:
     first.data.train_split = split or first.data.train_split
@@ -277,6 +278,8 @@ _ADDED = {
   'codistill.temperature': 1.0,
   'codistill.temperature_scaling': True,
   'codistill.peer_average': 'probabilities',
+  'codistill.member_models': (),
+  'networks': ConfigDict(),
 }
 
 

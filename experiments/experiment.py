@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,13 +15,13 @@ from codistill import asynchronous, sharding
 from codistill.algorithm import Exchange, Member
 from codistill.evaluate import Evaluate
 from codistill.models import Model
-from codistill.optim import Optimizer
-from codistill.train_step import (
-  JittedUpdates,
+from codistill.train_state import (
+  Network,
   TrainState,
   init_state,
   place_state,
 )
+from codistill.train_step import JittedUpdates
 from experiments.errors import check_choice, user_errors
 from experiments.faults import Fault
 from experiments.tasks import Dataset, Task
@@ -61,8 +61,8 @@ class Experiment:
     num_members: N, of all processes.
     members: numbers of the members that this process trains.
     mesh: their devices.
-    model: F.
-    optimizer: of every member.
+    networks: of each member, of all processes.
+    teachers: numbers of those that may teach a member here.
     updates: burn-in and codistilling.
     teacher_precision: precision in which the exchange holds peers.
     exchange: between the members.
@@ -88,8 +88,8 @@ class Experiment:
   num_members: int
   members: tuple[int, ...]
   mesh: Mesh
-  model: Model
-  optimizer: Optimizer
+  networks: tuple[Network, ...]
+  teachers: tuple[int, ...]
   updates: JittedUpdates
   teacher_precision: str
   exchange: Exchange
@@ -131,8 +131,7 @@ class Experiment:
     root = jax.random.key(self.seed)
     weights, noise = (jax.random.fold_in(root, purpose) for purpose in (0, 1))
     return init_state(
-      self.model,
-      self.optimizer,
+      self.networks[member],
       batch_size=self.batch_size,
       init_key=jax.random.fold_in(
         weights, _own(member, self.diversity.initialization)
@@ -140,6 +139,23 @@ class Experiment:
       noise_key=jax.random.fold_in(noise, _own(member, self.diversity.order)),
       num_async_workers=self.num_async_workers,
     )
+
+  def abstract(self, member: int) -> TrainState:
+    """Shapes of `init`, with the zero carry of each that may teach it."""
+    state = jax.eval_shape(lambda: self.init(member))
+    carries = {
+      peer: jax.eval_shape(
+        lambda peer=peer: self.updates.zero_memory(
+          self.updates.model_of(peer), self.batch_size
+        )
+      )
+      for peer in self.teachers
+    }
+    return dataclasses.replace(state, peer_memories=carries)
+
+  def models(self, members: Iterable[int]) -> list[Model]:
+    """F of each of some members."""
+    return [self.networks[member].model for member in members]
 
   def batches(self, member: int, start: int) -> Iterator[dict[str, Any]]:
     """A member's stream of batches on its mesh, from batch `start` on."""

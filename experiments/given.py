@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from data.images import sets as image_sets
 from data.text.corpus import open_corpus
+from experiments import networks
 from experiments.errors import UserError, user_errors
 
 # Nested: a ConfigDict, or the config of a run.json.
@@ -36,9 +37,9 @@ class Condition:
   holds: Callable[[Any], bool]
   wanted: str
 
-  def complaint(self, config: Config, key: str) -> str | None:
+  def complaint(self, view: View, key: str) -> str | None:
     """Why `key` changes nothing, and what to do; None if it is read."""
-    value = _value(config, self.key)
+    value = view.value(self.key)
     # An unknown choice is refused first, with an error of its own.
     known = _CHOICES.get(self.key, (value,))
     if value not in known or self.holds(value):
@@ -47,6 +48,40 @@ class Condition:
       f'--config.{key} changes nothing where {self.key} is {value!r}: leave it '
       f'out, or set {self.key} to {self.wanted}'
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """A config as one of the networks that it trains reads it.
+
+  Attributes:
+    config: the config.
+    network: its name; None if the network is the config's own.
+  """
+
+  config: Config
+  network: str | None
+
+  def value(self, key: str) -> Any:
+    """The value of a dotted key; None if there is none."""
+    own = self.own(key)
+    return _value(self.config, key) if own is None else own
+
+  def own(self, key: str) -> Any:
+    """What only this network has for a key; None if it has the config's."""
+    if self.network is None:
+      return None
+    changes = _value(self.config, 'networks') or {}
+    return networks.value_of(changes, self.network, key)
+
+
+def _views(config: Config) -> list[View]:
+  """The views of a config by the networks of its members and first phase."""
+  names = list(_value(config, 'codistill.member_models') or ()) or [None]
+  view = View(config, None)
+  if not any(one.complaint(view, _FIRST) for one in _TWO_PHASES):
+    names += filter(None, [view.value(_FIRST)])
+  return [View(config, name) for name in dict.fromkeys(names)]
 
 
 def _value(config: Config, key: str) -> Any:
@@ -215,11 +250,11 @@ def unread(config: Config, given: Iterable[str]) -> dict[str, str]:
   Returns:
     For each of them, a sentence that says what to do.
   """
-  found = {}
+  found, views = {}, _views(config)
   for key in given:
-    for condition in _conditions(config, key):
-      if complaint := condition.complaint(config, key):
-        found.setdefault(key, complaint)
+    complaints = [_complaint(view, key) for view in views]
+    if all(complaints):
+      found[key] = complaints[0]
   return found
 
 
@@ -229,19 +264,44 @@ def check_read(config: Config, given: Iterable[str]) -> None:
     raise UserError(complaint)
 
 
-def _conditions(config: Config, key: str) -> Iterator[Condition]:
+def _complaint(view: View, key: str) -> str | None:
+  """Why a view does not read a key; None if it does."""
+  read = key
+  if key.startswith('networks.'):
+    name, _, read = key.removeprefix('networks.').partition('.')
+    if name != view.network:
+      return (
+        f'--config.{key} changes nothing where no member has the network '
+        f'{name!r}: leave it out, or name it in codistill.member_models'
+      )
+  elif view.own(key) is not None:
+    return (
+      f'--config.{key} changes nothing where each network has its own: set '
+      f'{_own_key(view, key)}'
+    )
+  for condition in _conditions(view, read):
+    if complaint := condition.complaint(view, key):
+      return complaint
+  return None
+
+
+def _own_key(view: View, key: str) -> str:
+  """The key to set instead, of the network that a view is of."""
+  if view.network in (_value(view.config, 'networks') or {}):
+    return f'networks.{view.network}.{key}'
+  return 'codistill.member_models'
+
+
+def _conditions(view: View, key: str) -> Iterator[Condition]:
   yield from _READ_WHERE.get(key, ())
-  if key in _OF_TEACHERS and _value(config, 'codistill.teacher') == 'peers':
+  if key in _OF_TEACHERS and view.value('codistill.teacher') == 'peers':
     yield _TAUGHT
-  if key == 'data.name' and _value(config, key) == 'synthetic':
+  if key == 'data.name' and view.value(key) == 'synthetic':
     # A path names a log of one's own and overrides the name.
     yield _is('data.path', None)
   section, _, rest = key.partition('.')
   choice, _, keyword = rest.partition('.')
   # An unknown choice is refused first, with an error of its own.
-  chosen = _value(config, f'{section}.name')
-  if keyword and _value(config, f'{section}.{chosen}') is not None:
-    # The network of a first phase is trained, too.
-    first = not any(one.complaint(config, key) for one in _TWO_PHASES)
-    if not (first and key.startswith(f'model.{_value(config, _FIRST)}.')):
-      yield _is(f'{section}.name', choice)
+  chosen = view.value(f'{section}.name')
+  if keyword and view.value(f'{section}.{chosen}') is not None:
+    yield _is(f'{section}.name', choice)

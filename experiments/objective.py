@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from codistill import losses
 from codistill.losses import Weight
-from codistill.models import Model
 from experiments.errors import UserError, check_choice
 from experiments.tasks import Dataset, Task
 
@@ -28,7 +27,6 @@ def make_objective(
   config: ConfigDict,
   task: Task,
   dataset: Dataset,
-  teacher: Model | None,
   loss_chunk_tokens: int,
 ) -> losses.Objective:
   """Makes φ, ψ and their numbers, each from the key of the same name."""
@@ -45,7 +43,6 @@ def make_objective(
     'task_loss': task.task_loss,
     'distill_loss': distill_loss,
     'peer_average': losses.PEER_AVERAGES[codistill.peer_average],
-    'teacher': teacher,
     'constant_targets': targets,
     'loss_chunk_tokens': loss_chunk_tokens,
     **_make_weights(config),

@@ -31,6 +31,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -90,12 +91,12 @@ class Teachers(NamedTuple):
 
   Attributes:
     peers: members of a finished run.
-    model: their network; None if there are none.
+    models: their networks, by number.
     fit: how well they know what they learnt from, as `fit_of`.
   """
 
   peers: tuple[Peer, ...] = ()
-  model: Model | None = None
+  models: Mapping[int, Model] = {}
   fit: record.Row | None = None
 
 
@@ -136,8 +137,8 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
     if status:
       return status
   frozen = pathlib.Path(frozen)
-  peers, model = load_teachers(frozen, request.config.data)
-  teachers = Teachers(peers, model, fit_of(frozen))
+  peers, models = load_teachers(frozen, request.config.data)
+  teachers = Teachers(peers, models, fit_of(frozen))
   return _train(request, teachers, console, stop)
 
 
@@ -181,7 +182,7 @@ def _train(
     request.member,
     exchange_folder=request.workdir / 'exchange',
     teachers=teachers.peers,
-    teacher=teachers.model,
+    models=teachers.models,
   )
   watcher_types = [watchers.load(name) for name in request.watchers]
   _check_profile(request.profile, experiment.num_steps)

@@ -134,7 +134,6 @@ def load_members(
         f'there is no member {member}: this run has {len(members_of(runs))}, '
         'numbered from 0'
       )
-  abstract = jax.eval_shape(lambda: experiment.init(0))
   found: dict[int, Stored] = {}
   missing = {
     member: f'member {member} has no checkpoint yet' for member in wanted
@@ -148,7 +147,7 @@ def load_members(
     try:
       restored = read_newest(
         folder,
-        abstract,
+        functools.cache(experiment.abstract),
         experiment.mesh,
         experiment.teacher_precision,
       )
@@ -242,11 +241,11 @@ class FinishedRun:
         f"{', '.join(map(str, self.members))} and 'ensemble'"
       )
     variables = [one.variables for one in members.values()]
-    return np.asarray(self._predict(variables, inputs))
+    models = tuple(self.experiment.models(members))
+    return np.asarray(_probabilities(models, variables, inputs))
 
-  @functools.cached_property
-  def _predict(self) -> Callable[[list[PyTree], PyTree], jax.Array]:
-    return jax.jit(functools.partial(probabilities, self.experiment.model))
+
+_probabilities = jax.jit(probabilities, static_argnums=0)
 
 
 def open_run(workdir: str | os.PathLike[str]) -> FinishedRun:
@@ -285,8 +284,8 @@ def open_run(workdir: str | os.PathLike[str]) -> FinishedRun:
 
 def load_teachers(
   workdir: pathlib.Path, data: Mapping[str, Any]
-) -> tuple[tuple[Peer, ...], Model]:
-  """The members of a finished run, to learn from (§3.4.1), and their network.
+) -> tuple[tuple[Peer, ...], dict[int, Model]]:
+  """The members of a finished run, to learn from (§3.4.1), and their networks.
 
   Args:
     workdir: of the run.
@@ -304,10 +303,16 @@ def load_teachers(
         f'{workdir} has learnt from data whose {key} is {theirs}, and here '
         f'data.{key} is {ours}; choose other teachers or other data'
       )
+  pieces = getattr(run.experiment.dataset, 'vocabulary', None)
+  if pieces is not None and pieces != task.make_dataset().vocabulary:
+    raise UserError(
+      f'{workdir} learnt other pieces; choose other teachers, or their text'
+    )
   peers = tuple(
     Peer(member, one.step, one.variables) for member, one in run.members.items()
   )
-  return peers, run.experiment.model
+  models = run.experiment.models(run.members)
+  return peers, dict(zip(run.members, models, strict=True))
 
 
 def corpus_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -292,6 +293,7 @@ class Trainer:
     make_writer = predictions.Writer if stores else predictions.SilentWriter
     with make_writer(self._workdir.predictions, step, whos, expected) as writer:
       result = experiment.evaluate(
+        experiment.models(member.index for member in active),
         [member.state.variables for member in active],
         experiment.eval_batches(),
         [experiment.carried(member) for member in active],
@@ -310,7 +312,7 @@ class Trainer:
       if all(math.isfinite(score.task_loss) for score in result.members):
         writer.commit()
     scored = list(zip(active, result.members, strict=True))
-    gaps: dict[int | str, float] = {}
+    gaps: dict[int | str, float | None] = {}
     if result.memory_gap is not None:
       numbers = [member.index for member in active]
       gaps = dict(zip(numbers, result.memory_gap, strict=True))
@@ -334,7 +336,7 @@ class Trainer:
         **score.numbers(),
         **averages.get(who, {}),
         disagreement=result.disagreement if who == 'ensemble' else None,
-        **({'memory_gap': gaps[who]} if who in gaps else {}),
+        **({'memory_gap': gaps[who]} if gaps.get(who) is not None else {}),
         **({'corrupt': corrupt} if corrupt else {}),
       )
       for who, score in scores.items()
@@ -351,6 +353,7 @@ class Trainer:
     if not experiment.average_decay:
       return {}
     result = experiment.evaluate(
+      experiment.models(member.index for member in active),
       [averaged(m.state.variables, m.state.opt_state) for m in active],
       experiment.eval_batches(),
       [experiment.carried(member) for member in active],
@@ -416,7 +419,7 @@ class Trainer:
     )
     try:
       restored = self._checkpoints.restore(
-        jax.eval_shape(lambda: experiment.init(0)),
+        functools.cache(experiment.abstract),
         experiment.mesh,
         experiment.teacher_precision,
         lambda step: f'{rows} ends at step {last:,}' if step > last else '',

@@ -1,7 +1,7 @@
 """The cost of a config's updates: FLOPs, bytes, memory of each device.
 
   python -m scripts.cost CONFIG[:VARIANT] [--devices 1 8 64]
-    [--microbatches 64 8 1] [--teachers=1] [--json=FILE]
+    [--microbatches 64 8 1] [--teachers=1] [--member=0] [--json=FILE]
     [--config.any.key=value …]
 
 It compiles both updates for each number of devices, with shapes in place of
@@ -10,7 +10,8 @@ numbers: it needs no data, allocates nothing and computes nothing.
 memory is from the compiler's analysis, and applies to the backend that it
 compiled for. Without an accelerator that is the CPU, for which JAX shows as
 many devices as needed. --microbatches says in how many parts the batch of an
-update is computed, for each number of devices.
+update is computed, for each number of devices; --member, whose update it is, if
+members have different networks.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from codistill import asynchronous, precision
+from codistill import precision
+from codistill.models import Model
 from experiments import config as configs
 from experiments import config_file
 from experiments.build import build
@@ -50,11 +52,8 @@ class Arguments(NamedTuple):
   batch: PyTree
   peers: tuple[PyTree, ...]
   peer_memories: tuple[PyTree, ...]
-
-  @property
-  def distill(self) -> bool:
-    """Whether it is the codistilling update."""
-    return bool(self.peers)
+  distill: bool
+  models: tuple[Model, ...]
 
 
 def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
@@ -74,44 +73,54 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
   return build(config, None, make_task(config.data).without_examples())
 
 
-def abstract_arguments(experiment: Experiment, teachers: int) -> Arguments:
-  """Shapes of an update's arguments, for member 0.
+def abstract_arguments(
+  experiment: Experiment, teachers: int, member: int = 0
+) -> Arguments:
+  """Shapes of an update's arguments.
 
   Args:
     experiment: with the update.
-    teachers: of the codistilling update; 0 for the burn-in update.
+    teachers: of the codistilling update, the members that follow this one; 0
+      for the burn-in update.
+    member: whose update it is.
   """
-  size = experiment.batch_size
-  state = jax.eval_shape(lambda: experiment.init(0))
-  peer = precision.abstract(state.variables, experiment.teacher_precision)
-  memory = jax.eval_shape(
-    lambda: asynchronous.stack_carries(
-      experiment.model.memory(size), experiment.num_async_workers
-    )
-  )
+  numbers = [
+    (member + after) % experiment.num_members
+    for after in range(1, 1 + teachers)
+  ]
+  state = jax.eval_shape(lambda: experiment.init(member))
+  peers = [jax.eval_shape(lambda i=i: experiment.init(i)) for i in numbers]
   return Arguments(
     state,
-    experiment.task.abstract_batch(size),
-    (peer,) * teachers,
-    (memory,) * teachers,
+    experiment.task.abstract_batch(experiment.batch_size),
+    tuple(
+      precision.abstract(peer.variables, experiment.teacher_precision)
+      for peer in peers
+    ),
+    tuple(peer.memory for peer in peers),
+    bool(peers),
+    tuple(experiment.models(numbers)),
   )
 
 
-def update_flops(experiment: Experiment, teachers: int) -> flops.Flops:
+def update_flops(
+  experiment: Experiment, teachers: int, member: int = 0
+) -> flops.Flops:
   """FLOPs of an update, on all devices together; arguments as above."""
-  arguments = abstract_arguments(experiment, teachers)
-  return flops.count(
-    lambda *shapes: experiment.updates.descend(*shapes, arguments.distill),
-    *arguments,
-  )
+  *shapes, distill, models = abstract_arguments(experiment, teachers, member)
+  descend = experiment.updates.descends[shapes[0].network]
+  return flops.count(lambda *some: descend(*some, distill, models), *shapes)
 
 
-def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
+def update_memory(
+  experiment: Experiment, teachers: int, member: int = 0
+) -> dict[str, int]:
   """Bytes of an update on each device, by the compiler's analysis.
 
   Args:
     experiment: with the update, and a mesh of the devices to compile for.
-    teachers: of the codistilling update; 0 for the burn-in update.
+    teachers: as above.
+    member: as above.
 
   Returns:
     Bytes of its `arguments`, bytes needed `while_it_runs`, and `in_all`, in
@@ -120,8 +129,9 @@ def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
   Raises:
     UserError: if the backend has no such analysis.
   """
-  arguments = abstract_arguments(experiment, teachers)
-  lowered = experiment.updates.descend.lower(*arguments, arguments.distill)
+  arguments = abstract_arguments(experiment, teachers, member)
+  descend = experiment.updates.descends[arguments.state.network]
+  lowered = descend.lower(*arguments)
   analysis = lowered.compile().memory_analysis()
   if analysis is None:
     raise UserError(
@@ -136,7 +146,7 @@ def update_memory(experiment: Experiment, teachers: int) -> dict[str, int]:
   return needed | {'in_all': sum(needed.values()) + results}
 
 
-def kept_bytes(experiment: Experiment) -> int:
+def kept_bytes(experiment: Experiment, member: int = 0) -> int:
   """Bytes that a device keeps of a microbatch for the gradient, by shapes.
 
   They are activations, and the weights that the gradient needs, of the network
@@ -146,8 +156,10 @@ def kept_bytes(experiment: Experiment) -> int:
 
   Args:
     experiment: with the network.
+    member: whose network.
   """
-  arguments = abstract_arguments(experiment, 0)
+  arguments = abstract_arguments(experiment, 0, member)
+  model = experiment.networks[member].model
   parts = experiment.num_microbatches * experiment.mesh.size
   state, inputs = arguments.state, arguments.batch['inputs']
 
@@ -159,7 +171,7 @@ def kept_bytes(experiment: Experiment) -> int:
     others = {name: variables[name] for name in variables if name != 'params'}
 
     def features(params):
-      prediction, *_ = experiment.model.forward(
+      prediction, *_ = model.forward(
         {'params': params, **others}, inputs, memory, key
       )
       return prediction.features
@@ -181,6 +193,7 @@ def describe(
   microbatches: Mapping[int, int],
   teachers: int,
   changes: Mapping[str, Any],
+  member: int = 0,
 ) -> dict[str, Any]:
   """All that is known about a config without running it.
 
@@ -189,25 +202,33 @@ def describe(
     microbatches: how many, by the number of devices to compile for.
     teachers: of the codistilling update.
     changes: dotted keys of the config, and their values.
+    member: whose updates.
 
   Returns:
     What `--json` writes.
 
   Raises:
-    UserError: as `make_experiment`, or if microbatches do not divide a batch.
+    UserError: as `make_experiment`, if microbatches do not divide a batch, or
+      there is no such member.
   """
   experiments = {
     number: make_experiment(name, number, num_microbatches=parts, **changes)
     for number, parts in microbatches.items()
   }
   one = next(iter(experiments.values()))
+  if member >= one.num_members:
+    raise UserError(
+      f'there is no member {member}: this config has {one.num_members}, '
+      'numbered from 0'
+    )
   updates = {'burn-in': 0, 'codistilling': teachers}
-  state = abstract_arguments(one, 0).state
+  state = abstract_arguments(one, 0, member).state
   variables = state.variables
   return {
     'config': config_file.find(name).label,
     'changes': dict(changes),
     'teachers': teachers,
+    'member': member,
     'unit': one.unit.removesuffix('s'),
     'examples_per_step': one.examples_per_step,
     'parameters': sum(
@@ -222,14 +243,14 @@ def describe(
       },
     },
     'flops': {
-      update: vars(update_flops(one, number))
+      update: vars(update_flops(one, number, member))
       for update, number in updates.items()
     },
     'backend': jax.default_backend(),
     'memory': [
       {'devices': size, 'microbatches': microbatches[size], 'update': update}
-      | update_memory(experiment, number)
-      | {'kept_for_gradient': kept_bytes(experiment)}
+      | update_memory(experiment, number, member)
+      | {'kept_for_gradient': kept_bytes(experiment, member)}
       for size, experiment in experiments.items()
       for update, number in updates.items()
     ],
@@ -280,11 +301,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--microbatches', metavar='M', type=int, nargs='+', default=[1]
   )
   parser.add_argument('--teachers', metavar='N', type=int, default=1)
+  parser.add_argument('--member', metavar='I', type=int, default=0)
   parser.add_argument('--json', type=local_path, metavar='FILE')
   arguments, extra = parser.parse_known_args(argv)
   numbers = [*arguments.devices, *arguments.microbatches, arguments.teachers]
   if min(numbers) < 1:
     parser.error('--devices, --microbatches and --teachers must be at least 1')
+  if arguments.member < 0:
+    parser.error('--member must be at least 0')
   parts = arguments.microbatches
   if len(parts) == 1:
     parts *= len(arguments.devices)
@@ -301,6 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       dict(sorted(zip(arguments.devices, parts, strict=True))),
       arguments.teachers,
       {key: literal(value) for key, value in given_keys(extra).items()},
+      arguments.member,
     )
     for table in tables(found):
       Console().print(table)

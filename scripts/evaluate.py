@@ -46,6 +46,7 @@ def evaluate(
 ) -> Evaluation:
   """Scores members exactly on 'train' or 'test' of an experiment."""
   return experiment.evaluate(
+    experiment.models(stored),
     [one.variables for one in stored.values()],
     experiment.eval_batches(split),
   )

@@ -127,7 +127,7 @@ def functions_of(
     experiment: whose F it is.
     members: the variables of one, or of all of an ensemble, or their shapes.
   """
-  model, task = experiment.model, experiment.task
+  models, task = experiment.models(members), experiment.task
   batch, time = jax.export.symbolic_shape('batch, time')
   of_text = task.kind == 'text'
   inputs = jax.tree.map(
@@ -148,19 +148,19 @@ def functions_of(
   if not of_text:
 
     def predict(variables, inputs):
-      return probabilities(model, each(variables), inputs)
+      return probabilities(models, each(variables), inputs)
 
     return {'predict.bin': export_function(predict, variables, inputs)}
 
   def begin(tokens):
     # Of one text, because the number of texts is a symbol here.
-    memory = jax.tree.map(
-      lambda leaf: leaf.repeat(tokens.shape[0], axis=0), model.memory(1)
+    return jax.tree.map(
+      lambda leaf: leaf.repeat(tokens.shape[0], axis=0),
+      tuple(model.memory(1) for model in models),
     )
-    return (memory,) * len(members)
 
   def go_on(variables, tokens, memories):
-    return predict_together(model, each(variables), tokens, memories)
+    return predict_together(models, each(variables), tokens, memories)
 
   memories = jax.eval_shape(begin, inputs)
   return {

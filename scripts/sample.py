@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   with user_errors(ValueError):
     tokenizer, prompt = corpus.tokenizer(), corpus.beginning(arguments.prompt)
   drawn = draw(
-    experiment.model,
+    experiment.networks[member].model,
     stored[member].variables,
     prompt,
     window=experiment.task.sequence_length,

@@ -70,7 +70,7 @@ class Status(NamedTuple):
   """A member, as its files show it; None or '' stands for unknown.
 
   Attributes:
-    member: its number.
+    member: its number, and its network if members have different ones.
     state: running, stopped, done, diverged, dead, unclear, elsewhere or not
       started.
     step: updates it has rows of.
@@ -84,7 +84,7 @@ class Status(NamedTuple):
     published: newest publication that others can read, and its age.
   """
 
-  member: int
+  member: str
   state: str
   step: int | None
   num_steps: int
@@ -190,7 +190,7 @@ def _begun(
   if exchange is not None:
     life = _read_lease(exchange / str(member) / 'lease.json').incarnation
   return Status(
-    member=member,
+    member=_name(member, run),
     state=state,
     step=step,
     num_steps=run['config']['num_steps'],
@@ -210,7 +210,7 @@ def _not_begun(member: int, run: Run, exchange: epath.Path | None) -> Status:
   if exchange is not None:
     lease = _read_lease(exchange / str(member) / 'lease.json')
   return Status(
-    member=member,
+    member=_name(member, run),
     state='elsewhere' if lease.alive else 'not started',
     step=None,
     num_steps=run['config']['num_steps'],
@@ -222,6 +222,11 @@ def _not_begun(member: int, run: Run, exchange: epath.Path | None) -> Status:
     lease=lease.text if lease.alive else '',
     published=_newest_publication(exchange, member),
   )
+
+
+def _name(member: int, run: Run) -> str:
+  networks = run['config']['codistill'].get('member_models')
+  return f'{member} {networks[member]}' if networks else str(member)
 
 
 def _rate(trained: Sequence[Row]) -> float | None:

@@ -63,9 +63,13 @@ def build_cheaply(config, member, **keywords):
     for key in keys.split():
       (plain if section == 'config' else plain[section]).pop(key, None)
   first = _alike.setdefault(json.dumps(plain), experiment)
-  programs = ('model', 'optimizer', 'updates', 'evaluate')
-  shared = {name: getattr(first, name) for name in programs}
-  return dataclasses.replace(experiment, **shared)
+  named = {network.name: network for network in first.networks}
+  return dataclasses.replace(
+    experiment,
+    networks=tuple(named[network.name] for network in experiment.networks),
+    updates=first.updates,
+    evaluate=first.evaluate,
+  )
 
 
 def run_command(workdir, *arguments, config=CODISTILL, builder=build_cheaply):

@@ -12,7 +12,8 @@ from networks import in_memory, make_small_dnn, sgd
 from codistill import losses, sharding
 from codistill.algorithm import Member, codistill
 from codistill.exchange.memory import FrozenExchange
-from codistill.train_step import init_state, make_updates
+from codistill.train_state import Network, init_state
+from codistill.train_step import make_updates
 
 MEMBERS, CLASSES, FEATURES, BATCH = 3, 4, 5, 8
 RATE = 0.3
@@ -89,12 +90,13 @@ def test_equals_the_numpy_transcription(burn_in):
     optimizer = sgd(RATE, momentum=0.0, weight_decay=0.0)
     mesh, descent = sharding.make_mesh(1), losses.ALGORITHM_1
     parts = {'num_async_workers': 1, 'num_microbatches': 1}
-    updates = make_updates(model, optimizer, mesh, descent, **parts)
+    network = Network(model, optimizer)
+    updates = make_updates([network], mesh, descent, **parts)
     members = []
     for i, stream in enumerate(streams):
       keys = {'init_key': jax.random.key(i), 'noise_key': jax.random.key(0)}
       sizes = {'batch_size': BATCH, 'num_async_workers': 1}
-      state = init_state(model, optimizer, **sizes, **keys)
+      state = init_state(network, **sizes, **keys)
       batches = (
         {'inputs': jnp.asarray(x), 'labels': jnp.asarray(y)} for x, y in stream
       )

@@ -79,7 +79,7 @@ def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
   experiment = outcome.experiment
   restored = read_newest(
     tmp_path / 'checkpoints-1',
-    jax.eval_shape(lambda: experiment.init(0)),
+    experiment.abstract,
     experiment.mesh,
     experiment.teacher_precision,
   )

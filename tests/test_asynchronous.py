@@ -9,7 +9,8 @@ import pytest
 from codistill import asynchronous, losses, sharding
 from codistill.algorithm import Peer
 from codistill.models import Head, Model, Prediction
-from codistill.train_step import init_state, make_updates
+from codistill.train_state import Network, init_state
+from codistill.train_step import make_updates
 
 LANES, RATE = 2, 0.5
 
@@ -36,13 +37,13 @@ def make_scalar():
 
 
 def train(num_workers, num_steps, peers=()):
-  model, optimizer = make_scalar(), optax.sgd(RATE)
+  network = Network(make_scalar(), optax.sgd(RATE))
   key, workers = jax.random.key(0), {'num_async_workers': num_workers}
   keys = {'init_key': key, 'noise_key': key}
-  state = init_state(model, optimizer, batch_size=LANES, **keys, **workers)
+  state = init_state(network, batch_size=LANES, **keys, **workers)
   place, descent = sharding.make_mesh(1), losses.ALGORITHM_1
   updates = make_updates(
-    model, optimizer, place, descent, num_microbatches=1, **workers
+    [network], place, descent, num_microbatches=1, **workers
   )
   # Labels change, so that a gradient tells its batch.
   weights = []

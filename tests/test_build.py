@@ -72,7 +72,9 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
   network = str([config.data.name, *(settings[key] for key in SHAPES_OF)])
   if network not in states:
     states[network] = jax.eval_shape(functools.partial(experiment.init, 0))
-    assert_sizes(config, task, experiment.model, states[network].variables)
+    assert_sizes(
+      config, task, experiment.networks[0].model, states[network].variables
+    )
   state = states[network]
   batch = task.abstract_batch(config.batch_size)
   teacher = config.codistill.teacher
@@ -81,8 +83,11 @@ def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
     if update in traced:
       continue
     traced.add(update)
-    theirs = (state.variables,) * taught, (state.memory,) * taught
-    descend = functools.partial(updates.descend, state, batch, *theirs, distill)
+    arguments = (
+      *(state, batch, (state.variables,) * taught, (state.memory,) * taught),
+      *(distill, tuple(experiment.models([0] * taught))),
+    )
+    descend = functools.partial(updates.descends[state.network], *arguments)
     new, metrics, _ = jax.eval_shape(descend)
     assert shapes_of(state) == shapes_of(new)
     assert ('distill_loss' in metrics) == distill
@@ -179,7 +184,7 @@ def test_unigram_smoothing_takes_the_labels_frequencies():
   changes = {'codistill.teacher': 'unigram', 'schedule.name': 'constant', **DNN}
   experiment = build(smoke('imagenet_label_smoothing', **changes), None)
   state, batch = experiment.init(0), next(experiment.batches(0, 0))
-  prediction, _, _ = jax.jit(experiment.model.forward)(
+  prediction, _, _ = jax.jit(experiment.networks[0].model.forward)(
     state.variables, batch['inputs'], (), jax.random.key(0)
   )
   unigram = experiment.dataset.label_distribution()

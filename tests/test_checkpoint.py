@@ -16,7 +16,7 @@ from codistill import sharding
 from codistill.algorithm import Publications
 from codistill.checkpoint import Checkpoints
 from codistill.step_folders import UnreadableError
-from codistill.train_step import init_state
+from codistill.train_state import Network, init_state
 
 BATCH = 8
 NOTES = {'any': {'an': [1, 0.1, None]}}
@@ -31,8 +31,7 @@ def model():
 
 def state_of(member, peers=()):
   state = init_state(
-    model(),
-    sgd(),
+    Network(model(), sgd()),
     batch_size=BATCH,
     init_key=jax.random.key(member),
     noise_key=jax.random.key(100 + member),
@@ -59,7 +58,10 @@ def restore(path, num_devices=1, last=99):
   abstract = jax.eval_shape(functools.partial(state_of, 0))
   mesh = sharding.make_mesh(num_devices)
   return Checkpoints(path).restore(
-    abstract, mesh, 'float32', lambda step: 'so late' if step > last else ''
+    lambda member: abstract,
+    mesh,
+    'float32',
+    lambda step: 'so late' if step > last else '',
   )
 
 
@@ -168,7 +170,7 @@ def test_numbers_that_changed_are_noticed_and_what_is_left_is_kept(tmp_path):
   shutil.copytree(other / '8' / 'state', folder / '8' / 'state')
   abstract, mesh = jax.eval_shape(lambda: state_of(0)), sharding.make_mesh(1)
   checkpoints = Checkpoints(folder)
-  found = checkpoints.restore(abstract, mesh, 'float32')
+  found = checkpoints.restore(lambda member: abstract, mesh, 'float32')
   assert found.step == 4
   assert '8 is damaged: it is not what was saved' in found.passed_over[0]
   # The damaged one does not replace the good one, and is overwritten when its

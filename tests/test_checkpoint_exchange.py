@@ -84,6 +84,8 @@ class Meeting:
     rules=ANY_PEER,
     anew=False,
     before=None,
+    networks=(),
+    vocabulary='',
     **settings,
   ):
     exchange = CheckpointExchange(
@@ -92,8 +94,10 @@ class Meeting:
       dataclasses.replace(SETTINGS, **settings),
       members=mine,
       like=like or jax.device_put(variables(0, 0)),
+      networks=networks,
       rules=rules,
       config_hash='ours',
+      vocabulary=vocabulary,
     )
     if before is not None:
       exchange.restore(before)
@@ -192,7 +196,9 @@ def test_each_kth_step_is_published_and_the_newest_and_young_stay(meeting):
   assert (meeting.steps(0), meeting.steps(1)) == ([0, 4, 8], [4, 8])
   notes = publication.read_notes(meeting.of() / '8')
   # The loss is that of steps 5 to 8.
-  assert notes == said(8, wall_time=notes.wall_time, task_loss=6.5)
+  network = publication.network_note('', variables(0, 0))
+  told = {'wall_time': notes.wall_time, 'task_loss': 6.5, 'network': network}
+  assert notes == said(8, **told)
   assert abs(notes.wall_time - time.time()) < 2 * LONG
   # A member that begins anew removes an earlier run, but only of its own.
   patient.__exit__()
@@ -312,6 +318,45 @@ def test_the_newest_life_counts_not_the_highest_step(meeting):
   # Publications of the first life go first.
   assert meeting.steps() == [20, 25]
   sees(reader, 25)
+
+
+def test_another_network_or_vocabulary_is_left_out_counted_and_said_once(
+  meeting,
+):
+  wide = {'params': {'w': np.zeros((4, 3), np.float32)}}
+  likes = {'narrow': variables(0, 0), 'wide': wide}
+  ours = publication.network_note('wide', wide)
+  assert ours.startswith('wide: 12 numbers, shapes ')
+  theirs = publication.network_note('wide', variables(1, 0))
+  reader = meeting.make(
+    0,
+    like=jax.device_put(likes),
+    networks=('narrow', 'wide'),
+    vocabulary='pieces',
+  )
+  events = []
+
+  def left_out(why):
+    assert reader.freshest(0, 1) == ()
+    found = reader.account(0)
+    events.extend(event for event in found.events if 'message' in event)
+    return found.left_out == {1: why} and found.failed_loads == len(events)
+
+  meeting.publish(3, network=theirs)
+  until(lambda: left_out('network'))
+  meeting.publish(4, network=theirs)
+  meeting.publish(5, network=ours, vocabulary='others')
+  until(lambda: left_out('network') and len(events) == 2)
+  first, second = (event['message'] for event in events)
+  assert f'the network of member 1 is {theirs}, but' in first
+  assert f'member 0 expects {ours}: member 1 cannot teach; give' in first
+  assert 'the vocabulary of member 1 is others, but' in second
+  # The right one teaches, in a tree of its own.
+  meeting.publish(6, tree=wide, network=ours, vocabulary='pieces')
+  until(lambda: seen_by(reader) == [6])
+  [peer] = reader.freshest(0, 7)
+  assert_close(peer.variables, wide)
+  assert reader.account(0).failed_loads == 2
 
 
 @pytest.mark.parametrize('synchronous', [False, True])

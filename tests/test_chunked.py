@@ -14,7 +14,8 @@ from networks import assert_close
 from codistill import losses, sharding
 from codistill.evaluate import make_evaluate
 from codistill.models import Head, Model, Prediction
-from codistill.train_step import TrainState, make_objective
+from codistill.train_state import TrainState
+from codistill.train_step import make_objective
 
 WORDS, WIDTH, LANES, TIME = 13, 4, 8, 5
 ROUNDING = {'rtol': 2e-5, 'atol': 1e-6}
@@ -221,8 +222,8 @@ def test_evaluation_has_the_same_scores_in_chunks():
     for seed in range(2)
   ]
   plain, ours = (
-    make_evaluate(MODEL, sharding.make_mesh(n), loss_chunk_tokens=chunk)(
-      members, batches
+    make_evaluate(sharding.make_mesh(n), loss_chunk_tokens=chunk)(
+      [MODEL, MODEL], members, batches
     )
     for n, chunk in ((1, None), (2, 7))
   )

@@ -59,9 +59,9 @@ def test_memory_is_that_of_a_device_and_written_down(tmp_path):
 @pytest.mark.parametrize('name', SMALL)
 def test_a_teacher_adds_its_forward_pass(name):
   experiment = cost.make_experiment(name, 1, **LAYERS[name])
-  state, batch, peers, memories = cost.abstract_arguments(experiment, 1)
+  state, batch, peers, memories, *_ = cost.abstract_arguments(experiment, 1)
   forward = flops.count(
-    lambda *shapes: experiment.model.predict(*shapes)[0].logits,
+    lambda *shapes: experiment.networks[0].model.predict(*shapes)[0].logits,
     state.variables,
     batch['inputs'],
     memories[0],

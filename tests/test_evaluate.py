@@ -23,9 +23,14 @@ MODEL = make_small_dnn(input_shape=(6,), num_classes=CLASSES)
 def evaluator(num_devices=1, chunk=None, model=MODEL):
   """Shares compiled programs between tests."""
   mesh = sharding.make_mesh(num_devices)
-  return make_evaluate(
-    model, mesh, loss_chunk_tokens=chunk, metrics={'brier': brier}
+  evaluate = make_evaluate(
+    mesh, loss_chunk_tokens=chunk, metrics={'brier': brier}
   )
+
+  def of_one_network(members, *arguments, **keywords):
+    return evaluate([model] * len(members), members, *arguments, **keywords)
+
+  return of_one_network
 
 
 def brier(labels, log_probs):

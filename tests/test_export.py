@@ -88,7 +88,10 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   moved = shutil.copytree(exported, tmp_path / 'moved')
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
   subprocess.run(line, cwd=moved, env=env, check=True)
-  model, [_, member] = pair.whole.experiment.model, pair.whole.trainer.members
+  model, [_, member] = (
+    pair.whole.experiment.networks[1].model,
+    pair.whole.trainer.members,
+  )
   variables = member.state.variables
   predict = jax.jit(model.predict)
   prediction, _ = predict(variables, jnp.asarray(inputs), ())
@@ -155,7 +158,8 @@ def test_an_ensemble_and_clicks_are_served_too():
   served = export.together(dict(enumerate(members)))
   found = jax.jit(function.call)(served, batch['inputs'])
   each = [
-    experiment.model.predict(one, batch['inputs'], ())[0] for one in members
+    experiment.networks[0].model.predict(one, batch['inputs'], ())[0]
+    for one in members
   ]
   expected = sum(jax.nn.softmax(one.logits) for one in each) / 2
   np.testing.assert_allclose(found, expected, rtol=1e-5)

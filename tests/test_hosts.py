@@ -129,7 +129,7 @@ def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
     np.testing.assert_allclose(p, q, rtol=1e-3, atol=1e-5)
     restored = read_newest(
       two / f'checkpoints-{member.index}',
-      jax.eval_shape(lambda: experiment.init(0)),
+      experiment.abstract,
       experiment.mesh,
       experiment.teacher_precision,
     )

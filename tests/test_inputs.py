@@ -11,7 +11,8 @@ from codistill.algorithm import Peer
 from codistill.evaluate import make_evaluate
 from codistill.models import Prediction, make_feedforward
 from codistill.models.model import LinearHead
-from codistill.train_step import init_state, make_updates, place_state
+from codistill.train_state import Network, init_state, place_state
+from codistill.train_step import make_updates
 
 BATCH, CLASSES = 16, 3
 
@@ -33,10 +34,9 @@ class Linear(nn.Module):
 def learn_and_evaluate(model, inputs, labels):
   """Makes an update with a peer on eight devices, then evaluates."""
   mesh = sharding.make_mesh(8)
-  optimizer = sgd()
+  network = Network(model, sgd())
   updates = make_updates(
-    model,
-    optimizer,
+    [network],
     mesh,
     losses.ALGORITHM_1,
     num_async_workers=1,
@@ -44,8 +44,7 @@ def learn_and_evaluate(model, inputs, labels):
   )
   state, other = (
     init_state(
-      model,
-      optimizer,
+      network,
       batch_size=BATCH,
       init_key=jax.random.key(member),
       noise_key=jax.random.key(member),
@@ -59,7 +58,8 @@ def learn_and_evaluate(model, inputs, labels):
     sharding.split_batch(batch, mesh),
     (Peer(1, 0, sharding.replicate(other.variables, mesh)),),
   )
-  evaluation = make_evaluate(model, mesh, loss_chunk_tokens=None)(
+  evaluation = make_evaluate(mesh, loss_chunk_tokens=None)(
+    [model, model],
     [state.variables, other.variables],
     [{**batch, 'mask': np.ones(BATCH, np.float32)}],
   )

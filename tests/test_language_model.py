@@ -208,7 +208,7 @@ def test_the_transformer_is_a_key_away(short, tmp_path, capsys):
   assert jax.tree.leaves(memory) == []
   [member] = outcome.trainer.members
   found, _ = jax.jit(predict.call)(member.state.variables, tokens, memory)
-  model = outcome.experiment.model
+  model = outcome.experiment.networks[0].model
   expected, _ = model.predict(member.state.variables, tokens, ())
   expected = jax.nn.log_softmax(expected.logits)
   np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -286,7 +286,8 @@ def test_what_is_exported_goes_on_with_a_text_without_this_project(
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
   line = [sys.executable, '-c', _SERVE]
   subprocess.run(line, cwd=tmp_path, env=env, check=True)
-  teachers, model = load_teachers(workdir / 'ensemble', outcome.config.data)
+  teachers, models = load_teachers(workdir / 'ensemble', outcome.config.data)
+  model = models[0]
   each = [
     jax.nn.log_softmax(
       model.predict(one.variables, jnp.array(tokens), model.memory(3))[0].logits

@@ -66,9 +66,9 @@ def test_a_metric_is_in_rows_table_and_scores(module, tmp_path, capfd):
     probs.append(
       [
         jax.nn.softmax(
-          experiment.model.predict(one, jnp.asarray(batch['inputs']), ())[
-            0
-          ].logits
+          experiment.networks[0]
+          .model.predict(one, jnp.asarray(batch['inputs']), ())[0]
+          .logits
         )[there]
         for one in states
       ]

@@ -13,7 +13,8 @@ from codistill.algorithm import Member, codistill
 from codistill.exchange.memory import InMemoryExchange
 from codistill.exchange.rules import ANY_PEER
 from codistill.exchange.topology import make_topology
-from codistill.train_step import init_state, make_updates
+from codistill.train_state import Network, init_state
+from codistill.train_step import make_updates
 from experiments import config as config_lib
 
 CONFIG = config_lib.load('imagenet_codistill')
@@ -87,13 +88,13 @@ def test_psi_is_switched_on_after_3000_updates_and_peers_change_every_50():
 def test_it_learns_16_images_by_heart():
   mesh = sharding.make_mesh(2)
   model = make_tiny_resnet(group_size=8, stages=(1, 1), width=16)
-  optimizer, key = sgd(0.2), jax.random.key(0)
+  network, key = Network(model, sgd(0.2)), jax.random.key(0)
   workers = {'num_async_workers': 1}
   updates = make_updates(
-    model, optimizer, mesh, losses.ALGORITHM_1, num_microbatches=1, **workers
+    [network], mesh, losses.ALGORITHM_1, num_microbatches=1, **workers
   )
   keys = {'init_key': key, 'noise_key': key}
-  state = init_state(model, optimizer, batch_size=16, **keys, **workers)
+  state = init_state(network, batch_size=16, **keys, **workers)
   state = sharding.replicate(state, mesh)
   images = jax.random.normal(key, (16, *SHAPE))
   batch = {'inputs': images, 'labels': jnp.arange(16) % 10}

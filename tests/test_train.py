@@ -143,7 +143,9 @@ def test_averages_of_weights_are_scored_taught_and_gone_on_with(tmp_path):
     )
     jax.tree.map(np.testing.assert_array_equal, after, average['params'])
   experiment = done.experiment
-  scored = experiment.evaluate(averages, experiment.eval_batches())
+  scored = experiment.evaluate(
+    experiment.models((0, 1)), averages, experiment.eval_batches()
+  )
   rows = [row for row in rows_of(tmp_path) if row['kind'] != 'train']
   assert len(rows) == 6
   for row in rows:
@@ -155,7 +157,7 @@ def test_averages_of_weights_are_scored_taught_and_gone_on_with(tmp_path):
     assert row['average_accuracy'] == score.accuracy
   restored = read_newest(
     tmp_path / 'checkpoints',
-    jax.eval_shape(lambda: experiment.init(0)),
+    experiment.abstract,
     experiment.mesh,
     experiment.teacher_precision,
   )

@@ -26,12 +26,8 @@ from codistill import losses, sharding
 from codistill.algorithm import Member, Peer, codistill
 from codistill.models import Head, Model, Prediction
 from codistill.models.model import LinearHead, make_feedforward
-from codistill.train_step import (
-  init_state,
-  make_objective,
-  make_updates,
-  place_state,
-)
+from codistill.train_state import Network, init_state, place_state
+from codistill.train_step import make_objective, make_updates
 
 BATCH = 16
 PLAIN_SGD = sgd(0.5, momentum=0.0, weight_decay=0.0)
@@ -39,8 +35,7 @@ PLAIN_SGD = sgd(0.5, momentum=0.0, weight_decay=0.0)
 
 def state_of(model, member=0):
   return init_state(
-    model,
-    sgd(),
+    Network(model, sgd()),
     batch_size=BATCH,
     init_key=jax.random.key(member),
     noise_key=jax.random.key(100 + member),
@@ -58,8 +53,7 @@ def batch_of(step, member=0):
 
 def updates_of(model, mesh=None, optimizer=None, num_microbatches=1, **changes):
   return make_updates(
-    model,
-    optimizer or sgd(),
+    [Network(model, optimizer or sgd())],
     mesh or sharding.make_mesh(1),
     dataclasses.replace(losses.ALGORITHM_1, **changes),
     num_async_workers=1,
@@ -420,7 +414,7 @@ def test_a_placed_state_has_its_carries_split_and_all_else_whole():
   mesh, model = sharding.make_mesh(8), make_small_lstm()
   state = place_state(state_of(model), mesh)
   assert_close(host(state), host(state_of(model)))
-  zero = updates_of(model, mesh).zero_memory(BATCH)
+  zero = updates_of(model, mesh).zero_memory(model, BATCH)
   for leaf in jax.tree.leaves((state.memory, zero)):
     assert leaf.sharding.shard_shape(leaf.shape) == (BATCH // 8, 8)
   for leaf in jax.tree.leaves((state.variables, state.opt_state, state.step)):

@@ -52,9 +52,13 @@ def test_a_student_is_nobody_s_twin(student):
   workdir, outcome = student
   seed = read_run(workdir / 'ensemble' / 'run.json')['seed']
   assert seed != outcome.experiment.seed
+  # As many members as its teachers were.
+  alike = {'networks': 2 * outcome.experiment.networks}
   first, *twins = (
     jax.tree.leaves(
-      dataclasses.replace(outcome.experiment, seed=s).init(member).variables
+      dataclasses.replace(outcome.experiment, seed=s, **alike)
+      .init(member)
+      .variables
     )
     for s, member in ((outcome.experiment.seed, 0), (seed, 0), (seed, 1))
   )

@@ -80,7 +80,8 @@ class InMemoryExchange(Exchange):
     # For the rows: events, and the copy of each peer that each member saw last.
     self._events: dict[int, list[dict[str, Any]]] = {}
     self._seen: dict[tuple[int, int], int] = {}
-    self._num_bytes = 0
+    # Of a member's publications; networks may differ.
+    self._num_bytes: dict[int, int] = {}
 
   def offer(
     self, member: int, step: int, variables: PyTree, task_loss: Any = None
@@ -93,10 +94,9 @@ class InMemoryExchange(Exchange):
     published[step] = make_copy(
       variables, self._losses.publish(member), *self._precisions
     )
-    self._num_bytes = self._num_bytes or published_bytes(
-      variables, self._precisions[0]
-    )
-    self._event(member, 'publish', publication=step)
+    if member not in self._num_bytes:
+      self._num_bytes[member] = published_bytes(variables, self._precisions[0])
+    self._event(member, 'publish', member, publication=step)
     # Readers ask for this step or a later one from now on, so copies before the
     # newest one visible at this step are never needed again.
     newest = self._newest(member, step)
@@ -123,7 +123,8 @@ class InMemoryExchange(Exchange):
     for peer in peers:
       if self._seen.get((member, peer.member)) != peer.step:
         self._seen[member, peer.member] = peer.step
-        self._event(member, 'load', peer=peer.member, publication=peer.step)
+        facts = {'peer': peer.member, 'publication': peer.step}
+        self._event(member, 'load', peer.member, **facts)
     return peers
 
   def account(self, member: int) -> Account:
@@ -143,7 +144,7 @@ class InMemoryExchange(Exchange):
       self._losses,
     )
     seen = [[*pair, step] for pair, step in self._seen.items()]
-    mine = {'seen': seen, 'num_bytes': self._num_bytes}
+    mine = {'seen': seen, 'bytes_of': [*self._num_bytes.items()]}
     return found._replace(notes={**found.notes, **mine})
 
   def restore(self, publications: Publications) -> None:
@@ -155,12 +156,16 @@ class InMemoryExchange(Exchange):
     self._seen = {
       (member, peer): step for member, peer, step in publications.notes['seen']
     }
-    self._num_bytes = publications.notes['num_bytes']
+    # A checkpoint of older code has another note.
+    self._num_bytes = dict(publications.notes.get('bytes_of', ()))
 
-  def _event(self, member: int, event: str, **facts: Any) -> None:
+  def _event(
+    self, member: int, event: str, publisher: int, **facts: Any
+  ) -> None:
     """Notes an event that would cross a network if members were apart."""
+    num_bytes = self._num_bytes.get(publisher)
     self._events.setdefault(member, []).append(
-      {'event': event, 'bytes': self._num_bytes, **facts}
+      {'event': event, 'bytes': num_bytes, **facts}
     )
 
   def _newest(self, member: int, step: int) -> int | None:

@@ -112,27 +112,39 @@ class Model:
     Callable[[PyTree, PyTree, PyTree], tuple[Prediction, PyTree]] | None
   ) = None
 
-  def predict_each(
-    self, members: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
-  ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
-    """Runs `predict` for several members, each with its own carry."""
-    return self._each(self.predict, members, inputs, memories)
 
-  def teach_each(
-    self, peers: Sequence[PyTree], inputs: PyTree, memories: Sequence[PyTree]
-  ) -> tuple[list[Prediction], tuple[PyTree, ...]]:
-    """Predicts a student's batch with several peers, as in training."""
-    return self._each(self.teach or self.predict, peers, inputs, memories)
+def predict_each(
+  models: Sequence[Model],
+  members: Sequence[PyTree],
+  inputs: PyTree,
+  memories: Sequence[PyTree],
+) -> tuple[list[Prediction], tuple[PyTree, ...]]:
+  """Runs `predict` for several members, each with its own network and carry."""
+  return _each([one.predict for one in models], members, inputs, memories)
 
-  def _each(self, function, members, inputs, memories):
-    results = [
-      function(variables, inputs, memory)
-      for variables, memory in zip(members, memories, strict=True)
-    ]
-    return (
-      [prediction for prediction, _ in results],
-      tuple(memory for _, memory in results),
+
+def teach_each(
+  models: Sequence[Model],
+  peers: Sequence[PyTree],
+  inputs: PyTree,
+  memories: Sequence[PyTree],
+) -> tuple[list[Prediction], tuple[PyTree, ...]]:
+  """Predicts a student's batch with several peers, as in training."""
+  functions = [one.teach or one.predict for one in models]
+  return _each(functions, peers, inputs, memories)
+
+
+def _each(functions, members, inputs, memories):
+  results = [
+    function(variables, inputs, memory)
+    for function, variables, memory in zip(
+      functions, members, memories, strict=True
     )
+  ]
+  return (
+    [prediction for prediction, _ in results],
+    tuple(memory for _, memory in results),
+  )
 
 
 def with_pixels(

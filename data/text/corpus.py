@@ -144,6 +144,11 @@ class Corpus:
     """Number of pieces."""
     return self.manifest['tokenizer']['vocab_size']
 
+  @property
+  def vocabulary(self) -> str:
+    """A hash of the tokenizer: texts with the same one mix."""
+    return self.manifest['tokenizer']['sha256']
+
   def tokenizer(self) -> Tokenizer:
     """Opens the tokenizer that made the tokens.
 

@@ -67,6 +67,11 @@ class TextSet:
     return self.corpus.fingerprint
 
   @property
+  def vocabulary(self) -> str:
+    """A hash of the tokenizer."""
+    return self.corpus.vocabulary
+
+  @property
   def num_train(self) -> int:
     """Number of training tokens, of all members together."""
     return self.num_examples('train')

@@ -61,8 +61,15 @@ def get_base() -> ConfigDict:
   config.schedule.constant = ConfigDict()
   config.schedule.constant.rate = 0.1
 
+  # Networks by names of your own, each with what it changes in the sections
+  # model, optimizer and schedule.
+  config.networks = ConfigDict()
+
   config.codistill = ConfigDict()
   config.codistill.members = 1
+  # The network of each member: a name in networks, or a model.name. None given:
+  # all have the model above.
+  config.codistill.member_models = ()
   # Synchronous SGD is Algorithm 1 that never leaves its burn-in.
   config.codistill.burn_in_steps = config.get_oneway_ref('num_steps')
   # memory: members of one process; checkpoints: of one process or many,
@@ -130,8 +137,8 @@ def get_base() -> ConfigDict:
   config.two_phase = ConfigDict()
   config.two_phase.members = 2
   config.two_phase.num_steps = 0
-  # Their network, a model.name, and the split of images that they learn from;
-  # None: the student's.
+  # Their network, a name in networks or a model.name, and the split of images
+  # that they learn from; None: the student's.
   config.two_phase.model = config_dict.placeholder(str)
   config.two_phase.train_split = config_dict.placeholder(str)
 

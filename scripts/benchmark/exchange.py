@@ -24,7 +24,8 @@ from codistill.exchange.folder import publication
 from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
-from codistill.train_step import Metrics, TrainState
+from codistill.train_state import TrainState
+from codistill.train_step import Metrics
 from scripts.benchmark import publication as publishing
 from scripts.benchmark.measure import (
   Limit,

@@ -81,6 +81,7 @@ def run(job: Job) -> dict[str, float]:
   def evaluate() -> float:
     began = time.perf_counter()
     experiment.evaluate(
+      experiment.models(member.index for member in loop.members),
       [member.state.variables for member in loop.members],
       experiment.eval_batches(),
       [experiment.carried(member) for member in loop.members],

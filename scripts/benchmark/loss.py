@@ -21,12 +21,8 @@ import optax
 
 from codistill import losses, optim, sharding
 from codistill.models import Head, Model, Prediction, make_lstm
-from codistill.train_step import (
-  TrainState,
-  init_state,
-  make_objective,
-  make_updates,
-)
+from codistill.train_state import Network, TrainState, init_state
+from codistill.train_step import make_objective, make_updates
 from scripts.benchmark.measure import Limit, Measure, Measures
 
 PyTree = Any
@@ -182,9 +178,9 @@ def lower_update(
     eps=1e-8,
     clip_norm=1.0,
   )
+  network = Network(model, optimizer)
   updates = make_updates(
-    model,
-    optimizer,
+    [network],
     sharding.make_mesh(1),
     _objective(name, chunk_tokens),
     num_async_workers=1,
@@ -193,8 +189,7 @@ def lower_update(
   key = jax.random.key(0)
   state = jax.eval_shape(
     lambda: init_state(
-      model,
-      optimizer,
+      network,
       batch_size=sizes.lanes,
       init_key=key,
       noise_key=key,
@@ -202,12 +197,13 @@ def lower_update(
     )
   )
   tokens = jax.ShapeDtypeStruct((sizes.lanes, sizes.tokens), jnp.int32)
-  return updates.descend.lower(
+  return updates.descends[network.name].lower(
     state,
     {'inputs': tokens, 'labels': tokens},
     (state.variables,),
     (state.memory,),
     True,
+    (model,),
   )
 
 

@@ -17,12 +17,8 @@ from jax.sharding import Mesh
 
 from codistill import losses, optim, sharding
 from codistill.models import Model, make_resnet
-from codistill.train_step import (
-  JittedUpdates,
-  TrainState,
-  init_state,
-  make_updates,
-)
+from codistill.train_state import Network, TrainState, init_state
+from codistill.train_step import JittedUpdates, make_updates
 from experiments import record
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -158,9 +154,9 @@ def make_subject(shapes: ResNet) -> Subject:
     weight_decay_drop_at_steps=(),
     weight_decay_drop_factor=1.0,
   )
+  network = Network(model, optimizer)
   updates = make_updates(
-    model,
-    optimizer,
+    [network],
     mesh,
     losses.ALGORITHM_1,
     num_async_workers=1,
@@ -169,8 +165,7 @@ def make_subject(shapes: ResNet) -> Subject:
   key = jax.random.key(0)
   state = sharding.replicate(
     init_state(
-      model,
-      optimizer,
+      network,
       batch_size=shapes.batch_size,
       init_key=key,
       noise_key=key,

@@ -67,5 +67,5 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
 
 def _other(experiment: Experiment) -> int:
   """Bytes of a member that waits while the other one is updated."""
-  state, *_, peers, memories = cost.abstract_arguments(experiment, 1)
+  state, _, peers, memories, *_ = cost.abstract_arguments(experiment, 1)
   return precision.num_bytes((state, peers, memories))

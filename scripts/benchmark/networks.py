@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from codistill import precision, sharding
 from codistill.algorithm import Peer
-from codistill.train_step import place_state
+from codistill.train_state import place_state
 from experiments import config as configs
 from experiments.experiment import Experiment
 from scripts import cost

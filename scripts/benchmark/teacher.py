@@ -74,13 +74,19 @@ def measure(rounds: int, shapes: ResNet) -> Iterator[list[Measure]]:
     held = precision.num_bytes(copy)
     found.note(f'published and held, {name}', 'MB', held / 1e6)
   for kind, peers in kinds.items():
-    compiled = updates.descend.lower(
-      state,
-      batch,
-      tuple(peer.variables for peer in peers),
-      ((),) * len(peers),
-      bool(peers),
-    ).compile()
+    models = tuple(updates.model_of(peer.member) for peer in peers)
+    compiled = (
+      updates.descends[state.network]
+      .lower(
+        state,
+        batch,
+        tuple(peer.variables for peer in peers),
+        ((),) * len(peers),
+        bool(peers),
+        models,
+      )
+      .compile()
+    )
     analysis = compiled.memory_analysis()
     if analysis is not None:
       # Donated arguments share their memory with outputs.

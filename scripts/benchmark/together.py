@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from codistill import sharding
-from codistill.train_step import place_state
+from codistill.train_state import place_state
 from scripts.benchmark import networks
 from scripts.benchmark.measure import Limit, Measure, Measures, in_turn
 from scripts.benchmark.networks import Network
@@ -85,7 +85,8 @@ def _both_ways(network: Network, distill: bool) -> dict[str, Callable[[], Any]]:
     experiment.task.made_up_batch(experiment.batch_size, seed=0), mesh
   )
   members = range(MEMBERS)
-  descend = experiment.updates.descend
+  network = experiment.networks[0]
+  descend = experiment.updates.descends[network.name]
 
   def start():
     return [place_state(experiment.init(member), mesh) for member in members]
@@ -104,15 +105,17 @@ def _both_ways(network: Network, distill: bool) -> dict[str, Callable[[], Any]]:
   ]
   memories = [
     tuple(
-      experiment.updates.zero_memory(len(batch['labels'])) for _ in others[0]
+      experiment.updates.zero_memory(network.model, len(batch['labels']))
+      for _ in others[0]
     )
     for _ in members
   ]
+  models = (network.model,) * len(others[0])
   states, stacked = start(), stack(start())
   stacked_others, stacked_batch = stack(others), stack([batch] * MEMBERS)
   stacked_memories = stack(memories)
   both = jax.jit(
-    jax.vmap(lambda *arguments: descend(*arguments, distill)),
+    jax.vmap(lambda *arguments: descend(*arguments, distill, models)),
     donate_argnums=(0, 3),
   )
 
@@ -120,7 +123,12 @@ def _both_ways(network: Network, distill: bool) -> dict[str, Callable[[], Any]]:
     losses = []
     for member in members:
       states[member], metrics, memories[member] = descend(
-        states[member], batch, others[member], memories[member], distill
+        states[member],
+        batch,
+        others[member],
+        memories[member],
+        distill,
+        models,
       )
       losses.append(metrics['task_loss'])
     return losses

@@ -19,7 +19,7 @@ from etils import epath
 from codistill import sharding, step_folders
 from codistill.algorithm import Publications
 from codistill.checkpoint import Checkpoints, Restored
-from codistill.train_step import TrainState
+from codistill.train_state import TrainState
 from scripts.chaos.exchanges import files_of, weights
 from scripts.chaos.outcome import Result, expect
 from scripts.chaos.publication_faults import Spoil
@@ -101,7 +101,8 @@ def _state(step: int) -> TrainState:
 def _restore(checkpoints: Checkpoints) -> Restored:
   """Restores the newest checkpoint that is whole; checks its numbers."""
   abstract = jax.eval_shape(lambda: _state(0))
-  found = checkpoints.restore(abstract, sharding.make_mesh(1), 'float32')
+  mesh = sharding.make_mesh(1)
+  found = checkpoints.restore(lambda member: abstract, mesh, 'float32')
   expect(found is not None, 'no checkpoint is left')
   same = jax.tree.map(np.array_equal, found.states[0], _state(found.step))
   expect(jax.tree.all(same), f'step {found.step} has wrong numbers')

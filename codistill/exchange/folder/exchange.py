@@ -20,7 +20,7 @@ and holds the lease; all of them load the same copies.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from etils import epath
@@ -37,6 +37,7 @@ from codistill.exchange.folder.follower import Follower
 from codistill.exchange.folder.journal import Journal
 from codistill.exchange.folder.lease import LeaseLostError
 from codistill.exchange.folder.lives import Lives
+from codistill.exchange.folder.publication import network_note
 from codistill.exchange.folder.publisher import Publisher
 from codistill.exchange.folder.reader import Reader
 from codistill.exchange.folder.settings import CLOSE_S, Settings
@@ -64,8 +65,10 @@ class CheckpointExchange(Exchange):
     *,
     members: Iterable[int],
     like: PyTree,
+    networks: Sequence[str] = (),
     rules: Rules = ANY_PEER,
     config_hash: str = '',
+    vocabulary: str = '',
   ):
     """Reads and writes nothing yet.
 
@@ -77,9 +80,13 @@ class CheckpointExchange(Exchange):
       settings: cadence, precision and patience.
       members: this process's members.
       like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
-        shardings to load peers into.
+        shardings to load peers into. If members have different networks, a dict
+        of these by the networks' names.
+      networks: the name of each member's network, if they are different.
       rules: decide which peers may teach.
       config_hash: publications with another hash are not read.
+      vocabulary: what inputs and classes mean, such as a hash of the pieces of
+        a text; publications with another one are not read.
     """
     folder = epath.Path(folder)
     if '://' not in folder.as_posix():
@@ -92,12 +99,24 @@ class CheckpointExchange(Exchange):
     self._beside = hosts.OwnWorld() if hosts.are_several() else None
     self._journal = Journal(members)
     self._losses = TaskLosses()
+    likes = [
+      like[networks[member]] if networks else like
+      for member in range(topology.members)
+    ]
+    notes = {
+      member: {
+        'config_hash': config_hash,
+        'network': network_note(networks[member] if networks else '', one),
+        'vocabulary': vocabulary,
+      }
+      for member, one in enumerate(likes)
+    }
     call = _here if self._beside is None else self._beside.call
     self._publisher = Publisher(
       folder,
       settings,
       members=members if hosts.is_first() else (),
-      config_hash=config_hash,
+      notes=notes,
       journal=self._journal,
       call=call,
       should_stop=lambda: self.should_stop(),
@@ -117,8 +136,8 @@ class CheckpointExchange(Exchange):
       topology,
       settings,
       members=members,
-      like=like,
-      config_hash=config_hash,
+      likes=likes,
+      expected=notes,
       lives=self._lives,
       journal=self._journal,
       call=call,

@@ -8,6 +8,7 @@ which cannot rename, Orbax's own marker says so.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,9 @@ class Notes(NamedTuple):
     precision: precision of the weights, one of
       `codistill.precision.PRECISIONS`.
     num_bytes: size of all arrays, uncompressed.
+    network: the publisher's network, as `network_note`; '' of older code.
+    vocabulary: what its inputs and classes mean, such as a hash of the pieces
+      of a text; '' if its number is all that matters.
   """
 
   member: int
@@ -46,6 +50,21 @@ class Notes(NamedTuple):
   config_hash: str
   precision: str
   num_bytes: int
+  network: str = ''
+  vocabulary: str = ''
+
+
+def network_note(name: str, like: PyTree) -> str:
+  """Says which network it is: its name, its size, a hash of its shapes.
+
+  Args:
+    name: '' for none.
+    like: its variables, or `jax.ShapeDtypeStruct`s of them.
+  """
+  shapes = _shapes(like)
+  size = sum(math.prod(shape) for shape in shapes.values())
+  mark = step_folders.checksum_of_json(shapes)
+  return f'{name}: {size:,} numbers, shapes {mark:08x}'.removeprefix(': ')
 
 
 def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:

@@ -58,7 +58,7 @@ class Publisher:
     settings: Settings,
     *,
     members: Iterable[int],
-    config_hash: str,
+    notes: Mapping[int, Mapping[str, str]],
     journal: Journal,
     call: Callable[..., Any],
     should_stop: Callable[[], bool],
@@ -71,14 +71,14 @@ class Publisher:
         A synchronous member skips no publication and blocks the train loop
         instead.
       members: the members to publish for; without any, the publisher is idle.
-      config_hash: recorded in each publication.
+      notes: of each member, recorded in its publications, as `Notes`.
       journal: receives events.
       call: calls a function of `publication` that saves or loads.
       should_stop: asked while the train loop is blocked.
     """
     self._folder = folder
     self._settings = settings
-    self._config_hash = config_hash
+    self._notes = notes
     self._journal = journal
     self._call = call
     self._should_stop = should_stop
@@ -340,9 +340,9 @@ class Publisher:
       incarnation=copy.incarnation,
       wall_time=time.time(),
       task_loss=None if copy.task_loss is None else float(copy.task_loss),
-      config_hash=self._config_hash,
       precision=self._settings.publish_precision,
       num_bytes=precision.num_bytes(copy.variables),
+      **self._notes[offer.member],
     )
     if not (self._settings.synchronous and self._is_published(folder, notes)):
       self._call(

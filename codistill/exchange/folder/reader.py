@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,8 +50,8 @@ class Reader:
     settings: Settings,
     *,
     members: Iterable[int],
-    like: PyTree,
-    config_hash: str,
+    likes: Sequence[PyTree],
+    expected: Mapping[int, Mapping[str, str]],
     lives: Lives,
     journal: Journal,
     call: Callable[..., Any],
@@ -64,9 +64,10 @@ class Reader:
       settings: precision of teachers, and the pause between two looks, which
         doubles with each failure.
       members: this process's members.
-      like: a member's variables, or `jax.ShapeDtypeStruct`s of them with the
-        shardings to load peers into.
-      config_hash: publications with another hash are not read.
+      likes: of each member, its variables, or `jax.ShapeDtypeStruct`s of them
+        with the shardings to load it into.
+      expected: of each member, the notes that its publications must have to be
+        read: `config_hash`, `network` and `vocabulary`.
       lives: decides which lives of peers may teach.
       journal: receives events.
       call: calls a function of `publication` that saves or loads.
@@ -74,18 +75,18 @@ class Reader:
     self.folder = folder
     self._topology = topology
     self._members = tuple(members)
-    self._like = jax.tree.map(
+    self._likes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=leaf.sharding
       ),
-      like,
+      tuple(likes),
     )
     # Without shardings, so that they can be sent to another process.
     self._shapes = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._likes
     )
     self._settings = settings
-    self._config_hash = config_hash
+    self._expected = expected
     self.lives = lives
     self._journal = journal
     self._call = call
@@ -95,8 +96,9 @@ class Reader:
     self._patience: dict[_Key, tuple[float, float]] = {}
     self._failed_loads: dict[int, int] = {}
     self._why: dict[int, str] = {}
-    # Peers with publications of earlier lives only, which may not teach.
-    self._earlier: set[int] = set()
+    # Why peers with publications may not teach: `earlier` lives only, or the
+    # note in which they differ from what is expected.
+    self._left_out: dict[int, set[str]] = {}
 
   def students(self, peer: int) -> list[int]:
     """Returns this process's members that may learn from a peer."""
@@ -110,12 +112,12 @@ class Reader:
     """
     listed = step_folders.finished(self.folder / str(peer))
     if not listed:
-      self._earlier.discard(peer)
+      self._left_out.pop(peer, None)
     return listed
 
   def absence(self, peer: int) -> str:
-    """Why a peer has no copy: 'absent', or 'earlier' for earlier lives only."""
-    return 'earlier' if peer in self._earlier else 'absent'
+    """Why a peer has no copy, as `Account.left_out`."""
+    return min(self._left_out.get(peer) or {'absent'})
 
   def notes(self, peer: int, step: int, written: int) -> Notes | None:
     """Reads a publication's metadata; None if it is unreadable or unfit."""
@@ -130,12 +132,29 @@ class Reader:
         self._failed(str(error), key)
         return None
     notes = self._notes[key]
-    if notes.config_hash != self._config_hash:
+    for kind in ('network', 'vocabulary'):
+      theirs, ours = getattr(notes, kind), self._expected[peer][kind]
+      # Publications of older code do not say it.
+      if theirs not in ('', ours):
+        self._leave_out(
+          peer,
+          kind,
+          f'the {kind} of member {peer} is {theirs}, but member '
+          f'{self.students(peer)[0]} expects {ours or "none"}: member {peer} '
+          'cannot teach; give both the same config and data',
+        )
+        return None
+    if notes.config_hash != self._expected[peer]['config_hash']:
       if self._may_try(key):
         self._failed(f'{path} is of another config', key)
       return None
     if not self.lives.may_teach(peer, notes.incarnation):
-      self._leave_out(peer)
+      self._leave_out(
+        peer,
+        'earlier',
+        f'member {peer} does not teach until it is at work again: it published '
+        f'before member {self.students(peer)[0]} began',
+      )
       return None
     return notes
 
@@ -158,14 +177,12 @@ class Reader:
       return False
     began = time.monotonic()
     try:
-      variables, notes = self._load_and_place(
-        self.folder / str(peer) / str(step)
-      )
+      variables, notes = self._load_and_place(peer, step)
     except UnreadableError as error:
       self._failed(str(error), key)
       return False
     take(Copy(variables, True, notes.task_loss, notes.incarnation))
-    self._earlier.discard(peer)
+    self._left_out.get(peer, set()).discard('earlier')
     self._journal.note(
       self.students(peer)[0],
       'load',
@@ -216,33 +233,34 @@ class Reader:
     with self._lock:
       return self._why.get(peer)
 
-  def _load_and_place(self, path: epath.Path) -> tuple[PyTree, Notes]:
+  def _load_and_place(self, peer: int, step: int) -> tuple[PyTree, Notes]:
     """Loads by way of the host, so a device stores only the teacher."""
-    variables, notes = self._call(publication.load, path, self._shapes)
+    path, like = self.folder / str(peer) / str(step), self._likes[peer]
+    variables, notes = self._call(publication.load, path, self._shapes[peer])
     with jax.default_device(publication.host_device()):
       if not bool(all_finite(variables)):
         raise UnreadableError(f'{path} is not finite')
       held = precision.convert(
-        variables, self._like, notes.precision, self._settings.teacher_precision
+        variables, like, notes.precision, self._settings.teacher_precision
       )
-    return precision.place_like(held, self._like), notes
+    return precision.place_like(held, like), notes
 
   def _may_try(self, key: _Key) -> bool:
     with self._lock:
       return time.monotonic() >= self._patience.get(key, (0.0, 0.0))[0]
 
-  def _leave_out(self, peer: int) -> None:
-    """Notes, once, that a peer's publications are of an earlier life."""
-    if peer in self._earlier:
+  def _leave_out(self, peer: int, why: str, text: str) -> None:
+    """Notes, once, that a peer's publications may not teach."""
+    known = self._left_out.setdefault(peer, set())
+    if why in known:
       return
-    self._earlier.add(peer)
-    student = self.students(peer)[0]
-    text = (
-      f'member {peer} does not teach until it is at work again: it published '
-      f'before member {student} began'
-    )
+    known.add(why)
     with self._lock:
       self._why[peer] = text
+      # One of another network is of as much use as an unreadable one.
+      failed = int(why != 'earlier')
+      self._failed_loads[peer] = failed + self._failed_loads.get(peer, 0)
+    student = self.students(peer)[0]
     self._journal.note(student, 'leave out', peer=peer, message=text)
 
   def _failed(self, text: str, key: _Key) -> None:
