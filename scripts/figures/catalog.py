@@ -12,6 +12,7 @@ from scripts.figures.dots import Average, Diversity, TeacherPrecision, Topology
 from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import Figure
 from scripts.figures.metric import LOSS, TOP_1
+from scripts.figures.mixed_members import MixedMembers
 from scripts.figures.regime import Regime
 from scripts.figures.students import HalfTheSteps, TeacherFit, Transfer
 from scripts.figures.sweeps import Batch, Contrast, Staleness, Width
@@ -98,6 +99,7 @@ FIGURES: Mapping[str, Figure] = {
   'failed_peer': FailedPeer(),
   'topology': Topology(),
   'teacher_precision': TeacherPrecision(),
+  'mixed_members': MixedMembers(),
   'churn': CLICKS,
   'choices': Choices(),
   'churn_images': IMAGES,
