@@ -167,8 +167,9 @@ class Exchange(Protocol):
     Args:
       member: number of the member.
       step: number of its updates so far.
-      variables: parameters and batch statistics. The caller's next update
-        donates their buffers: keep copies only.
+      variables: parameters and batch statistics; None if the caller knows that
+        this step is not published. The caller's next update donates their
+        buffers: keep copies only.
       task_loss: φ of the last update, a scalar that may not be computed yet;
         None before the first update.
     """

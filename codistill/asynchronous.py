@@ -36,21 +36,22 @@ def remember(params: PyTree, num_workers: int) -> PyTree:
 
 
 def exchange_weights(
-  past: PyTree, params: PyTree, step: jax.Array
+  past: PyTree, params: PyTree, num_workers: int, step: jax.Array
 ) -> tuple[PyTree, PyTree]:
   """Exchanges a worker's old weights for the newest; traceable.
 
   Args:
     past: of `remember`, or as this function returned it.
     params: the newest weights, before the update.
+    num_workers: W.
     step: number of updates so far.
 
   Returns:
     The weights from W − 1 updates ago, and the new past.
   """
-  if past == ():
+  if num_workers == 1:
     return params, past
-  place = step % len(jax.tree.leaves(past)[0])
+  place = step % (num_workers - 1)
   old = jax.tree.map(lambda leaf: leaf[place], past)
   past = jax.tree.map(lambda leaf, new: leaf.at[place].set(new), past, params)
   return old, past

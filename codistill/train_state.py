@@ -48,7 +48,8 @@ class TrainState:
       member's stream; kept across reloads of the peer's weights.
     key: of the member's noise (dropout), as uint32 key data; folded with the
       step at each update.
-    past: older weights, for asynchronous SGD; () without.
+    past: older weights: those of asynchronous SGD, or what an outer optimizer
+      keeps (`codistill.averaging.Outer`); () without.
     network: the name of its `Network`; no leaf, but part of the structure.
 
   Without shapes in its annotations, because trees of this type also hold

@@ -273,7 +273,9 @@ def _make_descend(
   )
   def descend(state, batch, peers, peer_memories, distill, models):
     params, workers = state.variables['params'], num_async_workers
-    seen, past = asynchronous.exchange_weights(state.past, params, state.step)
+    seen, past = asynchronous.exchange_weights(
+      state.past, params, workers, state.step
+    )
     memories = (state.memory, *peer_memories)
     carries = tuple(
       asynchronous.carry_of(one, workers, state.step) for one in memories

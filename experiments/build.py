@@ -22,15 +22,14 @@ from codistill import chunked, optim, sharding
 from codistill.algorithm import Exchange, Peer
 from codistill.evaluate import make_evaluate
 from codistill.exchange import memory as exchange_lib
-from codistill.exchange import topology
 from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.rules import Rules
 from codistill.models import MODELS, Model
 from codistill.train_state import Network
 from codistill.train_step import make_updates
+from experiments import averaging, metrics, record
 from experiments import config as config_lib
-from experiments import metrics, record
 from experiments import networks as networks_lib
 from experiments.errors import UserError, check_choice, check_least, user_errors
 from experiments.experiment import PARTITIONS, Diversity, Experiment
@@ -44,6 +43,7 @@ _SAME = (
   'seed',
   'num_steps',
   'average_decay',
+  'evaluate_soup',
   'batch_size',
   'eval_batch_size',
   'num_async_workers',
@@ -84,6 +84,7 @@ def build(
   config_lib.check_numbers(config)
   task = make_task(config.data)
   check_objective(config, task)
+  averaging.check(config, member)
   members = _check_members(codistill, member)
   diversity = Diversity(**config.diversity)
   fault = Fault(seed=config.seed, **config.fault)
@@ -119,6 +120,14 @@ def build(
   if codistill.exchange != 'frozen' or models is None:
     models = {peer: network.model for peer, network in enumerate(networks)}
   alike = {*models.values()} == {networks[0].model}
+  updates = make_updates(
+    list(dict.fromkeys(networks)),
+    mesh,
+    objective,
+    num_async_workers=config.num_async_workers,
+    num_microbatches=config.num_microbatches,
+    model_of=None if alike else models.__getitem__,
+  )
   return Experiment(
     task=task,
     diversity=diversity,
@@ -127,14 +136,8 @@ def build(
     mesh=mesh,
     networks=networks,
     teachers=() if codistill.exchange == 'none' else tuple(models),
-    updates=make_updates(
-      list(dict.fromkeys(networks)),
-      mesh,
-      objective,
-      num_async_workers=config.num_async_workers,
-      num_microbatches=config.num_microbatches,
-      model_of=None if alike else models.__getitem__,
-    ),
+    updates=averaging.make_updates(config, updates, mesh),
+    outer_steps=averaging.make_outer_steps(config),
     teacher_precision=codistill.teacher_precision,
     exchange=exchange,
     evaluate=make_evaluate(
@@ -144,7 +147,7 @@ def build(
     ),
     fault=fault,
     dataset=dataset,
-    burn_in_steps=codistill.burn_in_steps,
+    burn_in_steps=averaging.burn_in_steps(config),
     **{key: config[key] for key in _SAME},
   )
 
@@ -241,14 +244,9 @@ def _make_exchange(
 ) -> Exchange:
   """How the members see each other; raises ValueError as the constructors."""
   codistill = config.codistill
-  graph = topology.make_topology(
-    codistill.topology,
-    codistill.members,
-    num_random=codistill.num_random_neighbours,
-    seed=config.seed,
-  )
+  graph = averaging.make_graph(config)
   rules = Rules(
-    max_age_steps=codistill.max_age_steps,
+    max_age_steps=averaging.max_age_steps(config),
     max_task_loss_ratio=codistill.max_task_loss_ratio,
   )
   match codistill.exchange:

@@ -271,6 +271,7 @@ _OWN_KEYS = (
 # Keys that older code did not have, with the values that match what it did.
 _ADDED = {
   'average_decay': 0.0,
+  'evaluate_soup': False,
   'codistill.publish_average': False,
   'codistill.distill_top_k': 16,
   'codistill.task_schedule': 'constant',
@@ -280,6 +281,12 @@ _ADDED = {
   'codistill.peer_average': 'probabilities',
   'codistill.member_models': (),
   'networks': ConfigDict(),
+  'codistill.method': 'codistillation',
+  'codistill.group_size': None,
+  'codistill.outer_learning_rate': 0.7,
+  'codistill.outer_momentum': 0.9,
+  'codistill.outer_nesterov': True,
+  'codistill.publish_differences': False,
 }
 
 
@@ -291,6 +298,9 @@ def in_common(config: ConfigDict) -> dict[str, Any]:
   if config.codistill.synchronous:
     # It decides which publications are kept.
     free.remove('checkpoint_interval_steps')
+  if config.codistill.publish_differences:
+    # All must add up the same numbers.
+    free -= {'codistill.publish_precision', 'codistill.teacher_precision'}
   with plain.unlocked():
     for key in sorted(free):
       section, _, name = key.rpartition('.')

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from codistill import asynchronous, sharding
-from codistill.algorithm import Exchange, Member
+from codistill import algorithm, asynchronous, local_sgd, sharding
+from codistill.algorithm import Exchange, Member, Report
 from codistill.evaluate import Evaluate
 from codistill.models import Model
 from codistill.train_state import (
@@ -35,7 +35,8 @@ class Diversity:
   """Where members differ, each `own` or `same`.
 
   Attributes:
-    initialization: their first weights.
+    initialization: their first weights. Members that average their weights
+      share them.
     order: the order of their examples, and their noise.
     partition: disjoint parts of the data, or all of it for each.
   """
@@ -63,7 +64,8 @@ class Experiment:
     mesh: their devices.
     networks: of each member, of all processes.
     teachers: numbers of those that may teach a member here.
-    updates: burn-in and codistilling.
+    updates: burn-in and codistilling; averaging, if there are outer steps.
+    outer_steps: when members average their weights, if they do.
     teacher_precision: precision in which the exchange holds peers.
     exchange: between the members.
     evaluate: exact evaluation.
@@ -71,6 +73,8 @@ class Experiment:
     dataset: the examples.
     burn_in_steps: n_burn_in.
     num_steps: updates of each member.
+    evaluate_soup: whether the members' average weights are evaluated at the
+      end.
     average_decay: of the running average of the weights; 0 for none.
     batch_size: global, a member; images, or lanes of text.
     eval_batch_size: likewise.
@@ -91,6 +95,7 @@ class Experiment:
   networks: tuple[Network, ...]
   teachers: tuple[int, ...]
   updates: JittedUpdates
+  outer_steps: local_sgd.OuterSteps | None
   teacher_precision: str
   exchange: Exchange
   evaluate: Evaluate
@@ -98,6 +103,7 @@ class Experiment:
   dataset: Dataset
   burn_in_steps: int
   num_steps: int
+  evaluate_soup: bool
   average_decay: float
   batch_size: int
   eval_batch_size: int
@@ -130,15 +136,22 @@ class Experiment:
     """
     root = jax.random.key(self.seed)
     weights, noise = (jax.random.fold_in(root, purpose) for purpose in (0, 1))
-    return init_state(
+    # Members whose weights are averaged begin with those of the group's first.
+    outer, first = self.outer_steps, member
+    if outer is not None:
+      first -= member % outer.group_size
+    state = init_state(
       self.networks[member],
       batch_size=self.batch_size,
       init_key=jax.random.fold_in(
-        weights, _own(member, self.diversity.initialization)
+        weights, _own(first, self.diversity.initialization)
       ),
       noise_key=jax.random.fold_in(noise, _own(member, self.diversity.order)),
       num_async_workers=self.num_async_workers,
     )
+    if outer is None:
+      return state
+    return self.updates.begin(state, is_delayed=outer.delay_steps > 0)
 
   def abstract(self, member: int) -> TrainState:
     """Shapes of `init`, with the zero carry of each that may teach it."""
@@ -195,6 +208,23 @@ class Experiment:
       )
       for member in self.members
     ]
+
+  def reports(self, members: list[Member], start_step: int) -> Iterator[Report]:
+    """Trains the members; a report for every update."""
+    parts = (members, self.updates, self.exchange)
+    steps = (self.burn_in_steps, self.num_steps, start_step)
+    if self.outer_steps is None:
+      return algorithm.codistill(*parts, *steps)
+    return local_sgd.local_sgd(*parts, self.outer_steps, *steps)
+
+  def average(self, members: list[Member], step: int) -> None:
+    """Makes the outer steps, if any, that are due after a step.
+
+    Raises:
+      PeerTimeoutError: if a synchronous member has waited too long for a peer.
+    """
+    if self.outer_steps is not None:
+      self.outer_steps.make(members, self.updates, self.exchange, step + 1)
 
   def carried(self, member: Member) -> Any:
     """A member's memory after training, of its first worker."""

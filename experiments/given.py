@@ -105,9 +105,14 @@ def _is_not(key: str, value: Any, wanted: str) -> Condition:
 
 EXCHANGES = ('memory', 'checkpoints', 'frozen', 'none')
 _EXCHANGE = 'codistill.exchange'
-_CHOICES = {_EXCHANGE: EXCHANGES}
+METHODS = ('codistillation', 'local_sgd', 'diloco')
+_CHOICES = {_EXCHANGE: EXCHANGES, 'codistill.method': METHODS}
 _LIVE = _is(_EXCHANGE, 'memory', 'checkpoints')
 _FOLDER = _is(_EXCHANGE, 'checkpoints')
+_METHOD = 'codistill.method'
+_CODISTILLED = _is(_METHOD, 'codistillation')
+_AVERAGED = _is(_METHOD, 'local_sgd', 'diloco')
+_OUTER = _is(_METHOD, 'diloco')
 _FIRST = 'two_phase.model'
 _TAUGHT = _is_not(_EXCHANGE, 'none', 'memory or checkpoints')
 _TWO_PHASES = (
@@ -137,11 +142,17 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
   'codistill.peer_average': (_is('codistill.teacher', 'peers'),),
   'codistill.publish_average': (
     _LIVE,
+    _CODISTILLED,
     Condition('average_decay', bool, 'more than 0'),
   ),
   'codistill.reload_interval_steps': (_LIVE,),
   'codistill.delay_steps': (_LIVE,),
-  'codistill.immediate': (_LIVE,),
+  'codistill.immediate': (_LIVE, _CODISTILLED),
+  'codistill.group_size': (_AVERAGED,),
+  'codistill.outer_learning_rate': (_OUTER,),
+  'codistill.outer_momentum': (_OUTER,),
+  'codistill.outer_nesterov': (_OUTER,),
+  'codistill.publish_differences': (_AVERAGED,),
   'codistill.max_age_steps': (_LIVE,),
   'codistill.max_task_loss_ratio': (_LIVE,),
   'codistill.frozen_dir': _TWO_PHASES[:1],
@@ -193,6 +204,9 @@ _OF_TEACHERS = tuple(
     'peer_average',
   )
 )
+
+# Keys that members of one group do not read either.
+_OF_GROUPS = ('codistill.burn_in_steps', 'diversity.initialization')
 
 
 def literal(text: str) -> Any:
@@ -296,6 +310,12 @@ def _conditions(view: View, key: str) -> Iterator[Condition]:
   yield from _READ_WHERE.get(key, ())
   if key in _OF_TEACHERS and view.value('codistill.teacher') == 'peers':
     yield _TAUGHT
+  if (
+    key in (*_OF_TEACHERS, *_OF_GROUPS)
+    and view.value('codistill.group_size') is None
+  ):
+    # With groups, members of other groups teach.
+    yield _CODISTILLED
   if key == 'data.name' and view.value(key) == 'synthetic':
     # A path names a log of one's own and overrides the name.
     yield _is('data.path', None)

@@ -154,4 +154,4 @@ class RunProgress:
 
 
 def _name(who: int | str) -> str:
-  return who if who == 'ensemble' else f'member {who}'
+  return f'member {who}' if isinstance(who, int) else who

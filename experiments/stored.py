@@ -21,6 +21,7 @@ from codistill.evaluate import probabilities
 from codistill.models import Model
 from codistill.step_folders import UnreadableError
 from data.text.corpus import Corpus
+from experiments import averaging
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError, user_errors
@@ -79,8 +80,10 @@ def rebuild(
       f'{reference_of(run)} is no longer what this run was made with '
       f'({error.args[0]:.200}); take the code and the config file that made it'
     ) from error
-  # No lease, no thread, no folder; and no label counted for a teacher.
-  config.codistill.exchange = 'none'
+  # No lease, no thread, no folder; and no label counted for a teacher. Members
+  # that are averaged have states of their own kind.
+  averaged = averaging.is_averaged(config)
+  config.codistill.exchange = 'memory' if averaged else 'none'
   config.codistill.teacher = 'peers'
   # Nobody who looks learns from them.
   if 'unlabelled_split' in config.data:
@@ -387,7 +390,7 @@ def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
         row[key]
         for row in rows
         if row['kind'] == kind
-        and row['member'] != 'ensemble'
+        and isinstance(row['member'], int)
         and row['step'] >= first
       )
       for key in ('task_loss', 'accuracy')

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from codistill import algorithm, hosts
+from codistill import hosts
 from codistill.algorithm import Account, Member, Report
+from codistill.averaging import mean_of
 from codistill.checkpoint import Checkpoints
 from codistill.evaluate import Evaluation, Score
 from codistill.exchange.folder.waiter import (
@@ -83,7 +84,8 @@ class Trainer:
     self.members = (
       self._restore() if workdir.resumes else None
     ) or experiment.start()
-    self._saved_step = self.start_step
+    self._saved_step = self._step = self.start_step
+    self._whole = True
     if workdir.resumes:
       self._record.keep_rows(
         lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
@@ -116,37 +118,30 @@ class Trainer:
         there is a checkpoint from just before.
       UserError: if the data cannot be gone on with; likewise.
     """
-    experiment = self._experiment
-    experiment.exchange.should_stop = should_stop
+    self._experiment.exchange.should_stop = should_stop
     self._began = time.monotonic()
-    reports = self.watch(
-      algorithm.codistill(
-        self.members,
-        experiment.updates,
-        experiment.exchange,
-        experiment.burn_in_steps,
-        experiment.num_steps,
-        self.start_step,
-      )
-    )
-    step, whole = self.start_step, True
-    while True:
-      try:
-        report = next(reports, None)
-      except (PeerTimeoutError, WaitInterruptedError, UserError) as error:
-        # In the middle of a round members' states do not belong together.
-        if whole and step > self.start_step:
-          self._save(step, progress)
-        if isinstance(error, WaitInterruptedError):
-          return step
-        raise
-      if report is None:
-        break
+    try:
+      return self._train(progress, should_stop)
+    except (PeerTimeoutError, WaitInterruptedError, UserError) as error:
+      # In the middle of a round members' states do not belong together.
+      if self._whole and self._step > self.start_step:
+        self._save(self._step, progress)
+      if isinstance(error, WaitInterruptedError):
+        return self._step
+      raise
+
+  def _train(
+    self, progress: RunProgress, should_stop: Callable[[], bool]
+  ) -> int | None:
+    experiment = self._experiment
+    step = self.start_step
+    for report in self.watch(experiment.reports(self.members, step)):
       self._catch_up(progress)
       account = experiment.exchange.account(report.member.index)
       corrupt = experiment.take_corrupt(report.member.index)
       self._late = (report, account, corrupt)
-      step, whole = report.step, report.ends_round
+      step = self._step = report.step
+      self._whole = report.ends_round
       experiment.fault.strike(report.member, step)
       if not report.ends_round or step == experiment.num_steps:
         continue
@@ -159,6 +154,7 @@ class Trainer:
         # Before the evaluation, for which a scheduler may not wait.
         self._save(step, progress)
       if step % experiment.eval_interval_steps == 0:
+        experiment.average(self.members, step)
         self._evaluate(step, 'eval', progress)
       if stop:
         return step
@@ -327,6 +323,8 @@ class Trainer:
       self._evaluate(step, kind, progress)  # The others, and their ensemble.
       return
     scores = _by_predictor(active, result)
+    if kind == 'final' and experiment.evaluate_soup and len(active) > 1:
+      scores['soup'] = self._evaluate_soup(active)
     averages = self._evaluate_averages(active)
     rows = [
       self._scored_row(
@@ -363,6 +361,16 @@ class Trainer:
       who: {f'average_{key}': value for key, value in score.numbers().items()}
       for who, score in _by_predictor(active, result).items()
     }
+
+  def _evaluate_soup(self, active: list[Member]) -> Score:
+    """What the members' average weights score."""
+    experiment = self._experiment
+    result = experiment.evaluate(
+      [mean_of(tuple(member.state.variables for member in active))],
+      experiment.eval_batches(),
+    )
+    experiment.take_corrupt('eval')
+    return result.members[0]
 
   def _stores(self, step: int, kind: str) -> bool:
     """Whether what is predicted in an evaluation is kept."""

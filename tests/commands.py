@@ -35,6 +35,13 @@ STALE = (
 )
 # It compiles fast.
 DNN = ('--config.model.name=dnn', '--config.model.dnn.hidden=(8,)')
+# The same as DiLoCo: differences in int8 at 3, 6, 9, averaged 2 steps later.
+DILOCO = (
+  *(one for one in STALE if 'burn_in' not in one),
+  '--config.codistill.method=diloco',
+  '--config.codistill.publish_differences=True',
+  '--config.codistill.publish_precision=int8',
+)
 # Used if no other schedule or network is named.
 IMAGENET = {
   # Otherwise programs would depend on num_steps.
@@ -219,7 +226,6 @@ class Reference:
 
 
 def make_reference(folder, *arguments):
-  arguments = (*STALE, *arguments)
   whole = run_command(folder / 'whole', *arguments)
   assert whole.status == 0
   stop_command(5, folder / 'half', *arguments)

@@ -52,16 +52,29 @@ def pytest_xdist_auto_num_workers():
 
 @pytest.fixture(scope='session')
 def pair(tmp_path_factory):
-  from commands import make_reference
+  from commands import STALE, make_reference
 
-  return make_reference(tmp_path_factory.mktemp('pair'))
+  return make_reference(tmp_path_factory.mktemp('pair'), *STALE)
 
 
 @pytest.fixture(scope='session')
 def small(tmp_path_factory):
-  from commands import DNN, make_reference
+  from commands import DNN, STALE, make_reference
 
-  return make_reference(tmp_path_factory.mktemp('small'), *DNN)
+  return make_reference(tmp_path_factory.mktemp('small'), *STALE, *DNN)
+
+
+@pytest.fixture(scope='session')
+def averaged(tmp_path_factory):
+  from commands import DILOCO, DNN, make_reference
+
+  return make_reference(tmp_path_factory.mktemp('averaged'), *DILOCO, *DNN)
+
+
+@pytest.fixture(params=['small', 'averaged'])
+def either(request):
+  """Codistillation and DiLoCo, between the same members."""
+  return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope='session')

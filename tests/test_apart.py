@@ -37,23 +37,23 @@ FOLDER = (
 APART = (*FOLDER[1:], '--config.checkpoint_interval_steps=4')
 
 
-def test_a_run_through_a_folder_that_resumes_is_one_in_memory(small, tmp_path):
-  arguments = (*small.arguments, *FOLDER)
+def test_a_run_through_a_folder_that_resumes_is_one_in_memory(either, tmp_path):
+  arguments = (*either.arguments, *FOLDER)
   stop_command(7, tmp_path, *arguments)
   outcome = run_command(tmp_path, *arguments)
   assert (outcome.status, outcome.trainer.start_step) == (0, 7)
-  assert rows_of(tmp_path) == small.rows
+  assert rows_of(tmp_path) == either.rows
   # Memory still has publications that nobody needs any more.
-  whole, found = leaves_of(small.whole), leaves_of(outcome)
+  whole, found = leaves_of(either.whole), leaves_of(outcome)
   assert sum('publications' in path for path in found) > 3
   for path, leaf in found.items():
     assert leaf.dtype == whole[path].dtype
     assert leaf.tobytes() == whole[path].tobytes(), path
 
 
-def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
+def test_two_processes_are_one_run_though_one_is_killed(either, tmp_path):
   """Rows, and the members' states at the end, agree bit for bit."""
-  line = line_of(tmp_path, *small.arguments, *APART, '--member=1')
+  line = line_of(tmp_path, *either.arguments, *APART, '--member=1')
   lives = [start_process(line)]
 
   def kill_and_start_again():
@@ -70,7 +70,7 @@ def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
 
   thread = threading.Thread(target=kill_and_start_again)
   thread.start()
-  outcome = run_command(tmp_path, *small.arguments, *APART, '--member=0')
+  outcome = run_command(tmp_path, *either.arguments, *APART, '--member=0')
   assert outcome.status == 0
   thread.join()
   assert len(lives) == 2, lives[0].communicate()[1]
@@ -86,12 +86,12 @@ def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal,
     [outcome.trainer.members[0].state, restored.states[1]],
-    [member.state for member in small.whole.trainer.members],
+    [member.state for member in either.whole.trainer.members],
   )
   for member in range(2):
     # A process evaluates only its own member.
     assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
-      row for row in small.rows if row['member'] == member
+      row for row in either.rows if row['member'] == member
     ]
   found = json.loads((tmp_path / 'exchange/1/lease.json').read_text())
   # It continued its first life.

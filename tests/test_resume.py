@@ -154,7 +154,7 @@ def test_a_signal_from_outside_stops_the_process(tmp_path):
   ]
 
 
-def test_kill_9_loses_the_steps_since_a_checkpoint_at_most(small, tmp_path):
+def test_kill_9_loses_the_steps_since_a_checkpoint_at_most(either, tmp_path):
   every_three = '--config.checkpoint_interval_steps=3'
   code = """
 import os, pathlib, signal, sys
@@ -165,19 +165,19 @@ with on_row(
 ):
   run_command(pathlib.Path(sys.argv[1]), *sys.argv[2:])
 """
-  arguments = (str(tmp_path), *small.arguments, every_three)
+  arguments = (str(tmp_path), *either.arguments, every_three)
   process = start_process([sys.executable, '-c', code, *arguments])
   _, err = process.communicate(timeout=200)
   assert process.returncode == -signal.SIGKILL, err
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # The last line may be cut.
     rows = rows_of(tmp_path)
-  assert rows == small.rows[: len(rows)]
+  assert rows == either.rows[: len(rows)]
   assert read_run(tmp_path / 'run.json')['status'] == 'running'
-  assert_goes_on(small, tmp_path, 6, every_three)
+  assert_goes_on(either, tmp_path, 6, every_three)
 
 
-def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
+def test_a_run_may_be_killed_at_any_moment(either, tmp_path):
   die = mock.Mock(side_effect=SystemExit('killed'))
   # Before its first checkpoint, and between the last one and its final rows.
   for goes_on_from, moment in (
@@ -186,9 +186,9 @@ def test_a_run_may_be_killed_at_any_moment(small, tmp_path):
   ):
     workdir = tmp_path / str(goes_on_from)
     with on_row(die, **moment), pytest.raises(SystemExit, match='killed'):
-      run_command(workdir, *small.arguments)
+      run_command(workdir, *either.arguments)
     assert rows_of(workdir)
-    assert_goes_on(small, workdir, goes_on_from)
+    assert_goes_on(either, workdir, goes_on_from)
 
 
 # Refusals of a workdir.

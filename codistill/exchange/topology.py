@@ -101,3 +101,29 @@ def make_topology(
     return tuple(sorted(rng.choice(others, num_random, replace=False).tolist()))
 
   return Topology(members, draw, lambda member: all_others(member, members))
+
+
+def grouped(groups: Topology, size: int) -> Topology:
+  """Members in groups: all others of a member's group, and its counterparts.
+
+  Args:
+    groups: the graph of groups. A member's counterparts are the members with
+      its place in the groups that its group is joined to.
+    size: members in a group; member i is in group i // size.
+  """
+
+  def spread(member: int, joined: Callable[[int], Teachers]) -> Teachers:
+    group, place = divmod(member, size)
+    mine = range(group * size, (group + 1) * size)
+    others = [one for one in mine if one != member]
+    return tuple(
+      sorted([*others, *(one * size + place for one in joined(group))])
+    )
+
+  return Topology(
+    groups.members * size,
+    lambda member, reload: spread(
+      member, lambda group: groups.teachers(group, reload)
+    ),
+    lambda member: spread(member, groups.candidates),
+  )

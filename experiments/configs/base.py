@@ -4,6 +4,8 @@ No experiment by itself: it says neither how long nor on what. Keys without a
 value are set by each experiment.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
 
 
@@ -23,6 +25,8 @@ def get_base() -> ConfigDict:
   # What else an evaluation takes the mean of, of each member and the ensemble:
   # functions as 'module:function' (docs/extend.md).
   config.eval_metrics = ()
+  # Whether the last evaluation has a row of the members' average weights, too.
+  config.evaluate_soup = False
   # Whether what each member and the ensemble predict for the held-out split at
   # the end is kept, so that retrains can be compared (scripts.churn): 4 bytes
   # an example and class, of two classes 4 an example. Not for text, where
@@ -80,6 +84,19 @@ def get_base() -> ConfigDict:
   # drawn anew at each reload.
   config.codistill.topology = 'all'
   config.codistill.num_random_neighbours = 1
+  # What is done with a peer's weights every reload_interval_steps:
+  # codistillation, where they teach; local_sgd, where members take the average;
+  # diloco, where an outer optimizer steps towards it.
+  config.codistill.method = 'codistillation'
+  # For local_sgd and diloco: members are averaged inside groups of so many, and
+  # each also learns from its counterparts in other groups; None: one group.
+  config.codistill.group_size = config_dict.placeholder(int)
+  # The outer optimizer of diloco (Douillard et al., 2023).
+  config.codistill.outer_learning_rate = 0.7
+  config.codistill.outer_momentum = 0.9
+  config.codistill.outer_nesterov = True
+  # What members have changed since the last average, instead of the weights.
+  config.codistill.publish_differences = False
   # What weights are rounded to when published, and what a teacher is held in:
   # float32 (as trained), bfloat16, int8.
   config.codistill.publish_precision = 'float32'
@@ -149,3 +166,36 @@ def get_base() -> ConfigDict:
   config.diversity.order = 'own'
   config.diversity.partition = 'same'
   return config
+
+
+def average(config: ConfigDict, method: str, variant: str) -> ConfigDict:
+  """The same with two members that average their weights every 50 steps.
+
+  Args:
+    config: of one network.
+    method: local_sgd or diloco.
+    variant: of the config; `smoke` averages every second step.
+  """
+  config.codistill.method = method
+  config.codistill.members = 2
+  config.codistill.exchange = 'memory'
+  config.codistill.reload_interval_steps = {'smoke': 2}.get(variant, 50)
+  config.codistill.publish_precision = 'float32'
+  config.codistill.teacher_precision = 'float32'
+  config.diversity.partition = 'own'
+  return config
+
+
+def averages(variant: str, longest: int) -> list[dict[str, Any]]:
+  """Every 50 steps, more often and less often; 4 and 8 members.
+
+  Args:
+    variant: of the config.
+    longest: the longest interval, in steps.
+  """
+  intervals = {'smoke': (1, 4)}.get(variant, (10, longest))
+  return [
+    {},
+    *({'codistill.reload_interval_steps': steps} for steps in intervals),
+    *({'codistill.members': members} for members in (4, 8)),
+  ]

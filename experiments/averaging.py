@@ -1,0 +1,183 @@
+"""Local SGD and DiLoCo from a config: what is averaged, when, with whom."""
+
+from __future__ import annotations
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from codistill.averaging import AveragingUpdates, make_outer_optimizer
+from codistill.exchange.topology import Topology, grouped, make_topology
+from codistill.local_sgd import OuterSteps
+from codistill.precision import FULL
+from codistill.train_step import JittedUpdates
+from experiments.errors import UserError, check_choice
+from experiments.given import METHODS
+
+
+def is_averaged(config: ConfigDict) -> bool:
+  """Whether members average their weights."""
+  return config.codistill.method != METHODS[0]
+
+
+def check(config: ConfigDict, member: int | None) -> None:
+  """Refuses a way to average that does not work.
+
+  Args:
+    config: of the run.
+    member: the one member that this process trains, or None for all.
+
+  Raises:
+    UserError: with what to do.
+  """
+  codistill = config.codistill
+  check_choice('codistill.method', codistill.method, METHODS)
+  if config.evaluate_soup and (member is not None or codistill.members < 2):
+    raise UserError(
+      'evaluate_soup is True, but this process has one member, which has no '
+      'average; train all of two or more members in one process, or set it to '
+      'False'
+    )
+  if not is_averaged(config):
+    return
+  why = None
+  if codistill.exchange not in ('memory', 'checkpoints'):
+    why = (
+      f'codistill.exchange is {codistill.exchange!r}, so members cannot '
+      'average their weights; set it to memory or checkpoints'
+    )
+  elif codistill.members < 2:
+    why = 'codistill.members is 1, so there is no average; set it to 2 or more'
+  elif len(set(codistill.member_models)) > 1:
+    why = (
+      'codistill.member_models names several networks, whose weights have no '
+      'average; leave it out, or set codistill.method to codistillation'
+    )
+  elif config.num_async_workers > 1:
+    why = (
+      'num_async_workers is more than 1, and older weights of a member are not '
+      'averaged; set it to 1'
+    )
+  elif codistill.delay_steps >= codistill.reload_interval_steps:
+    why = (
+      f'codistill.delay_steps is {codistill.delay_steps}; an average must be '
+      'taken before the next one is due, so make it less than '
+      f'reload_interval_steps, {codistill.reload_interval_steps}'
+    )
+  elif codistill.outer_learning_rate <= 0 or not (
+    0 <= codistill.outer_momentum < 1
+  ):
+    why = (
+      f'codistill.outer_learning_rate is {codistill.outer_learning_rate} and '
+      f'outer_momentum {codistill.outer_momentum}; the rate must be more than '
+      '0, and the momentum in [0, 1)'
+    )
+  if why := why or _why_not_groups(codistill) or _why_not_published(codistill):
+    raise UserError(why)
+
+
+def _why_not_groups(codistill: ConfigDict) -> str | None:
+  size, members = codistill.group_size, codistill.members
+  if size is None or (1 < size < members and members % size == 0):
+    return None
+  return (
+    f'codistill.group_size is {size}; it must be 2 or more, less than the '
+    f'{members} members, and divide them; leave it out to average all of them'
+  )
+
+
+def _why_not_published(codistill: ConfigDict) -> str | None:
+  """Whether Θ stays equal where it must, and rounding does not lose steps."""
+  rounded = {codistill.publish_precision, codistill.teacher_precision} - {FULL}
+  if not codistill.publish_differences:
+    return rounded and (
+      'codistill.publish_precision and teacher_precision must be float32 where '
+      'weights are averaged, because the steps between two averages would be '
+      'lost in rounding; or set publish_differences to True'
+    )
+  alike = (
+    codistill.topology == 'all'
+    and codistill.group_size is None
+    and codistill.max_age_steps is None
+    and codistill.max_task_loss_ratio is None
+    and (codistill.exchange == 'memory' or codistill.synchronous)
+  )
+  if alike:
+    return None
+  return (
+    'codistill.publish_differences needs members that always average with the '
+    'same members: set topology to all, synchronous to True if exchange is '
+    'checkpoints, and leave out group_size, max_age_steps and '
+    'max_task_loss_ratio; or set publish_differences to False'
+  )
+
+
+def make_graph(config: ConfigDict) -> Topology:
+  """The graph of members, or that of groups spread over members."""
+  codistill = config.codistill
+  size = codistill.group_size or 1
+  groups = make_topology(
+    codistill.topology,
+    codistill.members // size,
+    num_random=codistill.num_random_neighbours,
+    seed=config.seed,
+  )
+  return grouped(groups, size) if size > 1 else groups
+
+
+def max_age_steps(config: ConfigDict) -> int | None:
+  """The greatest age of a peer's copy; if weights are averaged, an interval.
+
+  Otherwise the last weights of a dead member would be averaged for ever.
+  """
+  codistill = config.codistill
+  if codistill.max_age_steps is not None or not is_averaged(config):
+    return codistill.max_age_steps
+  interval = codistill.reload_interval_steps
+  if codistill.exchange == 'checkpoints' and not codistill.synchronous:
+    # A peer's newest publication may still be on its way.
+    return 2 * interval - 1
+  return interval + codistill.delay_steps - 1
+
+
+def burn_in_steps(config: ConfigDict) -> int:
+  """Updates without ψ: all of them, if no member teaches another."""
+  codistill = config.codistill
+  if is_averaged(config) and codistill.group_size is None:
+    return config.num_steps
+  return codistill.burn_in_steps
+
+
+def make_outer_steps(config: ConfigDict) -> OuterSteps | None:
+  """When members average and with whom; None for codistillation."""
+  codistill = config.codistill
+  if not is_averaged(config):
+    return None
+  return OuterSteps(
+    codistill.reload_interval_steps,
+    codistill.delay_steps,
+    codistill.group_size or codistill.members,
+  )
+
+
+def make_updates(
+  config: ConfigDict, inner: JittedUpdates, mesh: Mesh
+) -> JittedUpdates:
+  """The updates of the config's method, around those of Algorithm 1."""
+  codistill = config.codistill
+  if not is_averaged(config):
+    return inner
+  numbers = (
+    codistill.outer_learning_rate,
+    codistill.outer_momentum,
+    codistill.outer_nesterov,
+  )
+  return AveragingUpdates(
+    **vars(inner),
+    optimizer=make_outer_optimizer(
+      *((1.0, 0.0, False) if codistill.method == 'local_sgd' else numbers)
+    ),
+    mesh=mesh,
+    differences=codistill.publish_differences,
+    publish_precision=codistill.publish_precision,
+    teacher_precision=codistill.teacher_precision,
+  )
