@@ -256,3 +256,14 @@ def test_a_peer_that_never_comes_ends_in_a_sentence_and_a_checkpoint(
   assert 'the same command goes on' in sentence
   assert list((tmp_path / 'checkpoints-0').glob('*3*'))
   assert read_run(tmp_path / 'run-0.json')['status'] == 'interrupted'
+
+
+def test_so_does_one_that_is_awaited_for_an_evaluation(tmp_path, capfd):
+  codistill = '--config.codistill'
+  waits = (f'{codistill}.synchronous=True', f'{codistill}.wait_timeout_s=1')
+  often = '--config.eval_interval_steps=2'
+  config = 'imagenet_local_sgd:smoke'
+  assert run_command(tmp_path, *ALONE, *waits, often, config=config).status == 1
+  assert 'member 1 has not published step 2' in error_sentence(capfd)
+  # Step 3 would begin with the average, too.
+  assert list((tmp_path / 'checkpoints-0').glob('*2*'))

@@ -1,0 +1,46 @@
+"""Three tries for each way of `lm_rivals`, to choose its rates.
+
+  python -m experiments.sweep --config=lm_rivals_rates:laptop --config.seed=10
+
+Half, once and twice the learning rate for twice the batch, codistillation and
+local SGD, every 50 steps; three pairs of outer rate and momentum for DiLoCo.
+The twelve runs take twenty minutes on a core at `:laptop`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.configs import lm_rivals
+
+VARIANTS = lm_rivals.VARIANTS
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """`lm_rivals`."""
+  return lm_rivals.get_config(variant)
+
+
+def sweep(variant: str = '') -> list[dict[str, Any]]:
+  """Three rates for each way but DiLoCo, which has three outer pairs."""
+  rate = get_config(variant).schedule.constant.rate
+  ways = [
+    lm_rivals.twice_the_batch(variant),
+    lm_rivals.METHODS['codistillation'],
+    lm_rivals.METHODS['local_sgd'],
+  ]
+  outer = {
+    'codistill.outer_learning_rate': 1.0,
+    'codistill.outer_momentum': 0.6,
+  }
+  return [
+    *(
+      way | ({} if factor == 1 else {'schedule.constant.rate': rate * factor})
+      for way in ways
+      for factor in (1, 1 / 2, 2)
+    ),
+    *(
+      lm_rivals.METHODS['diloco'] | pair
+      for pair in ({}, {'codistill.outer_learning_rate': 0.4}, outer)
+    ),
+  ]
