@@ -1,6 +1,6 @@
 """Three tries for each way of `lm_rivals`, to choose its rates.
 
-  python -m experiments.sweep --config=lm_rivals_rates:laptop --config.seed=10
+  python -m experiments.sweep --config=lm_rivals_rates:laptop
 
 Half, once and twice the learning rate for twice the batch, codistillation and
 local SGD, every 50 steps; three pairs of outer rate and momentum for DiLoCo.
