@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import json
 
 import pytest
 from collected import (
   lines_of,
+  make_run,
   make_seeds,
   panels_of,
   rows_in,
@@ -282,3 +284,57 @@ def test_the_arms_of_figure_2_where_one_network_over_fits(rows):
     'codistilled, same data': f'+{0.5 * 4 / 50:.4f}',
     'ensemble of two': f'+{0.12 * 4 / 50:.4f}',
   }
+
+
+def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
+  never = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+  local, diloco = (
+    {'codistill.method': method} for method in ('local_sgd', 'diloco')
+  )
+  often = {'codistill.reload_interval_steps': 10}
+  int8 = {'codistill.publish_precision': 'int8'}
+  tuned = {'codistill.outer_learning_rate': 0.4}
+  for number, (point, members, sent, end) in enumerate(
+    (
+      (never, 2, 0, 1.0),
+      ({**never, 'codistill.members': 1, 'batch_size': 16}, 1, 0, 0.5),
+      # A network of 1,000 bytes, at 0, 10, 20, 30 and 40.
+      (often, 2, 5_000, 0.9),
+      ({}, 2, 1_000, 0.95),
+      (local | often, 2, 5_000, 0.7),
+      (local, 2, 1_000, 0.75),
+      (diloco | often | tuned, 2, 5_000, 0.6),
+      (diloco | often | int8, 2, 1_500, 0.65),
+    )
+  ):
+    where = tmp_path / str(number)
+    named = {'codistill.publish_precision': 'float32'}
+    named |= {'codistill.method': 'codistillation'}
+    keys = {'members': members, 'loss': functools.partial(loss, scale=end)}
+    workdir = make_run(where, 'lm_rivals', point, **keys, named=named)
+    for member in range(members) if sent else ():
+      event = {'kind': 'exchange', 'event': 'publish', 'bytes': sent}
+      with open(workdir / 'rows.jsonl', 'a') as rows:
+        rows.write(json.dumps({'step': 40, 'member': member, **event}) + '\n')
+  rows = rows_in(tmp_path)
+  [panel] = panels_of('rivals', rows)
+  ends = {
+    name: {x: pytest.approx(y[0]) for x, y in line.points.items()}
+    for name, line in lines_of(panel).items()
+  }
+  assert ends == {
+    'codistillation': {25.0: 4 * 0.95 / 50, 125.0: 4 * 0.9 / 50},
+    'local SGD': {25.0: 4 * 0.75 / 50, 125.0: 4 * 0.7 / 50},
+    'DiLoCo': {125.0: 4 * 0.6 / 50},
+    'DiLoCo, int8': {37.5: 4 * 0.65 / 50},
+    'synchronous SGD, twice the batch': {1_000.0: 4 * 0.5 / 50},
+    'members that never meet': dict.fromkeys((25.0, 125.0), 4 / 50),
+    'ensemble of two that never meet': dict.fromkeys((25.0, 125.0), 3.6 / 50),
+  }
+  table = FIGURES['rivals'].table(rows, 'laptop')
+  _, *lines = split_table(table)
+  assert len(lines) == 8
+  assert ['DiLoCo, int8', '10', '0.04', '0.0520', '0.0468'] in [
+    line[:5] for line in lines
+  ]
+  assert not FIGURES['rivals'].panels({})

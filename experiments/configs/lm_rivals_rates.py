@@ -1,4 +1,4 @@
-"""Three tries for each way of `lm_rivals`, to choose its rates.
+"""Three tries for each way of `lm_rivals`, for its rates (not in the paper).
 
   python -m experiments.sweep --config=lm_rivals_rates:laptop
 

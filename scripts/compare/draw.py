@@ -73,7 +73,8 @@ def _curves(arms: Sequence[Arm], metric: Metric) -> Panel:
       lines.append(Line(name, color, points, style, seeds=seeds))
     for run in arm.runs:
       codistill = run.run['config']['codistill']
-      if codistill['exchange'] != 'none':
+      averaged = codistill.get('method', 'codistillation') != 'codistillation'
+      if codistill['exchange'] != 'none' and not averaged:
         burn_in.add(codistill['burn_in_steps'])
       curve = metric.curve(run, arm.who)
       if curve and not metric.ends([run], arm.who):

@@ -14,6 +14,7 @@ from scripts.figures.figure import Figure
 from scripts.figures.metric import LOSS, TOP_1
 from scripts.figures.mixed_members import MixedMembers
 from scripts.figures.regime import Regime
+from scripts.figures.rivals import Rivals
 from scripts.figures.students import HalfTheSteps, TeacherFit, Transfer
 from scripts.figures.sweeps import Batch, Contrast, Staleness, Width
 
@@ -99,6 +100,7 @@ FIGURES: Mapping[str, Figure] = {
   'failed_peer': FailedPeer(),
   'topology': Topology(),
   'teacher_precision': TeacherPrecision(),
+  'rivals': Rivals(),
   'mixed_members': MixedMembers(),
   'churn': CLICKS,
   'choices': Choices(),
