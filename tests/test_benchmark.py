@@ -21,7 +21,7 @@ from codistill.models import make_lstm
 from data.preparing import workers
 from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import job, loop, measure, report
+from scripts.benchmark import job, loop, measure, peers, report
 from scripts.benchmark import networks as measured
 from scripts.benchmark.measure import Limit, Measure, ResNet
 from scripts.benchmark.networks import Network
@@ -355,6 +355,7 @@ def asked(monkeypatch):
 
 def test_without_a_name_all_are_measured(asked, monkeypatch, tmp_path, capsys):
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(peers, 'missing', lambda: None)
   assert benchmark.main(['--rounds=1']) == 0
   assert asked == [(name, 1, 'small') for name in benchmark.PARTS]
   assert list(tmp_path.iterdir()) == []
@@ -404,9 +405,10 @@ def test_what_makes_no_sense_is_refused_at_once(asked, tmp_path, capsys):
 
 
 def test_the_networks_are_configs_whose_keys_exist():
-  for name, network in (*measured.SMALL.items(), *measured.FULL.items()):
-    kind = network.build().task.kind
-    assert kind == {'LSTM': 'text', 'DNN': 'clicks'}.get(name, 'images')
+  kinds = {'LSTM': 'text', 'Transformer': 'text', 'DNN': 'clicks'}
+  for part in (measured, peers):
+    for name, network in (*part.SMALL.items(), *part.FULL.items()):
+      assert network.build().task.kind == kinds.get(name, 'images')
 
 
 def test_the_documents_tables_are_those_of_the_committed_results():

@@ -18,13 +18,14 @@ start: from the command to the first step, compiled before and not;
 lstm: the gradient of a layer's recurrence, our own and JAX's;
 convolution: a ResNet's convolutions, as XLA's and as products;
 teacher: an update's time and memory, by precision of the teacher;
-together: members updated one by one, and by one program for all.
+together: members updated one by one, and by one program for all;
+peers: updates beside those of the same networks in PyTorch.
 
-Without WHAT it measures everything. Shapes are small unless --full is given.
-Alternatives are measured in turn, so that other load on this machine affects
-them alike; compiling and warming up do not count. It prints the median, least
-and greatest of each number, and the limit. It writes only FILE: each part when
-it is done, in place of FILE's old one.
+Without WHAT it measures everything, and peers if PyTorch is installed. Shapes
+are small unless --full is given. Alternatives are measured in turn, so that
+other load on this machine affects them alike; compiling and warming up do not
+count. It prints the median, least and greatest of each number, and the limit.
+It writes only FILE: each part when it is done, in place of FILE's old one.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 from absl import logging
 from rich.console import Console
 
+from experiments import record
 from experiments.errors import UserError
 from experiments.paths import local_path
 from scripts.benchmark import (
@@ -51,6 +53,7 @@ from scripts.benchmark import (
   lstm,
   memory,
   model,
+  peers,
   publication,
   report,
   scale,
@@ -80,6 +83,7 @@ PARTS = {
   'convolution': convolution,
   'teacher': teacher,
   'together': together,
+  'peers': peers,
 }
 _GROUPS = {'input': ('images', 'text', 'clicks', 'waiting')}
 
@@ -114,25 +118,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if jax.config.jax_compilation_cache_dir is None:
       os.environ['JAX_COMPILATION_CACHE_DIR'] = programs
       jax.config.update('jax_compilation_cache_dir', programs)
-    return _measure_all(dict.fromkeys(names or PARTS), arguments)
+    return _measure_all(names, arguments)
 
 
-def _measure_all(names: Iterable[str], arguments: argparse.Namespace) -> int:
-  """Measures parts one after another; returns the exit status."""
+def _measure_all(names: Sequence[str], arguments: argparse.Namespace) -> int:
+  """Measures parts, or all, one after another; returns the exit status."""
   # First, because FILE may be a file of the project, which makes it dirty.
   where = machine()
   try:
     if arguments.json:
       # An unusable file must fail before minutes of measuring.
       _check(arguments.json)
-    for name in names:
+    for name in _possible(names):
       measures = _measure(name, arguments.rounds, arguments.full)
       if arguments.json:
-        report.add(arguments.json, name, measures, arguments.full, where)
+        packages = ['torch'] if name == 'peers' else []
+        report.add(
+          arguments.json,
+          name,
+          measures,
+          arguments.full,
+          where | record.package_versions(packages),
+        )
   except (UserError, OSError, ValueError) as error:
     print(f'scripts.benchmark: {error}', file=sys.stderr)
     return 1
   return 0
+
+
+def _possible(names: Sequence[str]) -> list[str]:
+  """These parts, each once; without names, all that can be measured here.
+
+  Raises:
+    UserError: if one of the names cannot.
+  """
+  wanted = dict.fromkeys(names or PARTS)
+  missing = peers.missing()
+  if missing and 'peers' in wanted:
+    if names:
+      raise UserError(missing)
+    print(f'Left out: {missing}')
+    del wanted['peers']
+  return list(wanted)
 
 
 def _measure(name: str, rounds: int, full: bool) -> list[Measure]:

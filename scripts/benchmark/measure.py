@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import pathlib
@@ -82,23 +83,35 @@ def enough(one: float) -> int:
 def in_turn(
   functions: Mapping[Kind, Callable[[], object]], rounds: int
 ) -> Iterator[dict[Kind, float]]:
-  """Seconds of a call of each function, round by round.
+  """`take_turns` for functions, timed with `seconds`."""
+  return take_turns(
+    {
+      kind: functools.partial(seconds, function)
+      for kind, function in functions.items()
+    },
+    rounds,
+  )
 
-  Each function is called once to compile, and once more to see how many calls
-  fill half a second.
+
+def take_turns(
+  timers: Mapping[Kind, Callable[[int], float]], rounds: int
+) -> Iterator[dict[Kind, float]]:
+  """Seconds of a call of each kind, round by round.
+
+  Each kind is called once to compile, and once more to see how many calls fill
+  half a second.
 
   Args:
-    functions: by name.
-    rounds: how many; each times all functions, one after the other.
+    timers: by name; each makes so many calls, and returns their seconds.
+    rounds: how many; each times all kinds, one after the other.
   """
   times = {}
-  for kind, function in functions.items():
-    seconds(function, 1)
-    times[kind] = enough(seconds(function, 1))
+  for kind, timer in timers.items():
+    timer(1)
+    times[kind] = enough(timer(1))
   for _ in range(rounds):
     yield {
-      kind: seconds(function, times[kind]) / times[kind]
-      for kind, function in functions.items()
+      kind: timer(times[kind]) / times[kind] for kind, timer in timers.items()
     }
 
 

@@ -125,9 +125,10 @@ def _origin(machine: dict[str, Any]) -> str:
   commit = f'commit {(machine["commit"] or "unknown")[:7]}'
   if machine['dirty']:
     commit += ' with changes'
+  torch = f', PyTorch {machine["torch"]}' if 'torch' in machine else ''
   return (
     f'{machine["device"]}, {machine["cores"]} cores of {machine["cpu"]}; '
-    f'{commit}, Python {machine["python"]}, JAX {machine["jax"]}.'
+    f'{commit}, Python {machine["python"]}, JAX {machine["jax"]}{torch}.'
   )
 
 
