@@ -37,6 +37,13 @@ def check(config: ConfigDict, member: int | None) -> None:
       'average; train all of two or more members in one process, or set it to '
       'False'
     )
+  several = len(set(codistill.member_models)) > 1
+  if several and (config.evaluate_soup or is_averaged(config)):
+    raise UserError(
+      'codistill.member_models names several networks, whose weights have no '
+      'average; leave it out, or set codistill.method to codistillation and '
+      'evaluate_soup to False'
+    )
   if not is_averaged(config):
     return
   why = None
@@ -47,11 +54,6 @@ def check(config: ConfigDict, member: int | None) -> None:
     )
   elif codistill.members < 2:
     why = 'codistill.members is 1, so there is no average; set it to 2 or more'
-  elif len(set(codistill.member_models)) > 1:
-    why = (
-      'codistill.member_models names several networks, whose weights have no '
-      'average; leave it out, or set codistill.method to codistillation'
-    )
   elif config.num_async_workers > 1:
     why = (
       'num_async_workers is more than 1, and older weights of a member are not '

@@ -366,6 +366,7 @@ class Trainer:
     """What the members' average weights score."""
     experiment = self._experiment
     result = experiment.evaluate(
+      experiment.models([active[0].index]),
       [mean_of(tuple(member.state.variables for member in active))],
       experiment.eval_batches(),
     )

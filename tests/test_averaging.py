@@ -34,6 +34,7 @@ REFUSED = {
   ('codistill.exchange', 'none'): 'set it to memory or checkpoints',
   ('codistill.members', 1): 'so there is no average; set it to 2 or more',
   ('num_async_workers', 2): 'num_async_workers is more than 1',
+  ('codistill.member_models', ('dnn', 'resnet')): 'have no average; leave it',
   ('codistill.delay_steps', 2): 'make it less than reload_interval_steps, 2',
   ('codistill.outer_learning_rate', 0.0): 'the rate must be more than 0',
   ('codistill.outer_momentum', 1.0): 'and the momentum in [0, 1)',
