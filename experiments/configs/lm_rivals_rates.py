@@ -2,9 +2,10 @@
 
   python -m experiments.sweep --config=lm_rivals_rates:laptop
 
-Half, once and twice the learning rate for twice the batch, codistillation and
-local SGD, every 50 steps; three pairs of outer rate and momentum for DiLoCo.
-The twelve runs take twenty minutes on a core at `:laptop`.
+Half, once and twice the learning rate for members that never meet, twice the
+batch, codistillation and local SGD, every 50 steps; three pairs of outer rate
+and momentum for DiLoCo. The fifteen runs take twenty-five minutes on a core at
+`:laptop`.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments.configs import lm_rivals
 
 VARIANTS = lm_rivals.VARIANTS
+_RATE = 'schedule.constant.rate'
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -25,6 +27,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   """Three rates for each way but DiLoCo, which has three outer pairs."""
   rate = get_config(variant).schedule.constant.rate
   ways = [
+    lm_rivals.apart(variant),
     lm_rivals.twice_the_batch(variant),
     lm_rivals.METHODS['codistillation'],
     lm_rivals.METHODS['local_sgd'],
@@ -35,7 +38,8 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   }
   return [
     *(
-      way | ({} if factor == 1 else {'schedule.constant.rate': rate * factor})
+      {key: value for key, value in way.items() if key != _RATE}
+      | ({} if factor == 1 else {_RATE: rate * factor})
       for way in ways
       for factor in (1, 1 / 2, 2)
     ),
