@@ -70,7 +70,8 @@ class Status(NamedTuple):
   """A member, as its files show it; None or '' stands for unknown.
 
   Attributes:
-    member: its number, and its network if members have different ones.
+    member: its number.
+    network: its network's name, if members have different ones.
     state: running, stopped, done, diverged, dead, unclear, elsewhere or not
       started.
     step: updates it has rows of.
@@ -84,7 +85,8 @@ class Status(NamedTuple):
     published: newest publication that others can read, and its age.
   """
 
-  member: str
+  member: int
+  network: str
   state: str
   step: int | None
   num_steps: int
@@ -190,7 +192,8 @@ def _begun(
   if exchange is not None:
     life = _read_lease(exchange / str(member) / 'lease.json').incarnation
   return Status(
-    member=_name(member, run),
+    member=member,
+    network=_network(member, run),
     state=state,
     step=step,
     num_steps=run['config']['num_steps'],
@@ -210,7 +213,8 @@ def _not_begun(member: int, run: Run, exchange: epath.Path | None) -> Status:
   if exchange is not None:
     lease = _read_lease(exchange / str(member) / 'lease.json')
   return Status(
-    member=_name(member, run),
+    member=member,
+    network=_network(member, run),
     state='elsewhere' if lease.alive else 'not started',
     step=None,
     num_steps=run['config']['num_steps'],
@@ -224,9 +228,9 @@ def _not_begun(member: int, run: Run, exchange: epath.Path | None) -> Status:
   )
 
 
-def _name(member: int, run: Run) -> str:
+def _network(member: int, run: Run) -> str:
   networks = run['config']['codistill'].get('member_models')
-  return f'{member} {networks[member]}' if networks else str(member)
+  return networks[member] if networks else ''
 
 
 def _rate(trained: Sequence[Row]) -> float | None:
@@ -329,7 +333,7 @@ def status_table(title: str, statuses: Sequence[Status]) -> Table:
     table.add_column(name)
   for one in statuses:
     cells = (
-      one.member,
+      f'{one.member} {one.network}'.rstrip(),
       one.state,
       None if one.step is None else f'{one.step:,}/{one.num_steps:,}',
       None if one.rate is None else f'{one.rate:,.0f}',

@@ -128,7 +128,9 @@ class Picture:
     # When each was last seen at its first step, so that compiling does not
     # count as slow steps.
     self._began: dict[int, tuple[float, int]] = {}
-    nothing = Status(0, '', None, num_steps, None, None, '', None, None, '', '')
+    nothing = Status(
+      0, '', '', None, num_steps, None, None, '', None, None, '', ''
+    )
     self.statuses = [
       nothing._replace(member=member.index) for member in members
     ]
