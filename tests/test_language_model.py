@@ -25,8 +25,10 @@ from commands import (
 from in_process import complaint, run_script
 from rebuilt import cheap_builds
 
+from data.text.dataset import TextSet
 from experiments import config as config_lib
 from experiments.build import build
+from experiments.errors import UserError
 from experiments.record import read_run
 from experiments.stored import load_teachers
 from scripts import evaluate, export
@@ -258,6 +260,16 @@ for folder in ('1', 'ensemble'):
 ours = {'codistill', 'data', 'experiments', 'scripts', 'flax'}
 assert not ours & {name.split('.')[0] for name in sys.modules}
 """
+
+
+def test_teachers_of_other_pieces_are_refused(two_phases, monkeypatch):
+  _, workdir, outcome = two_phases
+  # As many pieces, but no two texts have the same.
+  pieces = itertools.count()
+  hashes = property(lambda _: str(next(pieces)))
+  monkeypatch.setattr(TextSet, 'vocabulary', hashes)
+  with pytest.raises(UserError, match='ensemble learnt other pieces; choose'):
+    load_teachers(workdir / 'ensemble', outcome.config.data)
 
 
 def test_what_is_exported_goes_on_with_a_text_without_this_project(

@@ -5,6 +5,9 @@ import functools
 import pytest
 from collected import make_seeds, rows_in, table_of
 
+from experiments import config as config_lib
+from scripts.figures.catalog import FIGURES
+
 APART = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
 ALONE = {'codistill.members': 1}
 LESS = {'optimizer.sgd.weight_decay_drop_at_steps': [10]}
@@ -109,3 +112,37 @@ def test_a_teacher_s_ages_come_in_order_with_what_it_knew_then(rows):
   assert known == ['62.50', '100.00 ± 0.00', '–']
   assert firsts(found.values(), GAINS) == ['+5.00', '−5.00', '–']
   assert firsts([found['–']], f'student: {BOTH}') == ['70.00']
+
+
+def test_each_network_of_a_pair_is_shown_in_each_way_it_was_trained(tmp_path):
+  def loss(seed, step, who, number):
+    # Every end is another number.
+    return number + (0.5 if who == 'ensemble' else 0.1 * who)
+
+  named = {'codistill.member_models': ['large', 'small']}
+  for number, point in enumerate(config_lib.points('mixed_members:laptop')):
+    keys = {'members': point.get('codistill.members', 2), 'named': named}
+    keys['loss_of'] = functools.partial(loss, number=number)
+    make_seeds(tmp_path / str(number), 1, 'mixed_members', point, **keys)
+  rows = rows_in(tmp_path)
+  shown = [
+    (
+      line['network'],
+      line['trained'],
+      line['cross-entropy (nats) / top-1 (%)'].split(' / ')[0],
+    )
+    for line in FIGURES['mixed_members'].lines(rows)
+  ]
+  assert shown == [
+    ('small', 'alone', '1.1000'),
+    ('small', 'with small', '2.1000'),
+    ('small', 'with large', '0.1000'),
+    ('small', 'with large, no burn-in', '5.1000'),
+    ('small', 'with frozen large', '4.0000'),
+    ('large', 'alone', '1.0000'),
+    ('large', 'with large', '3.0000'),
+    ('large', 'with small', '0.0000'),
+    ('large', 'with small, no burn-in', '5.0000'),
+  ]
+  small, large = FIGURES['mixed_members'].panels(rows)[0]
+  assert (len(small.content), len(large.content)) == (5, 4)
