@@ -179,11 +179,8 @@ def test_two_processes_are_one_run_though_one_is_killed(
     states,
     [member.state for member in whole.trainer.members],
   )
-  assert [one.member for one in status.read_status(tmp_path)] == [
-    '0 small',
-    '1 wide',
-    '2 small',
-  ]
+  shown = [(one.member, one.network) for one in status.read_status(tmp_path)]
+  assert shown == [(0, 'small'), (1, 'wide'), (2, 'small')]
   for member in range(3):
     assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
       row for row in rows_of(workdir) if row['member'] == member
