@@ -61,6 +61,7 @@ from experiments.flags import Request, World, make_request, parse_flags
 from experiments.paths import ROOT
 from experiments.processes import say
 from experiments.profile import Profile
+from experiments.programs import keep_programs
 from experiments.progress import RunProgress
 from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
@@ -401,8 +402,7 @@ def _provenance(request: Request) -> record.Row:
 
 def main(argv: list[str]) -> int:
   """Runs the command; errors that a user can cause end in one sentence."""
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
+  keep_programs()
   if not FLAGS['verbosity'].present:
     # Orbax tells a lot, and tells what it raises once more from each thread
     # and each of its tasks.

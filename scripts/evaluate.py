@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 from absl import logging
 from rich import box
 from rich.console import Console
@@ -33,11 +32,11 @@ from codistill.evaluate import Evaluation, Score
 from experiments.errors import UserError
 from experiments.experiment import Experiment
 from experiments.paths import local_path
+from experiments.programs import keep_programs
 from experiments.runs import label_of, members_of, read_runs, some_run
 from experiments.stored import Stored, load_members, rebuild
 from experiments.summary import number, percent
 
-ROOT = pathlib.Path(__file__).parent.parent
 PyTree = Any
 
 
@@ -161,8 +160,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 def prepare_jax() -> None:
   """Keeps compiled programs and silences Orbax, as a run does."""
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache/jax'))
+  keep_programs()
   logging.set_verbosity(logging.FATAL)
   # Orbax leaves a coroutine unawaited when a checkpoint is damaged.
   warnings.filterwarnings('ignore', 'coroutine .* was never awaited')

@@ -1,6 +1,7 @@
 """The whole command: rows, provenance, every config."""
 
 import json
+import types
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from commands import (
 )
 
 from codistill import optim
-from experiments import flags, record, run
+from experiments import flags, programs, record, run
 from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 
@@ -188,3 +189,23 @@ def test_what_is_not_given_follows():
     run.parse_flags([*argv[:1], f'--config={CODISTILL}', '--process-id=0'])
     with pytest.raises(UserError, match='address and --num-processes is miss'):
       flags.make_request(argv[1])
+
+
+def test_all_programs_are_kept_unless_variables_say_otherwise(monkeypatch):
+  variable = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+  for folder, seconds in ((None, None), ('here', None), (None, '1')):
+    if seconds is None:
+      monkeypatch.delenv(variable, raising=False)
+    else:
+      monkeypatch.setenv(variable, seconds)
+    changed = {}
+    config = types.SimpleNamespace(
+      jax_compilation_cache_dir=folder, update=changed.__setitem__
+    )
+    standing_in = types.SimpleNamespace(config=config)
+    monkeypatch.setattr(programs, 'jax', standing_in)
+    programs.keep_programs()
+    wanted = {} if folder else {programs._FOLDER: str(ROOT / '.cache/jax')}
+    if seconds is None:
+      wanted[variable.lower()] = 0
+    assert changed == wanted
