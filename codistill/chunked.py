@@ -35,12 +35,14 @@ _ACCELERATOR_BYTES = 2**29
 def fitting_tokens(num_classes: int, platform: str) -> int:
   """How many tokens a device should hold the float32 logits of at a time.
 
+  It is a power of two, as batches often are, so that no chunk is filled up.
+
   Args:
     num_classes: size of the vocabulary.
     platform: of the device, as JAX names it: 'cpu', 'gpu', 'tpu'.
   """
   limit = _CPU_BYTES if platform == 'cpu' else _ACCELERATOR_BYTES
-  return max(1, limit // (4 * num_classes))
+  return 1 << (max(1, limit // (4 * num_classes)).bit_length() - 1)
 
 
 def sum_in_chunks(
