@@ -10,8 +10,8 @@ of communication. All see the same number of tokens. `scripts.figures rivals`
 draws the loss at the end over the bytes that a member sends a step.
 
 Networks of 2 × 64 units on Python sources (`:laptop`) take a minute and a half
-a run on a core, all thirteen twenty minutes. Rates are chosen with the first
-seed, by `lm_rivals_rates`.
+a run on a core, all thirteen twenty minutes. Rates are to be chosen with the
+first seed, by `lm_rivals_rates`.
 """
 
 from typing import Any
@@ -31,7 +31,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.codistill.burn_in_steps = 125
     # The averages of every interval fall on some.
     config.eval_interval_steps = 50
-    # The best of three tries of codistillation and of local SGD.
+    # For now: the best for codistillation and local SGD in a first round of
+    # tries, whose rows were not kept. `lm_rivals_rates` is to decide.
     config.schedule.constant.rate = 0.016
   return config
 

@@ -1,4 +1,4 @@
-"""A ResNet-32's convolutions, and the same sums written as products.
+"""Convolutions of ResNets, and the same sums written as products.
 
 Kernels are 3 × 3 with stride 1 in float32. The forward pass and both gradients
 are timed as XLA has them; the kernel's gradient also as one product over
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from scripts.benchmark.measure import Measure, Measures, in_turn
 
-TITLE = 'convolutions of a ResNet-32'
+TITLE = 'convolutions of ResNets'
 ROUNDS = 'rounds of a convolution of each kind'
 Images = Float[Array, 'batch height width channels']
 Kernel = Float[Array, '3 3 channels channels']
@@ -30,7 +30,8 @@ class Shapes(NamedTuple):
   sizes: tuple[tuple[int, int], ...]
 
 
-SMALL = FULL = Shapes(64, ((32, 16), (16, 32), (8, 64)))
+# The last two are of a ResNet-50 on images of 64 × 64.
+SMALL = FULL = Shapes(64, ((32, 16), (16, 32), (8, 64), (4, 256), (2, 512)))
 
 
 def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
