@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import types
 
 import grain  # noqa: F401 - defines flags, before any are saved
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from stand_ins import until
 
 from experiments import run
 from experiments.build import build
@@ -120,6 +122,31 @@ def start_process(line):
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8'}
   pipes = dict.fromkeys(('stdout', 'stderr'), subprocess.PIPE)
   return subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **pipes)
+
+
+@contextlib.contextmanager
+def killed_once(line, workdir):
+  """Member 1 in a process of its own, which is killed and started again."""
+  lives = [start_process(line)]
+
+  def kill_and_start_again():
+    # It has a checkpoint of step 4, and has published step 6.
+    rows, published = workdir / 'rows-1.jsonl', workdir / 'exchange/1/6'
+    until(
+      lambda: published.exists() and rows.read_bytes().count(b'\n') >= 7,
+      lives[0],
+    )
+    lives[0].kill()
+    lives[0].communicate()
+    lives.append(start_process(line))
+
+  thread = threading.Thread(target=kill_and_start_again)
+  thread.start()
+  yield
+  thread.join()
+  assert len(lives) == 2, lives[0].communicate()[1]
+  _, err = lives[1].communicate(timeout=200)
+  assert lives[1].returncode == 0, err
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import threading
 
 import jax
 import numpy as np
@@ -12,12 +11,12 @@ from commands import (
   build_cheaply,
   contents,
   error_sentence,
+  killed_once,
   leaves_of,
   line_of,
   on_row,
   rows_of,
   run_command,
-  start_process,
   stop_command,
 )
 from etils import epath
@@ -54,28 +53,9 @@ def test_a_run_through_a_folder_that_resumes_is_one_in_memory(either, tmp_path):
 def test_two_processes_are_one_run_though_one_is_killed(either, tmp_path):
   """Rows, and the members' states at the end, agree bit for bit."""
   line = line_of(tmp_path, *either.arguments, *APART, '--member=1')
-  lives = [start_process(line)]
-
-  def kill_and_start_again():
-    # It has a checkpoint of step 4, and has published step 6.
-    rows = tmp_path / 'rows-1.jsonl'
-    published = tmp_path / 'exchange/1/6'
-    until(
-      lambda: published.exists() and rows.read_bytes().count(b'\n') >= 7,
-      lives[0],
-    )
-    lives[0].kill()
-    lives[0].communicate()
-    lives.append(start_process(line))
-
-  thread = threading.Thread(target=kill_and_start_again)
-  thread.start()
-  outcome = run_command(tmp_path, *either.arguments, *APART, '--member=0')
+  with killed_once(line, tmp_path):
+    outcome = run_command(tmp_path, *either.arguments, *APART, '--member=0')
   assert outcome.status == 0
-  thread.join()
-  assert len(lives) == 2, lives[0].communicate()[1]
-  _, err = lives[1].communicate(timeout=200)
-  assert lives[1].returncode == 0, err
   experiment = outcome.experiment
   restored = read_newest(
     tmp_path / 'checkpoints-1',

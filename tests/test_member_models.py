@@ -1,7 +1,6 @@
 """Members of different architecture: in one process, in many, afterwards."""
 
 import json
-import threading
 
 import jax
 import jax.export
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from commands import (
   assert_bit_for_bit,
+  killed_once,
   line_of,
   rows_of,
   run_command,
@@ -17,7 +17,6 @@ from commands import (
 )
 from in_process import run_script
 from orbax.checkpoint import v1 as ocp
-from stand_ins import until
 
 from codistill import losses
 from codistill.algorithm import Peer
@@ -144,27 +143,11 @@ def test_two_processes_are_one_run_though_one_is_killed(
   workdir, whole = mixed
   line = line_of(tmp_path, *APART, '--member=1', config=config)
   third = start_process(line_of(tmp_path, *APART, '--member=2', config=config))
-  lives = [start_process(line)]
-
-  def kill_and_start_again():
-    rows = tmp_path / 'rows-1.jsonl'
-    published = tmp_path / 'exchange/1/6'
-    until(
-      lambda: published.exists() and rows.read_bytes().count(b'\n') >= 7,
-      lives[0],
-    )
-    lives[0].kill()
-    lives[0].communicate()
-    lives.append(start_process(line))
-
-  thread = threading.Thread(target=kill_and_start_again)
-  thread.start()
-  outcome = run_command(tmp_path, *APART, '--member=0', config=config)
+  with killed_once(line, tmp_path):
+    outcome = run_command(tmp_path, *APART, '--member=0', config=config)
   assert outcome.status == 0
-  thread.join()
-  for process in (third, lives[1]):
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
+  _, err = third.communicate(timeout=200)
+  assert third.returncode == 0, err
   states = [outcome.trainer.members[0].state]
   for member in (1, 2):
     restored = read_newest(
