@@ -4,8 +4,7 @@
 
 Half, once and twice the learning rate for members that never meet, twice the
 batch, codistillation and local SGD, every 50 steps; three pairs of outer rate
-and momentum for DiLoCo. The fifteen runs take twenty-five minutes on a core at
-`:laptop`.
+and momentum for DiLoCo. The fifteen runs take fifty minutes on a core at `:laptop`.
 """
 
 from typing import Any
