@@ -15,6 +15,7 @@ from collected import (
   table_of,
 )
 
+from experiments import config as config_lib
 from scripts.figures import cost
 from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
 from scripts.figures.catalog import FIGURES
@@ -338,3 +339,27 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
     line[:5] for line in lines
   ]
   assert not FIGURES['rivals'].panels({})
+
+
+def test_each_choice_of_psi_is_beside_members_that_never_meet(tmp_path):
+  choices = config_lib.points('psi_choices:laptop')
+  apart = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+  for number, point in enumerate((apart, {}, *choices)):
+    config = 'psi_choices' if number > 1 else 'lm_rivals'
+
+    def loss(seed, step, who, end=1 - 0.05 * number):
+      return end
+
+    make_seeds(tmp_path / str(number), 1, config, point, loss_of=loss)
+  rows = rows_in(tmp_path)
+  lines = list(FIGURES['psi_choices'].lines(rows))
+  assert [line['runs'] for line in lines] == ['1'] * (2 + len(choices))
+  gain = 'better than the baseline, seed for seed: cross-entropy (nats)'
+  # Choices are shown in the order of the sweep.
+  assert [line[gain] for line in lines] == [
+    '–',
+    *(f'+{0.05 * number:.4f}' for number in range(1, len(lines))),
+  ]
+  [[panel]] = FIGURES['psi_choices'].panels(rows)
+  assert len(panel.content) == len(lines)
+  assert not FIGURES['psi_choices'].panels({})

@@ -13,6 +13,7 @@ from scripts.figures.failed_peer import FailedPeer
 from scripts.figures.figure import Figure
 from scripts.figures.metric import LOSS, TOP_1
 from scripts.figures.mixed_members import MixedMembers
+from scripts.figures.psi_choices import PsiChoices
 from scripts.figures.regime import Regime
 from scripts.figures.rivals import Rivals
 from scripts.figures.students import HalfTheSteps, TeacherFit, Transfer
@@ -102,6 +103,7 @@ FIGURES: Mapping[str, Figure] = {
   'teacher_precision': TeacherPrecision(),
   'rivals': Rivals(),
   'mixed_members': MixedMembers(),
+  'psi_choices': PsiChoices(),
   'churn': CLICKS,
   'choices': Choices(),
   'churn_images': IMAGES,
