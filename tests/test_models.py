@@ -175,7 +175,11 @@ def test_the_click_regression_by_hand():
 
 
 @pytest.mark.parametrize(('depth', 'number'), [(18, 17 + 3), (50, 49 + 4)])
-def test_imagenet_networks_shrink_the_image_thirty_two_times(depth, number):
+def test_imagenet_networks_shrink_the_image_thirty_two_times(
+  monkeypatch, depth, number
+):
+  # On a CPU some convolutions are products.
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   model = small('resnet', **IMAGENET, depth=depth)
   traced = jax.make_jaxpr(lambda v, x: model.predict(v, x, ())[0].logits)(
     shapes_of(model), jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from codistill.models.batch_norm import EPSILON, BatchNorm
+from codistill.models.convolution import convolve
 from codistill.models.model import (
   LinearHead,
   Model,
@@ -99,6 +100,7 @@ class ResNet(nn.Module):
     """Predicts from images of shape [batch, height, width, channels]."""
     conv = functools.partial(
       nn.Conv,
+      conv_general_dilated=convolve,
       use_bias=False,
       dtype=self.dtype,
       param_dtype=self.param_dtype,

@@ -1,8 +1,6 @@
-"""Convolutions of ResNets, and the same sums written as products.
+"""Convolutions of ResNets, by XLA and as one product over patches.
 
-Kernels are 3 × 3 with stride 1 in float32. The forward pass and both gradients
-are timed as XLA has them; the kernel's gradient also as one product over
-patches, as nine products of shifted images, and as one with channels first.
+The forward pass and both gradients together, with stride 1 in float32.
 """
 
 from __future__ import annotations
@@ -12,26 +10,44 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
+from codistill.models.convolution import convolve_by_product
 from scripts.benchmark.measure import Measure, Measures, in_turn
 
 TITLE = 'convolutions of ResNets'
 ROUNDS = 'rounds of a convolution of each kind'
-Images = Float[Array, 'batch height width channels']
-Kernel = Float[Array, '3 3 channels channels']
+
+
+class Convolution(NamedTuple):
+  """Pixels and kernel a side, and channels of input and output."""
+
+  size: int
+  kernel: int
+  channels: int
+  features: int
 
 
 class Shapes(NamedTuple):
-  """Images of a batch, and (pixels a side, channels) of each convolution."""
+  """Images of a batch, and what is done with them."""
 
   images: int
-  sizes: tuple[tuple[int, int], ...]
+  convolutions: tuple[Convolution, ...]
 
 
-# The last two are of a ResNet-50 on images of 64 × 64.
-SMALL = FULL = Shapes(64, ((32, 16), (16, 32), (8, 64), (4, 256), (2, 512)))
+# Of a ResNet-32 on images of 32 × 32, and a ResNet-50 on images of 64 × 64.
+SMALL = FULL = Shapes(
+  64,
+  (
+    Convolution(32, 3, 16, 16),
+    Convolution(16, 3, 32, 32),
+    Convolution(8, 3, 64, 64),
+    Convolution(4, 3, 256, 256),
+    Convolution(2, 3, 512, 512),
+    Convolution(16, 1, 256, 64),
+    Convolution(4, 1, 256, 1_024),
+  ),
+)
 
 
 def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
@@ -45,95 +61,40 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
     All measurements so far, after each round.
   """
   found = Measures()
-  for size, channels in shapes.sizes:
-    kinds = make_kinds(shapes.images, size, channels)
-    for each in in_turn(kinds, rounds):
+  for one in shapes.convolutions:
+    name = '{0} × {0} pixels, {1} × {1} kernel, {2} to {3} channels'.format(
+      *one
+    )
+    for each in in_turn(make_kinds(shapes.images, one), rounds):
       for kind, taken in each.items():
-        name = f'{channels} channels of {size} × {size}: {kind}'
-        found.note(name, 'ms', 1e3 * taken)
+        found.note(f'{name}: {kind}', 'ms', 1e3 * taken)
       yield found.all()
 
 
 def make_kinds(
-  images: int, size: int, channels: int
-) -> dict[str, Callable[[], Array]]:
-  """Jitted functions without arguments, by what they compute and how."""
+  images: int, one: Convolution
+) -> dict[str, Callable[[], tuple[Array, ...]]]:
+  """Jitted functions without arguments: output and gradients, by how."""
   keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (images, size, size, channels))
-  kernel = jax.random.normal(keys[1], (3, 3, channels, channels))
-  d_y = jax.random.normal(keys[2], x.shape)
-  first = jnp.moveaxis(x, -1, 0), jnp.moveaxis(d_y, -1, 0)
-  functions = {
-    'forward': (_convolve, x, kernel),
-    'forward, a product over patches': (_as_product, x, kernel),
-    'gradient of the input': (_d_input, x, kernel, d_y),
-    'gradient of the kernel': (_d_kernel, x, kernel, d_y),
-    'gradient of the kernel, a product over patches': (_patches, x, d_y),
-    'gradient of the kernel, nine products': (_nine, x, d_y),
-    'gradient of the kernel, channels first': (_channels_first, *first),
-  }
+  square = (images, one.size, one.size)
+  x = jax.random.normal(keys[0], (*square, one.channels))
+  sides = (one.kernel, one.kernel)
+  kernel = jax.random.normal(keys[1], (*sides, one.channels, one.features))
+  d_y = jax.random.normal(keys[2], (*square, one.features))
+
+  def all_of(convolve, x, kernel, d_y):
+    y, pullback = jax.vjp(
+      lambda x, kernel: convolve(x, kernel, (1, 1), 'SAME'), x, kernel
+    )
+    return y, *pullback(d_y)
+
+  by_xla = functools.partial(
+    jax.lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+  kinds = {'XLA’s': by_xla, 'a product': convolve_by_product}
   return {
-    kind: functools.partial(jax.jit(function), *arguments)
-    for kind, (function, *arguments) in functions.items()
+    kind: functools.partial(
+      jax.jit(functools.partial(all_of, convolve)), x, kernel, d_y
+    )
+    for kind, convolve in kinds.items()
   }
-
-
-def _convolve(x: Images, kernel: Kernel) -> Images:
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
-
-
-def _d_input(x: Images, kernel: Kernel, d_y: Images) -> Images:
-  [d_x] = jax.vjp(lambda x: _convolve(x, kernel), x)[1](d_y)
-  return d_x
-
-
-def _d_kernel(x: Images, kernel: Kernel, d_y: Images) -> Kernel:
-  [d_kernel] = jax.vjp(lambda kernel: _convolve(x, kernel), kernel)[1](d_y)
-  return d_kernel
-
-
-def _shifted(x: Images) -> list[Images]:
-  """The nine images that a kernel's nine places see."""
-  size = x.shape[1]
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  return [
-    x[:, row : row + size, column : column + size]
-    for row in range(3)
-    for column in range(3)
-  ]
-
-
-def _as_product(x: Images, kernel: Kernel) -> Images:
-  return jnp.concatenate(_shifted(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _patches(x: Images, d_y: Images) -> Kernel:
-  patches = jnp.concatenate(_shifted(x), -1)
-  d_kernel = jnp.tensordot(patches, d_y, axes=((0, 1, 2), (0, 1, 2)))
-  return d_kernel.reshape(3, 3, x.shape[-1], d_y.shape[-1])
-
-
-def _nine(x: Images, d_y: Images) -> Kernel:
-  products = [
-    jnp.tensordot(one, d_y, axes=((0, 1, 2), (0, 1, 2))) for one in _shifted(x)
-  ]
-  return jnp.stack(products).reshape(3, 3, x.shape[-1], d_y.shape[-1])
-
-
-def _channels_first(
-  x: Float[Array, 'channels batch height width'],
-  d_y: Float[Array, 'channels batch height width'],
-) -> Kernel:
-  channels, images, size, _ = x.shape
-  x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-  patches = jnp.concatenate(
-    [
-      x[..., row : row + size, column : column + size]
-      for row in range(3)
-      for column in range(3)
-    ]
-  )
-  d_kernel = patches.reshape(-1, images * size**2) @ d_y.reshape(channels, -1).T
-  return d_kernel.reshape(3, 3, channels, channels)
