@@ -386,6 +386,44 @@ def test_several_parts_are_kept_beside_those_of_before(asked, tmp_path):
   assert '| free | 5.00 | 5.00 | 5.00 |  |  | % |' in text
 
 
+def test_on_a_gpu_the_papers_shapes_are_measured_for_some_minutes(
+  asked, monkeypatch, capsys
+):
+  monkeypatch.setattr(peers, 'missing', lambda: None)
+  line = ['gpu', '--minutes=8']
+  assert 'JAX computes on a cpu here' in complaint(capsys, benchmark, *line)
+  assert asked == []
+  monkeypatch.setattr(benchmark.jax, 'default_backend', lambda: 'gpu')
+  assert benchmark.main(line) == 0
+  assert asked == [('lanes', 5, 'full'), ('peers', 5, 'full')]
+  assert 'time is over' not in capsys.readouterr().out
+  clock = itertools.count(step=300)
+  monkeypatch.setattr(
+    benchmark, 'time', types.SimpleNamespace(monotonic=lambda: next(clock))
+  )
+  assert benchmark.main(line) == 0
+  assert [name for name, *_ in asked[2:]] == ['lanes']
+  shown = capsys.readouterr().out
+  assert 'lanes: the time is over' in shown
+  assert 'Left out, 8 minutes are over: peers' in shown
+
+
+def test_a_language_model_is_timed_by_lanes_and_chunks(run):
+  shapes = PARTS['lanes'].Shapes(TINY['LSTM'], (4, 8), (None, 16))
+  found = run('lanes', shapes)
+  names = [
+    f'{lanes} lanes, {loss}, {update}: {what}'
+    for lanes in (4, 8)
+    for loss in ('loss as by default', 'chunks of 16')
+    for update in ('burn-in', 'one teacher')
+    for what in ('time (ms)', 'rate (k tokens/s)')
+  ]
+  assert list(found) == names
+  milliseconds, rate = found[names[0]][0], found[names[1]][0]
+  tokens = TINY['LSTM'].build(batch_size=4).examples_per_step
+  assert milliseconds * rate == pytest.approx(tokens)
+
+
 def test_what_makes_no_sense_is_refused_at_once(asked, tmp_path, capsys):
   path = tmp_path / 'found.json'
   path.write_text('{"step": 1}')
@@ -397,6 +435,7 @@ def test_what_makes_no_sense_is_refused_at_once(asked, tmp_path, capsys):
   assert report.main([f'--json={path}']) == 2
   for argument, words in (
     ('--rounds=0', '--rounds must be at least 1'),
+    ('--minutes=0', '--minutes must be more than 0'),
     ('stepp', 'WHAT can be step'),
   ):
     with pytest.raises(SystemExit, match='2'):

@@ -1,6 +1,7 @@
 r"""Measures what training costs on this machine, and compares it with limits.
 
-  python -m scripts.benchmark [WHAT …] [--full] [--rounds=5] [--json=FILE]
+  python -m scripts.benchmark [WHAT …] [--full] [--rounds=5] [--minutes=M]
+    [--json=FILE]
 
 step: time and FLOPs of four networks' updates, with zero to three teachers;
 model: examples or tokens a second, FLOP/s, and their share of the best FLOP/s;
@@ -19,22 +20,28 @@ lstm: the gradient of a layer's recurrence, our own and JAX's;
 convolution: a ResNet's convolutions, as XLA's and as products;
 teacher: an update's time and memory, by precision of the teacher;
 together: members updated one by one, and by one program for all;
-peers: updates beside those of the same networks in PyTorch.
+peers: updates beside those of the same networks in PyTorch;
+lanes: the language model's tokens a second, by lanes and chunks of the loss;
+gpu: lanes and peers, in the paper's shapes, on a GPU.
 
 Without WHAT it measures everything, and peers if PyTorch is installed. Shapes
-are small unless --full is given. Alternatives are measured in turn, so that
-other load on this machine affects them alike; compiling and warming up do not
-count. It prints the median, least and greatest of each number, and the limit.
-It writes only FILE: each part when it is done, in place of FILE's old one.
+are small unless --full, or gpu, is given. Alternatives are measured in turn, so
+that other load on this machine affects them alike; compiling and warming up do
+not count. After M minutes no other round or part is begun. It prints the
+median, least and greatest of each number, and the limit. It writes only FILE:
+each part when it is done, in place of FILE's old one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import pathlib
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 
 import jax
@@ -49,6 +56,7 @@ from scripts.benchmark import (
   convolution,
   exchange,
   images,
+  lanes,
   loss,
   lstm,
   memory,
@@ -84,8 +92,12 @@ PARTS = {
   'teacher': teacher,
   'together': together,
   'peers': peers,
+  'lanes': lanes,
 }
-_GROUPS = {'input': ('images', 'text', 'clicks', 'waiting')}
+_GROUPS = {
+  'input': ('images', 'text', 'clicks', 'waiting'),
+  'gpu': ('lanes', 'peers'),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,10 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('what', nargs='*', metavar='WHAT')
   parser.add_argument('--full', action='store_true')
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--minutes', type=float, default=math.inf)
   parser.add_argument('--json', type=local_path, metavar='FILE')
   arguments = parser.parse_args(argv)
   if arguments.rounds < 1:
     parser.error('--rounds must be at least 1')
+  if not arguments.minutes > 0:
+    parser.error('--minutes must be more than 0')
+  if 'gpu' in arguments.what:
+    arguments.full = True
+    # JAX would take three quarters of the memory, which PyTorch needs, too.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  stop = time.monotonic() + 60 * arguments.minutes
   known = [*PARTS, *_GROUPS]
   if unknown := set(arguments.what) - set(known):
     parser.error(
@@ -118,10 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if jax.config.jax_compilation_cache_dir is None:
       os.environ['JAX_COMPILATION_CACHE_DIR'] = programs
       jax.config.update('jax_compilation_cache_dir', programs)
-    return _measure_all(names, arguments)
+    return _measure_all(names, arguments, stop)
 
 
-def _measure_all(names: Sequence[str], arguments: argparse.Namespace) -> int:
+def _measure_all(
+  names: Sequence[str], arguments: argparse.Namespace, stop: float
+) -> int:
   """Measures parts, or all, one after another; returns the exit status."""
   # First, because FILE may be a file of the project, which makes it dirty.
   where = machine()
@@ -129,8 +151,17 @@ def _measure_all(names: Sequence[str], arguments: argparse.Namespace) -> int:
     if arguments.json:
       # An unusable file must fail before minutes of measuring.
       _check(arguments.json)
+    if 'gpu' in arguments.what and jax.default_backend() != 'gpu':
+      raise UserError(
+        'gpu measures the paper’s shapes on a GPU, and JAX computes on a '
+        f'{jax.default_backend()} here; install jax[cuda13] where there is '
+        'one, or name parts'
+      )
     for name in _possible(names):
-      measures = _measure(name, arguments.rounds, arguments.full)
+      if time.monotonic() > stop:
+        print(f'Left out, {arguments.minutes:g} minutes are over: {name}')
+        continue
+      measures = _measure(name, arguments.rounds, arguments.full, stop)
       if arguments.json:
         packages = ['torch'] if name == 'peers' else []
         report.add(
@@ -162,16 +193,20 @@ def _possible(names: Sequence[str]) -> list[str]:
   return list(wanted)
 
 
-def _measure(name: str, rounds: int, full: bool) -> list[Measure]:
-  """Measures one part, and prints progress and a table."""
+def _measure(name: str, rounds: int, full: bool, stop: float) -> list[Measure]:
+  """Measures one part until a time, and prints progress and a table."""
   part, console = PARTS[name], Console()
   console.print(f'{name}: compiling and warming up …')
   measures: list[Measure] = []
   shapes = part.FULL if full else part.SMALL
-  for number, so_far in enumerate(part.measure(rounds, shapes), start=1):
-    measures = so_far
-    if number <= rounds:
-      console.print(f'{name}: {number} of {rounds} {part.ROUNDS}')
+  with contextlib.closing(part.measure(rounds, shapes)) as measuring:
+    for number, so_far in enumerate(measuring, start=1):
+      measures = so_far
+      if number <= rounds:
+        console.print(f'{name}: {number} of {rounds} {part.ROUNDS}')
+      if time.monotonic() > stop:
+        console.print(f'{name}: the time is over')
+        break
   console.print(report.table(f'{name}: {part.TITLE}', measures))
   return measures
 
