@@ -344,6 +344,7 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
 def test_each_choice_of_psi_is_beside_members_that_never_meet(tmp_path):
   choices = config_lib.points('psi_choices:laptop')
   apart = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+  apart |= {'schedule.constant.rate': 0.008}
   for number, point in enumerate((apart, {}, *choices)):
     config = 'psi_choices' if number > 1 else 'lm_rivals'
 

@@ -15,12 +15,14 @@ from ml_collections import ConfigDict
 from experiments.configs import lm_rivals
 
 VARIANTS = lm_rivals.VARIANTS
-_RATE = 'schedule.constant.rate'
 
 
 def get_config(variant: str = '') -> ConfigDict:
-  """`lm_rivals`."""
-  return lm_rivals.get_config(variant)
+  """`lm_rivals`, with the rate in the middle of the tries."""
+  config = lm_rivals.get_config(variant)
+  if variant == 'laptop':
+    config.schedule.constant.rate = 0.008
+  return config
 
 
 def sweep(variant: str = '') -> list[dict[str, Any]]:
@@ -29,8 +31,8 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   ways = [
     lm_rivals.apart(variant),
     lm_rivals.twice_the_batch(variant),
-    lm_rivals.METHODS['codistillation'],
-    lm_rivals.METHODS['local_sgd'],
+    lm_rivals.CODISTILLATION,
+    lm_rivals.LOCAL_SGD,
   ]
   outer = {
     'codistill.outer_learning_rate': 1.0,
@@ -38,13 +40,13 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   }
   return [
     *(
-      {key: value for key, value in way.items() if key != _RATE}
-      | ({} if factor == 1 else {_RATE: rate * factor})
+      {key: value for key, value in way.items() if key != lm_rivals.RATE}
+      | ({} if factor == 1 else {lm_rivals.RATE: rate * factor})
       for way in ways
       for factor in (1, 1 / 2, 2)
     ),
     *(
-      lm_rivals.METHODS['diloco'] | pair
+      {'codistill.method': 'diloco'} | pair
       for pair in ({}, {'codistill.outer_learning_rate': 0.4}, outer)
     ),
   ]

@@ -26,7 +26,11 @@ def _arm(
 
 
 _APART = {'codistill.exchange': 'none', _BURN_IN: ANY}
-_ALONE = _arm('members that never meet', panel.BLACK, _APART, _REFERENCE)
+# Perhaps they are best at another rate than pairs that codistil.
+_ALONE = tuple(
+  _arm('members that never meet', panel.BLACK, _APART | rate, _REFERENCE)
+  for rate in ({}, {'schedule.constant.rate': ANY})
+)
 _PAPER = _arm('ψ as in the paper', panel.VERMILION, {}, _REFERENCE)
 _CHOICES = tuple(
   _arm(label, color, point)
@@ -77,17 +81,22 @@ class PsiChoices(Figure):
       return []
     dots = [
       Dots(arm.label, arm.color, LOSS.ends(arm.runs(rows), arm.who))
-      for arm in (_ALONE, _PAPER, *_CHOICES)
+      for arm in (_alone(rows), _PAPER, *_CHOICES)
     ]
     return [[Panel('ours, {}, at the end', dots, LOSS.label)]]
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
-    for arm in (_ALONE, _PAPER, *_CHOICES):
+    alone = _alone(rows)
+    for arm in (alone, _PAPER, *_CHOICES):
       runs = arm.runs(rows)
       yield {
         'ψ': arm.label,
         **ends(runs, arm.who, LOSS, of='a member'),
-        **gains(runs, arm.who, _ALONE, rows, LOSS),
+        **gains(runs, arm.who, alone, rows, LOSS),
         **ends(runs, 'ensemble', LOSS, of='ensemble'),
         **made_by(arm.config, runs),
       }
+
+
+def _alone(rows: Rows) -> Arm:
+  return next((arm for arm in _ALONE if arm.runs(rows)), _ALONE[0])
