@@ -311,6 +311,7 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
     where = tmp_path / str(number)
     named = {'codistill.publish_precision': 'float32'}
     named |= {'codistill.method': 'codistillation'}
+    named |= {'codistill.group_size': None, 'codistill.burn_in_steps': 20}
     keys = {'members': members, 'loss': functools.partial(loss, scale=end)}
     workdir = make_run(where, 'lm_rivals', point, **keys, named=named)
     for member in range(members) if sent else ():
@@ -318,7 +319,7 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
       with open(workdir / 'rows.jsonl', 'a') as rows:
         rows.write(json.dumps({'step': 40, 'member': member, **event}) + '\n')
   rows = rows_in(tmp_path)
-  [panel] = panels_of('rivals', rows)
+  panel, computing = panels_of('rivals', rows)
   ends = {
     name: {x: pytest.approx(y[0]) for x, y in line.points.items()}
     for name, line in lines_of(panel).items()
@@ -332,11 +333,22 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
     'members that never meet': dict.fromkeys((25.0, 125.0), 4 / 50),
     'ensemble of two that never meet': dict.fromkeys((25.0, 125.0), 3.6 / 50),
   }
+  # Three forward passes a token, for both; a fourth while ψ is on.
+  passes = {
+    name: max(line.points) * 1e6 / (2 * 40 * 8)
+    for name, line in lines_of(computing).items()
+  }
+  assert passes == {
+    'members that never meet': 3,
+    'synchronous SGD, twice the batch': 3,
+    'codistillation': 3.5,
+    'local SGD': 3,
+  }
   table = FIGURES['rivals'].table(rows, 'laptop')
   _, *lines = split_table(table)
   assert len(lines) == 8
-  assert ['DiLoCo, int8', '10', '0.04', '0.0520', '0.0468'] in [
-    line[:5] for line in lines
+  assert ['DiLoCo, int8', '10', '0.04', '1.00', '0.0520', '0.0468'] in [
+    line[:6] for line in lines
   ]
   assert not FIGURES['rivals'].panels({})
 

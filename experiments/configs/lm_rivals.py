@@ -45,13 +45,21 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   intervals = {'smoke': (1, 2, 4), 'narrow': (10, 50, 200)}.get(
     variant, (10, 50, 250)
   )
+  burn_in = get_config(variant).codistill.burn_in_steps
+  # Initial weights, which are published, too, teach nothing.
+  later = {_INTERVAL: intervals[2], _BURN_IN: max(burn_in, intervals[2])}
+  seldom = {_INTERVAL: intervals[2]}
   return [
     apart(variant),
     twice_the_batch(variant),
     *(
-      method | ({} if steps == intervals[1] else {_INTERVAL: steps})
-      for method in (CODISTILLATION, LOCAL_SGD, diloco(variant))
-      for steps in intervals
+      method | often
+      for method, last in (
+        (CODISTILLATION, later),
+        (LOCAL_SGD, seldom),
+        (diloco(variant), seldom),
+      )
+      for often in ({_INTERVAL: intervals[0]}, {}, last)
     ),
     CODISTILLATION | INT8,
     diloco(variant) | INT8 | {'codistill.publish_differences': True},
@@ -59,6 +67,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
 
 
 _INTERVAL = 'codistill.reload_interval_steps'
+_BURN_IN = 'codistill.burn_in_steps'
 INT8 = {'codistill.publish_precision': 'int8'}
 CODISTILLATION: dict[str, Any] = {}
 LOCAL_SGD = {'codistill.method': 'local_sgd'}
@@ -74,7 +83,7 @@ def diloco(variant: str) -> dict[str, Any]:
 def apart(variant: str) -> dict[str, Any]:
   """Members that never meet."""
   steps = get_config(variant).num_steps
-  never = {'codistill.exchange': 'none', 'codistill.burn_in_steps': steps}
+  never = {'codistill.exchange': 'none', _BURN_IN: steps}
   return never | _half_the_rate(variant)
 
 
@@ -83,7 +92,7 @@ def twice_the_batch(variant: str) -> dict[str, Any]:
   config = get_config(variant)
   return {
     'codistill.exchange': 'none',
-    'codistill.burn_in_steps': config.num_steps,
+    _BURN_IN: config.num_steps,
     'codistill.members': 1,
     'batch_size': 2 * config.batch_size,
   }

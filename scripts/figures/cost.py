@@ -20,7 +20,7 @@ from scripts.figures.figure import Cells, Figure, count, ends, made_by
 from scripts.figures.metric import LOSS, MEMBERS, Curve, Metric, Rows, crossing
 from scripts.figures.panel import Dots, Grid, Line, Panel
 
-_UPDATE = 3
+UPDATE = 3
 Unit = Callable[[Result, float], float]
 
 
@@ -43,15 +43,19 @@ def forward_passes(run: Result, step: float) -> float:
   config = run.run['config']
   own = config['batch_size'] * config['data'].get('sequence_length', 1)
   codistill = config['codistill']
+  members = codistill['members']
+  if codistill.get('method', 'codistillation') != 'codistillation':
+    # Members of a group are averaged; only other groups' teach.
+    members //= codistill['group_size'] or members
   match codistill['exchange']:
     case 'none':
       teachers = 0
     case 'frozen':
       teachers = config['two_phase']['members']
     case _:
-      teachers = codistill['members'] - 1
+      teachers = members - 1
   taught = max(0, step - codistill['burn_in_steps'])
-  return _UPDATE * trained_on(run, step) + own * (
+  return UPDATE * trained_on(run, step) + own * (
     codistill['members'] * teachers * taught
   )
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from experiments.results import Result
 from scripts.figures import arms, panel
+from scripts.figures.cost import UPDATE, forward_passes, trained_on
+from scripts.figures.curves import EARLY
 from scripts.figures.figure import Cells, Figure, ends, made_by
 from scripts.figures.metric import LOSS, MEMBERS, Rows, grouped
 from scripts.figures.panel import Grid, Line, Panel, along
@@ -105,7 +107,8 @@ class Rivals(Figure):
         lines.append(Line(label, panel.GRAY, points, **look))
     xlabel = 'a member sends in a step (bytes)'
     look = {'xscale': 'log', 'ylabel': LOSS.label}
-    return [[Panel('ours, {}, at the end', lines, xlabel, **look)]]
+    ends = Panel('ours, {}, at the end', lines, xlabel, **look)
+    return [[ends, _over_computing(ways)]]
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     ways = _ways(rows)
@@ -116,10 +119,52 @@ class Rivals(Figure):
         'members': way.label,
         'every … steps': str(way.interval or '–'),
         'a member sends in a step (kB)': f'{kilobytes:.2f}',
+        'computing': f'{_computing(runs[0]):.2f}',
         **ends(runs, MEMBERS, LOSS, of='a member'),
         **ends(runs, 'ensemble', LOSS, of='ensemble'),
         **made_by('lm_rivals', runs),
       }
+
+
+def _over_computing(ways: Mapping[_Way, Sequence[Result]]) -> Panel:
+  """Learning curves of those that exchange float32 as often as by default."""
+  default = {
+    way.method: runs
+    for way, runs in ways.items()
+    if way.precision == 'float32'
+    and not any('interval' in key for key in runs[0].point)
+  }
+  shown = {
+    _SYNC if way.members == 1 else _APART: (panel.BLACK, style, runs)
+    for way, runs in ways.items()
+    if way.method < 0
+    for style in ['--' if way.members == 1 else '-']
+  } | {
+    name: (color, '-', default[number])
+    for number, (name, color) in enumerate(_WAYS.values())
+    if number in default
+  }
+  lines = [
+    Line(
+      label,
+      color,
+      {
+        forward_passes(runs[0], step) / 1e6: losses
+        for step, losses in LOSS.points(runs, MEMBERS).items()
+      },
+      style=style,
+      seeds=len(runs),
+    )
+    for label, (color, style, runs) in shown.items()
+  ]
+  xlabel = 'forward passes of a token, all networks (M)'
+  return Panel('ours, {}', lines, xlabel, LOSS.label, early=EARLY)
+
+
+def _computing(run: Result) -> float:
+  """What a run computes, over what the same without teachers would."""
+  steps = run.run['config']['num_steps']
+  return forward_passes(run, steps) / (UPDATE * trained_on(run, steps))
 
 
 def _ways(rows: Rows) -> dict[_Way, list[Result]]:
