@@ -30,6 +30,7 @@ from rich.table import Table
 
 from codistill import precision
 from codistill.models import Model
+from codistill.models.convolution import plain_convolutions
 from experiments import config as configs
 from experiments import config_file
 from experiments.build import build
@@ -131,8 +132,9 @@ def update_memory(
   """
   arguments = abstract_arguments(experiment, teachers, member)
   descend = experiment.updates.descends[arguments.state.network]
-  lowered = descend.lower(*arguments)
-  analysis = lowered.compile().memory_analysis()
+  # Not the patches that some convolutions have on CPUs instead.
+  with plain_convolutions():
+    analysis = descend.lower(*arguments).compile().memory_analysis()
   if analysis is None:
     raise UserError(
       f'the compiler for {jax.default_backend()} has no analysis of memory; '
@@ -178,14 +180,14 @@ def kept_bytes(experiment: Experiment, member: int = 0) -> int:
 
     return jax.vjp(features, params)[1]
 
-  return precision.num_bytes(
-    jax.eval_shape(
+  with plain_convolutions():
+    shapes = jax.eval_shape(
       kept,
       state.variables,
       *jax.tree.map(shrink, (inputs, state.memory)),
       state.key,
     )
-  )
+  return precision.num_bytes(shapes)
 
 
 def describe(

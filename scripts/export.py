@@ -41,6 +41,7 @@ import jax.export
 
 from codistill.checkpoint import save_variables
 from codistill.evaluate import predict_together, probabilities
+from codistill.models.convolution import plain_convolutions
 from data.text.corpus import TOKENIZER
 from experiments.errors import UserError
 from experiments.experiment import Experiment
@@ -183,7 +184,9 @@ def export_function(
   """A function, lowered for every platform that it can be lowered for."""
 
   def lower(platforms: Sequence[str]) -> jax.export.Exported:
-    return jax.export.export(jax.jit(function), platforms=platforms)(*arguments)
+    exporting = jax.export.export(jax.jit(function), platforms=platforms)
+    with plain_convolutions():
+      return exporting(*arguments)
 
   def lowers(platform: str) -> bool:
     try:

@@ -18,6 +18,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
 
+from codistill.models.convolution import plain_convolutions
+
 # One FLOP for each number of the result.
 _BY_RESULT = (
   'abs add add_any atan2 ceil clamp cos div erf erf_inv exp exp2 expm1 floor '
@@ -73,7 +75,9 @@ def count(function: Callable[..., Any], *arguments: Any) -> Flops:
     ValueError: for a `while_loop` with FLOPs, since nothing tells how often it
       runs.
   """
-  return count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+  # Products over patches would count padding, too.
+  with plain_convolutions():
+    return count_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def count_jaxpr(jaxpr: jex.Jaxpr) -> Flops:

@@ -387,7 +387,7 @@ def test_several_parts_are_kept_beside_those_of_before(asked, tmp_path):
 
 
 def test_on_a_gpu_the_papers_shapes_are_measured_for_some_minutes(
-  asked, monkeypatch, capsys
+  asked, monkeypatch, tmp_path, capsys
 ):
   monkeypatch.setattr(peers, 'missing', lambda: None)
   line = ['gpu', '--minutes=8']
@@ -396,30 +396,33 @@ def test_on_a_gpu_the_papers_shapes_are_measured_for_some_minutes(
   monkeypatch.setattr(benchmark.jax, 'default_backend', lambda: 'gpu')
   assert benchmark.main(line) == 0
   assert asked == [('lanes', 5, 'full'), ('peers', 5, 'full')]
-  assert 'time is over' not in capsys.readouterr().out
+  assert 'cut short' not in capsys.readouterr().out
   clock = itertools.count(step=300)
   monkeypatch.setattr(
     benchmark, 'time', types.SimpleNamespace(monotonic=lambda: next(clock))
   )
-  assert benchmark.main(line) == 0
+  path = tmp_path / 'found.json'
+  assert benchmark.main([*line, f'--json={path}']) == 0
   assert [name for name, *_ in asked[2:]] == ['lanes']
   shown = capsys.readouterr().out
-  assert 'lanes: the time is over' in shown
-  assert 'Left out, 8 minutes are over: peers' in shown
+  assert 'lanes: cut short' in shown
+  assert 'Left out, because the minutes are over: peers' in shown
+  assert 'full shapes, cut short' in report.tables(path)['benchmark-lanes']
 
 
 def test_a_language_model_is_timed_by_lanes_and_chunks(run):
-  shapes = PARTS['lanes'].Shapes(TINY['LSTM'], (4,), (16,))
-  found = run('lanes', shapes)
+  found = run('lanes', PARTS['lanes'].Shapes(TINY['LSTM'], (4, 8), (None,)))
   names = [
-    f'4 lanes, chunks of 16, {update}: {what}'
+    f'{lanes} lanes, loss as by default, {update}: {what}'
+    for lanes in (4, 8)
     for update in ('burn-in', 'one teacher')
     for what in ('time (ms)', 'rate (k tokens/s)')
   ]
   assert list(found) == names
-  milliseconds, rate = found[names[0]][0], found[names[1]][0]
-  tokens = TINY['LSTM'].build(batch_size=4).examples_per_step
-  assert milliseconds * rate == pytest.approx(tokens)
+  tokens = TINY['LSTM'].build(batch_size=1).examples_per_step
+  for number, lanes in ((0, 4), (4, 8)):
+    milliseconds, rate = (found[name][0] for name in names[number:][:2])
+    assert milliseconds * rate == pytest.approx(lanes * tokens)
 
 
 def test_what_makes_no_sense_is_refused_at_once(asked, tmp_path, capsys):

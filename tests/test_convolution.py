@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from codistill.models.convolution import convolve
+from codistill.models.convolution import convolve, plain_convolutions
+from scripts import flops
 
 BY_XLA = functools.partial(
   jax.lax.conv_general_dilated, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -54,6 +55,41 @@ def test_a_product_is_the_convolution_of_xla(
     ours,
     theirs,
   )
+
+
+def test_in_bfloat16_it_has_the_types_of_xlas():
+  both = jax.tree.map(
+    lambda leaf: leaf.astype('bfloat16'), arguments((4, 4), 8, 8, (3, 3))
+  )
+
+  def all_of(convolve):
+    y, pullback = jax.vjp(lambda *both: convolve(*both, (1, 1), 'SAME'), *both)
+    return y, pullback(y)
+
+  def assert_close(one, other):
+    assert one.dtype == other.dtype
+    one, other = (np.asarray(each, 'float32') for each in (one, other))
+    np.testing.assert_allclose(one, other, rtol=0.02, atol=0.02 * other.max())
+
+  jax.tree.map(assert_close, all_of(convolve), all_of(BY_XLA))
+
+
+def test_what_is_counted_or_exported_has_plain_convolutions():
+  both = arguments((4, 4), 8, 8, (3, 3))
+
+  @jax.jit
+  def ours(*both):
+    return convolve(*both, (1, 1), 'SAME', **BY_XLA.keywords)
+
+  # It was traced for this machine before.
+  ours(*both)
+  by_xla = functools.partial(BY_XLA, window_strides=(1, 1), padding='SAME')
+  assert flops.count(ours, *both) == flops.count(by_xla, *both)
+  lowered = ours.lower(*both).as_text()
+  with plain_convolutions():
+    plain = ours.lower(*both).as_text()
+  assert 'stablehlo.convolution' in plain
+  assert 'stablehlo.convolution' not in lowered
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Convolutions of images; on a CPU some are products over patches.
+"""Convolutions of images, some of which are matrix products on CPUs.
 
 XLA's convolutions for CPUs are slow where they are products in disguise: with
 1 × 1 kernels, and with hundreds of channels of few pixels (`python -m
@@ -8,6 +8,7 @@ scripts.benchmark convolution`, docs/performance.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -20,9 +21,18 @@ Images = Float[Array, 'batch height width channels']
 Kernel = Float[Array, 'rows columns channels features']
 Features = Float[Array, 'batch height_out width_out features']
 Padding = str | Sequence[tuple[int, int]]
-# From where on a product over patches is faster.
+# Up to so many output pixels, or from so many channels on, a product is faster.
 _FEW_PIXELS = 16
 _MANY_CHANNELS = 256
+_plain = jax.make_user_context(False)
+
+
+def plain_convolutions() -> AbstractContextManager[None]:
+  """Within it, what is traced has XLA's convolutions alone.
+
+  That is for what is counted, or computed on other machines.
+  """
+  return _plain(True)
 
 
 def convolve(
@@ -43,11 +53,12 @@ def convolve(
   """
   pixels = images.shape[1] * images.shape[2]
   strides = window_strides[0] * window_strides[1]
-  if jax.default_backend() == 'cpu' and (
+  pays = (
     kernel.shape[:2] == (1, 1)
     or pixels <= _FEW_PIXELS * strides
     or min(kernel.shape[2:]) >= _MANY_CHANNELS
-  ):
+  )
+  if pays and not _plain.value and jax.default_backend() == 'cpu':
     return convolve_by_product(images, kernel, window_strides, padding)
   return jax.lax.conv_general_dilated(
     images, kernel, window_strides, padding, **options
@@ -60,14 +71,14 @@ def convolve_by_product(
   window_strides: Sequence[int],
   padding: Padding,
 ) -> Features:
-  """One product of the kernel with all patches, which are copied."""
+  """The convolution as one product of copied patches with the kernel."""
   rows, columns, channels, _ = kernel.shape
   if isinstance(padding, str):
     padding = jax.lax.padtype_to_pads(
       images.shape[1:3], (rows, columns), window_strides, padding
     )
   images = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-  # The last places of the kernel's first number.
+  # Places where the kernel fits, at stride 1.
   height, width = images.shape[1] - rows + 1, images.shape[2] - columns + 1
   patches = [
     images[

@@ -9,10 +9,10 @@ meet, and one network with twice the batch (synchronous SGD), are the two ends
 of communication. All see the same number of tokens. `scripts.figures rivals`
 draws the loss at the end over the bytes that a member sends a step.
 
-Networks of 2 × 128 units on Python sources (`:laptop`) take three and a half
-minutes a run on a core, all thirteen three quarters of an hour: narrower ones
-gain nothing from a peer. Each way has the best of its three tries with the
-first seed in `lm_rivals_rates`.
+Networks of 2 × 128 units on Python sources (`:laptop`) take three minutes a run
+on a core, all thirteen forty; narrower ones gain less from a peer. At `:laptop`
+the rates are the best of three tries with the first seed and an interval of 50
+steps (`lm_rivals_rates`).
 """
 
 from typing import Any
@@ -34,8 +34,8 @@ def get_config(variant: str = '') -> ConfigDict:
     config.eval_interval_steps = 50
     config.model.lstm.hidden_size = 128
     config.model.lstm.embedding_size = 128
-    # The best of three tries for all that exchange or add up something, but
-    # DiLoCo, which was tried at half of it.
+    # The best of three tries for all that exchange weights or add up gradients,
+    # except DiLoCo, which was tried at half of it.
     config.schedule.constant.rate = 0.016
   return config
 
@@ -46,7 +46,8 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
     variant, (10, 50, 250)
   )
   burn_in = get_config(variant).codistill.burn_in_steps
-  # Initial weights, which are published, too, teach nothing.
+  # Before the first interval ends only initial weights are published, and they
+  # teach nothing.
   later = {_INTERVAL: intervals[2], _BURN_IN: max(burn_in, intervals[2])}
   seldom = {_INTERVAL: intervals[2]}
   return [

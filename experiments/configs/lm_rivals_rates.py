@@ -4,8 +4,8 @@
 
 Half, once and twice the learning rate for members that never meet, twice the
 batch, codistillation and local SGD, every 50 steps; three pairs of outer rate
-and momentum for DiLoCo. At `:laptop` the fifteen runs take fifty minutes on a
-core.
+and momentum for DiLoCo. At `:laptop` the fifteen runs take three quarters of
+an hour on a core.
 """
 
 from typing import Any

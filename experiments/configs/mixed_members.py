@@ -15,7 +15,7 @@ this scale has been made with this code.
   python -m experiments.sweep --config=mixed_members:laptop --seeds=3
   python -m experiments.sweep --config=mixed_members:reduced --seeds=3
 
-A ResNet-8 and a DNN on handwritten digits take about a minute a run on a core;
+A ResNet-8 and a DNN on handwritten digits take up to a minute a run on a core;
 a ResNet-18 and a ResNet-8 on Fashion-MNIST, about three.
 
   python -m experiments.sweep --config=mixed_members:text_laptop --seeds=3

@@ -11,8 +11,7 @@ times: that is what cross-entropy at a high temperature, times its square, tends
 to (Hinton et al., §2.1).
 
 Codistillation as it is, and members that never meet, are points of `lm_rivals`,
-whose networks these are. A run at `:laptop` takes three and a half minutes on a
-core.
+whose networks these are. A run at `:laptop` takes three minutes on a core.
 """
 
 from typing import Any

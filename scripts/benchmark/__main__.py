@@ -27,9 +27,10 @@ gpu: lanes and peers, in the paper's shapes, on a GPU.
 Without WHAT it measures everything, and peers if PyTorch is installed. Shapes
 are small unless --full, or gpu, is given. Alternatives are measured in turn, so
 that other load on this machine affects them alike; compiling and warming up do
-not count. After M minutes no other round or part is begun. It prints the
-median, least and greatest of each number, and the limit. It writes only FILE:
-each part when it is done, in place of FILE's old one.
+not count. After M minutes no other round or part is begun; what has begun is
+finished. It prints the median, least and greatest of each number, and the
+limit. It writes only FILE: each part when it is done or cut short, in place of
+FILE's old one.
 """
 
 from __future__ import annotations
@@ -118,10 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error('--rounds must be at least 1')
   if not arguments.minutes > 0:
     parser.error('--minutes must be more than 0')
-  if 'gpu' in arguments.what:
-    arguments.full = True
-    # JAX would take three quarters of the memory, which PyTorch needs, too.
-    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  arguments.full |= 'gpu' in arguments.what
   stop = time.monotonic() + 60 * arguments.minutes
   known = [*PARTS, *_GROUPS]
   if unknown := set(arguments.what) - set(known):
@@ -132,6 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   names = [
     name for what in arguments.what for name in _GROUPS.get(what, (what,))
   ]
+  if 'peers' in (names or PARTS):
+    # JAX would take three quarters of a GPU's memory, and PyTorch needs some.
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   logging.set_verbosity(logging.FATAL)
   with tempfile.TemporaryDirectory() as programs:
     # Parts and processes share their compiled programs.
@@ -159,9 +160,9 @@ def _measure_all(
       )
     for name in _possible(names):
       if time.monotonic() > stop:
-        print(f'Left out, {arguments.minutes:g} minutes are over: {name}')
+        print(f'Left out, because the minutes are over: {name}')
         continue
-      measures = _measure(name, arguments.rounds, arguments.full, stop)
+      measures, cut = _measure(name, arguments.rounds, arguments.full, stop)
       if arguments.json:
         packages = ['torch'] if name == 'peers' else []
         report.add(
@@ -169,6 +170,7 @@ def _measure_all(
           name,
           measures,
           arguments.full,
+          cut,
           where | record.package_versions(packages),
         )
   except (UserError, OSError, ValueError) as error:
@@ -193,22 +195,35 @@ def _possible(names: Sequence[str]) -> list[str]:
   return list(wanted)
 
 
-def _measure(name: str, rounds: int, full: bool, stop: float) -> list[Measure]:
-  """Measures one part until a time, and prints progress and a table."""
+def _measure(
+  name: str, rounds: int, full: bool, stop: float
+) -> tuple[list[Measure], bool]:
+  """Measures one part, and prints progress and a table.
+
+  Args:
+    name: of the part.
+    rounds: how many.
+    full: whether shapes are.
+    stop: when no other round is begun.
+
+  Returns:
+    All measurements, and whether some were left out.
+  """
   part, console = PARTS[name], Console()
   console.print(f'{name}: compiling and warming up …')
   measures: list[Measure] = []
+  cut = False
   shapes = part.FULL if full else part.SMALL
   with contextlib.closing(part.measure(rounds, shapes)) as measuring:
     for number, so_far in enumerate(measuring, start=1):
       measures = so_far
       if number <= rounds:
         console.print(f'{name}: {number} of {rounds} {part.ROUNDS}')
-      if time.monotonic() > stop:
-        console.print(f'{name}: the time is over')
+      if cut := time.monotonic() > stop:
+        console.print(f'{name}: cut short, because the minutes are over')
         break
   console.print(report.table(f'{name}: {part.TITLE}', measures))
-  return measures
+  return measures, cut
 
 
 def _check(path: pathlib.Path) -> None:

@@ -72,6 +72,7 @@ def add(
   part: str,
   measures: Sequence[Measure],
   full: bool,
+  cut: bool,
   machine: dict[str, Any],
 ) -> None:
   """Writes a part into a file, in place of the file's old one.
@@ -81,6 +82,7 @@ def add(
     part: its name.
     measures: all of the part.
     full: whether shapes were full.
+    cut: whether the time ended before it did.
     machine: what the numbers depend on.
   """
   found = read(path) if path.exists() else {}
@@ -88,6 +90,7 @@ def add(
   found[part] = {
     'machine': machine,
     'full': full,
+    **({'cut': True} if cut else {}),
     'values': {key: one.values for key, one in keys.items()},
     'limits': {key: one.limit for key, one in keys.items() if one.limit},
   }
@@ -104,7 +107,8 @@ def tables(path: pathlib.Path) -> dict[str, str]:
 
 def _markdown(part: dict[str, Any]) -> str:
   header = [
-    'full shapes' if part['full'] else 'small shapes',
+    ('full shapes' if part['full'] else 'small shapes')
+    + (', cut short' if part.get('cut') else ''),
     *_COLUMNS,
     'limit',
     'median stands',

@@ -1,4 +1,4 @@
-"""What ψ may be otherwise: temperature, weight over steps, loss."""
+"""Other choices of ψ: its temperature, its weight over steps, its loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _arm(
 
 
 _APART = {'codistill.exchange': 'none', _BURN_IN: ANY}
-# Perhaps they are best at another rate than pairs that codistil.
+# Their best rate may be another one than that of pairs that codistil.
 _ALONE = tuple(
   _arm('members that never meet', panel.BLACK, _APART | rate, _REFERENCE)
   for rate in ({}, {'schedule.constant.rate': ANY})

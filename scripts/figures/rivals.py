@@ -1,4 +1,4 @@
-"""The loss at the end over what a member sends: codistillation, its rivals."""
+"""Codistillation and its rivals: the loss by bytes sent, and by computing."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ class Rivals(Figure):
         lines.append(Line(label, panel.GRAY, points, **look))
     xlabel = 'a member sends in a step (bytes)'
     look = {'xscale': 'log', 'ylabel': LOSS.label}
-    ends = Panel('ours, {}, at the end', lines, xlabel, **look)
-    return [[ends, _over_computing(ways)]]
+    at_the_end = Panel('ours, {}, at the end', lines, xlabel, **look)
+    return [[at_the_end, _over_computing(ways)]]
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     ways = _ways(rows)
@@ -135,10 +135,9 @@ def _over_computing(ways: Mapping[_Way, Sequence[Result]]) -> Panel:
     and not any('interval' in key for key in runs[0].point)
   }
   shown = {
-    _SYNC if way.members == 1 else _APART: (panel.BLACK, style, runs)
+    way.label: (panel.BLACK if way.members == 1 else panel.GRAY, '-', runs)
     for way, runs in ways.items()
     if way.method < 0
-    for style in ['--' if way.members == 1 else '-']
   } | {
     name: (color, '-', default[number])
     for number, (name, color) in enumerate(_WAYS.values())
