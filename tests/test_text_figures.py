@@ -325,13 +325,13 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
     for name, line in lines_of(panel).items()
   }
   assert ends == {
-    'codistillation': {25.0: 4 * 0.95 / 50, 125.0: 4 * 0.9 / 50},
-    'local SGD': {25.0: 4 * 0.75 / 50, 125.0: 4 * 0.7 / 50},
-    'DiLoCo': {125.0: 4 * 0.6 / 50},
-    'DiLoCo, int8': {37.5: 4 * 0.65 / 50},
-    'synchronous SGD, twice the batch': {1_000.0: 4 * 0.5 / 50},
-    'members that never meet': dict.fromkeys((25.0, 125.0), 4 / 50),
-    'ensemble of two that never meet': dict.fromkeys((25.0, 125.0), 3.6 / 50),
+    'codistillation': {0.025: 4 * 0.95 / 50, 0.125: 4 * 0.9 / 50},
+    'local SGD': {0.025: 4 * 0.75 / 50, 0.125: 4 * 0.7 / 50},
+    'DiLoCo': {0.125: 4 * 0.6 / 50},
+    'DiLoCo, int8': {0.0375: 4 * 0.65 / 50},
+    'synchronous SGD, twice the batch': {1.0: 4 * 0.5 / 50},
+    'members that never meet': dict.fromkeys((0.025, 0.125), 4 / 50),
+    'ensemble of two that never meet': dict.fromkeys((0.025, 0.125), 3.6 / 50),
   }
   # Three forward passes a token, for both; a fourth while ψ is on.
   passes = {
@@ -347,8 +347,9 @@ def test_rivals_are_drawn_by_what_a_member_sends(tmp_path):
   table = FIGURES['rivals'].table(rows, 'laptop')
   _, *lines = split_table(table)
   assert len(lines) == 8
-  assert ['DiLoCo, int8', '10', '0.04', '1.00', '0.0520', '0.0468'] in [
-    line[:6] for line in lines
+  gain = f'+{0.35 * 4 / 50:.4f}'
+  assert ['DiLoCo, int8', '10', '0.04', '1.00', '0.0520', gain, '0.0468'] in [
+    line[:7] for line in lines
   ]
   assert not FIGURES['rivals'].panels({})
 

@@ -111,7 +111,13 @@ def draw(title: str, grid: Grid, variant: str) -> Canvas:
   note = _note(panels)
   if names or note:
     lines = names.values()
-    handles = [Line2D([], [], color=n.color, ls=n.style, lw=2) for n in lines]
+    handles = [
+      # One place alone is not a line.
+      Line2D([], [], color=n.color, marker=n.marker, ls='')
+      if len(n.points) == 1
+      else Line2D([], [], color=n.color, ls=n.style, lw=2)
+      for n in lines
+    ]
     keys = {'loc': 'outside lower center', 'ncols': _COLUMNS, 'title': note}
     canvas.legend(handles, names, **keys)
   pairs = zip(axes.flat, panels if direct else [], strict=False)

@@ -105,22 +105,28 @@ class Rivals(Figure):
         points = {place: values for place in (min(places), max(places))}
         look = {'style': style, 'seeds': len(values), 'level': True}
         lines.append(Line(label, panel.GRAY, points, **look))
-    xlabel = 'a member sends in a step (bytes)'
-    look = {'xscale': 'log', 'ylabel': LOSS.label}
+    xlabel = 'a member sends in a step (kB)'
+    look = {'xscale': 'log', 'xticks': (10, 100, 1_000), 'ylabel': LOSS.label}
     at_the_end = Panel('ours, {}, at the end', lines, xlabel, **look)
     return [[at_the_end, _over_computing(ways)]]
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     ways = _ways(rows)
     size = _bytes_of_network(ways)
+    apart = (r for way, r in ways.items() if way.label == _APART)
+    never = LOSS.by_seed(next(apart, ()), MEMBERS)
     for way, runs in ways.items() if size else ():
-      kilobytes = _sent(way, runs, size) / 1e3
+      ours = LOSS.by_seed(runs, MEMBERS)
+      gain = [never[seed] - end for seed, end in ours.items() if seed in never]
       yield {
         'members': way.label,
         'every … steps': str(way.interval or '–'),
-        'a member sends in a step (kB)': f'{kilobytes:.2f}',
+        'a member sends in a step (kB)': f'{_sent(way, runs, size):.2f}',
         'computing': f'{_computing(runs[0]):.2f}',
         **ends(runs, MEMBERS, LOSS, of='a member'),
+        'better than never, seed for seed': (
+          '–' if way.label == _APART else LOSS.text(gain, sign='+')
+        ),
         **ends(runs, 'ensemble', LOSS, of='ensemble'),
         **made_by('lm_rivals', runs),
       }
@@ -198,12 +204,12 @@ def _published(run: Result) -> float:
 
 
 def _sent(way: _Way, runs: Sequence[Result], size: float) -> float:
-  """Bytes that a member sends in a step.
+  """Kilobytes that a member sends in a step.
 
   Twice the batch is that of two workers that add up their gradients, of which
   each sends 2 · (N − 1) / N = 1 times its network. Other bytes are measured.
   """
   if way.method < 0:
-    return size if way.members == 1 else 0.0
+    return size / 1e3 if way.members == 1 else 0.0
   steps = runs[0].run['config']['num_steps']
-  return statistics.fmean(map(_published, runs)) / way.members / steps
+  return statistics.fmean(map(_published, runs)) / way.members / steps / 1e3
