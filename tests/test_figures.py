@@ -534,11 +534,7 @@ def test_what_makes_no_sense_is_one_sentence(capsys, folder, tmp_path):
 # What is committed: rows, pictures and tables are of one piece.
 
 
-def test_committed_pictures_and_tables_are_those_of_the_rows(
-  tmp_path, monkeypatch
-):
-  # Of the two only these are committed.
-  monkeypatch.setattr(figures, 'FORMATS', ('svg',))
+def test_committed_pictures_and_tables_are_those_of_the_rows(tmp_path):
   assert figures.main([f'--out={tmp_path}']) == 0
   made, kept = (
     {path.name: path for path in folder.iterdir() if path.suffix != '.png'}

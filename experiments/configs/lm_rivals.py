@@ -10,9 +10,8 @@ of communication. All see the same number of tokens. `scripts.figures rivals`
 draws the loss at the end over the bytes that a member sends a step.
 
 Networks of 2 × 128 units on Python sources (`:laptop`) take three minutes a run
-on a core, all thirteen forty; narrower ones gain less from a peer. At `:laptop`
-the rates are the best of three tries with the first seed and an interval of 50
-steps (`lm_rivals_rates`).
+on a core, all thirteen forty. At `:laptop` the rates are the best of three
+tries with the first seed and an interval of 50 steps (`lm_rivals_rates`).
 """
 
 from typing import Any

@@ -26,7 +26,6 @@ from scripts.figures import draw
 from scripts.figures.catalog import FIGURES
 from scripts.figures.figure import hours_table
 
-FORMATS = ('svg', 'png')
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/figures'
 
 
@@ -73,9 +72,9 @@ def _make(arguments: argparse.Namespace) -> None:
       stem = arguments.out / results.stem(name, variant)
       tables[stem.name] = figure.table(rows, variant)
       stem.with_suffix('.md').write_text(tables[stem.name], encoding='utf-8')
-      files = {kind: stem.with_suffix(f'.{kind}') for kind in FORMATS}
+      files = {kind: stem.with_suffix(f'.{kind}') for kind in ('svg', 'png')}
       draw.picture(figure.title, grid, variant, files)
-      print(f'{stem}.{", .".join(FORMATS)}, .md')
+      print(f'{stem}.svg, .png, .md')
     stem = arguments.out / results.stem('hours', variant)
     tables[stem.name] = hours_table(rows, variant)
     stem.with_suffix('.md').write_text(tables[stem.name], encoding='utf-8')
