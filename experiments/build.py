@@ -88,7 +88,7 @@ def build(
   members = _check_members(codistill, member)
   diversity = Diversity(**config.diversity)
   fault = Fault(seed=config.seed, **config.fault)
-  fault.check(codistill.members, config.num_steps)
+  fault.check(codistill.members, len(members), config.num_steps)
   with user_errors(ValueError):
     mesh = sharding.make_mesh(config.num_devices)
     for key in ('batch_size', 'eval_batch_size'):

@@ -213,9 +213,12 @@ class Experiment:
     """Trains the members; a report for every update."""
     parts = (members, self.updates, self.exchange)
     steps = (self.burn_in_steps, self.num_steps, start_step)
-    if self.outer_steps is None:
-      return algorithm.codistill(*parts, *steps)
-    return local_sgd.local_sgd(*parts, self.outer_steps, *steps)
+    reports = (
+      algorithm.codistill(*parts, *steps)
+      if self.outer_steps is None
+      else local_sgd.local_sgd(*parts, self.outer_steps, *steps)
+    )
+    return self.fault.slowed(reports)
 
   def average(self, members: list[Member], step: int) -> None:
     """Makes the outer steps, if any, that are due after a step.

@@ -1,13 +1,15 @@
 """Makes a member fail on purpose: what does its collapse do to the others?
 
 The paper does not say what happens when a member fails. A fault strikes one
-member between two updates: its learning rate is multiplied from there on, or
-its weights are replaced by noise.
+member between two updates: its learning rate is multiplied from there on, its
+weights are replaced by noise, it makes no more updates, or it is slow.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +17,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from codistill.algorithm import Member
-from experiments.errors import UserError, check_choice
+from codistill.algorithm import Member, Report
+from experiments.errors import UserError, check_choice, check_least
 
 PyTree = Any
-KINDS = ('none', 'rate', 'noise')
+KINDS = ('none', 'rate', 'noise', 'death', 'slow')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Fault:
   """What goes wrong, with which member and when.
 
   Attributes:
-    kind: `rate`, `noise`, or `none`.
+    kind: `rate`, `noise`, `death`, `slow`, or `none`.
     member: number of the member that it strikes.
     step: number of its updates before that. It publishes at this step first.
     rate_factor: factor on the learning rate.
+    slow_factor: factor ≥ 1 on the time of an update.
     seed: of the noise.
   """
 
@@ -38,11 +41,29 @@ class Fault:
   member: int
   step: int
   rate_factor: float
+  slow_factor: float
   seed: int
 
-  def check(self, num_members: int, num_steps: int) -> None:
-    """Raises a `UserError` for an unknown kind, member or step."""
+  def check(self, num_members: int, num_here: int, num_steps: int) -> None:
+    """Raises a `UserError` if it does not fit the run.
+
+    Args:
+      num_members: members of the run.
+      num_here: members of this process.
+      num_steps: updates of each member.
+    """
     check_choice('fault.kind', self.kind, KINDS)
+    check_least({'fault.slow_factor': (self.slow_factor, 1)})
+    if self.kind == 'death' and num_here == 1:
+      raise UserError(
+        'fault.kind is death, which leaves this process without a member; to '
+        'see a process die, kill it'
+      )
+    if self.kind == 'slow' and num_here > 1:
+      raise UserError(
+        'fault.kind is slow, which would slow all members of this process; '
+        'give each a process of its own with python -m scripts.launch'
+      )
     if self.kind != 'none' and not (
       0 <= self.member < num_members and 1 <= self.step < num_steps
     ):
@@ -69,11 +90,19 @@ class Fault:
       return rate
     return rate * optax.tree.get(opt_state, 'rate_factor')
 
-  def strike(self, member: Member, step: int) -> None:
-    """Makes the member fail, if this is its step."""
-    if (member.index, step) != (self.member, self.step):
-      return
+  def strikes(self, member: int, step: int) -> bool:
+    """Whether this is the step after which a member fails."""
+    return self.kind != 'none' and (member, step) == (self.member, self.step)
+
+  def kills(self, member: int, step: int) -> bool:
+    """Whether a member makes no update after this step."""
+    return self.kind == 'death' and self.strikes(member, step)
+
+  def strike(self, member: Member) -> None:
+    """Makes the member fail; one that is slow already is."""
     state = member.state
+    if self.kind == 'death':
+      member.active = False
     if self.kind == 'rate':
       opt_state = optax.tree.set(
         state.opt_state,
@@ -88,6 +117,18 @@ class Fault:
       member.state = dataclasses.replace(
         state, variables={**state.variables, 'params': noise}
       )
+
+  def slowed(self, reports: Iterator[Report]) -> Iterator[Report]:
+    """The reports, each later if its member is slow by then."""
+    began = time.monotonic()
+    for report in reports:
+      whose = (self.kind, self.member) == ('slow', report.member.index)
+      if whose and report.step > self.step:
+        jax.block_until_ready(report.metrics)
+        seconds = time.monotonic() - began
+        time.sleep((self.slow_factor - 1) * seconds)
+      yield report
+      began = time.monotonic()
 
 
 def make_noise(params: PyTree, key: jax.Array) -> PyTree:

@@ -113,6 +113,7 @@ _METHOD = 'codistill.method'
 _CODISTILLED = _is(_METHOD, 'codistillation')
 _AVERAGED = _is(_METHOD, 'local_sgd', 'diloco')
 _OUTER = _is(_METHOD, 'diloco')
+_FAULTY = _is_not('fault.kind', 'none', 'rate, noise, death or slow')
 _FIRST = 'two_phase.model'
 _TAUGHT = _is_not(_EXCHANGE, 'none', 'memory or checkpoints')
 _TWO_PHASES = (
@@ -166,9 +167,10 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
     _is('data.name', 'synthetic'),
     _is('data.path', None),
   ),
-  'fault.member': (_is_not('fault.kind', 'none', 'rate or noise'),),
-  'fault.step': (_is_not('fault.kind', 'none', 'rate or noise'),),
+  'fault.member': (_FAULTY,),
+  'fault.step': (_FAULTY,),
   'fault.rate_factor': (_is('fault.kind', 'rate'),),
+  'fault.slow_factor': (_is('fault.kind', 'slow'),),
   'model.memory_reset_probability': (
     Condition(
       'model.name',

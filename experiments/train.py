@@ -142,7 +142,8 @@ class Trainer:
       self._late = (report, account, corrupt)
       step = self._step = report.step
       self._whole = report.ends_round
-      experiment.fault.strike(report.member, step)
+      if experiment.fault.strikes(report.member.index, step):
+        self._strike(report.member, step, progress)
       if not report.ends_round or step == experiment.num_steps:
         continue
       if step == experiment.burn_in_steps:
@@ -229,6 +230,15 @@ class Trainer:
     losses = [metrics['task_loss'], metrics.get('distill_loss', 0.0)]
     if not all(map(math.isfinite, losses)):
       self._give_up(member, step, metrics, progress)
+
+  def _strike(self, member: Member, step: int, progress: RunProgress) -> None:
+    """Makes a member fail on purpose."""
+    self._catch_up(progress)  # The row of one that still was active.
+    fault = self._experiment.fault
+    progress.say(f'step {step:,}  fault of member {member.index}: {fault.kind}')
+    fault.strike(member)
+    if not member.active:
+      self._experiment.exchange.withdraw(member.index)
 
   def _write_event(
     self,
@@ -475,13 +485,14 @@ class Trainer:
       for row in rows:
         if row['kind'] == 'train':
           last[row['member']] = row['step']
-      # One that has diverged has no rows after that.
+      # One that has diverged or died has no rows after that.
       diverged = self._workdir.run.get('diverged', {})
       return min(
         (
           step
           for member, step in last.items()
           if step < diverged.get(str(member), {'step': math.inf})['step']
+          and not self._experiment.fault.kills(member, step)
         ),
         default=self._experiment.num_steps,
       )

@@ -256,7 +256,7 @@ def test_a_key_that_nothing_reads_is_refused(parse):
       'codistill.num_random_neighbours=2',
       'set codistill.topol',
     ),
-    ('imagenet_codistill', 'fault.step=3', 'rate or noise'),
+    ('imagenet_codistill', 'fault.step=3', 'rate, noise, death or slow'),
     ('imagenet_codistill', 'two_phase.num_steps=3', 'frozen'),
     ('imagenet_codistill', 'model.memory_reset_probability=0.1', 'or transf'),
     ('imagenet_codistill', 'data.padding=3', 'shift or shift_flip'),

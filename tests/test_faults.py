@@ -29,8 +29,9 @@ from commands import (
   untimed,
 )
 
+from codistill.algorithm import Member, Report
 from codistill.checkpoint import Checkpoints
-from experiments import record
+from experiments import faults, record
 from experiments.experiment import Experiment
 from experiments.record import read_run
 
@@ -49,6 +50,9 @@ BAD = {
     *("'pigeon'", 'memory, checkpoints, frozen, none'),
   ),
   '--config.codistill.lease_timeout_s=0': ('must be at least 1',),
+  '--config.fault.kind=slow --config.fault.step=1': ('scripts.launch',),
+  '--config.fault.kind=slow --config.fault.slow_factor=0.5': ('at least 1',),
+  '--config.fault.kind=death --config.codistill.members=1': ('kill it',),
   **{
     f'--config.data.{key}=-1': (f'data.{key} is -1; it must be at least 0',)
     for key in ('num_workers', 'num_threads', 'prefetch_batches')
@@ -363,3 +367,54 @@ def test_a_ruined_member_is_no_part_of_the_ensemble(tmp_path):
     assert math.isfinite(row['task_loss'])
   # The average of two is no worse than the worse of them.
   assert final[-1]['task_loss'] <= max(row['task_loss'] for row in final[1:3])
+
+
+DEATH = (
+  *(f'--config.fault.{key}' for key in ('kind=death', 'member=1', 'step=3')),
+)
+
+
+@pytest.mark.parametrize('method', ['codistillation', 'local_sgd'])
+def test_a_member_that_dies_on_purpose_leaves_its_last_weights(
+  tmp_path, method
+):
+  lines = (*THREE, *DEATH, f'--config.codistill.method={method}')
+  assert run_command(tmp_path / 'whole', *lines).status == 0
+  rows = untimed(strict_rows(tmp_path / 'whole'))
+  train = [row for row in rows if row['kind'] == 'train']
+  assert [row['step'] for row in train if row['member'] == 1] == [1, 2, 3]
+  # Averages leave out weights older than an interval; teachers may be old.
+  averages = method == 'local_sgd'
+  for row in train:
+    if row['step'] > 5:
+      ages = dict(zip(row['peers'], row['peer_ages'], strict=True))
+      assert ages.get(1) == (None if averages else row['step'] - 4)
+      assert row['left_out'] == ({'1': 'old'} if averages else {})
+  final = [row['member'] for row in rows if row['kind'] == 'final']
+  assert final == [0, 2, 'ensemble']
+  assert read_run(tmp_path / 'whole/run.json')['status'] == 'done'
+  # Stopped before or after, the same command ends with the same rows.
+  for stop in (2, 5):
+    workdir = tmp_path / str(stop)
+    with stop_after(stop):
+      assert run_command(workdir, *lines).status == 128 + signal.SIGTERM
+    assert run_command(workdir, *lines).status == 0
+    assert untimed(strict_rows(workdir)) == rows
+
+
+def test_a_slow_member_takes_so_many_times_as_long(monkeypatch):
+  now, slept = [0.0], []
+  monkeypatch.setattr(faults.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(faults.time, 'sleep', slept.append)
+  fault = faults.Fault('slow', 1, step=2, rate_factor=1, slow_factor=10, seed=0)
+
+  def reports(member):
+    for step in range(1, 5):
+      now[0] += 2  # An update takes two seconds.
+      yield Report(Member(member, None, iter(())), step, {}, (), True)
+
+  for member, wanted in ((0, []), (1, [18, 18])):
+    slept.clear()
+    for _ in fault.slowed(reports(member)):
+      now[0] += 5  # What its consumer does is not slower.
+    assert slept == wanted

@@ -142,12 +142,14 @@ def get_base() -> ConfigDict:
   config.codistill.peer_average = 'probabilities'
 
   # What goes wrong on purpose, after which step of which member: none; rate,
-  # a learning rate times rate_factor; noise instead of weights.
+  # a learning rate times rate_factor; noise instead of weights; death, no more
+  # updates; slow, updates that take slow_factor times as long.
   config.fault = ConfigDict()
   config.fault.kind = 'none'
   config.fault.member = 0
   config.fault.step = 0
   config.fault.rate_factor = 100.0
+  config.fault.slow_factor = 10.0
 
   # First an ensemble of so many, for so many steps, none if 0; then this run,
   # whose codistill.exchange is frozen and learns from it.

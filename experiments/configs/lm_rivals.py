@@ -51,7 +51,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   seldom = {_INTERVAL: intervals[2]}
   return [
     apart(variant),
-    twice_the_batch(variant),
+    one_network(variant),
     *(
       method | often
       for method, last in (
@@ -87,14 +87,14 @@ def apart(variant: str) -> dict[str, Any]:
   return never | _half_the_rate(variant)
 
 
-def twice_the_batch(variant: str) -> dict[str, Any]:
-  """One network that learns from what both members learn from."""
+def one_network(variant: str, members: int = 2) -> dict[str, Any]:
+  """One network that learns from what so many members learn from."""
   config = get_config(variant)
   return {
     'codistill.exchange': 'none',
     _BURN_IN: config.num_steps,
     'codistill.members': 1,
-    'batch_size': 2 * config.batch_size,
+    'batch_size': members * config.batch_size,
   }
 
 

@@ -30,7 +30,7 @@ def sweep(variant: str = '') -> list[dict[str, Any]]:
   rate = get_config(variant).schedule.constant.rate
   ways = [
     lm_rivals.apart(variant),
-    lm_rivals.twice_the_batch(variant),
+    lm_rivals.one_network(variant),
     lm_rivals.CODISTILLATION,
     lm_rivals.LOCAL_SGD,
   ]
