@@ -1,13 +1,12 @@
-"""`lm_rivals` with more members: what does each method make of them?
+"""Ways for four and eight members to exchange weights (not in the paper).
 
   python -m experiments.sweep --config=lm_rivals_members:laptop --seeds=3
 
-Four and eight members, each with its own part of the documents, exchange
+The members of `lm_rivals`, each with its own part of the documents, exchange
 weights every 50 steps: all teach all, each teaches the next in a ring, all
 average, or pairs average inside and teach each other (`lm_hybrid`). Members
 that never meet, and one network with so many times the batch, are the two ends.
-All see the same number of tokens, in so many times as much computing as two
-members (not in the paper).
+With N members a run learns from N / 2 times the tokens of `lm_rivals`.
 
 Networks of 2 × 128 units (`:laptop`) take five to ten minutes a run on a core
 with four members, ten to thirty with eight. Rates are those of two members.
