@@ -170,5 +170,7 @@ def local_sgd(
       exchange.offer(member.index, step, variables, metrics['task_loss'])
       peers = (*averaged.get(member.index, ()), *teachers)
       yield Report(member, step, metrics, peers, member is active[-1])
-  # So that a run that ends with a multiple of H steps ends with Θ.
-  outer_steps.make(members, updates, exchange, num_steps + 1)
+  # The outer step of an interval that has ended is made, if late. So a run that
+  # ends with a multiple of H steps ends with Θ.
+  for late in range(outer_steps.delay_steps + 1):
+    outer_steps.make(members, updates, exchange, num_steps + 1 + late)

@@ -377,3 +377,125 @@ def test_each_choice_of_psi_is_beside_members_that_never_meet(tmp_path):
   [[panel]] = FIGURES['psi_choices'].panels(rows)
   assert len(panel.content) == len(lines)
   assert not FIGURES['psi_choices'].panels({})
+
+
+def test_what_a_fault_costs_is_beside_members_that_are_well(tmp_path):
+  never = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+  local, dead = {'codistill.method': 'local_sgd'}, {'fault.kind': 'death'}
+  slow = {'fault.kind': 'slow', 'codistill.exchange': 'checkpoints'}
+  forgets = {'codistill.max_age_steps': 10}
+  named = {
+    'codistill.method': 'codistillation',
+    'codistill.publish_precision': 'float32',
+    'codistill.max_age_steps': None,
+    'fault.kind': 'none',
+  }
+  for number, (config, point) in enumerate(
+    (
+      ('lm_rivals', never),
+      ('lm_rivals', {}),
+      ('lm_rivals_faults', dead),
+      ('lm_rivals_faults', dead | forgets),
+      ('lm_rivals', local),
+      ('lm_rivals_faults', local | slow),
+      # Every 10 steps instead of 50, and none of the table.
+      ('lm_rivals', {'codistill.reload_interval_steps': 10}),
+    )
+  ):
+
+    def loss(seed, step, who, end=1 - 0.05 * number):
+      return end + seed if who == 0 else 5
+
+    keys = {'named': named, 'loss_of': loss}
+    make_seeds(tmp_path / str(number), 2, config, point, **keys)
+  rows = rows_in(tmp_path)
+  lines = list(FIGURES['rivals_faults'].lines(rows))
+  assert [[*line.values()][:3] for line in lines] == [
+    ['members that never meet', '1.5000 ± 0.5000', '–'],
+    ['codistillation, well', '1.4500 ± 0.5000', '+0.0500 ± 0.0000'],
+    ['codistillation, dies half-way', '1.4000 ± 0.5000', '+0.1000 ± 0.0000'],
+    [
+      'codistillation, dies half-way, old ones are left out',
+      *('1.3500 ± 0.5000', '+0.1500 ± 0.0000'),
+    ],
+    ['local SGD, well', '1.3000 ± 0.5000', '+0.2000 ± 0.0000'],
+    ['local SGD, ten times slower', '1.2500 ± 0.5000', '+0.2500 ± 0.0000'],
+  ]
+  [[panel]] = FIGURES['rivals_faults'].panels(rows)
+  assert len(panel.content) == len(lines)
+  assert not FIGURES['rivals_faults'].panels({'lm_rivals': rows['lm_rivals']})
+
+
+def test_more_members_are_beside_as_many_that_never_meet(tmp_path):
+  never = {'codistill.exchange': 'none', 'codistill.burn_in_steps': 40}
+  local = {'codistill.method': 'local_sgd'}
+  pairs = {'codistill.group_size': 2}
+  named = {
+    'codistill.method': 'codistillation',
+    'codistill.publish_precision': 'float32',
+    'codistill.topology': 'all',
+    'codistill.group_size': None,
+  }
+  four = {'codistill.members': 4}
+  for number, (config, members, point) in enumerate(
+    (
+      ('lm_rivals', 2, never),
+      ('lm_rivals', 1, never | {'codistill.members': 1, 'batch_size': 16}),
+      ('lm_rivals', 2, {}),
+      ('lm_rivals', 2, local),
+      ('lm_rivals_members', 4, four | never),
+      (
+        'lm_rivals_members',
+        1,
+        never | {'codistill.members': 1, 'batch_size': 32},
+      ),
+      ('lm_rivals_members', 4, four),
+      ('lm_rivals_members', 4, four | {'codistill.topology': 'ring'}),
+      ('lm_rivals_members', 4, four | local),
+      ('lm_rivals_members', 4, four | local | pairs),
+    )
+  ):
+    keys = {'members': members, 'named': named}
+    keys['loss'] = lambda step, who, end=1 - 0.05 * number: end
+    make_run(tmp_path / str(number), config, point, **keys)
+  rows = rows_in(tmp_path)
+  lines = list(FIGURES['rivals_members'].lines(rows))
+  # Of 30 of 40 steps a peer costs a forward pass, where an update costs three.
+  taught = 30 / 40 / 3
+  assert [[*line.values()][:5] for line in lines] == [
+    ['2', 'members that never meet', '1.00', '1.0000', '–'],
+    [
+      *('2', 'one network, so many times the batch'),
+      *('1.00', '0.9500', '+0.0500'),
+    ],
+    [
+      *('2', 'codistillation, all teach all'),
+      *(f'{1 + taught:.2f}', '0.9000', '+0.1000'),
+    ],
+    ['2', 'local SGD', '1.00', '0.8500', '+0.1500'],
+    ['4', 'members that never meet', '1.00', '0.8000', '–'],
+    [
+      *('4', 'one network, so many times the batch'),
+      *('1.00', '0.7500', '+0.0500'),
+    ],
+    [
+      *('4', 'codistillation, all teach all'),
+      *(f'{1 + 3 * taught:.2f}', '0.7000', '+0.1000'),
+    ],
+    [
+      *('4', 'codistillation in a ring'),
+      *(f'{1 + taught:.2f}', '0.6500', '+0.1500'),
+    ],
+    ['4', 'local SGD', '1.00', '0.6000', '+0.2000'],
+    [
+      *('4', 'local SGD in pairs that codistil'),
+      *(f'{1 + taught:.2f}', '0.5500', '+0.2500'),
+    ],
+  ]
+  [[panel]] = FIGURES['rivals_members'].panels(rows)
+  ends = {name: line.points for name, line in lines_of(panel).items()}
+  assert ends['local SGD'] == {
+    2: [pytest.approx(0.85)],
+    4: [pytest.approx(0.6)],
+  }
+  assert not FIGURES['rivals_members'].panels({'lm_rivals': rows['lm_rivals']})

@@ -16,6 +16,8 @@ from scripts.figures.mixed_members import MixedMembers
 from scripts.figures.psi_choices import PsiChoices
 from scripts.figures.regime import Regime
 from scripts.figures.rivals import Rivals
+from scripts.figures.rivals_faults import RivalsFaults
+from scripts.figures.rivals_members import RivalsMembers
 from scripts.figures.students import HalfTheSteps, TeacherFit, Transfer
 from scripts.figures.sweeps import Batch, Contrast, Staleness, Width
 
@@ -102,6 +104,8 @@ FIGURES: Mapping[str, Figure] = {
   'topology': Topology(),
   'teacher_precision': TeacherPrecision(),
   'rivals': Rivals(),
+  'rivals_faults': RivalsFaults(),
+  'rivals_members': RivalsMembers(),
   'mixed_members': MixedMembers(),
   'psi_choices': PsiChoices(),
   'churn': CLICKS,

@@ -12,6 +12,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 
+from codistill.exchange.topology import make_topology
 from experiments.results import Result
 from scripts.figures import arms
 from scripts.figures.arms import Arm
@@ -53,7 +54,14 @@ def forward_passes(run: Result, step: float) -> float:
     case 'frozen':
       teachers = config['two_phase']['members']
     case _:
-      teachers = members - 1
+      graph = make_topology(
+        codistill.get('topology', 'all'),
+        members,
+        num_random=codistill.get('num_random_neighbours', 1),
+      )
+      teachers = statistics.fmean(
+        len(graph.teachers(member, 0)) for member in range(members)
+      )
   taught = max(0, step - codistill['burn_in_steps'])
   return UPDATE * trained_on(run, step) + own * (
     codistill['members'] * teachers * taught

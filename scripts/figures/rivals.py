@@ -15,12 +15,12 @@ from scripts.figures.metric import LOSS, MEMBERS, Rows, grouped
 from scripts.figures.panel import Grid, Line, Panel, along
 
 _APART, _SYNC = 'members that never meet', 'synchronous SGD, twice the batch'
-_WAYS: Mapping[str, tuple[str, str]] = {
+WAYS: Mapping[str, tuple[str, str]] = {
   'codistillation': ('codistillation', panel.VERMILION),
   'local_sgd': ('local SGD', panel.BLUE),
   'diloco': ('DiLoCo', panel.GREEN),
 }
-_KEYS = (
+KEYS = (
   *(
     f'codistill.{key}'
     for key in (
@@ -44,7 +44,7 @@ class _Way(NamedTuple):
   """What runs have in common; in the order of the table.
 
   Attributes:
-    method: its place in `_WAYS`; −1 without an exchange.
+    method: its place in `WAYS`; −1 without an exchange.
     precision: of what is published.
     interval: in steps; 0 without an exchange.
     members: 1 for twice the batch.
@@ -60,7 +60,7 @@ class _Way(NamedTuple):
     """Its name without the interval."""
     if self.method < 0:
       return _SYNC if self.members == 1 else _APART
-    name, _ = list(_WAYS.values())[self.method]
+    name, _ = list(WAYS.values())[self.method]
     return name if self.precision == 'float32' else f'{name}, {self.precision}'
 
 
@@ -76,7 +76,7 @@ class Rivals(Figure):
     if size is None:
       return []
     lines: list[Line] = []
-    for number, (_, color) in enumerate(_WAYS.values()):
+    for number, (_, color) in enumerate(WAYS.values()):
       for precision, marker in (('float32', 'o'), ('int8', 's')):
         some = {
           way: runs
@@ -122,7 +122,7 @@ class Rivals(Figure):
         'members': way.label,
         'every … steps': str(way.interval or '–'),
         'a member sends in a step (kB)': f'{_sent(way, runs, size):.2f}',
-        'computing': f'{_computing(runs[0]):.2f}',
+        'computing': f'{computing(runs[0]):.2f}',
         **ends(runs, MEMBERS, LOSS, of='a member'),
         'better than never, seed for seed': (
           '–' if way.label == _APART else LOSS.text(gain, sign='+')
@@ -146,7 +146,7 @@ def _over_computing(ways: Mapping[_Way, Sequence[Result]]) -> Panel:
     if way.method < 0
   } | {
     name: (color, '-', default[number])
-    for number, (name, color) in enumerate(_WAYS.values())
+    for number, (name, color) in enumerate(WAYS.values())
     if number in default
   }
   lines = [
@@ -166,7 +166,7 @@ def _over_computing(ways: Mapping[_Way, Sequence[Result]]) -> Panel:
   return Panel('ours, {}', lines, xlabel, LOSS.label, early=EARLY)
 
 
-def _computing(run: Result) -> float:
+def computing(run: Result) -> float:
   """What a run computes, over what the same without teachers would."""
   steps = run.run['config']['num_steps']
   return forward_passes(run, steps) / (UPDATE * trained_on(run, steps))
@@ -180,11 +180,11 @@ def _ways(rows: Rows) -> dict[_Way, list[Result]]:
     members = codistill['members']
     if codistill['exchange'] == 'none':
       return _Way(-1, '', 0, members)
-    method = list(_WAYS).index(codistill.get('method', 'codistillation'))
+    method = list(WAYS).index(codistill.get('method', 'codistillation'))
     interval = codistill['reload_interval_steps']
     return _Way(method, codistill['publish_precision'], interval, members)
 
-  return grouped(LOSS.whole(rows.get('lm_rivals', ()), MEMBERS), _KEYS, key)
+  return grouped(LOSS.whole(rows.get('lm_rivals', ()), MEMBERS), KEYS, key)
 
 
 def _bytes_of_network(ways: Mapping[_Way, Sequence[Result]]) -> float | None:
