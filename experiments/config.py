@@ -287,6 +287,7 @@ _ADDED = {
   'codistill.outer_momentum': 0.9,
   'codistill.outer_nesterov': True,
   'codistill.publish_differences': False,
+  'fault.slow_factor': 10.0,
 }
 
 
