@@ -231,9 +231,15 @@ def test_evaluation_counts_each_example_once(split, count, digits):
 
 
 def test_digits_are_split_in_a_fixed_stratified_disjoint_way(digits):
-  from sklearn import datasets
+  from sklearn import datasets, model_selection
 
   assert (digits.num_train, digits.num_classes) == (1437, 10)
+  order = np.load(ROOT / 'data/images/digits_order.npy')
+  labels = datasets.load_digits().target
+  drawn = model_selection.train_test_split(
+    np.arange(1797), test_size=360, stratify=labels, random_state=0
+  )
+  np.testing.assert_array_equal(order, np.concatenate(drawn))
   [train] = digits.eval('train', batch_size=1437)
   [test] = digits.eval('test', batch_size=360)
   stored = datasets.load_digits().images.astype(np.float32)
