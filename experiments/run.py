@@ -305,20 +305,15 @@ def _describe_data(dataset: Dataset, workdir: Workdir) -> record.Row:
   """Which data it is, of a kind whose name alone does not say.
 
   Raises:
-    UserError: if the run that is gone on with learnt from other data.
+    UserError: if another of its members, or the run that is gone on with,
+      learnt from other data.
   """
   facts = {
     name: getattr(dataset, name, None)
     for name in ('fingerprint', 'best_log_loss')
   }
-  found = {name: fact for name, fact in facts.items() if fact is not None}
-  before = workdir.run.get('data', {}).get('fingerprint')
-  if workdir.resumes and before not in (None, found.get('fingerprint')):
-    raise UserError(
-      f'{workdir.path} began on data whose fingerprint is {before[:12]}, and '
-      'these have another one; give it those, or choose another --workdir'
-    )
-  return found
+  workdir.check_data(facts['fingerprint'])
+  return {name: fact for name, fact in facts.items() if fact is not None}
 
 
 def _conclude(label: str, workdir: Workdir, console: Console) -> int:

@@ -67,7 +67,8 @@ def rebuild(
     devices as there are here.
 
   Raises:
-    UserError: if its config is no longer one, or its data is not here.
+    UserError: if its config is no longer one, or its data is not here, or no
+      longer what it was.
   """
   run = some_run(runs)
   config = config_lib.load(reference_of(run))
@@ -104,8 +105,24 @@ def rebuild(
   if not with_data:
     # Nothing is evaluated, and the functions may be elsewhere.
     config.eval_metrics = ()
-  task = make_task(config.data)
-  return build(config, None, None if with_data else task.without_examples())
+  without = None if with_data else make_task(config.data).without_examples()
+  experiment = build(config, None, without)
+  if with_data:
+    _check_data(runs, experiment.dataset)
+  return experiment
+
+
+def _check_data(runs: Mapping[int | None, Run], data: Any) -> None:
+  """Raises a `UserError` if data are not those that a run has learnt from."""
+  here = getattr(data, 'fingerprint', None)
+  for run in runs.values():
+    before = run.get('data', {}).get('fingerprint')
+    if before not in (None, here):
+      raise UserError(
+        f'{label_of(run)} has learnt from data whose fingerprint is '
+        f'{before[:12]}, and those that it names have another one; put back '
+        'the data that it learnt from'
+      )
 
 
 def load_members(
@@ -332,12 +349,7 @@ def corpus_of(
       'name the folder of a run of a config lm_…'
     )
   corpus = experiment.task.make_dataset().corpus
-  before = some_run(runs).get('data', {}).get('fingerprint')
-  if before not in (None, corpus.fingerprint):
-    raise UserError(
-      f'{workdir} has learnt from data whose fingerprint is {before[:12]}, and '
-      f'{corpus.folder} has another one; put back the text it learnt from'
-    )
+  _check_data(runs, corpus)
   return corpus
 
 

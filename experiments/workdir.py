@@ -60,6 +60,29 @@ class Workdir(NamedTuple):
     """Whether nothing is left to train."""
     return self.run['status'] in ('done', 'diverged')
 
+  def check_data(self, fingerprint: str | None) -> None:
+    """Refuses data that are not those of the members that are here.
+
+    Args:
+      fingerprint: of the data; None for a kind whose name says which they are.
+
+    Raises:
+      UserError: if the run that is gone on with, or another member's, has
+        learnt from other data.
+    """
+    for path in sorted(self.path.glob('run*.json')):
+      if path == self.record.run_path and not self.resumes:
+        continue
+      try:
+        before = read_checked(path).get('data', {}).get('fingerprint')
+      except FileNotFoundError:
+        continue  # Begun anew since the folder was listed.
+      if before not in (None, fingerprint):
+        raise UserError(
+          f'{self.path} began on data whose fingerprint is {before[:12]}, and '
+          'these have another one; give it those, or choose another --workdir'
+        )
+
   @contextlib.contextmanager
   def alone(self) -> Iterator[Lease | None]:
     """Keeps other runs out with a lease.

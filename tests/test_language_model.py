@@ -31,6 +31,7 @@ from experiments.build import build
 from experiments.errors import UserError
 from experiments.record import read_run
 from experiments.stored import load_teachers
+from experiments.workdir import follow_workdir
 from scripts import evaluate, export
 from scripts import sample as sample_script
 
@@ -356,7 +357,8 @@ def test_what_cannot_be_continued_is_one_sentence(
   (copy / 'manifest.json').write_text(
     json.dumps({**manifest, 'fingerprint': 'another'})
   )
-  assert 'put back the text' in complaint(capsys, sample_script, moved)
+  for script in (sample_script, evaluate):
+    assert 'put back the data' in complaint(capsys, script, moved)
   shutil.rmtree(copy)
   gone = complaint(capsys, sample_script, moved)
   assert f'There is no prepared text in {copy}' in gone
@@ -382,3 +384,9 @@ def test_text_that_was_prepared_anew_is_not_gone_on_with(
   assert run_command(tmp_path / 'run', *arguments, **config).status == 2
   assert 'began on data whose fingerprint is' in error_sentence(capfd)
   assert (tmp_path / 'run/run.json').read_bytes() == before
+  # Nor may members that are jobs of their own differ in it.
+  (tmp_path / 'run-1.json').write_bytes(before)
+  first = follow_workdir(tmp_path, {}, member=0, resumes=False)
+  first.check_data(json.loads(before)['data']['fingerprint'])
+  with pytest.raises(UserError, match='another one; give it those'):
+    first.check_data('another')
