@@ -233,8 +233,14 @@ def averaging(
     return optimizer
 
   def init(params):
-    # Copies, because a state is donated, and no buffer may be donated twice.
-    average = jax.tree.map(jnp.copy, params)
+    # Copies, because a state is donated, and no buffer may be donated twice. In
+    # 16 bits the small steps of an average would be lost in rounding.
+    average = jax.tree.map(
+      lambda leaf: jnp.array(
+        leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True
+      ),
+      params,
+    )
     return Averaged(optimizer.init(params), jnp.zeros((), jnp.int32), average)
 
   def update(gradients, state, params):
@@ -260,7 +266,12 @@ def averaged(variables: PyTree, opt_state: PyTree) -> PyTree:
     variables: {'params': …, …}.
     opt_state: of an optimizer that `averaging` made.
   """
-  return {**variables, 'params': opt_state.average}
+  params = jax.tree.map(
+    lambda average, leaf: average.astype(leaf.dtype),
+    opt_state.average,
+    variables['params'],
+  )
+  return {**variables, 'params': params}
 
 
 def make_schedule(name: str, **arguments: Any) -> optax.Schedule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from codistill import hosts
 from codistill.averaging import AveragingUpdates, make_outer_optimizer
 from codistill.exchange.topology import Topology, grouped, make_topology
 from codistill.local_sgd import OuterSteps
@@ -72,6 +73,24 @@ def check(config: ConfigDict, member: int | None) -> None:
       f'codistill.outer_learning_rate is {codistill.outer_learning_rate} and '
       f'outer_momentum {codistill.outer_momentum}; the rate must be more than '
       '0, and the momentum in [0, 1)'
+    )
+  elif (
+    hosts.are_several()
+    and codistill.exchange == 'checkpoints'
+    and not codistill.synchronous
+  ):
+    # They agree on publications too seldom to meet when an average is due.
+    why = (
+      'a member has several processes here, and these would not see a peer in '
+      'time for an average; set codistill.synchronous to True'
+    )
+  elif (
+    config.fault.kind == 'noise'
+    and config.fault.step % codistill.reload_interval_steps == 0
+  ):
+    why = (
+      f'fault.step is {config.fault.step}, when members publish what they then '
+      'average; choose a step between two averages'
     )
   if why := why or _why_not_groups(codistill) or _why_not_published(codistill):
     raise UserError(why)

@@ -333,6 +333,11 @@ def _check_microbatches(config: ConfigDict, mesh: Mesh) -> None:
       f'num_microbatches is {parts}, which does not divide the {examples} '
       'examples of each device; change it, batch_size or num_devices'
     )
+  if config.model.name == 'wide_resnet' and parts > 1:
+    raise ValueError(
+      f'num_microbatches is {parts}, and BatchNorm of a wide_resnet takes the '
+      'whole batch; set it to 1'
+    )
   if config.model.name != 'resnet':
     return
   key = 'model.resnet.batch_norm_group_size'

@@ -337,6 +337,9 @@ def check_numbers(config: ConfigDict) -> None:
       'checkpoint_interval_steps': (config.checkpoint_interval_steps, 1),
     }
   )
+  # JAX's keys have 32 bits; those of a first phase have another seed.
+  if config.seed >= (most := 2**32 - _TEACHERS_SEED):
+    raise UserError(f'seed is {config.seed}; it must be less than {most}')
   if not 0 <= config.average_decay < 1:
     raise UserError(
       f'average_decay is {config.average_decay}; it must be 0, for no average, '

@@ -16,6 +16,10 @@ class UserError(Exception):
     return [f'{type(self).__name__}: {self}']
 
 
+class LoneError(UserError):
+  """One that the other processes of a member neither share nor know of."""
+
+
 @contextlib.contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
   """Turns errors that a caller's arguments caused into `UserError`s.

@@ -80,7 +80,8 @@ def _views(config: Config) -> list[View]:
   names = list(_value(config, 'codistill.member_models') or ()) or [None]
   view = View(config, None)
   if not any(one.complaint(view, _FIRST) for one in _TWO_PHASES):
-    names += filter(None, [view.value(_FIRST)])
+    # None for that of `model`.
+    names.append(view.value(_FIRST) or None)
   return [View(config, name) for name in dict.fromkeys(names)]
 
 

@@ -56,7 +56,7 @@ from experiments.ending import (
   is_disk_full,
   stop_on_signals,
 )
-from experiments.errors import UserError, user_errors
+from experiments.errors import LoneError, UserError, user_errors
 from experiments.flags import Request, World, make_request, parse_flags
 from experiments.paths import ROOT
 from experiments.processes import say
@@ -65,7 +65,7 @@ from experiments.programs import keep_programs
 from experiments.progress import RunProgress
 from experiments.stored import fit_of, load_teachers
 from experiments.summary import results_table
-from experiments.tasks import Dataset
+from experiments.tasks import Dataset, make_task
 from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
@@ -134,13 +134,23 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       member=None,
       profile=None,
     )
+    _check_student(request)
     status = _train(ensemble, Teachers(), console, stop)
+    # The first process is the last to end; then the others may look.
+    hosts.tell(None)
     if status:
       return status
   frozen = pathlib.Path(frozen)
   peers, models = load_teachers(frozen, request.config.data)
   teachers = Teachers(peers, models, fit_of(frozen))
   return _train(request, teachers, console, stop)
+
+
+def _check_student(request: Request) -> None:
+  """Refuses what would be refused when its teachers are trained."""
+  task = make_task(request.config.data)
+  build(request.config, request.member, dataset=task.without_examples())
+  _check_profile(request.profile, request.config.num_steps)
 
 
 def _join(world: World, **timeouts: float) -> None:
@@ -424,7 +434,7 @@ def main(argv: list[str]) -> int:
     if ending is None:
       raise
     complain(ending.sentence)
-    if ending.status == REFUSED:
+    if ending.status == REFUSED and not isinstance(error, LoneError):
       hosts.leave()  # The others are refused, too.
     return ending.status
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.errors import UserError
@@ -25,11 +25,7 @@ def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
     UserError: if there is none, or one cannot be read.
   """
   runs = {}
-  for path in sorted(workdir.glob('run*.json')):
-    match = re.fullmatch(r'run(?:-(\d+))?\.json', path.name)
-    if match is None:
-      continue
-    member = None if match[1] is None else int(match[1])
+  for member, path in run_files(workdir):
     try:
       runs[member] = read_checked(path)
     except FileNotFoundError:
@@ -40,6 +36,15 @@ def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
       f'--config=NAME --workdir={workdir}'
     )
   return runs
+
+
+def run_files(
+  workdir: pathlib.Path,
+) -> Iterator[tuple[int | None, pathlib.Path]]:
+  """The member that each process trains, None for all, and its provenance."""
+  for path in sorted(workdir.glob('run*.json')):
+    if match := re.fullmatch(r'run(?:-(\d+))?\.json', path.name):
+      yield None if match[1] is None else int(match[1]), path
 
 
 def read_checked(path: pathlib.Path) -> Run:

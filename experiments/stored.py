@@ -86,6 +86,10 @@ def rebuild(
   averaged = averaging.is_averaged(config)
   config.codistill.exchange = 'memory' if averaged else 'none'
   config.codistill.teacher = 'peers'
+  # Nobody trains, and the members are in one process now. Other faults stay,
+  # because one is part of the optimizer.
+  if config.fault.kind == 'slow':
+    config.fault.kind = 'none'
   # Nobody who looks learns from them.
   if 'unlabelled_split' in config.data:
     config.data.unlabelled_split = None
@@ -97,9 +101,10 @@ def rebuild(
     config.data.eval_split = eval_split
   with user_errors(ValueError):
     here = len(hosts.devices())
+  there = config.num_devices or run.get('device', {}).get('count', here)
   config.num_devices = max(
     devices
-    for devices in range(1, min(here, config.num_devices or here) + 1)
+    for devices in range(1, min(here, there) + 1)
     if math.gcd(config.batch_size, config.eval_batch_size) % devices == 0
   )
   if not with_data:
@@ -189,7 +194,9 @@ def load_members(
         found[member] = Stored(restored.step, variables)
         del missing[member]
       else:
-        missing[member] = f'member {member} has diverged'
+        fault = experiment.fault
+        how = 'died' if fault.kills(member, fault.step) else 'diverged'
+        missing[member] = f'member {member} has {how}'
   return dict(sorted(found.items())), missing
 
 

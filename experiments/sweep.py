@@ -250,6 +250,8 @@ class LocalRuns:
       run for run in runs if self.states[run].status not in _OVER
     )
     self._processes: dict[Run, subprocess.Popen] = {}
+    # Where in its log each began: a run that is started again has one log.
+    self._began: dict[Run, int] = {}
 
   def step(self) -> bool:
     """Starts and watches processes; returns whether any run is left."""
@@ -266,7 +268,7 @@ class LocalRuns:
         # that was killed.
         self._waiting.append(run)
       elif at.status not in _OVER:
-        why = last_words(run.log, status)
+        why = last_words(run.log, status, self._began[run])
         self.states[run] = at._replace(status='failed', why=why)
     for run in self._waiting:
       self.states[run] = state(run)
@@ -291,6 +293,7 @@ class LocalRuns:
       environment.setdefault(
         'XLA_PYTHON_CLIENT_MEM_FRACTION', f'{0.9 / self._jobs:.2f}'
       )
+    self._began[run] = run.log.stat().st_size if run.log.exists() else 0
     return start(run.command, run.log, environment)
 
   def stop(self, kill: bool) -> None:

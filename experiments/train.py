@@ -22,7 +22,7 @@ from codistill.exchange.folder.waiter import (
 from codistill.optim import averaged
 from codistill.step_folders import UnreadableError
 from experiments import predictions
-from experiments.errors import UserError
+from experiments.errors import LoneError, UserError
 from experiments.experiment import Experiment
 from experiments.progress import RunProgress
 from experiments.record import Record
@@ -80,18 +80,30 @@ class Trainer:
     self._last_row_at: dict[int, float] = {}
     self._late: tuple[Report, Account, list[str]] | None = None
     self.start_step = 0
+    # Of the last checkpoint: its step, and whether nothing was left to train.
+    self._saved = (0, False)
     self.passed_over: tuple[str, ...] = ()
     self.members = (
       self._restore() if workdir.resumes else None
     ) or experiment.start()
-    self._saved_step = self._step = self.start_step
+    self._step = self.start_step
     self._whole = True
+    # What a run that was stopped at an evaluation's step has left to do.
+    self._owes_evaluation = False
     if workdir.resumes:
+      owes = self._owes_evaluation = hosts.tell(
+        hosts.is_first() and self._lacks_evaluation()
+      )
+      again = (self.start_step, 'eval') if owes else None
       self._record.keep_rows(
-        lambda row: row['step'] <= self.start_step and row['kind'] != 'final'
+        lambda row: (
+          row['step'] <= self.start_step
+          and row['kind'] != 'final'
+          and (row['step'], row['kind']) != again
+        )
       )
       if hosts.is_first():
-        predictions.drop_after(workdir.predictions, self.start_step)
+        predictions.drop_after(workdir.predictions, self.start_step - owes)
       # A divergence after the checkpoint is about to happen again, or not.
       diverged = workdir.run.get('diverged', {}).items()
       workdir.run['diverged'] = {
@@ -123,11 +135,15 @@ class Trainer:
     try:
       return self._train(progress, should_stop)
     except (PeerTimeoutError, WaitInterruptedError, UserError) as error:
+      # The other processes of a member do not know of bad data of this one.
+      alone = hosts.are_several() and isinstance(error, UserError)
       # In the middle of a round members' states do not belong together.
-      if self._whole and self._step > self.start_step:
+      if self._whole and self._step > self.start_step and not alone:
         self._save(self._step, progress)
       if isinstance(error, WaitInterruptedError):
         return self._step
+      if alone:
+        raise LoneError(str(error)) from error
       raise
 
   def _train(
@@ -135,6 +151,9 @@ class Trainer:
   ) -> int | None:
     experiment = self._experiment
     step = self.start_step
+    if self._owes_evaluation:
+      experiment.average(self.members, step)
+      self._evaluate(step, 'eval', progress)
     for report in self.watch(experiment.reports(self.members, step)):
       self._catch_up(progress)
       account = experiment.exchange.account(report.member.index)
@@ -163,8 +182,8 @@ class Trainer:
         self._save(step, progress)
     self._catch_up(progress)
     if step == experiment.num_steps:
-      if step > self.start_step:
-        self._save(step, progress)
+      # Again, if there is one from a wait for the last average.
+      self._save(step, progress, ended=True)
       self._evaluate(step, 'final', progress)
     return None
 
@@ -409,11 +428,13 @@ class Trainer:
     for observe in self.observers:
       observe(row)
 
-  def _save(self, step: int, progress: RunProgress) -> None:
+  def _save(
+    self, step: int, progress: RunProgress, *, ended: bool = False
+  ) -> None:
     self._catch_up(progress)
-    if step == self._saved_step:
+    if self._saved == (step, ended):
       return
-    self._saved_step = step
+    self._saved = (step, ended)
     why = self._checkpoints.save(
       step,
       {member.index: member.state for member in self.members},
@@ -421,6 +442,7 @@ class Trainer:
       {
         'seconds': self._seconds(),
         'active': [m.index for m in self.members if m.active],
+        'ended': ended,
       },
     )
     # So that it is missed when it is gone.
@@ -455,6 +477,8 @@ class Trainer:
     if restored is None:
       return None
     self.start_step = restored.step
+    # Older code did not say so; then it is saved again.
+    self._saved = (restored.step, restored.extra.get('ended', False))
     self.passed_over = restored.passed_over
     self._checkpoints.leave_behind(restored.step)
     self._seconds_before = restored.extra['seconds']
@@ -468,6 +492,22 @@ class Trainer:
       )
       for member, state in sorted(restored.states.items())
     ]
+
+  def _lacks_evaluation(self) -> bool:
+    """Whether the rows of an evaluation at the first step are incomplete."""
+    experiment, step = self._experiment, self.start_step
+    if step % experiment.eval_interval_steps or step in (
+      *(0, experiment.num_steps),
+    ):
+      return False
+    wanted = {member.index for member in self.members if member.active}
+    if len(wanted) > 1:
+      wanted.add('ensemble')
+    return not wanted <= {
+      row['member']
+      for row in self._record.read_rows()
+      if (row['step'], row['kind']) == (step, 'eval')
+    }
 
   def _last_whole_step(self) -> int:
     """The last step that all rows are there of, as the first process sees it.

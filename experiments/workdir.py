@@ -27,7 +27,7 @@ from experiments import predictions
 from experiments.errors import UserError
 from experiments.given import unread
 from experiments.record import Record, SilentRecord
-from experiments.runs import read_checked
+from experiments.runs import read_checked, run_files
 
 Run = dict[str, Any]
 
@@ -70,7 +70,7 @@ class Workdir(NamedTuple):
       UserError: if the run that is gone on with, or another member's, has
         learnt from other data.
     """
-    for path in sorted(self.path.glob('run*.json')):
+    for _, path in run_files(self.path):
       if path == self.record.run_path and not self.resumes:
         continue
       try:
@@ -261,7 +261,7 @@ def _remove(path: pathlib.Path) -> None:
 
 def _check_others(path: pathlib.Path, record: Record, run: Run) -> None:
   """Refuses a folder with members that do not belong to this run."""
-  for other in sorted(path.glob('run*.json')):
+  for _, other in run_files(path):
     if other == record.run_path:
       continue
     try:

@@ -3,6 +3,7 @@
 import itertools
 import random
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 
 from codistill import hosts
 from codistill.exchange.folder.agreement import Agreement, Proposal
+from codistill.exchange.folder.waiter import (
+  PeerTimeoutError,
+  Waiter,
+  WaitInterruptedError,
+)
 from codistill.exchange.memory import Copy
 
 PROCESSES = MEMBERS = 3
@@ -180,3 +186,19 @@ def test_processes_stay_the_same_through_delays_and_failures(processes, seed):
     taught += [step for _, step in processes.meet().agreed.values()]
   assert taught == sorted(set(taught))
   assert len(taught) > 5
+
+
+def test_a_process_that_waits_in_vain_is_not_left_alone(monkeypatch):
+  """One that raised alone would have the others wait in the next update."""
+  waiter = object.__new__(Waiter)
+  waiter._reader = types.SimpleNamespace(folder='there')
+  monkeypatch.setattr(waiter, '_await', lambda peer, at: at)
+  for others, error in (
+    ([4, False, True], PeerTimeoutError),
+    ([4, True, True], WaitInterruptedError),
+    ([2, False, False], PeerTimeoutError),
+  ):
+    told = np.array([[4, False, False], others])
+    monkeypatch.setattr(hosts, 'gather', lambda numbers, told=told: told)
+    with pytest.raises(error):
+      waiter._await_everywhere(0, 1, 4)

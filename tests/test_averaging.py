@@ -50,6 +50,7 @@ REFUSED = {
     'int8',
   ): ('must be float32 where weights are averaged'),
   ('evaluate_soup', True, 'codistill.members', 1): 'which has no average',
+  ('fault.kind', 'noise', 'fault.step', 4): 'choose a step between two',
 }
 
 
@@ -60,6 +61,17 @@ def test_what_cannot_be_averaged_is_refused_in_a_sentence(changes, sentence):
     build(config_of(**keys), None)
   assert sentence in str(error.value)
   assert '\n' not in str(error.value)
+
+
+def test_processes_of_a_member_must_wait_for_averages(monkeypatch):
+  monkeypatch.setattr(averaging.hosts, 'are_several', lambda: True)
+  config = config_of(
+    'imagenet_local_sgd', **{'codistill.exchange': 'checkpoints'}
+  )
+  with pytest.raises(UserError, match='set codistill'):
+    averaging.check(config, 0)
+  config.codistill.synchronous = True
+  averaging.check(config, 0)
 
 
 def test_keys_that_a_method_does_not_read_are_refused():

@@ -271,6 +271,7 @@ REFUSED = {
     'stands in for the peers; set codistill.exchange to none'
   ),
   ('seed', -1): 'seed is -1; it must be at least 0',
+  ('seed', 2**32 - 10**6): 'it must be less than 4293967296',
   ('model.resnet.width', 0): 'model.resnet.width is 0',
   ('data.image_shape', (28, 28)): 'must be (height, width, channels)',
   ('schedule.warmup_cosine.warmup_steps', 99): (
@@ -315,6 +316,12 @@ REFUSED = {
   ('data.mean', (0.5,)): 'need one number per channel: images have 3, got',
   ('num_microbatches', 3): 'does not divide the 16 examples',
   ('num_microbatches', 2): 'BatchNorm takes the whole batch',
+  (
+    'num_microbatches',
+    2,
+    'model.name',
+    'wide_resnet',
+  ): 'of a wide_resnet takes',
   ('num_microbatches', 4, 'model.resnet.batch_norm_group_size', 8): (
     'does not divide the 4 examples that a device computes'
   ),

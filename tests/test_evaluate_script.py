@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+from unittest import mock
 
 import pytest
 from commands import DNN, contents, on_row, run_command
@@ -13,6 +14,7 @@ from rebuilt import cheap_builds, ruin
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
 from codistill.step_folders import UnreadableError
+from experiments import stored
 from experiments.record import read_rows, read_run
 from scripts import evaluate
 
@@ -187,6 +189,35 @@ def test_the_config_is_the_runs_and_not_todays(small):
   assert experiment.num_steps == 10
   assert experiment.task.padding == 1
   assert isinstance(experiment.task.image_shape, tuple)
+
+
+def test_what_a_run_had_to_train_with_is_not_needed_to_look_at_it(small):
+  runs = evaluate.read_runs(small.workdir)
+  # A slow member has a process of its own; here are both of them.
+  config = runs[None]['config']
+  config['fault'] = {'kind': 'slow', 'member': 1, 'step': 1}
+  # All devices that there were: parts of its batch divide among no more.
+  config |= {'num_devices': None, 'num_microbatches': 16}
+  assert runs[None]['device']['count'] == 1
+  assert evaluate.rebuild(runs).mesh.size == 1
+
+
+def test_a_member_that_died_has_not_diverged(small):
+  runs = evaluate.read_runs(small.workdir)
+  runs[None]['config']['fault'] = {'kind': 'death', 'member': 1, 'step': 5}
+  experiment = evaluate.rebuild(runs)
+  real = stored.read_newest
+
+  def read_newest(*arguments):
+    found = real(*arguments)
+    found.extra['active'].remove(1)
+    return found
+
+  with mock.patch.object(stored, 'read_newest', read_newest):
+    there, missing = stored.load_members(
+      small.workdir, runs, experiment, [0, 1], print
+    )
+  assert (there.keys(), missing) == ({0}, {1: 'member 1 has died'})
 
 
 def test_a_checkpoint_that_goes_meanwhile_is_not_believed(copy, monkeypatch):

@@ -1,5 +1,6 @@
 """Optimizers and schedules against the recipes of their names."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -131,6 +132,19 @@ def test_adam_sees_no_more_of_a_gradient_than_its_norm_may_be():
   # Without a limit the step is 1 for any gradient.
   weights = steps_of(constant('adam', 0.1, **ADAM), [50.0] * 2)
   np.testing.assert_allclose(weights, [1.9, 1.8], rtol=1e-5)
+
+
+def test_an_average_of_rounded_weights_is_not_rounded():
+  optimizer = optim.averaging(optax.sgd(1.0), 0.99)
+  params = {'w': jnp.ones((), jnp.bfloat16)}
+  state = optimizer.init(params)
+  params = {'w': jnp.full((), 2, jnp.bfloat16)}
+  still = {'w': jnp.zeros((), jnp.bfloat16)}
+  step = jax.jit(optimizer.update)
+  for _ in range(2_000):
+    _, state = step(still, state, params)
+  found = optim.averaged({'params': params}, state)['params']['w']
+  assert (found, found.dtype) == (2, jnp.bfloat16)
 
 
 def test_unknown_names_are_refused_with_what_there_is():

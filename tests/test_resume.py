@@ -8,6 +8,8 @@ import sys
 import warnings
 from unittest import mock
 
+import jax
+import numpy as np
 import pytest
 from commands import (
   DNN,
@@ -26,8 +28,11 @@ from commands import (
 from stand_ins import until
 
 from codistill.exchange.folder.lease import Lease
+from codistill.exchange.folder.waiter import PeerTimeoutError
+from codistill.local_sgd import OuterSteps
 from experiments import record
 from experiments.record import read_rows, read_run
+from experiments.stored import open_run
 
 
 def assert_goes_on(reference, workdir, step, *arguments):
@@ -189,6 +194,64 @@ def test_a_run_may_be_killed_at_any_moment(either, tmp_path):
       run_command(workdir, *either.arguments)
     assert rows_of(workdir)
     assert_goes_on(either, workdir, goes_on_from)
+
+
+def test_an_evaluation_that_a_kill_cut_short_is_made_again(either, tmp_path):
+  die = mock.Mock(side_effect=SystemExit('killed'))
+  # There is a checkpoint of step 8, and a row of one member.
+  moment = {'step': 8, 'kind': 'eval', 'member': 0}
+  with stop_after(8), on_row(die, **moment), pytest.raises(SystemExit):
+    run_command(tmp_path, *either.arguments)
+  assert rows_of(tmp_path)[-1]['kind'] == 'eval'
+  assert_goes_on(either, tmp_path, 8)
+
+
+def test_what_waits_for_the_last_average_ends_with_it(averaged, tmp_path):
+  real, told = OuterSteps.make, PeerTimeoutError('member 1 is late')
+
+  def make(self, members, updates, exchange, step):
+    if step > 11:
+      raise told
+    return real(self, members, updates, exchange, step)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(OuterSteps, 'make', make)
+    assert run_command(tmp_path, *averaged.arguments).status == 1
+  outcome = assert_goes_on(averaged, tmp_path, 10)
+  assert_bit_for_bit(outcome, averaged.whole)
+  # What is scored is what is stored.
+  stored = open_run(tmp_path).members
+  for member in outcome.trainer.members:
+    mine = member.state.variables
+    jax.tree.map(
+      np.testing.assert_array_equal, mine, stored[member.index].variables
+    )
+
+
+def test_loads_without_a_row_yet_are_in_the_rows_of_a_resumed_run(tmp_path):
+  # Averages, evaluations and checkpoints fall on the same steps.
+  often = ('interval_steps=4',) * 3
+  keys = ('codistill.reload_', 'eval_', 'checkpoint_')
+  arguments = (
+    *DNN,
+    '--config.num_steps=10',
+    '--config.codistill.method=local_sgd',
+    *(f'--config.{key}{one}' for key, one in zip(keys, often, strict=True)),
+  )
+  die = mock.Mock(side_effect=SystemExit('killed'))
+  assert run_command(tmp_path / 'whole', *arguments).status == 0
+  moment = {'step': 6, 'kind': 'train', 'member': 1}
+  with on_row(die, **moment), pytest.raises(SystemExit):
+    run_command(tmp_path / 'killed', *arguments)
+  assert run_command(tmp_path / 'killed', *arguments).status == 0
+  whole, killed = (
+    [row for row in read_rows(tmp_path / one / 'rows.jsonl') if 'event' in row]
+    for one in ('whole', 'killed')
+  )
+  assert [row['event'] for row in whole].count('load') == 4
+  for row in (*whole, *killed):
+    del row['seconds']
+  assert killed == whole
 
 
 # Refusals of a workdir.

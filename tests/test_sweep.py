@@ -237,8 +237,10 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
   assert str(runs[0].log) in lines['0-fail']
   assert 'killed by signal 9' in lines['1-die']
   assert '2 done, 0 running, 1 diverged, 2 failed' in text
-  # Finished runs are left alone.
-  assert run_locally([runs[0], *runs[2:]])[0] == 1
+  # Finished runs are left alone, and old reasons are not given again.
+  runs[0].log.write_text('experiments.run: the disk is full\n')
+  status, text = run_locally([runs[0], *runs[2:]])
+  assert (status, 'disk is full' in text) == (1, False)
   assert starts(tmp_path) == sorted(['0-fail', *(run.point for run in runs)])
 
 

@@ -226,3 +226,10 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
     argument, config = f'--config.{argument}', f'{name}:smoke'
     assert run_command(tmp_path, argument, config=config).status == 2
     assert said in error_sentence(capfd)
+
+
+def test_a_student_is_refused_before_its_teachers_are_trained(tmp_path, capfd):
+  config, soup = 'imagenet_two_phase:smoke', '--config.evaluate_soup=True'
+  assert run_command(tmp_path / 'run', *SHORT, soup, config=config).status == 2
+  assert 'evaluate_soup is True' in error_sentence(capfd)
+  assert not (tmp_path / 'run').exists()

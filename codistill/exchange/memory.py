@@ -143,7 +143,16 @@ class InMemoryExchange(Exchange):
       },
       self._losses,
     )
-    seen = [[*pair, step] for pair, step in self._seen.items()]
+    # Of a load whose row is not written yet a resumed run writes one.
+    pending = {
+      (member, event['peer'])
+      for member, events in self._events.items()
+      for event in events
+      if event['event'] == 'load'
+    }
+    seen = [
+      [*pair, step] for pair, step in self._seen.items() if pair not in pending
+    ]
     mine = {'seen': seen, 'bytes_of': [*self._num_bytes.items()]}
     return found._replace(notes={**found.notes, **mine})
 

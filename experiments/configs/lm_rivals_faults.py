@@ -1,4 +1,4 @@
-"""A member of `lm_rivals` dies half-way, or is slow (not in the paper).
+r"""A member of `lm_rivals` dies half-way, or is slow (not in the paper).
 
   python -m experiments.sweep --config=lm_rivals_faults:laptop --seeds=3
 
@@ -8,7 +8,7 @@ of 50 steps; a teacher may be older, or not (`codistill.max_age_steps`).
 
 A slow member needs a process of its own:
 
-  python -m scripts.launch --config=lm_rivals_faults:laptop
+  python -m scripts.launch --config=lm_rivals_faults:laptop \
     --config.fault.kind=slow --config.fault.step=1
 
 Runs of `:laptop` take two minutes on a core; a member that takes ten times as

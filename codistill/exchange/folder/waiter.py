@@ -122,12 +122,14 @@ class Waiter:
       at = self._await(peer, at)
     except (PeerTimeoutError, WaitInterruptedError) as error:
       failure = error
-    told = hosts.gather([at, isinstance(failure, WaitInterruptedError)])
+    interrupted = isinstance(failure, WaitInterruptedError)
+    told = hosts.gather([at, interrupted, failure is not None])
     if told[:, 1].any():
       raise WaitInterruptedError
     if failure is not None:
       raise failure
-    if (told[:, 0] != at).any():
+    # One that raised alone would leave the others waiting for it.
+    if told[:, 2].any() or (told[:, 0] != at).any():
       raise PeerTimeoutError(
         f'processes of member {member} see different publications of member '
         f'{peer} in {self._reader.folder}; give all of them the same folder'
