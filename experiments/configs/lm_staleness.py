@@ -3,7 +3,7 @@
   python -m experiments.sweep --config=lm_staleness:reduced --seeds=3
 
 The paper reloads every 50, 100 and 250 of some 15,000 steps and calls the
-degradation slight; by its curves 100 keeps about a third of the gain and 250
+degradation slight; by its curves 100 keeps about a quarter of the gain and 250
 none. Here peers are also reloaded every 500 and 1,000 steps, and never. To tell
 rare reloads from old weights, they are also reloaded every 10 steps and seen
 20, 45, 120 and 495 steps late. Shorter runs reload every 10, 25, 100 and 250
