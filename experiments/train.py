@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,8 +19,7 @@ from codistill.exchange.folder.waiter import (
   WaitInterruptedError,
 )
 from codistill.optim import averaged
-from codistill.step_folders import UnreadableError
-from experiments import predictions
+from experiments import predictions, resume
 from experiments.errors import LoneError, UserError
 from experiments.experiment import Experiment
 from experiments.progress import RunProgress
@@ -89,26 +87,9 @@ class Trainer:
     self._step = self.start_step
     self._whole = True
     # What a run that was stopped at an evaluation's step has left to do.
-    self._owes_evaluation = False
-    if workdir.resumes:
-      owes = self._owes_evaluation = hosts.tell(
-        hosts.is_first() and self._lacks_evaluation()
-      )
-      again = (self.start_step, 'eval') if owes else None
-      self._record.keep_rows(
-        lambda row: (
-          row['step'] <= self.start_step
-          and row['kind'] != 'final'
-          and (row['step'], row['kind']) != again
-        )
-      )
-      if hosts.is_first():
-        predictions.drop_after(workdir.predictions, self.start_step - owes)
-      # A divergence after the checkpoint is about to happen again, or not.
-      diverged = workdir.run.get('diverged', {}).items()
-      workdir.run['diverged'] = {
-        member: at for member, at in diverged if at['step'] <= self.start_step
-      }
+    self._owes_evaluation = workdir.resumes and resume.keep_rows(
+      experiment, workdir, self.members, self.start_step
+    )
     for member in self.members:
       if not member.active:
         experiment.exchange.withdraw(member.index)
@@ -452,35 +433,13 @@ class Trainer:
 
   def _restore(self) -> list[Member] | None:
     experiment = self._experiment
-    folder, run = self._workdir.checkpoints, self._workdir.run
-    last, rows = self._last_whole_step(), self._record.rows_path.name
-    remedy = (
-      'put back a copy, go on with the code that wrote it, or --overwrite to '
-      'begin anew'
-    )
-    try:
-      restored = self._checkpoints.restore(
-        functools.cache(experiment.abstract),
-        experiment.mesh,
-        experiment.teacher_precision,
-        lambda step: f'{rows} ends at step {last:,}' if step > last else '',
-      )
-    except UnreadableError as error:
-      raise UserError(
-        f'no checkpoint in {folder} can be gone on from: {error}; {remedy}'
-      ) from error
-    if restored is None and 'checkpoint' in run:
-      raise UserError(
-        f'{folder} is empty, and {self._record.run_path.name} knows of a '
-        f'checkpoint of step {run["checkpoint"]:,}; {remedy}'
-      )
+    restored = resume.restore(experiment, self._workdir, self._checkpoints)
     if restored is None:
       return None
     self.start_step = restored.step
     # Older code did not say so; then it is saved again.
     self._saved = (restored.step, restored.extra.get('ended', False))
     self.passed_over = restored.passed_over
-    self._checkpoints.leave_behind(restored.step)
     self._seconds_before = restored.extra['seconds']
     experiment.exchange.restore(restored.publications)
     return [
@@ -492,54 +451,6 @@ class Trainer:
       )
       for member, state in sorted(restored.states.items())
     ]
-
-  def _lacks_evaluation(self) -> bool:
-    """Whether the rows of an evaluation at the first step are incomplete."""
-    experiment, step = self._experiment, self.start_step
-    if step % experiment.eval_interval_steps or step in (
-      *(0, experiment.num_steps),
-    ):
-      return False
-    wanted = {member.index for member in self.members if member.active}
-    if len(wanted) > 1:
-      wanted.add('ensemble')
-    return not wanted <= {
-      row['member']
-      for row in self._record.read_rows()
-      if (row['step'], row['kind']) == (step, 'eval')
-    }
-
-  def _last_whole_step(self) -> int:
-    """The last step that all rows are there of, as the first process sees it.
-
-    Raises:
-      UserError: if they cannot be read.
-    """
-
-    def find() -> int:
-      last = dict.fromkeys(self._experiment.members, 0)
-      try:
-        rows = self._record.read_rows()
-      except ValueError as error:
-        raise UserError(f'{error}, or --overwrite to begin anew') from error
-      for row in rows:
-        if row['kind'] == 'train':
-          last[row['member']] = row['step']
-      # One that has diverged or died has no rows after that.
-      diverged = self._workdir.run.get('diverged', {})
-      return min(
-        (
-          step
-          for member, step in last.items()
-          if step < diverged.get(str(member), {'step': math.inf})['step']
-          and not self._experiment.fault.kills(member, step)
-        ),
-        default=self._experiment.num_steps,
-      )
-
-    return hosts.tell(
-      hosts.first_then_others(lambda: find() if hosts.is_first() else None)
-    )
 
   def _seconds(self) -> float:
     """Seconds of training, those before a resume included."""
