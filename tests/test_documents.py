@@ -401,6 +401,14 @@ def test_english_documents_with_long_paragraphs_stay(file):
     (LONG, {'language': 'de'}, None, 'not de'),
     (f'{GERMAN} {GERMAN}', {'language': None}, f'{GERMAN} {GERMAN}', None),
     (LONG, {'min_language_probability': 1.1}, None, 'not surely en'),
+    # Without a length any line with words is a paragraph, and the text stays.
+    (f'a\n\n{LONG}', nothing | {'min_paragraphs': 2}, f'a\n\n{LONG}', None),
+    (
+      f'{LONG}\n \n',
+      nothing | {'min_paragraphs': 2},
+      None,
+      'too few paragraphs',
+    ),
     # Without a filter all of them stay.
     (f'Home\n\n{GERMAN}', nothing, f'Home\n\n{GERMAN}', None),
   ):
@@ -434,6 +442,21 @@ def test_a_prepared_set_is_read(tmp_path, small_chunks):
     ('lm1b[train[:50%]]', texts[:10]),
   ):
     assert read(reading, pattern)[0] == wanted
+  # A split has several names.
+  names = ('lm1b', 'lm1b[train]', 'lm1b:1.1.0[train]')
+  assert read(reading, *names)[0] == texts[:20]
+
+
+def test_a_damaged_set_is_named_and_not_a_part_of_it_read(tmp_path):
+  write_set(tmp_path, {'train': write_texts(20)})
+  [path] = tmp_path.rglob('*.array_record-*')
+  content = bytearray(path.read_bytes())
+  content[300] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(
+    InputError, match=r'lm1b\[train\] cannot be read in .*hash'
+  ):
+    read(reading_of('tfds', data_dir=str(tmp_path)), 'lm1b')
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -11,6 +11,7 @@ from data.text.tokenizer import (
   UNKNOWN,
   Tokenizer,
   VocabularyError,
+  has_rules,
   train_tokenizer,
 )
 
@@ -141,3 +142,15 @@ def test_wrong_choices_and_vocabularies_that_do_not_fit_are_named(tokenizer):
     tokenizer.encode('a', structure='lines', language='en')
   with pytest.raises(ValueError, match='no SentencePiece model'):
     Tokenizer(b'nonsense')
+
+
+def test_a_language_without_rules_of_its_own_is_known():
+  languages = (
+    'am ar bg bn ca da de el en es fi fr gu hi hy it ja kk kn ml mr my nl pa '
+    'pl pt ru sk ta te uk'
+  )
+  assert [one for one in languages.split() if not has_rules(one)] == []
+  # Near languages have those of another one, but not of English.
+  assert all(map(has_rules, ('gsw', 'pt-br', 'de-at')))
+  for code in ('german', 'DE', 'de_DE', 'zz', 'zh', ''):
+    assert not has_rules(code), code

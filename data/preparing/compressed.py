@@ -43,7 +43,7 @@ class Input:
 
   Attributes:
     name: name of the file without its folder; or of the set and split.
-    path: path of the file; for a set the same as `name`.
+    path: path of the file; for a set its full name, with version and split.
     size: bytes of a file, documents of a set.
     key: a hash of the size and of the first and last bytes.
   """

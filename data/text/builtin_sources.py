@@ -12,6 +12,8 @@ import hashlib
 import importlib.metadata
 import pathlib
 
+from data.preparing.compressed import InputError
+
 # The version of each package and a hash of its documents, as `python -m
 # data.text.builtin_sources` prints them.
 PACKAGES = {
@@ -76,7 +78,7 @@ _PATCHED = ('numpy/__init__.py', 'scipy/__init__.py')
 _OLD = ('numpy/distutils/',)
 
 
-class BuiltinCorpusError(ValueError):
+class BuiltinCorpusError(InputError):
   """The corpus cannot be made; the message says what to do."""
 
 

@@ -69,15 +69,16 @@ def _filter(text: str, reading: Reading) -> tuple[str, str | None]:
   """Returns the rest of a document, and the reason to leave it out, if any."""
   if not text.strip():
     return text, 'empty'
-  if reading.min_paragraph_words:
+  words = reading.min_paragraph_words
+  if words or reading.min_paragraphs > 1:
+    # An empty line is no paragraph.
     paragraphs = [
-      paragraph
-      for paragraph in text.split('\n')
-      if len(paragraph.split()) >= reading.min_paragraph_words
+      line for line in text.split('\n') if len(line.split()) >= max(1, words)
     ]
-    if len(paragraphs) < max(1, reading.min_paragraphs):
-      return text, 'too few long paragraphs'
-    text = '\n'.join(paragraphs)
+    if len(paragraphs) < reading.min_paragraphs:
+      return text, f'too few {"long " if words else ""}paragraphs'
+    if words:
+      text = '\n'.join(paragraphs)
   if reading.language:
     language, probability = _identifier().classify(text[:_LANGUAGE_SAMPLE])
     if language != reading.language:

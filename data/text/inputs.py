@@ -41,7 +41,8 @@ class Reading:
       out.
     min_paragraph_words: shorter paragraphs are left out of their document; 0
       for none.
-    min_paragraphs: documents with fewer remaining paragraphs are left out.
+    min_paragraphs: documents with fewer remaining paragraphs, lines that are
+      not empty, are left out.
   """
 
   format: str
@@ -71,23 +72,25 @@ def find_inputs(
     count = len(builtin_sources.documents())
     return [Input('builtin', 'builtin', count, builtin_sources.FINGERPRINT)]
   if reading.format == 'tfds':
-    found = [
-      _tfds_input(pattern, reading) for pattern in dict.fromkeys(patterns)
-    ]
+    found = [_tfds_input(pattern, reading) for pattern in patterns]
   else:
-    paths = {}
+    found = []
     for pattern in patterns:
       matches = [path for path in glob(pattern) if os.path.isfile(path)]
       if not matches:
         raise InputError(
-          f'There is no file {pattern}: check --input, and quote wildcards.'
+          f'There is no file {pattern}: check the name, and quote wildcards.'
         )
-      paths |= {os.path.realpath(path): path for path in matches}
-    found = []
-    for path in paths.values():
-      check_format(path, reading)
-      found.append(file_input(path))
-  return sorted(found, key=lambda one: (one.key, one.name))
+      for path in matches:
+        check_format(path, reading)
+        found.append(file_input(path))
+  once = {place(one): one for one in found}
+  return sorted(once.values(), key=lambda one: (one.key, one.name))
+
+
+def place(one: Input) -> str:
+  """Where an input is read from, the same for all names of it."""
+  return os.path.realpath(one.path)
 
 
 def check_format(path: str, reading: Reading) -> None:
@@ -215,7 +218,7 @@ def _tfds_input(pattern: str, reading: Reading) -> Input:
   key = f'{full_name}[{split}] {len(examples)}'
   return Input(
     name,
-    name,
+    f'{full_name}[{split}]',
     len(examples),
     hashlib.blake2b(key.encode(), digest_size=16).hexdigest(),
   )

@@ -264,7 +264,15 @@ def _wet_records(chunk, reading):
 
 def _tfds_records(chunk, reading):
   examples = tfds_source(chunk.input.name, reading)[2]
-  for example in examples.__getitems__(list(range(*chunk.rows))):
+  try:
+    found = examples.__getitems__(list(range(*chunk.rows)))
+  except RuntimeError as error:  # ArrayRecord's for any fault.
+    why = ' '.join(str(error).split())[:300]
+    raise InputError(
+      f'{chunk.input.name} cannot be read in {examples.dataset_info.data_dir} '
+      f'({why}): remove that folder, and prepare the set again.'
+    ) from error
+  for example in found:
     text = example[reading.text_key]
     yield functools.partial(_decode, text) if isinstance(text, bytes) else text
 

@@ -58,6 +58,19 @@ class VocabularyError(ValueError):
   """The text does not yield a vocabulary of that size; the message says why."""
 
 
+def has_rules(language: str) -> bool:
+  """Whether there are rules for where a sentence of a language ends.
+
+  For a code without any, such as 'german', sentencex takes those of English,
+  and does not say so.
+  """
+  # Only English knows that 'However' begins a sentence.
+  text = 'He lives in the U.S. However he left.'
+  return language == 'en' or (
+    sentencex.segment(language, text) != sentencex.segment('en', text)
+  )
+
+
 def train_tokenizer(
   texts: Iterable[str],
   *,
