@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import functools
 import gzip
-import json
 import os
 import pathlib
 import sys
@@ -34,8 +33,7 @@ from rich.table import Table
 
 from data.clicks import log, preparation, synthetic
 from data.clicks.dataset import HELD_OUT_FRACTION, MIN_COUNT, ClicksError
-from data.preparing import resumable, workers
-from data.preparing.compressed import InputError
+from data.preparing import workers
 from experiments.paths import local_path
 from scripts import preparing
 
@@ -103,7 +101,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     help='processes; they do not change the result (default: one a core)',
   )
   parser.add_argument(
-    '--overwrite', action='store_true', help='begin anew, and replace DIR'
+    '--overwrite', action='store_true', help=preparing.OVERWRITE
   )
   flags = parser.parse_args(arguments)
   least = {
@@ -122,6 +120,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
   if flags.write and flags.synthetic_rows is None:
     parser.error('--write is for the synthetic log; add --synthetic-rows')
+  if flags.write and flags.write.is_dir():
+    parser.error(f'--write is {flags.write}, a folder; name a file')
   written = not flags.write, 'with --write'
   if problem := preparing.unread(
     parser,
@@ -208,6 +208,7 @@ def write_synthetic(
 
   Raises:
     OSError: if that cannot be done.
+    PreparationError: if the rows cannot be split.
   """
   # To another name first, because half a log looks like a whole one.
   new = path.with_name(f'{path.name}.new')
@@ -217,21 +218,24 @@ def write_synthetic(
   first = settings.num_train(num_rows)
   sums = [0.0, 0.0]
   # Without a name or a time in it, so that the same content is the same file.
-  with open(new, 'wb') as raw, contextlib.ExitStack() as stack:
-    file = raw
-    if path.suffix == '.gz':
-      file = stack.enter_context(
-        gzip.GzipFile('', 'wb', compresslevel=1, fileobj=raw, mtime=0)
-      )
-    step = synthetic.CHUNK_ROWS
-    for start in range(0, num_rows, step):
-      end = min(start + step, num_rows)
-      rows, _ = synthetic.make_rows(start, end)
-      file.write(log.format_rows(rows))
-      if end > first:
-        parts = preparation.score_truth(start, first, num_rows)
-        sums = [total + part for total, part in zip(sums, parts, strict=True)]
-  os.replace(new, path)
+  try:
+    with open(new, 'wb') as raw, contextlib.ExitStack() as stack:
+      file = raw
+      if path.suffix == '.gz':
+        file = stack.enter_context(
+          gzip.GzipFile('', 'wb', compresslevel=1, fileobj=raw, mtime=0)
+        )
+      step = synthetic.CHUNK_ROWS
+      for start in range(0, num_rows, step):
+        end = min(start + step, num_rows)
+        rows, _ = synthetic.make_rows(start, end)
+        file.write(log.format_rows(rows))
+        if end > first:
+          parts = preparation.score_truth(start, first, num_rows)
+          sums = [total + part for total, part in zip(sums, parts, strict=True)]
+    os.replace(new, path)
+  finally:
+    new.unlink(missing_ok=True)
   expected, scored = (one / (num_rows - first) for one in sums)
   return {'best_log_loss': expected, 'log_loss_of_truth': scored}
 
@@ -239,42 +243,40 @@ def write_synthetic(
 def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   flags = parse(arguments)
-  console = Console()
-  try:
-    if flags.write:
-      facts = write_synthetic(
-        flags.synthetic_rows, flags.held_out_fraction, flags.write
-      )
-      console.print(optimum(facts), soft_wrap=True, highlight=False)
-      return None
-    output = flags.output
-    inputs = (
-      log.find_inputs(flags.input, preparing.find_files)
-      if flags.input
-      else [preparation.synthetic_input(flags.synthetic_rows)]
+  if flags.write:
+    return preparing.outcome(
+      lambda: _write(flags), flags.write, then='begins anew'
     )
-    with preparing.Display(console) as display:
-      manifest = preparation.prepare(
-        preparation.Settings(
-          min_count=flags.min_count,
-          held_out_fraction=flags.held_out_fraction,
-        ),
-        inputs,
-        output,
-        max_bad_lines=flags.max_bad_lines,
-        pool=workers.processes(flags.workers or preparing.num_cores()),
-        overwrite=flags.overwrite,
-        report=functools.partial(show, display),
-      )
-  except (resumable.PreparationError, InputError, ClicksError) as error:
-    return str(error)
-  except OSError as error:
-    return f'{error}: fix this, and the same command goes on from here.'
-  except json.JSONDecodeError:
-    return f'{output / resumable.MANIFEST} is damaged; add --overwrite.'
-  except KeyboardInterrupt:
-    print(preparing.INTERRUPTED, file=sys.stderr)
-    return 130
+  return preparing.outcome(lambda: _prepare(flags), flags.output, ClicksError)
+
+
+def _write(flags: argparse.Namespace) -> None:
+  facts = write_synthetic(
+    flags.synthetic_rows, flags.held_out_fraction, flags.write
+  )
+  Console().print(optimum(facts), soft_wrap=True, highlight=False)
+
+
+def _prepare(flags: argparse.Namespace) -> None:
+  console = Console()
+  inputs = (
+    log.find_inputs(flags.input, preparing.find_files)
+    if flags.input
+    else [preparation.synthetic_input(flags.synthetic_rows)]
+  )
+  with preparing.Display(console) as display:
+    manifest = preparation.prepare(
+      preparation.Settings(
+        min_count=flags.min_count,
+        held_out_fraction=flags.held_out_fraction,
+      ),
+      inputs,
+      flags.output,
+      max_bad_lines=flags.max_bad_lines,
+      pool=workers.processes(flags.workers or preparing.num_cores()),
+      overwrite=flags.overwrite,
+      report=functools.partial(show, display),
+    )
   for table in summary(manifest):
     console.print(table)
   if 'synthetic' in manifest:
@@ -282,12 +284,11 @@ def main(arguments: Sequence[str] | None = None) -> str | int | None:
       optimum(manifest['synthetic']), soft_wrap=True, highlight=False
     )
   console.print(
-    f'{output} is prepared; train on it with --config=criteo_dnn '
-    f'--config.data.path={output}',
+    f'{flags.output} is prepared; train on it with --config=criteo_dnn '
+    f'--config.data.path={flags.output}',
     highlight=False,
     soft_wrap=True,
   )
-  return None
 
 
 if __name__ == '__main__':

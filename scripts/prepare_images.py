@@ -123,7 +123,7 @@ def _check_manual(name: str, data_dir: pathlib.Path) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> str | None:
+def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   parser = argparse.ArgumentParser(
     prog='python -m scripts.prepare_images',
@@ -136,10 +136,19 @@ def main(arguments: Sequence[str] | None = None) -> str | None:
   )
   flags = parser.parse_args(arguments)
   data_dir = flags.data_dir and str(flags.data_dir)
+  if flags.name == 'digits' and data_dir:
+    parser.error('--data_dir changes nothing for digits; leave it out')
   try:
     print(prepare(flags.name, data_dir))
   except PreparationError as error:
     return str(error)
+  except KeyboardInterrupt:
+    print(
+      'Interrupted: the same command begins anew, with the files that have '
+      'been downloaded.',
+      file=sys.stderr,
+    )
+    return 130
   default = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
   if data_dir and data_dir != os.path.expanduser(default):
     print('Training finds it with:')

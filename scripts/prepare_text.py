@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from data.preparing.compressed import InputError
-from data.preparing.resumable import PreparationError
 from data.text import corpus, inputs, preparation, tokenizer
 from data.text.documents import languages
 from experiments.paths import local_path, path_or_url
@@ -92,7 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     metavar='N',
   )
   parser.add_argument(
-    '--overwrite', action='store_true', help='begin anew, and replace DIR'
+    '--overwrite', action='store_true', help=preparing.OVERWRITE
   )
   flags = parser.parse_args(arguments)
   if problem := _unread(parser, flags) or _problem(flags):
@@ -152,7 +151,8 @@ def _add_files(add: Callable[..., None]) -> None:
   add('--vocab-size', 'number of pieces', required=True, type=int, metavar='N')
   add(
     '--held-out',
-    'files to evaluate on; without them a share of the documents is held out',
+    'files to evaluate on, and not to train on; without them a share of the '
+    'documents is held out',
     nargs='+',
     default=[],
     metavar='GLOB',
@@ -239,7 +239,7 @@ def _add_documents(add: Callable[..., None]) -> None:
   )
   add(
     '--min-paragraphs',
-    'leave out documents with fewer paragraphs left',
+    'leave out documents with fewer paragraphs (lines with words) left',
     type=int,
     default=1,
     metavar='N',
@@ -254,7 +254,7 @@ def _problem(flags: argparse.Namespace) -> str | None:
     '--train-from': (flags.train_from, 1),
     '--workers': (flags.workers, 1),
     '--min-paragraph-words': (flags.min_paragraph_words, 0),
-    '--min-paragraphs': (flags.min_paragraphs, 0),
+    '--min-paragraphs': (flags.min_paragraphs, 1),
   }
   for name, (value, minimum) in least.items():
     if value is not None and value < minimum:
@@ -267,6 +267,12 @@ def _problem(flags: argparse.Namespace) -> str | None:
   for name, value in shares.items():
     if not 0 <= value <= 1:
       return f'{name} is {value}; it must be between 0 and 1'
+  code = flags.sentence_language
+  if not tokenizer.has_rules(code):
+    return (
+      f'--sentence-language is {code}, for which sentencex has no rules of its '
+      'own; give a code such as de or pt-br, or en for the rules of English'
+    )
   return None
 
 
@@ -308,43 +314,38 @@ def settings_of(flags: argparse.Namespace) -> preparation.Settings:
 def main(arguments: Sequence[str] | None = None) -> str | int | None:
   """Runs the command line; returns what `sys.exit` takes."""
   flags = parse(arguments)
+  return preparing.outcome(
+    lambda: _prepare(flags), flags.output, corpus.CorpusError
+  )
+
+
+def _prepare(flags: argparse.Namespace) -> None:
   console = Console()
-  output = flags.output
   unit = 'documents' if flags.format in ('tfds', 'builtin') else 'MB'
-  try:
-    settings = settings_of(flags)
-    training, held_out = (
-      inputs.find_inputs(patterns, settings.reading, preparing.find_files)
-      if patterns
-      else []
-      for patterns in (flags.input, flags.held_out)
+  settings = settings_of(flags)
+  training, held_out = (
+    inputs.find_inputs(patterns, settings.reading, preparing.find_files)
+    if patterns
+    else []
+    for patterns in (flags.input, flags.held_out)
+  )
+  with preparing.Display(console) as display:
+    manifest = preparation.prepare(
+      settings,
+      training,
+      held_out,
+      flags.output,
+      num_workers=flags.workers or preparing.num_cores(),
+      overwrite=flags.overwrite,
+      report=functools.partial(show, display, unit),
     )
-    with preparing.Display(console) as display:
-      manifest = preparation.prepare(
-        settings,
-        training,
-        held_out,
-        output,
-        num_workers=flags.workers or preparing.num_cores(),
-        overwrite=flags.overwrite,
-        report=functools.partial(show, display, unit),
-      )
-  except (
-    PreparationError,
-    InputError,
-    corpus.CorpusError,
-  ) as error:
-    return str(error)
-  except KeyboardInterrupt:
-    print(preparing.INTERRUPTED, file=sys.stderr)
-    return 130
   console.print(summary(manifest))
   console.print(
-    f'{output} is prepared; train on it with --config.data.data_dir={output}',
+    f'{flags.output} is prepared; train on it with '
+    f'--config.data.data_dir={flags.output}',
     highlight=False,
     soft_wrap=True,
   )
-  return None
 
 
 if __name__ == '__main__':

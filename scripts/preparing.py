@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import pathlib
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
-INTERRUPTED = 'Interrupted: the same command goes on from here.'
+from data.preparing.compressed import InputError
+from data.preparing.resumable import PreparationError
+
+# The help of --overwrite.
+OVERWRITE = (
+  'replace DIR, and drop what another command has begun as DIR.partial'
+)
 # Seconds between two lines if there is no terminal.
 _PLAIN_INTERVAL_S = 5.0
 # Rates are over the last seconds, because the first ones are slow.
@@ -35,6 +43,33 @@ def unread(
     key = name.removeprefix('--').replace('-', '_')
     if not is_read and getattr(flags, key) != parser.get_default(key):
       return f'{name} changes nothing {where}; leave it out'
+  return None
+
+
+def outcome(
+  work: Callable[[], None],
+  output: pathlib.Path,
+  *kinds: type[Exception],
+  then: str = 'goes on from here',
+) -> str | int | None:
+  """Does a command's work; returns what `sys.exit` takes.
+
+  Args:
+    work: the work.
+    output: what it makes; some errors of writing do not name a file.
+    *kinds: further exceptions whose messages are for the user.
+    then: what the same command does the next time.
+  """
+  try:
+    work()
+  except (PreparationError, InputError, *kinds) as error:
+    return str(error)
+  except OSError as error:
+    where, why = error.filename or output, error.strerror or error
+    return f'{where}: {why}; fix this, and the same command {then}.'
+  except KeyboardInterrupt:
+    print(f'Interrupted: the same command {then}.', file=sys.stderr)
+    return 130
   return None
 
 

@@ -298,7 +298,7 @@ def test_what_cannot_be_made_and_a_folder_that_is_none_are_one_sentence(
     ({'table_sizes': (5,) * 25}, 'table_sizes must be 26 numbers of at least'),
     ({'table_sizes': (2,) * 26}, 'table_sizes must be 26 numbers of at least'),
     ({'max_test_rows': 0}, 'max_test_rows must be at least 1'),
-    ({'synthetic_rows': 1}, 'synthetic_rows must be at least 2'),
+    ({'synthetic_rows': 3}, 'synthetic_rows must be at least 4'),
     ({}, 'set XDG_CACHE_HOME to a folder'),
   ):
     with pytest.raises(ValueError, match=sentence):

@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -347,6 +348,33 @@ def test_a_wrong_command_line_is_named(capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_a_log_that_cannot_be_written_leaves_no_trace(
+  tmp_path, monkeypatch, capsys
+):
+  path = tmp_path / 'log.txt'
+  path.write_text('mine')
+
+  def written(rows):
+    arguments = [f'--write={path}', f'--synthetic-rows={rows}']
+    return prepare_criteo.main(arguments)
+
+  assert written(3).startswith('3 rows cannot be split into training and held')
+  for error, outcome in (
+    (KeyboardInterrupt(), 130),
+    (
+      OSError(errno.EFBIG, 'File too large'),
+      f'{path}: File too large; fix this, and the same command begins anew.',
+    ),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(log_lib, 'format_rows', mock.Mock(side_effect=error))
+      assert written(300) == outcome
+  assert (
+    capsys.readouterr().err == 'Interrupted: the same command begins anew.\n'
+  )
+  assert files_of(tmp_path) == {'log.txt': b'mine'}
+
+
 def test_the_synthetic_log_is_the_same_as_text(tmp_path, capsys):
   # Every category stays, so that all of them are compared.
   rows = ('--synthetic-rows=300', '--min-count=1')
@@ -427,3 +455,72 @@ def test_interrupted_runs_go_on_and_end_the_same(
   assert prepare(broken, *arguments) is None
   assert files_of(broken) == files_of(whole)
   assert not partial.exists()
+
+
+def test_an_interrupted_overwrite_goes_on_and_the_old_folder_stays(
+  log, tmp_path, monkeypatch, capsys
+):
+  output, whole = tmp_path / 'out', tmp_path / 'whole'
+  partial = resumable.partial_of(output)
+  new = ('--input', log, '--min-count=3')
+  assert prepare(whole, *new) is None
+  wanted = files_of(whole)
+
+  def interrupted(place, name, calls, *flags, after=False):
+    """Runs until one function is called so often, before or after it."""
+    function, left = getattr(place, name), [calls]
+
+    def stop(*arguments):
+      left[0] -= 1
+      if left[0] or after:
+        function(*arguments)
+      if not left[0]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+      patch.setattr(place, name, stop)
+      assert prepare(output, *new, *flags) == 130, (name, calls)
+    said = capsys.readouterr().err
+    assert said == 'Interrupted: the same command goes on from here.\n'
+
+  def refuse_to_read(patch):
+    patch.setattr(storage, 'read_chunk', lambda *_: 1 / 0)
+
+  # What began without --overwrite goes on with it; something else does not.
+  interrupted(resumable, 'write_state', 25)
+  with monkeypatch.context() as patch:
+    refuse_to_read(patch)
+    with pytest.raises(ZeroDivisionError):
+      prepare(output, '--input', log, '--overwrite')
+  assert prepare(output, '--input', log, '--overwrite') is None
+  old = files_of(output)
+  interrupted(resumable, 'write_state', 25, '--overwrite')
+  assert files_of(output) == old
+  # From now on the log is not read again, wherever the run is interrupted.
+  with monkeypatch.context() as patch:
+    refuse_to_read(patch)
+    for name, calls, after in (
+      ('set_aside', 1, False),
+      ('set_aside', 1, True),
+      ('finish', 1, False),
+    ):
+      interrupted(resumable, name, calls, '--overwrite', after=after)
+      moved = partial / resumable.REPLACED if after else output
+      if name == 'set_aside':
+        assert files_of(moved) == old
+    interrupted(resumable.shutil, 'rmtree', 1, '--overwrite')
+    assert set(files_of(output)) > set(wanted)
+    assert prepare(output, *new, '--overwrite') is None
+  assert files_of(output) == wanted
+  assert not partial.exists()
+  # A finished folder is made anew if asked for.
+  with monkeypatch.context() as patch:
+    refuse_to_read(patch)
+    with pytest.raises(ZeroDivisionError):
+      prepare(output, *new, '--overwrite')
+  # A folder that is emptied loses its plan first.
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable.shutil, 'rmtree', lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      prepare(output, '--input', log, '--overwrite')
+  assert not (partial / resumable.PLAN).exists()

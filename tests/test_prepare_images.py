@@ -4,6 +4,7 @@ import subprocess
 import sys
 from unittest import mock
 
+import pytest
 from preparations import write_tfds
 
 from scripts import prepare_images
@@ -48,6 +49,9 @@ def test_a_missing_package_says_which_environment(
   # Digits need none of it.
   assert prepare_images.main(['digits']) is None
   assert 'nothing to prepare' in capsys.readouterr().out
+  with pytest.raises(SystemExit, match='2'):
+    prepare(tmp_path, 'digits')
+  assert '--data_dir changes nothing for digits' in capsys.readouterr().err
 
 
 def test_a_prepared_set_says_so(monkeypatch, tmp_path, capsys):
@@ -98,13 +102,16 @@ def test_imagenet_says_what_to_fetch_and_where_to_put_it(
   assert f'imagenet2012 is prepared in {tmp_path}' in capsys.readouterr().out
 
 
-def test_what_cannot_be_prepared_is_one_sentence(monkeypatch, tmp_path):
+def test_what_cannot_be_prepared_is_one_sentence(monkeypatch, tmp_path, capsys):
   pretend(monkeypatch, tensorflow='there')
   fail = mock.Mock(side_effect=ConnectionError('no route to host'))
   monkeypatch.setattr(DOWNLOAD, fail)
   assert prepare(tmp_path) == (
     'fashion_mnist could not be prepared (ConnectionError): no route to host'
   )
+  fail.side_effect = KeyboardInterrupt
+  assert prepare(tmp_path) == 130
+  assert capsys.readouterr().err.startswith('Interrupted: the same command beg')
   for name in ('fashion_mnst', 'fashion_mnist:0.0.9'):
     assert prepare(tmp_path, name) == f'TFDS has no set called {name!r}.'
   write_tfds(tmp_path, *FASHION_MNIST, 'tfrecord')

@@ -1,4 +1,5 @@
 import concurrent.futures
+import errno
 import io
 import json
 import os
@@ -25,7 +26,13 @@ from test_documents import (
 )
 
 from data.preparing import resumable, workers
-from data.text import corpus, preparation, records
+from data.text import (
+  builtin_sources,
+  corpus,
+  encoding,
+  preparation,
+  records,
+)
 from scripts import prepare_text, preparing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,7 +59,7 @@ def books(tmp_path):
 
 def prepare(output, path, *arguments, format='jsonl'):
   # New processes have nothing open.
-  preparation._open_tokenizer.cache_clear()
+  encoding._open_tokenizer.cache_clear()
   source = [] if path is None else [f'--input={path}']
   # With --held-out no fraction may be given.
   some = ARGUMENTS[:1] if '--held-out' in arguments else ARGUMENTS
@@ -152,14 +159,72 @@ def test_every_format_comes_through_the_same_door(tmp_path):
   wets.write_bytes(wet([f'Home\n{LONG} {t[:9]}' for t in TEXTS[:40]]))
   found = all_texts_of(prepare_('wet', wets))
   assert [text.startswith(LONG) for text in found] == [True] * 40
-  # All of the split that is named to evaluate on is held out, and nothing else.
+  # All of the split that is named to evaluate on is held out, and no other.
   write_set(sets, {'train': TEXTS, 'test': TEXTS[:9]})
   held_out = ('--held-out', 'lm1b[test]', f'--data-dir={sets}')
   output = prepare_('tfds', 'lm1b', *held_out)
   manifest = json.loads((output / 'manifest.json').read_text())
   assert manifest['settings']['held_out_fraction'] == 0
-  assert sorted(texts_of(output, 'train')) == sorted(TEXTS)
+  assert sorted(texts_of(output, 'train')) == sorted(TEXTS[9:])
   assert sorted(texts_of(output, 'test')) == sorted(TEXTS[:9])
+  everything = ('--held-out', 'lm1b:1.1.0[train]', f'--data-dir={sets}')
+  assert prepare(sets, 'lm1b', *everything, format='tfds') == (
+    '--held-out names all of --input, so that nothing is left to train on: '
+    'name other files with one of them.'
+  )
+
+
+def test_what_is_held_out_is_not_learnt_from(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'in').mkdir()
+  # The second file repeats some of the third, which the pattern matches.
+  parts = TEXTS[:60], TEXTS[60:90] + TEXTS[95:105], TEXTS[90:]
+  for number, texts in enumerate(parts):
+    (tmp_path / 'in' / f'{number}.jsonl').write_bytes(jsonl(texts))
+  real = preparation.train_tokenizer
+  train = mock.Mock(side_effect=real)
+  monkeypatch.setattr(preparation, 'train_tokenizer', train)
+  (tmp_path / 'link').symlink_to(tmp_path / 'in' / '2.jsonl')
+  arguments = tmp_path / 'in' / '*', '--held-out', tmp_path / 'link'
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  assert prepare(whole, *arguments) is None
+  assert sorted(texts_of(whole, 'train')) == sorted(TEXTS[:90])
+  assert sorted(texts_of(whole, 'test')) == sorted(TEXTS[90:])
+  assert sorted(train.call_args.args[0]) == sorted(TEXTS[:90])
+  manifest = json.loads((whole / 'manifest.json').read_text())
+  names = [one['name'] for one in manifest['inputs']]
+  assert sorted(names) == ['0.jsonl', '1.jsonl']
+  assert manifest['counts']['documents'] == 120
+  printed = capsys.readouterr().out
+  for count, reason in (
+    (10, 'filtered: equal to a held-out document'),
+    (1, 'note: an input that is held out, and not trained on'),
+  ):
+    assert manifest['counts'][reason] == count
+    assert reason in printed
+  # What an older version may have trained on does not go on.
+  path = whole / 'manifest.json'
+  del manifest['settings']['duplicates_of_held_out']
+  path.write_text(json.dumps(manifest))
+  assert '(duplicates_of_held_out None)' in prepare(whole, *arguments)
+  # An interrupted run comes to the same.
+  write_state, written = resumable.write_state, []
+
+  def stop(folder, state):
+    write_state(folder, state)
+    written.append(state['input'])
+    if len(written) == 3:
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(resumable, 'write_state', stop)
+    assert prepare(broken, *arguments) == 130
+  assert prepare(broken, *arguments) is None
+  one, other = files_of(whole), files_of(broken)
+  del one['manifest.json'], other['manifest.json']
+  assert one == other
+  # Held-out documents that a filter leaves out are too few to evaluate on.
+  message = prepare(tmp_path / 'out', *arguments, '--min-paragraphs=3')
+  assert message.startswith('No document is left to test on, of 30 records (30')
 
 
 def test_the_tokenizer_learns_from_so_many_documents(
@@ -284,7 +349,7 @@ def test_a_worker_that_dies_is_one_sentence(books, tmp_path, monkeypatch):
   assert message.startswith('A worker died, perhaps for lack of memory: run')
 
 
-def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path):
+def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path, monkeypatch):
   output = tmp_path / 'out'
   for argument, sentence in (
     ('--format=wet', 'does not start with a WARC record'),
@@ -292,12 +357,19 @@ def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path):
     ('--vocab-size=60000', 'is too large for this text'),
     ('--language=klingon', '--language klingon is not kno'),
     ('--language=de', 'No document is left to train on, o'),
+    ('--min-paragraphs=3', '(120 filtered: too few paragraphs, '),
     ('--held-out-fraction=0', 'raise --held-out-fraction'),
   ):
     message = prepare(output, books, argument, '--overwrite')
     assert sentence in message
     assert '\n' not in message
     assert not output.exists()
+  # A package that is not as it was released.
+  pinned = {'numpy': ('0.0.1', '')}
+  with mock.patch.dict(builtin_sources.PACKAGES, pinned, clear=True):
+    builtin_sources.documents.cache_clear()
+    message = prepare(output, None, format='builtin')
+  assert message.startswith('The built-in corpus needs numpy 0.0.1, as requi')
   # A folder of something else is not touched.
   output.mkdir()
   (output / 'thesis.tex').write_text('mine')
@@ -306,6 +378,44 @@ def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path):
       f'{output} has something else in it: choose another --output.'
     )
   assert files_of(output) == {'thesis.tex': b'mine'}
+  # Nor does a folder get the name of a disk.
+  monkeypatch.setattr(os.path, 'ismount', lambda path: path == tmp_path / 'new')
+  message = prepare(tmp_path / 'new', books)
+  assert message.startswith(f'A disk is mounted at {tmp_path}/new, so')
+
+
+def test_a_link_stays_and_leads_to_what_is_prepared(books, tmp_path):
+  for number, real in enumerate((tmp_path / 'real', tmp_path / 'later')):
+    link = tmp_path / f'link{number}'
+    link.symlink_to(real)
+    if not number:
+      real.mkdir()
+    assert prepare(link, books) is None
+    assert link.is_symlink()
+    assert all_texts_of(link) == all_texts_of(real) == sorted(TEXTS)
+  (tmp_path / 'circle').symlink_to(tmp_path / 'circle')
+  message = prepare(tmp_path / 'circle', books)
+  assert message.endswith('circle is no folder: choose another --output.')
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
+  books, tmp_path, monkeypatch
+):
+  output = tmp_path / 'out'
+  full = OSError(errno.EFBIG, 'File too large')
+  with monkeypatch.context() as patch:
+    patch.setattr(corpus.CorpusWriter, '_write', mock.Mock(side_effect=full))
+    assert prepare(output, books) == (
+      f'{output}: File too large; fix this, and the same command goes on from '
+      'here.'
+    )
+  assert prepare(output, books) is None
+  # A finished folder loses what an interrupted run has left in it.
+  before = files_of(output)
+  for name in (*resumable.LEFT_OUT, encoding.HELD_OUT):
+    (output / name).write_text('{}')
+  assert prepare(output, books) is None
+  assert files_of(output) == before
 
 
 def test_a_wrong_command_line_is_named(capsys):
@@ -317,6 +427,8 @@ def test_a_wrong_command_line_is_named(capsys):
     # Flags that nothing reads.
     ('x', '--held-out-fraction=0.1 --held-out=y', 'with --held-out'),
     ('x', '--structure=none --sentence-language=de', 'are not marked; leave'),
+    ('x', '--sentence-language=de_DE', 'is de_DE, for which sentencex has no'),
+    ('x', '--min-paragraphs=0', '--min-paragraphs is 0; it must be at least'),
     ('x', '--format=txt --text-key=body', 'if --format is txt; leave it'),
     (
       'x',

@@ -341,8 +341,9 @@ def make_clicks(
 
 
 def _open_synthetic(num_rows, cache_dir):
-  if num_rows < 2:
-    raise ValueError(f'synthetic_rows must be at least 2, got {num_rows}.')
+  # Of fewer none is held out.
+  if num_rows < 4:
+    raise ValueError(f'synthetic_rows must be at least 4, got {num_rows}.')
   source = preparation.synthetic_input(num_rows)
   made_of = (storage.FORMAT, source.key, MIN_COUNT, HELD_OUT_FRACTION)
   key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]

@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from fractions import Fraction
@@ -45,9 +44,19 @@ class Settings:
   held_out_fraction: Fraction
 
   def num_train(self, num_rows: int) -> int:
-    """Returns how many of `num_rows` rows are for training."""
+    """Returns how many of `num_rows` rows are for training.
+
+    Raises:
+      PreparationError: if that is none or all.
+    """
     held_out = num_rows * self.held_out_fraction
-    return num_rows - round(held_out)
+    num_train = num_rows - round(held_out)
+    if not 0 < num_train < num_rows:
+      raise PreparationError(
+        f'{num_rows} rows cannot be split into training and held-out rows: '
+        'give more rows, or another --held-out-fraction.'
+      )
+    return num_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +106,8 @@ def prepare(
     output: the folder to make; it has another name until it is complete.
     max_bad_lines: the input is refused if it has more malformed lines.
     pool: does the work; entered here.
-    overwrite: replaces an existing folder, and begins anew.
+    overwrite: replaces an existing folder once the new one is complete, and
+      drops what was begun from something else.
     report: called now and then.
 
   Returns:
@@ -107,21 +117,14 @@ def prepare(
     PreparationError: if the preparation fails.
     InputError: if an input cannot be read.
   """
-  plan = _plan(settings, inputs)
-  partial = resumable.partial_of(output)
-  leave_out = (
-    *(storage.CHUNKS, storage.KEPT),
-    *(resumable.STATE, resumable.PLAN, resumable.LOCK),
-  )
-  if resumable.is_finished(output) and not overwrite:
-    manifest = _manifest(output)
-    resumable.check_finished(output, plan, manifest)
-    resumable.remove(output / name for name in leave_out)
+  plan, output = _plan(settings, inputs), resumable.real(output)
+  leave_out = (storage.CHUNKS, storage.KEPT, *resumable.LEFT_OUT)
+  manifest = resumable.finished(output, plan, leave_out, overwrite)
+  if manifest is not None:
     return manifest
+  partial = resumable.partial_of(output)
   with resumable.locked(partial, output):
-    if overwrite:
-      resumable.empty(partial)
-    state = resumable.begin(partial, plan) or {
+    state = resumable.begin(partial, plan, overwrite) or {
       'input': 0,
       'chunk': 0,
       'position': 0,
@@ -136,8 +139,8 @@ def prepare(
       run.count()
       run.write()
       manifest = {**run.facts(), **plan}
-    if overwrite and output.exists():
-      shutil.rmtree(output)
+    if overwrite:
+      resumable.set_aside(output, partial)
     resumable.finish(partial, output, manifest, leave_out)
   return manifest
 
@@ -211,11 +214,6 @@ class _Run:
       before += one.size
     self._num_rows = sum(state['rows'])
     self._num_train = self._settings.num_train(self._num_rows)
-    if not 0 < self._num_train < self._num_rows:
-      raise PreparationError(
-        f'{self._num_rows} rows cannot be split into training and held-out '
-        'rows: give more rows, or another --held-out-fraction.'
-      )
 
   def count(self) -> None:
     """Finds the categories of each field to keep."""
@@ -345,8 +343,3 @@ def _hash_json(content: Any) -> str:
   return hashlib.sha256(
     json.dumps(content, sort_keys=True).encode()
   ).hexdigest()
-
-
-def _manifest(folder: pathlib.Path) -> dict[str, Any]:
-  text = (folder / resumable.MANIFEST).read_text(encoding='utf-8')
-  return json.loads(text)

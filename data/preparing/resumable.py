@@ -2,7 +2,8 @@
 
 It is called `DIR.partial` until it is complete. There, `plan.json` says what it
 is made of and `state.json` how far it is: another run with the same plan
-continues from there.
+continues from there. A folder to be replaced stays until the new one is
+complete.
 """
 
 from __future__ import annotations
@@ -21,47 +22,73 @@ STATE = 'state.json'
 PLAN = 'plan.json'
 LOCK = 'lock'
 MANIFEST = 'manifest.json'
+# The folder that is replaced, in its last moments.
+REPLACED = 'replaced'
+# What a finished folder lacks. The plan goes last: `finished` looks for it.
+LEFT_OUT = (STATE, REPLACED, LOCK, PLAN)
 
 
 class PreparationError(Exception):
   """The preparation is impossible; the message is for the user."""
 
 
+def real(folder: pathlib.Path) -> pathlib.Path:
+  """Follows links: a folder cannot get the name of one."""
+  return pathlib.Path(os.path.realpath(folder))
+
+
 def partial_of(folder: pathlib.Path) -> pathlib.Path:
   """Returns the folder's path while it is unfinished."""
+  folder = real(folder)
   return folder.with_name(f'{folder.name}.partial')
 
 
-def is_finished(output: pathlib.Path) -> bool:
-  """Whether a finished folder is there.
+def finished(
+  output: pathlib.Path,
+  plan: dict[str, Any],
+  leave_out: Iterable[str],
+  overwrite: bool,
+) -> dict[str, Any] | None:
+  """Returns the manifest of a finished folder; None if it is to be made.
+
+  Args:
+    output: its path, after `real`.
+    plan: as for `begin`.
+    leave_out: as for `finish`; a run that was interrupted in its last moments
+      has left them.
+    overwrite: makes it in any case, unless such a run with this plan did.
 
   Raises:
-    PreparationError: if something else is there.
+    PreparationError: if something else is there, or it was made from something
+      else.
   """
-  if output.exists() and not output.is_dir():
-    raise PreparationError(f'{output} is a file: choose another --output.')
-  if not output.exists() or not any(output.iterdir()):
-    return False
-  if not (output / MANIFEST).exists():
+  if os.path.lexists(output) and not output.is_dir():
+    raise PreparationError(f'{output} is no folder: choose another --output.')
+  if output.exists() and any(output.iterdir()):
+    if not (output / MANIFEST).exists():
+      raise PreparationError(
+        f'{output} has something else in it: choose another --output.'
+      )
+    manifest, left = _read(output / MANIFEST), _read(output / PLAN)
+    if not overwrite and manifest is None:
+      raise PreparationError(
+        f'{output / MANIFEST} is damaged: choose another --output, or '
+        '--overwrite it.'
+      )
+    if not overwrite and (difference := _difference(plan, manifest)):
+      raise PreparationError(
+        f'{output} was made from other input or with other settings '
+        f'({difference}): choose another --output, or --overwrite it.'
+      )
+    if not overwrite or (left is not None and not _difference(plan, left)):
+      remove(output / name for name in leave_out)
+      return manifest
+  if os.path.ismount(output):
     raise PreparationError(
-      f'{output} has something else in it: choose another --output.'
+      f'A disk is mounted at {output}, so no other folder can get this name: '
+      'choose a folder on that disk as --output.'
     )
-  return True
-
-
-def check_finished(
-  output: pathlib.Path, plan: dict[str, Any], manifest: dict[str, Any]
-) -> None:
-  """Refuses a finished folder that was made from something else.
-
-  Raises:
-    PreparationError: names the difference.
-  """
-  if difference := _difference(plan, manifest):
-    raise PreparationError(
-      f'{output} was made from other input or with other settings '
-      f'({difference}): choose another --output, or --overwrite it.'
-    )
+  return None
 
 
 @contextlib.contextmanager
@@ -89,21 +116,19 @@ def locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def empty(partial: pathlib.Path) -> None:
-  """Removes everything except the lock."""
-  remove(path for path in partial.iterdir() if path.name != LOCK)
-
-
 def remove(paths: Iterable[pathlib.Path]) -> None:
   """Removes files and folders; missing ones are ignored."""
   for path in paths:
     if path.is_dir():
       shutil.rmtree(path)
-    else:
+    # On a disk that cannot be written even removing nothing is an error.
+    elif path.exists():
       path.unlink(missing_ok=True)
 
 
-def begin(partial: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+def begin(
+  partial: pathlib.Path, plan: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
   """Writes the plan, or compares it with an earlier run's.
 
   Args:
@@ -111,30 +136,40 @@ def begin(partial: pathlib.Path, plan: dict[str, Any]) -> dict[str, Any] | None:
     plan: 'settings' and 'packages', dicts with values that may be dicts of
       further settings; and lists of 'inputs' and the like, each with 'size' and
       'key'; their names do not count.
+    overwrite: drops what was begun with another plan.
 
   Returns:
-    The state that an earlier run left; None without one.
+    The state that an earlier run with this plan left; None without one.
 
   Raises:
     PreparationError: if the plans differ.
   """
-  try:
-    theirs = json.loads((partial / PLAN).read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    # Its content, if any, may belong to another plan.
-    empty(partial)
+  theirs = _read(partial / PLAN)
+  difference = None if theirs is None else _difference(plan, theirs)
+  if theirs is None or (difference and overwrite):
+    # The plan goes first: without its files a later run must not go on.
+    others = (
+      path for path in partial.iterdir() if path.name not in (LOCK, PLAN)
+    )
+    remove((partial / PLAN, *others))
     write(partial / PLAN, json.dumps(plan).encode())
     return None
-  if difference := _difference(plan, theirs):
+  if difference:
     raise PreparationError(
       f'{partial} was begun from other input or with other settings '
       f'({difference}): continue with those, choose another --output, or begin '
       'anew with --overwrite.'
     )
+  return _read(partial / STATE)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+  """Reads a file that `write` wrote; None if it is missing or damaged."""
   try:
-    return json.loads((partial / STATE).read_text(encoding='utf-8'))
-  except FileNotFoundError:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, ValueError):
     return None
+  return content if isinstance(content, dict) else None
 
 
 def write_state(partial: pathlib.Path, state: dict[str, Any]) -> None:
@@ -152,6 +187,16 @@ def write(path: pathlib.Path, content: bytes) -> None:
   os.replace(new, path)
 
 
+def set_aside(output: pathlib.Path, partial: pathlib.Path) -> None:
+  """Moves a folder that is to be replaced into the one that replaces it.
+
+  At once, because a folder that is half removed looks like something else.
+  """
+  if output.exists():
+    remove([partial / REPLACED])
+    os.rename(output, partial / REPLACED)
+
+
 def finish(
   partial: pathlib.Path,
   folder: pathlib.Path,
@@ -162,9 +207,10 @@ def finish(
 
   Args:
     partial: the unfinished folder.
-    folder: its final path; must not exist.
+    folder: its final path; must not exist, see `set_aside`.
     manifest: content of the manifest.
-    leave_out: names in `partial` of files that only the preparation needed.
+    leave_out: names in `partial` of files that only the preparation needed,
+      LEFT_OUT last.
 
   Raises:
     OSError: if `folder` exists and is not empty.

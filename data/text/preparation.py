@@ -10,60 +10,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import importlib.metadata
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from data.partition import mix
 from data.preparing import resumable, workers
 from data.preparing.compressed import Input
 from data.preparing.resumable import PreparationError
-from data.text import corpus
-from data.text.documents import read_documents
-from data.text.inputs import Reading
+from data.text import corpus, encoding
+from data.text.encoding import HELD_OUT, Settings
+from data.text.inputs import place
 from data.text.records import Chunk, read_chunks
 from data.text.tokenizer import Tokenizer, VocabularyError, train_tokenizer
 
 # The tokenizer learns from `train_from` documents: those with the smallest
-# hashes among this many times as many. These are the most characters that it
-# takes from one document, and in all.
+# hashes among this many times as many.
 _SEARCH_FACTOR = 20
-_SAMPLE_CHARACTERS = 1_000_000
-SAMPLE_CHARACTERS_IN_ALL = 100_000_000
 _PACKAGES = ('sentencepiece', 'sentencex', 'py3langid')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """All settings that the result depends on.
-
-  Attributes:
-    reading: how files become documents.
-    vocab_size: number of pieces.
-    oov: 'bytes' or 'unk', see `data.text.tokenizer`.
-    character_coverage: share of characters that the vocabulary covers.
-    train_from: most documents that the tokenizer learns from.
-    structure: structure to mark: 'none', 'paragraphs' or 'sentences'.
-    sentence_language: language of the rules that end a sentence.
-    held_out_fraction: share of the documents to keep from training, unless
-      there is held-out input.
-    shard_tokens: a file that has so many tokens is full.
-  """
-
-  reading: Reading
-  vocab_size: int
-  oov: str
-  character_coverage: float
-  train_from: int
-  structure: str
-  sentence_language: str
-  held_out_fraction: float
-  shard_tokens: int
+_CHECK = 'check the input, and whether the filter is too strict.'
+_HOLD_OUT = 'raise --held-out-fraction, or name files with --held-out.'
+_BOTH = 'note: an input that is held out, and not trained on'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +40,8 @@ class Progress:
   """The progress of a run.
 
   Attributes:
-    phase: 'sampling', 'training the tokenizer', 'tokenising' or 'sealing'.
+    phase: 'finding what is held out', 'sampling', 'training the tokenizer',
+      'tokenising' or 'sealing'.
     done: part of `total` that is done; bytes of input, or documents of sets;
       bytes of output for 'sealing'.
     total: 0 if unknown.
@@ -102,11 +72,14 @@ def prepare(
 
   Args:
     settings: the settings that the result depends on.
-    inputs: results of `inputs.find_inputs`.
-    held_out: input to evaluate on; empty for a share of `inputs`.
+    inputs: results of `inputs.find_inputs`; those that are held out, too, are
+      not trained on.
+    held_out: input to evaluate on; empty for a share of `inputs`. Documents
+      that are equal to one of it are not trained on.
     output: the folder to make; it has another name until it is complete.
     num_workers: processes besides this one.
-    overwrite: replaces an existing folder, and begins anew.
+    overwrite: replaces an existing folder once the new one is complete, and
+      drops what was begun from something else.
     report: called now and then.
 
   Returns:
@@ -116,17 +89,23 @@ def prepare(
     PreparationError: if the preparation fails.
     InputError: if an input cannot be read.
   """
+  both = {place(one) for one in inputs} & {place(one) for one in held_out}
+  inputs = [one for one in inputs if place(one) not in both]
+  if not inputs:
+    raise PreparationError(
+      '--held-out names all of --input, so that nothing is left to train on: '
+      'name other files with one of them.'
+    )
+  notes = {_BOTH: len(both)} if both else {}
   if held_out:
     settings = dataclasses.replace(settings, held_out_fraction=0.0)
-  plain = _plain(settings, inputs, held_out)
-  partial = resumable.partial_of(output)
-  if resumable.is_finished(output) and not overwrite:
-    resumable.check_finished(output, plain, _manifest(output))
+  plain, output = _plain(settings, inputs, held_out), resumable.real(output)
+  leave_out = (HELD_OUT, *resumable.LEFT_OUT)
+  if resumable.finished(output, plain, leave_out, overwrite) is not None:
     return _manifest(output)
+  partial = resumable.partial_of(output)
   with resumable.locked(partial, output):
-    if overwrite:
-      resumable.empty(partial)
-    state = resumable.begin(partial, plain) or {
+    state = resumable.begin(partial, plain, overwrite) or {
       'input': 0,
       'chunk': 0,
       'position': 0,
@@ -135,20 +114,21 @@ def prepare(
     }
     with workers.processes(num_workers) as pool:
       run = _Run(settings, inputs, held_out, partial, pool, report)
+      run.find_held_out()
       tokenizer = run.make_tokenizer()
       run.tokenise(state, tokenizer)
       seals = run.seal(state)
-    if overwrite and output.exists():
-      shutil.rmtree(output)
+    if overwrite:
+      resumable.set_aside(output, partial)
     corpus.finish(
       partial,
       output,
       state['written'],
       seals,
-      {'counts': dict(sorted(state['counts'].items())), **plain},
+      {'counts': dict(sorted((state['counts'] | notes).items())), **plain},
       vocab_size=tokenizer.vocab_size,
       invertible=tokenizer.invertible,
-      leave_out=(resumable.STATE, resumable.PLAN, resumable.LOCK),
+      leave_out=leave_out,
     )
   return _manifest(output)
 
@@ -166,6 +146,32 @@ class _Run:
     self._partial = partial
     self._pool = pool
     self._report = report
+    # The hashes of held-out input.
+    self._held_out = partial / HELD_OUT if held_out else None
+
+  def find_held_out(self) -> None:
+    """Writes the hashes of held-out input, unless an earlier run did."""
+    if self._held_out is None or self._held_out.exists():
+      return
+    held_out = [one for one, split in self._inputs if split == 'test']
+    total, before = sum(one.size for one in held_out), 0
+    hashes, counts = [], collections.Counter()
+    for one in held_out:
+      chunks = read_chunks(one, self._settings.reading)
+      for chunk, (found, more) in self._map(
+        encoding.hash_chunk, chunks, self._settings
+      ):
+        hashes.append(found)
+        counts.update(more)
+        done, seen = before + chunk.position, counts['documents']
+        self._report(
+          Progress('finding what is held out', done, total, 0, seen, 0)
+        )
+      before += one.size
+    if not counts['documents']:
+      raise _nothing_left('test', counts, _CHECK)
+    content = np.unique(np.concatenate(hashes)).astype(encoding.HASH)
+    resumable.write(self._held_out, content.tobytes())
 
   def make_tokenizer(self) -> Tokenizer:
     """Trains the tokenizer, unless an earlier run did."""
@@ -196,7 +202,7 @@ class _Run:
   def _sample(self) -> list[str]:
     """Chooses texts to train the tokenizer on."""
     settings = self._settings
-    sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
+    sample = encoding.Sample(settings.train_from)
     training = [one for one, split in self._inputs if split != 'test']
     total = sum(one.size for one in training)
     search = _SEARCH_FACTOR * settings.train_from
@@ -204,7 +210,9 @@ class _Run:
     counts: collections.Counter[str] = collections.Counter()
     for one in training:
       chunks = read_chunks(one, settings.reading)
-      for chunk, (found, more) in self._map(_sample_chunk, chunks, settings):
+      for chunk, (found, more) in self._map(
+        encoding.sample_chunk, chunks, settings, self._held_out
+      ):
         sample.add(found)
         counts.update(more)
         seen = counts['documents']
@@ -216,7 +224,7 @@ class _Run:
           return sample.texts()
       before += one.size
     if not sample.texts():
-      raise _nothing_left('train', counts)
+      raise _nothing_left('train', counts, _CHECK)
     return sample.texts()
 
   def tokenise(self, state: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -227,7 +235,7 @@ class _Run:
     )
     counts = collections.Counter(state['counts'])
     total = sum(one.size for one, _ in self._inputs)
-    path = str(self._partial / corpus.TOKENIZER)
+    path = self._partial / corpus.TOKENIZER
     before = sum(one.size for one, _ in self._inputs[: state['input']])
     resumed = None
     for number in range(state['input'], len(self._inputs)):
@@ -235,7 +243,7 @@ class _Run:
       first = state['chunk'] if number == state['input'] else 0
       chunks = read_chunks(one, settings.reading, first)
       for chunk, encoded in self._map(
-        _encode_chunk, chunks, settings, split, path
+        encoding.encode_chunk, chunks, settings, split, self._held_out, path
       ):
         if resumed is None:
           resumed = before + (state['position'] if first else 0)
@@ -264,7 +272,9 @@ class _Run:
     state |= {'counts': dict(counts), 'written': writer.state()}
     for split in corpus.SPLITS:
       if not state['written'][split]['documents']:
-        raise _nothing_left(split, counts)
+        raise _nothing_left(
+          split, counts, _CHECK if split == 'train' else _HOLD_OUT
+        )
 
   def seal(self, state: dict[str, Any]) -> dict[str, Any]:
     """Reads back and hashes all written files."""
@@ -305,113 +315,6 @@ class _Run:
     )
 
 
-# Runs in the pool's processes.
-
-
-@dataclasses.dataclass(frozen=True)
-class _Encoded:
-  """The tokens, hashes and lengths of a chunk by split; and counts."""
-
-  splits: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
-  counts: collections.Counter[str]
-
-
-def _encode_chunk(
-  chunk: Chunk, settings: Settings, split: str | None, tokenizer_path: str
-) -> _Encoded:
-  tokenizer = _open_tokenizer(tokenizer_path)
-  counts: collections.Counter[str] = collections.Counter()
-  hashes, tokens = [], []
-  for text in read_documents(chunk, settings.reading, counts):
-    hashes.append(corpus.hash_document(text))
-    tokens.append(
-      tokenizer.encode(
-        text,
-        structure=settings.structure,
-        language=settings.sentence_language,
-      )
-    )
-    counts['characters'] += len(text)
-  counts['documents'] += len(hashes)
-  all_hashes = np.array(hashes, np.uint64)
-  if split is None:
-    test = corpus.is_held_out(all_hashes, settings.held_out_fraction)
-  else:
-    test = np.full(len(hashes), split == 'test')
-  splits = {}
-  for name, wanted in (('train', ~test), ('test', test)):
-    chosen = np.flatnonzero(wanted)
-    joined, lengths = corpus.join_documents([tokens[i] for i in chosen])
-    splits[name] = (joined, all_hashes[chosen], lengths)
-  return _Encoded(splits, counts)
-
-
-@functools.lru_cache(maxsize=1)
-def _open_tokenizer(path: str) -> Tokenizer:
-  return Tokenizer.from_file(path)
-
-
-class _Sample:
-  """The texts with the smallest hashes of all that were added."""
-
-  def __init__(self, num_texts: int, num_characters: int):
-    self._limits = (num_texts, num_characters)
-    self._texts: dict[int, str] = {}
-    self._characters = 0
-
-  def add(self, texts: dict[int, str]) -> None:
-    new = {key: text for key, text in texts.items() if key not in self._texts}
-    self._texts |= new
-    self._characters += sum(map(len, new.values()))
-    # Only now and then, because sorting takes a moment.
-    if (
-      len(self._texts) > 2 * self._limits[0]
-      or self._characters > 2 * self._limits[1]
-    ):
-      self._drop()
-
-  def kept(self) -> dict[int, str]:
-    self._drop()
-    return self._texts
-
-  def texts(self) -> list[str]:
-    """Returns the texts in the order of their hashes."""
-    return list(self.kept().values())
-
-  def _drop(self):
-    num_texts, num_characters = self._limits
-    kept, self._characters = {}, 0
-    for key in sorted(self._texts)[:num_texts]:
-      size = len(self._texts[key])
-      if kept and self._characters + size > num_characters:
-        break
-      kept[key] = self._texts[key]
-      self._characters += size
-    self._texts = kept
-
-
-def _sample_chunk(
-  chunk: Chunk, settings: Settings
-) -> tuple[dict[int, str], collections.Counter[str]]:
-  texts = {}
-  counts: collections.Counter[str] = collections.Counter()
-  for text in read_documents(chunk, settings.reading, counts):
-    counts['documents'] += 1
-    texts[corpus.hash_document(text)] = text[:_SAMPLE_CHARACTERS]
-  keys = np.array(list(texts), np.uint64)
-  test = corpus.is_held_out(keys, settings.held_out_fraction)
-  sample = _Sample(settings.train_from, SAMPLE_CHARACTERS_IN_ALL)
-  # Rehashed, so that this choice is independent of the held-out one.
-  order = mix(keys, 'tokenizer')
-  sample.add(
-    {
-      int(place): texts[int(key)]
-      for key, place in zip(keys[~test], order[~test], strict=True)
-    }
-  )
-  return sample.kept(), counts
-
-
 def _plain(
   settings: Settings, inputs: Sequence[Input], held_out: Sequence[Input]
 ) -> dict[str, Any]:
@@ -419,6 +322,9 @@ def _plain(
   plain = dataclasses.asdict(settings)
   # The folder of TFDS sets does not affect the result.
   del plain['reading']['data_dir']
+  if held_out:
+    # Older versions trained on them: their folders must not pass for this one.
+    plain['duplicates_of_held_out'] = 'left out'
   return {
     'settings': plain,
     'inputs': [_facts(one) for one in inputs],
@@ -441,15 +347,12 @@ def _tokens(written: dict[str, Any]) -> int:
   return sum(sum(written[split]['shards']) for split in written)
 
 
-def _nothing_left(split: str, counts: dict[str, int]) -> PreparationError:
+def _nothing_left(
+  split: str, counts: dict[str, int], advice: str
+) -> PreparationError:
   return PreparationError(
     f'No document is left to {split} on, of {counts["records"]} records '
-    f'({_summary(counts)}): '
-    + (
-      'check the input, and whether the filter is too strict.'
-      if split == 'train'
-      else 'raise --held-out-fraction, or name files with --held-out.'
-    )
+    f'({_summary(counts)}): {advice}'
   )
 
 
