@@ -20,7 +20,7 @@ from codistill.exchange.rules import ANY_PEER, Rules, TaskLosses
     (0, 0.1, 5.0, None),  # A peer that is far better is a good teacher.
     (0, 1.5, 0.5, None),
     (0, 1.6, 0.5, 'worse'),
-    (0, None, 0.5, None),
+    (0, None, 0.5, 'worse'),  # Initial weights.
     (0, 99.0, None, None),
     # A diverged student has nothing to compare with.
     (0, 99.0, float('nan'), None),

@@ -21,7 +21,8 @@ class Rules:
   Attributes:
     max_age_steps: the greatest age of a peer's copy; None for no limit.
     max_task_loss_ratio: the greatest ratio of a peer's published task loss to
-      its student's own; None for no limit.
+      its student's own; None for no limit. Initial weights, which have no loss
+      yet, are beyond any.
   """
 
   max_age_steps: int | None = None
@@ -52,9 +53,10 @@ class Rules:
     Args:
       age: age of the peer's copy in the student's steps; negative if the peer
         is ahead.
-      task_loss: φ that the peer published with its copy, in nats.
-      my_task_loss: φ that the student published last. If either loss is
-        unknown, losses are not compared.
+      task_loss: φ that the peer published with its copy, in nats; None with
+        initial weights.
+      my_task_loss: φ that the student published last; None before, and then
+        losses are not compared.
 
     Returns:
       'old', 'worse' or None.
@@ -62,8 +64,10 @@ class Rules:
     if self.max_age_steps is not None and age > self.max_age_steps:
       return 'old'
     ratio = self.max_task_loss_ratio
-    if ratio is not None and None not in (task_loss, my_task_loss):
-      return 'worse' if task_loss > ratio * my_task_loss else None
+    if None not in (ratio, my_task_loss) and (
+      task_loss is None or task_loss > ratio * my_task_loss
+    ):
+      return 'worse'
     return None
 
 
