@@ -387,7 +387,6 @@ def test_what_a_fault_costs_is_beside_members_that_are_well(tmp_path):
   named = {
     'codistill.method': 'codistillation',
     'codistill.publish_precision': 'float32',
-    'codistill.max_age_steps': None,
     'fault.kind': 'none',
   }
   for number, (config, point) in enumerate(
@@ -415,7 +414,7 @@ def test_what_a_fault_costs_is_beside_members_that_are_well(tmp_path):
     ['codistillation, well', '1.4500 ± 0.5000', '+0.0500 ± 0.0000'],
     ['codistillation, dies half-way', '1.4000 ± 0.5000', '+0.1000 ± 0.0000'],
     [
-      'codistillation, dies half-way, old ones are left out',
+      'codistillation, dies half-way, old weights are left out',
       *('1.3500 ± 0.5000', '+0.1500 ± 0.0000'),
     ],
     ['local SGD, well', '1.3000 ± 0.5000', '+0.2000 ± 0.0000'],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.results import Result
-from scripts.figures.figure import Cells, Figure, ends, made_by
+from scripts.figures.figure import COMMAND, Cells, Figure, ends, made_by
 from scripts.figures.metric import LOSS, Rows, grouped
 from scripts.figures.panel import BLACK, Dots, Grid, Panel
 from scripts.figures.rivals import KEYS, WAYS
@@ -14,12 +14,14 @@ from scripts.figures.rivals import KEYS, WAYS
 _CONFIG, _REFERENCE = 'lm_rivals_faults', 'lm_rivals'
 # What becomes of member 1; in the order of the table.
 _FAULTS = {'none': 'well', 'death': 'dies half-way', 'slow': 'ten times slower'}
-_KEYS = (
-  *KEYS,
-  'codistill.max_age_steps',
-  'fault.kind',
-  'fault.step',
-)
+_SLOW = list(_FAULTS).index('slow')
+# Which peers are left out by a rule.
+_RULES = {
+  '': 'none',
+  'codistill.max_age_steps': 'old',
+  'codistill.max_task_loss_ratio': 'worse',
+}
+_KEYS = (*KEYS, *_RULES, 'fault.kind', 'fault.step')
 
 
 class _Way(NamedTuple):
@@ -28,12 +30,12 @@ class _Way(NamedTuple):
   Attributes:
     method: its place in `WAYS`; −1 without an exchange.
     fault: its place in `_FAULTS`.
-    forgets: whether old weights are left out by a rule.
+    rule: its place in `_RULES`.
   """
 
   method: int
   fault: int
-  forgets: bool
+  rule: int
 
   @property
   def label(self) -> str:
@@ -41,8 +43,9 @@ class _Way(NamedTuple):
     if self.method < 0:
       return 'members that never meet'
     name, _ = list(WAYS.values())[self.method]
-    rule = ', old ones are left out' if self.forgets else ''
-    return f'{name}, {list(_FAULTS.values())[self.fault]}{rule}'
+    rule = list(_RULES.values())[self.rule]
+    which = f', {rule} weights are left out' if self.rule else ''
+    return f'{name}, {list(_FAULTS.values())[self.fault]}{which}'
 
   @property
   def color(self) -> str:
@@ -78,6 +81,8 @@ class RivalsFaults(Figure):
         ),
         **ends(runs, 1, LOSS, of='member 1'),
         **made_by(_CONFIG, runs),
+        # It is no sweep's: each member needs a process of its own.
+        **({COMMAND: 'below the table'} if way.fault == _SLOW else {}),
       }
 
 
@@ -88,11 +93,13 @@ def _ways(rows: Rows) -> dict[_Way, list[Result]]:
     codistill = run.run['config']['codistill']
     fault = run.run['config']['fault']['kind']
     if codistill['exchange'] == 'none':
-      return _Way(-1, 0, forgets=False)
+      return _Way(-1, 0, 0)
     return _Way(
       list(WAYS).index(codistill['method']),
       list(_FAULTS).index(fault),
-      codistill['max_age_steps'] is not None,
+      max(
+        number for number, rule in enumerate(_RULES) if rule in ('', *run.point)
+      ),
     )
 
   often = 'codistill.reload_interval_steps'
