@@ -11,7 +11,8 @@ memory is from the compiler's analysis, and applies to the backend that it
 compiled for. Without an accelerator that is the CPU, for which JAX shows as
 many devices as needed. --microbatches says in how many parts the batch of an
 update is computed, for each number of devices; --member, whose update it is, if
-members have different networks.
+members have different networks. Frozen teachers have the networks of the first
+phase, or of the run that codistill.frozen_dir names.
 """
 
 from __future__ import annotations
@@ -32,18 +33,21 @@ from codistill import precision
 from codistill.models import Model
 from codistill.models.convolution import plain_convolutions
 from experiments import config as configs
-from experiments import config_file
+from experiments import config_file, given
 from experiments.build import build
-from experiments.errors import UserError
+from experiments.errors import UserError, user_errors
 from experiments.experiment import Experiment
-from experiments.given import literal
 from experiments.paths import local_path
 from experiments.processes import given_keys
+from experiments.runs import read_runs
+from experiments.stored import rebuild
 from experiments.tasks import make_task
 from scripts import flops
 from scripts.benchmark.measure import machine
 
 PyTree = Any
+# Keys that flags of this command set, for each number of devices.
+_FLAGS = {'num_devices': '--devices', 'num_microbatches': '--microbatches'}
 
 
 class Arguments(NamedTuple):
@@ -66,12 +70,37 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
     **changes: dotted keys of the config, and their values.
 
   Raises:
-    UserError: as `configs.load_changed`, or if there are not so many devices.
+    UserError: as `configs.load_changed`, if there are not so many devices, or
+      frozen teachers are not known.
   """
   config = configs.load_changed(name, {'num_devices': num_devices, **changes})
   if config.codistill.exchange == 'checkpoints':
     config.codistill.exchange = 'memory'  # It needs no folder.
-  return build(config, None, make_task(config.data).without_examples())
+  models = None
+  if config.codistill.exchange == 'frozen':
+    models = dict(enumerate(_frozen_models(config)))
+  data = make_task(config.data).without_examples()
+  return build(config, None, data, models=models)
+
+
+def _frozen_models(config: Any) -> list[Model]:
+  """The networks of the teachers that a config's students learn from."""
+  frozen = config.codistill.frozen_dir
+  if frozen is None:
+    first = configs.first_phase(config)
+    run = build(first, None, make_task(first.data).without_examples())
+  else:
+    with user_errors(argparse.ArgumentTypeError):
+      run = rebuild(read_runs(local_path(frozen)), with_data=False)
+  task = make_task(config.data)
+  for key in ('kind', *task.must_agree):
+    theirs, ours = getattr(run.task, key, None), getattr(task, key)
+    if theirs != ours:
+      raise UserError(
+        f'{frozen} has learnt from data whose {key} is {theirs}, and here '
+        f'data.{key} is {ours}; choose other teachers or other data'
+      )
+  return run.models(run.members)
 
 
 def abstract_arguments(
@@ -81,26 +110,37 @@ def abstract_arguments(
 
   Args:
     experiment: with the update.
-    teachers: of the codistilling update, the members that follow this one; 0
-      for the burn-in update.
+    teachers: of the codistilling update, the members that follow this one or
+      the frozen ones; 0 for the burn-in update.
     member: whose update it is.
   """
+  # Without an exchange, the teachers would be its own members.
+  among = experiment.teachers or experiment.members
   numbers = [
-    (member + after) % experiment.num_members
-    for after in range(1, 1 + teachers)
+    among[(member + after) % len(among)] for after in range(1, 1 + teachers)
   ]
+  models = tuple(map(experiment.updates.model_of, numbers))
   state = jax.eval_shape(lambda: experiment.init(member))
-  peers = [jax.eval_shape(lambda i=i: experiment.init(i)) for i in numbers]
+  key = jax.random.key(experiment.seed)
   return Arguments(
     state,
     experiment.task.abstract_batch(experiment.batch_size),
     tuple(
-      precision.abstract(peer.variables, experiment.teacher_precision)
-      for peer in peers
+      precision.abstract(
+        jax.eval_shape(model.init, key), experiment.teacher_precision
+      )
+      for model in models
     ),
-    tuple(peer.memory for peer in peers),
-    bool(peers),
-    tuple(experiment.models(numbers)),
+    tuple(
+      jax.eval_shape(
+        lambda model=model: experiment.updates.zero_memory(
+          model, experiment.batch_size
+        )
+      )
+      for model in models
+    ),
+    bool(models),
+    models,
   )
 
 
@@ -192,7 +232,7 @@ def kept_bytes(experiment: Experiment, member: int = 0) -> int:
 
 def describe(
   name: str,
-  microbatches: Mapping[int, int],
+  sizes: Sequence[tuple[int, int]],
   teachers: int,
   changes: Mapping[str, Any],
   member: int = 0,
@@ -201,7 +241,7 @@ def describe(
 
   Args:
     name: of the config, as `config_file.find` reads it.
-    microbatches: how many, by the number of devices to compile for.
+    sizes: numbers of devices to compile for, each with that of microbatches.
     teachers: of the codistilling update.
     changes: dotted keys of the config, and their values.
     member: whose updates.
@@ -210,14 +250,19 @@ def describe(
     What `--json` writes.
 
   Raises:
-    UserError: as `make_experiment`, if microbatches do not divide a batch, or
-      there is no such member.
+    UserError: as `make_experiment`, if microbatches do not divide a batch,
+      there is no such member, or a key is not read or is set by a flag.
   """
-  experiments = {
-    number: make_experiment(name, number, num_microbatches=parts, **changes)
-    for number, parts in microbatches.items()
-  }
-  one = next(iter(experiments.values()))
+  for key in _FLAGS.keys() & changes.keys():
+    raise UserError(
+      f'--config.{key} is not for this command: {_FLAGS[key]} sets it'
+    )
+  given.check_read(configs.load_changed(name, changes), changes)
+  experiments = [
+    make_experiment(name, number, num_microbatches=parts, **changes)
+    for number, parts in sizes
+  ]
+  one = experiments[0]
   if member >= one.num_members:
     raise UserError(
       f'there is no member {member}: this config has {one.num_members}, '
@@ -250,10 +295,10 @@ def describe(
     },
     'backend': jax.default_backend(),
     'memory': [
-      {'devices': size, 'microbatches': microbatches[size], 'update': update}
+      {'devices': devices, 'microbatches': parts, 'update': update}
       | update_memory(experiment, number, member)
       | {'kept_for_gradient': kept_bytes(experiment, member)}
-      for size, experiment in experiments.items()
+      for (devices, parts), experiment in zip(sizes, experiments, strict=True)
       for update, number in updates.items()
     ],
   }
@@ -297,36 +342,35 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('config', metavar='CONFIG')
   parser.add_argument(
-    '--devices', metavar='K', type=int, nargs='+', default=[1]
+    '--devices', metavar='K', type=int, nargs='+', action='extend'
   )
   parser.add_argument(
-    '--microbatches', metavar='M', type=int, nargs='+', default=[1]
+    '--microbatches', metavar='M', type=int, nargs='+', action='extend'
   )
   parser.add_argument('--teachers', metavar='N', type=int, default=1)
   parser.add_argument('--member', metavar='I', type=int, default=0)
   parser.add_argument('--json', type=local_path, metavar='FILE')
   arguments, extra = parser.parse_known_args(argv)
-  numbers = [*arguments.devices, *arguments.microbatches, arguments.teachers]
-  if min(numbers) < 1:
+  devices, parts = arguments.devices or [1], arguments.microbatches or [1]
+  if min(*devices, *parts, arguments.teachers) < 1:
     parser.error('--devices, --microbatches and --teachers must be at least 1')
   if arguments.member < 0:
     parser.error('--member must be at least 0')
-  parts = arguments.microbatches
   if len(parts) == 1:
-    parts *= len(arguments.devices)
-  if len(parts) != len(arguments.devices):
+    parts *= len(devices)
+  if len(parts) != len(devices):
     parser.error(
       'give --microbatches as many numbers as --devices, or one for all'
     )
   # This is too late if JAX has devices already; it keeps those.
   with contextlib.suppress(RuntimeError):
-    jax.config.update('jax_num_cpu_devices', max(arguments.devices))
+    jax.config.update('jax_num_cpu_devices', max(devices))
   try:
     found = describe(
       arguments.config,
-      dict(sorted(zip(arguments.devices, parts, strict=True))),
+      sorted({*zip(devices, parts, strict=True)}),
       arguments.teachers,
-      {key: literal(value) for key, value in given_keys(extra).items()},
+      {key: given.literal(value) for key, value in given_keys(extra).items()},
       arguments.member,
     )
     for table in tables(found):

@@ -175,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('workdir', metavar='WORKDIR', type=local_path)
   parser.add_argument('--split', default='test')
-  parser.add_argument('--member', metavar='I', type=int, nargs='+')
+  parser.add_argument(
+    '--member', metavar='I', type=int, nargs='+', action='extend'
+  )
   parser.add_argument('--json', metavar='FILE', type=local_path)
   arguments = parser.parse_args(argv)
   prepare_jax()

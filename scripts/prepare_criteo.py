@@ -50,6 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   source.add_argument(
     '--input',
     nargs='+',
+    action='extend',
     metavar='FILE',
     help='the log, in the order of time; a quoted pattern sorts by name',
   )

@@ -138,6 +138,7 @@ def _add_files(add: Callable[..., None]) -> None:
     '--input',
     'files to train on, as quoted patterns; for tfds NAME or NAME[SPLIT]',
     nargs='+',
+    action='extend',
     metavar='GLOB',
   )
   add('--format', 'of all files', required=True, choices=inputs.FORMATS)
@@ -154,6 +155,7 @@ def _add_files(add: Callable[..., None]) -> None:
     'files to evaluate on, and not to train on; without them a share of the '
     'documents is held out',
     nargs='+',
+    action='extend',
     default=[],
     metavar='GLOB',
   )

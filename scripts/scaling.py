@@ -340,13 +340,17 @@ def _rate(text: str) -> tuple[str, float]:
     raise argparse.ArgumentTypeError(
       f'{text!r} has no plan of {", ".join(plan.PLANS)} before an ='
     )
+  return name, _positive(rate)
+
+
+def _positive(text: str) -> float:
   try:
-    value = float(rate)
+    value = float(text)
   except ValueError:
     value = math.nan
   if not 0 < value < math.inf:
-    raise argparse.ArgumentTypeError(f'{text!r} has no rate after the =')
-  return name, value
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+  return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -356,32 +360,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--step-seconds', type=float, default=1.0)
+  parser.add_argument('--step-seconds', type=_positive, default=1.0)
   parser.add_argument('--reload-interval-steps', type=int, default=50)
   parser.add_argument('--share-of-peak', type=float, default=_SHARE_OF_PEAK)
+  lists = {'nargs': '+', 'action': 'extend', 'default': []}
   parser.add_argument(
     '--tokens-per-second',
     type=_rate,
-    nargs='+',
-    default=[],
     metavar='PLAN=RATE',
     help=f'measured; plans are {", ".join(plan.PLANS)}',
+    **lists,
   )
-  parser.add_argument(
-    '--into', type=local_path, nargs='+', metavar='FILE', default=[]
-  )
+  parser.add_argument('--into', type=local_path, metavar='FILE', **lists)
   arguments = parser.parse_args(argv)
-  if arguments.step_seconds <= 0 or arguments.reload_interval_steps < 1:
-    parser.error(
-      '--step-seconds must be above 0, and --reload-interval-steps at least 1'
-    )
+  if arguments.reload_interval_steps < 1:
+    parser.error('--reload-interval-steps must be at least 1')
   if not 0 < arguments.share_of_peak <= 1:
     parser.error('--share-of-peak must be above 0 and at most 1')
+  rates = dict(arguments.tokens_per_second)
+  if len(rates) < len(arguments.tokens_per_second):
+    parser.error('--tokens-per-second names a plan twice; give it one rate')
   found = tables(
     arguments.reload_interval_steps,
     arguments.step_seconds,
     arguments.share_of_peak,
-    dict(arguments.tokens_per_second),
+    rates,
   )
   try:
     markdown.show(found, arguments.into)

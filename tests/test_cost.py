@@ -6,6 +6,9 @@ import jax
 import pytest
 from in_process import complaint
 
+from experiments import config as configs
+from experiments.errors import UserError
+from experiments.record import Record
 from scripts import cost, flops
 
 # They are traced fast.
@@ -29,7 +32,8 @@ def test_memory_is_that_of_a_device_and_written_down(tmp_path):
   changes = {'model.name': 'dnn', 'model.dnn.hidden': [64], 'batch_size': 512}
   keys = [f'--config.{key}={value}' for key, value in changes.items()]
   memory = {}
-  for numbers in (['--devices', '2', '1'], ['--microbatches=4']):
+  twice = ['--devices', '1', '--devices', '1', '--microbatches', '4', '1']
+  for numbers in (['--devices', '2', '1'], twice):
     line = ['imagenet_codistill:smoke', *numbers, *keys, f'--json={path}']
     assert cost.main(line) == 0
     written = json.loads(path.read_text())
@@ -73,12 +77,50 @@ def test_a_teacher_adds_its_forward_pass(name):
   assert len(peers) == 1
 
 
+def test_a_frozen_teacher_has_its_own_network(tmp_path):
+  # The small member of a pair, whose teacher is the large one.
+  *_, frozen, _ = configs.points('mixed_members:smoke')
+  pair = cost.make_experiment('mixed_members:smoke', 1)
+  wanted = [cost.update_flops(pair, teachers, 1) for teachers in (0, 1)]
+  assert wanted[1].products > 4 * wanted[0].products
+  # And so if the large one is a run that is there already.
+  config = configs.load('mixed_members:smoke')
+  config.codistill.member_models = ('large',)
+  config.codistill.members = 1
+  run = {'experiment': 'mixed_members', 'variant': 'smoke', 'status': 'done'}
+  Record(tmp_path).write_run({**run, 'config': config.to_dict()})
+  there = {
+    key: value for key, value in frozen.items() if 'two_phase' not in key
+  }
+  there['codistill.frozen_dir'] = str(tmp_path)
+  for changes in (frozen, there):
+    student = cost.make_experiment('mixed_members:smoke', 1, **changes)
+    found = [cost.update_flops(student, teachers) for teachers in (0, 1)]
+    assert found == wanted
+    assert cost.update_memory(student, 1) == cost.update_memory(pair, 1, 1)
+  for folder, sentence in (
+    (tmp_path, 'data whose kind is images, and here data.kind is text'),
+    (tmp_path / 'none', 'holds no run'),
+  ):
+    there = {
+      'codistill.exchange': 'frozen',
+      'codistill.frozen_dir': str(folder),
+    }
+    with pytest.raises(UserError, match=sentence):
+      cost.make_experiment('lm_two_phase:smoke', 1, **there)
+
+
 def test_a_key_that_cannot_be_is_one_sentence(capsys):
+  frozen = '--config.codistill.exchange=frozen'
   for name, argument, words in (
     (SMALL[1], '--config.batch_sizes=8', 'did you mean batch_size'),
     (SMALL[1], '--config.batch_size=many', 'batch_size'),
     (SMALL[1], '--batch_size=8', "what is '--batch_size=8'?"),
     (SMALL[1], '--microbatches=3', 'num_microbatches is 3'),
+    (SMALL[1], '--config.num_microbatches=2', '--microbatches sets it'),
+    (SMALL[1], '--config.num_devices=1', '--devices sets it'),
+    (SMALL[1], '--config.model.dnn.hidden=[8]', "model.name is 'resnet'"),
+    (SMALL[1], frozen, 'codistill.exchange is frozen, but there is no teacher'),
     (SMALL[0], '--devices=9', 'num_devices is 9, but there are 8 devices here'),
     ('lm_codistil', '--devices=1', 'did you mean lm_codistill'),
   ):

@@ -65,13 +65,14 @@ def test_tables_go_between_their_markers():
 
 def test_what_makes_no_sense_is_refused(capsys):
   for arguments, said in (
-    (['--step-seconds=0'], '--step-seconds must be above 0'),
+    (['--step-seconds=0'], "--step-seconds: '0' is not a number above 0"),
+    (['--step-seconds=nan'], "--step-seconds: 'nan' is not a number above 0"),
     (['--share-of-peak=0'], '--share-of-peak must be above 0'),
     (['--share-of-peak=1.1'], 'and at most 1'),
     (['--tokens-per-second', 'h100-8=1e6'], 'has no plan of h100-1'),
-    (['--tokens-per-second', 'h200-8'], 'has no rate after the ='),
-    (['--tokens-per-second', 'h200-8=-1'], 'has no rate after the ='),
-    (['--tokens-per-second', 'h200-8=nan'], 'has no rate after the ='),
+    (['--tokens-per-second', 'h200-8'], "'' is not a number above 0"),
+    (['--tokens-per-second', 'h200-8=-1'], "'-1' is not a number above 0"),
+    (['--tokens-per-second', *2 * ['h200-8=1e6']], 'names a plan twice'),
   ):
     with pytest.raises(SystemExit, match='2'):
       scaling.main(arguments)
@@ -81,5 +82,6 @@ def test_what_makes_no_sense_is_refused(capsys):
 
 
 def test_a_measured_rate_is_shown(capsys):
-  assert scaling.main(['--tokens-per-second', 'v5e-64=2e6', 'h200-1=1e6']) == 0
+  rates = [f'--tokens-per-second={one}=1e6' for one in ('v5e-64', 'h200-1')]
+  assert scaling.main(rates) == 0
   assert capsys.readouterr().out.count('measured |') == 3

@@ -166,7 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--json', type=local_path, metavar='FILE', default=RESULTS
   )
   parser.add_argument(
-    '--into', type=local_path, nargs='+', metavar='FILE', default=[]
+    '--into',
+    type=local_path,
+    nargs='+',
+    action='extend',
+    metavar='FILE',
+    default=[],
   )
   arguments = parser.parse_args(argv)
   try:
