@@ -178,6 +178,15 @@ def first_phase(config: ConfigDict) -> ConfigDict:
   return first
 
 
+def is_first_phase(config: Mapping[str, Any]) -> bool:
+  """Whether `first_phase` made the config of a run.json."""
+  return (
+    config['seed'] >= _TEACHERS_SEED
+    and config['codistill']['exchange'] == 'none'
+    and config.get('two_phase', {}).get('num_steps', 0) > 0
+  )
+
+
 def overrides(base: ConfigDict, config: ConfigDict) -> dict[str, Any]:
   """The values in which a config differs from its base, by dotted key.
 

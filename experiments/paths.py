@@ -8,6 +8,8 @@ import pathlib
 
 # The repository.
 ROOT = pathlib.Path(__file__).parent.parent
+# In a run's folder, that of the first of two phases.
+FIRST_PHASE = 'ensemble'
 # Keys of a config that name places on this machine.
 PATH_KEYS = (
   ('codistill', 'exchange_dir'),

@@ -10,7 +10,7 @@ import pathlib
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich.console import Console
 
@@ -50,6 +50,36 @@ def given_keys(extra: Sequence[str]) -> dict[str, str]:
       )
     given[key.removeprefix('--config.')] = value
   return given
+
+
+def parameters(
+  engine: str, launcher: str, given: Sequence[str], lists: Collection[str] = ()
+) -> dict[str, str | list[str]]:
+  """The parameters of a launcher's engine, from KEY=VALUE texts.
+
+  Args:
+    engine: slurm or jobset.
+    launcher: that the command asks for.
+    given: what follows each --slurm or --jobset.
+    lists: keys that may be given again, and have a list of texts.
+
+  Raises:
+    UserError: for a text of another form, another launcher, or a repeated key.
+  """
+  found = {}
+  for text in given:
+    key, equals, value = text.partition('=')
+    if not equals or launcher != engine:
+      raise UserError(
+        f'--{engine} {text}: give it as KEY=VALUE, and with --launcher={engine}'
+      )
+    if key in lists:
+      found.setdefault(key, []).append(value)
+    elif key in found:
+      raise UserError(f'--{engine} {key} is there twice; give it once')
+    else:
+      found[key] = value
+  return found
 
 
 def start(

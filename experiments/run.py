@@ -58,7 +58,7 @@ from experiments.ending import (
 )
 from experiments.errors import LoneError, UserError, user_errors
 from experiments.flags import Request, World, make_request, parse_flags
-from experiments.paths import ROOT
+from experiments.paths import FIRST_PHASE, ROOT
 from experiments.processes import say
 from experiments.profile import Profile
 from experiments.programs import keep_programs
@@ -125,7 +125,7 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
     return _train(request, Teachers(), console, stop)
   frozen = codistill.frozen_dir
   if frozen is None:
-    frozen = request.workdir / 'ensemble'
+    frozen = request.workdir / FIRST_PHASE
     ensemble = dataclasses.replace(
       request,
       label=f'{request.label}, the ensemble',

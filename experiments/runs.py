@@ -84,6 +84,15 @@ def _num_members(run: Run) -> int:
   return int(run['config']['codistill']['members'])
 
 
+def death_of(run: Run, member: int) -> int | None:
+  """The step after which a member dies on purpose; None if it does not."""
+  # Older code had no faults.
+  fault = run['config'].get('fault', {})
+  if (fault.get('kind'), fault.get('member')) != ('death', member):
+    return None
+  return int(fault['step'])
+
+
 def label_of(run: Run) -> str:
   """The label of a run, such as 'imagenet_sync:laptop'."""
   return ':'.join(filter(None, (run['experiment'], run['variant'])))

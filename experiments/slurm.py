@@ -24,12 +24,8 @@ _REQUEUE_SECONDS = 15
 # More than Slurm needs to kill a job that it has told to stop.
 _HOLD_SECONDS = 600
 _STOPS = (signal.SIGTERM, signal.SIGUSR2)
-# Parameters of submitit that are lists, and how text becomes one.
-_LISTS = {
-  'setup': lambda text: [text],
-  'teardown': lambda text: [text],
-  'srun_args': shlex.split,
-}
+# Parameters of submitit that are lists, each with a list of texts.
+LISTS = ('setup', 'teardown', 'srun_args')
 _BOOLS = {'true': True, 'false': False}
 
 
@@ -37,7 +33,7 @@ def submit(
   commands: Sequence[Sequence[str]],
   jobs: int,
   workdir: pathlib.Path,
-  parameters: Mapping[str, str],
+  parameters: Mapping[str, str | Sequence[str]],
 ) -> list[str]:
   """Submits runs as one array.
 
@@ -50,7 +46,7 @@ def submit(
     workdir: of the runs; the array's scripts and logs go below it.
     parameters: of sbatch, with submitit's names without slurm_. `time`, in
       minutes, is required; `max_num_timeout` says how often a run may use up
-      its time and go on.
+      its time and go on. Those of `LISTS` have a list of texts.
 
   Returns:
     The ids of the jobs.
@@ -64,8 +60,8 @@ def submit(
 
   known = submitit.SlurmExecutor._valid_parameters()
   values = _values(parameters, known)
-  tasks_per_node = _count(values, 'ntasks_per_node', 1)
-  if _count(values, 'nodes', 1) * tasks_per_node > 1:
+  tasks_per_node = _count(values, 'ntasks_per_node', 1, least=1)
+  if _count(values, 'nodes', 1, least=1) * tasks_per_node > 1:
     commands = [
       (*(word for word in command if word != '--distributed'), '--distributed')
       for command in commands
@@ -115,7 +111,7 @@ def submit(
 
 
 def _values(
-  parameters: Mapping[str, str], known: AbstractSet[str]
+  parameters: Mapping[str, str | Sequence[str]], known: AbstractSet[str]
 ) -> dict[str, Any]:
   """Converts parameters for submitit; refuses unknown ones."""
   # `submit` sets additional_parameters, which is not text.
@@ -129,17 +125,33 @@ def _values(
   return {key: _value(key, text) for key, text in parameters.items()}
 
 
-def _value(key: str, text: str) -> Any:
+def _value(key: str, text: str | Sequence[str]) -> Any:
   """Converts a parameter for submitit."""
-  if key in _LISTS:
-    return _LISTS[key](text)
+  if key == 'srun_args':
+    return [word for one in text for word in _words(one)]
+  if key in LISTS:
+    return [*text]
   return int(text) if text.isdecimal() else _BOOLS.get(text.lower(), text)
 
 
-def _count(values: Mapping[str, Any], key: str, default: int) -> int:
+def _words(text: str) -> list[str]:
+  try:
+    return shlex.split(text)
+  except ValueError as error:
+    raise UserError(
+      f'--slurm srun_args={text} cannot be split into words ({error}); quote '
+      'them as for a shell'
+    ) from error
+
+
+def _count(
+  values: Mapping[str, Any], key: str, default: int, least: int = 0
+) -> int:
   value = values.get(key, default)
-  if not isinstance(value, int) or isinstance(value, bool):
-    raise UserError(f'--slurm {key} must be a number, not {value!r}')
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise UserError(
+      f'--slurm {key} must be a number, {least} or more, not {value!r}'
+    )
   return value
 
 

@@ -51,12 +51,13 @@ from experiments.processes import (
   ROOT,
   given_keys,
   last_words,
+  parameters,
   say,
   start,
   stop_signals,
 )
 from experiments.record import code_version, read_run, why_unknown
-from experiments.slurm import submit
+from experiments.slurm import LISTS, submit
 from experiments.workdir import is_running
 
 _POLL_SECONDS = 0.5
@@ -498,11 +499,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
   for flag in ('seeds', 'jobs'):
     if getattr(arguments, flag) < 1:
       raise UserError(f'--{flag} must be at least 1')
-  for parameter in arguments.slurm:
-    if '=' not in parameter or arguments.launcher != 'slurm':
-      raise UserError(
-        f'--slurm {parameter} must be KEY=VALUE, with --launcher=slurm'
-      )
+  slurm = parameters('slurm', arguments.launcher, arguments.slurm, LISTS)
   file = config_file.find(arguments.config)
   workdir = arguments.workdir or ROOT / 'runs/sweeps' / file.stem
   if workdir.exists() and not workdir.is_dir():
@@ -528,9 +525,8 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> int:
       print(shlex.join(run.command))
     return int(bool(failed))
   if left:
-    parameters = dict(item.split('=', 1) for item in arguments.slurm)
     commands = [run.command for run in left]
-    ids = submit(commands, arguments.jobs, workdir, parameters)
+    ids = submit(commands, arguments.jobs, workdir, slurm)
     say(console, f'submitted {len(left)} runs: {ids[0]} to {ids[-1]}')
     say(console, 'Before you submit again, check that none of them is queued.')
   console.print(states_table(file.label, states))

@@ -26,6 +26,7 @@ from codistill.exchange.folder.lease import (
 from experiments import predictions
 from experiments.errors import UserError
 from experiments.given import unread
+from experiments.paths import FIRST_PHASE
 from experiments.record import Record, SilentRecord
 from experiments.runs import read_checked, run_files
 
@@ -242,8 +243,8 @@ def _workdir(
 
 def is_running(path: pathlib.Path) -> bool:
   """Whether a process is at work on all members of the run in a folder."""
-  lease = path / 'lease.json'
-  return bool(is_held(lease, read_lease(lease), probe=False))
+  leases = [path / 'lease.json', path / FIRST_PHASE / 'lease.json']
+  return any(is_held(one, read_lease(one), probe=False) for one in leases)
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -79,6 +79,7 @@ def find_recipes(
   for workdir in workdirs:
     found |= dict.fromkeys(path.resolve() for path in find_runs(workdir))
   recipes: dict[str, Recipe] = {}
+  seeds: dict[tuple[str, int], pathlib.Path] = {}
   for path in found:
     if not predictions.find(path):
       say(
@@ -88,8 +89,18 @@ def find_recipes(
       continue
     run = some_run(read_runs(path))
     point = results.point_name(results.point_of(run['overrides']))
-    recipe = json.dumps([label_of(run), results.recipe_of(run['config'])])
+    data = run.get('data', {}).get('fingerprint')
+    recipe = json.dumps([label_of(run), results.recipe_of(run['config']), data])
     name = label_of(run) + (f' {point}' if point != 'base' else '')
+    if data:
+      name += f' on data {data[:12]}'
+    same = seeds.setdefault((recipe, run['seed']), path)
+    if same is not path:
+      say(
+        f'{path} is left out: it has the seed of {same}, so it is no retrain; '
+        'run it with another --config.seed'
+      )
+      continue
     recipes.setdefault(recipe, (name, []))[1].append(path)
   return list(recipes.values())
 

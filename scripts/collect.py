@@ -44,10 +44,11 @@ from codistill.churn import area_under_curve
 from experiments import config as config_lib
 from experiments import predictions, results, retrains
 from experiments.errors import UserError
-from experiments.paths import PATH_KEYS, local_path
+from experiments.paths import FIRST_PHASE, PATH_KEYS, local_path
 from experiments.predictions import Who
 from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
+from experiments.runs import death_of
 
 ALLOWABLE = (
   'unfinished',
@@ -56,6 +57,8 @@ ALLOWABLE = (
   'two-commits',
   'outside-config',
 )
+# Kinds of rows that are kept.
+_SCORED = ('eval', 'final')
 # Keys of the provenance; argv is not among them, because it contains paths.
 _KEPT = (
   'schema',
@@ -174,7 +177,7 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
   return {
     parent: list(found[parent].values())
     for parent in sorted(found)
-    if not (parent.name == 'ensemble' and found.get(parent.parent))
+    if not (parent.name == FIRST_PHASE and parent.parent in found)
   }
 
 
@@ -248,24 +251,20 @@ def _read_result(
         f'{str(first["commit"])[:12]}, config {first["experiment"]}); add '
         f'--allow={mark} to take it, marked'
       )
-  rows = [
-    row
-    for record in records
-    if not unscored or record.rows_path.exists()
-    for row in read_rows(record.rows_path)
-  ]
+  rows = []
+  for record, run in zip(records, runs, strict=True):
+    own = []
+    if not unscored or record.rows_path.exists():
+      own = read_rows(record.rows_path)
+    if run['status'] == 'done':
+      _check_ends(record, run, own)
+    rows += own
   scored = sorted(
-    (row for row in rows if row['kind'] in ('eval', 'final')),
+    (row for row in rows if row['kind'] in _SCORED),
     key=lambda row: (row['step'], row['kind'], str(row['member'])),
   )
   if not (scored or unscored):
     raise ValueError(f'{workdir} has no evaluations; left out')
-  last = scored[-1]['step'] if scored else 0
-  if not marks['unfinished'] and last < first['config']['num_steps']:
-    raise ValueError(
-      f'{workdir} is done, and its evaluations end at step {last:,}; restore '
-      'its rows from a copy, or run it again'
-    )
   aucs = _aucs(workdir)
   overrides, config = _without_paths(first)
   point = results.point_of(overrides)
@@ -298,6 +297,24 @@ def _read_result(
       for row in scored
     ),
   )
+
+
+def _check_ends(
+  record: Record, run: Mapping[str, Any], rows: Sequence[Row]
+) -> None:
+  """Refuses a process that is done, and a member of it whose rows are not."""
+  ends = {row['member']: row['step'] for row in rows if row['kind'] in _SCORED}
+  members = [run['member']]
+  if run['member'] is None:
+    members = range(run['config']['codistill']['members'])
+  for member in members:
+    last = ends.get(member, 0)
+    if last < run['config']['num_steps'] and death_of(run, member) is None:
+      raise ValueError(
+        f'{record.workdir} is done, and evaluations of member {member} end at '
+        f'step {last:,}; restore {record.rows_path.name} from a copy, or run '
+        'it again'
+      )
 
 
 def _code_of(version: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -550,6 +567,12 @@ def collect(
         result = read_result(records, allow)
       except ValueError as error:
         refused.append(str(error))
+        continue
+      if config_lib.is_first_phase(result.run['config']):
+        refused.append(
+          f'{folder} is left out: it is the first of two phases; collect the '
+          'folder around it when the second is done'
+        )
         continue
       name = results.stem(result.run['experiment'], result.run['variant'])
       own = files.setdefault(name, [])

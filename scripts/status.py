@@ -5,13 +5,15 @@
 It works during a run and after it, for one process that trains all members and
 for a process a member. It only reads: provenance, the last rows, leases, and
 the names in the exchange folder. Ages of files are by this host's clock. With
---watch the table is renewed until Ctrl-C, or until every member is done or has
-diverged.
+--watch the table is renewed until Ctrl-C, or until every member is done, has
+diverged or has died on purpose. While the first of two phases is at work, the
+table shows its members.
 
 running: a process gives signs of life. dead: it should, but does not; its
 command resumes it. unclear: its last sign of life is in the future; its command
 waits until it knows. stopped: by a signal, with a checkpoint. elsewhere: at
-work on the same exchange folder, with another workdir.
+work on the same exchange folder, with another workdir. died: on purpose, as
+fault.kind says. taught: done, and the second phase has not begun.
 """
 
 from __future__ import annotations
@@ -36,9 +38,16 @@ from rich.text import Text
 
 from codistill.exchange.folder.lease import is_held, read_lease
 from experiments.errors import UserError
-from experiments.paths import local_path
+from experiments.paths import FIRST_PHASE, local_path
 from experiments.record import Record
-from experiments.runs import Run, label_of, members_of, read_runs, some_run
+from experiments.runs import (
+  Run,
+  death_of,
+  label_of,
+  members_of,
+  read_runs,
+  some_run,
+)
 from experiments.summary import number
 
 # The rows of a member that its rate and loss are taken from.
@@ -46,7 +55,7 @@ LAST_ROWS = 20
 # Bytes of rows to read for a member; a row takes about 400.
 _TAIL_BYTES = 64 << 10
 _SECOND_LOOK_S = 0.2
-_OVER = ('done', 'diverged')
+_OVER = ('done', 'diverged', 'died')
 _STATES = {'interrupted': 'stopped', 'done': 'done', 'diverged': 'done'}
 Row = dict[str, Any]
 
@@ -72,8 +81,8 @@ class Status(NamedTuple):
   Attributes:
     member: its number.
     network: its network's name, if members have different ones.
-    state: running, stopped, done, diverged, dead, unclear, elsewhere or not
-      started.
+    state: running, stopped, done, diverged, died, dead, unclear, elsewhere,
+      not started or taught.
     step: updates it has rows of.
     num_steps: updates in all.
     rate: examples a second over the last train rows, evaluations included.
@@ -123,18 +132,30 @@ def last_rows(path: pathlib.Path, num_bytes: int) -> list[Row]:
 
 
 def read_status(workdir: pathlib.Path) -> list[Status]:
-  """All members of a run, as they are now.
+  """All members of a run, as they are now, or of its first phase before.
 
   Raises:
     UserError: as `read_runs`.
     OSError: if something is there and cannot be read.
   """
-  statuses = _read_once(workdir)
+  folder, note = phase_of(workdir)
+  statuses = _read_once(folder)
   if any(one.state == 'dead' for one in statuses):
     # They may have begun or ended between a look at their lease and the rest.
     time.sleep(_SECOND_LOOK_S)
-    statuses = _read_once(workdir)
+    statuses = _read_once(folder)
+  if note and {one.state for one in statuses} <= {'done', 'died'}:
+    statuses = [one._replace(state='taught') for one in statuses]
   return statuses
+
+
+def phase_of(workdir: pathlib.Path) -> tuple[pathlib.Path, str]:
+  """The folder of a run, or of its first phase before, and a note if so."""
+  first = workdir / FIRST_PHASE
+  began = [any(one.glob('run*.json')) for one in (workdir, first)]
+  if began == [False, True]:
+    return first, ', the first of two phases'
+  return workdir, ''
 
 
 def _read_once(workdir: pathlib.Path) -> list[Status]:
@@ -175,16 +196,23 @@ def _begun(
     for row in rows
     if row.get('member') == member and row.get('kind') == 'train'
   ][-LAST_ROWS:]
+  last = trained[-1] if trained else {}
+  # One that diverged or died long ago may have no row among the last ones.
+  step = last.get('step', 0)
   diverged = run.get('diverged', {}).get(str(member))
+  death = death_of(run, member)
   if diverged:
-    state = 'diverged'
+    state, step = 'diverged', step or diverged['step']
+  elif death is not None and (
+    run['status'] == 'done'
+    or step == death
+    or any(row.get('step', 0) > death for row in rows)
+  ):
+    state, step = 'died', death
   elif run['status'] == 'running':
     state = {True: 'running', False: 'dead', None: 'unclear'}[lease.alive]
   else:
     state = _STATES.get(run['status'], run['status'])
-  last = trained[-1] if trained else {}
-  # A member that diverged long ago may have no row among the last ones.
-  step = last.get('step', diverged['step'] if diverged else 0)
   losses = [
     row['task_loss'] for row in trained if row.get('task_loss') is not None
   ]
@@ -353,7 +381,8 @@ def status_table(title: str, statuses: Sequence[Status]) -> Table:
 def _table(workdir: pathlib.Path) -> tuple[Table, bool]:
   """The table now, and whether it is final."""
   statuses = read_status(workdir)
-  table = status_table(label_of(some_run(read_runs(workdir))), statuses)
+  folder, note = phase_of(workdir)
+  table = status_table(label_of(some_run(read_runs(folder))) + note, statuses)
   return table, all(one.state in _OVER for one in statuses)
 
 

@@ -90,6 +90,33 @@ def test_a_run_without_predictions_is_left_out(tmp_path, capsys):
   assert capsys.readouterr().err.count('\n') == 3
 
 
+def test_a_copy_of_a_run_is_no_retrain(tmp_path, capsys):
+  folder = make_retrains(tmp_path)
+  shutil.copytree(folder / '1', folder / '1-copy')
+  assert run_script(churn, folder) == 0
+  captured = capsys.readouterr()
+  assert (
+    f'1-copy is left out: it has the seed of {folder / "1"}' in captured.err
+  )
+  [[line]] = tables(captured.out).values()
+  assert line[2:4] == ['3', '0.1333 ± 0.0500']
+  shutil.rmtree(folder / '0')
+  shutil.rmtree(folder / '2')
+  assert run_script(churn, folder) == 1
+  assert 'is the only run of its recipe' in capsys.readouterr().err
+
+
+def test_runs_on_different_data_are_no_retrains(tmp_path, capsys):
+  ours, theirs = 8 * 'abcd', 8 * 'ef01'
+  for seed, data in enumerate((ours, ours, theirs, theirs)):
+    workdir = tmp_path / str(seed)
+    store(make_run(workdir, seed=seed, data={'fingerprint': data}), {0: LABELS})
+  assert run_script(churn, tmp_path) == 0
+  found = tables(capsys.readouterr().out)
+  assert [line[2] for [line] in found.values()] == ['2', '2']
+  assert [name[-12:] for name in found] == [ours[:12], theirs[:12]]
+
+
 def other_steps(folder):
   for step in (20, 40):
     path = folder / f'2/predictions/step-{step}'

@@ -265,14 +265,15 @@ def test_a_process_that_dies_ends_its_task_at_once(slurm):
 
 
 def test_parameters_are_what_submitit_takes(slurm):
-  given = {'exclusive': 'true', 'setup': 'module load cuda'}
+  given = {'exclusive': 'true', 'setup': ['module load cuda', 'export A=1']}
   given |= {'max_num_timeout': '40', 'signal_delay_s': '300'}
-  slurm.submit('pass', srun_args='--mpi=none -v', **given)
+  slurm.submit('pass', srun_args=['--mpi=none', '-v "a b"'], **given)
   fields, commands = slurm.script()
   assert fields['exclusive'] is True
   assert fields['signal'] == 'USR2@300'
-  assert commands[0] == ['module', 'load', 'cuda']
-  assert commands[-1][6:9] == ['--kill-on-bad-exit=1', '--mpi=none', '-v']
+  assert commands[:2] == [['module', 'load', 'cuda'], ['export', 'A=1']]
+  words = ['--kill-on-bad-exit=1', '--mpi=none', '-v', 'a b']
+  assert commands[-1][6:10] == words
   [delayed] = slurm.submissions()
   assert delayed._timeout_countdown == 40
   assert 200 < delayed.function._checkpoint_seconds < 300
@@ -280,7 +281,13 @@ def test_parameters_are_what_submitit_takes(slurm):
 
 def test_what_slurm_does_not_take_is_one_sentence(slurm, monkeypatch):
   for parameters, sentence in (
-    ({'nodes': '2-4'}, "nodes must be a number, not '2-4'"),
+    ({'nodes': '2-4'}, "nodes must be a number, 1 or more, not '2-4'"),
+    ({'nodes': '0'}, 'nodes must be a number, 1 or more, not 0'),
+    ({'ntasks_per_node': '0'}, 'must be a number, 1 or more, not 0'),
+    (
+      {'srun_args': ['-v', "'abc"]},
+      "srun_args='abc cannot be split into words",
+    ),
     ({'max_num_timeout': 'many'}, 'max_num_timeout must be a number'),
     ({'nod': '2'}, 'has no nod; did you mean nodes or nodelist?'),
     ({'additional_parameters': 'x'}, 'has no additional_parameters'),

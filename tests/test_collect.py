@@ -208,6 +208,25 @@ def test_a_member_apart_alone_is_unfinished(tmp_path, out, capsys):
   assert len(read(out)) == 1
 
 
+def test_a_member_apart_that_lost_its_end_is_named(tmp_path, out, capsys):
+  for member in (0, 1):
+    make_run(tmp_path / 'a', suffix=f'-{member}', member=member)
+  cut_short(tmp_path / 'a', 'rows-1.jsonl')
+  assert run_collect(out, tmp_path / 'a') == 1
+  words = 'evaluations of member 1 end at step 30; restore rows-1.jsonl'
+  assert words in capsys.readouterr().err
+
+
+def test_a_member_that_died_on_purpose_has_no_end_to_lose(tmp_path, out):
+  fault = {'fault.kind': 'death', 'fault.member': 1, 'fault.step': 35}
+  workdir = make_run(tmp_path / 'a', point=fault)
+  cut_short(workdir, whos=(1, 'ensemble'))
+  assert run_collect(out, workdir) == 0
+  [result] = read(out)
+  final = [row['member'] for row in result.rows if row['kind'] == 'final']
+  assert (final, result.run['marked']) == ([0], [])
+
+
 def never_began(workdir):
   for path in workdir.iterdir():
     path.unlink()
@@ -219,11 +238,20 @@ def damage_predictions(workdir):
   (workdir / 'predictions/step-40/member-0.npy').write_bytes(b'')
 
 
-def cut_short(workdir):
-  lines = (workdir / 'rows.jsonl').read_text().splitlines(keepends=True)
-  kept = [line for line in lines if json.loads(line)['kind'] != 'final']
-  kept = [line for line in kept if json.loads(line)['step'] < 40]
-  (workdir / 'rows.jsonl').write_text(''.join(kept))
+def cut_short(workdir, name='rows.jsonl', whos=(0, 1, 'ensemble')):
+  lines = (workdir / name).read_text().splitlines(keepends=True)
+  rows = map(json.loads, lines)
+  kept = [
+    line
+    for line, row in zip(lines, rows, strict=True)
+    if row['kind'] != 'final' or row['member'] not in whos
+  ]
+  (workdir / name).write_text(''.join(kept))
+
+
+def stop_at_once(workdir):
+  make_run(workdir, status='interrupted')
+  (workdir / 'rows.jsonl').write_text('')
 
 
 def write(name, text):
@@ -244,8 +272,13 @@ def write(name, text):
     (write('run.json', '[]'), 'is not what a run leaves'),
     (write('run.json', '{"schema": 1}'), 'keys it changed, because its code'),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),
-    (write('rows.jsonl', ''), 'has no evaluations'),
-    (cut_short, 'is done, and its evaluations end at step'),
+    (write('rows.jsonl', ''), 'evaluations of member 0 end at step 0'),
+    (stop_at_once, 'has no evaluations'),
+    (cut_short, 'evaluations of member 0 end at step 30; restore rows.jsonl'),
+    (
+      lambda workdir: cut_short(workdir, whos=(1,)),
+      'evaluations of member 1 end at step 30; restore rows.jsonl',
+    ),
     (damage_predictions, 'missing or damaged; remove'),
     # Other code made it.
     (write('run.json', '{"schema": 2}'), 'has schema 2'),

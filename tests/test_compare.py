@@ -204,6 +204,22 @@ def test_a_variant_that_was_changed_is_another_point(tmp_path):
   assert names(tmp_path) == ['batch_size=8', 'batch_size=16']
 
 
+def test_runs_on_different_data_are_no_seeds_of_one_point(tmp_path, table):
+  ours, theirs = 8 * 'abcd', 8 * 'ef01'
+  for seed, data in enumerate((ours, ours, theirs)):
+    workdir = tmp_path / f'a/{seed}'
+    make_run(workdir, seed=seed, data={'fingerprint': data})
+  # Older code did not record it.
+  make_run(tmp_path / 'old', 'imagenet_sync', members=1)
+  known = {'data': {'fingerprint': ours}, 'members': 1}
+  make_run(tmp_path / 'known', 'imagenet_sync', seed=1, **known)
+  assert {name: line['seeds'] for name, line in table(tmp_path).items()} == {
+    f'{BOTH}, fingerprint={ours[:12]}': '2',
+    f'{BOTH}, fingerprint={theirs[:12]}': '1',
+    SYNC: '2',
+  }
+
+
 def test_the_table_has_means_of_seeds_and_differences_seed_for_seed(
   sweep, table
 ):
@@ -334,6 +350,26 @@ def test_a_member_that_diverged_leaves_no_mean_of_all(tmp_path, table):
   assert table(tmp_path, '--who=0')['reload_interval_steps=5']['seeds'] == '1'
 
 
+def test_a_finished_run_without_a_number_is_not_unfinished(tmp_path, table):
+  fault = {'fault.kind': 'death', 'fault.member': 1, 'fault.step': 35}
+  workdir = make_run(tmp_path / 'dead', point=fault)
+  rows = workdir / 'rows.jsonl'
+  lines = rows.read_text().splitlines(keepends=True)
+  kept = [
+    line for line in lines if '"final"' not in line or '"member": 0' in line
+  ]
+  rows.write_text(''.join(kept))
+  averages = {'average_decay': 0.9}
+  make_run(tmp_path / 'averaged', point=averages)
+  make_run(tmp_path / 'b')
+  [dead] = [name for name in table(tmp_path) if 'death' in name]
+  assert table(tmp_path)[dead]['seeds'] == '0 of 1: 1 lost a member'
+  assert table(tmp_path, '--who=0')[dead]['seeds'] == '1'
+  found = table(tmp_path, '--who=0', '--metric=average_task_loss')
+  none = '0 of 1: 1 without this number'
+  assert [line['seeds'] for line in found.values()] == ['1', none, none]
+
+
 def test_single_runs_have_each_member_and_the_ensemble(
   two_runs, tmp_path, show
 ):
@@ -383,7 +419,7 @@ def test_a_run_is_shown_as_far_as_it_came(two_runs, show):
   show(half, begun)
   curves, ends = panels(arms(half, begun, who=measures.EACH))
   assert [len(line.points) for line in curves.lines] == [3]
-  assert ends.title == 'no run is finished'
+  assert ends.title == 'no run has an end'
 
 
 def test_the_report_needs_no_other_file(sweep, tmp_path, show):

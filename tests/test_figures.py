@@ -25,7 +25,7 @@ from scripts.figures import arms, draw
 from scripts.figures.catalog import FIGURES
 from scripts.figures.curves import Curves
 from scripts.figures.figure import COMMAND, command, hours_table
-from scripts.figures.metric import LOSS, TOP_1, crossing, together
+from scripts.figures.metric import LOSS, MEMBERS, TOP_1, crossing, together
 from scripts.figures.panel import Dots, Line, Panel
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -142,6 +142,21 @@ def test_gains_are_seed_for_seed_and_positive_where_better(rows):
     assert gains == pytest.approx([scale * 0.3 / 50] * 3)
   assert len(LOSS.gains(arms.SAME.runs(rows), 0, arms.SYNC.runs(rows), 0)) == 1
   assert LOSS.gains([], 0, arms.SYNC.runs(rows), 0) == []
+
+
+def test_a_seed_in_which_a_member_has_no_end_has_no_gain(rows):
+  runs = list(arms.CODISTILL.runs(rows))
+  apart = arms.ENSEMBLE.runs(rows)
+  whole = LOSS.gains(runs, MEMBERS, apart, MEMBERS)
+  kept = (
+    row for row in runs[1].rows if (row['member'], row['step']) != (1, 40)
+  )
+  runs[1] = dataclasses.replace(runs[1], rows=tuple(kept))
+  for pair in ((runs, apart), (apart, runs)):
+    gains = LOSS.gains(pair[0], MEMBERS, pair[1], MEMBERS)
+    assert len(gains) == len(whole) - 1 == 2
+  # One member alone has its gain.
+  assert len(LOSS.gains(runs, 0, apart, 0)) == 3
 
 
 # make_run's loss of a member at a step is (4 − gain) / (step + 10), gain 0.3

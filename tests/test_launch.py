@@ -18,7 +18,7 @@ from codistill.exchange.folder.lease import read_lease
 from experiments.ending import LOST_OTHERS
 from experiments.errors import UserError
 from experiments.processes import last_words
-from experiments.record import read_run
+from experiments.record import Record, read_run
 from scripts import jobset, status
 from scripts.launch import __main__ as launch
 from scripts.launch import devices, local, member
@@ -409,6 +409,28 @@ def test_a_terminal_shows_all_members_and_plain_lines_tell_of_them(tmp_path):
   assert 'member 0: done, step 10/10' in said
 
 
+def test_a_first_phase_is_shown_while_it_is_at_work(tmp_path):
+  first = Record(tmp_path / 'ensemble')
+  first.workdir.mkdir()
+  codistill = {'members': 2, 'exchange': 'none'}
+  run = {'experiment': 'a', 'variant': 'b', 'status': 'running'}
+  run['config'] = {'num_steps': 8, 'codistill': codistill}
+  first.write_run(run)
+  first.write_row({'step': 3, 'member': 0, 'kind': 'train'})
+  first.close()
+  with lease(first.workdir / 'lease.json'):
+    picture = Fakes(tmp_path, 'work').picture
+  said = 'member 0: running, step 3/8, the first of two phases'
+  assert picture.plain(0) == said
+  console = console_of(300)
+  console.print(picture.table(console))
+  assert 'some, the first of two phases' in console.export_text()
+  # This is no end of the member.
+  first.write_run(run | {'status': 'done'})
+  picture.look()
+  assert picture.statuses[0].state == 'starting'
+
+
 def wide_picture(tmp_path, members):
   """A picture of members with much to show."""
   picture = Fakes(tmp_path, *['work'] * members).picture
@@ -493,6 +515,9 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
     '--slurm=time=3': 'with --launcher=slurm',
     '--launcher=jobset --jobset=image': 'give it as KEY=VALUE',
     '--launcher=jobset': 'give --jobset image=',
+    '--launcher=jobset --jobset=cpu=1 --jobset=cpu=2': 'cpu is there twice',
+    '--launcher=slurm --slurm=time=1 --slurm=time=2': 'time is there twice',
+    '--config.codistill.exchange=frozen': 'make the teacher first',
     '--launcher=slurm --max-restarts=1': 'is for --launcher=local',
     '--launcher=jobset --processes-per-member=2': 'local or print',
     '--launcher=slurm --slurm=tim=3': 'did you mean time',
@@ -570,11 +595,14 @@ def test_slurm_gets_all_members_at_a_time(one_at_work, monkeypatch, capsys):
   monkeypatch.setattr(launch, 'submit', submit)
   where = [f'--config={SMOKE}', f'--workdir={one_at_work}']
   slurm = ['--launcher=slurm', '--slurm', 'time=30', '--slurm=nodes=2']
+  slurm += ['--slurm=setup=module load cuda', '--slurm=setup=export A=1']
   assert launch.main([*where, *slurm, '--members=3']) == 0
   commands, *others = submit.call_args.args
   # They are the members that are not at work.
   assert [line[-1] for line in commands] == ['--member=1', '--member=2']
-  assert others == [2, one_at_work, {'time': '30', 'nodes': '2'}]
+  setup = ['module load cuda', 'export A=1']
+  asked = {'time': '30', 'nodes': '2', 'setup': setup}
+  assert others == [2, one_at_work, asked]
   out = capsys.readouterr().out
   assert 'member 2: job 4711_1' in out
   assert 'member 0: still at work, and not submitted' in out

@@ -175,6 +175,59 @@ def test_ends_of_all_kinds(tmp_path):
   assert states_of(together) == ['done', 'diverged']
 
 
+def test_a_member_that_died_on_purpose_is_over(tmp_path, monkeypatch):
+  config = {'num_steps': 90, 'codistill': {'members': 2, 'exchange': 'none'}}
+  config['fault'] = {'kind': 'death', 'member': 1, 'step': 20}
+  record = make_run(tmp_path, config=config)
+  with lease(tmp_path / 'lease.json'):
+    train(record, 1, range(1, 20))
+    train(record, 0, range(1, 21))
+    # The other one's update of a step may be first.
+    assert states_of(tmp_path) == ['running', 'running']
+    train(record, 1, [20])
+    assert states_of(tmp_path) == ['running', 'died']
+    # As long ago as this file is read.
+    record.rows_path.unlink()
+    train(record, 0, range(21, 31))
+    assert states_of(tmp_path) == ['running', 'died']
+    assert [one.step for one in status.read_status(tmp_path)] == [30, 20]
+  make_run(tmp_path, config=config, state='done')
+  assert states_of(tmp_path) == ['done', 'died']
+  # A watch does not wait for it.
+  monkeypatch.setattr(status.time, 'sleep', lambda _: pytest.fail('it waits'))
+  assert status.main([str(tmp_path), '--watch=100']) == 0
+
+
+def test_the_first_of_two_phases_is_shown_until_the_second_begins(
+  tmp_path, capsys, monkeypatch
+):
+  first = tmp_path / 'ensemble'
+  train(make_run(first), 0, range(1, 8))
+  with lease(first / 'lease.json'):
+    assert [line[1:3] for line in lines_of(capsys, tmp_path)] == [
+      ['running', '7/1,000'],
+      ['running', '0/1,000'],
+    ]
+    assert status.main([str(tmp_path)]) == 0
+    title = 'imagenet_codistill:smoke, the first of two phases'
+    assert title in capsys.readouterr().out
+  make_run(first, state='done')
+  assert states_of(tmp_path) == ['taught', 'taught']
+  assert states_of(first) == ['done', 'done']
+
+  def begin(seconds):
+    make_run(tmp_path, members=1, state='done')
+
+  monkeypatch.setattr(status.time, 'sleep', begin)
+  assert status.main([str(tmp_path), '--watch=1']) == 0
+  text = capsys.readouterr().out
+  assert text.count(title) == 1
+  # There is no second phase if a teacher diverged.
+  diverged = {'state': 'diverged', 'diverged': {'1': {'step': 3}}}
+  make_run(tmp_path / 'other/ensemble', **diverged)
+  assert states_of(tmp_path / 'other') == ['done', 'diverged']
+
+
 def test_a_member_at_work_from_another_workdir_is_seen(tmp_path):
   shared = tmp_path / 'shared'
   meeting = {'exchange': 'checkpoints', 'exchange_dir': str(shared)}

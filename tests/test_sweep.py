@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 import stand_ins
 from commands import DNN, ROOT, start_process
-from stand_ins import Signals, console_of, until
+from stand_ins import Signals, console_of, lease, until
 
 from experiments import config as config_lib
 from experiments import processes, sweep
@@ -89,7 +89,7 @@ def test_twice_the_batch_comes_at_twice_the_rate():
 
 def test_what_makes_no_sense_is_one_sentence(capsys):
   where = [f'--config={STALENESS}', '--workdir=/nonexistent/never']
-  for argument, sentence in {
+  for words, sentence in {
     '--config=imagenet_sinc': 'did you mean imagenet_sync',
     '--seeds=0': '--seeds must be at least 1',
     '--jobs=0': '--jobs must be at least 1',
@@ -98,12 +98,13 @@ def test_what_makes_no_sense_is_one_sentence(capsys):
     '--config.num_step=3': 'did you mean num_step',
     'fast': "what is 'fast'",
     '--slurm=partition=gpu': '--launcher=slurm',
+    '--launcher=slurm --slurm=time=1 --slurm=time=2': 'time is there twice',
     f'--workdir={__file__}': 'is a file; choose',
   }.items():
-    assert sweep.main([*where, argument]) == 2, argument
+    assert sweep.main([*where, *words.split()]) == 2, words
     out, err = capsys.readouterr()
-    assert sentence in err, argument
-    assert (out, err.count('\n')) == ('', 1), argument
+    assert sentence in err, words
+    assert (out, err.count('\n')) == ('', 1), words
 
 
 def test_print_and_slurm_get_what_is_left_to_do(tmp_path, monkeypatch, capsys):
@@ -170,6 +171,8 @@ def test_states(tmp_path):
   # A cut last line does not count, nor does one that is cut at the start.
   rows.write_text(f'{row}\n' * 40 + row[:50])
   assert sweep.state(fresh) == ('to do', 0, '')
+  with lease(fresh.workdir / 'ensemble/lease.json'):
+    assert sweep.state(fresh) == ('running', 0, '')
   assert sweep.state(done) == ('done', 8, '')
   assert sweep.state(diverged) == ('diverged', 8, 'member 1 at step 4')
   assert sweep.state(stopped) == ('interrupted', 3, '')

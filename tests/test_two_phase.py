@@ -118,6 +118,28 @@ def test_a_first_phase_is_collected_with_its_student(student, tmp_path):
   assert result.run['teachers'] == fit_of(workdir / 'ensemble')
 
 
+def test_a_first_phase_alone_is_no_result(student, tmp_path):
+  workdir, _ = student
+  half = tmp_path / 'half'
+  (half / 'ensemble').mkdir(parents=True)
+  for name in ('run.json', 'rows.jsonl'):
+    shutil.copy(workdir / 'ensemble' / name, half / 'ensemble')
+
+  def refusals():
+    return collect.collect(
+      [half], tmp_path, allow=('dirty', 'no-commit'), replace=False
+    )
+
+  written, [refused] = refusals()
+  assert not written
+  assert f'{half}/ensemble is left out: it is the first of two' in refused
+  # The second failed before it began.
+  (half / 'log.txt').touch()
+  written, [refused] = refusals()
+  assert not written
+  assert f'{half} is left out: it failed' in refused
+
+
 def test_students_of_other_data_have_the_same_first_phase(student, tmp_path):
   workdir, _ = student
   shutil.copytree(workdir / 'ensemble', tmp_path / 'ensemble')

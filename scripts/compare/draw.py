@@ -78,7 +78,7 @@ def _curves(arms: Sequence[Arm], metric: Metric) -> Panel:
         burn_in.add(codistill['burn_in_steps'])
       curve = metric.curve(run, arm.who)
       if curve and not metric.ends([run], arm.who):
-        title = 'learning curves (dotted: unfinished)'
+        title = 'learning curves (dotted: without an end)'
         lines.append(Line(name, color, together([curve]), ':', seeds=1))
   text = 'burn-in ends' if len(burn_in) == 1 else ''
   look = {'yscale': 'auto', 'early': EARLY}
@@ -92,7 +92,7 @@ def _ends(arms: Sequence[Arm], metric: Metric) -> Panel:
     ends = metric.ends(arm.runs, arm.who)
     rows.append(Dots(_name(arm), color, ends, line=style))
   there = any(row.values for row in rows)
-  title = 'at the end, a dot a seed' if there else 'no run is finished'
+  title = 'at the end, a dot a seed' if there else 'no run has an end'
   return Panel(title, rows, metric.label)
 
 

@@ -170,10 +170,22 @@ def _difference(
 def _seeds(arm: Arm, metric: Metric) -> str:
   """'3', or '2 of 3: 1 diverged': runs that got to their end."""
   left = collections.Counter(
-    'diverged' if run.run['diverged'] else 'unfinished'
+    _why_no_end(run, arm.who)
     for run in arm.runs
     if not metric.ends([run], arm.who)
   )
   whole = str(len(arm.runs) - left.total())
   why = ', '.join(f'{count} {name}' for name, count in left.items())
   return f'{whole} of {len(arm.runs)}: {why}' if left else whole
+
+
+def _why_no_end(run: Result, who: int | str) -> str:
+  if run.run['diverged']:
+    return 'diverged'
+  if 'unfinished' in run.run['marked']:
+    return 'unfinished'
+  members = {who}
+  if isinstance(who, str):
+    members = set(range(run.run['config']['codistill']['members']))
+  ended = {row['member'] for row in run.rows if row['kind'] == 'final'}
+  return 'without this number' if members <= ended else 'lost a member'

@@ -1,7 +1,7 @@
 """Runs to compare, put together by what their configs say and named by it.
 
 A point is what seeds are repetitions of: runs of one config and variant that
-change the same keys.
+change the same keys, on the same data.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class _Found:
     # Some of what it changes, as the fingerprint of data, is no config's.
     leaves = _leaves(results.recipe_of(run.run['config']))
     self.settings = dict(leaves) | run.point
+    # Runs on other data are no seeds of one point.
+    if data := run.run.get('data', {}).get('fingerprint'):
+      self.settings['data.fingerprint'] = data[:12]
 
   def values(self, keys: Iterable[str]) -> tuple[str, ...]:
     """Of some keys, as texts."""

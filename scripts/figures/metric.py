@@ -103,7 +103,8 @@ class Metric:
     A seed is the same initialisation in both, and with the same data and batch
     the same order, so that this varies less than what it is the difference of.
     So are two members of one number: where all are shown they are compared one
-    by one, and one alone with the first.
+    by one, and one alone with the first. A seed in which one of them did not
+    get to the end has no gain.
     """
     pairs = [(who, baseline_who)]
     if who == baseline_who == MEMBERS:
@@ -116,7 +117,11 @@ class Metric:
       for seed, end in self.by_seed(runs, ours).items():
         if seed in there:
           by_seed.setdefault(seed, []).append(sign * (end - there[seed]))
-    return [statistics.fmean(by_seed[seed]) for seed in sorted(by_seed)]
+    return [
+      statistics.fmean(gains)
+      for _, gains in sorted(by_seed.items())
+      if len(gains) == len(pairs)
+    ]
 
   def by_seed(self, runs: Sequence[Result], who: int | str) -> dict[int, float]:
     """A member's value at the end of each run that got there, by its seed."""

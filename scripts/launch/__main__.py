@@ -49,7 +49,7 @@ import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -57,8 +57,14 @@ from experiments import config as config_lib
 from experiments import config_file
 from experiments.errors import UserError, user_errors
 from experiments.paths import local_path
-from experiments.processes import ROOT, given_keys, say, stop_signals
-from experiments.slurm import submit
+from experiments.processes import (
+  ROOT,
+  given_keys,
+  parameters,
+  say,
+  stop_signals,
+)
+from experiments.slurm import LISTS, submit
 from scripts import jobset
 from scripts.launch import devices
 from scripts.launch.local import (
@@ -169,6 +175,16 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     raise UserError(
       f'--config.{_MEMBERS} is a number, 1 or more, not {members!r}'
     )
+  exchange, frozen = (
+    given.get(f'codistill.{key}') or base.codistill[key]
+    for key in ('exchange', 'frozen_dir')
+  )
+  if exchange == 'frozen' and not frozen and int(members) > 1:
+    raise UserError(
+      f'each of {members} members would train the teachers of the first phase '
+      'in one folder; make the teacher first, with experiments.run, and set '
+      '--config.codistill.frozen_dir to its folder'
+    )
   steps = given.get('num_steps', '')
   file = config_file.find(arguments.config)
   if arguments.workdir is not None and not arguments.workdir.strip():
@@ -240,7 +256,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-  """Refuses numbers that make no sense, and flags of other launchers."""
+  """Refuses numbers that make no sense, or are for other launchers."""
   for flag, least, launchers in (
     ('members', 1, None),
     ('devices_per_member', 1, ('local', 'print')),
@@ -258,22 +274,18 @@ def _check(arguments: argparse.Namespace) -> None:
         f'{name} is for --launcher={" or ".join(launchers)}; leave it out for '
         f'{arguments.launcher}'
       )
-  for engine in ('slurm', 'jobset'):
-    for parameter in getattr(arguments, engine):
-      if '=' not in parameter or arguments.launcher != engine:
-        raise UserError(
-          f'--{engine} {parameter}: give it as KEY=VALUE, and with '
-          f'--launcher={engine}'
-        )
 
 
 def _launch(arguments: argparse.Namespace, console: Console) -> int:
   _check(arguments)
+  launcher = arguments.launcher
+  slurm = parameters('slurm', launcher, arguments.slurm, LISTS)
+  pods = parameters('jobset', launcher, arguments.jobset)
   plan = make_plan(arguments)
-  if arguments.launcher == 'slurm':
-    return _submit(plan, _parameters(arguments.slurm), console)
-  if arguments.launcher == 'jobset':
-    print(_manifest(plan, _parameters(arguments.jobset)), end='')
+  if launcher == 'slurm':
+    return _submit(plan, slurm, console)
+  if launcher == 'jobset':
+    print(_manifest(plan, pods), end='')
     return 0
   gpus = devices.nvidia_gpus(os.environ)
   assigned = devices.assign(
@@ -283,7 +295,7 @@ def _launch(arguments: argparse.Namespace, console: Console) -> int:
     arguments.processes_per_member or 1,
     os.environ,
   )
-  if arguments.launcher == 'print':
+  if launcher == 'print':
     _print(plan, assigned)
     return 0
   at_work = members_at_work(plan.workdir, plan.members)
@@ -338,14 +350,14 @@ def _print(plan: Plan, assigned: Sequence[Sequence[Mapping[str, str]]]) -> None:
       print(*words, shlex.join(process.command))
 
 
-def _submit(plan: Plan, parameters: Mapping[str, str], console: Console) -> int:
+def _submit(plan: Plan, slurm: Mapping[str, Any], console: Console) -> int:
   at_work = members_at_work(plan.workdir, plan.members)
   left = [member for member in range(plan.members) if member not in at_work]
   if not left:
     raise still_at_work(plan.workdir, at_work)
   commands = [plan.command(f'--member={member}') for member in left]
   # All at once, because members that wait for their turn have no peers.
-  ids = submit(commands, len(left), plan.workdir, parameters)
+  ids = submit(commands, len(left), plan.workdir, slurm)
   for member, job in zip(left, ids, strict=True):
     say(console, f'member {member}: job {job}')
   for member in at_work:
@@ -355,17 +367,13 @@ def _submit(plan: Plan, parameters: Mapping[str, str], console: Console) -> int:
   return 0
 
 
-def _manifest(plan: Plan, parameters: Mapping[str, str]) -> str:
+def _manifest(plan: Plan, pods: Mapping[str, Any]) -> str:
   return jobset.manifest(
     name=plan.name,
     members=plan.members,
     command=plan.command(python='python'),
-    parameters=parameters,
+    parameters=pods,
   )
-
-
-def _parameters(given: Sequence[str]) -> dict[str, str]:
-  return dict(parameter.split('=', 1) for parameter in given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

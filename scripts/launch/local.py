@@ -24,7 +24,7 @@ from experiments.errors import UserError
 from experiments.processes import say
 from experiments.summary import number
 from scripts.launch.member import Member
-from scripts.status import Status, read_status, status_table
+from scripts.status import Status, phase_of, read_status, status_table
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0
@@ -122,6 +122,8 @@ class Picture:
       num_steps: of each member, until its files tell.
     """
     self._title = title
+    # Which of two phases, if it is the first.
+    self._note = ''
     self._members = members
     self._workdir = workdir
     self.has_moved = False
@@ -143,6 +145,7 @@ class Picture:
     # Files may be missing, or half written.
     with contextlib.suppress(UserError, OSError):
       found = {one.member: one for one in read_status(self._workdir)}
+      self._note = phase_of(self._workdir)[1]
     for at, member in enumerate(self._members):
       status = found.get(member.index, self.statuses[at])
       status = status._replace(state=_state(member, status.state))
@@ -198,7 +201,7 @@ class Picture:
       )
       for k in at
     ]
-    table = status_table(self._title, shown)
+    table = status_table(self._title + self._note, shown)
     if not any(one.lease for one in shown):
       without = (*without, 'lease')
     table.columns = [one for one in table.columns if one.header not in without]
@@ -239,7 +242,7 @@ class Picture:
       parts.append(f'{one.rate:,.0f} ex/s')
     if one.task_loss is not None:
       parts.append(f'loss {number(one.task_loss)}')
-    return ', '.join(parts) + _restarts(member)
+    return ', '.join(parts) + self._note + _restarts(member)
 
   def _seconds_left(self) -> int | None:
     """Time to the last end; a member without a pace counts as the slowest."""
