@@ -31,14 +31,15 @@ _PROGRAM = textwrap.dedent("""
     config = {'num_steps': 10, 'codistill': {'members': 2, 'exchange': 'none'}}
     run = {'experiment': 'a', 'variant': 'b', 'status': status, **more}
     run |= {'argv': sys.argv, 'config': config}
-    new = folder / f'new-{name}'
-    new.write_text(json.dumps(run))
-    new.replace(folder / f'run{suffix}.json')
     with open(folder / f'rows{suffix}.jsonl', 'a') as rows:
       for step in range(step + 1):
         row = {'member': int(member or 0), 'kind': 'train', 'step': step}
         row |= {'task_loss': 0.5, 'seconds': step, 'examples_seen': 4 * step}
         rows.write(json.dumps(row) + '\\n')
+    # Last, as a run does: what is done has all its rows.
+    new = folder / f'new-{name}'
+    new.write_text(json.dumps(run))
+    new.replace(folder / f'run{suffix}.json')
 
   def wait_for(name):
     while not (folder / name).exists():
