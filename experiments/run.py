@@ -63,7 +63,8 @@ from experiments.processes import say
 from experiments.profile import Profile
 from experiments.programs import keep_programs
 from experiments.progress import RunProgress
-from experiments.stored import fit_of, load_teachers
+from experiments.runs import fit_of
+from experiments.stored import load_teachers
 from experiments.summary import results_table
 from experiments.tasks import Dataset, make_task
 from experiments.train import Trainer

@@ -1,15 +1,16 @@
-"""Reads the provenance of a run's processes, without jax."""
+"""Reads provenance and rows of a run's processes, without jax."""
 
 from __future__ import annotations
 
 import pathlib
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments.errors import UserError
+from experiments.errors import UserError, user_errors
 from experiments.paths import ROOT
-from experiments.record import read_run
+from experiments.record import Record, Row, read_rows, read_run
 
 Run = dict[str, Any]
 
@@ -110,3 +111,65 @@ def reference_of(run: Run) -> str:
 def commit_of(run: Run) -> str:
   """The commit that last worked on a run."""
   return str((run.get('resumed') or [run])[-1].get('commit'))[:12]
+
+
+def read_all_rows(
+  workdir: pathlib.Path, runs: Mapping[int | None, Run]
+) -> list[Row] | None:
+  """The rows of all processes of a run; None if those of one are gone.
+
+  Raises:
+    UserError: if they are damaged.
+  """
+  rows = []
+  for process in runs:
+    path = Record(workdir, '' if process is None else f'-{process}').rows_path
+    if not path.exists():
+      return None
+    with user_errors(ValueError):
+      rows += read_rows(path)
+  return rows
+
+
+# Batches of training whose mean tells how well a network fits what it learns
+# from: a measure that costs nothing.
+_LAST_BATCHES = 20
+
+
+def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """How well a finished run's members know what they have learnt from.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    Its number of steps, and {'task_loss', 'accuracy'} of `train`, the last 20
+    batches of each member while it trained on them, and of `held_out`, all that
+    it was evaluated on at the end: means over the members. None if its rows, or
+    the last of them, are gone.
+
+  Raises:
+    UserError: if they are damaged.
+  """
+  rows = read_all_rows(workdir, read_runs(workdir))
+  if not any(row['kind'] == 'final' for row in rows or ()):
+    return None
+  last = max(row['step'] for row in rows)
+
+  def mean(kind, first):
+    return {
+      key: statistics.fmean(
+        row[key]
+        for row in rows
+        if row['kind'] == kind
+        and isinstance(row['member'], int)
+        and row['step'] >= first
+      )
+      for key in ('task_loss', 'accuracy')
+    }
+
+  return {
+    'num_steps': last,
+    'train': mean('train', last + 1 - _LAST_BATCHES),
+    'held_out': mean('final', last),
+  }

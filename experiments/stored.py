@@ -7,7 +7,6 @@ import functools
 import math
 import os
 import pathlib
-import statistics
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -27,17 +26,18 @@ from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.experiment import Experiment
 from experiments.paths import local_path
-from experiments.record import Record, Row, read_rows
+from experiments.record import Row
 from experiments.runs import (
   Run,
   commit_of,
   label_of,
   members_of,
+  read_all_rows,
   read_runs,
   reference_of,
   some_run,
 )
-from experiments.tasks import make_task
+from experiments.tasks import Task, make_task
 
 PyTree = Any
 
@@ -323,13 +323,7 @@ def load_teachers(
   """
   run = open_run(workdir)
   task = make_task(data)
-  for key in ('kind', *task.must_agree):
-    theirs, ours = getattr(run.experiment.task, key, None), getattr(task, key)
-    if theirs != ours:
-      raise UserError(
-        f'{workdir} has learnt from data whose {key} is {theirs}, and here '
-        f'data.{key} is {ours}; choose other teachers or other data'
-      )
+  check_alike(workdir, run.experiment.task, task)
   pieces = getattr(run.experiment.dataset, 'vocabulary', None)
   if pieces is not None and pieces != task.make_dataset().vocabulary:
     raise UserError(
@@ -340,6 +334,17 @@ def load_teachers(
   )
   models = run.experiment.models(run.members)
   return peers, dict(zip(run.members, models, strict=True))
+
+
+def check_alike(workdir: pathlib.Path, theirs: Task, ours: Task) -> None:
+  """Raises a `UserError` if a run has learnt from examples of another kind."""
+  for key in ('kind', *ours.must_agree):
+    there, here = getattr(theirs, key, None), getattr(ours, key)
+    if there != here:
+      raise UserError(
+        f'{workdir} has learnt from data whose {key} is {there}, and here '
+        f'data.{key} is {here}; choose other teachers or other data'
+      )
 
 
 def corpus_of(
@@ -358,65 +363,3 @@ def corpus_of(
   corpus = experiment.task.make_dataset().corpus
   _check_data(runs, corpus)
   return corpus
-
-
-def read_all_rows(
-  workdir: pathlib.Path, runs: Mapping[int | None, Run]
-) -> list[Row] | None:
-  """The rows of all processes of a run; None if those of one are gone.
-
-  Raises:
-    UserError: if they are damaged.
-  """
-  rows = []
-  for process in runs:
-    path = Record(workdir, '' if process is None else f'-{process}').rows_path
-    if not path.exists():
-      return None
-    with user_errors(ValueError):
-      rows += read_rows(path)
-  return rows
-
-
-# Batches of training whose mean tells how well a network fits what it learns
-# from: a measure that costs nothing.
-_LAST_BATCHES = 20
-
-
-def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """How well a finished run's members know what they have learnt from.
-
-  Args:
-    workdir: of the run.
-
-  Returns:
-    Its number of steps, and {'task_loss', 'accuracy'} of `train`, the last 20
-    batches of each member while it trained on them, and of `held_out`, all that
-    it was evaluated on at the end: means over the members. None if its rows, or
-    the last of them, are gone.
-
-  Raises:
-    UserError: if they are damaged.
-  """
-  rows = read_all_rows(workdir, read_runs(workdir))
-  if not any(row['kind'] == 'final' for row in rows or ()):
-    return None
-  last = max(row['step'] for row in rows)
-
-  def mean(kind, first):
-    return {
-      key: statistics.fmean(
-        row[key]
-        for row in rows
-        if row['kind'] == kind
-        and isinstance(row['member'], int)
-        and row['step'] >= first
-      )
-      for key in ('task_loss', 'accuracy')
-    }
-
-  return {
-    'num_steps': last,
-    'train': mean('train', last + 1 - _LAST_BATCHES),
-    'held_out': mean('final', last),
-  }

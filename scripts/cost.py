@@ -40,7 +40,7 @@ from experiments.experiment import Experiment
 from experiments.paths import local_path
 from experiments.processes import given_keys
 from experiments.runs import read_runs
-from experiments.stored import rebuild
+from experiments.stored import check_alike, rebuild
 from experiments.tasks import make_task
 from scripts import flops
 from scripts.benchmark.measure import machine
@@ -92,14 +92,7 @@ def _frozen_models(config: Any) -> list[Model]:
   else:
     with user_errors(argparse.ArgumentTypeError):
       run = rebuild(read_runs(local_path(frozen)), with_data=False)
-  task = make_task(config.data)
-  for key in ('kind', *task.must_agree):
-    theirs, ours = getattr(run.task, key, None), getattr(task, key)
-    if theirs != ours:
-      raise UserError(
-        f'{frozen} has learnt from data whose {key} is {theirs}, and here '
-        f'data.{key} is {ours}; choose other teachers or other data'
-      )
+  check_alike(frozen, run.task, make_task(config.data))
   return run.models(run.members)
 
 

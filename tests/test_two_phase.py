@@ -19,7 +19,7 @@ from experiments import config as config_lib
 from experiments import results
 from experiments.build import build
 from experiments.record import read_rows, read_run
-from experiments.stored import fit_of
+from experiments.runs import fit_of
 from scripts import collect
 
 SHORT = (
