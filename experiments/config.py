@@ -160,6 +160,8 @@ def first_phase(config: ConfigDict) -> ConfigDict:
   first.codistill.members = config.two_phase.members
   first.codistill.burn_in_steps = config.two_phase.num_steps
   first.codistill.exchange = 'none'
+  # A fault strikes the students; a teacher that had died would be missing.
+  first.fault.kind = 'none'
   # A ramp would end after the first phase.
   for key in ('task_schedule', 'distill_schedule'):
     first.codistill[key] = 'constant'

@@ -218,7 +218,7 @@ class Experiment:
       if self.outer_steps is None
       else local_sgd.local_sgd(*parts, self.outer_steps, *steps)
     )
-    return self.fault.slowed(reports)
+    return self.fault.slowed(reports, lambda: self.exchange.should_stop())
 
   def average(self, members: list[Member], step: int) -> None:
     """Makes the outer steps, if any, that are due after a step.

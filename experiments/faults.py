@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,8 @@ from codistill.algorithm import Member, Report
 from experiments.errors import UserError, check_choice, check_least
 
 PyTree = Any
+# How long a slow member sleeps before it looks whether it is to stop.
+_NAP_S = 1.0
 KINDS = ('none', 'rate', 'noise', 'death', 'slow')
 
 
@@ -118,15 +120,19 @@ class Fault:
         state, variables={**state.variables, 'params': noise}
       )
 
-  def slowed(self, reports: Iterator[Report]) -> Iterator[Report]:
+  def slowed(
+    self, reports: Iterator[Report], should_stop: Callable[[], bool]
+  ) -> Iterator[Report]:
     """The reports, each later if its member is slow by then."""
     began = time.monotonic()
     for report in reports:
       whose = (self.kind, self.member) == ('slow', report.member.index)
       if whose and report.step > self.step:
         jax.block_until_ready(report.metrics)
-        seconds = time.monotonic() - began
-        time.sleep((self.slow_factor - 1) * seconds)
+        now = time.monotonic()
+        until = now + (self.slow_factor - 1) * (now - began)
+        while (left := until - time.monotonic()) > 0 and not should_stop():
+          time.sleep(min(left, _NAP_S))
       yield report
       began = time.monotonic()
 

@@ -81,7 +81,8 @@ class Workdir(NamedTuple):
       if before not in (None, fingerprint):
         raise UserError(
           f'{self.path} began on data whose fingerprint is {before[:12]}, and '
-          'these have another one; give it those, or choose another --workdir'
+          'these have another one; give it those, choose another --workdir, or '
+          f'remove {path.name} if all members begin anew'
         )
 
   @contextlib.contextmanager

@@ -404,8 +404,13 @@ def test_a_member_that_dies_on_purpose_leaves_its_last_weights(
 
 def test_a_slow_member_takes_so_many_times_as_long(monkeypatch):
   now, slept = [0.0], []
+
+  def sleep(seconds):
+    now[0] += seconds
+    slept.append(seconds)
+
   monkeypatch.setattr(faults.time, 'monotonic', lambda: now[0])
-  monkeypatch.setattr(faults.time, 'sleep', slept.append)
+  monkeypatch.setattr(faults.time, 'sleep', sleep)
   fault = faults.Fault('slow', 1, step=2, rate_factor=1, slow_factor=10, seed=0)
 
   def reports(member):
@@ -413,8 +418,13 @@ def test_a_slow_member_takes_so_many_times_as_long(monkeypatch):
       now[0] += 2  # An update takes two seconds.
       yield Report(Member(member, None, iter(())), step, {}, (), True)
 
-  for member, wanted in ((0, []), (1, [18, 18])):
+  for member, stops, wanted in (
+    (0, False, 0),
+    (1, False, 2 * 18),
+    (1, True, 0),
+  ):
     slept.clear()
-    for _ in fault.slowed(reports(member)):
+    for _ in fault.slowed(reports(member), lambda stops=stops: stops):
       now[0] += 5  # What its consumer does is not slower.
-    assert slept == wanted
+    assert sum(slept) == wanted
+    assert max(slept, default=0) <= 1

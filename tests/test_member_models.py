@@ -239,11 +239,11 @@ def test_an_lstm_and_a_transformer_keep_each_others_memories(
 def test_a_cost_is_that_of_a_member(config, capsys):
   parameters = {}
   for member in (0, 1):
-    found = cost.describe(config, {1: 1}, 1, {}, member)
+    found = cost.describe(config, [(1, 1)], 1, {}, member)
     parameters[member] = found['parameters']
   assert parameters == {0: 65 * 8 + 9 * 10, 1: 65 * 9 + 10 * 7 + 8 * 10}
   with pytest.raises(UserError, match='there is no member 3'):
-    cost.describe(config, {1: 1}, 1, {}, 3)
+    cost.describe(config, [(1, 1)], 1, {}, 3)
 
 
 @pytest.mark.parametrize(

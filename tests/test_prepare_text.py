@@ -441,3 +441,20 @@ def test_a_wrong_command_line_is_named(capsys):
     with pytest.raises(SystemExit, match='2'):
       prepare('out', path, *argument.split())
     assert sentence in capsys.readouterr().err
+
+
+def test_what_was_to_be_replaced_comes_back_when_another_plan_begins(tmp_path):
+  """A run was killed between its last two renames."""
+  output, partial = tmp_path / 'text', tmp_path / 'text.partial'
+  old = partial / resumable.REPLACED
+  old.mkdir(parents=True)
+  (old / 'manifest.json').write_text('{}')
+  plans = [{'settings': {'k': k}, 'packages': {}} for k in (1, 2)]
+  (partial / 'plan.json').write_text(json.dumps(plans[0]))
+  (partial / 'state.json').write_text('{"chunk": 3}')
+  # The same command goes on, and needs nothing back.
+  assert resumable.begin(partial, output, plans[0], True) == {'chunk': 3}
+  assert not output.exists()
+  assert resumable.begin(partial, output, plans[1], True) is None
+  assert (output / 'manifest.json').read_text() == '{}'
+  assert not (partial / 'state.json').exists()

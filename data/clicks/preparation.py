@@ -124,7 +124,7 @@ def prepare(
     return manifest
   partial = resumable.partial_of(output)
   with resumable.locked(partial, output):
-    state = resumable.begin(partial, plan, overwrite) or {
+    state = resumable.begin(partial, output, plan, overwrite) or {
       'input': 0,
       'chunk': 0,
       'position': 0,

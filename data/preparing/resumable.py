@@ -127,12 +127,16 @@ def remove(paths: Iterable[pathlib.Path]) -> None:
 
 
 def begin(
-  partial: pathlib.Path, plan: dict[str, Any], overwrite: bool
+  partial: pathlib.Path,
+  output: pathlib.Path,
+  plan: dict[str, Any],
+  overwrite: bool,
 ) -> dict[str, Any] | None:
   """Writes the plan, or compares it with an earlier run's.
 
   Args:
     partial: the folder.
+    output: the folder that it becomes.
     plan: 'settings' and 'packages', dicts with values that may be dicts of
       further settings; and lists of 'inputs' and the like, each with 'size' and
       'key'; their names do not count.
@@ -147,6 +151,9 @@ def begin(
   theirs = _read(partial / PLAN)
   difference = None if theirs is None else _difference(plan, theirs)
   if theirs is None or (difference and overwrite):
+    # What was to be replaced stays until there is something in its place.
+    if (partial / REPLACED).exists() and not output.exists():
+      os.rename(partial / REPLACED, output)
     # The plan goes first: without its files a later run must not go on.
     others = (
       path for path in partial.iterdir() if path.name not in (LOCK, PLAN)

@@ -105,7 +105,7 @@ def prepare(
     return _manifest(output)
   partial = resumable.partial_of(output)
   with resumable.locked(partial, output):
-    state = resumable.begin(partial, plain, overwrite) or {
+    state = resumable.begin(partial, output, plain, overwrite) or {
       'input': 0,
       'chunk': 0,
       'position': 0,
@@ -322,8 +322,11 @@ def _plain(
   plain = dataclasses.asdict(settings)
   # The folder of TFDS sets does not affect the result.
   del plain['reading']['data_dir']
+  # Older versions left these documents in; their folders must not pass for it.
+  reading = settings.reading
+  if reading.min_paragraphs > 1 and not reading.min_paragraph_words:
+    plain['documents_of_few_paragraphs'] = 'left out'
   if held_out:
-    # Older versions trained on them: their folders must not pass for this one.
     plain['duplicates_of_held_out'] = 'left out'
   return {
     'settings': plain,
