@@ -11,8 +11,8 @@ A slow member needs a process of its own:
   python -m scripts.launch --config=lm_rivals_faults:laptop \
     --config.fault.kind=slow --config.fault.step=1
 
-Runs of `:laptop` take two minutes on a core; a member that takes ten times as
-long for an update, fifteen.
+Runs of `:laptop` take two to four minutes on a core; a member that takes ten
+times as long for an update, twenty.
 """
 
 from typing import Any

@@ -8,8 +8,7 @@ average, or pairs average inside and teach each other (`lm_hybrid`). Members
 that never meet, and one network with so many times the batch, are the two ends.
 With N members a run learns from N / 2 times the tokens of `lm_rivals`.
 
-Networks of 2 × 128 units (`:laptop`) take five to ten minutes a run on a core
-with four members, ten to thirty with eight. Rates are those of two members.
+Rates are those of two members. No run has been made yet.
 """
 
 from typing import Any

@@ -15,9 +15,8 @@ _CONFIG, _REFERENCE = 'lm_rivals_faults', 'lm_rivals'
 # What becomes of member 1; in the order of the table.
 _FAULTS = {'none': 'well', 'death': 'dies half-way', 'slow': 'ten times slower'}
 _SLOW = list(_FAULTS).index('slow')
-# Which peers are left out by a rule.
+# Which weights a rule leaves out.
 _RULES = {
-  '': 'none',
   'codistill.max_age_steps': 'old',
   'codistill.max_task_loss_ratio': 'worse',
 }
@@ -30,12 +29,12 @@ class _Way(NamedTuple):
   Attributes:
     method: its place in `WAYS`; −1 without an exchange.
     fault: its place in `_FAULTS`.
-    rule: its place in `_RULES`.
+    rule: which weights are left out; '' without a rule.
   """
 
   method: int
   fault: int
-  rule: int
+  rule: str
 
   @property
   def label(self) -> str:
@@ -43,9 +42,8 @@ class _Way(NamedTuple):
     if self.method < 0:
       return 'members that never meet'
     name, _ = list(WAYS.values())[self.method]
-    rule = list(_RULES.values())[self.rule]
-    which = f', {rule} weights are left out' if self.rule else ''
-    return f'{name}, {list(_FAULTS.values())[self.fault]}{which}'
+    rule = f', {self.rule} weights are left out' if self.rule else ''
+    return f'{name}, {list(_FAULTS.values())[self.fault]}{rule}'
 
   @property
   def color(self) -> str:
@@ -93,13 +91,11 @@ def _ways(rows: Rows) -> dict[_Way, list[Result]]:
     codistill = run.run['config']['codistill']
     fault = run.run['config']['fault']['kind']
     if codistill['exchange'] == 'none':
-      return _Way(-1, 0, 0)
+      return _Way(-1, 0, '')
     return _Way(
       list(WAYS).index(codistill['method']),
       list(_FAULTS).index(fault),
-      max(
-        number for number, rule in enumerate(_RULES) if rule in ('', *run.point)
-      ),
+      next((word for rule, word in _RULES.items() if rule in run.point), ''),
     )
 
   often = 'codistill.reload_interval_steps'
