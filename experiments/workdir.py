@@ -72,17 +72,19 @@ class Workdir(NamedTuple):
         learnt from other data.
     """
     for _, path in run_files(self.path):
-      if path == self.record.run_path and not self.resumes:
+      mine = path == self.record.run_path
+      if mine and not self.resumes:
         continue
       try:
         before = read_checked(path).get('data', {}).get('fingerprint')
       except FileNotFoundError:
         continue  # Begun anew since the folder was listed.
       if before not in (None, fingerprint):
+        anew = '--overwrite' if mine else f'remove {path.name}'
         raise UserError(
           f'{self.path} began on data whose fingerprint is {before[:12]}, and '
           'these have another one; give it those, choose another --workdir, or '
-          f'remove {path.name} if all members begin anew'
+          f'{anew} to begin anew'
         )
 
   @contextlib.contextmanager
