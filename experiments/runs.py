@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.errors import UserError, user_errors
-from experiments.paths import ROOT
+from experiments.paths import FIRST_PHASE, ROOT
 from experiments.record import Record, Row, read_rows, read_run
 
 Run = dict[str, Any]
@@ -32,6 +32,11 @@ def read_runs(workdir: pathlib.Path) -> dict[int | None, Run]:
     except FileNotFoundError:
       continue  # Begun anew since the folder was listed.
   if not runs:
+    if any((workdir / FIRST_PHASE).glob('run*.json')):
+      raise UserError(
+        f'{workdir} has only its first phase so far: wait for the second, or '
+        f'take {workdir / FIRST_PHASE}'
+      )
     raise UserError(
       f'{workdir} holds no run; make one with python -m experiments.run '
       f'--config=NAME --workdir={workdir}'

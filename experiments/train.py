@@ -132,6 +132,7 @@ class Trainer:
   ) -> int | None:
     experiment = self._experiment
     step = self.start_step
+    distils = experiment.teachers or not experiment.updates.needs_peers
     if self._owes_evaluation:
       experiment.average(self.members, step)
       self._evaluate(step, 'eval', progress)
@@ -146,7 +147,7 @@ class Trainer:
         self._strike(report.member, step, progress)
       if not report.ends_round or step == experiment.num_steps:
         continue
-      if step == experiment.burn_in_steps:
+      if step == experiment.burn_in_steps and distils:
         progress.say(
           f'step {step:,}  burn-in ends; compiling the other update …'
         )

@@ -183,6 +183,9 @@ def test_a_table_of_curves(rows):
   assert ours[COMMAND] == wanted
   whole = command('imagenet_codistill', 'laptop', 3)
   assert whole == f'{COMMAND.split("`")[1]} {wanted.strip("`")}'
+  # A text that everybody prepares for themselves.
+  gpu = command('lm_sync', 'gpu', 3)
+  assert gpu.endswith('lm_sync:gpu --seeds=3 --config.data.data_dir=DIR')
 
 
 def test_our_panel_shows_the_mean_and_all_seeds(rows):

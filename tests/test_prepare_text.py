@@ -378,6 +378,10 @@ def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path, monkeypatch):
       f'{output} has something else in it: choose another --output.'
     )
   assert files_of(output) == {'thesis.tex': b'mine'}
+  # Nor is one with a manifest of something else.
+  (output / 'manifest.json').write_text('{"name": "thesis"}')
+  assert 'has something else in it' in prepare(output, books, '--overwrite')
+  assert (output / 'thesis.tex').exists()
   # Nor does a folder get the name of a disk.
   monkeypatch.setattr(os.path, 'ismount', lambda path: path == tmp_path / 'new')
   message = prepare(tmp_path / 'new', books)

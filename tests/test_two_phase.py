@@ -18,8 +18,9 @@ from data.images.dataset import UNLABELLED
 from experiments import config as config_lib
 from experiments import results
 from experiments.build import build
+from experiments.errors import UserError
 from experiments.record import read_rows, read_run
-from experiments.runs import fit_of
+from experiments.runs import fit_of, read_runs
 from scripts import collect
 
 SHORT = (
@@ -133,6 +134,8 @@ def test_a_first_phase_alone_is_no_result(student, tmp_path):
   written, [refused] = refusals()
   assert not written
   assert f'{half}/ensemble is left out: it is the first of two' in refused
+  with pytest.raises(UserError, match='has only its first phase so far'):
+    read_runs(half)
   # The second failed before it began.
   (half / 'log.txt').touch()
   written, [refused] = refusals()

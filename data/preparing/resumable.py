@@ -65,12 +65,14 @@ def finished(
   if os.path.lexists(output) and not output.is_dir():
     raise PreparationError(f'{output} is no folder: choose another --output.')
   if output.exists() and any(output.iterdir()):
-    if not (output / MANIFEST).exists():
+    manifest, left = _read(output / MANIFEST), _read(output / PLAN)
+    # Other programs have manifests, too; theirs is not to be overwritten.
+    damaged = manifest is None and (output / MANIFEST).exists()
+    if not damaged and 'settings' not in (manifest or {}):
       raise PreparationError(
         f'{output} has something else in it: choose another --output.'
       )
-    manifest, left = _read(output / MANIFEST), _read(output / PLAN)
-    if not overwrite and manifest is None:
+    if not overwrite and damaged:
       raise PreparationError(
         f'{output / MANIFEST} is damaged: choose another --output, or '
         '--overwrite it.'

@@ -1,6 +1,6 @@
 """The keys that every config has.
 
-No experiment by itself: it says neither how long nor on what. Keys without a
+No experiment by itself: it sets neither the number of steps nor the data. Keys without a
 value are set by each experiment.
 """
 

@@ -10,8 +10,8 @@ scale has been made with this code.
 
   python -m experiments.run --config=lm_codistill:laptop
 
-Two networks of 2 × 64 units on Python sources take two minutes on two CPU
-cores. `:reduced` has 2 × 256 units and three times the steps, and takes over an
+Two networks of 2 × 64 units on Python sources take two to four minutes on a
+core. `:reduced` has 2 × 256 units and three times the steps, and takes over an
 hour on a core.
 """
 

@@ -18,14 +18,14 @@ how to prepare the text.
 
   python -m experiments.sweep --config=lm_sync:reduced --seeds=3
 
-A network of 2 × 256 units on Python sources, in 512 pieces, takes a quarter of
-an hour on a core. The sweep has batches from a quarter of the baseline's to
+A network of 2 × 256 units on Python sources, in 512 pieces, takes half an hour
+on a core. The sweep has batches from a quarter of the baseline's to
 twice, at one to three rates each (Figure 1); at `:laptop` up to 16 times.
 
   python -m experiments.run --config=lm_sync:narrow
   python -m experiments.run --config=lm_sync:laptop
 
-Networks of 2 × 64 units take six minutes on a core at `:narrow`, with four
+Networks of 2 × 64 units take some ten minutes on a core at `:narrow`, with four
 times the batch, and one minute at `:laptop`.
 
 Every `lm_*` config starts from this file, and differs from it only in the keys

@@ -195,7 +195,7 @@ class Cost(Figure):
         'computing to it, over the baseline’s': way[2],
         'seconds to it, as measured': way[3],
         f'at the end: forward passes of a token (M) / {LOSS.short}': end,
-        **made_by(arm.config, runs),
+        **made_by(arm.config, LOSS.whole(learning(arm).runs(rows), arm.who)),
       }
 
 
@@ -283,11 +283,12 @@ class TwoPhase(Figure):
           steps = None if at is None else total_steps(runs[0], at)
           reached[name] = count(steps, 'not reached')
       first = total_steps(runs[0], 0) if runs else 0
+      learnt = learning(arm).runs(rows)
       yield {
         'arm': arm.label,
         'steps of a first phase': count(first or None),
         **reached,
-        **ends(learning(arm).runs(rows), arm.who, LOSS, of='at the end'),
+        **ends(learnt, arm.who, LOSS, of='at the end'),
         'paper: all steps to 4.0 nats': papers.get(arm.label, '–'),
-        **made_by(arm.config, runs),
+        **made_by(arm.config, LOSS.whole(learnt, arm.who)),
       }

@@ -16,6 +16,11 @@ from scripts.figures.panel import Grid
 _CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'experiments/configs'
 # The cells below it go on from there: whole commands make tables too wide.
 COMMAND = 'command: `python -m experiments.sweep` …'
+# Where text and clicks lie that everybody prepares for themselves.
+_DATA = {
+  ('lm', 'gpu'): ' --config.data.data_dir=DIR',
+  ('criteo', 'sample'): ' --config.data.path=DIR',
+}
 # A line of a table: cells by their columns. The last one needs the variant.
 Cells = dict[str, str | Callable[[str], str]]
 
@@ -76,7 +81,8 @@ def command(config: str, variant: str, seeds: int) -> str:
 
 def _flags(config: str, variant: str, seeds: int) -> str:
   label = f'{config}:{variant}' if variant else config
-  return f'--config={label} --seeds={seeds}'
+  data = _DATA.get((config.partition('_')[0], variant), '')
+  return f'--config={label} --seeds={seeds}{data}'
 
 
 def hours_table(rows: Rows, variant: str) -> str:
