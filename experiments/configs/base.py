@@ -1,7 +1,7 @@
 """The keys that every config has.
 
-No experiment by itself: it sets neither the number of steps nor the data. Keys without a
-value are set by each experiment.
+No experiment by itself: it sets neither the number of steps nor the data. Keys
+without a value are set by each experiment.
 """
 
 from typing import Any
