@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from codistill import hosts
+from codistill import hosts, optim
 from codistill.algorithm import Peer
 from codistill.checkpoint import read_newest
 from codistill.evaluate import probabilities
@@ -136,6 +136,8 @@ def load_members(
   experiment: Experiment,
   wanted: Collection[int],
   say: Callable[[str], None],
+  *,
+  averaged: bool = False,
 ) -> tuple[dict[int, Stored], dict[int, str]]:
   """The newest good stored state of members.
 
@@ -145,13 +147,15 @@ def load_members(
     experiment: rebuilt from it.
     wanted: numbers of members.
     say: told in a sentence what is damaged, and so is not what is returned.
+    averaged: whether to take the running average of the weights instead of the
+      weights.
 
   Returns:
     The members that there are, and for each of the others why not.
 
   Raises:
-    UserError: for a number that no member has, or if there are checkpoints and
-      none can be read.
+    UserError: for a number that no member has, if there are checkpoints and
+      none can be read, or if a running average is wanted and there is none.
   """
   for member in wanted:
     if member not in members_of(runs):
@@ -159,6 +163,11 @@ def load_members(
         f'there is no member {member}: this run has {len(members_of(runs))}, '
         'numbered from 0'
       )
+  if averaged and not experiment.average_decay:
+    raise UserError(
+      f'{workdir} has no running average of the weights, because its '
+      'average_decay is 0; leave out --averaged'
+    )
   found: dict[int, Stored] = {}
   missing = {
     member: f'member {member} has no checkpoint yet' for member in wanted
@@ -190,7 +199,12 @@ def load_members(
       )
     for member in mine & restored.states.keys():
       if member in restored.extra['active']:
-        variables = restored.states[member].variables
+        state = restored.states[member]
+        variables = (
+          optim.averaged(state.variables, state.opt_state)
+          if averaged
+          else state.variables
+        )
         found[member] = Stored(restored.step, variables)
         del missing[member]
       else:
@@ -275,8 +289,14 @@ class FinishedRun:
 _probabilities = jax.jit(probabilities, static_argnums=0)
 
 
-def open_run(workdir: str | os.PathLike[str]) -> FinishedRun:
+def open_run(
+  workdir: str | os.PathLike[str], *, averaged: bool = False
+) -> FinishedRun:
   """Opens a finished run, all of whose members can be read as it left them.
+
+  Args:
+    workdir: of the run.
+    averaged: as `load_members`.
 
   Raises:
     UserError: if there is no run, it has not finished, its data are not here,
@@ -293,7 +313,9 @@ def open_run(workdir: str | os.PathLike[str]) -> FinishedRun:
   experiment = rebuild(runs)
   members = members_of(runs)
   said: list[str] = []
-  found, missing = load_members(workdir, runs, experiment, members, said.append)
+  found, missing = load_members(
+    workdir, runs, experiment, members, said.append, averaged=averaged
+  )
   for member, one in found.items():
     if one.step < (steps := some_run(runs)['config']['num_steps']):
       missing[member] = '; '.join(

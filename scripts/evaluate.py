@@ -1,7 +1,7 @@
 """Scores a run's stored members and their ensemble, and how members differ.
 
   python -m scripts.evaluate WORKDIR [--split=test|train|SPLIT]
-    [--member I …] [--json=FILE]
+    [--member I …] [--averaged] [--json=FILE]
 
 It takes each member's newest checkpoint, during the run or after it; members
 that run apart may then be at different steps. It changes nothing in WORKDIR.
@@ -9,6 +9,9 @@ that run apart may then be at different steps. It changes nothing in WORKDIR.
 The split is test (the config's data.eval_split), train (its data.train_split,
 with the parts that a member does not learn from), or, for image sets of TFDS,
 an expression such as 'validation[:10%]'.
+
+--averaged scores the running average of each member's weights, which a run with
+average_decay keeps, instead of the weights.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from experiments.errors import UserError
 from experiments.experiment import Experiment
 from experiments.paths import local_path
 from experiments.programs import keep_programs
-from experiments.runs import label_of, members_of, read_runs, some_run
+from experiments.runs import Run, label_of, members_of, read_runs, some_run
 from experiments.stored import Stored, load_members, rebuild
 from experiments.summary import number, percent
 
@@ -101,6 +104,7 @@ def _numbers(
   steps: Mapping[int, int],
   missing: Mapping[int, str],
   result: Evaluation,
+  averaged: bool,
 ) -> dict[str, Any]:
   """The table for JSON, with null for numbers that are not finite."""
 
@@ -113,6 +117,7 @@ def _numbers(
   return {
     'workdir': str(workdir),
     'split': split,
+    'averaged': averaged,
     'num_examples': result.num_examples,
     'members': {
       str(member): {'step': step, **scores(score)}
@@ -127,6 +132,23 @@ def _numbers(
   }
 
 
+def load(
+  arguments: argparse.Namespace,
+  runs: Mapping[int | None, Run],
+  experiment: Experiment,
+  wanted: Sequence[int],
+  say: Callable[[str], None],
+) -> tuple[dict[int, Stored], dict[int, str]]:
+  """`load_members` by --averaged; without it, says if there is an average."""
+  workdir, averaged = arguments.workdir, arguments.averaged
+  stored, missing = load_members(
+    workdir, runs, experiment, wanted, say, averaged=averaged
+  )
+  if stored and experiment.average_decay and not averaged:
+    say('these are the weights; --averaged takes their running average')
+  return stored, missing
+
+
 def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   """Runs the command."""
   workdir = arguments.workdir
@@ -136,7 +158,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   own = arguments.split in ('test', 'train')
   experiment = rebuild(runs, eval_split=None if own else arguments.split)
   wanted = sorted(set(arguments.member or members_of(runs)))
-  stored, missing = load_members(workdir, runs, experiment, wanted, say)
+  stored, missing = load(arguments, runs, experiment, wanted, say)
   if not stored:
     raise UserError(
       f'nothing to evaluate in {workdir}: {"; ".join(missing.values())}'
@@ -149,11 +171,13 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   steps = {member: one.step for member, one in stored.items()}
   title = (
     f'{label_of(some_run(runs))}: {result.num_examples:,} examples of '
-    f'{arguments.split}'
+    f'{arguments.split}{", averaged weights" if arguments.averaged else ""}'
   )
   Console().print(evaluation_table(title, steps, result))
   if arguments.json is not None:
-    numbers = _numbers(workdir, arguments.split, steps, missing, result)
+    numbers = _numbers(
+      workdir, arguments.split, steps, missing, result, arguments.averaged
+    )
     text = json.dumps(numbers, indent=2, allow_nan=False)
     arguments.json.write_text(text + '\n', encoding='utf-8')
 
@@ -178,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--member', metavar='I', type=int, nargs='+', action='extend'
   )
+  parser.add_argument('--averaged', action='store_true')
   parser.add_argument('--json', metavar='FILE', type=local_path)
   arguments = parser.parse_args(argv)
   prepare_jax()

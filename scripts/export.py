@@ -1,13 +1,14 @@
 """Makes a copy of a member, or of all, that can be served without this code.
 
-  python -m scripts.export WORKDIR --member=I|ensemble --out=DIR
+  python -m scripts.export WORKDIR --member=I|ensemble --out=DIR [--averaged]
 
 Of the newest checkpoints, in a DIR that must be empty or not there:
 
   variables/       parameters and batch statistics, an Orbax checkpoint
   predict.bin      (variables, inputs [batch, …]) → probabilities, by
                    jax.export, for any batch size, on CPU, CUDA and TPU
-  config.json      the run's config, the member, its step, the commit
+  config.json      the run's config, the member, its step, the commit, and
+                   whether its weights are averaged
   README.md        how to load it, without this project
 
 Of a language model predict.bin is (variables, tokens [batch, time], memory) →
@@ -16,7 +17,8 @@ Of a language model predict.bin is (variables, tokens [batch, time], memory) →
   memory.bin       tokens → the memory to begin with
   tokenizer.model  its vocabulary, if the text that it learnt from is here
 
-An ensemble predicts the mean of what its members predict.
+An ensemble predicts the mean of what its members predict. --averaged takes the
+running average of each member's weights, if the run has average_decay.
 
 A DIR appears when all of it is there. Neither the data nor the device of the
 run is needed.
@@ -54,9 +56,9 @@ from experiments.runs import (
   read_runs,
   some_run,
 )
-from experiments.stored import Stored, corpus_of, load_members, rebuild
+from experiments.stored import Stored, corpus_of, rebuild
 from experiments.tasks import Task
-from scripts.evaluate import prepare_jax
+from scripts.evaluate import load, prepare_jax
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 # flatbuffers: jax.export serialises with it, and jax does not require it.
@@ -83,6 +85,7 @@ from orbax.checkpoint import v1 as ocp
 
 - `{inputs}`: {given}; any batch size.{notes}
 - `{outputs}`: {found}{meaning}.
+- Weights: {weights}.
 - Runs on: {platforms}.
 - `config.json`: the config that it was trained with, and by which code.
 """
@@ -211,6 +214,7 @@ def write_export(
   task: Task,
   stored: Mapping[int, Stored],
   functions: Mapping[str, jax.export.Exported],
+  averaged: bool,
 ) -> None:
   """Writes all but the vocabulary into a folder that is there and empty."""
   members = {member: one.variables for member, one in stored.items()}
@@ -222,6 +226,7 @@ def write_export(
     'experiment': run['experiment'],
     'variant': run['variant'],
     'steps': steps,
+    'averaged': averaged,
     'commit': commit_of(run),
     'dirty': run.get('dirty'),
     'config': run['config'],
@@ -230,12 +235,17 @@ def write_export(
     json.dumps(about, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
   )
   (folder / 'README.md').write_text(
-    readme(run, task, steps, functions['predict.bin']), encoding='utf-8'
+    readme(run, task, steps, functions['predict.bin'], averaged),
+    encoding='utf-8',
   )
 
 
 def readme(
-  run: Run, task: Task, steps: Mapping[int, int], predict: jax.export.Exported
+  run: Run,
+  task: Task,
+  steps: Mapping[int, int],
+  predict: jax.export.Exported,
+  averaged: bool,
 ) -> str:
   """How to load what is in the folder."""
   numbers = ', '.join(map(str, steps))
@@ -249,6 +259,9 @@ def readme(
   def shape(one):
     return f'{one.dtype} [{", ".join(map(str, one.shape))}]'
 
+  weights = 'their running average' if averaged else 'those of the last update'
+  if run['config'].get('average_decay') and not averaged:
+    weights += '; `scripts.export --averaged` takes their running average'
   of_text = task.kind == 'text'
   name = 'tokens' if of_text else task.kind
   return README.format(
@@ -261,6 +274,7 @@ def readme(
     outputs='logits' if of_text else 'probabilities',
     found=shape(predict.out_avals[0]),
     meaning=', log-probabilities of the token that follows' if of_text else '',
+    weights=weights,
     platforms=', '.join(predict.platforms),
   )
 
@@ -318,7 +332,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   if member == 'ensemble' and len(wanted) == 1:
     raise UserError(f'{workdir} has one member; export it with --member=0')
   experiment = rebuild(runs, with_data=False)
-  stored, missing = load_members(workdir, runs, experiment, wanted, say)
+  stored, missing = load(arguments, runs, experiment, wanted, say)
   if missing:
     raise UserError(f'nothing to export: {"; ".join(missing.values())}')
   members = {member: one.variables for member, one in stored.items()}
@@ -336,6 +350,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
       experiment.task,
       stored,
       functions,
+      arguments.averaged,
     )
   steps = ' and '.join(
     f'member {member} after {one.step:,} updates'
@@ -365,6 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     required=True,
   )
   parser.add_argument('--out', metavar='DIR', type=local_path, required=True)
+  parser.add_argument('--averaged', action='store_true')
   arguments = parser.parse_args(argv)
   prepare_jax()
   try:

@@ -1,11 +1,13 @@
 """Continues a text with a language model that a run has stored.
 
   python -m scripts.sample WORKDIR [--prompt='…'] [--tokens=100]
-    [--temperature=0.8] [--seed=0] [--member=0]
+    [--temperature=0.8] [--seed=0] [--member=0] [--averaged]
 
 Prints the prompt and the pieces that the member draws after it, as they come,
 until the document ends. At temperature 0 the most likely piece comes next. The
 text that the run learnt from must be here, because its vocabulary is needed.
+--averaged takes the running average of the member's weights, if the run has
+average_decay.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from data.text.tokenizer import END_OF_DOCUMENT, Tokenizer
 from experiments.errors import UserError, check_least, user_errors
 from experiments.paths import local_path
 from experiments.runs import read_runs
-from experiments.stored import corpus_of, load_members, rebuild
-from scripts.evaluate import prepare_jax
+from experiments.stored import corpus_of, rebuild
+from scripts.evaluate import load, prepare_jax
 
 DEFAULTS = {'tokens': 100, 'temperature': 0.8, 'seed': 0, 'member': 0}
 
@@ -97,7 +99,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
   runs = read_runs(workdir)
   experiment = rebuild(runs, with_data=False)
   corpus = corpus_of(workdir, runs, experiment)
-  stored, missing = load_members(workdir, runs, experiment, [member], say)
+  stored, missing = load(arguments, runs, experiment, [member], say)
   if missing:
     raise UserError(f'nothing to sample from: {missing[member]}')
   with user_errors(ValueError):
@@ -124,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--prompt', default='')
   for name, default in DEFAULTS.items():
     parser.add_argument(f'--{name}', type=type(default), default=default)
+  parser.add_argument('--averaged', action='store_true')
   arguments = parser.parse_args(argv)
   prepare_jax()
   say = functools.partial(print, 'scripts.sample:', file=sys.stderr)

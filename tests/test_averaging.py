@@ -1,14 +1,18 @@
 """Configs of local SGD and DiLoCo: what they build, refuse and leave."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from commands import DNN, build_cheaply, error_sentence, rows_of, run_command
 
+from codistill import optim
 from experiments import averaging, given
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.errors import UserError
+from experiments.stored import open_run
 from scripts import evaluate
 
 DILOCO = 'imagenet_diloco'
@@ -146,8 +150,9 @@ def test_a_member_that_is_gone_is_averaged_once_more_at_most():
 def test_evaluations_are_of_the_averaged_members(tmp_path, capfd):
   every = '--config.codistill.reload_interval_steps=4'
   soup = '--config.evaluate_soup=True'
+  running = '--config.average_decay=0.5'
   outcome = run_command(
-    tmp_path, *DNN, every, soup, config='imagenet_local_sgd:smoke'
+    tmp_path, *DNN, every, soup, running, config='imagenet_local_sgd:smoke'
   )
   assert outcome.status == 0
   rows = rows_of(tmp_path)
@@ -164,7 +169,29 @@ def test_evaluations_are_of_the_averaged_members(tmp_path, capfd):
   assert 'soup' in capfd.readouterr().out
   # What is evaluated at the end is what is stored.
   assert evaluate.main([str(tmp_path)]) == 0
-  assert f'{scores[0]:.4f}' in capfd.readouterr().out
+  shown = capfd.readouterr()
+  assert f'{scores[0]:.4f}' in shown.out
+  assert '--averaged takes their running average' in shown.err
+  # And so are the running averages.
+  file = tmp_path / 'averaged.json'
+  command = [str(tmp_path), '--averaged', f'--json={file}']
+  assert evaluate.main(command) == 0
+  shown = capfd.readouterr()
+  assert 'averaged weights' in shown.out
+  assert '--averaged' not in shown.err
+  numbers = json.loads(file.read_text())
+  assert numbers['averaged']
+  scored = {**numbers['members'], 'ensemble': numbers['ensemble']}
+  for row in found[:3]:
+    who = str(row['member'])
+    assert scored.pop(who)['task_loss'] == row['average_task_loss']
+    assert row['average_task_loss'] != row['task_loss']
+  assert not scored
+  opened = open_run(tmp_path, averaged=True).members
+  for member in outcome.trainer.members:
+    mean = optim.averaged(member.state.variables, member.state.opt_state)
+    there = opened[member.index].variables
+    jax.tree.map(np.testing.assert_array_equal, there, mean)
 
 
 def test_a_process_of_one_member_has_no_soup(tmp_path, capfd):

@@ -160,6 +160,7 @@ def test_what_makes_no_sense_is_one_sentence(apart, tmp_path, capsys):
   for sentence, *arguments in (
     (f'{tmp_path} holds no run', tmp_path),
     (no_two, apart, '--member', '0', '2'),
+    ('its average_decay is 0; leave out --averaged', apart, '--averaged'),
     (f'{nowhere.parent} is not a folder', apart, f'--json={nowhere}'),
     ("train and validation, no 'holdout'", apart, '--split=holdout'),
   ):

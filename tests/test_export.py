@@ -14,12 +14,14 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import ROOT, run_command
+from commands import DNN, ROOT, run_command
 from in_process import complaint, run_script
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from orbax.checkpoint import v1 as ocp
 from rebuilt import cheap_builds
 
+from codistill.optim import averaged
 from experiments import config as config_lib
 from experiments.build import build
 from experiments.tasks import images
@@ -122,7 +124,10 @@ def test_it_says_what_it_is_and_is_for_every_platform(pair, exported):
 
 @pytest.mark.usefixtures('exported_before')
 def test_a_member_alone_needs_no_data(tmp_path, capsys, monkeypatch):
-  assert run_command(tmp_path / 'run', '--member=0').status == 0
+  outcome = run_command(
+    tmp_path / 'run', '--member=0', '--config.average_decay=0.5', *DNN
+  )
+  assert outcome.status == 0
   monkeypatch.setattr(images.Kind, 'make_dataset', None)
   out = tmp_path / 'out'
   out.mkdir()  # Empty is as good as not there.
@@ -130,6 +135,22 @@ def test_a_member_alone_needs_no_data(tmp_path, capsys, monkeypatch):
   said = capsys.readouterr().out
   assert f'member 0 after 8 updates, for cpu, cuda, tpu: {out}' in said
   assert {path.name for path in out.iterdir()} == FILES
+  [member] = outcome.trainer.members
+  variables, state = member.state.variables, member.state.opt_state
+  for other, expected, *flag in (
+    (out, variables),
+    (tmp_path / 'mean', averaged(variables, state), '--averaged'),
+  ):
+    if flag:
+      command = (tmp_path / 'run', '--member=0', f'--out={other}', *flag)
+      assert run_script(export, *command) == 0
+    same = np.testing.assert_array_equal
+    jax.tree.map(same, ocp.load(other / 'variables'), expected)
+    about = json.loads((other / 'config.json').read_text())
+    assert about['averaged'] == bool(flag)
+    said = (other / 'README.md').read_text(encoding='utf-8')
+    assert ('--averaged' in said) != bool(flag)
+    assert ('Weights: their running average' in said) == bool(flag)
   missing = 'member 1 has no checkpoint yet'
   assert missing in refusal(capsys, tmp_path / 'run', tmp_path / 'other')
 
@@ -164,7 +185,7 @@ def test_an_ensemble_and_clicks_are_served_too():
   expected = sum(jax.nn.softmax(one.logits) for one in each) / 2
   np.testing.assert_allclose(found, expected, rtol=1e-5)
   run = {'experiment': 'c', 'variant': '', 'config': config.to_dict()}
-  text = export.readme(run, experiment.task, {0: 8, 1: 10}, function)
+  text = export.readme(run, experiment.task, {0: 8, 1: 10}, function, False)
   assert '# Ensemble of members 0, 1 of c, after 8 to 10 updates' in text
   assert "'integers': 'float32 [batch, 13]'" in text
 

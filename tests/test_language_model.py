@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.export
@@ -25,6 +26,7 @@ from commands import (
 from in_process import complaint, run_script
 from rebuilt import cheap_builds
 
+from codistill.optim import averaged
 from data.text.dataset import TextSet
 from experiments import config as config_lib
 from experiments.build import build
@@ -194,6 +196,7 @@ def test_the_transformer_is_a_key_away(short, tmp_path, capsys):
   arguments = [one for one in short if 'lstm' not in one]
   arguments.append('--config.num_steps=2')
   arguments += [f'--config.model.{one}' for one in transformer]
+  arguments.append('--config.average_decay=0.5')
   outcome = run_command(tmp_path, *arguments, config='lm_sync:smoke')
   assert outcome.status == 0
   capsys.readouterr()
@@ -201,7 +204,15 @@ def test_the_transformer_is_a_key_away(short, tmp_path, capsys):
   assert 'memory_gap' not in final
   # It has no memory, and is sampled from and exported all the same.
   assert run_script(sample_script, tmp_path, '--prompt=the', '--tokens=9') == 0
-  assert capsys.readouterr().out.startswith('the')
+  shown = capsys.readouterr()
+  assert shown.out.startswith('the')
+  assert 'takes their running average' in shown.err
+  [member] = outcome.trainer.members
+  with mock.patch.object(sample_script, 'draw', return_value=()) as draw:
+    assert run_script(sample_script, tmp_path, '--averaged') == 0
+  mean = averaged(member.state.variables, member.state.opt_state)
+  jax.tree.map(np.testing.assert_array_equal, draw.call_args.args[1], mean)
+  assert capsys.readouterr().err == ''
   out = tmp_path / 'out'
   assert run_script(export, tmp_path, '--member=0', f'--out={out}') == 0
   predict = jax.export.deserialize((out / 'predict.bin').read_bytes())
@@ -209,7 +220,6 @@ def test_the_transformer_is_a_key_away(short, tmp_path, capsys):
   tokens = jnp.arange(10, dtype=jnp.int32).reshape(2, 5)
   memory = begin.call(tokens)
   assert jax.tree.leaves(memory) == []
-  [member] = outcome.trainer.members
   found, _ = jax.jit(predict.call)(member.state.variables, tokens, memory)
   model = outcome.experiment.networks[0].model
   expected, _ = model.predict(member.state.variables, tokens, ())
