@@ -135,7 +135,8 @@ def expand_paths(config: ConfigDict) -> None:
   for section, key in PATH_KEYS:
     path = config.get(section, {}).get(key)
     if path:
-      kind = path_or_url if key == 'data_dir' else local_path
+      may_be_url = key in ('data_dir', 'exchange_dir')
+      kind = path_or_url if may_be_url else local_path
       config[section][key] = str(kind(path))
 
 

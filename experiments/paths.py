@@ -6,6 +6,8 @@ import argparse
 import os
 import pathlib
 
+from etils import epath
+
 # The repository.
 ROOT = pathlib.Path(__file__).parent.parent
 # In a run's folder, that of the first of two phases.
@@ -20,8 +22,20 @@ PATH_KEYS = (
 
 
 def path_or_url(text: str) -> str:
-  """An absolute path, or a URL as it is: TFDS also reads from buckets."""
-  return text if '://' in text else str(local_path(text))
+  """An absolute path, or the URL of a bucket as it is.
+
+  Raises:
+    argparse.ArgumentTypeError: for a URL that etils, and so TFDS, cannot read.
+  """
+  if '://' not in text:
+    return str(local_path(text))
+  try:
+    return epath.Path(text).as_posix()
+  except KeyError as error:
+    raise argparse.ArgumentTypeError(
+      f'{text} is no bucket that can be used; name one that begins with '
+      'gs://, or a folder'
+    ) from error
 
 
 def local_path(text: str) -> pathlib.Path:

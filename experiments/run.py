@@ -136,7 +136,9 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       profile=None,
     )
     _check_student(request)
-    status = _train(ensemble, Teachers(), console, stop)
+    # An old student would pass for that of the new teachers.
+    old = _open(request) if request.overwrite else None
+    status = _train(ensemble, Teachers(), console, stop, old)
     # The first process is the last to end; then the others may look.
     hosts.tell(None)
     if status:
@@ -168,9 +170,16 @@ def _join(world: World, **timeouts: float) -> None:
 
 # Long, because what is opened here, one in the other, is closed at its end.
 def _train(
-  request: Request, teachers: Teachers, console: Console, stop: list[int]
+  request: Request,
+  teachers: Teachers,
+  console: Console,
+  stop: list[int],
+  old: Workdir | None = None,
 ) -> int:
-  """One run in one workdir, from its beginning or its last checkpoint."""
+  """One run in one workdir, from its beginning or its last checkpoint.
+
+  A run in `old`, if any, is removed when this one begins.
+  """
   label = request.label
   workdir = _open(request)
   if not hosts.is_first():
@@ -201,7 +210,7 @@ def _train(
   data = _describe_data(experiment.dataset, workdir)
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
-      lambda: _begin(workdir, experiment.exchange, stack)
+      lambda: _begin(workdir, experiment.exchange, stack, old)
     )
     if data:
       workdir.write_run(data=data)
@@ -294,20 +303,27 @@ def _open(request: Request) -> Workdir:
 
 
 def _begin(
-  workdir: Workdir, exchange: Exchange, stack: contextlib.ExitStack
+  workdir: Workdir,
+  exchange: Exchange,
+  stack: contextlib.ExitStack,
+  old: Workdir | None,
 ) -> Lease | None:
   """Takes the leases, and begins to write."""
   lease = stack.enter_context(workdir.alone())
   try:
     with user_errors(LeaseHeldError):
       stack.enter_context(exchange)
-  except OSError as error:
+  # A bucket needs a package of its own.
+  except (OSError, ImportError) as error:
     if is_disk_full(error):
       raise
     raise UserError(
       f'cannot write to the exchange folder ({error}); make it writable, or '
       'set codistill.exchange_dir to another one'
     ) from error
+  if old is not None:
+    with old.alone():
+      old.remove_run()
   workdir.begin()
   return lease
 

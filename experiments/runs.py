@@ -99,6 +99,12 @@ def death_of(run: Run, member: int) -> int | None:
   return int(fault['step'])
 
 
+def value_now(run: Run, key: str) -> Any:
+  """A key of `codistill` as a run was begun, or last gone on with."""
+  changed = (run.get('resumed') or [{}])[-1].get('changed', {})
+  return changed.get(f'codistill.{key}', run['config']['codistill'].get(key))
+
+
 def label_of(run: Run) -> str:
   """The label of a run, such as 'imagenet_sync:laptop'."""
   return ':'.join(filter(None, (run['experiment'], run['variant'])))

@@ -114,8 +114,9 @@ def _values(
   parameters: Mapping[str, str | Sequence[str]], known: AbstractSet[str]
 ) -> dict[str, Any]:
   """Converts parameters for submitit; refuses unknown ones."""
-  # `submit` sets additional_parameters, which is not text.
-  known = known - {'additional_parameters'} | {'max_num_timeout'}
+  # `submit` sets these itself.
+  known = known - {'additional_parameters', 'array_parallelism'}
+  known |= {'max_num_timeout'}
   for key in parameters:
     if key not in known:
       raise UserError(f'--slurm has no {key}{nearest(key, known)}')

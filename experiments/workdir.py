@@ -28,9 +28,22 @@ from experiments.errors import UserError
 from experiments.given import unread
 from experiments.paths import FIRST_PHASE
 from experiments.record import Record, SilentRecord
-from experiments.runs import read_checked, run_files
+from experiments.runs import read_checked, run_files, value_now
 
 Run = dict[str, Any]
+
+# Keys that may change when a run goes on, because no number depends on them;
+# its errors advise to change some.
+_MAY_CHANGE = tuple(
+  f'codistill.{key}'
+  for key in (
+    'exchange_dir',
+    'keep_publications',
+    'keep_s',
+    'lease_timeout_s',
+    'wait_timeout_s',
+  )
+)
 
 
 class Workdir(NamedTuple):
@@ -105,7 +118,7 @@ class Workdir(NamedTuple):
       return
     lease = Lease(
       self.path / f'lease{self.record.suffix}.json',
-      timeout_s=self.run['config']['codistill']['lease_timeout_s'],
+      timeout_s=value_now(self.run, 'lease_timeout_s'),
       what=str(self.path),
     )
     try:
@@ -119,18 +132,24 @@ class Workdir(NamedTuple):
 
   def begin(self) -> None:
     """Writes the provenance; first removes an old run that is not resumed."""
-    if not self.resumes and not isinstance(self.record, SilentRecord):
-      # First, so that a kill in between leaves no run to go on with.
-      self.record.run_path.unlink(missing_ok=True)
-      for leftover in (
-        self.checkpoints,
-        self.tensorboard,
-        self.profile,
-        self.predictions,
-        self.record.rows_path,
-      ):
-        _remove(leftover)
+    if not self.resumes:
+      self.remove_run()
     self.write_run(status='running')
+
+  def remove_run(self) -> None:
+    """Removes an old run; one process of a member does so for all."""
+    if isinstance(self.record, SilentRecord):
+      return
+    # First, so that a kill in between leaves no run to go on with.
+    self.record.run_path.unlink(missing_ok=True)
+    for leftover in (
+      self.checkpoints,
+      self.tensorboard,
+      self.profile,
+      self.predictions,
+      self.record.rows_path,
+    ):
+      _remove(leftover)
 
   def write_run(self, **changes: Any) -> None:
     """Changes the provenance and writes it."""
@@ -193,7 +212,7 @@ def open_workdir(
       )
     return new
   found = read_checked(record.run_path)
-  _check_config(path, found, run)
+  changed = _check_config(path, found, run)
   opened = new._replace(run=found, resumes=True)
   if not opened.finished:
     _check_code(path, found, run, allow_code_change)
@@ -209,7 +228,11 @@ def open_workdir(
           'device',
         )
       }
-      | {'time': run['started'], 'allow_code_change': allow_code_change}
+      | {
+        'changed': changed,
+        'time': run['started'],
+        'allow_code_change': allow_code_change,
+      }
     )
   return opened
 
@@ -287,9 +310,10 @@ def _members(run: Run) -> str:
 
 def _check_config(
   path: pathlib.Path, found: Run, run: Run, *, anew: bool = True
-) -> None:
+) -> dict[str, Any]:
+  """Returns the values, by dotted key, that a run goes on with instead."""
   if found['config_hash'] == run['config_hash']:
-    return
+    return {}
   # As it will be read back: JSON has lists where configs have tuples.
   wanted = json.loads(json.dumps(run['config']))
   old, new = flat(found['config']), flat(wanted)
@@ -300,12 +324,14 @@ def _check_config(
     # Keys that older code did not have yet were not set there, either.
     and (key in old or key in run['overrides'])
   ]
-  if all(key in new for key in differ) and not (
-    set(differ) - unread(wanted, differ).keys()
+  fixed = [key for key in differ if key not in _MAY_CHANGE]
+  if all(key in new for key in fixed) and not (
+    set(fixed) - unread(wanted, fixed).keys()
   ):
-    return  # They differ only in keys that nothing reads.
+    # Nothing reads the others.
+    return {key: new[key] for key in differ if key in _MAY_CHANGE}
   changes = [
-    f'{key} {_show(old, key)} there, {_show(new, key)} now' for key in differ
+    f'{key} {_show(old, key)} there, {_show(new, key)} now' for key in fixed
   ]
   raise UserError(
     f'{path} holds a run of another config ({"; ".join(changes)}); choose '

@@ -21,7 +21,7 @@ from experiments.errors import UserError
 _TEMPLATE = pathlib.Path(__file__).with_suffix('.yaml')
 _EXCLUSIVE = 'alpha.jobset.sigs.k8s.io/exclusive-topology'
 _NODE_POOL = 'cloud.google.com/gke-nodepool'
-# Limit of DNS labels, and a pod's host name is one.
+# Limit of DNS labels, and a pod's name must be one.
 _MOST_LETTERS = 63
 
 # The meaning and the default of each; '' is none.
@@ -44,6 +44,8 @@ PARAMETERS = {
   'namespace': ('Kubernetes namespace', 'default'),
   'queue': ('Kueue queue', ''),
 }
+# Folders that all pods must see.
+_SHARED = ('--workdir', '--config.codistill.exchange_dir')
 _REQUIRED = ('image', 'claim')
 _QUANTITIES = {'cpu': '8', 'memory': '64Gi', 'shm': '8Gi'}
 _QUANTITY = re.compile(r'\d+(\.\d+)?(m|k|[MGTPE]|[KMGTPE]i)?')
@@ -83,10 +85,11 @@ def manifest(
   documents = []
   for member in range(members):
     jobset = f'{run}-{member}'
-    longest = f'{jobset}-host-0-{values["hosts"] - 1}'
+    # Kubernetes ends a pod's name with five letters, and JobSet checks it all.
+    longest = f'{jobset}-host-0-{values["hosts"] - 1}-abcde'
     if len(longest) > _MOST_LETTERS:
       raise UserError(
-        f'{longest} is too long for a host name; shorten --jobset name=…'
+        f'{longest} is too long for the name of a pod; shorten --jobset name=…'
       )
     # JobSet names a pod by the set, the replicated job, its index, the pod's.
     first = f'{jobset}-host-0-0.{jobset}'
@@ -160,9 +163,10 @@ def _check_paths(command: Sequence[str], mount: str) -> None:
   for argument in command:
     flag, _, value = argument.partition('=')
     below = pathlib.PurePosixPath(value).is_relative_to(mount)
-    if flag == '--workdir' and not below:
+    is_bucket = flag != '--workdir' and '://' in value
+    if flag in _SHARED and value and not (below or is_bucket):
       raise UserError(
-        f'--workdir is {value}, but pods share only {mount}; choose a folder '
+        f'{flag} is {value}, but pods share only {mount}; choose a folder '
         'below it, or set --jobset mount=DIR'
       )
     if flag == '--config' and value.startswith('/') and not below:

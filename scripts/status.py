@@ -47,6 +47,7 @@ from experiments.runs import (
   members_of,
   read_runs,
   some_run,
+  value_now,
 )
 from experiments.summary import number
 
@@ -281,10 +282,9 @@ def _peers(row: Row) -> str:
 
 def _exchange_folder(workdir: pathlib.Path, run: Run) -> epath.Path | None:
   """The folder in which members meet, if any."""
-  codistill = run['config']['codistill']
-  if codistill.get('exchange') != 'checkpoints':
+  if run['config']['codistill'].get('exchange') != 'checkpoints':
     return None
-  return epath.Path(codistill.get('exchange_dir') or workdir / 'exchange')
+  return epath.Path(value_now(run, 'exchange_dir') or workdir / 'exchange')
 
 
 def _read_lease(path: epath.PathLike) -> LeaseStatus:
@@ -298,7 +298,7 @@ def _read_lease(path: epath.PathLike) -> LeaseStatus:
   except FileNotFoundError:
     return LeaseStatus(None, False, 'missing')
   # Somebody may have edited it by hand.
-  except (TypeError, ValueError):
+  except (OSError, TypeError, ValueError):
     found = {}
   if not found:
     return LeaseStatus(None, False, 'unreadable')
@@ -318,10 +318,12 @@ def _newest_publication(exchange: epath.Path | None, member: int) -> str:
     for path in (exchange / str(member)).iterdir():
       if path.name.isdecimal():
         try:
-          written[int(path.name)] = path.stat().mtime
-        except FileNotFoundError:
-          continue  # Pruned since the folder was listed.
-  except (FileNotFoundError, NotADirectoryError):
+          stat = path.stat()
+        except OSError:
+          continue  # Pruned since the folder was listed, or no publication.
+        if stat.is_directory:
+          written[int(path.name)] = stat.mtime
+  except OSError:
     return ''
   if not written:
     return ''
@@ -437,7 +439,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       _print(_table(arguments.workdir)[0], console)
   except KeyboardInterrupt:
     return 0
-  except (UserError, OSError) as error:
+  # Without the package for an exchange folder in a bucket.
+  except (UserError, OSError, ImportError) as error:
     print(f'scripts.status: {error}', file=sys.stderr)
     return 1
   except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -5,18 +5,23 @@ import random
 import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from codistill import hosts
 from codistill.exchange.folder.agreement import Agreement, Proposal
+from codistill.exchange.folder.follower import Follower
+from codistill.exchange.folder.reader import Reader
+from codistill.exchange.folder.settings import Settings
 from codistill.exchange.folder.waiter import (
   PeerTimeoutError,
   Waiter,
   WaitInterruptedError,
 )
 from codistill.exchange.memory import Copy
+from codistill.exchange.topology import make_topology
 
 PROCESSES = MEMBERS = 3
 PEER = 1
@@ -90,6 +95,44 @@ def processes(monkeypatch):
 
 
 FIRST, SECOND = Proposal(1, 10), Proposal(1, 20)
+
+
+def test_the_first_takes_up_fresher_ones_until_it_has_proposed_one(monkeypatch):
+  """There are no meetings in the burn-in, however long it is."""
+  monkeypatch.setattr(hosts, 'are_several', lambda: True)
+  listed, loads = [], []
+
+  def load(peer, step, written, take):
+    loads.append(step)
+    take(Copy({}, True, 0.5, 1))
+    return True
+
+  reader = mock.Mock(
+    spec=Reader,
+    listed=lambda peer: dict.fromkeys(listed, 0),
+    forget=lambda peer, keep: None,
+    notes=lambda peer, step, written: Proposal(1, step),
+    load=load,
+  )
+  graph = make_topology('all', 2)
+  follower = Follower(graph, Settings(reload_interval_steps=8), reader, (0,))
+  for step in (0, 50, 100):
+    listed[:] = [max(0, step - 50), step]
+    for _ in range(2):  # It is loaded once.
+      follower._look_for(PEER)
+  assert loads == [0, 50, 100]
+  # The others do not have it yet.
+  nothing = [(-1, -1, 0)] * 3
+  monkeypatch.setattr(hosts, 'gather', lambda mine: np.array([mine, nothing]))
+  follower._meet(0)
+  listed.append(150)
+  follower._look_for(PEER)
+  assert loads == [0, 50, 100]
+  monkeypatch.setattr(hosts, 'gather', lambda mine: np.array([mine, mine]))
+  follower._meet(0)
+  assert follower.newest(0, PEER, 101)[0] == 100
+  follower._look_for(PEER)
+  assert loads == [0, 50, 100, 150]
 
 
 def test_what_the_first_has_teaches_when_the_slowest_has_it(processes):

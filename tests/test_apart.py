@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from commands import (
   stop_command,
 )
 from etils import epath
+from etils.epath.backend import fsspec_backend
 from stand_ins import lease, until
 
 from codistill import step_folders
@@ -204,6 +206,12 @@ def test_a_second_job_or_a_folder_that_cannot_be_written_is_refused(
   assert 'cannot write to the exchange folder' in sentence
   assert 'codistill.exchange_dir' in sentence
   assert not list(tmp_path.glob('c/rows*'))
+  # Nor is a bucket without the package for it.
+  bucket = '--config.codistill.exchange_dir=gs://bucket/pair'
+  missing = mock.Mock(side_effect=ImportError('install gcsfs'))
+  with mock.patch.object(fsspec_backend, 'fs', missing):
+    assert run_command(tmp_path / 'd', *arguments, bucket).status == 2
+  assert 'exchange folder (install gcsfs)' in error_sentence(capfd)
 
 
 def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):

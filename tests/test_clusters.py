@@ -291,6 +291,7 @@ def test_what_slurm_does_not_take_is_one_sentence(slurm, monkeypatch):
     ({'max_num_timeout': 'many'}, 'max_num_timeout must be a number'),
     ({'nod': '2'}, 'has no nod; did you mean nodes or nodelist?'),
     ({'additional_parameters': 'x'}, 'has no additional_parameters'),
+    ({'array_parallelism': '1'}, 'has no array_parallelism'),
     ({'time': ''}, 'no time limit in minutes; add --slurm time=MINUTES'),
   ):
     with pytest.raises(UserError, match=re.escape(sentence)):
@@ -483,16 +484,26 @@ def test_a_wrong_parameter_of_a_manifest_is_one_sentence():
     ({'memory': '64 GB'}, "memory is a quantity such as 64Gi, not '64 GB'"),
     ({'mount': 'data'}, 'mount begins with /'),
     ({'mount': '/data'}, '--workdir is /shared/runs/pair'),
+    (
+      {'command': [*COMMAND, '--config.codistill.exchange_dir=/scratch']},
+      'exchange_dir is /scratch, but pods share only /shared',
+    ),
     ({'tpu': 'tpu-v6e-slice'}, 'TPUs need'),
     ({**TPU, 'hosts': '4', 'gpus': '1'}, 'no gpus'),
     ({**TPU, 'hosts': '2'}, 'topology 4x4 is not hosts=2 with chips=4'),
     ({**TPU, 'topology': 'square'}, 'topology is AxB'),
     ({'name': '8'}, 'no host can be called'),
-    ({'name': 'x' * 60}, 'too long for a host name'),
+    (
+      {'name': 'x' * 47},
+      'x-0-host-0-0-abcde is too long for the name of',
+    ),
   ):
     with pytest.raises(UserError, match=re.escape(sentence)) as raised:
       manifest(**given)
     assert '\n' not in str(raised.value)
+  # With Kubernetes' suffix a pod's name has 63 letters; a bucket is shared.
+  bucket = '--config.codistill.exchange_dir=gs://bucket/pair'
+  manifest(name='x' * 46, command=[*COMMAND, bucket])
 
 
 # docs/clusters.md.

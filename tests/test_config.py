@@ -45,9 +45,15 @@ def test_paths_are_expanded_alike(parse, monkeypatch, tmp_path):
         parse(f'--config={config}', f'--config.{key}={written}', *more)
         section, name = key.split('.')
         assert flags.FLAGS['config'].value[section][name] == f'{tmp_path}/a'
-    if key != 'data.data_dir':  # TFDS reads it.
-      said = refusal(parse, f'--config={config}', f'--config.{key}=gs://b/a')
-      assert 'gs://b/a is not on this machine' in said
+    if key in ('codistill.exchange_dir', 'data.data_dir'):  # For buckets, too.
+      with flagsaver.flagsaver():
+        parse(f'--config={config}', f'--config.{key}=gs://b/a', *more)
+        assert flags.FLAGS['config'].value[section][name] == 'gs://b/a'
+      url, why = 'gcs://b/a', 'is no bucket that can be used; name one'
+    else:
+      url, why = 'gs://b/a', 'is not on this machine'
+    said = refusal(parse, f'--config={config}', f'--config.{key}={url}', *more)
+    assert f'{url} {why}' in said
   with flagsaver.flagsaver(workdir='~/a'):
     assert make_request('imagenet_codistill').workdir == tmp_path / 'a'
 

@@ -76,7 +76,7 @@ def test_a_share_of_memory_stays_and_a_cpu_has_what_is_asked_for():
 
 @pytest.fixture
 def gpus(tmp_path, monkeypatch):
-  """A machine with two GPUs, according to nvidia-smi."""
+  """A machine with two GPUs and a jax for them, as it seems."""
   tool = tmp_path / 'tools' / 'nvidia-smi'
   tool.parent.mkdir()
   tool.write_text(
@@ -88,12 +88,15 @@ def gpus(tmp_path, monkeypatch):
   )
   tool.chmod(0o755)
   monkeypatch.setenv('PATH', str(tool.parent), prepend=os.pathsep)
+  (tool.parent / devices._PLUGINS[0]).mkdir()
+  monkeypatch.syspath_prepend(tool.parent)
+  monkeypatch.setenv('PYTHONPATH', str(tool.parent), prepend=os.pathsep)
   for name in ('CUDA_VISIBLE_DEVICES', 'JAX_PLATFORMS'):
     monkeypatch.delenv(name, raising=False)
   return tool
 
 
-def test_gpus_are_those_that_jax_would_find(gpus):
+def test_gpus_are_those_that_jax_would_find(gpus, monkeypatch):
   for environment, found in (
     ({}, ['0', '1']),
     ({'CUDA_VISIBLE_DEVICES': '1'}, ['1']),
@@ -106,6 +109,9 @@ def test_gpus_are_those_that_jax_would_find(gpus):
     ({'JAX_PLATFORMS': 'cuda,cpu'}, ['0', '1']),
   ):
     assert devices.nvidia_gpus(environment) == found, environment
+  with monkeypatch.context() as patch:
+    patch.setattr(devices, '_PLUGINS', ('jax_cuda_of_nobody',))
+    assert devices.nvidia_gpus({}) == []
   # A driver that does not work shows no GPUs.
   gpus.write_text('#!/bin/sh\necho "GPU 0: none"; exit 9\n')
   assert devices.nvidia_gpus({}) == []
@@ -419,7 +425,9 @@ def test_a_first_phase_is_shown_while_it_is_at_work(tmp_path):
   first.write_row({'step': 3, 'member': 0, 'kind': 'train'})
   first.close()
   with lease(first.workdir / 'lease.json'):
-    picture = Fakes(tmp_path, 'work').picture
+    fakes = Fakes(tmp_path, 'work')
+    assert [*local.members_at_work(tmp_path, 1)] == [0]
+  picture = fakes.picture
   said = 'member 0: running, step 3/8, the first of two phases'
   assert picture.plain(0) == said
   console = console_of(300)
@@ -429,6 +437,10 @@ def test_a_first_phase_is_shown_while_it_is_at_work(tmp_path):
   first.write_run(run | {'status': 'done'})
   picture.look()
   assert picture.statuses[0].state == 'starting'
+  # But no restart helps teachers that diverged.
+  assert not fakes.members[0]._has_diverged()
+  first.write_run(run | {'diverged': {'1': {'step': 3}}})
+  assert fakes.members[0]._has_diverged()
 
 
 def wide_picture(tmp_path, members):

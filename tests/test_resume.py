@@ -27,7 +27,7 @@ from commands import (
 )
 from stand_ins import until
 
-from codistill.exchange.folder.lease import Lease
+from codistill.exchange.folder.lease import Lease, read_lease
 from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.local_sgd import OuterSteps
 from experiments import record
@@ -382,7 +382,16 @@ def test_a_workdir_of_a_process_at_work_is_refused(small, tmp_path, refusal):
   for overwrite in ([], ['--overwrite']):
     assert 'another process is at work' in refusal(workdir, *overwrite)
   lease.release()
-  stop_command(7, workdir, *small.arguments)
+  # How long it counts may change; that is noted.
+  longer = '--config.codistill.lease_timeout_s=90'
+  stop_command(7, workdir, *small.arguments, longer)
+  found = read_run(workdir / 'run.json')
+  changed = {'codistill.lease_timeout_s': 90.0}
+  assert found['resumed'][-1]['changed'] == changed
+  assert read_lease(workdir / 'lease.json')['timeout_s'] == 90
+  # It is not named beside what may not.
+  said = refusal(workdir, longer, '--config.seed=7')
+  assert '(seed 0 there, 7 now)' in said
 
 
 def test_a_part_of_a_run_is_refused(small, tmp_path, refusal):

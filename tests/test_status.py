@@ -1,6 +1,7 @@
 """Members at a glance: from a run's files alone, at any time, read only."""
 
 import datetime
+import errno
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from unittest import mock
 
 import pytest
 from commands import DNN, ROOT, contents, run_command
@@ -235,10 +237,18 @@ def test_a_member_at_work_from_another_workdir_is_seen(tmp_path):
   with lease(shared / '1/lease.json', incarnation=3):
     other = status.read_status(tmp_path / 'mine')[1]
     assert (other.state, other.incarnation) == ('elsewhere', 3)
+    # Or since it was gone on with, in another folder than it was begun.
+    begun = meeting | {'exchange_dir': str(tmp_path)}
+    moved = {'codistill.exchange_dir': str(shared)}
+    resumed = [{'changed': moved}]
+    make_run(tmp_path / 'moved', only=0, codistill=begun, resumed=resumed)
+    assert status.read_status(tmp_path / 'moved')[1] == other
   assert states_of(tmp_path / 'mine') == ['done', 'not started']
 
 
-def test_a_lease_that_says_nothing_is_no_sign_of_life(tmp_path, capsys):
+def test_a_lease_that_says_nothing_is_no_sign_of_life(
+  tmp_path, capsys, monkeypatch
+):
   make_run(tmp_path, members=1)
   odd = {'held': True, 'host': os.uname().nodename, 'pid': 'seventeen'}
   odd |= {'process_started': None, 'nonce': 1, 'incarnation': 1}
@@ -249,6 +259,10 @@ def test_a_lease_that_says_nothing_is_no_sign_of_life(tmp_path, capsys):
     [line] = lines_of(capsys, tmp_path)
     assert line[1] == 'dead'
     assert ('missing' if text is None else 'unreadable') in line
+  # NFS may say so of a file that was replaced.
+  stale = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+  monkeypatch.setattr(status, 'is_held', mock.Mock(side_effect=stale))
+  assert 'unreadable' in lines_of(capsys, tmp_path)[0]
 
 
 def test_rate_and_loss_are_those_of_the_last_rows_of_each_member(tmp_path):
@@ -319,6 +333,9 @@ def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
   for name, age in (('6', 4000), ('900', 400), ('60', 200), ('.70.tmp', 0)):
     (folder / name).mkdir(parents=True)
     os.utime(folder / name, (now - age, now - age))
+  # What cannot be looked at, and a file, are none.
+  (folder / '80').symlink_to('80')
+  (folder / '99').touch()
   assert status.read_status(tmp_path)[0].published == '60, 3 min'
 
 

@@ -12,6 +12,7 @@ from commands import (
   error_sentence,
   rows_of,
   run_command,
+  stop_command,
 )
 
 from data.images.dataset import UNLABELLED
@@ -22,6 +23,7 @@ from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 from experiments.runs import fit_of, read_runs
 from scripts import collect
+from scripts.status import phase_of
 
 SHORT = (
   *DNN,
@@ -240,6 +242,20 @@ def test_a_teacher_is_as_it_was_at_its_end_or_none(student, tmp_path, capfd):
   sentence = error_sentence(capfd)
   assert f'{newest} is damaged' in sentence
   assert 'after 2 of 4 updates; put back a copy' in sentence
+
+
+def test_an_old_student_does_not_pass_for_that_of_new_teachers(
+  student, tmp_path, capfd
+):
+  workdir = shutil.copytree(student[0], tmp_path / 'student')
+  config = 'imagenet_two_phase:smoke'
+  bad = ('--config.two_phase.train_split=train[:2', '--overwrite')
+  assert run_command(workdir, *SHORT, *bad, config=config).status == 2
+  assert (workdir / 'run.json').exists()
+  # It is said to be at work on the teachers, and goes on with them.
+  stop_command(2, workdir, *SHORT, '--overwrite', config=config)
+  assert phase_of(workdir)[0] == workdir / 'ensemble'
+  assert not (workdir / 'rows.jsonl').exists()
 
 
 def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):

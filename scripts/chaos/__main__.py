@@ -1,7 +1,6 @@
 """Injects faults into real runs, and reports the damage and the recovery.
 
   python -m scripts.chaos [NAME … | all] [--seed=0] [--kills=20] [--keep DIR]
-    [--markdown FILE]
 
 Processes are killed, stopped or started late. The exchange folder is read-only,
 gone, moved or full of garbage. Publications are damaged, and they and leases
@@ -141,7 +140,7 @@ def do(
       said = f'{error}' if isinstance(error, FailedError) else repr(error)
       how = (FAULTS[name].__doc__ or '–').partition('\n')[0]
       result, outcome = Result(how, '–', '–'), f'FAILED: {said}'
-      stage.drop_pair()
+      stage.kill_all()  # They would go on beside the next fault.
     stage.say(f'{name}: {outcome} ({time.monotonic() - began:.0f} s)')
     table.append((name, *result, outcome))
   return table
@@ -154,15 +153,6 @@ def _print(rows: Sequence[Sequence[str]], title: str, console: Console) -> None:
   if not console.is_terminal:
     console.width = max(console.width, 160)
   console.print(table)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """The table for a document."""
-  lines = [COLUMNS, ['---'] * len(COLUMNS), *rows]
-  return ''.join(
-    f'| {" | ".join(cell.replace("|", "/") for cell in line)} |\n'
-    for line in lines
-  )
 
 
 def _number(least: int) -> Callable[[str], int]:
@@ -193,7 +183,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--keep', metavar='DIR', type=local_path, help='folder for runs and logs'
   )
-  parser.add_argument('--markdown', metavar='FILE', type=local_path)
   arguments = parser.parse_args(argv)
   names = list(dict.fromkeys(arguments.names))
   if unknown := [name for name in names if name not in (*FAULTS, 'all')]:
@@ -221,8 +210,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return stopped.code
   minutes = (time.monotonic() - began) / 60
   _print(rows, f'Seed {arguments.seed}, {minutes:.1f} min', console)
-  if arguments.markdown is not None:
-    arguments.markdown.write_text(markdown(rows), encoding='utf-8')
   failed = any(row[-1] != 'ok' for row in rows)
   if arguments.keep is None and not failed:
     shutil.rmtree(folder.parent, ignore_errors=True)

@@ -100,7 +100,7 @@ def _state(step: int) -> TrainState:
 
 def _restore(checkpoints: Checkpoints) -> Restored:
   """Restores the newest checkpoint that is whole; checks its numbers."""
-  abstract = jax.eval_shape(lambda: _state(0))
+  abstract = jax.eval_shape(lambda state: state, _state(0))
   mesh = sharding.make_mesh(1)
   found = checkpoints.restore(lambda member: abstract, mesh, 'float32')
   expect(found is not None, 'no checkpoint is left')

@@ -296,7 +296,7 @@ def stop(stage: Stage) -> Result:
   seconds = [job.stop() for job in pair.jobs]
   for member in (0, 1):
     pair.run.check_rows(member)
-  stage.drop_pair()
+  stage.kill_all()
   return Result(
     'SIGTERM to the two members of the faults before',
     'nothing: status 143 and rows 1, 2, 3, …',

@@ -393,8 +393,7 @@ class Stage:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    for job in self._jobs:
-      job.kill()
+    self.kill_all()
 
   def folder(self, name: str) -> pathlib.Path:
     """Makes a new folder."""
@@ -442,16 +441,15 @@ class Stage:
         signal.signal(number, handler)
 
   def pair(self) -> Pair:
-    """Two processes at work, the same ones until `drop_pair`."""
+    """Two processes at work, the same ones until `kill_all`."""
     if self._pair is None:
       self.say('two members start …')
       workdir = self.folder(f'pair-{len(self._jobs)}')
       self._pair = Pair(Run(self, workdir, members=2))
     return self._pair
 
-  def drop_pair(self) -> None:
-    """Kills the pair; the next fault gets a new one."""
-    if self._pair is not None:
-      for job in self._pair.jobs:
-        job.kill()
-      self._pair = None
+  def kill_all(self) -> None:
+    """Kills all processes; the next fault gets a new pair."""
+    for job in self._jobs:
+      job.kill()
+    self._pair = None

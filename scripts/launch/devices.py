@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import importlib.util
 import itertools
 import re
 import subprocess
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from experiments.errors import UserError
 
 _PATIENCE_S = 60
+# What makes jax use NVIDIA GPUs.
+_PLUGINS = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
 # The part of a GPU's memory that all processes on it share.
 _MEMORY = 0.9
 
@@ -25,6 +28,8 @@ def nvidia_gpus(environment: Mapping[str, str]) -> list[str]:
   platforms = environment.get('JAX_PLATFORMS', '').split(',')
   if any(platforms) and not {'cuda', 'gpu'} & set(platforms):
     return []
+  if not any(map(importlib.util.find_spec, _PLUGINS)):
+    return []  # The jax that is installed uses CPUs only.
   try:
     listing = subprocess.run(
       ['nvidia-smi', '-L'],

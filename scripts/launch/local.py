@@ -23,7 +23,7 @@ from codistill.exchange.folder.lease import is_held, read_lease
 from experiments.errors import UserError
 from experiments.processes import say
 from experiments.summary import number
-from scripts.launch.member import Member
+from scripts.launch.member import Member, file_of
 from scripts.status import Status, phase_of, read_status, status_table
 
 _POLL_SECONDS = 0.2
@@ -44,7 +44,7 @@ def members_at_work(
   workdir: pathlib.Path, members: int
 ) -> dict[int, dict[str, Any]]:
   """The leases of the members that are alive, by member."""
-  paths = [workdir / f'lease-{member}.json' for member in range(members)]
+  paths = [file_of(workdir, 'lease', member) for member in range(members)]
   found = [read_lease(path) for path in paths]
   return {
     member: lease

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from experiments.processes import last_words, start
 from experiments.record import read_run
+from scripts.status import phase_of
 
 # The time that a member's other processes have to end when one has died.
 _GRACE_S = 10.0
@@ -63,7 +64,7 @@ class Member:
     self.restarts = 0
     self.end = ''
     self.is_stopping = False
-    self._run = workdir / f'run-{index}.json'
+    self._workdir = workdir
     self._asked = processes
     self._max_restarts = max_restarts
     self._at_work: list[tuple[Process, subprocess.Popen, int]] = []
@@ -170,9 +171,22 @@ class Member:
 
   def _has_diverged(self) -> bool:
     try:
-      return bool(read_run(self._run).get('diverged'))
+      run = read_run(file_of(self._workdir, 'run', self.index))
+      return bool(run.get('diverged'))
     except (OSError, ValueError, AttributeError):
       return False
+
+
+def file_of(workdir: pathlib.Path, kind: str, member: int) -> pathlib.Path:
+  """A member's file, or that of a first phase until the second begins.
+
+  Args:
+    workdir: of the run.
+    kind: run or lease.
+    member: its number.
+  """
+  folder, is_first = phase_of(workdir)
+  return folder / (f'{kind}.json' if is_first else f'{kind}-{member}.json')
 
 
 def _stopped_by(status: int) -> int:

@@ -61,7 +61,12 @@ class Agreement:
   def is_free(self, peer: int) -> bool:
     """Whether the first process may choose another copy of a peer."""
     with self._lock:
-      return peer not in self._ready
+      return peer not in self._proposed
+
+  def held(self, peer: int) -> Proposal | None:
+    """Returns which copy is loaded here and not agreed on yet."""
+    with self._lock:
+      return self._at.get(peer)
 
   def wanted(self, peer: int) -> Proposal | None:
     """Returns the proposal to load, or None if it is loaded already."""

@@ -116,6 +116,7 @@ class CheckpointExchange(Exchange):
       folder,
       settings,
       members=members if hosts.is_first() else (),
+      likes=likes,
       notes=notes,
       journal=self._journal,
       call=call,

@@ -194,6 +194,9 @@ class Follower:
     with self._lock:
       held = self._copies.get(peer)
     have = None if held is None else _freshness(held)
+    if self._agreement is not None:
+      # A copy that waits for the next meeting is fresher than the one in use.
+      have = self._agreement.held(peer) or have
     listed = self._listed(peer)
     when = {
       (notes.incarnation, notes.step): written

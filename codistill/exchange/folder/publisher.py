@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,7 @@ class Publisher:
     settings: Settings,
     *,
     members: Iterable[int],
+    likes: Sequence[PyTree],
     notes: Mapping[int, Mapping[str, str]],
     journal: Journal,
     call: Callable[..., Any],
@@ -71,6 +72,7 @@ class Publisher:
         A synchronous member skips no publication and blocks the train loop
         instead.
       members: the members to publish for; without any, the publisher is idle.
+      likes: of each member, its variables, or `jax.ShapeDtypeStruct`s of them.
       notes: of each member, recorded in its publications, as `Notes`.
       journal: receives events.
       call: calls a function of `publication` that saves or loads.
@@ -78,6 +80,7 @@ class Publisher:
     """
     self._folder = folder
     self._settings = settings
+    self._likes = likes
     self._notes = notes
     self._journal = journal
     self._call = call
@@ -360,8 +363,15 @@ class Publisher:
 
   def _is_published(self, folder: epath.Path, notes: Notes) -> bool:
     """Whether an earlier life did this: a synchronous run repeats itself."""
+    path = folder / str(notes.step)
+    # Without shardings, so that they can be sent to another process.
+    like = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+      self._likes[notes.member],
+    )
     try:
-      there = self._call(publication.read_notes, folder / str(notes.step))
+      # The host may have crashed before its disk had all of the numbers.
+      _, there = self._call(publication.load, path, like)
     except UnreadableError:
       return False
     return there.config_hash == notes.config_hash

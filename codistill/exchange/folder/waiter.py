@@ -157,8 +157,8 @@ class Waiter:
         why = '' if reason is None else f', and {reason}'
         raise PeerTimeoutError(
           f'member {peer} has not published step {at} to {self._reader.folder} '
-          f'within {self._wait_s:g} s (codistill.wait_timeout_s){why}; start '
-          'it, or set codistill.synchronous to False'
+          f'within {self._wait_s:g} s{why}; start it, or allow more time '
+          '(codistill.wait_timeout_s)'
         )
       time.sleep(_LOOK_S)
     return at
