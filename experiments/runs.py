@@ -154,10 +154,10 @@ def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
     workdir: of the run.
 
   Returns:
-    Its number of steps, and {'task_loss', 'accuracy'} of `train`, the last 20
-    batches of each member while it trained on them, and of `held_out`, all that
-    it was evaluated on at the end: means over the members. None if its rows, or
-    the last of them, are gone.
+    Its number of steps, the `seconds` that they took, and {'task_loss',
+    'accuracy'} of `train`, the last 20 batches of each member while it trained
+    on them, and of `held_out`, all that it was evaluated on at the end: means
+    over the members. None if its rows, or the last of them, are gone.
 
   Raises:
     UserError: if they are damaged.
@@ -181,6 +181,7 @@ def fit_of(workdir: pathlib.Path) -> dict[str, Any] | None:
 
   return {
     'num_steps': last,
+    'seconds': max(row['seconds'] for row in rows if row['kind'] == 'final'),
     'train': mean('train', last + 1 - _LAST_BATCHES),
     'held_out': mean('final', last),
   }

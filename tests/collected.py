@@ -187,6 +187,7 @@ def rows_in(folder):
 
 def split_table(table):
   """A Markdown table's header and lines, each as its cells."""
+  table, _, _ = table.partition('\n\n')  # A sentence may follow.
   header, _, *lines = table.splitlines()
   return [
     [cell.strip() for cell in line.strip('|').split('|')]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 import re
+import statistics
 
 import matplotlib.pyplot as plt
 import pytest
@@ -279,6 +280,30 @@ def test_dots_are_named_once_and_share_the_scale_of_one_measure():
   assert bar.get_segments()[0][0][1] < 0 < bar.get_segments()[0][1][1]
 
 
+def test_a_note_says_what_lines_bars_and_dots_are():
+  dots = 4 * [Dots('a', '#000000', [1, 2])]
+  lines = [Line('a', '#000000', {1: [1, 2], 2: [3, 4]})]
+  paper, ours, pairs = (
+    Panel(title, dots, 'nats')
+    for title in ('the paper', 'ours', 'ours, a dot a pair')
+  )
+  median = Panel('a machine', dots, '%', middle=statistics.median)
+  curves, other = (
+    Panel('ours', lines, 'step', over=over) for over in ('seeds', 'pairs')
+  )
+  band = 'band: from the least to the greatest'
+  for panels, said in (
+    ([paper, ours], 'a dot a seed, bar: their mean'),
+    ([ours, pairs], 'bar: mean'),
+    ([pairs, median], 'bar: mean, on the right median'),
+    ([curves, curves], f'line: mean over seeds, {band}'),
+    ([curves, other], f'line: mean over seeds, on the right pairs, {band}'),
+  ):
+    canvas = draw.draw('title', [panels], '')
+    plt.close(canvas)
+    assert canvas.legends[0].get_title().get_text() == said
+
+
 def test_staleness_has_two_axes_and_what_has_no_peers(rows):
   table = table_of('staleness', rows)
   sync, *ages, alone = table
@@ -412,6 +437,14 @@ def test_hours_are_those_of_all_runs(rows):
   # make_run's runs last 20 seconds each.
   assert (staleness['runs'], staleness['hours']) == ('10', f'{200 / 3_600:.2f}')
   assert table['all']['runs'] == str(sum(map(len, rows.values())))
+  # And of their first phases, unless these are runs of their own.
+  for keys, hours in (({}, 120), ({'frozen_dir': 'elsewhere'}, 20)):
+    [run, *_] = rows['imagenet_sync']
+    config = {'codistill': {**run.run['config']['codistill'], **keys}}
+    two = {**run.run, 'config': config, 'teachers': {'seconds': 100}}
+    some = {'imagenet_two_phase': [dataclasses.replace(run, run=two)]}
+    table = cells(hours_table(some, 'laptop'))
+    assert table['all']['hours'] == f'{hours / 3_600:.2f}'
 
 
 @pytest.fixture
@@ -484,8 +517,11 @@ def test_rows_of_some_arms_are_enough_in_any_style(folder, tmp_path):
   (tmp_path / name).write_text((folder / name).read_text())
   options = (f'--results={tmp_path}', '--variant=laptop')
   assert figures.main(['fig3', *options, f'--out={tmp_path}']) == 0
-  table = cells((tmp_path / 'fig3-laptop.md').read_text())
-  assert table['two-way codistilled']['runs'] == '0'
+  text = (tmp_path / 'fig3-laptop.md').read_text()
+  table, _, lacking = text.partition('\n\n')
+  assert lacking == 'No finished runs yet: two-way codistilled.\n'
+  table = cells(table)
+  assert 'two-way codistilled' not in table
   assert table['synchronous SGD']['runs'] == '3'
   # The user's own style changes nothing.
   with plt.rc_context({'font.family': 'monospace', 'lines.linewidth': 9}):
@@ -503,6 +539,9 @@ def test_without_rows_it_says_what_makes_them(folder, tmp_path, capsys):
     name: f'{name} has no stored predictions of :laptop; make them with '
     for name in CHURN_FIGURES
   }
+  # The one variant that there are rows of.
+  line = complaint(capsys, figures, *where, 'fig2a', status=2)
+  assert wanted['fig2a'] in line
   where = ('--variant=laptop', *where)
   line = complaint(capsys, figures, *wanted, *where, status=2)
   for sentence in wanted.values():

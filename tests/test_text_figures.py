@@ -17,7 +17,7 @@ from collected import (
 
 from experiments import config as config_lib
 from scripts.figures import cost
-from scripts.figures.arms import LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
+from scripts.figures.arms import LM_ALONE, LM_CODISTILL, LM_SYNC, LM_TWO_PHASE
 from scripts.figures.catalog import FIGURES
 
 # Where a pair reaches the baseline's best, 4/50: linear between 30 and 40.
@@ -250,7 +250,13 @@ def test_averages_and_falling_rates_stand_beside_peers(rows):
   )
   assert (falls[one], falls[gain], falls['runs']) == ('0.0760', '+0.0040', '1')
   assert pair[gain] == '+0.0080 ± 0.0000'
-  assert found['codistilled, rate falls']['runs'] == '0'
+  assert alone[gain] == '–'
+  # A line of dashes would look like a failure.
+  assert len(found) == 3
+  assert FIGURES['average'].table(rows, 'laptop').splitlines()[-1] == (
+    'No finished runs yet: alone, twice the rate falls; codistilled, rate '
+    'falls; codistilled, averages teach.'
+  )
   assert not FIGURES['average'].panels({})
   # What other configs' runs are is taken from them, if they averaged.
   averaged_there = rows['lm_average']
@@ -272,15 +278,21 @@ def test_averages_and_falling_rates_stand_beside_peers(rows):
   assert table_of('average', instead)['codistilled'][gain] == pair[gain]
 
 
+def test_a_network_alone_is_the_one_with_more_seeds(rows):
+  # One of lm_ensemble, three of lm_sync; of as many the former's, in the mean.
+  for instead, config in ((3, 'lm_sync'), (1, 'lm_ensemble')):
+    some = {**rows, 'lm_sync': rows['lm_sync'][:instead]}
+    runs = LM_ALONE.runs(some)
+    assert {run.run['experiment'] for run in runs} == {config}
+    assert len(runs) == instead
+
+
 def test_the_arms_of_figure_2_where_one_network_over_fits(rows):
   found = table_of('over_fitting', rows)
   gain = 'better than the baseline, seed for seed: cross-entropy (nats)'
   assert {name: line[gain] for name, line in found.items()} == {
     'synchronous SGD': '–',
-    'label smoothing, uniform, 0.01': '–',
     'label smoothing, uniform, 0.1': f'+{0.1 * 4 / 50:.4f}',
-    'label smoothing, unigram, 0.1': '–',
-    'label smoothing, unigram, 0.5': '–',
     'codistilled, partitioned data': f'+{0.3 * 4 / 50:.4f}',
     'codistilled, same data': f'+{0.5 * 4 / 50:.4f}',
     'ensemble of two': f'+{0.12 * 4 / 50:.4f}',

@@ -96,6 +96,7 @@ def test_a_run_says_how_well_its_teachers_know_what_they_learnt(
   fit = read_run(workdir / 'run.json')['teachers']
   assert fit == fit_of(workdir / 'ensemble')
   assert fit['num_steps'] == 4
+  assert 0 < fit['seconds'] < 600
   rows = read_rows(workdir / 'ensemble' / 'rows.jsonl')
   finals = {row['member']: row for row in kinds(rows, 'final')}
   assert fit['held_out']['accuracy'] == pytest.approx(

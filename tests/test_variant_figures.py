@@ -106,12 +106,12 @@ def test_students_are_measured_against_one_without_a_teacher(rows):
 
 def test_a_teacher_s_ages_come_in_order_with_what_it_knew_then(rows):
   found = table_of('teacher_fit', rows)
-  assert list(found) == ['10', '40', '–']
+  assert list(found) == ['10', '40', 'no teacher']
   assert [line['runs'] for line in found.values()] == ['1', '2', '1']
   known = firsts(found.values(), f'teacher, on its training set: {BOTH}')
   assert known == ['62.50', '100.00 ± 0.00', '–']
   assert firsts(found.values(), GAINS) == ['+5.00', '−5.00', '–']
-  assert firsts([found['–']], f'student: {BOTH}') == ['70.00']
+  assert firsts([found['no teacher']], f'student: {BOTH}') == ['70.00']
 
 
 def test_each_network_of_a_pair_is_shown_in_each_way_it_was_trained(tmp_path):

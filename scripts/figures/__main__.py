@@ -81,7 +81,7 @@ def _make(arguments: argparse.Namespace) -> None:
   for path in arguments.into:
     markdown.insert_into(path, tables)
   if lacking := [name for name in names if name not in drawn]:
-    variant = arguments.variant if len(variants) == 1 else 'reduced'
+    variant = variants[0] if len(variants) == 1 else 'reduced'
     raise ValueError(
       '; '.join(f'{name} {FIGURES[name].how(variant)}' for name in lacking)
     )

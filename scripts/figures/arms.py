@@ -45,7 +45,7 @@ class Arm:
     line: Matplotlib's style.
     paper: its curve's name in paper.json, or None.
     config: whose results.
-    instead: whose, where it has none.
+    instead: whose, where these have more seeds.
     point: what its runs have otherwise than the config.
     batch: its batch size, in batch sizes of the config; another one comes
       with another learning rate.
@@ -72,7 +72,13 @@ class Arm:
     Raises:
       ValueError: if a seed was run in two ways that both are this arm.
     """
-    runs = rows.get(self.config) or rows.get(self.instead, ())
+    found = [
+      self._among(rows.get(config, ()))
+      for config in (self.config, self.instead)
+    ]
+    return max(found, key=len)
+
+  def _among(self, runs: Sequence[Result]) -> list[Result]:
     base = {
       run.run['config']['batch_size']
       for run in runs

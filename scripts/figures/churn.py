@@ -218,6 +218,7 @@ class ChurnOverSteps(_Churn):
       return []
     look = {'marks': marks, 'early': 0.1}
     loss = Panel('ours, {}', losses, STEPS, self._loss_label(rows), **look)
+    look['over'] = 'pairs of retrains'
     return [[loss, Panel('ours, {}', churn, STEPS, _CHURN.label, **look)]]
 
 

@@ -12,7 +12,15 @@ from experiments.results import Result
 from scripts.figures import arms, panel
 from scripts.figures.arms import ANY, Arm
 from scripts.figures.curves import STEPS
-from scripts.figures.figure import Cells, Figure, beside, ends, gains, made_by
+from scripts.figures.figure import (
+  Cells,
+  Figure,
+  beside,
+  ends,
+  gain_over,
+  gains,
+  made_by,
+)
 from scripts.figures.metric import (
   AVERAGE_LOSS,
   LOSS,
@@ -306,7 +314,6 @@ class Average(Figure):
     alone = self._runs(self.ways[0], rows)
     for arm in self.ways:
       runs = self._runs(arm, rows)
-      gain = LOSS.gains(runs, MEMBERS, alone, MEMBERS)
       yield {
         'trained': arm.label,
         **{
@@ -314,7 +321,9 @@ class Average(Figure):
           for name, who in (('one', MEMBERS), ('ensemble', 'ensemble'))
           for kind, metric in (('weights', LOSS), ('averaged', AVERAGE_LOSS))
         },
-        'weights gain over alone, seed for seed': LOSS.text(gain, sign='+'),
+        'weights gain over alone, seed for seed': gain_over(
+          alone, runs, MEMBERS
+        ),
         **made_by('lm_average', runs),
       }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import pathlib
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
@@ -56,6 +57,7 @@ _FEW = 3  # A line of fewer seeds is a weak one.
 _WRAP = 21  # Letters in a line of a name.
 _LINE = 13  # Points from one line of a name to the next.
 _COLUMNS = 3  # Of a legend.
+_MIDDLES = {statistics.fmean: 'mean', statistics.median: 'median'}
 _AROUND = 0.95  # Inches of a row of panels around its axes.
 
 
@@ -165,19 +167,28 @@ def _title(panel: Panel, variant: str) -> str:
 
 
 def _note(panels: Sequence[Panel]) -> str:
-  """What bands and dots are, unless the titles say it."""
-  bands = any(
-    len(values) > 1
+  """What lines, bands, bars and dots are; a title may say the last."""
+  bands = [
+    panel.over
     for panel in panels
-    for line in panel.lines
-    for values in line.points.values()
-  )
-  dots = any(p.title.startswith('ours') and not p.lines for p in panels)
-  dots = dots and not any('a dot' in panel.title for panel in panels)
-  return '; '.join(
-    ['line: mean over seeds, band: from the least to the greatest'] * bands
-    + ['a dot a seed, bar: their mean'] * dots
-  )
+    if any(len(ys) > 1 for n in panel.lines for ys in n.points.values())
+  ]
+  said = any('a dot' in panel.title for panel in panels)
+  # The paper's numbers are single ones, or have a title that says it.
+  bars = [
+    _MIDDLES[panel.middle]
+    for panel in panels
+    if not panel.lines and not panel.title.startswith('the paper')
+    if any(row.values for row in panel.content)
+  ]
+  over, dots = _in_turn(bands), 'bar: ' if said else 'a dot a seed, bar: their '
+  line = f'line: mean over {over}, band: from the least to the greatest'
+  return '; '.join([line] * bool(bands) + [dots + _in_turn(bars)] * bool(bars))
+
+
+def _in_turn(names: Sequence[str]) -> str:
+  """'mean', or 'mean, on the right median' if panels differ."""
+  return ', on the right '.join(dict.fromkeys(names))
 
 
 def _draw_lines(axes: Axes, panel: Panel) -> None:

@@ -98,7 +98,7 @@ def _panel(arms: _Arms, kind: str) -> Panel:
   ylabel = f'cross-entropy (nats; {_MOST} if more)'
   title, look = (
     f'ours, {{}}, {_FAULTS[kind]}',
-    {'yscale': 'log', 'marks': marks},
+    {'yscale': 'log', 'marks': marks, 'over': 'seeds and members'},
   )
   return Panel(title, lines, STEPS, ylabel, **look)
 

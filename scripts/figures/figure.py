@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from experiments.results import Result
 from scripts import markdown
 from scripts.figures.arms import Arm
-from scripts.figures.metric import Metric, Rows
+from scripts.figures.metric import LOSS, Metric, Rows
 from scripts.figures.panel import Grid
 
 _CONFIGS = pathlib.Path(__file__).parent.parent.parent / 'experiments/configs'
@@ -34,6 +34,7 @@ class Figure(abc.ABC):
     seeds: how many the command for missing rows asks for.
     lacking: what there is not where there are no rows.
     hint: what else is to be said there.
+    names: how many cells of a line say what it is of.
   """
 
   title: str
@@ -41,6 +42,7 @@ class Figure(abc.ABC):
   seeds = 3
   lacking = 'rows'
   hint = ''
+  names = 1
 
   @abc.abstractmethod
   def panels(self, rows: Rows) -> Grid:
@@ -51,16 +53,26 @@ class Figure(abc.ABC):
     """Those of the table, all with the same columns."""
 
   def table(self, rows: Rows, variant: str) -> str:
-    """The numbers, as Markdown; '' if there are none."""
+    """The numbers, as Markdown, of arms that have some; '' without arms."""
     lines = list(self.lines(rows))
+    there = [line for line in lines if line['runs'] != '0']
     cells = (
       [
         cell if isinstance(cell, str) else cell(variant)
         for cell in one.values()
       ]
-      for one in lines
+      for one in there or lines
     )
-    return markdown.table(list(lines[0]), cells) if lines else ''
+    text = markdown.table(list(lines[0]), cells) if lines else ''
+    if not there or len(there) == len(lines):
+      return text
+    # Beside others a line of dashes would look like a failure.
+    lacking = (
+      ', '.join([*line.values()][: self.names])
+      for line in lines
+      if line['runs'] == '0'
+    )
+    return f'{text}\nNo finished runs yet: {"; ".join(lacking)}.\n'
 
   def how(self, variant: str) -> str:
     """What makes our rows."""
@@ -90,7 +102,7 @@ def hours_table(rows: Rows, variant: str) -> str:
   lines = []
   total, count = 0.0, 0
   for config, runs in rows.items():
-    seconds = sum(run.rows[-1]['seconds'] for run in runs if run.rows)
+    seconds = sum(_seconds(run) for run in runs if run.rows)
     total, count = total + seconds, count + len(runs)
     commits = {str(run.run['commit'])[:12] for run in runs}
     cells = [f'`{config}`', str(len(runs)), f'{seconds / 3_600:.2f}']
@@ -98,6 +110,14 @@ def hours_table(rows: Rows, variant: str) -> str:
     lines.append([*cells, ', '.join(sorted(commits)), made_by])
   lines.append(['all', str(count), f'{total / 3_600:.2f}', '', ''])
   return markdown.table(['config', 'runs', 'hours', 'commit', COMMAND], lines)
+
+
+def _seconds(run: Result) -> float:
+  """Of a run and of its first phase, if rows say how long that took."""
+  own = run.rows[-1]['seconds']
+  if run.run['config']['codistill'].get('frozen_dir'):
+    return own  # Its teachers are another run, which others may share.
+  return own + run.run.get('teachers', {}).get('seconds', 0)
 
 
 def made_by(config: str, runs: Sequence[Result], seeds: int = 3) -> Cells:
@@ -155,6 +175,20 @@ def gains(
   if runs == theirs and who == baseline.who:
     cells = ['–']  # It is the baseline.
   return {f'better than the baseline, seed for seed: {names}': beside(*cells)}
+
+
+def gain_over(
+  baseline: Sequence[Result], runs: Sequence[Result], who: int | str
+) -> str:
+  """How much lower a loss ends, seed for seed; '–' for the baseline itself.
+
+  The mean over the members is compared with that over as many others, or one.
+  """
+  if runs == baseline:
+    return '–'
+  ours, theirs = (LOSS.by_seed(some, who) for some in (runs, baseline))
+  gain = [theirs[seed] - end for seed, end in ours.items() if seed in theirs]
+  return LOSS.text(gain, sign='+')
 
 
 def beside(*cells: str) -> str:

@@ -28,6 +28,7 @@ class MixedMembers(Figure):
 
   title = 'What do two different networks teach each other?'
   configs = (_CONFIG,)
+  names = 2
 
   def panels(self, rows: Rows) -> Grid:
     found = _arms(rows)

@@ -93,6 +93,7 @@ class Panel:
     zero: where a thin line is drawn from which others are counted.
     marks: what happens at a place.
     middle: of dots: what the bar shows.
+    over: of lines: what a place has several values of.
   """
 
   title: str
@@ -107,6 +108,7 @@ class Panel:
   zero: float | None = None
   marks: Mapping[float, str] = dataclasses.field(default_factory=dict)
   middle: Callable[[Sequence[float]], float] = statistics.fmean
+  over: str = 'seeds'
 
   @property
   def lines(self) -> Sequence[Line]:

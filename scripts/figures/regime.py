@@ -35,11 +35,12 @@ class Regime(Figure):
           f'ours, {{}}, {title}',
           [Dots(name, color, of(pair)) for name, pair in conditions.items()],
           xlabel,
+          'what is different',
           zero=0,
         )
         for title, color, of in (
-          ('codistilled', LM_CODISTILL.color, _codistilled),
-          ('ensemble of two', LM_ENSEMBLE.color, _ensemble),
+          ('codistilled', LM_CODISTILL.color, codistilled),
+          ('ensemble of two', LM_ENSEMBLE.color, ensemble),
         )
       ]
     ]
@@ -52,18 +53,20 @@ class Regime(Figure):
         **ends(apart, MEMBERS, LOSS, of='alone'),
         **ends(together, MEMBERS, LOSS, of='codistilled'),
         **ends(apart, 'ensemble', LOSS, of='ensemble of two'),
-        'codistillation gains': LOSS.text(_codistilled(pair), sign='+'),
-        'the ensemble gains': LOSS.text(_ensemble(pair), sign='+'),
+        'codistillation gains': LOSS.text(codistilled(pair), sign='+'),
+        'the ensemble gains': LOSS.text(ensemble(pair), sign='+'),
         **made_by('lm_regime', together),
       }
 
 
-def _codistilled(pair: Pair) -> list[float]:
+def codistilled(pair: Pair) -> list[float]:
+  """What a peer gives, seed for seed."""
   together, apart = pair
   return LOSS.gains(together, MEMBERS, apart, MEMBERS)
 
 
-def _ensemble(pair: Pair) -> list[float]:
+def ensemble(pair: Pair) -> list[float]:
+  """What the mean of two that never meet gives, seed for seed."""
   _, apart = pair
   return LOSS.gains(apart, 'ensemble', apart, MEMBERS)
 

@@ -10,7 +10,7 @@ from experiments.results import Result
 from scripts.figures import arms, panel
 from scripts.figures.cost import UPDATE, forward_passes, trained_on
 from scripts.figures.curves import EARLY
-from scripts.figures.figure import Cells, Figure, ends, made_by
+from scripts.figures.figure import Cells, Figure, ends, gain_over, made_by
 from scripts.figures.metric import LOSS, MEMBERS, Rows, grouped
 from scripts.figures.panel import Grid, Line, Panel, along
 
@@ -113,20 +113,15 @@ class Rivals(Figure):
   def lines(self, rows: Rows) -> Iterator[Cells]:
     ways = _ways(rows)
     size = _bytes_of_network(ways)
-    apart = (r for way, r in ways.items() if way.label == _APART)
-    never = LOSS.by_seed(next(apart, ()), MEMBERS)
+    never = next((r for way, r in ways.items() if way.label == _APART), [])
     for way, runs in ways.items() if size else ():
-      ours = LOSS.by_seed(runs, MEMBERS)
-      gain = [never[seed] - end for seed, end in ours.items() if seed in never]
       yield {
         'members': way.label,
         'every … steps': str(way.interval or '–'),
         'a member sends in a step (kB)': f'{_sent(way, runs, size):.2f}',
         'computing': f'{computing(runs[0]):.2f}',
         **ends(runs, MEMBERS, LOSS, of='a member'),
-        'better than never, seed for seed': (
-          '–' if way.label == _APART else LOSS.text(gain, sign='+')
-        ),
+        'better than never, seed for seed': gain_over(never, runs, MEMBERS),
         **ends(runs, 'ensemble', LOSS, of='ensemble'),
         **made_by('lm_rivals', runs),
       }

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.results import Result
-from scripts.figures.figure import COMMAND, Cells, Figure, ends, made_by
+from scripts.figures.figure import (
+  COMMAND,
+  Cells,
+  Figure,
+  ends,
+  gain_over,
+  made_by,
+)
 from scripts.figures.metric import LOSS, Rows, grouped
 from scripts.figures.panel import BLACK, Dots, Grid, Panel
 from scripts.figures.rivals import KEYS, WAYS
@@ -70,13 +77,10 @@ class RivalsFaults(Figure):
       return
     never = next((runs for way, runs in ways.items() if way.method < 0), [])
     for way, runs in ways.items():
-      gain = LOSS.gains(runs, 0, never, 0)
       yield {
         'members, and what becomes of member 1': way.label,
         **ends(runs, 0, LOSS, of='member 0'),
-        'better than never, seed for seed': (
-          '–' if runs is never else LOSS.text(gain, sign='+')
-        ),
+        'better than never, seed for seed': gain_over(never, runs, 0),
         **ends(runs, 1, LOSS, of='member 1'),
         **made_by(_CONFIG, runs),
         # It is no sweep's: each member needs a process of its own.

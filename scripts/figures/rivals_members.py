@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from experiments.results import Result
 from scripts.figures import panel
-from scripts.figures.figure import Cells, Figure, ends, made_by
+from scripts.figures.figure import Cells, Figure, ends, gain_over, made_by
 from scripts.figures.metric import LOSS, MEMBERS, Rows, grouped
 from scripts.figures.panel import Grid, Panel, along
 from scripts.figures.rivals import KEYS, computing
@@ -50,16 +50,12 @@ class RivalsMembers(Figure):
     ways = _ways(rows)
     for (members, way), runs in ways.items() if rows.get(_CONFIG) else ():
       never = ways.get((members, next(iter(_WAYS))), [])
-      here, there = (LOSS.by_seed(some, MEMBERS) for some in (runs, never))
-      gain = [there[seed] - here[seed] for seed in here if seed in there]
       yield {
         'networks’ worth of batches': str(members),
         'members': way,
         'computing': f'{computing(runs[0]):.2f}',
         **ends(runs, MEMBERS, LOSS, of='a member'),
-        'better than never, seed for seed': (
-          '–' if runs is never else LOSS.text(gain, sign='+')
-        ),
+        'better than never, seed for seed': gain_over(never, runs, MEMBERS),
         **ends(runs, 'ensemble', LOSS, of='ensemble'),
         **made_by(_CONFIG, runs),
       }

@@ -148,10 +148,13 @@ class TeacherFit(Figure):
   def panels(self, rows: Rows) -> Grid:
     if not _by_age(rows):
       return []
-    top_1 = self._panel(rows, TOP_1, 'top-1', 0)
-    return [[top_1, self._panel(rows, LOSS, 'cross-entropy', 1)]]
+    # Not all of the left one is of held-out images.
+    left = self._panel(rows, TOP_1, 'top-1', 0, TOP_1.short)
+    return [[left, self._panel(rows, LOSS, 'cross-entropy', 1, LOSS.label)]]
 
-  def _panel(self, rows: Rows, metric: Metric, name: str, first: int) -> Panel:
+  def _panel(
+    self, rows: Rows, metric: Metric, name: str, first: int, ylabel: str
+  ) -> Panel:
     by_age = _by_age(rows)
     lines = self.alone.level(metric, rows, list(by_age))
     for label, what, color in self.who[first:]:
@@ -162,7 +165,7 @@ class TeacherFit(Figure):
       lines += along(label, color, points)
     axis = {'xscale': 'log', 'xticks': list(by_age)}
     xlabel = 'teacher’s age (steps)'
-    return Panel(f'ours, {{}}, {name}', lines, xlabel, metric.label, **axis)
+    return Panel(f'ours, {{}}, {name}', lines, xlabel, ylabel, **axis)
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     alone = TOP_1.whole(self.alone.runs(rows), 0)
@@ -174,7 +177,7 @@ class TeacherFit(Figure):
         for label, what, _ in self.who[:2]
       }
       yield {
-        'teacher’s age (steps)': count(age),
+        'teacher’s age (steps)': count(age, 'no teacher'),
         **teachers,
         **ends(runs, 0, TOP_1, LOSS, of='student'),
         **gains(runs, 0, self.alone, rows, TOP_1, LOSS),

@@ -20,6 +20,7 @@ from scripts.figures.metric import (
   one_a_seed,
 )
 from scripts.figures.panel import Grid, Line, Panel, along, sequence
+from scripts.figures.regime import Pair, codistilled, ensemble
 
 _RATE = 'schedule.constant.rate'
 
@@ -245,23 +246,15 @@ class _Width(NamedTuple):
   """Runs of one width at the rate that is best for networks alone."""
 
   rate: float
-  together: list[Result]
-  apart: list[Result]
-
-  @property
-  def codistilled(self) -> list[float]:
-    """Gains over the same members alone, seed for seed."""
-    return LOSS.gains(self.together, MEMBERS, self.apart, MEMBERS)
-
-  @property
-  def ensemble(self) -> list[float]:
-    return LOSS.gains(self.apart, 'ensemble', self.apart, MEMBERS)
+  pair: Pair
 
   @property
   def share(self) -> float:
     """Of the ensemble's gain in percent."""
-    ensemble = statistics.fmean(self.ensemble)
-    return 100 * statistics.fmean(self.codistilled) / ensemble
+    peer, both = (
+      statistics.fmean(of(self.pair)) for of in (codistilled, ensemble)
+    )
+    return 100 * peer / both
 
 
 class Width(Figure):
@@ -275,11 +268,11 @@ class Width(Figure):
     if len(widths) < 2:
       return []
     lines = []
-    for arm in (arms.LM_ENSEMBLE, arms.LM_CODISTILL):
-      points = {
-        units: width.ensemble if arm is arms.LM_ENSEMBLE else width.codistilled
-        for units, width in widths.items()
-      }
+    for arm, of in (
+      (arms.LM_ENSEMBLE, ensemble),
+      (arms.LM_CODISTILL, codistilled),
+    ):
+      points = {units: of(width.pair) for units, width in widths.items()}
       lines += along(arm.label, arm.color, points)
     shares = {units: [width.share] for units, width in widths.items()}
     share = along('share', panel.VERMILION, shares, seeds=None)
@@ -292,20 +285,21 @@ class Width(Figure):
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     for units, width in _widths(rows).items():
+      together, apart = width.pair
       losses = [
-        LOSS.ends(width.apart, MEMBERS),
-        LOSS.ends(width.together, MEMBERS),
-        LOSS.ends(width.apart, 'ensemble'),
+        LOSS.ends(apart, MEMBERS),
+        LOSS.ends(together, MEMBERS),
+        LOSS.ends(apart, 'ensemble'),
       ]
       kinds = 'alone / codistilled / ensemble of two'
       yield {
         'units': f'2 × {units}',
         'learning rate, best alone': f'{width.rate:g}',
         f'{kinds}: {LOSS.short}': ' / '.join(map(LOSS.text, losses)),
-        'codistillation gains': LOSS.text(width.codistilled, sign='+'),
-        'the ensemble gains': LOSS.text(width.ensemble, sign='+'),
+        'codistillation gains': LOSS.text(codistilled(width.pair), sign='+'),
+        'the ensemble gains': LOSS.text(ensemble(width.pair), sign='+'),
         'share': f'{width.share:.0f} %',
-        **made_by('lm_width', width.together),
+        **made_by('lm_width', together),
       }
 
 
@@ -334,7 +328,7 @@ def _widths(rows: Rows) -> dict[int, _Width]:
       continue
     best = min(alone, key=lambda rate: alone[rate])
     together, apart = by_rate[best]
-    width = _Width(best, one_a_seed(together), one_a_seed(apart))
-    if width.codistilled:
-      widths[units] = width
+    pair = one_a_seed(together), one_a_seed(apart)
+    if codistilled(pair):
+      widths[units] = _Width(best, pair)
   return widths
