@@ -1,7 +1,7 @@
 """The cost of a config's updates: FLOPs, bytes, memory of each device.
 
   python -m scripts.cost CONFIG[:VARIANT] [--devices 1 8 64]
-    [--microbatches 64 8 1] [--teachers=1] [--member=0] [--json=FILE]
+    [--microbatches 64 8 1] [--teachers=N] [--member=0] [--json=FILE]
     [--config.any.key=value …]
 
 It compiles both updates for each number of devices, with shapes in place of
@@ -11,8 +11,10 @@ memory is from the compiler's analysis, and applies to the backend that it
 compiled for. Without an accelerator that is the CPU, for which JAX shows as
 many devices as needed. --microbatches says in how many parts the batch of an
 update is computed, for each number of devices; --member, whose update it is, if
-members have different networks. Frozen teachers have the networks of the first
-phase, or of the run that codistill.frozen_dir names.
+members have different networks; --teachers, how many teach it, by default all
+that the config gives it. Frozen teachers have the networks of the first phase,
+or of the run that codistill.frozen_dir names. Where no member teaches another
+the burn-in update is the only one.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from rich.table import Table
 from codistill import precision
 from codistill.models import Model
 from codistill.models.convolution import plain_convolutions
+from experiments import averaging, config_file, given
 from experiments import config as configs
-from experiments import config_file, given
 from experiments.build import build
 from experiments.errors import UserError, user_errors
 from experiments.experiment import Experiment
@@ -76,6 +78,8 @@ def make_experiment(name: str, num_devices: int, **changes: Any) -> Experiment:
   config = configs.load_changed(name, {'num_devices': num_devices, **changes})
   if config.codistill.exchange == 'checkpoints':
     config.codistill.exchange = 'memory'  # It needs no folder.
+  if config.fault.kind == 'slow':
+    config.fault.kind = 'none'  # Nobody trains.
   models = None
   if config.codistill.exchange == 'frozen':
     models = dict(enumerate(_frozen_models(config)))
@@ -94,6 +98,24 @@ def _frozen_models(config: Any) -> list[Model]:
       run = rebuild(read_runs(local_path(frozen)), with_data=False)
   check_alike(frozen, run.task, make_task(config.data))
   return run.models(run.members)
+
+
+def own_teachers(config: Any, experiment: Experiment, member: int = 0) -> int:
+  """How many teach a member in its codistilling updates; 0 without these.
+
+  Args:
+    config: whose `experiment` it is.
+    experiment: without data.
+    member: who learns.
+  """
+  if experiment.burn_in_steps >= experiment.num_steps:
+    return 0
+  if config.codistill.exchange in ('none', 'frozen'):
+    return len(experiment.teachers)
+  outer = experiment.outer_steps
+  # The others of its group are averaged, and do not teach it.
+  averaged = outer.group_size - 1 if outer else 0
+  return len(averaging.make_graph(config).teachers(member, 0)) - averaged
 
 
 def abstract_arguments(
@@ -226,7 +248,7 @@ def kept_bytes(experiment: Experiment, member: int = 0) -> int:
 def describe(
   name: str,
   sizes: Sequence[tuple[int, int]],
-  teachers: int,
+  teachers: int | None,
   changes: Mapping[str, Any],
   member: int = 0,
 ) -> dict[str, Any]:
@@ -235,7 +257,7 @@ def describe(
   Args:
     name: of the config, as `config_file.find` reads it.
     sizes: numbers of devices to compile for, each with that of microbatches.
-    teachers: of the codistilling update.
+    teachers: of the codistilling update; None for all that the member has.
     changes: dotted keys of the config, and their values.
     member: whose updates.
 
@@ -244,13 +266,15 @@ def describe(
 
   Raises:
     UserError: as `make_experiment`, if microbatches do not divide a batch,
-      there is no such member, or a key is not read or is set by a flag.
+      there is no such member or not so many teachers, or a key is not read or
+      is set by a flag.
   """
   for key in _FLAGS.keys() & changes.keys():
     raise UserError(
       f'--config.{key} is not for this command: {_FLAGS[key]} sets it'
     )
-  given.check_read(configs.load_changed(name, changes), changes)
+  config = configs.load_changed(name, changes)
+  given.check_read(config, changes)
   experiments = [
     make_experiment(name, number, num_microbatches=parts, **changes)
     for number, parts in sizes
@@ -261,7 +285,14 @@ def describe(
       f'there is no member {member}: this config has {one.num_members}, '
       'numbered from 0'
     )
-  updates = {'burn-in': 0, 'codistilling': teachers}
+  most = own_teachers(config, one, member)
+  if teachers is not None and teachers > most:
+    raise UserError(
+      f'--teachers is {teachers}, but {most} teach member {member} of this '
+      'config; leave it out to count these'
+    )
+  teachers = most if teachers is None else teachers
+  updates = {'burn-in': 0} | ({'codistilling': teachers} if teachers else {})
   state = abstract_arguments(one, 0, member).state
   variables = state.variables
   return {
@@ -299,14 +330,18 @@ def describe(
 
 def tables(found: dict[str, Any]) -> list[Table]:
   """FLOPs by update; memory by update and number of devices."""
-  unit = found['unit']
+  unit, number = found['unit'], found['teachers']
+  taught = f'codistilling, {number} teacher{"s" * (number > 1)}'
+  names = {'codistilling': taught}
   work = Table(box=box.SIMPLE_HEAD)
   work.add_column(f'{found["config"]}: an update')
   for column in ('products', 'other arithmetic'):
     work.add_column(f'{column} (MFLOP/{unit})', justify='right')
   for update, counts in found['flops'].items():
-    each = (number / found['examples_per_step'] for number in counts.values())
-    work.add_row(update, *(f'{number / 1e6:,.4g}' for number in each))
+    each = (count / found['examples_per_step'] for count in counts.values())
+    work.add_row(
+      names.get(update, update), *(f'{one / 1e6:,.4g}' for one in each)
+    )
   memory = Table(box=box.SIMPLE_HEAD)
   memory.add_column(f'compiled for {found["backend"]}: devices')
   memory.add_column('microbatches', justify='right')
@@ -340,12 +375,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument(
     '--microbatches', metavar='M', type=int, nargs='+', action='extend'
   )
-  parser.add_argument('--teachers', metavar='N', type=int, default=1)
+  parser.add_argument('--teachers', metavar='N', type=int)
   parser.add_argument('--member', metavar='I', type=int, default=0)
   parser.add_argument('--json', type=local_path, metavar='FILE')
   arguments, extra = parser.parse_known_args(argv)
   devices, parts = arguments.devices or [1], arguments.microbatches or [1]
-  if min(*devices, *parts, arguments.teachers) < 1:
+  teachers = [] if arguments.teachers is None else [arguments.teachers]
+  if min(*devices, *parts, *teachers) < 1:
     parser.error('--devices, --microbatches and --teachers must be at least 1')
   if arguments.member < 0:
     parser.error('--member must be at least 0')

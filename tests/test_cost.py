@@ -41,6 +41,7 @@ def test_memory_is_that_of_a_device_and_written_down(tmp_path):
     found = written['cost']
     assert found['changes'] == changes
     assert (found['examples_per_step'], found['unit']) == (512, 'example')
+    assert found['teachers'] == 1
     for one in found['memory']:
       memory[one['devices'], one['microbatches'], one['update']] = one
   ways = (2, 1), (1, 1), (1, 4)
@@ -75,6 +76,38 @@ def test_a_teacher_adds_its_forward_pass(name):
   )
   assert one - alone == two - one == forward
   assert len(peers) == 1
+
+
+def test_a_member_has_the_teachers_that_its_config_gives_it(capsys):
+  name, four = SMALL[2], {'codistill.members': 4}
+  averaged = {'codistill.method': 'local_sgd'}
+  for number, changes, member in (
+    (3, four, 0),
+    (1, four | {'codistill.topology': 'ring'}, 0),
+    (3, four | {'codistill.topology': 'star'}, 0),
+    (1, four | {'codistill.topology': 'star'}, 1),
+    (0, {'codistill.exchange': 'none'}, 0),
+    # Members that are averaged do not teach each other, but groups do.
+    (0, averaged, 0),
+    (1, four | averaged | {'codistill.group_size': 2}, 0),
+    (0, {'codistill.burn_in_steps': 100}, 0),
+    # Of all members in one process, of whom nobody trains.
+    (1, {'fault.kind': 'slow', 'fault.member': 1, 'fault.step': 1}, 0),
+  ):
+    found = cost.describe(name, [(1, 1)], None, changes, member)
+    assert found['teachers'] == number, changes
+    updates = UPDATES if number else UPDATES[:1]
+    assert tuple(found['flops']) == updates, changes
+    assert {one['update'] for one in found['memory']} == {*updates}, changes
+  assert cost.main([name, '--config.codistill.members=4']) == 0
+  [line] = [
+    one
+    for one in capsys.readouterr().out.splitlines()
+    if 'codistilling,' in one
+  ]
+  assert 'codistilling, 3' in line
+  assert cost.main([name, '--config.codistill.exchange=none']) == 0
+  assert 'codistilling' not in capsys.readouterr().out
 
 
 def test_a_frozen_teacher_has_its_own_network(tmp_path):
@@ -121,6 +154,7 @@ def test_a_key_that_cannot_be_is_one_sentence(capsys):
     (SMALL[1], '--config.num_devices=1', '--devices sets it'),
     (SMALL[1], '--config.model.dnn.hidden=[8]', "model.name is 'resnet'"),
     (SMALL[1], frozen, 'codistill.exchange is frozen, but there is no teacher'),
+    (SMALL[1], '--teachers=2', '--teachers is 2, but 1 teach member 0 of'),
     (SMALL[0], '--devices=9', 'num_devices is 9, but there are 8 devices here'),
     ('lm_codistil', '--devices=1', 'did you mean lm_codistill'),
   ):
