@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -50,6 +52,21 @@ def check_least(values: Mapping[str, tuple[float, float]]) -> None:
   for key, (value, minimum) in values.items():
     if not value >= minimum:  # Refuses NaN, too.
       raise UserError(f'{key} is {value}; it must be at least {minimum}')
+
+
+def positive(text: str) -> float:
+  """Reads a number of a command line.
+
+  Raises:
+    argparse.ArgumentTypeError: if it is none above 0, or infinite.
+  """
+  try:
+    value = float(text)
+  except ValueError:
+    value = math.nan
+  if not 0 < value < math.inf:
+    raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+  return value
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -96,7 +96,8 @@ def rebuild(
   if eval_split is not None:
     if 'eval_split' not in config.data:
       raise UserError(
-        f'there is no split {eval_split!r}: text has train and test'
+        f'there is no split {eval_split!r}: {config.data.kind} data have train '
+        'and test'
       )
     config.data.eval_split = eval_split
   with user_errors(ValueError):

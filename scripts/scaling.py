@@ -25,6 +25,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
+from experiments.errors import positive
 from experiments.paths import local_path
 from scripts import markdown, plan
 
@@ -340,17 +341,7 @@ def _rate(text: str) -> tuple[str, float]:
     raise argparse.ArgumentTypeError(
       f'{text!r} has no plan of {", ".join(plan.PLANS)} before an ='
     )
-  return name, _positive(rate)
-
-
-def _positive(text: str) -> float:
-  try:
-    value = float(text)
-  except ValueError:
-    value = math.nan
-  if not 0 < value < math.inf:
-    raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-  return value
+  return name, positive(rate)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -360,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--step-seconds', type=_positive, default=1.0)
+  parser.add_argument('--step-seconds', type=positive, default=1.0)
   parser.add_argument('--reload-interval-steps', type=int, default=50)
   parser.add_argument('--share-of-peak', type=float, default=_SHARE_OF_PEAK)
   lists = {'nargs': '+', 'action': 'extend', 'default': []}
@@ -380,14 +371,22 @@ def main(argv: Sequence[str] | None = None) -> int:
   rates = dict(arguments.tokens_per_second)
   if len(rates) < len(arguments.tokens_per_second):
     parser.error('--tokens-per-second names a plan twice; give it one rate')
-  found = tables(
-    arguments.reload_interval_steps,
-    arguments.step_seconds,
-    arguments.share_of_peak,
-    rates,
-  )
   try:
+    found = tables(
+      arguments.reload_interval_steps,
+      arguments.step_seconds,
+      arguments.share_of_peak,
+      rates,
+    )
     markdown.show(found, arguments.into)
+  except KeyError as error:
+    print(
+      f'scripts.scaling: {_MEASURED} has no {error}; measure again with '
+      f'python -m scripts.benchmark model publication --json={_MEASURED}, '
+      'without --full',
+      file=sys.stderr,
+    )
+    return 2
   except (OSError, ValueError) as error:
     print(f'scripts.scaling: {error}', file=sys.stderr)
     return 2

@@ -37,7 +37,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codistill.exchange.folder.lease import is_held, read_lease
-from experiments.errors import UserError
+from experiments.errors import UserError, positive
 from experiments.paths import FIRST_PHASE, local_path
 from experiments.record import Record
 from experiments.runs import (
@@ -411,16 +411,6 @@ def _print(table: Table, console: Console) -> None:
   console.print(table)
 
 
-def _positive(text: str) -> float:
-  try:
-    seconds = float(text)
-  except ValueError:
-    seconds = 0.0
-  if not 0 < seconds < float('inf'):
-    raise argparse.ArgumentTypeError(f'{text!r} is not a number of seconds')
-  return seconds
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table, once or again and again."""
   parser = argparse.ArgumentParser(
@@ -429,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('workdir', metavar='WORKDIR', type=local_path)
-  parser.add_argument('--watch', metavar='SECONDS', type=_positive)
+  parser.add_argument('--watch', metavar='SECONDS', type=positive)
   arguments = parser.parse_args(argv)
   console = Console()
   try:

@@ -14,7 +14,9 @@ from rebuilt import cheap_builds, ruin
 from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
 from codistill.step_folders import UnreadableError
+from experiments import config as configs
 from experiments import stored
+from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 from scripts import evaluate
 
@@ -201,6 +203,14 @@ def test_what_a_run_had_to_train_with_is_not_needed_to_look_at_it(small):
   config |= {'num_devices': None, 'num_microbatches': 16}
   assert runs[None]['device']['count'] == 1
   assert evaluate.rebuild(runs).mesh.size == 1
+
+
+def test_clicks_have_no_other_splits(small):
+  runs = evaluate.read_runs(small.workdir)
+  run = dict(runs[None], experiment='criteo_codistill', variant='smoke')
+  run['config'] = configs.load('criteo_codistill:smoke').to_dict()
+  with pytest.raises(UserError, match='clicks data have train and test'):
+    evaluate.rebuild({None: run}, eval_split='foo')
 
 
 def test_a_member_that_died_has_not_diverged(small):

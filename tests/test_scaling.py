@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from scripts import markdown, scaling
+from scripts import markdown, plan, scaling
 
 DOC = pathlib.Path(__file__).parent.parent / 'docs/scaling.md'
 
@@ -63,7 +63,7 @@ def test_tables_go_between_their_markers():
     markdown.insert('<!-- table x -->\n', {})
 
 
-def test_what_makes_no_sense_is_refused(capsys):
+def test_what_makes_no_sense_is_refused(capsys, monkeypatch):
   for arguments, said in (
     (['--step-seconds=0'], "--step-seconds: '0' is not a number above 0"),
     (['--step-seconds=nan'], "--step-seconds: 'nan' is not a number above 0"),
@@ -79,6 +79,12 @@ def test_what_makes_no_sense_is_refused(capsys):
     assert said in capsys.readouterr().err
   assert scaling.main(['--into=nowhere/at/all.md']) == 2
   assert 'nowhere' in capsys.readouterr().err
+  # As full shapes leave it: numbers have other names.
+  monkeypatch.setattr(plan, 'benchmark', lambda: {'another (s)': [1.0]})
+  assert scaling.main([]) == 2
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'has no' in line
+  assert line.endswith('without --full')
 
 
 def test_a_measured_rate_is_shown(capsys):

@@ -355,7 +355,7 @@ def test_no_run_or_a_damaged_one_is_one_sentence(tmp_path, capsys):
   for seconds in ('0', '-1', 'nan', 'inf', 'soon'):
     with pytest.raises(SystemExit, match='2'):
       status.main([str(tmp_path), f'--watch={seconds}'])
-    assert f'{seconds!r} is not a number of seconds' in capsys.readouterr().err
+    assert f'{seconds!r} is not a number above 0' in capsys.readouterr().err
 
 
 def test_a_watch_ends_when_all_have_ended(tmp_path, capsys, monkeypatch):
