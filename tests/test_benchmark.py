@@ -11,19 +11,18 @@ import pathlib
 import subprocess
 import types
 
+import jax
 import numpy as np
 import pytest
 from in_process import complaint
-from networks import make_small_dnn
 
 from codistill import losses
-from codistill.models import make_lstm
 from data.preparing import workers
 from scripts import cost, markdown, prepare_criteo
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import job, loop, measure, peers, report
 from scripts.benchmark import networks as measured
-from scripts.benchmark.measure import Limit, Measure, ResNet
+from scripts.benchmark.measure import Limit, Measure
 from scripts.benchmark.networks import Network
 
 PARTS = benchmark.PARTS
@@ -31,17 +30,6 @@ TINY = {
   'LSTM': Network('lm_codistill:smoke', {'model.lstm.num_layers': 1}),
   'DNN': Network('criteo_codistill:smoke'),
 }
-SMALL = ResNet(batch_size=4, image_shape=(8, 8, 1), num_classes=10)
-
-
-@pytest.fixture
-def small(monkeypatch):
-  def make_small(*, input_shape, num_classes, **_):
-    # It compiles fast.
-    return make_small_dnn(input_shape=input_shape, num_classes=num_classes)
-
-  for module in (measure, PARTS['publication']):
-    monkeypatch.setattr(module, 'make_resnet', make_small)
 
 
 @pytest.fixture
@@ -225,28 +213,28 @@ def test_a_run_is_started_fresh_and_with_its_programs(run, monkeypatch):
   assert not pathlib.Path(programs).parent.exists()
 
 
-def test_an_update_is_timed_with_each_teacher(small, run):
+def test_an_update_is_timed_with_each_teacher(run):
   kinds = ('float32', 'bfloat16', 'int8')
   found = run(
-    'teacher', SMALL, *(f'time, teacher in {one} (ms)' for one in kinds)
+    'teacher', TINY['DNN'], *(f'time, teacher in {one} (ms)' for one in kinds)
   )
   for kind in kinds:
     [memory] = found[f'memory, teacher in {kind} (MB)']
     assert memory > found['memory, without a teacher (MB)'][0]
 
 
-def test_an_interval_with_an_exchange_is_told_from_one_without(small, run):
+def test_an_interval_with_an_exchange_is_told_from_one_without(run):
   timed = (
     'interval without exchange (s)',
     'to load (s)',
     'stall (% of the interval)',
   )
-  shapes = PARTS['exchange'].Shapes({1: SMALL}, {1: 3})
+  shapes = PARTS['exchange'].Shapes({1: TINY['DNN']}, {1: 3})
   run('exchange', shapes, *(f'1 M: {one}' for one in timed))
 
 
-def test_a_publication_weighs_what_its_precision_says(small, run):
-  found = run('publication', {1: (8, 4)}, '1 M, int8: to write (s)')
+def test_a_publication_weighs_what_its_precision_says(run):
+  found = run('publication', {1: TINY['DNN']}, '1 M, int8: to write (s)')
   full, half, quarter = (
     found[f'1 M, {name}: bytes (MB)'][0]
     for name in ('float32', 'bfloat16', 'int8')
@@ -260,10 +248,8 @@ def test_a_loss_in_chunks_takes_a_quarter_of_the_memory(run, monkeypatch):
   psi, function = 'cross_entropy', losses.soft_cross_entropy
   monkeypatch.setattr(losses, 'DISTILL_LOSSES', {psi: function})
   # One layer takes half as long to compile.
-  make = functools.partial(make_lstm, num_layers=1)
-  monkeypatch.setattr(
-    PARTS['loss'], 'make_lstm', lambda num_layers, **sizes: make(**sizes)
-  )
+  one = functools.partialmethod(Network.build, **{'model.lstm.num_layers': 1})
+  monkeypatch.setattr(Network, 'build', one)
   found = run('loss', sizes, 'time, chunks of 16, beside plain (%)')
   for what in ('the loss', 'an update'):
     [plain], [chunked] = (
@@ -287,7 +273,7 @@ def test_lanes_and_clicks_are_read_as_often_as_it_was_told(
   monkeypatch.setattr(PARTS['text'], 'NAME', str(short_text))
   shapes = {'text': ((4, 32),), 'clicks': PARTS['clicks'].Shapes(1_000, (16,))}
   for name, sizes in shapes.items():
-    monkeypatch.setattr(PARTS[name], '_SECONDS', 0.01)
+    monkeypatch.setattr(measure, 'READ_SECONDS', 0.01)
     found = run(name, sizes)
     for values in found.values():
       assert len(values) == 2
@@ -408,6 +394,11 @@ def test_on_a_gpu_the_papers_shapes_are_measured_for_some_minutes(
   assert 'lanes: cut short' in shown
   assert 'Left out, because the minutes are over: peers' in shown
   assert 'full shapes, cut short' in report.tables(path)['benchmark-lanes']
+  # A part whose rounds are all done is whole, though the minutes are over.
+  assert benchmark.main([*line, '--rounds=1', f'--json={path}']) == 0
+  shown = capsys.readouterr().out
+  assert 'cut short' not in shown + report.tables(path)['benchmark-lanes']
+  assert 'Left out, because the minutes are over: peers' in shown
 
 
 def test_a_language_model_is_timed_by_lanes_and_chunks(run):
@@ -450,6 +441,11 @@ def test_the_networks_are_configs_whose_keys_exist():
   for part in (measured, peers):
     for name, network in (*part.SMALL.items(), *part.FULL.items()):
       assert network.build().task.kind == kinds.get(name, 'images')
+  for millions, network in measured.RESNETS.items():
+    model = network.build().networks[0].model
+    shapes = jax.eval_shape(model.init, jax.random.key(0))['params']
+    number = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert number == pytest.approx(1e6 * millions, rel=0.04)
 
 
 def test_the_documents_tables_are_those_of_the_committed_results():

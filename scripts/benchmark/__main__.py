@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import math
 import os
 import pathlib
@@ -52,48 +53,17 @@ from rich.console import Console
 from experiments import record
 from experiments.errors import UserError
 from experiments.paths import local_path
-from scripts.benchmark import (
-  clicks,
-  convolution,
-  exchange,
-  images,
-  lanes,
-  loss,
-  lstm,
-  memory,
-  model,
-  peers,
-  publication,
-  report,
-  scale,
-  start,
-  step,
-  teacher,
-  text,
-  together,
-  waiting,
-)
+from scripts.benchmark import peers, report
 from scripts.benchmark.measure import Measure, machine
 
+# Each is a module; in this order.
 PARTS = {
-  'step': step,
-  'model': model,
-  'images': images,
-  'text': text,
-  'clicks': clicks,
-  'waiting': waiting,
-  'exchange': exchange,
-  'publication': publication,
-  'memory': memory,
-  'loss': loss,
-  'scale': scale,
-  'start': start,
-  'lstm': lstm,
-  'convolution': convolution,
-  'teacher': teacher,
-  'together': together,
-  'peers': peers,
-  'lanes': lanes,
+  name: importlib.import_module(f'scripts.benchmark.{name}')
+  for name in (
+    *('step', 'model', 'images', 'text', 'clicks', 'waiting', 'exchange'),
+    *('publication', 'memory', 'loss', 'scale', 'start', 'lstm'),
+    *('convolution', 'teacher', 'together', 'peers', 'lanes'),
+  )
 }
 _GROUPS = {
   'input': ('images', 'text', 'clicks', 'waiting'),
@@ -219,7 +189,8 @@ def _measure(
       measures = so_far
       if number <= rounds:
         console.print(f'{name}: {number} of {rounds} {part.ROUNDS}')
-      if cut := time.monotonic() > stop:
+      # After the last round only what needs no other one is left.
+      if cut := number < rounds and time.monotonic() > stop:
         console.print(f'{name}: cut short, because the minutes are over')
         break
   console.print(report.table(f'{name}: {part.TITLE}', measures))

@@ -19,14 +19,13 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from data.clicks.dataset import HELD_OUT_FRACTION, make_clicks
-from scripts.benchmark.measure import ROOT, Limit, Measure, Measures
+from data.clicks.dataset import HELD_OUT_FRACTION, ClickSet, make_clicks
+from scripts.benchmark.measure import ROOT, Limit, Measure, Measures, read
 from scripts.prepare_criteo import write_synthetic
 
 TITLE = 'click logs'
 ROUNDS = 'rounds: prepared once, read for a second in each size'
 WORKERS = 2
-_SECONDS = 1.0
 
 
 class Shapes(NamedTuple):
@@ -64,13 +63,15 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
       )
       for batch_size in shapes.batch_sizes:
         if not number:
-          _read(output, batch_size)
-        first, rows, seconds, cpu = _read(output, batch_size)
+          read(_open(output), batch_size)
+        done = read(_open(output), batch_size)
         name = f'read in batches of {batch_size:,}'
-        found.note(f'{name}: first', 'ms', first * 1e3)
-        rate = rows / seconds / 1e6
+        rows = done.batches * batch_size / 1e6
+        found.note(f'{name}: first', 'ms', done.first * 1e3)
+        rate = rows / done.seconds
         found.note(f'{name}: rate', 'M rows/s', rate, Limit('≥', 1))
-        found.note(f'{name}: rate of CPU', 'M rows/s a core', rows / cpu / 1e6)
+        rate = rows / done.cpu
+        found.note(f'{name}: rate of CPU', 'M rows/s a core', rate)
       yield found.all()
 
 
@@ -90,28 +91,11 @@ def _prepare(log: pathlib.Path, output: pathlib.Path) -> tuple[float, float]:
   return time.perf_counter() - began, cpu() - before
 
 
-def _read(
-  folder: pathlib.Path, batch_size: int
-) -> tuple[float, int, float, float]:
-  """Seconds to the first batch; then rows, seconds and CPU seconds."""
-  clicks = make_clicks(
+def _open(folder: pathlib.Path) -> ClickSet:
+  return make_clicks(
     str(folder),
     synthetic_rows=0,
     table_sizes=[100_000] * 26,
     max_test_rows=None,
     cache_dir=None,
   )
-  began = time.perf_counter()
-  batches = clicks.train(
-    member=0, members=2, partition='disjoint', seed=0, batch_size=batch_size
-  )
-  next(batches)
-  first, cpu = time.perf_counter(), time.process_time()
-  count = 0
-  while time.perf_counter() - first < _SECONDS:
-    next(batches)
-    count += 1
-  seconds = time.perf_counter() - first
-  cpu = time.process_time() - cpu
-  batches.close()
-  return first - began, count * batch_size, seconds, cpu

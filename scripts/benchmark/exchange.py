@@ -26,14 +26,8 @@ from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
 from codistill.train_state import TrainState
 from codistill.train_step import Metrics
-from scripts.benchmark import publication as publishing
-from scripts.benchmark.measure import (
-  Limit,
-  Measure,
-  Measures,
-  ResNet,
-  make_subject,
-)
+from scripts.benchmark import networks
+from scripts.benchmark.measure import Limit, Measure, Measures
 
 TITLE = 'an interval of updates'
 ROUNDS = 'rounds of pairs of intervals'
@@ -45,17 +39,13 @@ _PATIENCE_S = 120.0
 class Shapes(NamedTuple):
   """Networks, and updates in an interval, by millions of parameters."""
 
-  networks: Mapping[int, ResNet]
+  networks: Mapping[int, networks.Network]
   interval_steps: Mapping[int, int]
 
 
-_NETWORKS = {
-  size: ResNet(depth, width, batch_size=4)
-  for size, (depth, width) in publishing.FULL.items()
-}
 # Large networks take fewer updates: their number does not change the stall.
-SMALL = Shapes(_NETWORKS, {1: 50, 25: 10, 100: 5})
-FULL = Shapes(_NETWORKS, dict.fromkeys(_NETWORKS, 50))
+SMALL = Shapes(networks.RESNETS, {1: 50, 25: 10, 100: 5})
+FULL = Shapes(networks.RESNETS, dict.fromkeys(networks.RESNETS, 50))
 
 
 def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
@@ -87,10 +77,14 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
 class _Run(contextlib.ExitStack):
   """A member that trains, and its exchange."""
 
-  def __init__(self, folder: pathlib.Path, network: ResNet, steps: int):
+  def __init__(
+    self, folder: pathlib.Path, network: networks.Network, steps: int
+  ):
     super().__init__()
     self._folder, self._steps = folder, steps
-    _, _, self._updates, self._state, self._batch = make_subject(network)
+    experiment = network.build()
+    self._updates = experiment.updates
+    self._state, self._batch = networks.start(experiment)
     self._step = 0
     self._exchange = self.enter_context(
       CheckpointExchange(

@@ -58,19 +58,12 @@ def run(job: Job) -> dict[str, float]:
     first step of all members; `step`, the mean seconds of such a step
     thereafter; `evaluation`, the seconds to evaluate all members, once
     compiled; and `memory`, this process's peak in bytes, if the system tells.
-    this process had, in bytes, where the system tells.
   """
   # This is too late if JAX has devices already; it keeps those.
   with contextlib.suppress(RuntimeError):
     jax.config.update('jax_num_cpu_devices', job.devices)
-  config = configs.load(job.config)
-  changes = {
-    **job.changes,
-    'num_devices': job.devices,
-    'codistill.burn_in_steps': 0,
-  }
-  configs.check_keys(config, changes)
-  config.update_from_flattened_dict(changes)
+  changes = {'num_devices': job.devices, 'codistill.burn_in_steps': 0}
+  config = configs.load_changed(job.config, {**job.changes, **changes})
   experiment = build(config, None)
   loop = Loop(experiment)
   loop.take(1)

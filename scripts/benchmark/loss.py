@@ -10,20 +10,21 @@ of the plain loss's.
 from __future__ import annotations
 
 import dataclasses
-import time
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from codistill import losses, optim, sharding
-from codistill.models import Head, Model, Prediction, make_lstm
-from codistill.train_state import Network, TrainState, init_state
-from codistill.train_step import make_objective, make_updates
-from scripts.benchmark.measure import Limit, Measure, Measures
+from codistill import losses, sharding
+from codistill.models import Head, Model, Prediction
+from codistill.train_state import TrainState
+from codistill.train_step import make_objective
+from scripts import cost
+from scripts.benchmark.measure import Limit, Measure, Measures, in_turn
+from scripts.benchmark.networks import Network
 
 PyTree = Any
 TITLE = 'loss and gradient'
@@ -65,7 +66,7 @@ def measure(rounds: int, shapes: Sizes) -> Iterator[list[Measure]]:
   """Times losses in turn.
 
   Args:
-    rounds: how many; an uncounted one goes first.
+    rounds: how many; before them all is compiled and warmed up.
     shapes: of a batch and a network.
 
   Yields:
@@ -75,34 +76,20 @@ def measure(rounds: int, shapes: Sizes) -> Iterator[list[Measure]]:
   arguments = _example(shapes)
   compiled = {}
   for name in losses.DISTILL_LOSSES:
-    plain = {}
+    plain = None
     for chunk in (None, *shapes.chunks):
+      update = _update_memory(shapes, name, chunk) / 1e6
       loss = make_loss(name, chunk).lower(*arguments).compile()
-      update = lower_update(shapes, name, chunk).compile()
-      for what, program in (('the loss', loss), ('an update', update)):
-        analysis = program.memory_analysis()
-        if analysis is not None:
-          needed = analysis.temp_size_in_bytes / 1e6
-          plain.setdefault(what, needed)
-          found.note(
-            f'memory of {what}, {name}, {_kind(chunk)}',
-            'MB',
-            needed,
-            # An update needs memory for more than logits: it has no limit.
-            Limit('≤', _AIM * plain[what])
-            if chunk and what == 'the loss'
-            else None,
-          )
+      needed = loss.memory_analysis().temp_size_in_bytes / 1e6
+      plain = plain or needed
+      limit = Limit('≤', _AIM * plain) if chunk else None
+      kind = f'{name}, {_kind(chunk)}'
+      found.note(f'memory of the loss, {kind}', 'MB', needed, limit)
+      # It needs memory for more than logits, so it has no limit.
+      found.note(f'memory of an update, {kind}', 'MB', update)
       if name == 'cross_entropy':
-        compiled[_kind(chunk)] = loss
-  for number in range(rounds + 1):
-    seconds = {}
-    for kind, loss in compiled.items():
-      began = time.perf_counter()
-      jax.block_until_ready(loss(*arguments))
-      seconds[kind] = time.perf_counter() - began
-    if not number:
-      continue
+        compiled[_kind(chunk)] = functools.partial(loss, *arguments)
+  for seconds in in_turn(compiled, rounds):
     for kind, each in seconds.items():
       found.note(f'time, {kind}', 'ms', 1e3 * each)
     for kind in list(seconds)[1:]:
@@ -151,60 +138,28 @@ def make_loss(name: str, chunk_tokens: int | None) -> Callable[..., PyTree]:
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def lower_update(
-  sizes: Sizes, name: str, chunk_tokens: int | None
-) -> jax.stages.Lowered:
-  """Lowers a codistilling update of the LSTM, from shapes alone.
+def _update_memory(sizes: Sizes, name: str, chunk_tokens: int | None) -> int:
+  """Bytes that a codistilling update of the LSTM needs while it runs.
 
   Args:
     sizes: of batch and network.
     name: of ψ.
     chunk_tokens: None for the plain loss.
   """
-  model = make_lstm(
-    input_shape=(sizes.tokens,),
-    num_classes=sizes.words,
-    embedding_size=sizes.embedding,
-    hidden_size=sizes.hidden,
-    num_layers=2,
-    dtype='float32',
-    param_dtype='float32',
+  network = Network(
+    'lm_codistill',
+    {
+      'batch_size': sizes.lanes,
+      'codistill.distill_loss': name,
+      'data.sequence_length': sizes.tokens,
+      'data.vocab_size': sizes.words,
+      'model.dtype': 'float32',
+      'model.loss_chunk_tokens': chunk_tokens or 0,
+      'model.lstm.embedding_size': sizes.embedding,
+      'model.lstm.hidden_size': sizes.hidden,
+    },
   )
-  optimizer = optim.make_optimizer(
-    'adam',
-    optax.constant_schedule(1e-3),
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    clip_norm=1.0,
-  )
-  network = Network(model, optimizer)
-  updates = make_updates(
-    [network],
-    sharding.make_mesh(1),
-    _objective(name, chunk_tokens),
-    num_async_workers=1,
-    num_microbatches=1,
-  )
-  key = jax.random.key(0)
-  state = jax.eval_shape(
-    lambda: init_state(
-      network,
-      batch_size=sizes.lanes,
-      init_key=key,
-      noise_key=key,
-      num_async_workers=1,
-    )
-  )
-  tokens = jax.ShapeDtypeStruct((sizes.lanes, sizes.tokens), jnp.int32)
-  return updates.descends[network.name].lower(
-    state,
-    {'inputs': tokens, 'labels': tokens},
-    (state.variables,),
-    (state.memory,),
-    True,
-    (model,),
-  )
+  return cost.update_memory(network.build(), 1)['while_it_runs']
 
 
 def _objective(name: str, chunk_tokens: int | None) -> losses.Objective:

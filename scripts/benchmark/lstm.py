@@ -7,7 +7,7 @@ compiler's analysis.
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from codistill.models import lstm
-from scripts.benchmark.measure import Measure, Measures
+from scripts.benchmark.measure import Measure, Measures, in_turn
 
 TITLE = 'Gradient of an LSTM layer, 1,024 units × 32 lanes × 32 tokens'
 ROUNDS = 'rounds of a gradient of each kind'
@@ -36,7 +36,7 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
   """Times gradients in turn.
 
   Args:
-    rounds: how many; an uncounted one goes first and compiles.
+    rounds: how many; before them all is compiled and warmed up.
     shapes: of the layer.
 
   Yields:
@@ -64,21 +64,18 @@ def measure(rounds: int, shapes: Shapes) -> Iterator[list[Measure]]:
     'JAX’s': gradient_of(lstm.recur.__wrapped__),
   }
   found = Measures()
-  for number in range(rounds + 1):
-    seconds = {}
-    for kind, gradient in kinds.items():
-      began = time.perf_counter()
-      jax.block_until_ready(gradient(kernel, norms, projected))
-      seconds[kind] = time.perf_counter() - began
-    if not number:
-      continue
+  arguments = kernel, norms, projected
+  calls = {
+    kind: functools.partial(of, *arguments) for kind, of in kinds.items()
+  }
+  for seconds in in_turn(calls, rounds):
     for kind, each in seconds.items():
       found.note(f'time, {kind}', 'ms', 1e3 * each)
     own, theirs = seconds.values()
     found.note('time, its own beside JAX’s', '%', 100 * own / theirs)
     yield found.all()
   for kind, gradient in kinds.items():
-    compiled = gradient.lower(kernel, norms, projected).compile()
+    compiled = gradient.lower(*arguments).compile()
     analysis = compiled.memory_analysis()
     if analysis is not None:
       temporary = analysis.temp_size_in_bytes

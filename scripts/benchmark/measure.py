@@ -1,4 +1,4 @@
-"""Numbers, clocks and a network, which all parts of the benchmark share."""
+"""Numbers and clocks, which all parts of the benchmark share."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
-from codistill import losses, optim, sharding
-from codistill.models import Model, make_resnet
-from codistill.train_state import Network, TrainState, init_state
-from codistill.train_step import JittedUpdates, make_updates
 from experiments import record
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# The least time to measure by the clock.
+# The least time to measure by the clock, and how long batches are read.
 TIMED_SECONDS = 0.5
+READ_SECONDS = 1.0
 Kind = TypeVar('Kind', bound=Hashable)
 
 
@@ -115,90 +109,36 @@ def take_turns(
     }
 
 
-class ResNet(NamedTuple):
-  """A ResNet, and the random images that it learns from."""
+class Read(NamedTuple):
+  """Seconds to the first batch; then batches, seconds and CPU seconds."""
 
-  depth: int = 18
-  width: int = 64
-  batch_size: int = 16
-  image_shape: tuple[int, int, int] = (16, 16, 3)
-  num_classes: int = 1_000
+  first: float
+  batches: int
+  seconds: float
+  cpu: float
 
 
-class Subject(NamedTuple):
-  """A ResNet that learns from random images.
+def read(dataset: Any, batch_size: int) -> Read:
+  """Reads for a second as one of two members reads.
 
-  Attributes:
-    mesh: one device.
-    model: the network.
-    updates: burn-in and codistilling.
-    state: the state before the first update.
-    batch: images, on the mesh.
+  Args:
+    dataset: whose `train` gives the batches.
+    batch_size: of a batch.
   """
-
-  mesh: Mesh
-  model: Model
-  updates: JittedUpdates
-  state: TrainState
-  batch: dict[str, Any]
-
-
-def make_subject(shapes: ResNet) -> Subject:
-  """Makes a network and its batch; compiles nothing yet."""
-  mesh = sharding.make_mesh(1)
-  model = make_resnet(
-    input_shape=shapes.image_shape,
-    num_classes=shapes.num_classes,
-    depth=shapes.depth,
-    width=shapes.width,
-    batch_norm_momentum=0.9,
-    batch_norm_group_size=None,
-    teacher_batch_norm='running',
-    remat=False,
-    dtype='float32',
-    param_dtype='float32',
+  began = time.perf_counter()
+  batches = dataset.train(
+    member=0, members=2, partition='disjoint', seed=0, batch_size=batch_size
   )
-  optimizer = optim.make_optimizer(
-    'sgd',
-    optax.constant_schedule(0.01),
-    momentum=0.9,
-    nesterov=False,
-    weight_decay=1e-4,
-    weight_decay_drop_at_steps=(),
-    weight_decay_drop_factor=1.0,
-  )
-  network = Network(model, optimizer)
-  updates = make_updates(
-    [network],
-    mesh,
-    losses.ALGORITHM_1,
-    num_async_workers=1,
-    num_microbatches=1,
-  )
-  key = jax.random.key(0)
-  state = sharding.replicate(
-    init_state(
-      network,
-      batch_size=shapes.batch_size,
-      init_key=key,
-      noise_key=key,
-      num_async_workers=1,
-    ),
-    mesh,
-  )
-  rng = np.random.default_rng(0)
-  batch = sharding.split_batch(
-    {
-      'inputs': rng.standard_normal(
-        (shapes.batch_size, *shapes.image_shape), np.float32
-      ),
-      'labels': rng.integers(
-        shapes.num_classes, size=shapes.batch_size, dtype=np.int32
-      ),
-    },
-    mesh,
-  )
-  return Subject(mesh, model, updates, state, batch)
+  next(batches)
+  first, cpu = time.perf_counter(), time.process_time()
+  count = 0
+  while time.perf_counter() - first < READ_SECONDS:
+    next(batches)
+    count += 1
+  seconds = time.perf_counter() - first
+  cpu = time.process_time() - cpu
+  batches.close()
+  return Read(first - began, count, seconds, cpu)
 
 
 def machine() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from codistill import precision, sharding
 from codistill.algorithm import Peer
-from codistill.train_state import place_state
+from codistill.train_state import TrainState, place_state
 from experiments import config as configs
 from experiments.experiment import Experiment
 from scripts import cost
@@ -67,6 +67,39 @@ FULL = {
 }
 
 
+def resnet(depth: int, width: int, batch_size: int) -> Network:
+  """A ResNet in float32 on images of 16×16 and 1,000 classes."""
+  return Network(
+    'imagenet_codistill',
+    {
+      'batch_size': batch_size,
+      'codistill.teacher_precision': 'float32',
+      'data.image_shape': (16, 16, 3),
+      'model.dtype': 'float32',
+      'model.resnet.batch_norm_group_size': None,
+      'model.resnet.depth': depth,
+      'model.resnet.width': width,
+    },
+  )
+
+
+# By their millions of parameters.
+RESNETS = {
+  1: resnet(18, 18, batch_size=4),
+  25: resnet(50, 64, batch_size=4),
+  100: resnet(50, 131, batch_size=4),
+}
+
+
+def start(experiment: Experiment) -> tuple[TrainState, dict[str, Any]]:
+  """A member's first state, and a made-up batch, on the mesh."""
+  batch = sharding.split_batch(
+    experiment.task.made_up_batch(experiment.batch_size, seed=0),
+    experiment.mesh,
+  )
+  return place_state(experiment.init(0), experiment.mesh), batch
+
+
 def make_updates(
   experiment: Experiment, teachers: Iterable[int]
 ) -> dict[int, Callable[[], Any]]:
@@ -80,11 +113,7 @@ def make_updates(
     Functions that return an update's metrics, by the number of teachers.
   """
   teachers = list(teachers)
-  batch = sharding.split_batch(
-    experiment.task.made_up_batch(experiment.batch_size, seed=0),
-    experiment.mesh,
-  )
-  state = place_state(experiment.init(0), experiment.mesh)
+  state, batch = start(experiment)
   # The teachers are equal, but each has its own copy, as reading it costs time.
   peers = [
     Peer(

@@ -20,29 +20,31 @@ from etils import epath
 from codistill import precision
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.publication import Notes
-from codistill.models import make_resnet
 from scripts.benchmark.measure import Measure, Measures
+from scripts.benchmark.networks import RESNETS, Network
 
 TITLE = 'a publication'
 ROUNDS = 'rounds of a publication of each kind'
-# Depth and width of a ResNet, by its millions of parameters.
-SMALL = FULL = {1: (18, 18), 25: (50, 64), 100: (50, 131)}
+SMALL = FULL = RESNETS
 
 
 def measure(
-  rounds: int, shapes: Mapping[int, tuple[int, int]]
+  rounds: int, shapes: Mapping[int, Network]
 ) -> Iterator[list[Measure]]:
   """Writes and loads publications in turn.
 
   Args:
     rounds: how many; an uncounted one goes first.
-    shapes: depth and width by millions of parameters.
+    shapes: networks by millions of parameters.
 
   Yields:
     All measurements so far, after each round.
   """
   found = Measures()
-  networks = {size: _variables(*shape) for size, shape in shapes.items()}
+  networks = {
+    size: network.build().networks[0].model.init(jax.random.key(0))
+    for size, network in shapes.items()
+  }
   with tempfile.TemporaryDirectory() as name:
     folder = epath.Path(name)
     for number in range(rounds + 1):
@@ -55,22 +57,6 @@ def measure(
       if number:
         yield found.all()
   yield found.all()
-
-
-def _variables(depth: int, width: int) -> Any:
-  model = make_resnet(
-    input_shape=(32, 32, 3),
-    num_classes=1_000,
-    depth=depth,
-    width=width,
-    batch_norm_momentum=0.9,
-    batch_norm_group_size=None,
-    teacher_batch_norm='running',
-    remat=False,
-    dtype='float32',
-    param_dtype='float32',
-  )
-  return model.init(jax.random.key(0))
 
 
 def _publish(

@@ -54,7 +54,6 @@ def read(path: pathlib.Path) -> dict[str, dict[str, Any]]:
 
   Raises:
     ValueError: if this command did not write the file; the message says so.
-    ValueError: if a file is not of this command; the message says so.
   """
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
