@@ -103,7 +103,7 @@ class Checkpoints:
       ocp.save_checkpointables(
         path, items, custom_metadata={**said, 'checksum': checksum}
       )
-    self._good = [*self._good, step][-_KEPT:]
+    self._good = [*(one for one in self._good if one != step), step][-_KEPT:]
     return self._tidy() if hosts.is_first() else ''
 
   def restore(

@@ -1,7 +1,5 @@
 """docs/own_loop.md does what it says, with the package alone."""
 
-import ast
-import inspect
 import os
 import pathlib
 import re
@@ -63,20 +61,6 @@ def test_it_offers_what_a_loop_needs_and_the_page_lists_it():
     assert getattr(codistill, name).__name__ == name
   with pytest.raises(AttributeError, match='no attribute'):
     codistill.Nothing  # noqa: B018
-
-
-def test_type_checkers_see_the_names_where_they_are():
-  """Checkers read the imports, Python the dictionary."""
-  tree = ast.parse(inspect.getsource(codistill))
-  found = {
-    alias.name: node.module
-    for node in ast.walk(tree)
-    if isinstance(node, ast.ImportFrom)
-    for alias in node.names
-    if node.module.startswith('codistill')
-  }
-  assert found == codistill._MODULES
-  assert sorted(found) == codistill.__all__
 
 
 def short(steps, code=CODE):
