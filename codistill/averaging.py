@@ -32,7 +32,8 @@ class Outer:
 
   Attributes:
     step: s of the last outer step, int32 [].
-    params: Θ.
+    params: Θ; in float32 if weights have 16 bits, as in the optimizer's state,
+      because small steps would be lost in rounding.
     opt_state: the outer optimizer's.
     held: the variables as they were at s, until they are averaged; () without a
       delay.
@@ -79,10 +80,10 @@ class AveragingUpdates(JittedUpdates):
       is_delayed: whether outer steps come later than their publications.
     """
     copy = functools.partial(jax.tree.map, jnp.copy)
-    params = state.variables['params']
+    params = _widened(copy(state.variables['params']))
     outer = Outer(
       jnp.zeros((), jnp.int32),
-      copy(params),
+      params,
       self.optimizer.init(params),
       copy(state.variables) if is_delayed else (),
     )
@@ -128,7 +129,7 @@ class AveragingUpdates(JittedUpdates):
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
     def step(variables, outer, terms, at):
-      mean = mean_of(tuple(precision.decode(term, variables) for term in terms))
+      mean = _mean(tuple(precision.decode(term, variables) for term in terms))
       pull = mean['params']
       if not self.differences:
         pull = jax.tree.map(jnp.subtract, outer.params, pull)
@@ -141,12 +142,11 @@ class AveragingUpdates(JittedUpdates):
         own = jax.tree.map(
           lambda new, now, held: new + (now - held),
           params,
-          variables['params'],
-          outer.held['params'],
+          *map(_widened, (variables['params'], outer.held['params'])),
         )
       made = {**mean, 'params': own}, Outer(at, params, opt_state, outer.held)
       return jax.tree.map(
-        lambda new, old: jnp.where(at > outer.step, new, old),
+        lambda new, old: jnp.where(at > outer.step, new.astype(old.dtype), old),
         made,
         (variables, outer),
       )
@@ -154,12 +154,30 @@ class AveragingUpdates(JittedUpdates):
     return step
 
 
-_subtract = jax.jit(functools.partial(jax.tree.map, jnp.subtract))
+@jax.jit
+def _subtract(wide: PyTree, params: PyTree) -> PyTree:
+  return _like(jax.tree.map(jnp.subtract, wide, params), params)
 
 
 @jax.jit
 def mean_of(trees: tuple[PyTree, ...]) -> PyTree:
   """The mean of members' variables, summed in their order: a soup."""
+  return _like(_mean(trees), trees[0])
+
+
+def _mean(trees: tuple[PyTree, ...]) -> PyTree:
   return jax.tree.map(
-    lambda *leaves: functools.reduce(operator.add, leaves) / len(leaves), *trees
+    lambda *leaves: functools.reduce(operator.add, leaves) / len(leaves),
+    *map(_widened, trees),
   )
+
+
+def _widened(tree: PyTree) -> PyTree:
+  return jax.tree.map(
+    lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree
+  )
+
+
+def _like(tree: PyTree, other: PyTree) -> PyTree:
+  """A tree in the dtypes of another."""
+  return jax.tree.map(lambda one, leaf: one.astype(leaf.dtype), tree, other)

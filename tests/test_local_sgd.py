@@ -19,7 +19,7 @@ from test_algorithm import (
 
 from codistill import losses, sharding
 from codistill.algorithm import Member, Peer
-from codistill.averaging import AveragingUpdates, make_outer_optimizer
+from codistill.averaging import AveragingUpdates, make_outer_optimizer, mean_of
 from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.exchange.rules import ANY_PEER
 from codistill.exchange.topology import grouped, make_topology
@@ -254,6 +254,25 @@ def test_rounded_differences_are_the_same_for_all_and_nearly_exact(precision):
   exact, rounded = found['float32'], found[precision]
   gaps = [np.abs(exact[name] - rounded[name]).max() for name in ('w1', 'w2')]
   assert 0 < max(gaps) < 0.01
+
+
+def test_equal_members_of_16_bits_are_their_average_bit_for_bit():
+  model = make_small_dnn(
+    input_shape=(FEATURES,), num_classes=CLASSES, param_dtype='bfloat16'
+  )
+  for differences, delay in ((False, 0), (True, 1)):
+    updates = averaging(model, DILOCO, differences)
+    [member] = begin(model, updates, [()], delay=delay)
+    before = jax.device_get(member.state.variables)
+    assert all(leaf.dtype == 'bfloat16' for leaf in jax.tree.leaves(before))
+    published = jax.device_get(updates.published(member.state))
+    peers = tuple(Peer(other, 5, published) for other in range(1, 8))
+    state = updates.outer(member.state, 0, 5, peers)
+    jax.tree.map(np.testing.assert_array_equal, before, state.variables)
+    # Steps that are too small for 16 bits add up.
+    outer = jax.tree.leaves((state.past.params, state.past.opt_state))
+    assert all(leaf.dtype == 'float32' for leaf in outer)
+  jax.tree.map(np.testing.assert_array_equal, before, mean_of((before,) * 8))
 
 
 def test_batch_statistics_are_averaged_and_have_no_momentum():
