@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from codistill import losses
 from codistill.losses import Weight
+from experiments import averaging
 from experiments.errors import UserError, check_choice
 from experiments.tasks import Dataset, Task
 
@@ -85,10 +86,14 @@ def check_objective(config: ConfigDict, task: Task) -> None:
       'codistill.exchange to none'
     )
   unlabelled = config.data.get('unlabelled_split')
-  if unlabelled and exchange == 'none' and teacher == 'peers':
+  if unlabelled and (
+    averaging.burn_in_steps(config) >= config.num_steps
+    or (exchange == 'none' and teacher == 'peers')
+  ):
     raise UserError(
       f'data.unlabelled_split is {unlabelled!r}, but no teacher labels it; set '
-      'codistill.exchange, or leave it out'
+      'codistill.exchange, with method codistillation and burn_in_steps less '
+      'than num_steps, or leave it out'
     )
 
 
@@ -118,7 +123,15 @@ def cosine_ramp(num_steps: int) -> optax.Schedule:
   return lambda count: 1 - falling(count)
 
 
-_RAMPS = {'linear_ramp': linear_ramp, 'cosine_ramp': cosine_ramp}
+_SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+  'linear_ramp': linear_ramp,
+  'cosine_ramp': cosine_ramp,
+  **{
+    name: make
+    for name, make in vars(optax.schedules).items()
+    if inspect.isfunction(make) and name.endswith(('_schedule', '_decay'))
+  },
+}
 
 
 def make_weight(
@@ -130,8 +143,8 @@ def make_weight(
     key: of the schedule, for messages.
     weight: factor on the schedule.
     schedule: 'constant', or a call with keywords of `linear_ramp`,
-      `cosine_ramp` or one of optax's schedules; it counts from the first step
-      with ψ.
+      `cosine_ramp` or one of optax's schedules and decays; it counts from the
+      first step with ψ.
     burn_in_steps: of the run.
     num_steps: of the run.
 
@@ -139,20 +152,32 @@ def make_weight(
     The weight itself if it is constant, else a function of the updates so far.
 
   Raises:
-    UserError: if the schedule cannot be read, or ends after the run.
+    UserError: if the schedule cannot be read, or if a keyword in steps says
+      that it ends after the run. Tables of boundaries are not checked.
   """
   if schedule == CONSTANT:
     return weight
   name, keywords = _parse(key, schedule)
   factor = _call(key, name, keywords)
-  for keyword, value in keywords.items():
-    if keyword.endswith('_steps') and burn_in_steps + value > num_steps:
-      raise UserError(
-        f'{key} has {keyword}={value}, which ends at step '
-        f'{burn_in_steps + value:,}, but the run ends at {num_steps:,}; make '
-        f'it at most {num_steps - burn_in_steps:,}, or make the run longer'
-      )
+  end = burn_in_steps + _length(name, keywords)
+  if end > num_steps:
+    raise UserError(
+      f'{key} is {schedule}, which ends at step {end:,}, but the run ends at '
+      f'{num_steps:,}; shorten the schedule by {end - num_steps:,} steps, or '
+      'make the run longer'
+    )
   return lambda step: weight * factor(jnp.maximum(step - burn_in_steps, 0))
+
+
+def _length(name: str, keywords: Mapping[str, Any]) -> int:
+  """The steps until a schedule ends, as its keywords say; 0 for no end."""
+  ends = {key: at for key, at in keywords.items() if key.endswith('_steps')}
+  if 'exponential' in name:
+    # How fast it falls, for ever.
+    ends.pop('transition_steps', None)
+  elif 'transition_begin' in keywords:
+    ends['transition_steps'] += keywords['transition_begin']
+  return max(ends.values(), default=0)
 
 
 def _parse(key: str, text: str) -> tuple[str, dict[str, Any]]:
@@ -171,19 +196,14 @@ def _parse(key: str, text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _call(key: str, name: str, keywords: dict[str, Any]) -> optax.Schedule:
-  make: Callable[..., optax.Schedule] | None = _RAMPS.get(name)
-  if make is None and name.endswith('_schedule'):
-    make = getattr(optax.schedules, name, None)
+  make = _SCHEDULES.get(name)
   if make is None:
-    known = [one for one in dir(optax.schedules) if one.endswith('_schedule')]
-    raise UserError(
-      f'{key} names {name!r}; it can be {", ".join([*_RAMPS, *known])}'
-    )
+    raise UserError(f'{key} names {name!r}; it can be {", ".join(_SCHEDULES)}')
   try:
     schedule = make(**keywords)
     if jnp.shape(schedule(jnp.zeros((), jnp.int32))):
       raise ValueError('its values are not numbers')
-  except (TypeError, ValueError, AttributeError) as error:
+  except (TypeError, ValueError, AttributeError, IndexError) as error:
     names = ', '.join(inspect.signature(make).parameters)
     raise UserError(f'{key}: {error}; its keywords are {names}') from error
   return schedule

@@ -36,6 +36,12 @@ def test_a_constant_weight_is_a_number():
       'cosine_decay_schedule(init_value=1.0, decay_steps=100)',
       [2, 2, 1, 0, 0, 0],
     ),
+    # It has no end.
+    (
+      'exponential_decay(init_value=1.0, transition_steps=2000, '
+      'decay_rate=1e-20)',
+      [2, 2, 2 * 10**-0.5, 0.2, 0.02, 0],
+    ),
   ],
 )
 def test_a_schedule_counts_from_the_first_step_with_psi(schedule, wanted):
@@ -54,7 +60,14 @@ def test_a_schedule_counts_from_the_first_step_with_psi(schedule, wanted):
     ('linear_ramp(steps=2)', 'its keywords are num_steps'),
     ('linear_ramp(num_steps=0)', 'num_steps must be at least 1'),
     ('ramp(num_steps=2)', "names 'ramp'; it can be linear_ramp, cosine_ramp"),
-    ('linear_ramp(num_steps=951)', 'at most 950, or make the run longer'),
+    ('_schedule()', "names '_schedule'; it can be linear_ramp, cosine_ramp, c"),
+    ('linear_ramp(num_steps=951)', 'by 1 steps, or make the run longer'),
+    ('sgdr_schedule(cosine_kwargs=[])', 'its keywords are cosine_kwargs'),
+    (
+      'linear_schedule(init_value=0.0, end_value=1.0, transition_steps=400, '
+      'transition_begin=600)',
+      'ends at step 1,050',
+    ),
     (
       'cosine_decay_schedule(init_value=1.0, decay_steps=2_000)',
       'ends at step 2,050, but the run ends at 1,000',

@@ -262,6 +262,7 @@ def test_an_old_student_does_not_pass_for_that_of_new_teachers(
 def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
   for name, argument, said in (
     ('imagenet_sync', f'data.unlabelled_split={UNSEEN}', 'no teacher'),
+    ('imagenet_local_sgd', f'data.unlabelled_split={UNSEEN}', 'no teacher'),
     ('lm_two_phase', 'two_phase.train_split=train', 'only images have splits'),
     ('imagenet_two_phase', 'two_phase.train_split=train[:2', "'train[:2'"),
   ):
