@@ -20,6 +20,13 @@ def is_averaged(config: ConfigDict) -> bool:
   return config.codistill.method != METHODS[0]
 
 
+def _is_grouped(config: ConfigDict) -> bool:
+  """Whether members are averaged inside several groups."""
+  codistill = config.codistill
+  one = (None, codistill.members)
+  return is_averaged(config) and codistill.group_size not in one
+
+
 def check(config: ConfigDict, member: int | None) -> None:
   """Refuses a way to average that does not work.
 
@@ -37,6 +44,14 @@ def check(config: ConfigDict, member: int | None) -> None:
       'evaluate_soup is True, but this process has one member, which has no '
       'average; train all of two or more members in one process, or set it to '
       'False'
+    )
+  if codistill.publish_average and (
+    is_averaged(config) or not config.average_decay
+  ):
+    raise UserError(
+      'codistill.publish_average is True, which needs average_decay to be more '
+      'than 0 and codistill.method to be codistillation; set it to False, or '
+      'change these'
     )
   several = len(set(codistill.member_models)) > 1
   if several and (config.evaluate_soup or is_averaged(config)):
@@ -92,22 +107,23 @@ def check(config: ConfigDict, member: int | None) -> None:
       f'fault.step is {config.fault.step}, when members publish what they then '
       'average; choose a step between two averages'
     )
-  if why := why or _why_not_groups(codistill) or _why_not_published(codistill):
+  if why := why or _why_not_groups(config) or _why_not_published(config):
     raise UserError(why)
 
 
-def _why_not_groups(codistill: ConfigDict) -> str | None:
-  size, members = codistill.group_size, codistill.members
-  if size is None or (1 < size < members and members % size == 0):
+def _why_not_groups(config: ConfigDict) -> str | None:
+  size, members = config.codistill.group_size, config.codistill.members
+  if not _is_grouped(config) or (size > 1 and members % size == 0):
     return None
   return (
-    f'codistill.group_size is {size}; it must be 2 or more, less than the '
-    f'{members} members, and divide them; leave it out to average all of them'
+    f'codistill.group_size is {size}; it must be 2 or more and divide the '
+    f'{members} members; set it to {members} to average all of them'
   )
 
 
-def _why_not_published(codistill: ConfigDict) -> str | None:
+def _why_not_published(config: ConfigDict) -> str | None:
   """Whether Θ stays equal where it must, and rounding does not lose steps."""
+  codistill = config.codistill
   rounded = {codistill.publish_precision, codistill.teacher_precision} - {FULL}
   if not codistill.publish_differences:
     return rounded and (
@@ -117,7 +133,7 @@ def _why_not_published(codistill: ConfigDict) -> str | None:
     )
   alike = (
     codistill.topology == 'all'
-    and codistill.group_size is None
+    and not _is_grouped(config)
     and codistill.max_age_steps is None
     and codistill.max_task_loss_ratio is None
     and (codistill.exchange == 'memory' or codistill.synchronous)
@@ -135,7 +151,7 @@ def _why_not_published(codistill: ConfigDict) -> str | None:
 def make_graph(config: ConfigDict) -> Topology:
   """The graph of members, or that of groups spread over members."""
   codistill = config.codistill
-  size = codistill.group_size or 1
+  size = codistill.group_size if _is_grouped(config) else 1
   groups = make_topology(
     codistill.topology,
     codistill.members // size,
@@ -162,10 +178,9 @@ def max_age_steps(config: ConfigDict) -> int | None:
 
 def burn_in_steps(config: ConfigDict) -> int:
   """Updates without ψ: all of them, if no member teaches another."""
-  codistill = config.codistill
-  if is_averaged(config) and codistill.group_size is None:
+  if is_averaged(config) and not _is_grouped(config):
     return config.num_steps
-  return codistill.burn_in_steps
+  return config.codistill.burn_in_steps
 
 
 def make_outer_steps(config: ConfigDict) -> OuterSteps | None:

@@ -127,6 +127,7 @@ _WITHOUT_MEMORY = (
   'click_regression',
   'dnn',
   'resnet',
+  'transformer',
   'wide_resnet',
 )
 _READ_WHERE: dict[str, tuple[Condition, ...]] = {
@@ -176,7 +177,7 @@ _READ_WHERE: dict[str, tuple[Condition, ...]] = {
     Condition(
       'model.name',
       lambda name: name not in _WITHOUT_MEMORY,
-      'lstm or transformer',
+      'lstm',
     ),
   ),
   # The network of a finished run is as that run had it.
@@ -313,10 +314,9 @@ def _conditions(view: View, key: str) -> Iterator[Condition]:
   yield from _READ_WHERE.get(key, ())
   if key in _OF_TEACHERS and view.value('codistill.teacher') == 'peers':
     yield _TAUGHT
-  if (
-    key in (*_OF_TEACHERS, *_OF_GROUPS)
-    and view.value('codistill.group_size') is None
-  ):
+  if key in (*_OF_TEACHERS, *_OF_GROUPS) and view.value(
+    'codistill.group_size'
+  ) in (None, view.value('codistill.members')):
     # With groups, members of other groups teach.
     yield _CODISTILLED
   if key == 'data.name' and view.value(key) == 'synthetic':

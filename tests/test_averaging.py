@@ -19,6 +19,9 @@ DILOCO = 'imagenet_diloco'
 SMALL = {'model.name': 'dnn', 'model.dnn.hidden': (8,)}
 
 
+ONE_GROUP = {'codistill.group_size': 4}
+
+
 def config_of(name=DILOCO, **changes):
   config = config_lib.load(f'{name}:smoke')
   config.num_devices = 1
@@ -42,8 +45,8 @@ REFUSED = {
   ('codistill.delay_steps', 2): 'make it less than reload_interval_steps, 2',
   ('codistill.outer_learning_rate', 0.0): 'the rate must be more than 0',
   ('codistill.outer_momentum', 1.0): 'and the momentum in [0, 1)',
-  ('codistill.group_size', 2): 'group_size is 2; it must be 2 or more, less',
-  ('codistill.members', 4, 'codistill.group_size', 3): 'and divide them',
+  ('codistill.group_size', 1): 'group_size is 1; it must be 2 or more',
+  ('codistill.members', 4, 'codistill.group_size', 3): 'to 4 to average all',
   ('codistill.topology', 'ring'): 'set topology to all',
   ('codistill.max_age_steps', 9): 'leave out group_size, max_age_steps',
   ('codistill.exchange', 'checkpoints'): 'synchronous to True if exchange is',
@@ -54,6 +57,18 @@ REFUSED = {
     'int8',
   ): ('must be float32 where weights are averaged'),
   ('evaluate_soup', True, 'codistill.members', 1): 'which has no average',
+  (
+    'codistill.publish_average',
+    True,
+    'average_decay',
+    0.9,
+  ): 'be codistillation',
+  (
+    'codistill.publish_average',
+    True,
+    'codistill.method',
+    'codistillation',
+  ): 'needs average_decay to be more than 0',
   ('fault.kind', 'noise', 'fault.step', 4): 'choose a step between two',
 }
 
@@ -86,6 +101,7 @@ def test_keys_that_a_method_does_not_read_are_refused():
     (DILOCO, {}, [*teaching, own]),
     ('imagenet_local_sgd', {}, [*teaching, outer[0], own]),
     ('imagenet_hybrid', {}, outer[:1]),
+    ('imagenet_hybrid', ONE_GROUP, [*teaching, outer[0], own]),
     ('imagenet_codistill', {}, [*outer, 'codistill.group_size']),
   ):
     keys = [*teaching, *outer, own, 'codistill.group_size']
@@ -114,6 +130,20 @@ def test_members_that_are_averaged_start_alike_and_groups_apart():
   alike = [(one == groups[0]).all() for one in groups]
   assert alike == [True, True, False, False]
   np.testing.assert_array_equal(groups[2], groups[3])
+
+
+def test_groups_are_of_averages_and_all_members_are_one_group():
+  taught = {'codistill.method': 'codistillation'}
+  for changes, seen, distils in (
+    ({}, (1, 2), True),
+    (ONE_GROUP, (1, 2, 3), False),
+    (taught, (1, 2, 3), True),
+    ({**taught, 'codistill.members': 5}, (1, 2, 3, 4), True),
+  ):
+    config = config_of('imagenet_hybrid', **changes)
+    averaging.check(config, None)
+    assert averaging.make_graph(config).teachers(0, 0) == seen
+    assert (averaging.burn_in_steps(config) < config.num_steps) == distils
 
 
 def test_members_that_publish_differences_round_alike():

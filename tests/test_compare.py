@@ -273,7 +273,7 @@ def test_committed_click_models_have_an_auc(table):
   assert all(re.match(r'0\.[67]\d{3} ± 0\.\d{4}$', auc) for auc in aucs)
 
 
-def test_means_have_a_band_and_colours_the_order_of_a_number(sweep):
+def test_means_have_a_band_and_colours_the_order_of_a_number(sweep, tmp_path):
   curves, _ = panels(arms(sweep))
   ends = [line.mean[-1] for line in curves.lines]
   assert ends == pytest.approx([0.185, 0.585, 0.335, 0.385, 0.485])
@@ -285,6 +285,13 @@ def test_means_have_a_band_and_colours_the_order_of_a_number(sweep):
   assert len(set(colors)) == 5
   # Where the burn-in of those with peers ends; the others never leave it.
   assert curves.marks == {10: 'burn-in ends'}
+  method = {'codistill.method': 'local_sgd'}
+  for size, marks in ((None, {}), (2, {}), (1, curves.marks)):
+    # Of two members; groups of averaged members teach each other.
+    point = {**method, 'codistill.group_size': size}
+    make_run(tmp_path / str(size), point=point)
+    averaged, _ = panels(arms(tmp_path / str(size)))
+    assert averaged.marks == marks
 
 
 def test_ends_are_a_dot_a_seed_and_their_names_the_legend(sweep):

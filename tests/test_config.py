@@ -264,7 +264,12 @@ def test_a_key_that_nothing_reads_is_refused(parse):
     ),
     ('imagenet_codistill', 'fault.step=3', 'rate, noise, death or slow'),
     ('imagenet_codistill', 'two_phase.num_steps=3', 'frozen'),
-    ('imagenet_codistill', 'model.memory_reset_probability=0.1', 'or transf'),
+    ('imagenet_codistill', 'model.memory_reset_probability=0.1', 'to lstm'),
+    (
+      'lm_codistill',
+      'model.name=transformer model.memory_reset_probability=0.1',
+      'to lstm',
+    ),
     ('imagenet_codistill', 'data.padding=3', 'shift or shift_flip'),
     ('criteo_dnn', 'data.synthetic_rows=3', 'synthetic'),
     ('criteo_dnn:smoke', 'data.path=/a data.name=synthetic', 'data.path is'),

@@ -89,7 +89,8 @@ def get_base() -> ConfigDict:
   # diloco, where an outer optimizer steps towards it.
   config.codistill.method = 'codistillation'
   # For local_sgd and diloco: members are averaged inside groups of so many, and
-  # each also learns from its counterparts in other groups; None: one group.
+  # each also learns from its counterparts in other groups; None, or all of
+  # them: one group.
   config.codistill.group_size = config_dict.placeholder(int)
   # The outer optimizer of diloco (Douillard et al., 2023).
   config.codistill.outer_learning_rate = 0.7
@@ -131,8 +132,8 @@ def get_base() -> ConfigDict:
   config.codistill.task_weight = 1.0
   config.codistill.distill_weight = 1.0
   # What the weights are multiplied by from the first step with ψ on: constant,
-  # linear_ramp(num_steps=200), cosine_ramp(num_steps=200), or any of optax's
-  # schedules, called with keywords.
+  # linear_ramp(num_steps=200), cosine_ramp(num_steps=200), or one of optax's
+  # schedules and decays, called with keywords.
   config.codistill.task_schedule = 'constant'
   config.codistill.distill_schedule = 'constant'
   # T, by which logits are divided in ψ; ψ then counts T² times, or not.

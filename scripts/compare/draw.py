@@ -73,7 +73,10 @@ def _curves(arms: Sequence[Arm], metric: Metric) -> Panel:
       lines.append(Line(name, color, points, style, seeds=seeds))
     for run in arm.runs:
       codistill = run.run['config']['codistill']
-      averaged = codistill.get('method', 'codistillation') != 'codistillation'
+      # Groups of averaged members teach each other.
+      one_group = codistill.get('group_size') in (None, codistill['members'])
+      method = codistill.get('method', 'codistillation')
+      averaged = method != 'codistillation' and one_group
       if codistill['exchange'] != 'none' and not averaged:
         burn_in.add(codistill['burn_in_steps'])
       curve = metric.curve(run, arm.who)
