@@ -286,7 +286,7 @@ REFUSED = {
   ('codistill.temperature', 0.0): 'temperature is 0.0; it must be more than 0',
   ('codistill.peer_average', 'max'): "'max'; it can be probabilities, logits",
   ('codistill.task_schedule', 'linear_ramp(num_steps=9)'): (
-    'codistill.task_schedule has num_steps=9, which ends at step'
+    'linear_ramp(num_steps=9), which ends at step 12'
   ),
   ('codistill.topology', 'web'): "no topology 'web'; there are all",
   ('codistill.topology', 'random', 'codistill.num_random_neighbours', 2): (
