@@ -44,7 +44,7 @@ import jax.export
 from codistill.checkpoint import save_variables
 from codistill.evaluate import predict_together, probabilities
 from codistill.models.convolution import plain_convolutions
-from data.text.corpus import TOKENIZER
+from data.text.corpus import TOKENIZER, CorpusError
 from experiments.errors import UserError
 from experiments.experiment import Experiment
 from experiments.paths import local_path
@@ -110,7 +110,11 @@ NOTES = {
   a deviation of {std} of pixels scaled to [0, 1].""",
   'clicks': """
   An integer x is given as sign(x) · ln(1 + |x|), and as 0 where it is missing;
-  `missing` is 1 there. Categories have numbers below {table_sizes}.""",
+  `missing` is 1 there. Categories have numbers below {table_sizes}: 0 for a
+  missing one, 1 for one that was rare in the log that was learnt from, and
+  hashes of the others. Which were rare is known only when a log is prepared, so
+  take inputs from the prepared folder, as this project reads it; a row alone
+  cannot be scored.""",
   'text': """
   The next tokens of each text, any number of them. A text begins with token 1,
   the end of the one before. `tokenizer.model`, if it could be copied, is the
@@ -341,8 +345,9 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     if experiment.task.kind == 'text':
       try:
         corpus = corpus_of(workdir, runs, experiment)
+        corpus.tokenizer()  # Refuses one that is gone or damaged.
         shutil.copy(corpus.folder / TOKENIZER, folder / TOKENIZER)
-      except UserError as error:
+      except (UserError, CorpusError) as error:
         say(f'no {TOKENIZER}, because {error}')
     write_export(
       folder,

@@ -32,7 +32,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data.clicks import log, preparation, synthetic
-from data.clicks.dataset import HELD_OUT_FRACTION, MIN_COUNT, ClicksError
+from data.clicks.dataset import (
+  HELD_OUT_FRACTION,
+  MIN_COUNT,
+  ClicksError,
+  open_clicks,
+)
 from data.preparing import workers
 from experiments.paths import local_path
 from scripts import preparing
@@ -102,7 +107,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     help='processes; they do not change the result (default: one a core)',
   )
   parser.add_argument(
-    '--overwrite', action='store_true', help=preparing.OVERWRITE
+    '--overwrite',
+    action='store_true',
+    help=f'{preparing.OVERWRITE}; or replace FILE of --write',
   )
   flags = parser.parse_args(arguments)
   least = {
@@ -123,13 +130,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.error('--write is for the synthetic log; add --synthetic-rows')
   if flags.write and flags.write.is_dir():
     parser.error(f'--write is {flags.write}, a folder; name a file')
+  if flags.write and flags.write.exists() and not flags.overwrite:
+    parser.error(f'{flags.write} exists; name another file, or --overwrite it')
   written = not flags.write, 'with --write'
   if problem := preparing.unread(
     parser,
     flags,
     {
       '--max-bad-lines': (flags.input, 'for a synthetic log'),
-      **dict.fromkeys(('--min-count', '--workers', '--overwrite'), written),
+      **dict.fromkeys(('--min-count', '--workers'), written),
     },
   ):
     parser.error(problem)
@@ -156,7 +165,6 @@ def show(display: preparing.Display, progress: preparation.Progress) -> None:
     progress.phase,
     progress.done,
     progress.total,
-    progress.resumed,
     unit='MB' if progress.unit == 'bytes' else progress.unit,
     notes=notes,
   )
@@ -278,6 +286,7 @@ def _prepare(flags: argparse.Namespace) -> None:
       overwrite=flags.overwrite,
       report=functools.partial(show, display),
     )
+  open_clicks(flags.output)  # Refuses a folder that has been damaged since.
   for table in summary(manifest):
     console.print(table)
   if 'synthetic' in manifest:

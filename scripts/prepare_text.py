@@ -45,7 +45,6 @@ def show(
     progress.phase,
     progress.done,
     progress.total,
-    progress.resumed,
     unit=unit,
     notes=notes,
   )
@@ -262,13 +261,23 @@ def _problem(flags: argparse.Namespace) -> str | None:
     if value is not None and value < minimum:
       return f'{name} is {value}; it must be at least {minimum}'
   shares = {
-    '--held-out-fraction': flags.held_out_fraction,
     '--character-coverage': flags.character_coverage,
     '--min-language-probability': flags.min_language_probability,
   }
   for name, value in shares.items():
     if not 0 <= value <= 1:
       return f'{name} is {value}; it must be between 0 and 1'
+  fraction, sizes = flags.held_out_fraction, tokenizer.vocab_sizes(flags.oov)
+  if not 0 < fraction < 1:
+    return (
+      f'--held-out-fraction is {fraction}; it must be more than 0 and less '
+      'than 1'
+    )
+  if flags.vocab_size not in sizes:
+    return (
+      f'--vocab-size is {flags.vocab_size}; it must be between {sizes[0]} and '
+      f'{sizes[-1]}'
+    )
   code = flags.sentence_language
   if not tokenizer.has_rules(code):
     return (

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import glob
 import os
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 
 from data.preparing.compressed import InputError
@@ -23,8 +23,6 @@ OVERWRITE = (
 )
 # Seconds between two lines if there is no terminal.
 _PLAIN_INTERVAL_S = 5.0
-# Rates are over the last seconds, because the first ones are slow.
-_RATE_WINDOW_S = 30.0
 
 
 def unread(
@@ -79,18 +77,18 @@ class Display:
   def __init__(self, console: Console):
     """Shows from `__enter__` to `__exit__`."""
     self._console = console
-    self._phase: str | None = None
     self._printed = 0.0
-    self._marks: list[tuple[float, int]] = []
     bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
     self._bars = Bars(
       TextColumn('{task.description}'),
       *bar,
       TextColumn('{task.fields[status]}'),
       console=console,
+      # Of rates, because the first seconds are slow.
+      speed_estimate_period=120,
       disable=not console.is_terminal,
     )
-    self._task = self._bars.add_task('starting', total=None, status='…')
+    self._bars.add_task('starting', total=None, status='…')
 
   def __enter__(self) -> Display:
     self._bars.start()
@@ -104,7 +102,6 @@ class Display:
     phase: str,
     done: int,
     total: int,
-    resumed: int,
     *,
     unit: str,
     notes: Sequence[str],
@@ -115,26 +112,20 @@ class Display:
       phase: what it does.
       done: of `total`.
       total: 0 if it is not known.
-      resumed: how much of `done` an earlier run did.
       unit: of these; 'MB' for bytes.
       notes: what else to say.
     """
-    now = time.monotonic()
-    new = phase != self._phase
+    [task] = self._bars.tasks
+    new = phase != task.description
     if new:
-      self._phase = phase
-      self._marks = [(now, resumed)]
-    self._marks.append((now, done))
-    while len(self._marks) > 2 and now - self._marks[1][0] > _RATE_WINDOW_S:
-      del self._marks[0]
-    status = self._status(done, total, unit, notes)
-    self._bars.update(
-      self._task,
-      description=phase,
-      total=total or None,
-      completed=done,
-      status=status,
-    )
+      self._bars.remove_task(task.id)
+      self._bars.add_task(phase, total=None, status='…')
+      [task] = self._bars.tasks
+    task.total = total or None  # A changed total of `update` forgets the rate.
+    self._bars.update(task.id, completed=done)
+    status = _status(task, unit, notes)
+    self._bars.update(task.id, status=status)
+    now = self._bars.get_time()
     if not self._console.is_terminal and (
       new or now - self._printed > _PLAIN_INTERVAL_S
     ):
@@ -146,30 +137,20 @@ class Display:
         soft_wrap=True,
       )
 
-  def _status(self, done, total, unit, notes):
-    if not total:
-      return f'{", ".join(notes)} …'
-    scale, digits = (1e6, 1) if unit == 'MB' else (1, 0)
-    parts = [
-      f'{done / scale:,.{digits}f}/{total / scale:,.{digits}f} {unit}',
-      *notes,
-    ]
-    (since, first), (now, last) = self._marks[0], self._marks[-1]
-    if now > since and last > first:
-      rate = (last - first) / (now - since)
-      parts.append(f'{rate / scale:,.{digits}f} {unit}/s')
-      parts.append(f'{_duration((total - done) / rate)} left')
-    return ', '.join(parts)
 
+def _status(task: Task, unit: str, notes: Sequence[str]) -> str:
+  if not task.total:
+    return f'{", ".join(notes)} …'
+  scale, digits = (1e6, 1) if unit == 'MB' else (1, 0)
 
-def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return (
-    f'{hours}:{minutes:02}:{seconds:02}'
-    if hours
-    else (f'{minutes}:{seconds:02}')
-  )
+  def shown(number):
+    return f'{number / scale:,.{digits}f}'
+
+  parts = [f'{shown(task.completed)}/{shown(task.total)} {unit}', *notes]
+  if task.speed:
+    left = datetime.timedelta(seconds=task.time_remaining)
+    parts += [f'{shown(task.speed)} {unit}/s', f'{left} left']
+  return ', '.join(parts)
 
 
 def find_files(pattern: str) -> list[str]:

@@ -313,8 +313,11 @@ def test_what_cannot_be_made_and_a_folder_that_is_none_are_one_sentence(
   for name, sentence in (
     ('nowhere', 'make it with `python -m scripts'),
     ('log', 'log is not finished: run the same command'),
-    ('text', 'does not describe a prepared click log'),
-    ('short', r'rows\.bin has 5 bytes, not 224000'),
+    ('text', 'describes no prepared click log'),
+    (
+      'short',
+      r'rows\.bin has 5 bytes, not 224000\): copy it again, or prepare it ag',
+    ),
   ):
     with pytest.raises(ValueError, match=sentence):
       make(None, str(tmp_path / name))

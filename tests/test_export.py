@@ -188,6 +188,7 @@ def test_an_ensemble_and_clicks_are_served_too():
   text = export.readme(run, experiment.task, {0: 8, 1: 10}, function, False)
   assert '# Ensemble of members 0, 1 of c, after 8 to 10 updates' in text
   assert "'integers': 'float32 [batch, 13]'" in text
+  assert 'take inputs from the prepared folder' in text
 
 
 def test_what_makes_no_sense_leaves_all_alone(pair, tmp_path, capsys):

@@ -383,8 +383,8 @@ def test_wrong_arguments_are_named(imagenet):
     # Unknown names get the nearest.
     ('fashion_mnst', {}, "called 'fashion_mnst': did you mean fashion_mnist"),
     ('digit', {}, "called 'digit': did you mean digits"),
-    ('mnist:0.0.9', {}, "There is no image set called 'mnist:0.0.9'"),
-    ('not a name', {}, "There is no image set called 'not a name'"),
+    ('mnist:0.0.9', {}, "There is no set called 'mnist:0.0.9'"),
+    ('not a name', {}, "There is no set called 'not a name'"),
   ):
     folder = None if name == 'digits' else imagenet
     with pytest.raises(ValueError, match=sentence):
@@ -670,8 +670,9 @@ if __name__ == '__main__':
     # The one before them tracks resources until this process ends.
     children = psutil.Process().children()[-2:]
     for child in children:
-      # A terminal sends it to all of them, but it is for their parent.
-      child.send_signal(signal.SIGINT)
+      # Terminals and schedulers send these to all, but they are for the parent.
+      for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        child.send_signal(number)
     found += [next(batches) for _ in range(4)]
   _, alive = psutil.wait_procs(children, timeout=60)
   here = make()

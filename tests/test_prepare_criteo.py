@@ -218,9 +218,13 @@ def test_the_last_seventh_in_time_is_held_out_and_all_is_there(
     '4): choose another --output, or --overwrite it.'
   )
   assert files_of(output) == before
+  # Nor is a damaged one called prepared.
+  (output / 'rows.bin').write_bytes(b'short')
+  message = prepare(output, '--input', log, '--min-count=4')
+  assert message.endswith('again, or prepare it again with --overwrite.')
   changed = prepare(output, '--input', log, '--min-count=3', '--overwrite')
   assert changed is None
-  assert files_of(output) != before
+  assert len(files_of(output)['rows.bin']) == 210 * storage.ROW_BYTES
 
 
 def test_how_the_log_comes_makes_no_difference(log, tmp_path, monkeypatch):
@@ -267,27 +271,37 @@ def test_a_longer_log_takes_no_more_memory(tmp_path, monkeypatch):
   assert longer < 1.2 * shorter
 
 
-def test_malformed_lines_are_counted_and_too_many_refused(log, tmp_path):
+def test_malformed_lines_are_counted_and_too_many_refused(
+  log, tmp_path, monkeypatch
+):
   lines = list(LINES)
   for place in (3, 50, 150):
     lines[place] = b'no'
   log.write_bytes(b'\n'.join(lines))
   output = tmp_path / 'out'
   assert prepare(output, '--input', log, '--max-bad-lines=2') == (
-    'More than 2 lines are malformed, 3 so far (fields: 3). The first is line '
-    '4 of train.txt: it has 1 fields instead of 40. If this is a log of 40 '
-    'fields separated by tabs, allow for more with --max-bad-lines, and the '
+    'More than 2 lines are malformed, at least 3 (fields: 3). The first is '
+    'line 4 of train.txt: it has 1 fields instead of 40. If this is a log of '
+    '40 fields separated by tabs, allow for more with --max-bad-lines, and the '
     'preparation continues from here.'
   )
   assert not output.exists()
   state = resumable.partial_of(output) / 'state.json'
   assert json.loads(state.read_text())['chunk'] > 1
+  # Those that an earlier run left out count before any is read.
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, 'read_chunk', lambda *_: 1 / 0)
+    message = prepare(output, '--input', log, '--max-bad-lines=1')
+  assert message.startswith('More than 1 lines are malformed, at least 2 (fie')
   assert prepare(output, '--input', log, '--max-bad-lines=3') is None
   rows, manifest = open_clicks(output)
   assert len(rows) == 207
   assert manifest['bad_lines_by_kind'] == {'fields': 3}
   numbers = [int(text.split()[1]) for text in manifest['bad_lines']]
   assert numbers == [4, 51, 151]
+  # And of a finished folder.
+  message = prepare(output, '--input', log, '--max-bad-lines=2')
+  assert message.startswith('More than 2 lines are malformed, at least 3 (fie')
 
 
 def test_bytes_behind_a_compressed_end_are_a_note(log, tmp_path, capsys):
@@ -330,6 +344,13 @@ def test_what_is_no_log_is_refused(log, tmp_path, monkeypatch):
   message = said_of(b'', '--overwrite', output=tmp_path)
   assert message.endswith('has something else in it: choose another --output.')
   assert log.exists()
+  # So is a folder that only happens to have the name of an unfinished one.
+  mine = tmp_path / 'new.partial' / 'thesis.tex'
+  mine.parent.mkdir()
+  mine.write_text('mine')
+  message = said_of(b'', '--overwrite', output=tmp_path / 'new')
+  assert message.startswith(f'{mine.parent} has something else in it: choose')
+  assert files_of(mine.parent) == {'thesis.tex': b'mine'}
 
 
 def test_a_wrong_command_line_is_named(capsys):
@@ -355,9 +376,12 @@ def test_a_log_that_cannot_be_written_leaves_no_trace(
   path.write_text('mine')
 
   def written(rows):
-    arguments = [f'--write={path}', f'--synthetic-rows={rows}']
+    arguments = [f'--write={path}', f'--synthetic-rows={rows}', '--overwrite']
     return prepare_criteo.main(arguments)
 
+  with pytest.raises(SystemExit, match='2'):
+    prepare_criteo.main([f'--write={path}', '--synthetic-rows=300'])
+  assert f'{path} exists; name another file, or' in capsys.readouterr().err
   assert written(3).startswith('3 rows cannot be split into training and held')
   for error, outcome in (
     (KeyboardInterrupt(), 130),

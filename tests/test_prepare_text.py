@@ -112,6 +112,10 @@ def test_a_folder_has_all_documents_and_says_what_is_in_it(
     'was made from other input or with other settings (structure '
     "'sentences'): choose another --output, or --overwrite it."
   )
+  # Nor is one called prepared whose vocabulary is gone.
+  (output / 'tokenizer.model').rename(tmp_path / 'model')
+  assert prepare(output, books).endswith('prepare it again with --overwrite.')
+  (tmp_path / 'model').rename(output / 'tokenizer.model')
   books.write_bytes(books.read_bytes() + jsonl(['more']))
   assert '(other files)' in prepare(output, books)
   assert files_of(output) == before
@@ -245,18 +249,23 @@ def test_the_tokenizer_learns_from_so_many_documents(
 
 
 @pytest.mark.parametrize('terminal', [True, False])
-def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
-  clock = iter(range(100, 1_000, 10))
-  monkeypatch.setattr(preparing.time, 'monotonic', lambda: next(clock))
+def test_progress_has_a_rate_and_time_left(terminal):
   console = Console(
     file=io.StringIO(), force_terminal=terminal, width=120, color_system=None
   )
   display = preparing.Display(console)
-  for done in (5, 10, 20):
-    # An earlier run did 4 MB, which do not count in the rate.
-    numbers = (done * 10**6, 80 * 10**6, 4 * 10**6, 1_234, 2_500_000)
-    progress = preparation.Progress('tokenising', *numbers)
-    prepare_text.show(display, 'MB', progress)
+  for second, phase, done, total in (
+    (100, 'sampling', 7, 80),
+    (110, 'sampling', 70, 80),
+    # Neither an earlier phase nor the 5 MB of an earlier run count in the rate,
+    # and the total may change.
+    (120, 'tokenising', 5, 90),
+    (130, 'tokenising', 10, 90),
+    (140, 'tokenising', 20, 80),
+  ):
+    display._bars.get_time = lambda second=second: second
+    numbers = (done * 10**6, total * 10**6, 1_234, 2_500_000)
+    prepare_text.show(display, 'MB', preparation.Progress(phase, *numbers))
   if terminal:
     [task] = display._bars.tasks
     line = f'{task.description}: {task.fields["status"]}'
@@ -264,7 +273,7 @@ def test_progress_has_a_rate_and_time_left(terminal, monkeypatch):
     line = console.file.getvalue().splitlines()[-1]
   assert line == (
     'tokenising: 20.0/80.0 MB, 1,234 documents, 2.5 M tokens, 0.8 MB/s, '
-    '1:15 left'
+    '0:01:20 left'
   )
 
 
@@ -358,7 +367,7 @@ def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path, monkeypatch):
     ('--language=klingon', '--language klingon is not kno'),
     ('--language=de', 'No document is left to train on, o'),
     ('--min-paragraphs=3', '(120 filtered: too few paragraphs, '),
-    ('--held-out-fraction=0', 'raise --held-out-fraction'),
+    ('--held-out-fraction=1e-9', 'raise --held-out-fraction'),
   ):
     message = prepare(output, books, argument, '--overwrite')
     assert sentence in message
@@ -427,7 +436,11 @@ def test_a_wrong_command_line_is_named(capsys):
     (None, '--workers=1', '--input is missing'),
     ('x', '--format=csv', 'invalid choice'),
     ('x', '--train-from=0', '--train-from is 0; it must be at least 1'),
-    ('x', '--held-out-fraction=2', 'between 0 and 1'),
+    ('x', '--character-coverage=2', 'between 0 and 1'),
+    ('x', '--held-out-fraction=0', 'must be more than 0 and less than 1'),
+    ('x', '--held-out-fraction=1', 'must be more than 0 and less than 1'),
+    ('x', '--vocab-size=70000', 'it must be between 263 and 65536'),
+    ('x', '--vocab-size=6 --oov=unk', 'it must be between 7 and 65536'),
     # Flags that nothing reads.
     ('x', '--held-out-fraction=0.1 --held-out=y', 'with --held-out'),
     ('x', '--structure=none --sentence-language=de', 'are not marked; leave'),

@@ -262,7 +262,7 @@ def test_what_is_not_prepared_says_what_to_do(tmp_path):
   for name, sentence in (
     ('nowhere', r'no prepared text in .*prepare_text'),
     ('begun', 'run the same command again to continue'),
-    ('.', 'does not describe prepared text'),
+    ('.', 'describes no prepared text'),
   ):
     with pytest.raises(ValueError, match=sentence):
       make(tmp_path / name)
@@ -271,7 +271,7 @@ def test_what_is_not_prepared_says_what_to_do(tmp_path):
   for path in (folder / 'train' / name for name in parts):
     content = path.read_bytes()
     path.write_bytes(content[:-2])
-    with pytest.raises(ValueError, match=f'is incomplete .*{path.name} has'):
+    with pytest.raises(ValueError, match=f'{path.name} has .* with --overwr'):
       make(folder)
     path.unlink()
     with pytest.raises(ValueError, match='is incomplete'):

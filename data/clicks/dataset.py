@@ -8,11 +8,9 @@ of a batch are enough to resume a stream.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -262,32 +260,21 @@ def open_clicks(
     ClicksError: if the folder is missing, unfinished or incomplete.
   """
   folder = pathlib.Path(folder)
-  try:
-    text = (folder / resumable.MANIFEST).read_text(encoding='utf-8')
-  except (FileNotFoundError, NotADirectoryError):
-    if resumable.partial_of(folder).is_dir():
-      raise ClicksError(
-        f'{folder} is not finished: run the same command again to continue.'
-      ) from None
-    raise ClicksError(
-      f'There is no prepared click log in {folder}: make it with `python -m '
-      f'scripts.prepare_criteo --input=FILE --output={folder}`.'
-    ) from None
-  manifest = None
-  with contextlib.suppress(ValueError):
-    manifest = json.loads(text)
-  if not isinstance(manifest, dict) or manifest.get('format') != storage.FORMAT:
-    raise ClicksError(
-      f'{folder / resumable.MANIFEST} does not describe a prepared click log '
-      f'({storage.FORMAT}): prepare the log again, in another folder.'
-    )
+  manifest = resumable.open_manifest(
+    folder,
+    storage.FORMAT,
+    what='prepared click log',
+    command='scripts.prepare_criteo --input=FILE',
+    error=ClicksError,
+  )
   num_rows = sum(split['rows'] for split in manifest['splits'].values())
   path = folder / storage.ROWS
   size = path.stat().st_size if path.exists() else 0
   if size != num_rows * storage.ROW_BYTES:
     raise ClicksError(
       f'{folder} is incomplete ({path.name} has {size} bytes, not '
-      f'{num_rows * storage.ROW_BYTES}): copy or prepare it again.'
+      f'{num_rows * storage.ROW_BYTES}): copy it again, or prepare it again '
+      'with --overwrite.'
     )
   rows = np.memmap(path, '<i4', 'r', shape=(num_rows, NUM_FIELDS))
   # A plain array on the same memory: slicing a memmap costs more.

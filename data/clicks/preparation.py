@@ -67,7 +67,6 @@ class Progress:
     phase: 'reading', 'counting' or 'writing'.
     done: part of `total` that is done.
     total: bytes of input or rows of a synthetic log; then fields; then rows.
-    resumed: part of `done` that an earlier run did.
     unit: 'bytes', 'rows' or 'fields'.
     rows: rows read so far, earlier runs included.
     bad: lines left out so far.
@@ -76,7 +75,6 @@ class Progress:
   phase: str
   done: int
   total: int
-  resumed: int
   unit: str
   rows: int
   bad: int
@@ -121,6 +119,7 @@ def prepare(
   leave_out = (storage.CHUNKS, storage.KEPT, *resumable.LEFT_OUT)
   manifest = resumable.finished(output, plan, leave_out, overwrite)
   if manifest is not None:
+    _check_bad(manifest, max_bad_lines)
     return manifest
   partial = resumable.partial_of(output)
   with resumable.locked(partial, output):
@@ -179,7 +178,7 @@ class _Run:
     sizes = [one.size for one in self._inputs]
     unit = 'rows' if self._is_synthetic else 'bytes'
     before = sum(sizes[: state['input']])
-    resumed = before + state['position']
+    _check_bad(self._bad_lines(), max_bad_lines)
     for number in range(state['input'], len(self._inputs)):
       one = self._inputs[number]
       first = state['chunk'] if number == state['input'] else 0
@@ -200,17 +199,14 @@ class _Run:
           (f'line {line:,} of {one.name}: {reason}', kind)
           for line, kind, reason in bad
         ]
-        if len(state['bad']) > max_bad_lines:
-          raise _too_many(state['bad'], max_bad_lines)
+        _check_bad(self._bad_lines(), max_bad_lines)
         state |= {
           'input': number,
           'chunk': chunk.number + 1,
           'position': chunk.position,
         }
         resumable.write_state(self._partial, state)
-        self._tell(
-          'reading', before + chunk.position, sum(sizes), resumed, unit
-        )
+        self._tell('reading', before + chunk.position, sum(sizes), unit)
       before += one.size
     self._num_rows = sum(state['rows'])
     self._num_train = self._settings.num_train(self._num_rows)
@@ -219,19 +215,18 @@ class _Run:
     """Finds the categories of each field to keep."""
     (self._partial / storage.KEPT).mkdir(exist_ok=True)
     found = self._state['fields']
-    resumed = len(found)
-    self._tell('counting', resumed, NUM_CATEGORIES, resumed, 'fields')
+    self._tell('counting', len(found), NUM_CATEGORIES, 'fields')
     for field, facts in workers.map_in_order(
       self._pool,
       storage.count_field,
-      range(resumed, NUM_CATEGORIES),
+      range(len(found), NUM_CATEGORIES),
       self._source,
       self._num_train,
       self._settings.min_count,
     ):
       found.append(facts)
       resumable.write_state(self._partial, self._state)
-      self._tell('counting', field + 1, NUM_CATEGORIES, resumed, 'fields')
+      self._tell('counting', field + 1, NUM_CATEGORIES, 'fields')
 
   def write(self) -> None:
     """Turns chunks of words into rows."""
@@ -239,30 +234,38 @@ class _Run:
     path = self._partial / storage.ROWS
     with open(path, 'ab') as file:
       file.truncate(self._num_rows * storage.ROW_BYTES)
-    resumed = len(blocks) * storage.BLOCK_ROWS
-    starts = range(resumed, self._num_rows, storage.BLOCK_ROWS)
+    begin = len(blocks) * storage.BLOCK_ROWS
+    starts = range(begin, self._num_rows, storage.BLOCK_ROWS)
     for start, block in workers.map_in_order(
       self._pool, storage.write_block, starts, self._source, self._num_train
     ):
       blocks.append(block)
       resumable.write_state(self._partial, self._state)
       done = min(start + storage.BLOCK_ROWS, self._num_rows)
-      self._tell('writing', done, self._num_rows, resumed, 'rows')
+      self._tell('writing', done, self._num_rows, 'rows')
 
   def facts(self) -> dict[str, Any]:
     """Returns the manifest's facts about the rows."""
     state, splits = self._state, self._splits()
-    blocks, kinds = state['blocks'], (kind for _, kind in state['bad'])
+    blocks = state['blocks']
     return {
       'format': storage.FORMAT,
       'fingerprint': _hash_json([splits, self._settings.min_count, blocks]),
       'splits': splits,
       **self._optimum(),
       'fields': state['fields'],
-      'bad_lines': [where for where, _ in state['bad']],
-      'bad_lines_by_kind': dict(sorted(collections.Counter(kinds).items())),
+      **self._bad_lines(),
       'files_with_bytes_behind_their_end': state.get('behind', []),
       'sha256_of_blocks': [digest for digest, _, _ in blocks],
+    }
+
+  def _bad_lines(self) -> dict[str, Any]:
+    """Lists the lines left out, and counts them."""
+    bad = self._state['bad']
+    kinds = collections.Counter(kind for _, kind in bad)
+    return {
+      'bad_lines': [where for where, _ in bad],
+      'bad_lines_by_kind': dict(sorted(kinds.items())),
     }
 
   def _splits(self) -> dict[str, dict[str, int]]:
@@ -311,17 +314,21 @@ class _Run:
       end = min((number + 1) * step, one.size)
       yield log.Chunk(one, number, b'', number * step + 1, end)
 
-  def _tell(self, phase, done, total, resumed, unit):
+  def _tell(self, phase, done, total, unit):
     rows, bad = sum(self._state['rows']), len(self._state['bad'])
-    self._report(Progress(phase, done, total, resumed, unit, rows, bad))
+    self._report(Progress(phase, done, total, unit, rows, bad))
 
 
-def _too_many(bad: Sequence[tuple[str, str]], limit: int) -> PreparationError:
-  kinds = collections.Counter(kind for _, kind in bad)
-  counts = ', '.join(f'{kind}: {count}' for kind, count in kinds.most_common())
-  return PreparationError(
-    f'More than {limit} lines are malformed, {len(bad)} so far ({counts}). The '
-    f'first is {bad[0][0]}. If this is a log of {log.NUM_FIELDS} fields '
+def _check_bad(facts: dict[str, Any], limit: int) -> None:
+  """Refuses more malformed lines than a limit."""
+  bad = facts['bad_lines']
+  if len(bad) <= limit:
+    return
+  kinds = collections.Counter(facts['bad_lines_by_kind']).most_common()
+  counts = ', '.join(f'{kind}: {count}' for kind, count in kinds)
+  raise PreparationError(
+    f'More than {limit} lines are malformed, at least {len(bad)} ({counts}). '
+    f'The first is {bad[0]}. If this is a log of {log.NUM_FIELDS} fields '
     'separated by tabs, allow for more with --max-bad-lines, and the '
     'preparation continues from here.'
   )

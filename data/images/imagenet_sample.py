@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +17,7 @@ import cv2
 import numpy as np
 
 from data.images.tfds import open_tfds
+from data.preparing import cache
 
 NAME, VERSION = 'imagenet2012', '5.1.0'
 NUM_CLASSES = 1_000
@@ -42,17 +41,15 @@ def open_set(train_split, eval_split):
   Raises:
     ValueError: for other splits, or if the images cannot be written.
   """
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  folder = pathlib.Path(base).expanduser() / 'codistill' / _KEY
-  if not folder.exists():
-    try:
-      _make(folder)
-    except OSError as error:
-      raise ValueError(
-        f'The sample of images cannot be written to {folder.parent} '
-        f'({error.strerror}): set XDG_CACHE_HOME to a folder that you can '
-        'write to.'
-      ) from error
+  folder = cache.cache_folder(None) / _KEY
+  try:
+    cache.open_or_make(folder, _check_there, _make)
+  except OSError as error:
+    raise ValueError(
+      f'The sample of images cannot be written to {folder.parent} '
+      f'({error.strerror}): set XDG_CACHE_HOME to a folder that you can write '
+      'to.'
+    ) from error
   return open_tfds(NAME, folder, train_split, eval_split)
 
 
@@ -144,19 +141,13 @@ def encode(pixels: np.ndarray, extension: str = '.jpg') -> bytes:
   return cv2.imencode(extension, pixels[..., ::-1], quality)[1].tobytes()
 
 
+def _check_there(folder: pathlib.Path) -> None:
+  if not folder.exists():
+    raise ValueError(f'There is no {folder}.')
+
+
 def _make(folder: pathlib.Path) -> None:
-  """Writes the sample, unless another process does so first."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  work = tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent)
-  try:
-    write(work, {name: _examples(name, num) for name, num in _SPLITS.items()})
-    try:
-      os.rename(work, folder)
-    except OSError:
-      if not folder.exists():
-        raise
-  finally:
-    shutil.rmtree(work, ignore_errors=True)
+  write(folder, {name: _examples(name, num) for name, num in _SPLITS.items()})
 
 
 def _examples(split, count):

@@ -15,10 +15,6 @@ from data.images.decoding import Encoded
 UNLABELLED = -1
 
 
-class NotPreparedError(FileNotFoundError):
-  """A folder has no such TFDS set; the message says what to run."""
-
-
 class BadDataError(ValueError):
   """An example is unusable; the message names it."""
 

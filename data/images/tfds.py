@@ -4,13 +4,13 @@ Reading needs no TensorFlow and no network; preparing a set once with `python -m
 scripts.prepare_images NAME` does.
 """
 
-import difflib
 import os
 
 import numpy as np
 
 from data.images.decoding import Encoded
-from data.images.split import BadDataError, NotPreparedError, Split
+from data.images.split import BadDataError, Split
+from data.preparing.tfds import NotPreparedError, open_builder
 
 
 def open_tfds(name, data_dir, train_split, eval_split, others=()):
@@ -31,7 +31,9 @@ def open_tfds(name, data_dir, train_split, eval_split, others=()):
     NotPreparedError: if it is not prepared, or not as ArrayRecord.
     ValueError: if there is no such set or split, or it is not one of images.
   """
-  builder = _find_builder(name, data_dir, others)
+  builder = open_builder(
+    name, data_dir, folder_key='TFDS_DATA_DIR', others=others
+  )
   shape, num_classes, keys = _describe(builder)
 
   def make_split(split):
@@ -100,38 +102,6 @@ def _tfds():
   import tensorflow_datasets
 
   return tensorflow_datasets
-
-
-def _find_builder(name, data_dir, others):
-  """Finds a prepared set by name, or says what is missing."""
-  tfds = _tfds()
-  try:
-    builder = tfds.builder(name, data_dir=data_dir)
-  # AssertionError for a version that TFDS does not have.
-  except (ValueError, AssertionError):
-    known = [*others, *tfds.list_builders(with_community_datasets=False)]
-    near = difflib.get_close_matches(name, known)
-    hint = f': did you mean {" or ".join(near)}?' if near else '.'
-    raise ValueError(f'There is no image set called {name!r}{hint}') from None
-  except ImportError as error:
-    raise ValueError(
-      f'TFDS cannot open {name!r} without the package {error.name}.'
-    ) from error
-  if not builder.info.initialized:
-    raise NotPreparedError(
-      f'{name} is not prepared in {builder.data_dir}: run `python -m '
-      f'scripts.prepare_images {name}` once, or set TFDS_DATA_DIR to the '
-      'folder that contains it.'
-    )
-  formats = sorted(form.value for form in builder.info.available_file_formats())
-  if 'array_record' not in formats:
-    raise NotPreparedError(
-      f'{name} is prepared in {builder.data_dir} as {" and ".join(formats)}, '
-      'not as array_record: run `python -m scripts.prepare_images '
-      f'{name} --data_dir=DIR` with another folder, and set TFDS_DATA_DIR to '
-      'it.'
-    )
-  return builder
 
 
 def _describe(builder):

@@ -93,15 +93,57 @@ def finished(
   return None
 
 
+def open_manifest(
+  folder: pathlib.Path,
+  format: str,
+  *,
+  what: str,
+  command: str,
+  error: type[Exception],
+) -> dict[str, Any]:
+  """Reads the manifest of a finished folder.
+
+  Args:
+    folder: its path.
+    format: of the manifest.
+    what: the folder's content, for messages.
+    command: what makes it, without --output.
+    error: raised if the folder is missing, unfinished or of another format; the
+      message says what to do.
+  """
+  path = folder / MANIFEST
+  if path.exists():
+    manifest = _read(path)
+    if manifest is None or manifest.get('format') != format:
+      raise error(
+        f'{path} describes no {what} ({format}): prepare it again, in another '
+        'folder.'
+      )
+    return manifest
+  if partial_of(folder).is_dir():
+    raise error(
+      f'{folder} is not finished: run the same command again to continue.'
+    )
+  raise error(
+    f'There is no {what} in {folder}: make it with `python -m {command} '
+    f'--output={folder}`.'
+  )
+
+
 @contextlib.contextmanager
 def locked(partial: pathlib.Path, output: pathlib.Path) -> Iterator[None]:
   """Keeps other runs out of an unfinished folder.
 
   Raises:
-    PreparationError: if it cannot be written, or another run is making it.
+    PreparationError: if it cannot be written, has something else in it, or
+      another run is making it.
   """
   try:
     partial.mkdir(parents=True, exist_ok=True)
+    if any(partial.iterdir()) and not (partial / LOCK).exists():
+      raise PreparationError(
+        f'{partial} has something else in it: choose another --output.'
+      )
     (partial / LOCK).touch()
   except OSError as error:
     raise PreparationError(

@@ -26,7 +26,6 @@ from jaxtyping import Bool, Int64, Integer, UInt16, UInt64
 
 from data.partition import mix
 from data.preparing import resumable
-from data.preparing.resumable import MANIFEST, partial_of
 from data.text.tokenizer import (
   END_OF_DOCUMENT,
   SPECIAL_PIECES,
@@ -156,11 +155,14 @@ class Corpus:
       CorpusError: if it is gone or damaged.
     """
     try:
-      return Tokenizer.from_file(self.folder / TOKENIZER)
+      model = (self.folder / TOKENIZER).read_bytes()
+      if hashlib.sha256(model).hexdigest() != self.vocabulary:
+        raise ValueError('This is another one.')
+      return Tokenizer(model)
     except (OSError, ValueError) as error:
       raise CorpusError(
-        f'{self.folder / TOKENIZER} is gone or damaged: copy or prepare '
-        f'{self.folder} again.'
+        f'{self.folder / TOKENIZER} is gone or damaged: copy {self.folder} '
+        'again, or prepare it again with --overwrite.'
       ) from error
 
   def beginning(self, text: str) -> list[int]:
@@ -187,24 +189,13 @@ def open_corpus(folder: str | os.PathLike) -> Corpus:
     CorpusError: if it is missing, unfinished or incomplete.
   """
   folder = pathlib.Path(folder)
-  try:
-    manifest = json.loads((folder / MANIFEST).read_text(encoding='utf-8'))
-  except (FileNotFoundError, NotADirectoryError):
-    if partial_of(folder).is_dir():
-      raise CorpusError(
-        f'{folder} is not finished: run the same command again to continue.'
-      ) from None
-    raise CorpusError(
-      f'There is no prepared text in {folder}: make it with `python -m '
-      f'scripts.prepare_text --input=FILES --format=FORMAT --output={folder}`.'
-    ) from None
-  except ValueError:
-    manifest = {}
-  if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-    raise CorpusError(
-      f'{folder / MANIFEST} does not describe prepared text ({FORMAT}): '
-      'prepare the text again, in another folder.'
-    )
+  manifest = resumable.open_manifest(
+    folder,
+    FORMAT,
+    what='prepared text',
+    command='scripts.prepare_text --input=FILES --format=FORMAT',
+    error=CorpusError,
+  )
   try:
     splits = {
       split: _open_split(folder / split, manifest['splits'][split], manifest)
@@ -212,7 +203,8 @@ def open_corpus(folder: str | os.PathLike) -> Corpus:
     }
   except (OSError, ValueError) as error:
     raise CorpusError(
-      f'{folder} is incomplete ({error}): copy or prepare it again.'
+      f'{folder} is incomplete ({error}): copy it again, or prepare it again '
+      'with --overwrite.'
     ) from error
   return Corpus(folder, manifest, splits)
 

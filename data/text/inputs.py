@@ -18,6 +18,7 @@ from data.preparing.compressed import (
   file_input,
   read_blocks,
 )
+from data.preparing.tfds import NotPreparedError, open_builder
 from data.text import builtin_sources, warc
 
 FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
@@ -230,30 +231,10 @@ def tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
   import tensorflow_datasets as tfds
 
   dataset, _, split = name.removesuffix(']').partition('[')
-  prepare = (
-    f'run `python -m scripts.prepare_images {dataset}` once (it prepares sets '
-    'of text as well), or set --data-dir to the folder that contains it.'
-  )
   try:
-    builder = tfds.builder(dataset, data_dir=reading.data_dir)
-  # AssertionError for a version that TFDS does not have.
-  except (ValueError, AssertionError) as error:
-    raise InputError(f'TFDS has no set called {dataset!r}.') from error
-  except ImportError as error:
-    raise InputError(
-      f'TFDS cannot open {dataset!r} without the package {error.name}.'
-    ) from error
-  if not builder.info.initialized:
-    raise InputError(
-      f'{dataset} is not prepared in {builder.data_dir}: {prepare}'
-    )
-  formats = {form.value for form in builder.info.available_file_formats()}
-  if 'array_record' not in formats:
-    raise InputError(
-      f'{dataset} is prepared in {builder.data_dir} as '
-      f'{" and ".join(sorted(formats))}, not as array_record: with another '
-      f'--data_dir, {prepare}'
-    )
+    builder = open_builder(dataset, reading.data_dir, folder_key='--data-dir')
+  except (ValueError, NotPreparedError) as error:
+    raise InputError(str(error)) from error
   features = builder.info.features
   if reading.text_key not in features or not isinstance(
     features[reading.text_key], tfds.features.Text

@@ -45,7 +45,6 @@ class Progress:
     done: part of `total` that is done; bytes of input, or documents of sets;
       bytes of output for 'sealing'.
     total: 0 if unknown.
-    resumed: part of `done` that an earlier run did.
     documents: kept in this phase so far, earlier runs included.
     tokens: written so far, earlier runs included.
   """
@@ -53,7 +52,6 @@ class Progress:
   phase: str
   done: int
   total: int
-  resumed: int
   documents: int
   tokens: int
 
@@ -164,9 +162,7 @@ class _Run:
         hashes.append(found)
         counts.update(more)
         done, seen = before + chunk.position, counts['documents']
-        self._report(
-          Progress('finding what is held out', done, total, 0, seen, 0)
-        )
+        self._report(Progress('finding what is held out', done, total, seen, 0))
       before += one.size
     if not counts['documents']:
       raise _nothing_left('test', counts, _CHECK)
@@ -180,7 +176,7 @@ class _Run:
       texts = self._sample()
       characters = sum(map(len, texts))
       self._report(
-        Progress('training the tokenizer', 0, 0, 0, len(texts), characters)
+        Progress('training the tokenizer', 0, 0, len(texts), characters)
       )
       settings = self._settings
       try:
@@ -219,7 +215,7 @@ class _Run:
         done, enough = before + chunk.position, search / max(seen, 1)
         # A part of a large input is enough.
         ends = min(total, max(done, round(done * enough)))
-        self._report(Progress('sampling', done, ends, 0, seen, 0))
+        self._report(Progress('sampling', done, ends, seen, 0))
         if seen >= search:
           return sample.texts()
       before += one.size
@@ -237,7 +233,6 @@ class _Run:
     total = sum(one.size for one, _ in self._inputs)
     path = self._partial / corpus.TOKENIZER
     before = sum(one.size for one, _ in self._inputs[: state['input']])
-    resumed = None
     for number in range(state['input'], len(self._inputs)):
       one, split = self._inputs[number]
       first = state['chunk'] if number == state['input'] else 0
@@ -245,8 +240,6 @@ class _Run:
       for chunk, encoded in self._map(
         encoding.encode_chunk, chunks, settings, split, self._held_out, path
       ):
-        if resumed is None:
-          resumed = before + (state['position'] if first else 0)
         counts.update(encoded.counts)
         for name, documents in encoded.splits.items():
           writer.append(name, *documents)
@@ -263,7 +256,6 @@ class _Run:
             'tokenising',
             before + chunk.position,
             total,
-            resumed,
             counts['documents'],
             _tokens(state['written']),
           )
@@ -295,7 +287,6 @@ class _Run:
           'sealing',
           done,
           sum(sizes.values()),
-          0,
           state['counts'].get('documents', 0),
           _tokens(state['written']),
         )
@@ -343,7 +334,9 @@ def _facts(one: Input) -> dict[str, Any]:
 
 
 def _manifest(folder: pathlib.Path) -> dict[str, Any]:
-  return corpus.open_corpus(folder).manifest
+  made = corpus.open_corpus(folder)
+  made.tokenizer()  # Refuses a damaged one.
+  return made.manifest
 
 
 def _tokens(written: dict[str, Any]) -> int:

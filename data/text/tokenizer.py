@@ -71,6 +71,12 @@ def has_rules(language: str) -> bool:
   )
 
 
+def vocab_sizes(oov: str) -> range:
+  """The numbers of pieces that a tokenizer with `oov` may have."""
+  least = len(SPECIAL_PIECES) + (256 if oov == 'bytes' else 0) + 1
+  return range(least, (1 << 16) + 1)
+
+
 def train_tokenizer(
   texts: Iterable[str],
   *,
@@ -102,11 +108,11 @@ def train_tokenizer(
   """
   if oov not in OOV:
     raise ValueError(f'Unknown oov {oov!r}, expected one of {OOV}.')
-  least = len(SPECIAL_PIECES) + (256 if oov == 'bytes' else 0) + 1
-  if not least <= vocab_size <= 1 << 16:
+  sizes = vocab_sizes(oov)
+  if vocab_size not in sizes:
     raise VocabularyError(
       f'A vocabulary of {vocab_size} pieces is out of range: there must be '
-      f'{least} to 65536, so that each number fits into two bytes.'
+      f'{sizes[0]} to {sizes[-1]}, so that each number fits into two bytes.'
     )
   lines = _lines(texts, structure, language)
   first = next(lines, None)
