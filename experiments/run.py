@@ -66,7 +66,7 @@ from experiments.progress import RunProgress
 from experiments.runs import fit_of
 from experiments.stored import load_teachers
 from experiments.summary import results_table
-from experiments.tasks import Dataset, make_task
+from experiments.tasks import Dataset
 from experiments.train import Trainer
 from experiments.workdir import Workdir, follow_workdir, open_workdir
 
@@ -151,8 +151,7 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
 
 def _check_student(request: Request) -> None:
   """Refuses what would be refused when its teachers are trained."""
-  task = make_task(request.config.data)
-  build(request.config, request.member, dataset=task.without_examples())
+  build(request.config, request.member)
   _check_profile(request.profile, request.config.num_steps)
 
 
@@ -222,6 +221,8 @@ def _train(
     if teachers.peers:
       workdir.write_run(teachers=teachers.fit)
     try:
+      # Again, because members that begin together see each other's only now.
+      _check_data(workdir, data.get('fingerprint'))
       trainer = stack.enter_context(
         contextlib.closing(Trainer(experiment, workdir))
       )
@@ -233,6 +234,8 @@ def _train(
       if workdir.resumes:
         # It did not; what wrote the checkpoints may.
         workdir.run['resumed'].pop()
+      else:
+        workdir.run.pop('data', None)  # Nothing was learnt from them.
       workdir.write_run(status='interrupted')
       raise
     if trainer.start_step:
@@ -332,15 +335,28 @@ def _describe_data(dataset: Dataset, workdir: Workdir) -> record.Row:
   """Which data it is, of a kind whose name alone does not say.
 
   Raises:
-    UserError: if another of its members, or the run that is gone on with,
-      learnt from other data.
+    UserError: if another of its members or processes, or the run that is gone
+      on with, has other data.
   """
   facts = {
     name: getattr(dataset, name, None)
     for name in ('fingerprint', 'best_log_loss')
   }
-  workdir.check_data(facts['fingerprint'])
+  fingerprint = facts['fingerprint']
+  if hosts.any_says(hosts.tell(fingerprint) != fingerprint):
+    raise UserError(
+      'the processes of this member have different data; give all of them the '
+      'same'
+    )
+  _check_data(workdir, fingerprint)
   return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def _check_data(workdir: Workdir, fingerprint: str | None) -> None:
+  """`Workdir.check_data`, by the first process for all of a member."""
+  hosts.first_then_others(
+    lambda: hosts.is_first() and workdir.check_data(fingerprint)
+  )
 
 
 def _conclude(label: str, workdir: Workdir, console: Console) -> int:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import types
 from unittest import mock
 
 import jax
@@ -27,13 +28,15 @@ from in_process import complaint, run_script
 from rebuilt import cheap_builds
 
 from codistill.optim import averaged
+from data.text import builtin
 from data.text.dataset import TextSet
 from experiments import config as config_lib
+from experiments import run as run_lib
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.record import read_run
 from experiments.stored import load_teachers
-from experiments.workdir import follow_workdir
+from experiments.workdir import Workdir, follow_workdir
 from scripts import evaluate, export
 from scripts import sample as sample_script
 
@@ -360,9 +363,18 @@ def test_what_cannot_be_continued_is_one_sentence(
     (workdir, '--prompt=\udcff', 'surrogates not allowed'),
   ):
     assert said in complaint(capsys, sample_script, folder, argument)
-  (copy / 'tokenizer.model').write_text('no model')
-  damaged = complaint(capsys, sample_script, moved)
-  assert f'{copy / "tokenizer.model"} is gone or damaged' in damaged
+  for another in (b'no model', builtin.TOKENIZER.read_bytes()):
+    (copy / 'tokenizer.model').write_bytes(another)
+    damaged = complaint(capsys, sample_script, moved)
+    assert f'{copy / "tokenizer.model"} is gone or damaged' in damaged
+
+  def export_without_it(name):
+    out = tmp_path / name
+    assert run_script(export, moved, '--member=0', f'--out={out}') == 0
+    assert 'no tokenizer.model, because' in capsys.readouterr().out
+    assert not (out / 'tokenizer.model').exists()
+
+  export_without_it('out-damaged')
   manifest = json.loads((copy / 'manifest.json').read_text())
   (copy / 'manifest.json').write_text(
     json.dumps({**manifest, 'fingerprint': 'another'})
@@ -372,11 +384,7 @@ def test_what_cannot_be_continued_is_one_sentence(
   shutil.rmtree(copy)
   gone = complaint(capsys, sample_script, moved)
   assert f'There is no prepared text in {copy}' in gone
-  # To be exported it need not be there.
-  out = tmp_path / 'out'
-  assert run_script(export, moved, '--member=0', f'--out={out}') == 0
-  assert 'no tokenizer.model, because' in capsys.readouterr().out
-  assert not (out / 'tokenizer.model').exists()
+  export_without_it('out')
 
 
 def test_text_that_was_prepared_anew_is_not_gone_on_with(
@@ -400,3 +408,37 @@ def test_text_that_was_prepared_anew_is_not_gone_on_with(
   first.check_data(json.loads(before)['data']['fingerprint'])
   with pytest.raises(UserError, match='another one; give it those'):
     first.check_data('another')
+
+
+def test_members_that_begin_together_on_different_text_are_refused(
+  short, tmp_path, monkeypatch, capfd
+):
+  write_run, others = Workdir.write_run, tmp_path / 'run-1.json'
+
+  def write_beside_another(workdir, **changes):
+    write_run(workdir, **changes)
+    if 'data' in changes:
+      other = {**workdir.run, 'member': 1, 'data': {'fingerprint': 'another'}}
+      others.write_text(json.dumps(other))
+
+  monkeypatch.setattr(Workdir, 'write_run', write_beside_another)
+  arguments = (tmp_path, *short, '--member=0')
+  assert run_command(*arguments, config='lm_codistill:smoke').status == 2
+  assert 'remove run-1.json to begin anew' in error_sentence(capfd)
+  # It learnt nothing, so its text stands in nobody's way.
+  found = read_run(tmp_path / 'run-0.json')
+  assert (found['status'], 'data' in found) == ('interrupted', False)
+
+
+def test_processes_of_a_member_have_the_same_data(monkeypatch):
+  data = types.SimpleNamespace(fingerprint='mine')
+  workdir = mock.Mock()
+  described = run_lib._describe_data(data, workdir)
+  assert described == {'fingerprint': 'mine'}
+  workdir.check_data.assert_called_once_with('mine')
+  # Where the first has other data, and where another process has.
+  for name, first in (('tell', 'another'), ('gather', np.array([[0], [1]]))):
+    with monkeypatch.context() as patch:
+      patch.setattr(run_lib.hosts, name, lambda _, first=first: first)
+      with pytest.raises(UserError, match='this member have different data'):
+        run_lib._describe_data(data, workdir)

@@ -273,6 +273,9 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
 
 def test_a_student_is_refused_before_its_teachers_are_trained(tmp_path, capfd):
   config, soup = 'imagenet_two_phase:smoke', '--config.evaluate_soup=True'
-  assert run_command(tmp_path / 'run', *SHORT, soup, config=config).status == 2
-  assert 'evaluate_soup is True' in error_sentence(capfd)
+  split = '--config.data.unlabelled_split=trian'
+  for argument, said in ((soup, 'evaluate_soup is True'), (split, "'trian'")):
+    run = run_command(tmp_path / 'run', *SHORT, argument, config=config)
+    assert run.status == 2
+    assert said in error_sentence(capfd)
   assert not (tmp_path / 'run').exists()
