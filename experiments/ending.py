@@ -34,7 +34,9 @@ class Ending(NamedTuple):
 def ending_of(error: Exception) -> Ending | None:
   """How a run ends after an error; None if it needs a traceback."""
   if isinstance(error, UserError):
-    return Ending(REFUSED, str(error))
+    # The next time it may live, so that a launcher is to start it again.
+    died = isinstance(error.__cause__, ChildProcessError)
+    return Ending(1 if died else REFUSED, str(error))
   if isinstance(error, hosts.OtherProcessError):
     return Ending(REFUSED, f'process 0 of this member cannot go on: {error}')
   if isinstance(error, LeaseLostError):

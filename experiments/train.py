@@ -124,7 +124,7 @@ class Trainer:
       if isinstance(error, WaitInterruptedError):
         return self._step
       if alone:
-        raise LoneError(str(error)) from error
+        raise LoneError(str(error)) from error.__cause__
       raise
 
   def _train(

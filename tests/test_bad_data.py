@@ -1,8 +1,10 @@
 """Runs on real-world images: corrupt ones, and labels out of range."""
 
+import itertools
 import json
 import shutil
 
+import grain
 import numpy as np
 import pytest
 from commands import rows_of, run_command
@@ -78,3 +80,19 @@ def test_a_label_out_of_range_loses_no_step(write, tmp_path, capsys):
   names = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
   assert max(int(name) for name in names if name.isdecimal()) == len(steps)
   json.loads((tmp_path / 'run.json').read_text())
+
+
+def test_a_reader_that_dies_loses_no_step(write, tmp_path, capsys, monkeypatch):
+  def dying(stream, *_, **__):
+    yield from itertools.islice(iter(stream), 3)
+    raise RuntimeError('Worker process was terminated unexpectedly with …')
+
+  monkeypatch.setattr(grain.IterDataset, 'mp_prefetch', dying)
+  arguments = (*write(), '--config.data.num_workers=1')
+  run = run_command(tmp_path, *arguments, config='imagenet_sync:smoke')
+  # A launcher starts it again.
+  assert run.status == 1
+  said = capsys.readouterr().err
+  assert 'a process that reads images has died, perhaps for lack of' in said
+  assert said.count('\n') == 1
+  assert (tmp_path / 'checkpoints/3').is_dir()

@@ -668,8 +668,9 @@ if __name__ == '__main__':
   with contextlib.closing(make(num_workers=2).train(**stream)) as batches:
     found = [next(batches)]
     # The one before them tracks resources until this process ends.
-    children = psutil.Process().children()[-2:]
-    for child in children:
+    every = psutil.Process().children()
+    children = every[-2:]
+    for child in every:
       # Terminals and schedulers send these to all, but they are for the parent.
       for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         child.send_signal(number)

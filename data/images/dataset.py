@@ -4,7 +4,6 @@ Reading needs no TensorFlow and no network: `python -m scripts.prepare_images
 NAME` prepares a TFDS set once, in ArrayRecord form.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -21,13 +20,13 @@ from data.images.augmentation import make_views
 from data.images.split import (
   UNLABELLED,
   BadDataError,
-  NotPreparedError,
   Split,
   and_unlabelled,
   in_memory,
 )
 from data.images.tfds import open_tfds
 from data.partition import partition_indices
+from data.preparing.tfds import NotPreparedError
 
 # The names that callers need, errors included.
 __all__ = [
@@ -128,6 +127,7 @@ class ImageSet:
       ValueError: for arguments out of range, or an empty shard.
       BadDataError: from the iterator, for a label out of range, or if hardly
         any image can be decoded.
+      ChildProcessError: likewise, if a process that reads has died.
     """
     if start < 0:
       raise ValueError(f'start must not be negative, got {start}.')
@@ -171,6 +171,7 @@ class ImageSet:
     Raises:
       ValueError: for another split.
       BadDataError: from the iterator, for a label out of range.
+      ChildProcessError: likewise, if a process that reads has died.
     """
     examples = self._split(split)
     wanted = np.arange(batch_size) if rows is None else rows
@@ -296,7 +297,7 @@ class ImageSet:
         ),
         worker_init_fn=grain_workers.begin,
       )
-    with contextlib.closing(iter(stream)) as found:
+    with grain_workers.opened(stream) as found:
       while parts := list(itertools.islice(found, num_pieces)):
         corrupt = [name for part in parts for name in part.pop('corrupt')]
         batch = {

@@ -67,7 +67,7 @@ class Task(abc.ABC):
     kind: its name.
     unit: the unit of its examples.
     must_agree: keys that teachers and students must share.
-    bad_data: what a data set raises if an example cannot be used; the message
+    bad_data: what a data set raises if an example cannot be read; the message
       is for the user.
     num_classes: number of classes.
     input_shape: of one example, without the batch; a tree if inputs are one.

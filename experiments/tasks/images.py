@@ -23,7 +23,7 @@ class Kind(Task):
 
   kind = 'images'
   must_agree = ('image_shape', 'num_classes')
-  bad_data = (BadDataError,)
+  bad_data = (BadDataError, ChildProcessError)
 
   name: str
   train_split: str
