@@ -28,6 +28,7 @@ from experiments.errors import UserError
 from experiments.given import unread
 from experiments.paths import FIRST_PHASE
 from experiments.record import Record, SilentRecord
+from experiments.results import flat
 from experiments.runs import read_checked, run_files, value_now
 
 Run = dict[str, Any]
@@ -321,8 +322,9 @@ def _check_config(
     key
     for key in sorted(old.keys() | new.keys())
     if _show(old, key) != _show(new, key)
-    # Keys that older code did not have yet were not set there, either.
-    and (key in old or key in run['overrides'])
+    # Keys that older code did not have yet were not set there, either; those
+    # of networks are the config's own.
+    and (key in old or key in run['overrides'] or key.startswith('networks.'))
   ]
   fixed = [key for key in differ if key not in _MAY_CHANGE]
   if all(key in new for key in fixed) and not (
@@ -374,17 +376,6 @@ def _code(version: Mapping[str, Any]) -> str:
   edited = ' with uncommitted changes' if version['dirty'] else ''
   commit = str(version['commit'] or 'unknown')[:12]
   return f'commit {commit}{edited} (code {str(version.get("code"))[:12]})'
-
-
-def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """The keys of a config, dotted, with their values."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      found |= flat(value, f'{prefix}{key}.')
-    else:
-      found[prefix + key] = value
-  return found
 
 
 def _show(keys: Mapping[str, Any], key: str) -> str:

@@ -168,6 +168,16 @@ def test_a_first_phase_has_no_ramps():
   build(config_lib.first_phase(config), None)
 
 
+def test_a_schedule_is_as_long_as_the_longer_of_two_phases():
+  config = config_lib.load('teacher_fit:smoke')
+  schedule = config.schedule[config.schedule.name]
+  for steps in (config.num_steps // 2, 3 * config.num_steps):
+    config.two_phase.num_steps = steps
+    first = config_lib.first_phase(config).schedule[config.schedule.name]
+    assert first.num_steps == max(config.num_steps, steps)
+  assert schedule.num_steps == config.num_steps
+
+
 def test_a_younger_teacher_is_the_same_teacher_earlier(tmp_path):
   outcomes, rows = [], []
   for age in (2, 4):

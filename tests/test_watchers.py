@@ -1,5 +1,6 @@
-"""Weights & Biases and the profiler: what they are given, and what is said."""
+"""TensorBoard, Weights & Biases, the profiler: what they get, what is said."""
 
+import errno
 import gzip
 import itertools
 import json
@@ -9,8 +10,10 @@ import types
 import pytest
 from commands import error_sentence, rows_of, run_command, stop_command
 from rich.console import Console
+from tensorboardX import record_writer
 
 from experiments.record import read_run
+from experiments.watchers.tensorboard import TensorBoard
 
 
 class StandIn(types.ModuleType):
@@ -139,6 +142,33 @@ def test_a_wandb_that_breaks_down_is_said_once_and_costs_no_run(
   assert run.exits == []
   [line] = capsys.readouterr().out.splitlines()
   assert 'Connection lost' in line
+  assert 'training' in line
+
+
+def test_a_tensorboard_that_breaks_down_is_said_once_and_costs_no_run(
+  tmp_path, monkeypatch, capsys
+):
+  written = []
+
+  def write(self, data):
+    written.append(data)
+    if len(written) > 9:
+      raise OSError(errno.EIO, 'Input/output error')
+
+  run = {'config': {}, 'status': 'done'}
+  workdir = types.SimpleNamespace(tensorboard=tmp_path, run=run)
+  monkeypatch.setattr(record_writer.RecordWriter, 'write', write)
+  # More rows than a queue of tensorboardX's thread takes.
+  with TensorBoard(workdir, 0, Console(width=200)) as watcher:
+    for step in range(1, 30):
+      watcher.write(
+        {'step': step, 'kind': 'train', 'member': 0, 'task_loss': 1.0}
+      )
+  assert len(written) == 10
+  watcher._writers['member-0'].close()
+  [line] = capsys.readouterr().out.splitlines()
+  assert 'TensorBoard' in line
+  assert 'Input/output error' in line
   assert 'training' in line
 
 

@@ -102,6 +102,17 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
   return recipe
 
 
+def flat(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """The keys of a config, dotted, with their values."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      found |= flat(value, f'{prefix}{key}.')
+    else:
+      found[prefix + key] = value
+  return found
+
+
 def stem(experiment: str, variant: str) -> str:
   """'imagenet_sync', 'laptop' → 'imagenet_sync-laptop'."""
   return '-'.join(filter(None, (experiment, variant)))

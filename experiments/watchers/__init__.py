@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import abc
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 
+from experiments.processes import say
 from experiments.workdir import Workdir
 
 # Where each is, and the class.
@@ -22,7 +24,13 @@ Row = dict[str, Any]
 
 
 class Watcher(abc.ABC):
-  """Sees the rows of one process between `__enter__` and `__exit__`."""
+  """Sees the rows of one process between `__enter__` and `__exit__`.
+
+  Attributes:
+    name: what the console calls it.
+  """
+
+  name: str
 
   def __init__(self, workdir: Workdir, start_step: int, console: Console):
     """Opens nothing yet.
@@ -36,6 +44,7 @@ class Watcher(abc.ABC):
     self._workdir = workdir
     self._start_step = start_step
     self._console = console
+    self._broken = False
 
   @abc.abstractmethod
   def __enter__(self) -> Watcher: ...
@@ -46,6 +55,23 @@ class Watcher(abc.ABC):
   @abc.abstractmethod
   def write(self, row: Row) -> None:
     """Shows a row."""
+
+  def _attempt(
+    self, function: Callable[..., Any], *arguments: Any, **keywords: Any
+  ) -> None:
+    """Calls a function, unless one failed before; says so if it fails."""
+    if self._broken:
+      return
+    try:
+      function(*arguments, **keywords)
+    # A disk that fails or a client that is gone is no reason to stop.
+    except Exception as error:
+      self._broken = True
+      say(
+        self._console,
+        f'{self.name} gets no more of this run ({error}); training and '
+        'rows.jsonl go on. Stop and resume the run to log again.',
+      )
 
 
 def load(name: str) -> type[Watcher]:

@@ -7,10 +7,8 @@ WANDB_MODE=offline and the rest of them.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from experiments.errors import UserError
-from experiments.processes import say
 from experiments.watchers import Row, Watcher, curves, whose
 
 try:
@@ -30,6 +28,8 @@ class WeightsAndBiases(Watcher):
   A row is at its step, and its numbers are `kind/name/member-0`. `run.json`
   keeps the id, with which a resumed run goes on there.
   """
+
+  name = 'Weights & Biases'
 
   def __enter__(self) -> WeightsAndBiases:
     path, run = self._workdir.path, self._workdir.run
@@ -64,24 +64,10 @@ class WeightsAndBiases(Watcher):
   def __exit__(self, *exception: object) -> None:
     # Until it is resumed, a run that was stopped counts as failed there.
     done = self._workdir.run['status'] == 'done'
-    self._tell('finish', exit_code=0 if done else 1)
+    self._attempt(self._run.finish, exit_code=0 if done else 1)
 
   def write(self, row: Row) -> None:
     """Logs a row, unless it is there from before a run was resumed."""
     numbers = {f'{name}/{whose(row)}': n for name, n in curves(row).items()}
     if numbers and row['step'] >= self._first_step:
-      self._tell('log', numbers, step=row['step'])
-
-  def _tell(self, method: str, *arguments: Any, **keywords: Any) -> None:
-    if self._run is None:
-      return
-    try:
-      getattr(self._run, method)(*arguments, **keywords)
-    except Exception as error:
-      # Its own process may be gone, which is no reason to stop training.
-      self._run = None
-      say(
-        self._console,
-        f'Weights & Biases gets no more of this run ({error}); training and '
-        'rows.jsonl go on. Stop and resume the run to log again.',
-      )
+      self._attempt(self._run.log, numbers, step=row['step'])

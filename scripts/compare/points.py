@@ -35,8 +35,8 @@ class _Found:
     self.run = run
     self.label = label_of(run.run)
     # Some of what it changes, as the fingerprint of data, is no config's.
-    leaves = _leaves(results.recipe_of(run.run['config']))
-    self.settings = dict(leaves) | run.point
+    recipe = results.recipe_of(run.run['config'])
+    self.settings = results.flat(recipe) | run.point
     # Runs on other data are no seeds of one point.
     if data := run.run.get('data', {}).get('fingerprint'):
       self.settings['data.fingerprint'] = data[:12]
@@ -124,14 +124,6 @@ def _read_file(path: pathlib.Path) -> list[Result]:
   if path.with_name(path.name.replace('rows', 'run', 1)[:-1]).exists():
     raise UserError(f'{path} is part of a run; name its folder instead')
   return results.read(path)
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = '') -> Any:
-  for key, value in section.items():
-    if isinstance(value, dict):
-      yield from _leaves(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
 
 
 def _by(
