@@ -37,7 +37,7 @@ def load(reference: str) -> ConfigDict:
       f'get_config() of {file.path} returns {type(config).__name__}; it must '
       'return a ConfigDict'
     )
-  found = {key for key, _ in _items(config)}
+  found = {key for key, _ in networks.items_of(config)}
   if missing := [key for key in _base_keys() if key not in found]:
     raise UserError(
       f'the config of {file.path} has no key {missing[0]}; start from '
@@ -49,7 +49,7 @@ def load(reference: str) -> ConfigDict:
 @functools.cache
 def _base_keys() -> tuple[str, ...]:
   """The keys that every config has."""
-  return tuple(key for key, _ in _items(get_base()))
+  return tuple(key for key, _ in networks.items_of(get_base()))
 
 
 def load_changed(reference: str, changes: Mapping[str, Any]) -> ConfigDict:
@@ -169,6 +169,11 @@ def first_phase(config: ConfigDict) -> ConfigDict:
   first.codistill.member_models = ()
   if config.two_phase.model is not None:
     first = networks.config_of(first, config.two_phase.model, 'two_phase.model')
+  schedule = first.schedule.get(first.schedule.name, {})
+  if 'num_steps' in schedule:
+    # A longer phase would end at a rate of 0; a shorter one is the beginning of
+    # the student's schedule.
+    schedule.num_steps = max(schedule.num_steps, first.num_steps)
   split = config.two_phase.train_split
   if 'train_split' in first.data:
     first.data.train_split = split or first.data.train_split
@@ -219,7 +224,7 @@ def check_keys(config: ConfigDict, keys: Iterable[str]) -> None:
   Raises:
     UserError: with the nearest keys.
   """
-  known = {key for key, _ in _items(config)}
+  known = {key for key, _ in networks.items_of(config)}
   for key in keys:
     if key not in known:
       raise UserError(f'the config has no key {key!r}{nearest(key, known)}')
@@ -237,8 +242,8 @@ def check_elements(base: ConfigDict, config: ConfigDict) -> None:
   Raises:
     UserError: with the key.
   """
-  overridden = dict(_items(config))
-  for key, default in _items(base):
+  overridden = dict(networks.items_of(config))
+  for key, default in networks.items_of(base):
     if not (isinstance(default, tuple) and default):
       continue
     kind = type(default[0])
@@ -251,18 +256,10 @@ def check_elements(base: ConfigDict, config: ConfigDict) -> None:
         )
 
 
-def _items(config: ConfigDict, prefix: str = '') -> Iterable[tuple[str, Any]]:
-  """Dotted keys with their values, sections included."""
-  for key, value in config.items():
-    yield prefix + key, value
-    if isinstance(value, ConfigDict):
-      yield from _items(value, f'{prefix}{key}.')
-
-
 def _leaves(config: ConfigDict) -> Iterable[tuple[str, Any]]:
   return (
     (key, value)
-    for key, value in _items(config)
+    for key, value in networks.items_of(config)
     if not isinstance(value, ConfigDict)
   )
 

@@ -48,9 +48,12 @@ def files(specs: Sequence[str]) -> list[pathlib.Path]:
   """Where functions are written; without those that cannot be found."""
   found = []
   for spec in specs:
-    with contextlib.suppress(ImportError, ValueError, AttributeError):
-      found.append(importlib.util.find_spec(spec.partition(':')[0]).origin)
-  return [pathlib.Path(path) for path in found if path]
+    # To find a module is to run its package, whose code may do anything.
+    with contextlib.suppress(Exception):
+      module = importlib.util.find_spec(spec.partition(':')[0])
+      if module.has_location:
+        found.append(pathlib.Path(module.origin))
+  return found
 
 
 def _load(spec: str, module: str, name: str) -> Any:

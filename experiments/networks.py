@@ -78,8 +78,8 @@ def config_of(config: ConfigDict, name: str, key: str) -> ConfigDict:
         f'networks.{name} sets {section}.{shared}, which all members share; '
         f'set it in the section {section} of the config'
       )
-  keys = {*_keys(own)}
-  for unknown in (key for key in _keys(changes) if key not in keys):
+  keys = dict(items_of(own))
+  for unknown in (key for key, _ in items_of(changes) if key not in keys):
     raise UserError(
       f'networks.{name} sets {unknown}, and the config has no such key'
       f'{nearest(unknown, keys)}'
@@ -91,11 +91,12 @@ def config_of(config: ConfigDict, name: str, key: str) -> ConfigDict:
   return own
 
 
-def _keys(config: ConfigDict, prefix: str = '') -> Iterator[str]:
+def items_of(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Dotted keys with their values, sections included."""
   for key, value in config.items():
-    yield prefix + key
+    yield prefix + key, value
     if isinstance(value, ConfigDict):
-      yield from _keys(value, f'{prefix}{key}.')
+      yield from items_of(value, f'{prefix}{key}.')
 
 
 def value_of(changes: Any, name: str, key: str) -> Any:

@@ -45,6 +45,8 @@ def module(tmp_path, monkeypatch):
         return float(labels[0])
     """)
   )
+  (folder / 'broken').mkdir()
+  (folder / 'broken/__init__.py').write_text('1 / 0\n')
   monkeypatch.syspath_prepend(folder)
   yield 'own_metrics'
   sys.modules.pop('own_metrics', None)
@@ -116,6 +118,8 @@ def test_functions_that_change_are_other_code(module, tmp_path, capfd):
     ('own_metrics:', "name a function as 'module:function'"),
     ('no_such_module:brier', "No module named 'no_such_module'"),
     ('own_metrics:no_such', "no attribute 'no_such'"),
+    ('broken.metrics:brier', 'division by zero'),
+    ('sys:exit', 'which fails'),
     ('own_metrics:mean', r'gives \(\) for labels of shape \(5,\)'),
     ('own_metrics:task_loss', "rows have another 'task_loss'"),
     ('own_metrics:on_host', 'a function of jax.numpy'),
@@ -126,6 +130,8 @@ def test_what_is_no_metric_is_one_sentence(module, name, why):
   task = make_task(config_lib.load('imagenet_sync:smoke').data)
   with pytest.raises(UserError, match=why):
     metrics.load((name,), task)
+  # It is looked for before that.
+  assert len(metrics.files((name,))) == name.startswith('own_')
 
 
 def test_labels_are_those_of_the_kind_of_data(module):
