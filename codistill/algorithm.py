@@ -191,6 +191,9 @@ class Exchange(Protocol):
   def withdraw(self, member: int) -> None:
     """Says that a member of this process diverged and will offer no more."""
 
+  def flush(self) -> None:
+    """Waits for a limited time until what was offered is published."""
+
   def publications(self) -> Publications:
     """The copies and the JSON that a resumed run needs."""
     ...

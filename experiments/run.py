@@ -63,12 +63,17 @@ from experiments.processes import say
 from experiments.profile import Profile
 from experiments.programs import keep_programs
 from experiments.progress import RunProgress
-from experiments.runs import fit_of
+from experiments.runs import fit_of, identity_of
 from experiments.stored import load_teachers
 from experiments.summary import results_table
 from experiments.tasks import Dataset
 from experiments.train import Trainer
-from experiments.workdir import Workdir, follow_workdir, open_workdir
+from experiments.workdir import (
+  Workdir,
+  follow_workdir,
+  is_running,
+  open_workdir,
+)
 
 PACKAGES = (
   'flax',
@@ -95,11 +100,13 @@ class Teachers(NamedTuple):
     peers: members of a finished run.
     models: their networks, by number.
     fit: how well they know what they learnt from, as `fit_of`.
+    identity: of that run, as `identity_of`.
   """
 
   peers: tuple[Peer, ...] = ()
   models: Mapping[int, Model] = {}
   fit: record.Row | None = None
+  identity: record.Row | None = None
 
 
 def run(request: Request, console: Console, stop: list[int]) -> int:
@@ -145,12 +152,22 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       return status
   frozen = pathlib.Path(frozen)
   peers, models = load_teachers(frozen, request.config.data)
-  teachers = Teachers(peers, models, fit_of(frozen))
+  teachers = Teachers(peers, models, fit_of(frozen), identity_of(frozen))
   return _train(request, teachers, console, stop)
 
 
 def _check_student(request: Request) -> None:
   """Refuses what would be refused when its teachers are trained."""
+  workdir = _open(request)
+
+  def check_alone() -> None:
+    if hosts.is_first() and is_running(workdir.path, workdir.record.suffix):
+      raise UserError(
+        f'another process is at work on {workdir.path}; stop it, or choose '
+        'another --workdir'
+      )
+
+  hosts.first_then_others(check_alone)
   build(request.config, request.member)
   _check_profile(request.profile, request.config.num_steps)
 
@@ -204,6 +221,8 @@ def _train(
     teachers=teachers.peers,
     models=teachers.models,
   )
+  if teachers.identity:
+    workdir.check_teachers(teachers.identity)
   watcher_types = [watchers.load(name) for name in request.watchers]
   _check_profile(request.profile, experiment.num_steps)
   data = _describe_data(experiment.dataset, workdir)
@@ -218,8 +237,9 @@ def _train(
         'A synthetic log: in the mean no model can do better than '
         f'{data["best_log_loss"]:.4f} nats on all of its held-out rows.'
       )
-    if teachers.peers:
-      workdir.write_run(teachers=teachers.fit)
+    # Those of a run that is gone on with are known.
+    if teachers.peers and 'teachers' not in workdir.run:
+      workdir.write_run(teachers=teachers.fit, taught_by=teachers.identity)
     try:
       # Again, because members that begin together see each other's only now.
       _check_data(workdir, data.get('fingerprint'))

@@ -142,6 +142,19 @@ def read_all_rows(
   return rows
 
 
+def identity_of(workdir: pathlib.Path) -> dict[str, Any]:
+  """What tells a run from another in the same folder: its start and config.
+
+  Raises:
+    UserError: as `read_runs`.
+  """
+  runs = read_runs(workdir)
+  return {
+    'started': [run['started'] for run in runs.values()],
+    'config_hash': some_run(runs)['config_hash'],
+  }
+
+
 # Batches of training whose mean tells how well a network fits what it learns
 # from: a measure that costs nothing.
 _LAST_BATCHES = 20

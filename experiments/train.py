@@ -159,6 +159,7 @@ class Trainer:
         experiment.average(self.members, step)
         self._evaluate(step, 'eval', progress)
       if stop:
+        self._account_for_the_rest(step, progress)
         return step
       if step % experiment.checkpoint_interval_steps == 0:
         self._save(step, progress)
@@ -167,6 +168,7 @@ class Trainer:
       # Again, if there is one from a wait for the last average.
       self._save(step, progress, ended=True)
       self._evaluate(step, 'final', progress)
+    self._account_for_the_rest(step, progress)
     return None
 
   def close(self) -> None:
@@ -240,6 +242,14 @@ class Trainer:
     fault.strike(member)
     if not member.active:
       self._experiment.exchange.withdraw(member.index)
+
+  def _account_for_the_rest(self, step: int, progress: RunProgress) -> None:
+    """Writes what the exchange has done since the last report."""
+    exchange = self._experiment.exchange
+    exchange.flush()
+    for member in self.members:
+      for event in exchange.account(member.index).events:
+        self._write_event(member.index, step, event, progress)
 
   def _write_event(
     self,

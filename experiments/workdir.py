@@ -101,6 +101,24 @@ class Workdir(NamedTuple):
           f'{anew} to begin anew'
         )
 
+  def check_teachers(self, teachers: Run) -> None:
+    """Refuses teachers that are another run than the one of before.
+
+    Args:
+      teachers: as `runs.identity_of` has them.
+
+    Raises:
+      UserError: if the run that is gone on with has learnt from others.
+    """
+    before = self.run.get('taught_by', teachers)
+    if self.resumes and before != teachers:
+      raise UserError(
+        f'{self.path} has learnt from teachers that began on '
+        f'{min(before["started"])}, and these began on '
+        f'{min(teachers["started"])}; put those back, choose another '
+        '--workdir, or --overwrite to begin anew'
+      )
+
   @contextlib.contextmanager
   def alone(self) -> Iterator[Lease | None]:
     """Keeps other runs out with a lease.
@@ -213,7 +231,7 @@ def open_workdir(
       )
     return new
   found = read_checked(record.run_path)
-  changed = _check_config(path, found, run)
+  changed = check_config(path, found, run)
   opened = new._replace(run=found, resumes=True)
   if not opened.finished:
     _check_code(path, found, run, allow_code_change)
@@ -268,9 +286,14 @@ def _workdir(
   )
 
 
-def is_running(path: pathlib.Path) -> bool:
-  """Whether a process is at work on all members of the run in a folder."""
-  leases = [path / 'lease.json', path / FIRST_PHASE / 'lease.json']
+def is_running(path: pathlib.Path, suffix: str = '') -> bool:
+  """Whether a process is at work on the run in a folder.
+
+  Args:
+    path: the folder.
+    suffix: '' or '-I' for a process of member I alone.
+  """
+  leases = [path / f'lease{suffix}.json', path / FIRST_PHASE / 'lease.json']
   return any(is_held(one, read_lease(one), probe=False) for one in leases)
 
 
@@ -301,7 +324,7 @@ def _check_others(path: pathlib.Path, record: Record, run: Run) -> None:
         f'{path} holds a run of {_members(found)}, and this is one of '
         f'{_members(run)}; choose another --workdir'
       )
-    _check_config(path, found, run, anew=False)
+    check_config(path, found, run, anew=False)
 
 
 def _members(run: Run) -> str:
@@ -309,10 +332,23 @@ def _members(run: Run) -> str:
   return 'all members' if member is None else f'member {member} alone'
 
 
-def _check_config(
+def check_config(
   path: pathlib.Path, found: Run, run: Run, *, anew: bool = True
 ) -> dict[str, Any]:
-  """Returns the values, by dotted key, that a run goes on with instead."""
+  """Refuses a run of another config.
+
+  Args:
+    path: its folder.
+    found: its provenance.
+    run: the provenance of the run that is wanted: config, its hash, overrides.
+    anew: whether --overwrite would help.
+
+  Returns:
+    The values, by dotted key, that the run goes on with instead of its own.
+
+  Raises:
+    UserError: with the keys that differ, if anything reads them.
+  """
   if found['config_hash'] == run['config_hash']:
     return {}
   # As it will be read back: JSON has lists where configs have tuples.

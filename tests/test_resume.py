@@ -31,8 +31,10 @@ from codistill.exchange.folder.lease import Lease, read_lease
 from codistill.exchange.folder.waiter import PeerTimeoutError
 from codistill.local_sgd import OuterSteps
 from experiments import record
+from experiments.errors import UserError
 from experiments.record import read_rows, read_run
 from experiments.stored import open_run
+from experiments.workdir import check_config
 
 
 def assert_goes_on(reference, workdir, step, *arguments):
@@ -280,6 +282,15 @@ def test_another_config_is_refused_with_what_differs(small, refusal):
     'optimizer.sgd.momentum 0.9 there, 0.5 now)' in sentence
   )
   assert '--overwrite' in sentence
+  # So are keys of networks that the config gained.
+  found, wanted = (read_run(small.workdir / 'run.json') for _ in range(2))
+  for run in (found, wanted):
+    run['config']['codistill']['member_models'] = ['dnn', 'mine']
+    run['config']['networks'] = {'mine': {'model': {'name': 'dnn'}}}
+  wanted['config']['networks']['mine']['schedule'] = {'name': 'constant'}
+  wanted['config_hash'] = 'another'
+  with pytest.raises(UserError, match=r'mine\.schedule\.name not set'):
+    check_config(small.workdir, found, wanted)
   # With bad input --overwrite loses nothing.
   bad = ('--overwrite', '--config.codistill.members=0')
   assert 'codistill.members' in refusal(small.workdir, *bad)

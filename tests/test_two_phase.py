@@ -14,13 +14,14 @@ from commands import (
   run_command,
   stop_command,
 )
+from stand_ins import lease
 
 from data.images.dataset import UNLABELLED
 from experiments import config as config_lib
 from experiments import results
 from experiments.build import build
 from experiments.errors import UserError
-from experiments.record import read_rows, read_run
+from experiments.record import Record, read_rows, read_run
 from experiments.runs import fit_of, read_runs
 from scripts import collect
 from scripts.status import phase_of
@@ -281,11 +282,38 @@ def test_what_makes_no_sense_is_one_sentence(tmp_path, capfd):
     assert said in error_sentence(capfd)
 
 
-def test_a_student_is_refused_before_its_teachers_are_trained(tmp_path, capfd):
-  config, soup = 'imagenet_two_phase:smoke', '--config.evaluate_soup=True'
+def test_a_student_is_refused_before_its_teachers_are_trained(
+  student, tmp_path, capfd
+):
+  workdir = tmp_path / 'run'
+
+  def refusal(*arguments):
+    config = 'imagenet_two_phase:smoke'
+    assert run_command(workdir, *SHORT, *arguments, config=config).status == 2
+    assert not (workdir / 'ensemble').exists()
+    return error_sentence(capfd)
+
+  assert 'evaluate_soup is True' in refusal('--config.evaluate_soup=True')
   split = '--config.data.unlabelled_split=trian'
-  for argument, said in ((soup, 'evaluate_soup is True'), (split, "'trian'")):
-    run = run_command(tmp_path / 'run', *SHORT, argument, config=config)
-    assert run.status == 2
-    assert said in error_sentence(capfd)
-  assert not (tmp_path / 'run').exists()
+  assert "'trian'" in refusal(split)
+  assert not workdir.exists()
+  with lease(workdir / 'lease.json'):
+    assert 'another process is at work' in refusal('--overwrite')
+  shutil.copy(student[0] / 'run.json', workdir)
+  assert 'holds a run of another config' in refusal()
+
+
+def test_a_student_goes_on_with_its_own_teachers(student, tmp_path, capfd):
+  workdir = shutil.copytree(student[0], tmp_path / 'student')
+  stopped = {**read_run(workdir / 'run.json'), 'status': 'interrupted'}
+  Record(workdir).write_run(stopped)
+  teachers = read_run(workdir / 'ensemble' / 'run.json')
+  again = {**teachers, 'started': '2030-01-01T00:00:00+00:00'}
+  Record(workdir / 'ensemble').write_run(again)
+  arguments = (*SHORT, f'--config.data.unlabelled_split={UNSEEN}')
+  config = 'imagenet_two_phase:smoke'
+  assert run_command(workdir, *arguments, config=config).status == 2
+  sentence = error_sentence(capfd)
+  assert f'teachers that began on {teachers["started"]}' in sentence
+  assert f'these began on {again["started"]}' in sentence
+  assert read_run(workdir / 'run.json') == stopped

@@ -251,6 +251,10 @@ class CheckpointExchange(Exchange):
     # It asks for nothing more, either.
     self._view.withdraw(member)
 
+  def flush(self) -> None:
+    """Waits for a limited time until what was offered is in the folder."""
+    self._publisher.flush(CLOSE_S)
+
   def publications(self) -> Publications:
     """Returns this process's copies of its neighbours.
 
