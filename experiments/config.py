@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import functools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, FieldReference, config_flags
 
 from experiments import config_file, given, networks
 from experiments.configs.base import get_base
-from experiments.errors import UserError, check_least, nearest
+from experiments.errors import UserError, check_least, nearest, user_errors
 from experiments.paths import PATH_KEYS, local_path, path_or_url
 from experiments.results import MACHINE_KEYS, recipe_of
 
@@ -68,7 +71,51 @@ def load_changed(reference: str, changes: Mapping[str, Any]) -> ConfigDict:
     config.update_from_flattened_dict(changes)
   except TypeError as error:
     raise UserError(str(error)) from error
+  expand_paths(config)
   given.follow(config, changes)
+  return config
+
+
+def is_placeholder(config: ConfigDict, key: str) -> bool:
+  """Whether a key takes None, too, whose text a flag can have."""
+  *sections, name = key.split('.')
+  for section in sections:
+    config = config[section]
+  found = dict(config.items(preserve_field_references=True))[name]
+  # These are references as well: one is, or was, the other.
+  return isinstance(found, FieldReference) and name not in (
+    'num_steps',
+    'burn_in_steps',
+  )
+
+
+def load_as_run(
+  reference: str, changes: Mapping[str, Any], texts: Mapping[str, str]
+) -> ConfigDict:
+  """Loads a config as a run has it whose command sets these keys.
+
+  Args:
+    reference: as for `load`.
+    changes: new values by dotted key.
+    texts: of further flags, what is after the =, by dotted key. Those that
+      experiments.run refuses change nothing.
+
+  Raises:
+    UserError: as `load_changed`.
+  """
+  config = load_changed(reference, changes)
+  for key, text in texts.items():
+    if text == 'None' and is_placeholder(config, key):
+      config.update_from_flattened_dict({key: None})
+      continue
+    argv, values = ['', f'--config.{key}={text}'], flags.FlagValues()
+    with contextlib.suppress(flags.Error, ValueError, TypeError):
+      config_flags.DEFINE_config_dict(
+        'config', config, flag_values=values, lock_config=False, sys_argv=argv
+      )
+      values(argv)
+  expand_paths(config)
+  given.follow(config, {**changes, **texts})
   return config
 
 
@@ -130,14 +177,15 @@ def expand_paths(config: ConfigDict) -> None:
   """Makes the paths of a config absolute, with ~ expanded.
 
   Raises:
-    argparse.ArgumentTypeError: for a URL.
+    UserError: for a URL.
   """
   for section, key in PATH_KEYS:
     path = config.get(section, {}).get(key)
     if path:
       may_be_url = key in ('data_dir', 'exchange_dir')
       kind = path_or_url if may_be_url else local_path
-      config[section][key] = str(kind(path))
+      with user_errors(argparse.ArgumentTypeError):
+        config[section][key] = str(kind(path))
 
 
 def first_phase(config: ConfigDict) -> ConfigDict:

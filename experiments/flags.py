@@ -150,6 +150,15 @@ def parse_flags(argv: list[str]) -> list[str]:
   if name is not None:
     base = config_lib.load(name)
     config_lib.check_keys(base, keys)
+    # Their flags take no None.
+    nones = {
+      f'--config.{key}=None': key
+      for key in keys
+      if config_lib.is_placeholder(base, key)
+    }
+    last = {argument.partition('=')[0]: argument for argument in argv}
+    unset = [nones[flag] for flag in last.values() if flag in nones]
+    argv = [argument for argument in argv if argument not in nones]
   try:
     rest = flags.FLAGS(argv)
   except flags.Error as error:
@@ -159,11 +168,11 @@ def parse_flags(argv: list[str]) -> list[str]:
   if name is not None:
     config_lib.check_elements(base, _CONFIG.value)
     config = _CONFIG.value
+    config.update_from_flattened_dict(dict.fromkeys(unset))
     if _MEMBER.value != 'all' and config.codistill.exchange == 'memory':
       # Alone in a process, it meets its peers in a folder.
       config.codistill.exchange = 'checkpoints'
-    with user_errors(argparse.ArgumentTypeError):
-      config_lib.expand_paths(config)
+    config_lib.expand_paths(config)
     given.follow(config, keys)
     given.check_read(config, keys)
     # For the default workdir and the provenance.

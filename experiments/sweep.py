@@ -46,7 +46,7 @@ from rich.text import Text
 from experiments import config as config_lib
 from experiments import config_file, given, results
 from experiments.errors import UserError
-from experiments.paths import local_path
+from experiments.paths import PATH_KEYS, local_path
 from experiments.processes import (
   ROOT,
   given_keys,
@@ -56,9 +56,14 @@ from experiments.processes import (
   start,
   stop_signals,
 )
-from experiments.record import code_version, read_run, why_unknown
+from experiments.record import (
+  code_version,
+  config_hash,
+  read_run,
+  why_unknown,
+)
 from experiments.slurm import LISTS, submit
-from experiments.workdir import is_running
+from experiments.workdir import check_config, is_running
 
 _POLL_SECONDS = 0.5
 # Longer than any row.
@@ -77,6 +82,7 @@ class Run:
     num_steps: updates of each member.
     workdir: its folder.
     command: the command that makes it.
+    recipe: of its provenance: the config, its hash, and what it overrides.
   """
 
   point: str
@@ -84,6 +90,7 @@ class Run:
   num_steps: int
   workdir: pathlib.Path
   command: tuple[str, ...]
+  recipe: Mapping[str, Any] = dataclasses.field(compare=False)
 
   @property
   def log(self) -> pathlib.Path:
@@ -130,62 +137,66 @@ def plan(
       f'two points of sweep() of {reference} share a name, which folders of '
       'runs need; leave one of them out, or set one more key in it'
     )
-  unread = {
-    name: _unread(reference, point, keys) for name, point in named.items()
-  }
+  unread = {}
+  for name, point in named.items():
+    config = config_lib.load_as_run(reference, point, keys)
+    given.check_read(config, point)
+    unread[name] = given.unread(config, keys)
   for key in set.intersection(*map(set, unread.values())):
     raise UserError(next(iter(unread.values()))[key])
-  argument = config_file.find(reference).argument
   return [
-    Run(
-      name,
+    _make_run(
+      reference,
       seed,
-      _num_steps(base.num_steps, point, keys),
-      path := workdir / name / f'seed-{seed}',
-      (
-        sys.executable,
-        '-m',
-        'experiments.run',
-        f'--config={argument}',
-        f'--workdir={path}',
-        f'--config.seed={seed}',
-        *(f'--config.{key}={value}' for key, value in point.items()),
-        *(
-          argument
-          for argument in extra
-          if not given_keys([argument]).keys() & unread[name].keys()
-        ),
-      ),
+      point,
+      {key: text for key, text in keys.items() if key not in unread[name]},
+      workdir / name / f'seed-{seed}',
+      [flag for flag in extra if not flag.startswith('--config.')],
     )
     for seed in range(seeds)
     for name, point in named.items()
   ]
 
 
-def _unread(
-  reference: str, point: Mapping[str, Any], keys: Mapping[str, str]
-) -> dict[str, str]:
-  """`given.unread` for a point of a sweep.
-
-  Raises:
-    UserError: if the keys leave a key of the point unread.
-  """
-  config = config_lib.load_changed(reference, point)
-  for key, text in keys.items():
-    # experiments.run refuses wrong types.
-    with contextlib.suppress(TypeError):
-      config.update_from_flattened_dict({key: given.literal(text)})
-  given.follow(config, keys)
-  given.check_read(config, point)
-  return given.unread(config, keys)
-
-
-def _num_steps(default: int, *changes: Mapping[str, Any]) -> int:
-  # For the progress alone: experiments.run checks values.
-  for change in changes:
-    text = str(change.get('num_steps', ''))
-    default = int(text) if text.isdecimal() else default
-  return default
+def _make_run(
+  reference: str,
+  seed: int,
+  point: Mapping[str, Any],
+  keys: Mapping[str, str],
+  path: pathlib.Path,
+  flags: Sequence[str],
+) -> Run:
+  """The run of a point with a seed in the folder `path`."""
+  file, base = config_file.find(reference), config_lib.load(reference)
+  config = config_lib.load_as_run(reference, {**point, 'seed': seed}, keys)
+  settings, named = (results.flat(c.to_dict()) for c in (config, base))
+  # A path is meant from here, and the run starts in the repository.
+  paths = {
+    key: settings[key]
+    for key in map('.'.join, PATH_KEYS)
+    if settings.get(key) and settings[key] != named[key]
+  }
+  changes = {'seed': seed, **point, **keys, **paths}
+  return Run(
+    results.point_name(point),
+    seed,
+    config.num_steps,
+    path,
+    (
+      sys.executable,
+      '-m',
+      'experiments.run',
+      f'--config={file.argument}',
+      f'--workdir={path}',
+      *(f'--config.{key}={value}' for key, value in changes.items()),
+      *flags,
+    ),
+    {
+      'config': config.to_dict(),
+      'config_hash': config_hash(config.to_dict()),
+      'overrides': config_lib.overrides(base, config),
+    },
+  )
 
 
 def state(run: Run, mine: bool = False) -> State:
@@ -198,7 +209,7 @@ def state(run: Run, mine: bool = False) -> State:
   try:
     found = read_run(run.workdir / 'run.json')
     status = found['status']
-    flags = {flag for flag in found['argv'] if flag.startswith('--config')}
+    check_config(run.workdir, found, run.recipe, anew=False)
     diverged = found.get('diverged', {}).items()
     why = '; '.join(
       f'member {who} at step {at["step"]}' for who, at in diverged
@@ -207,15 +218,10 @@ def state(run: Run, mine: bool = False) -> State:
   except FileNotFoundError:
     running = not mine and is_running(run.workdir)
     return State('running' if running else 'to do', 0)
+  except UserError as error:
+    return State('failed', 0, str(error))
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
     return State('failed', 0, f'{run.workdir} is damaged: {error!r}')
-  if flags != {flag for flag in run.command if flag.startswith('--config')}:
-    there = ' '.join(sorted(flags - set(run.command))) or 'fewer keys'
-    return State(
-      'failed',
-      0,
-      f'{run.workdir} holds a run with {there}; choose another --workdir',
-    )
   if status in _FINISHED:
     return State(status, run.num_steps, why)
   running = not mine and is_running(run.workdir)

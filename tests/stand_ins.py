@@ -30,7 +30,7 @@ _PROGRAM = textwrap.dedent("""
   def write(status, step=0, **more):
     config = {'num_steps': 10, 'codistill': {'members': 2, 'exchange': 'none'}}
     run = {'experiment': 'a', 'variant': 'b', 'status': status, **more}
-    run |= {'argv': sys.argv, 'config': config}
+    run |= {'config_hash': 'alike', 'config': config}
     with open(folder / f'rows{suffix}.jsonl', 'a') as rows:
       for step in range(step + 1):
         row = {'member': int(member or 0), 'kind': 'train', 'step': step}

@@ -324,6 +324,16 @@ def test_conditions_are_of_keys_that_exist():
     assert all(exists(condition.key) for condition in conditions)
 
 
+def test_a_placeholder_takes_none(parse):
+  keys = 'codistill.max_age_steps', 'data.path', 'data.max_test_rows'
+  nones = [f'--config.{key}=None' for key in keys]
+  # The variant sets it; the last flag counts.
+  assert config_lib.load('criteo_codistill:laptop').data.max_test_rows
+  parse('--config=criteo_codistill:laptop', f'--config.{keys[0]}=3', *nones)
+  assert config().codistill.max_age_steps is None
+  assert config().data.path is config().data.max_test_rows is None
+
+
 def test_a_bad_override_is_refused_by_name(parse):
   for override, said in {
     'codistill.membrs=1': 'codistill.members',
@@ -337,6 +347,8 @@ def test_a_bad_override_is_refused_by_name(parse):
     'codistill.immediate=perhaps': 'perhaps',
     'codistill.task_weight=heavy': 'heavy',
     'num_devices=all': 'all',
+    'num_steps=None': 'None',
+    'codistill.burn_in_steps=None': 'None',
     'codistill=memory': 'memory',
     'data.mean=grey': 'grey',
     'data.image_shape=1.5': '1.5',

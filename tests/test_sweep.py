@@ -25,7 +25,7 @@ def plan(tmp_path, *extra, seeds=1, config=STALENESS):
   return sweep.plan(config, seeds, tmp_path, extra)
 
 
-def test_a_plan_has_every_point_with_every_seed(tmp_path):
+def test_a_plan_has_every_point_with_every_seed(tmp_path, monkeypatch):
   runs = plan(tmp_path, seeds=2)
   points = [
     'reload_interval_steps=1',
@@ -50,6 +50,16 @@ def test_a_plan_has_every_point_with_every_seed(tmp_path):
   runs = plan(tmp_path, '--config.num_steps=6')
   assert all('--config.num_steps=6' in run.command for run in runs)
   assert {run.num_steps for run in runs} == {6}
+  # So is a path, as it is meant here; a flag can unset a placeholder.
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'set').mkdir()
+  for path in ('~/set', 'set'):
+    keys = (f'--config.data.data_dir={path}', '--config.num_devices=None')
+    [run] = plan(tmp_path, *keys, config='imagenet_ensemble:smoke')
+    assert f'--config.data.data_dir={tmp_path}/set' in run.command
+    assert '--config.num_devices=None' in run.command
+    assert run.recipe['config']['data']['data_dir'] == f'{tmp_path}/set'
   # A config without a sweep has one point.
   [run] = plan(tmp_path, config='imagenet_ensemble:smoke')
   assert (run.point, run.num_steps) == ('base', 8)
@@ -157,7 +167,7 @@ def test_a_key_is_given_to_the_points_that_read_it(tmp_path):
 
 def finish(run, status='done', **more):
   run.workdir.mkdir(parents=True)
-  text = json.dumps({'status': status, 'argv': run.command, **more})
+  text = json.dumps({'status': status, **run.recipe, **more})
   (run.workdir / 'run.json').write_text(text)
 
 
@@ -185,7 +195,14 @@ def test_states(tmp_path):
   assert sweep.state(plan(tmp_path, '--tensorboard')[1]).status == 'done'
   other = sweep.state(plan(tmp_path, '--config.batch_size=64')[1])
   assert other.status == 'failed'
-  assert 'fewer keys; choose another --workdir' in other.why
+  assert 'batch_size 16 there, 64 now); choose another --workdir' in other.why
+  # So is one of a config file that has changed since.
+  found = read_run(done.workdir / 'run.json')
+  found['config']['optimizer']['sgd']['momentum'] = 0.5
+  (done.workdir / 'run.json').write_text(
+    json.dumps({**found, 'config_hash': 'another'})
+  )
+  assert 'sgd.momentum 0.5 there' in sweep.state(done).why
 
 
 def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
@@ -208,7 +225,8 @@ def fakes(tmp_path, *words):
   for number, word in enumerate(words):
     folder = tmp_path / f'{number}-{word}' / 'seed-0'
     command = stand_ins.command(folder, word)
-    runs.append(sweep.Run(folder.parent.name, 0, 10, folder, command))
+    recipe = {'config_hash': 'alike'}
+    runs.append(sweep.Run(folder.parent.name, 0, 10, folder, command, recipe))
   return runs
 
 
@@ -350,7 +368,7 @@ def test_processes_share_out_the_memory_of_a_gpu(tmp_path, monkeypatch):
   code = "import os; print(os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION'))"
   for jobs, share in ((1, 'None'), (2, '0.45')):
     command = (sys.executable, '-c', code)
-    run = sweep.Run('a', 0, 1, tmp_path / str(jobs), command)
+    run = sweep.Run('a', 0, 1, tmp_path / str(jobs), command, {})
     run_locally([run], jobs)
     assert run.log.read_text().strip() == share
 
