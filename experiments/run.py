@@ -142,9 +142,9 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       member=None,
       profile=None,
     )
-    _check_student(request)
+    student = _check_student(request)
     # An old student would pass for that of the new teachers.
-    old = _open(request) if request.overwrite else None
+    old = student if request.overwrite else None
     status = _train(ensemble, Teachers(), console, stop, old)
     # The first process is the last to end; then the others may look.
     hosts.tell(None)
@@ -156,8 +156,12 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
   return _train(request, teachers, console, stop)
 
 
-def _check_student(request: Request) -> None:
-  """Refuses what would be refused when its teachers are trained."""
+def _check_student(request: Request) -> Workdir:
+  """Refuses what would be refused when its teachers are trained.
+
+  Returns:
+    Its folder, in which nothing has been changed.
+  """
   workdir = _open(request)
 
   def check_alone() -> None:
@@ -170,6 +174,7 @@ def _check_student(request: Request) -> None:
   hosts.first_then_others(check_alone)
   build(request.config, request.member)
   _check_profile(request.profile, request.config.num_steps)
+  return workdir
 
 
 def _join(world: World, **timeouts: float) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -49,6 +50,7 @@ from experiments.predictions import Who
 from experiments.record import SCHEMA_VERSION, Record, read_rows, read_run
 from experiments.results import Result, Row
 from experiments.runs import death_of
+from experiments.workdir import is_running
 
 ALLOWABLE = (
   'unfinished',
@@ -148,7 +150,7 @@ def _id_as(
 def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
   """The runs in and below a folder, each as the records of its processes.
 
-  A sweep's run that failed before it began has no records. The first of two
+  A sweep's run that has not begun has no records. The first of two
   phases is part of the run around it, which records how it ended.
 
   Raises:
@@ -164,7 +166,7 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
     for name in sorted(names):
       if name == 'log.txt':  # A sweep writes it even if the run never starts.
         found.setdefault(pathlib.Path(parent), {})
-      match = re.fullmatch(r'(?:run(.*)\.json|rows(.*)\.jsonl)', name)
+      match = re.fullmatch(r'(?:run(|-\d+)\.json|rows(|-\d+)\.jsonl)', name)
       if match:
         suffix = match[1] or match[2] or ''
         record = Record(parent, suffix)
@@ -179,6 +181,17 @@ def find_runs(folder: pathlib.Path) -> dict[pathlib.Path, list[Record]]:
     for parent in sorted(found)
     if not (parent.name == FIRST_PHASE and parent.parent in found)
   }
+
+
+def why_no_records(folder: pathlib.Path) -> str:
+  """What a folder without records does or did: 'failed …', 'is at work …'."""
+  if is_running(folder):
+    return 'is at work, and has no rows yet; wait for its end'
+  with contextlib.suppress(OSError, ValueError, KeyError):
+    first = read_run(folder / FIRST_PHASE / 'run.json')
+    if first['status'] in ('running', 'interrupted'):
+      return 'has not finished its first phase; let its command go on'
+  return 'failed before it began; see its log.txt'
 
 
 def read_result(
@@ -281,6 +294,7 @@ def _read_result(
       'config': config,
       'marked': marked,
       'commits': list(dict.fromkeys(version['commit'] for version in versions)),
+      **_all_of(versions),
       'diverged': {
         member: at
         for run in runs
@@ -321,6 +335,17 @@ def _code_of(version: Mapping[str, Any]) -> tuple[str, str | None]:
   """What two versions have alike if the same code made both."""
   file = version.get('config_file')
   return version.get('code') or version['commit'], file and file['sha256']
+
+
+def _all_of(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """All packages and devices, each once, where there are several."""
+  found = {}
+  for key in ('packages', 'device'):
+    values = [version[key] for version in versions if version.get(key)]
+    some = [one for n, one in enumerate(values) if one not in values[:n]]
+    if len(some) > 1:
+      found[f'all_{key}'] = some
+  return found
 
 
 def _config_file(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -561,7 +586,7 @@ def collect(
       continue
     for folder, records in find_runs(workdir).items():
       if not records:
-        refused.append(f'{folder} is left out: it failed, see its log.txt')
+        refused.append(f'{folder} is left out: it {why_no_records(folder)}')
         continue
       try:
         result = read_result(records, allow)

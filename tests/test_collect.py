@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ def refusal(out, capsys):
 def test_a_run_is_its_provenance_and_its_evaluations(tmp_path, out):
   point = {'data.data_dir': '/home/somebody/data'}
   workdir = make_run(tmp_path / 'a', seed=2, point=point)
+  # A copy is no part of it.
+  shutil.copy(workdir / 'rows.jsonl', workdir / 'rows-copy.jsonl')
   assert run_collect(out, workdir) == 0
   assert one_file(out).name == 'imagenet_codistill-laptop.jsonl'
   [result] = read(out)
@@ -60,6 +63,7 @@ def test_a_run_is_its_provenance_and_its_evaluations(tmp_path, out):
   ]
   assert result.rows[-1]['disagreement'] == 0.125
   assert 'disagreement' not in result.rows[0]
+  assert 'all_packages' not in result.run
   # No path and no name of the machine.
   text = one_file(out).read_text()
   for word in ('somebody', str(tmp_path), 'argv'):
@@ -261,7 +265,7 @@ def write(name, text):
 @pytest.mark.parametrize(
   ('damage', 'words'),
   [
-    (never_began, 'is left out: it failed, see its log.txt'),
+    (never_began, 'is left out: it failed before it began; see its log.txt'),
     (lambda workdir: (workdir / 'run.json').unlink(), 'has no run.json'),
     (lambda workdir: (workdir / 'rows.jsonl').unlink(), 'has no rows.jsonl'),
     (write('run.json', '{"schema": 1, "experiment": '), 'damaged run.json'),

@@ -6,7 +6,7 @@ import re
 
 import matplotlib.pyplot as plt
 import pytest
-from collected import cells, make_run, make_seeds
+from collected import COMMIT, cells, make_run, make_seeds
 from in_process import complaint, run_script
 
 from experiments import results
@@ -469,6 +469,23 @@ def test_a_command_makes_its_run(sweep):
     '--workdir=runs/imagenet_staleness-laptop/burn_in_steps=40,exchange=none/'
     'seed-1',
   ]
+
+
+def test_a_report_says_what_no_command_can(tmp_path, page):
+  file = {'path': '/home/somebody/mine.py', 'module': None, 'sha256': 64 * 'a'}
+  mine = {'experiment': 'mine', 'config_file': file}
+  resumed = {'commit': COMMIT, 'dirty': False, 'packages': {'jax': '1'}}
+  resumed['device'] = {'platform': 'gpu', 'kind': 'H200', 'count': 2}
+  make_run(tmp_path / 'a', **mine, resumed=[resumed])
+  # The file changed between them.
+  make_run(tmp_path / 'b', **mine, seed=1, named={'batch_size': 16})
+  assert run_script(compare, tmp_path, f'--html={page}') == 0
+  text = page.read_text()
+  assert text.count('--config=mine.py:laptop') == 2
+  for size in (8, 16):
+    assert f'Besides, with batch_size {size}.' in text
+  assert 'jax 0; then jax 1' in text
+  assert '1 × cpu, 2 × H200' in text
 
 
 def test_what_cannot_be_compared_is_one_sentence(

@@ -145,6 +145,12 @@ def test_a_first_phase_alone_is_no_result(student, tmp_path):
   written, [refused] = refusals()
   assert not written
   assert f'{half} is left out: it failed' in refused
+  # The first is still at work, or was stopped.
+  with lease(half / 'ensemble/lease.json'):
+    assert 'it is at work' in refusals()[1][0]
+  stopped = read_run(half / 'ensemble/run.json') | {'status': 'interrupted'}
+  Record(half / 'ensemble').write_run(stopped)
+  assert 'it has not finished its first phase; let' in refusals()[1][0]
 
 
 def test_students_of_other_data_have_the_same_first_phase(student, tmp_path):

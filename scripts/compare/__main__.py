@@ -34,7 +34,7 @@ from rich.text import Text
 from experiments.errors import UserError
 from experiments.paths import local_path
 from experiments.summary import results_table
-from scripts import markdown
+from scripts import collect, markdown
 from scripts.compare import measures, points
 from scripts.compare.measures import EACH
 from scripts.figures.metric import MEMBERS, Metric
@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       return 1
   complaints = [str(warning.message) for warning in caught]
   for folder in failed:
-    complaints.append(f'{folder} failed before it began; see its log.txt')
+    complaints.append(f'{folder} {collect.why_no_records(folder)}')
   for text in complaints:
     print(f'scripts.compare: {text}', file=sys.stderr)
   return 0

@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
   Attributes:
     title: what they have in common.
     points: at least one.
-    failed: folders of runs that left nothing but a log.
+    failed: folders of runs that have left nothing but a log.
     single: each source is the folder of one run, and each run a point.
   """
 
@@ -114,7 +114,7 @@ def read(sources: Sequence[pathlib.Path]) -> Comparison:
     for key, run in runs.items():
       found.setdefault(key, _Found(source, run))
   if not found:
-    raise UserError(f'{failed[0]} failed before it began; see its log.txt')
+    raise UserError(f'{failed[0]} {collect.why_no_records(failed[0])}')
   title, points = _tell_apart(list(found.values()))
   single = {*found, *failed} <= {*sources} and len(points) == len(found)
   return Comparison(title, points, failed, single)

@@ -10,13 +10,16 @@ import base64
 import collections
 import html
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from experiments import results
 from experiments.results import Result
 from experiments.runs import label_of
+from scripts import collect
 from scripts.compare.measures import Table
 from scripts.compare.points import Comparison, Point
+from scripts.compare.points import text as text_of
 
 # What a command cannot say: paths and what is known of their data.
 _NO_KEYS = ('data.fingerprint', 'codistill.frozen_dir')
@@ -72,20 +75,31 @@ def page(compared: Comparison, table: Table, picture: bytes) -> str:
   labels = dict.fromkeys(label_of(run.run) for _, run in runs)
   packages: dict[str, list[str]] = collections.defaultdict(list)
   for point, run in runs:
-    versions = (run.run.get('packages') or {'unknown': ''}).items()
-    text = ', '.join(f'{name} {version}' for name, version in sorted(versions))
+    versions = run.run.get('all_packages') or [run.run.get('packages')]
+    text = '; then '.join(
+      ', '.join(f'{name} {version}' for name, version in sorted(some.items()))
+      for some in (one or {'unknown': ''} for one in versions)
+    )
     packages[text].append(f'{point.name}, seed {run.run["seed"]}')
   alike = len(packages) == 1
+  # Of each config: what differs though no flag changes it.
+  unsaid: dict[Any, set[str]] = collections.defaultdict(set)
+  for point in compared.points:
+    for key in point.settings.keys() - point.runs[0].point.keys():
+      unsaid[point.group[0], key].add(text_of(point.settings[key]))
+  differ = {key for key, values in unsaid.items() if len(values) > 1}
   return _PAGE.format(
     title=html.escape(compared.title or ', '.join(labels)),
     failed=''.join(
-      _note(f'{"/".join(one.parts[-2:])} failed before it began.')
+      _note(f'{"/".join(one.parts[-2:])} {collect.why_no_records(one)}.')
       for one in compared.failed
     ),
     picture=base64.b64encode(picture).decode(),
     ends=_table(table.header, table.lines),
     caption=html.escape(table.caption),
-    commands='\n'.join(map(_command_block, compared.points)),
+    commands='\n'.join(
+      _command_block(point, differ) for point in compared.points
+    ),
     runs=_table(
       ('run', 'status', 'seed', 'config', 'commit', 'started', 'took', 'on'),
       (_run_cells(point, run) for point, run in runs),
@@ -113,9 +127,15 @@ def _table(
   return f'<div><table class="{kind}">\n{body}\n</table></div>'
 
 
-def _command_block(point: Point) -> str:
+def _command_block(point: Point, differ: Collection[tuple[str, str]]) -> str:
+  """What makes a point; of `differ`, the config and key, says what it needs."""
   run = point.runs[0]
   unsaid = [f'{key} {run.point[key]}' for key in _NO_KEYS if key in run.point]
+  unsaid += [
+    f'{key} {text_of(value)}'
+    for key, value in point.settings.items()
+    if key not in run.point and (point.group[0], key) in differ
+  ]
   note = _note(f'Besides, with {" and ".join(unsaid)}.') if unsaid else ''
   text = html.escape(' \\\n  '.join(command(run)))
   return f'<div>{html.escape(point.name)}</div>{note}<pre>{text}</pre>'
@@ -131,7 +151,10 @@ def command(run: Result) -> list[str]:
   folder = results.stem(run.run['experiment'], run.run['variant'])
   flags = [f'--config.{key}={value}' for key, value in values.items()]
   flags.append(f'--workdir=runs/{folder}/{run.id}')
-  first = f'python -m experiments.run --config={label_of(run.run)}'
+  file = run.run.get('config_file')
+  name = (file and (file['module'] or file['path'])) or run.run['experiment']
+  config = ':'.join(filter(None, (name, run.run['variant'])))
+  first = f'python -m experiments.run {shlex.quote(f"--config={config}")}'
   return [first, *map(shlex.quote, flags)]
 
 
@@ -146,7 +169,7 @@ def _run_cells(point: Point, run: Result) -> list[str]:
   minutes, seconds = divmod(round(seconds), 60)
   commits = [str(one)[:12] for one in found['commits']]
   marks = [mark for mark in found['marked'] if mark != 'unfinished']
-  device = found.get('device') or {}
+  devices = found.get('all_device') or filter(None, [found.get('device')])
   return [
     point.name,
     status,
@@ -155,5 +178,5 @@ def _run_cells(point: Point, run: Result) -> list[str]:
     ', '.join(commits + marks),
     found.get('started', '')[:19].replace('T', ' '),
     f'{minutes} min {seconds} s',
-    f'{device["count"]} × {device["kind"]}' if device else '–',
+    ', '.join(f'{one["count"]} × {one["kind"]}' for one in devices) or '–',
   ]
