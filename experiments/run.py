@@ -143,6 +143,8 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       profile=None,
     )
     student = _check_student(request)
+    if student.finished:
+      return _train(request, Teachers(), console, stop)
     # An old student would pass for that of the new teachers.
     old = student if request.overwrite else None
     status = _train(ensemble, Teachers(), console, stop, old)
@@ -163,6 +165,14 @@ def _check_student(request: Request) -> Workdir:
     Its folder, in which nothing has been changed.
   """
   workdir = _open(request)
+  teachers = request.workdir / FIRST_PHASE
+  if 'taught_by' in workdir.run and not workdir.finished:
+    if not (teachers / 'run.json').exists():
+      raise UserError(
+        f'{workdir.path} has learnt from {teachers}, which is gone; put it '
+        'back, choose another --workdir, or --overwrite to begin anew'
+      )
+    workdir.check_teachers(identity_of(teachers))
 
   def check_alone() -> None:
     if hosts.is_first() and is_running(workdir.path, workdir.record.suffix):
@@ -235,6 +245,7 @@ def _train(
     lease = hosts.first_then_others(
       lambda: _begin(workdir, experiment.exchange, stack, old)
     )
+    known = 'data' in workdir.run
     if data:
       workdir.write_run(data=data)
     if 'best_log_loss' in data:
@@ -259,7 +270,7 @@ def _train(
       if workdir.resumes:
         # It did not; what wrote the checkpoints may.
         workdir.run['resumed'].pop()
-      else:
+      if not known:
         workdir.run.pop('data', None)  # Nothing was learnt from them.
       workdir.write_run(status='interrupted')
       raise

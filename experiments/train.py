@@ -121,6 +121,7 @@ class Trainer:
       # In the middle of a round members' states do not belong together.
       if self._whole and self._step > self.start_step and not alone:
         self._save(self._step, progress)
+        self._account_for_the_rest(self._step, progress)
       if isinstance(error, WaitInterruptedError):
         return self._step
       if alone:
@@ -168,6 +169,7 @@ class Trainer:
       # Again, if there is one from a wait for the last average.
       self._save(step, progress, ended=True)
       self._evaluate(step, 'final', progress)
+    experiment.exchange.flush()
     self._account_for_the_rest(step, progress)
     return None
 
@@ -245,10 +247,9 @@ class Trainer:
 
   def _account_for_the_rest(self, step: int, progress: RunProgress) -> None:
     """Writes what the exchange has done since the last report."""
-    exchange = self._experiment.exchange
-    exchange.flush()
     for member in self.members:
-      for event in exchange.account(member.index).events:
+      account = self._experiment.exchange.account(member.index)
+      for event in account.events:
         self._write_event(member.index, step, event, progress)
 
   def _write_event(

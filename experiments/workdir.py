@@ -34,11 +34,10 @@ from experiments.runs import read_checked, run_files, value_now
 Run = dict[str, Any]
 
 # Keys that may change when a run goes on, because no number depends on them;
-# its errors advise to change some.
+# its errors advise to change some. Not exchange_dir, where publications are.
 _MAY_CHANGE = tuple(
   f'codistill.{key}'
   for key in (
-    'exchange_dir',
     'keep_publications',
     'keep_s',
     'lease_timeout_s',

@@ -47,7 +47,6 @@ from experiments.runs import (
   members_of,
   read_runs,
   some_run,
-  value_now,
 )
 from experiments.summary import number
 
@@ -282,9 +281,10 @@ def _peers(row: Row) -> str:
 
 def _exchange_folder(workdir: pathlib.Path, run: Run) -> epath.Path | None:
   """The folder in which members meet, if any."""
-  if run['config']['codistill'].get('exchange') != 'checkpoints':
+  codistill = run['config']['codistill']
+  if codistill.get('exchange') != 'checkpoints':
     return None
-  return epath.Path(value_now(run, 'exchange_dir') or workdir / 'exchange')
+  return epath.Path(codistill.get('exchange_dir') or workdir / 'exchange')
 
 
 def _read_lease(path: epath.PathLike) -> LeaseStatus:

@@ -46,6 +46,10 @@ class Processes:
     self._barrier.wait()
     return told
 
+  def now(self):
+    """The process that this thread plays in a meeting."""
+    return self.all[self._at.process]
+
   def are_free(self):
     return all(
       process.is_free(PEER) and process.wanted(PEER) is None
@@ -192,6 +196,24 @@ def test_another_publication_or_life_is_not_mixed_with_it(
   assert processes.meet().agreed == {}
   processes.follow(newer)
   assert processes.meet().agreed == {PEER: newer}
+
+
+def test_one_that_is_loaded_during_a_meeting_waits_for_the_next(processes):
+  gather = hosts.gather
+
+  def load_meanwhile(numbers):
+    told = gather(numbers)
+    if processes.now() is processes.first:
+      processes.load(processes.first, SECOND)
+    return told
+
+  for process in processes.all:
+    processes.load(process, FIRST)
+  with mock.patch.object(hosts, 'gather', load_meanwhile):
+    assert processes.meet().agreed == {PEER: FIRST}
+  assert processes.meet().agreed == {}
+  processes.follow(SECOND)
+  assert processes.meet().agreed == {PEER: SECOND}
 
 
 def test_peers_are_agreed_on_one_by_one(processes):

@@ -237,12 +237,6 @@ def test_a_member_at_work_from_another_workdir_is_seen(tmp_path):
   with lease(shared / '1/lease.json', incarnation=3):
     other = status.read_status(tmp_path / 'mine')[1]
     assert (other.state, other.incarnation) == ('elsewhere', 3)
-    # Or since it was gone on with, in another folder than it was begun.
-    begun = meeting | {'exchange_dir': str(tmp_path)}
-    moved = {'codistill.exchange_dir': str(shared)}
-    resumed = [{'changed': moved}]
-    make_run(tmp_path / 'moved', only=0, codistill=begun, resumed=resumed)
-    assert status.read_status(tmp_path / 'moved')[1] == other
   assert states_of(tmp_path / 'mine') == ['done', 'not started']
 
 

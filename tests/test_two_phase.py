@@ -251,6 +251,8 @@ def test_half_of_the_steps_are_half_of_the_whole_schedule():
 
 def test_a_teacher_is_as_it_was_at_its_end_or_none(student, tmp_path, capfd):
   workdir = shutil.copytree(student[0], tmp_path / 'student')
+  stopped = {**read_run(workdir / 'run.json'), 'status': 'interrupted'}
+  Record(workdir).write_run(stopped)
   newest = workdir / 'ensemble' / 'checkpoints' / '4'
   shutil.copytree(newest, newest.with_name('2'))
   shutil.rmtree(newest / 'state')
@@ -323,3 +325,10 @@ def test_a_student_goes_on_with_its_own_teachers(student, tmp_path, capfd):
   assert f'teachers that began on {teachers["started"]}' in sentence
   assert f'these began on {again["started"]}' in sentence
   assert read_run(workdir / 'run.json') == stopped
+  # Without them it trains no others; once it has finished it needs none.
+  shutil.rmtree(workdir / 'ensemble')
+  assert run_command(workdir, *arguments, config=config).status == 2
+  assert 'ensemble, which is gone; put it back' in error_sentence(capfd)
+  Record(workdir).write_run({**stopped, 'status': 'done'})
+  assert run_command(workdir, *arguments, config=config).status == 0
+  assert not (workdir / 'ensemble').exists()

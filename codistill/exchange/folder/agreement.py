@@ -95,6 +95,8 @@ class Agreement:
       reload: the number of this process's draw of neighbours.
     """
     with self._lock:
+      # A newer copy may be loaded while the others are asked.
+      ready = dict(self._ready)
       mine = [
         (*self._at.get(peer, _NOTHING), peer in self._failed)
         for peer in range(self._num_members)
@@ -108,8 +110,9 @@ class Agreement:
         if proposal == _NOTHING:
           continue
         if (told[:, peer, :2] == first[peer, :2]).all():
-          agreed[peer] = (proposal.step, self._ready.pop(peer))
-          del self._at[peer]
+          agreed[peer] = (proposal.step, ready[peer])
+          if self._at[peer] == proposal:
+            del self._at[peer], self._ready[peer]
           self._proposed.pop(peer, None)
         elif told[:, peer, 2].any():
           # The copy may have been removed: the first process finds another.
