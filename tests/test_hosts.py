@@ -95,11 +95,11 @@ def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
   world.join()
   lost, _, *again = [process.returncode for process in STARTED]
   # It ended in a collective, or JAX aborted it.
-  assert lost in (LOST_OTHERS, -signal.SIGABRT), said
+  assert lost in (LOST_OTHERS, -signal.SIGABRT), '\n'.join(said)
   if lost == LOST_OTHERS:
     assert 'another process of this member has ended' in said[0]
     assert 'Traceback' not in said[0]
-  assert again == [0, 0], said
+  assert again == [0, 0], '\n'.join(said)
   experiment = together.experiment
   for member in together.trainer.members:
     ours = rows_of(two, f'rows-{member.index}.jsonl')
