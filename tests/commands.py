@@ -125,6 +125,16 @@ def start_process(line):
 
 
 @contextlib.contextmanager
+def beside(*lines):
+  """Other members, each in a process of its own that has to succeed."""
+  processes = [start_process(line) for line in lines]
+  yield
+  for process in processes:
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+
+
+@contextlib.contextmanager
 def killed_once(line, workdir):
   """Member 1 in a process of its own, which is killed and started again."""
   lives = [start_process(line)]

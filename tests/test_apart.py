@@ -1,5 +1,6 @@
 """Members in one process or in many, through memory or a folder: one run."""
 
+import functools
 import json
 import shutil
 from unittest import mock
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from commands import (
   DNN,
+  beside,
   build_cheaply,
   contents,
   error_sentence,
@@ -52,15 +54,15 @@ def test_a_run_through_a_folder_that_resumes_is_one_in_memory(either, tmp_path):
     assert leaf.tobytes() == whole[path].tobytes(), path
 
 
-def test_two_processes_are_one_run_though_one_is_killed(either, tmp_path):
+def assert_one_run_apart(reference, workdir, other):
   """Rows, and the members' states at the end, agree bit for bit."""
-  line = line_of(tmp_path, *either.arguments, *APART, '--member=1')
-  with killed_once(line, tmp_path):
-    outcome = run_command(tmp_path, *either.arguments, *APART, '--member=0')
+  arguments = (workdir, *reference.arguments, *APART)
+  with other(line_of(*arguments, '--member=1')):
+    outcome = run_command(*arguments, '--member=0')
   assert outcome.status == 0
   experiment = outcome.experiment
   restored = read_newest(
-    tmp_path / 'checkpoints-1',
+    workdir / 'checkpoints-1',
     experiment.abstract,
     experiment.mesh,
     experiment.teacher_precision,
@@ -68,13 +70,23 @@ def test_two_processes_are_one_run_though_one_is_killed(either, tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal,
     [outcome.trainer.members[0].state, restored.states[1]],
-    [member.state for member in either.whole.trainer.members],
+    [member.state for member in reference.whole.trainer.members],
   )
   for member in range(2):
     # A process evaluates only its own member.
-    assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
-      row for row in either.rows if row['member'] == member
+    assert rows_of(workdir, f'rows-{member}.jsonl') == [
+      row for row in reference.rows if row['member'] == member
     ]
+
+
+def test_two_processes_that_average_are_one_run(averaged, tmp_path):
+  assert_one_run_apart(averaged, tmp_path, beside)
+
+
+def test_two_processes_are_one_run_though_one_is_killed(small, tmp_path):
+  assert_one_run_apart(
+    small, tmp_path, functools.partial(killed_once, workdir=tmp_path)
+  )
   found = json.loads((tmp_path / 'exchange/1/lease.json').read_text())
   # It continued its first life.
   facts = {'incarnation': 2, 'began': 1, 'finished': True}
@@ -235,6 +247,11 @@ def test_a_job_that_was_replaced_stops_and_writes_nothing(tmp_path, capfd):
   assert 'another process has taken over member 0' in sentence
   assert 'pid 7' in sentence
   assert max(row['step'] for row in rows_of(tmp_path, 'rows-0.jsonl')) <= 6
+  theirs = json.loads((tmp_path / 'exchange/0/lease.json').read_text())
+  assert theirs['nonce'] == 'x'
+  steps = step_folders.finished(epath.Path(tmp_path / 'checkpoints-0'))
+  assert max(steps, default=0) <= 4
+  assert read_run(tmp_path / 'run-0.json')['status'] == 'running'
 
 
 def test_a_peer_that_never_comes_ends_in_a_sentence_and_a_checkpoint(

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from commands import (
   assert_bit_for_bit,
-  killed_once,
+  beside,
   line_of,
   rows_of,
   run_command,
-  start_process,
   stop_command,
 )
 from in_process import run_script
@@ -24,6 +23,7 @@ from codistill.checkpoint import read_newest
 from experiments import config as config_lib
 from experiments import given, networks
 from experiments.errors import UserError
+from experiments.record import read_run
 from experiments.stored import open_run
 from scripts import cost, evaluate, export, status
 
@@ -137,17 +137,15 @@ def test_a_run_that_stops_goes_on_bit_for_bit(mixed, config, tmp_path):
   assert_bit_for_bit(outcome, whole)
 
 
-def test_two_processes_are_one_run_though_one_is_killed(
-  mixed, config, tmp_path
-):
+def test_processes_of_different_networks_are_one_run(mixed, config, tmp_path):
   workdir, whole = mixed
-  line = line_of(tmp_path, *APART, '--member=1', config=config)
-  third = start_process(line_of(tmp_path, *APART, '--member=2', config=config))
-  with killed_once(line, tmp_path):
+  others = [
+    line_of(tmp_path, *APART, f'--member={member}', config=config)
+    for member in (1, 2)
+  ]
+  with beside(*others):
     outcome = run_command(tmp_path, *APART, '--member=0', config=config)
   assert outcome.status == 0
-  _, err = third.communicate(timeout=200)
-  assert third.returncode == 0, err
   states = [outcome.trainer.members[0].state]
   for member in (1, 2):
     restored = read_newest(
@@ -224,8 +222,19 @@ def test_an_lstm_and_a_transformer_keep_each_others_memories(
   assert np.abs(hidden).min() > 0
   assert np.abs(cell - lstm.memory[0][0]).max() > 1e-3
   rows = rows_of(tmp_path / 'whole')
-  gaps = ['memory_gap' in row for row in rows if row['kind'] == 'final']
+  for row in rows:
+    if row['kind'] == 'train' and row['member'] == 0:
+      assert row['examples_seen'] == row['step'] * 8 * 8
+      assert row['peers'] == ([1] if row['step'] > 2 else [])
+  final = [row for row in rows if row['kind'] == 'final']
+  assert [row['member'] for row in final] == [0, 1, 'ensemble']
+  gaps = ['memory_gap' in row for row in final]
   assert gaps == [True, False, False]
+  # The networks are almost fresh, and so is the memory.
+  assert final[0]['task_loss'] == pytest.approx(np.log(64), abs=0.2)
+  assert abs(final[0]['memory_gap']) < 0.05
+  fingerprint = read_run(tmp_path / 'whole/run.json')['data']['fingerprint']
+  assert fingerprint == whole.experiment.dataset.fingerprint
   halves = tmp_path / 'halves'
   stop_command(4, halves, *arguments, config=config)
   outcome = run_command(halves, *arguments, config=config)
@@ -313,7 +322,7 @@ def test_keys_are_read_by_the_networks_that_members_have(config):
   found = changed(config, codistill__member_models=('wide', 'dnn', 'wide'))
   [why] = given.unread(found, ['networks.small.model.dnn.hidden']).values()
   assert "no member has the network 'small'" in why
-  assert not given.unread(found, ['model.name', 'model.dnn.hidden'][1:])
+  assert not given.unread(found, ['model.dnn.hidden'])
   # The network of a first phase is trained, too.
   found = changed(
     config,
