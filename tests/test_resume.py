@@ -17,7 +17,6 @@ from commands import (
   contents,
   error_sentence,
   leaves_of,
-  line_of,
   on_row,
   rows_of,
   run_command,
@@ -25,7 +24,6 @@ from commands import (
   stop_after,
   stop_command,
 )
-from stand_ins import until
 
 from codistill.exchange.folder.lease import Lease, read_lease
 from codistill.exchange.folder.waiter import PeerTimeoutError
@@ -141,27 +139,7 @@ def test_signals_stop_with_a_checkpoint(small, tmp_path, capfd, handlers):
     assert_goes_on(small, tmp_path, 7)
 
 
-def test_a_signal_from_outside_stops_the_process(tmp_path):
-  # It has too many steps to finish before a late signal.
-  endless = ('--config.num_steps=100000', *DNN)
-  process = start_process(line_of(tmp_path, *endless))
-  rows = tmp_path / 'rows.jsonl'
-  until(lambda: rows.exists() and rows.read_bytes(), process)
-  process.send_signal(signal.SIGTERM)
-  out, err = process.communicate(timeout=100)
-  assert process.returncode == 128 + signal.SIGTERM, err
-  assert 'the same command goes on from there' in out
-  assert 'Traceback' not in err
-  assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
-  last = max(row['step'] for row in rows_of(tmp_path))
-  stop_command(last + 2, tmp_path, *endless)
-  rows = [row for row in rows_of(tmp_path) if row['kind'] == 'train']
-  assert [(row['step'], row['member']) for row in rows] == [
-    (step, member) for step in range(1, last + 3) for member in (0, 1)
-  ]
-
-
-def test_kill_9_loses_the_steps_since_a_checkpoint_at_most(either, tmp_path):
+def test_kill_9_loses_the_steps_since_a_checkpoint_at_most(small, tmp_path):
   every_three = '--config.checkpoint_interval_steps=3'
   code = """
 import os, pathlib, signal, sys
@@ -172,16 +150,16 @@ with on_row(
 ):
   run_command(pathlib.Path(sys.argv[1]), *sys.argv[2:])
 """
-  arguments = (str(tmp_path), *either.arguments, every_three)
+  arguments = (str(tmp_path), *small.arguments, every_three)
   process = start_process([sys.executable, '-c', code, *arguments])
   _, err = process.communicate(timeout=200)
   assert process.returncode == -signal.SIGKILL, err
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # The last line may be cut.
     rows = rows_of(tmp_path)
-  assert rows == either.rows[: len(rows)]
+  assert rows == small.rows[: len(rows)]
   assert read_run(tmp_path / 'run.json')['status'] == 'running'
-  assert_goes_on(either, tmp_path, 6, every_three)
+  assert_goes_on(small, tmp_path, 6, every_three)
 
 
 def test_a_run_may_be_killed_at_any_moment(either, tmp_path):
