@@ -94,7 +94,9 @@ def test_a_folder_that_cannot_serve_is_one_sentence(tmp_path, capfd):
   assert not (tmp_path / 'train[:50%]').exists()
 
 
-def test_output_never_decides_whether_it_trains(tmp_path, monkeypatch):
+def test_a_reader_that_leaves_stops_the_run_with_a_checkpoint(
+  tmp_path, monkeypatch
+):
   monkeypatch.setenv('PYTHONIOENCODING', 'ascii')
   long = ('--config.num_steps=1000000', '--config.eval_interval_steps=1000000')
   with start_process(line_of(tmp_path, *DNN, *long)) as process:
@@ -103,7 +105,11 @@ def test_output_never_decides_whether_it_trains(tmp_path, monkeypatch):
     process.stdout.close()
     assert process.stderr.read() == ''
   assert process.returncode == 128 + signal.SIGPIPE
-  assert read_run(tmp_path / 'run.json')['status'] == 'interrupted'
+  found = read_run(tmp_path / 'run.json')
+  assert found['status'] == 'interrupted'
+  last = max(row['step'] for row in rows_of(tmp_path))
+  assert found['checkpoint'] == last
+  assert (tmp_path / 'checkpoints' / str(last)).is_dir()
 
 
 def test_devices_that_are_not_there_are_one_sentence(tmp_path, monkeypatch):
@@ -359,14 +365,18 @@ def test_when_all_have_diverged_the_run_ends(
 
 def test_a_ruined_member_is_no_part_of_the_ensemble(tmp_path):
   with ruined(1, 8):
-    assert run_command(tmp_path, *THREE).status == 1
+    stores = '--config.store_predictions=True'
+    assert run_command(tmp_path, *THREE, stores).status == 1
   final = [row for row in strict_rows(tmp_path) if row['kind'] == 'final']
   assert [row['member'] for row in final] == [1, 0, 2, 'ensemble']
   assert final[0]['task_loss'] is final[0]['accuracy'] is None
   for row in final[1:]:
     assert math.isfinite(row['task_loss'])
-  # The average of two is no worse than the worse of them.
-  assert final[-1]['task_loss'] <= max(row['task_loss'] for row in final[1:3])
+  one, other, mean = (
+    np.load(tmp_path / f'predictions/step-8/{who}.npy')
+    for who in ('member-0', 'member-2', 'ensemble')
+  )
+  np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-5)
 
 
 DEATH = (
