@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from commands import build_cheaply
 
-from codistill import chunked
+from codistill import chunked, precision
 from codistill.algorithm import Peer, codistill
 from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.models import resnet
 from experiments import build as build_lib
 from experiments import config as config_lib
-from experiments import config_file, objective
+from experiments import config_file, networks, objective
 from experiments.build import build
 from experiments.errors import UserError
 from experiments.tasks import make_task
@@ -48,11 +48,10 @@ def smoke(name='imagenet_codistill', **changes):
   return config
 
 
-# Configs that agree in all of these have the same shapes, traced once.
+# Networks that agree in all of these have the same shapes, traced once.
 SHAPES_OF = (
   *('model', 'optimizer', 'batch_size', 'eval_batch_size', 'num_microbatches'),
-  'num_async_workers',
-  'average_decay',
+  *('num_async_workers', 'average_decay'),
 )
 states, traced = {}, set()
 
@@ -62,35 +61,42 @@ def shapes_of(tree):
 
 
 @every_config
-def test_at_the_papers_scale_both_updates_keep_the_states_shape(name):
+def test_at_the_papers_scale_an_update_keeps_each_networks_shape(name):
   config = config_lib.load(name)
   task = make_task(config.data)
   experiment = build_cheaply(config, None, dataset=task.without_examples())
-  updates = experiment.updates
-  peers = int(updates.needs_peers)
-  settings = config.to_dict()
-  network = str([config.data.name, *(settings[key] for key in SHAPES_OF)])
-  if network not in states:
-    states[network] = jax.eval_shape(functools.partial(experiment.init, 0))
-    assert_sizes(
-      config, task, experiment.networks[0].model, states[network].variables
-    )
-  state = states[network]
   batch = task.abstract_batch(config.batch_size)
-  teacher = config.codistill.teacher
-  for distill, taught in ((False, 0), (True, peers)):
-    update = network, distill and teacher, taught
+  members = {}
+  for member, (network, own) in enumerate(networks.of_members(config)):
+    settings = own.to_dict()
+    keys = [network, config.data.name, *(settings[key] for key in SHAPES_OF)]
+    shape = str(keys)
+    members.setdefault(shape, member)
+    if shape not in states:
+      states[shape] = jax.eval_shape(functools.partial(experiment.init, member))
+      if member == 0:  # Another member's network may be of any size.
+        model = experiment.networks[0].model
+        assert_sizes(config, task, model, states[shape].variables)
+  held, kind = experiment.teacher_precision, config.codistill.teacher
+  # With two networks, each learns from the other.
+  for shape, taught_by in zip(members, reversed(members), strict=True):
+    update = shape, taught_by, held, kind
     if update in traced:
       continue
     traced.add(update)
+    state, peers = states[shape], ()
+    if experiment.updates.needs_peers:
+      peers = (states[taught_by],)
     arguments = (
-      *(state, batch, (state.variables,) * taught, (state.memory,) * taught),
-      *(distill, tuple(experiment.models([0] * taught))),
+      *(state, batch),
+      tuple(precision.abstract(peer.variables, held) for peer in peers),
+      tuple(peer.memory for peer in peers),
+      *(True, tuple(experiment.models([members[taught_by]] * len(peers)))),
     )
-    descend = functools.partial(updates.descends[state.network], *arguments)
-    new, metrics, _ = jax.eval_shape(descend)
+    descend = experiment.updates.descends[state.network]
+    new, metrics, _ = jax.eval_shape(functools.partial(descend, *arguments))
     assert shapes_of(state) == shapes_of(new)
-    assert ('distill_loss' in metrics) == distill
+    assert 'distill_loss' in metrics
     assert all(value.shape == () for value in metrics.values())
 
 

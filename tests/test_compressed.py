@@ -65,8 +65,8 @@ def test_what_is_before_damage_is_read_up_to_it(read, compress):
   assert len(begun) > 0.8 * len(CONTENT) or compress is bz2.compress
   # It reads up to the byte where it cannot go on.
   if compress is not gzip.compress:
-    damaged = bytearray(whole)
-    damaged[len(whole) // 2] ^= 0xFF
+    damaged = bytearray(compress(CONTENT[:60_000]))
+    damaged[len(damaged) // 2] ^= 0xFF
     one = (
       bz2.BZ2Decompressor()
       if compress is bz2.compress

@@ -30,6 +30,27 @@ def test_plain_make_shows_every_target_with_a_line():
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_shapes_are_checked_wherever_they_are_annotated():
+  tools = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))['tool']
+  [option, _] = tools['pytest']['ini_options']['addopts']
+  *checked, _ = option.removeprefix('--jaxtyping-packages=').split(',')
+  annotated = {
+    path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
+    for package in ('codistill', 'data')
+    for path in (ROOT / package).rglob('*.py')
+    if 'from jaxtyping import' in path.read_text('utf-8')
+  }
+  covered = {
+    (module, name)
+    for module in checked
+    for name in annotated
+    if f'{name}.'.startswith(f'{module}.')
+  }
+  # And nothing is named in vain.
+  assert {name for _, name in covered} == annotated
+  assert {module for module, _ in covered} == set(checked)
+
+
 def test_commands_and_links_of_the_page_exist():
   makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
   targets = re.findall(r'(?:^|`)make (\w+)', CONTRIBUTING, re.MULTILINE)

@@ -211,8 +211,10 @@ def test_a_publication_at_s_is_seen_from_s_plus_1_plus_delay(make, kind):
       assert play(after, rest).items() <= seen.items()
 
 
-@every_exchange
-def test_what_is_seen_survives_the_donation_of_what_was_offered(make, kind):
+@pytest.mark.parametrize('name', ['memory', 'memory-int8', 'folder-int8'])
+def test_what_is_seen_survives_the_donation_of_what_was_offered(name):
+  make, kind = KINDS[name]
+
   def train(tree):
     return jax.tree.map(lambda leaf: leaf * 0 - 1, tree)
 

@@ -34,10 +34,10 @@ cheap = pytest.fixture(scope='module', autouse=True)(cheap_builds)
 
 
 @pytest.fixture(scope='module')
-def exported(pair, tmp_path_factory):
+def exported(small, tmp_path_factory):
   """Member 1 of a finished run, where its folder had to be made."""
   out = tmp_path_factory.mktemp('served') / 'new' / 'member'
-  assert run_script(export, pair.workdir, '--member=1', f'--out={out}') == 0
+  assert run_script(export, small.workdir, '--member=1', f'--out={out}') == 0
   return out
 
 
@@ -58,7 +58,7 @@ def refusal(capsys, workdir, out, member=1):
   return said
 
 
-def test_its_readme_predicts_as_the_project_does(pair, exported, tmp_path):
+def test_its_readme_predicts_as_the_project_does(small, exported, tmp_path):
   readme = (exported / 'README.md').read_text(encoding='utf-8')
   [lines] = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
   assert len(lines.strip().splitlines()) <= 8
@@ -84,15 +84,15 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   [plain] = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
   assert len(plain.replace('\n\n', '\n').splitlines()) == 3
   [path] = re.findall(r"'(runs/.*)'", plain)
-  plain = plain.replace(path, str(pair.workdir / 'checkpoints/10'))
+  plain = plain.replace(path, str(small.workdir / 'checkpoints/10'))
   line = [sys.executable, '-c', before + lines + plain + after, *files]
   # As it may be moved, too.
   moved = shutil.copytree(exported, tmp_path / 'moved')
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join(elsewhere)}
   subprocess.run(line, cwd=moved, env=env, check=True)
   model, [_, member] = (
-    pair.whole.experiment.networks[1].model,
-    pair.whole.trainer.members,
+    small.whole.experiment.networks[1].model,
+    small.whole.trainer.members,
   )
   variables = member.state.variables
   predict = jax.jit(model.predict)
@@ -104,10 +104,10 @@ assert not ours & {name.split('.')[0] for name in sys.modules}
   np.testing.assert_allclose(found['all'].sum(-1), 1, rtol=1e-5)
 
 
-def test_it_says_what_it_is_and_is_for_every_platform(pair, exported):
+def test_it_says_what_it_is_and_is_for_every_platform(small, exported):
   assert {path.name for path in exported.iterdir()} == FILES
   about = json.loads((exported / 'config.json').read_text())
-  run = json.loads((pair.workdir / 'run.json').read_text())
+  run = json.loads((small.workdir / 'run.json').read_text())
   assert about['steps'] == {'1': 10}
   assert about['config'] == run['config']
   assert about['commit'] == run['commit'][:12]
@@ -191,18 +191,18 @@ def test_an_ensemble_and_clicks_are_served_too():
   assert 'take inputs from the prepared folder' in text
 
 
-def test_what_makes_no_sense_leaves_all_alone(pair, tmp_path, capsys):
+def test_what_makes_no_sense_leaves_all_alone(small, tmp_path, capsys):
   out, precious = tmp_path / 'out', tmp_path / 'out' / 'precious'
   link, new = tmp_path / 'link', tmp_path / 'new'
   out.mkdir()
   precious.write_text('mine')
   link.symlink_to(tmp_path / 'nowhere')
   for workdir, where, member, sentence in (
-    (pair.workdir, out, 1, f'{out} is not empty; choose another --out'),
-    (pair.workdir, precious, 1, f'{precious} is no folder'),
-    (pair.workdir, link, 1, 'is no folder'),
-    (pair.workdir, precious / 'a' / 'b', 1, f'{precious} is no folder'),
-    (pair.workdir, new, 2, 'there is no member 2'),
+    (small.workdir, out, 1, f'{out} is not empty; choose another --out'),
+    (small.workdir, precious, 1, f'{precious} is no folder'),
+    (small.workdir, link, 1, 'is no folder'),
+    (small.workdir, precious / 'a' / 'b', 1, f'{precious} is no folder'),
+    (small.workdir, new, 2, 'there is no member 2'),
     (tmp_path, new, 1, f'{tmp_path} holds no run'),
   ):
     assert sentence in refusal(capsys, workdir, where, member)
@@ -213,11 +213,11 @@ def test_what_makes_no_sense_leaves_all_alone(pair, tmp_path, capsys):
   versions = [*('1' for _ in there), export.PackageNotFoundError(missing)]
   version = mock.Mock(side_effect=versions)
   with mock.patch.multiple(export, version=version, rebuild=None):
-    assert f'pip install {missing}' in refusal(capsys, pair.workdir, new)
+    assert f'pip install {missing}' in refusal(capsys, small.workdir, new)
 
 
 @pytest.mark.usefixtures('exported_before')
-def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
+def test_what_is_interrupted_leaves_nothing(small, tmp_path, monkeypatch):
   out = tmp_path / 'out'
   real = export.write_export
 
@@ -235,12 +235,12 @@ def test_what_is_interrupted_leaves_nothing(pair, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(export, name, act)
       with pytest.raises(KeyboardInterrupt):
-        run_script(export, pair.workdir, '--member=0', f'--out={out}')
+        run_script(export, small.workdir, '--member=0', f'--out={out}')
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures('exported_before')
-def test_what_came_meanwhile_stays(pair, tmp_path, monkeypatch, capsys):
+def test_what_came_meanwhile_stays(small, tmp_path, monkeypatch, capsys):
   out = tmp_path / 'out'
   real = export.write_export
 
@@ -250,6 +250,6 @@ def test_what_came_meanwhile_stays(pair, tmp_path, monkeypatch, capsys):
     (out / 'precious').write_text('mine')
 
   monkeypatch.setattr(export, 'write_export', write)
-  assert run_script(export, pair.workdir, '--member=0', f'--out={out}') == 1
+  assert run_script(export, small.workdir, '--member=0', f'--out={out}') == 1
   assert f'{out} is not empty' in capsys.readouterr().err
   assert list(tmp_path.rglob('*')) == [out, out / 'precious']

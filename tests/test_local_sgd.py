@@ -1,5 +1,6 @@
 """Local SGD and DiLoCo: against their NumPy transcription, and their order."""
 
+import functools
 import itertools
 
 import jax
@@ -82,10 +83,12 @@ def examples(members, num_steps):
   ]
 
 
+@functools.cache
 def network_of(model):
   return Network(model, sgd(RATE, momentum=0.0, weight_decay=0.0))
 
 
+@functools.cache
 def inner_updates(model):
   return make_updates(
     [network_of(model)],
@@ -96,6 +99,7 @@ def inner_updates(model):
   )
 
 
+@functools.cache
 def averaging(model, outer, differences=False, precision='float32'):
   return AveragingUpdates(
     **vars(inner_updates(model)),

@@ -278,17 +278,3 @@ def test_what_is_not_prepared_says_what_to_do(tmp_path):
       make(folder)
     path.write_bytes(content)
   assert make(folder).num_train == NUM_TRAIN
-
-
-def test_the_benchmark_reads_every_size(prepared, monkeypatch):
-  from scripts.benchmark import measure
-  from scripts.benchmark import text as part
-
-  monkeypatch.setattr(part, 'NAME', str(prepared.corpus.folder))
-  monkeypatch.setattr(measure, 'READ_SECONDS', 0.01)
-  [_, measures] = part.measure(2, ((4, 8), (2, 64)))
-  found = {one.name: one.values for one in measures}
-  for size in ('4 × 8', '2 × 64'):
-    for name in ('first batch', 'rate', 'rate of CPU'):
-      assert len(found[f'{size}: {name}']) == 2
-      assert min(found[f'{size}: {name}']) > 0

@@ -116,7 +116,8 @@ def test_norms_are_those_of_all_that_is_descended_before_it_is_clipped(
     state, opt_state=clipped.init(state.variables['params'])
   )
   descended = make_objective(model, losses.ALGORITHM_1, sharding.make_mesh(1))
-  gradients, _ = jax.grad(descended, has_aux=True)(
+  gradient = jax.jit(jax.grad(descended, has_aux=True), static_argnums=5)
+  gradients, _ = gradient(
     state.variables['params'], state, batch, (peer.variables,), ((),), True
   )
   new, metrics = updates.codistill(state, batch, (peer,))
