@@ -12,7 +12,7 @@ default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -292,6 +292,9 @@ def _load_items(
   checksum = said.pop('checksum', None)
   # Their name before there were checksums.
   name = 'states' if checksum is None else 'state'
+  # Of an item whose description is damaged, Orbax says None.
+  there = {key for key, what in found.metadata.items() if what is not None}
+  _check_there({name}, there)
 
   def admitted(member: str, peers: Sequence[int]) -> TrainState:
     state = abstract(int(member))
@@ -319,13 +322,17 @@ def _load_items(
     {int(m): published(m, steps) for m, steps in layout['published'].items()},
   )
   if checksum is not None:
-    for name in items.keys() - found.metadata.keys():
-      # Orbax's own message is long.
-      raise FileNotFoundError(f'it has no {name}')
+    _check_there(items.keys(), there)
     return ocp.load_checkpointables(path, items), said, checksum
   items[name] = items.pop('state')
   loaded = ocp.load_checkpointables(path, items)
   return {**loaded, 'state': loaded[name]}, said, None
+
+
+def _check_there(wanted: Set[str], there: Set[str]) -> None:
+  """Raises a short error for items that are missing; Orbax's own is long."""
+  if missing := wanted - there:
+    raise FileNotFoundError(f'its {min(missing)} cannot be read')
 
 
 def _checksum(items: dict[str, PyTree], said: Mapping[str, Any]) -> int:

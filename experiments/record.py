@@ -156,7 +156,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     for number, line in enumerate(lines, start=1):
       try:
         row = json.loads(line)
-      except ValueError:  # No JSON, or no text.
+      except (ValueError, RecursionError):  # No JSON, or no text.
         row = None
       if isinstance(row, dict):
         rows.append(row)
@@ -173,18 +173,34 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
   """The provenance in a `run.json`, without its checksum.
 
   Raises:
-    ValueError: if it is damaged. What was edited on purpose has no checksum.
+    ValueError: if it is damaged. What was edited on purpose has no checksum,
+      and must be as `run.schema.json` has it.
     OSError: if it cannot be read.
   """
-  run = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-  if not isinstance(run, dict):
-    raise ValueError(f'{path} is not what a run leaves')
-  checksum = run.pop('checksum', None)
-  if checksum not in (None, config_hash(run)):
+  try:
+    run = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    checksum = run.pop('checksum', None)
+  except (ValueError, RecursionError, AttributeError, TypeError) as error:
+    raise ValueError(f'{path} is damaged: it is not a JSON object') from error
+  if checksum is None:
+    _check_schema(path, run)
+  elif checksum != config_hash(run):
     raise ValueError(
       f'{path} is damaged, or was edited without removing its "checksum"'
     )
   return run
+
+
+def _check_schema(path: str | os.PathLike[str], run: dict[str, Any]) -> None:
+  """Raises a ValueError for what is not as a run writes it."""
+  import jsonschema  # It takes 0.2 s, and most runs have a checksum.
+
+  text = pathlib.Path(__file__).with_name('run.schema.json').read_text()
+  validator = jsonschema.Draft202012Validator(json.loads(text))
+  for error in validator.iter_errors(run):
+    where = '.'.join(map(str, error.path))
+    message = f'{where}: {error.message}'.removeprefix(': ')
+    raise ValueError(f'{path} is damaged: {message:.200}')
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

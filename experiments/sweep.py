@@ -59,9 +59,9 @@ from experiments.processes import (
 from experiments.record import (
   code_version,
   config_hash,
-  read_run,
   why_unknown,
 )
+from experiments.runs import read_checked
 from experiments.slurm import LISTS, submit
 from experiments.workdir import check_config, is_running
 
@@ -207,7 +207,7 @@ def state(run: Run, mine: bool = False) -> State:
     mine: its process is ours, so that no other one is looked for.
   """
   try:
-    found = read_run(run.workdir / 'run.json')
+    found = read_checked(run.workdir / 'run.json')
     status = found['status']
     check_config(run.workdir, found, run.recipe, anew=False)
     diverged = found.get('diverged', {}).items()
@@ -220,7 +220,7 @@ def state(run: Run, mine: bool = False) -> State:
     return State('running' if running else 'to do', 0)
   except UserError as error:
     return State('failed', 0, str(error))
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, LookupError, TypeError) as error:
     return State('failed', 0, f'{run.workdir} is damaged: {error!r}')
   if status in _FINISHED:
     return State(status, run.num_steps, why)

@@ -215,11 +215,7 @@ def read_result(
       f'{workdir} has no {pathlib.Path(error.filename).name}, which belongs to '
       'every run; run it again'
     ) from error
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise ValueError(
-      f'{workdir} has a damaged run.json; run it again'
-    ) from error
-  except (KeyError, TypeError, AttributeError) as error:
+  except (LookupError, TypeError, AttributeError) as error:
     raise ValueError(
       f'{workdir} is not what a run leaves ({error!r}); run it again'
     ) from error
@@ -236,11 +232,6 @@ def _read_result(
       raise ValueError(
         f'{workdir} has schema {run.get("schema")}, and this code reads '
         f'{SCHEMA_VERSION}; collect it with the code that made it'
-      )
-    if 'overrides' not in run:
-      raise ValueError(
-        f'{workdir} does not say which keys it changed, because its code '
-        'predates sweeps; run it again'
       )
   members = first['config']['codistill']['members']
   apart = first['member'] is not None

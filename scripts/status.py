@@ -124,7 +124,7 @@ def last_rows(path: pathlib.Path, num_bytes: int) -> list[Row]:
   for line in lines:
     try:
       row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
       continue
     if isinstance(row, dict):
       rows.append(row)
@@ -433,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (UserError, OSError, ImportError) as error:
     print(f'scripts.status: {error}', file=sys.stderr)
     return 1
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
     print(
       f'scripts.status: {arguments.workdir} does not contain what a run '
       f'leaves ({error!r}); restore it from a copy',

@@ -29,7 +29,9 @@ _PROGRAM = textwrap.dedent("""
 
   def write(status, step=0, **more):
     config = {'num_steps': 10, 'codistill': {'members': 2, 'exchange': 'none'}}
-    run = {'experiment': 'a', 'variant': 'b', 'status': status, **more}
+    run = {'experiment': 'a', 'variant': 'b', 'status': status, 'seed': 0}
+    run |= {'member': int(member) if member else None, 'overrides': {}, **more}
+    run |= {'commit': None, 'dirty': None, 'started': 'now'}
     run |= {'config_hash': 'alike', 'config': config}
     with open(folder / f'rows{suffix}.jsonl', 'a') as rows:
       for step in range(step + 1):

@@ -157,6 +157,14 @@ def test_a_damaged_one_is_passed_over_and_so_is_what_is_said_with_it(tmp_path):
     assert_same(found.publications.variables, publications)
     assert (found.step, found.extra) == (8, {'at': 8})
     path.write_bytes(whole)
+  # Orbax has no word for an item whose description it cannot read.
+  for item in ('state', 'publications'):
+    path = folder / '12' / item / '_METADATA'
+    whole = path.read_bytes()
+    path.write_bytes(whole[1:])
+    [why] = restore(folder).passed_over
+    assert why.endswith(f'(FileNotFoundError its {item} cannot be read)')
+    path.write_bytes(whole)
 
 
 def test_numbers_that_changed_are_noticed_and_what_is_left_is_kept(tmp_path):

@@ -262,19 +262,24 @@ def write(name, text):
   return lambda workdir: (workdir / name).write_text(text)
 
 
+def of_schema_2(workdir):
+  run = read_run(workdir / 'run.json') | {'schema': 2}
+  (workdir / 'run.json').write_text(json.dumps(run))
+
+
 @pytest.mark.parametrize(
   ('damage', 'words'),
   [
     (never_began, 'is left out: it failed before it began; see its log.txt'),
     (lambda workdir: (workdir / 'run.json').unlink(), 'has no run.json'),
     (lambda workdir: (workdir / 'rows.jsonl').unlink(), 'has no rows.jsonl'),
-    (write('run.json', '{"schema": 1, "experiment": '), 'damaged run.json'),
+    (write('run.json', '{"schema": 1, "experiment": '), 'it is not a JSON obj'),
     (
       lambda workdir: (workdir / 'run.json').write_bytes(b'{"\xff'),
-      'damaged run.json',
+      'it is not a JSON object',
     ),
-    (write('run.json', '[]'), 'is not what a run leaves'),
-    (write('run.json', '{"schema": 1}'), 'keys it changed, because its code'),
+    (write('run.json', '[]'), 'it is not a JSON object'),
+    (write('run.json', '{"schema": 1}'), "'experiment' is a required property"),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),
     (write('rows.jsonl', ''), 'evaluations of member 0 end at step 0'),
     (stop_at_once, 'has no evaluations'),
@@ -285,7 +290,7 @@ def write(name, text):
     ),
     (damage_predictions, 'missing or damaged; remove'),
     # Other code made it.
-    (write('run.json', '{"schema": 2}'), 'has schema 2'),
+    (of_schema_2, 'has schema 2'),
   ],
 )
 def test_a_damaged_workdir_is_left_out(tmp_path, out, capsys, damage, words):

@@ -499,7 +499,7 @@ def test_what_cannot_be_compared_is_one_sentence(
   empty.mkdir()
   assert f'{empty} holds no run; make one' in said(empty)
   (empty / 'run.json').write_text('{"experiment": "cut')
-  assert f'{empty} has a damaged run.json' in said(empty)
+  assert f'{empty}/run.json is damaged' in said(empty)
   assert 'name its folder' in said(two_runs[0] / 'rows.jsonl')
   text = tmp_path / 'notes.jsonl'
   text.write_text('nothing\n')

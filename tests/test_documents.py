@@ -245,6 +245,7 @@ WHOLE = 'bad: not a whole WARC record'
     ('wet', b'rubbish\r\n\r\n', WHOLE),
     ('wet', b'WARC/1.0\r\nWARC-Type: conversion\r\n\r\nno\r\n\r\n', WHOLE),
     ('wet', b'WARC/1.1\r\nContent-Length: x\r\n\r\n\r\n\r\n', WHOLE),
+    ('wet', b'WARC/1.1\r\nContent-Length:%b\r\n\r\n' % (b'9' * 5_000), WHOLE),
   ],
 )
 def test_bad_records_do_not_cost_those_around_them(
@@ -327,8 +328,9 @@ PAGES = wet([]) + wet_record('a', 'request') + wet_record('a', 'response')
   [
     ('jsonl', b'Once upon\n', 'is not jsonl: its first line is not JSON'),
     ('jsonl', b'["a"]\n', 'its first line is not a JSON object'),
-    ('jsonl', b'{"body": "", "b": 1}', "under 'text', but body, b; name"),
-    ('jsonl', b'{"a": 1}\n{"b": 1}\n{}', "under 'text', but a, b; name"),
+    ('jsonl', b'{"body": "", "b": 1}', "under 'text', but 'body', 'b'; name"),
+    ('jsonl', b'{"a": 1}\n{"b": 1}\n{}', "under 'text', but 'a', 'b'; name"),
+    ('jsonl', b'{"\\n\\u001b": 1}', r"under 'text', but '\\n\\x1b'; name"),
     ('jsonl', b'{}\n{}', "no text under 'text', but nothing; name"),
     ('jsonl', wet(['a']), 'it is WARC or WET'),
     ('jsonl', b'PAR1aaa', 'it is Parquet'),
@@ -467,13 +469,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
   other = reading_of('tfds', data_dir=str(tmp_path / 'tfrecord'))
   body = dataclasses.replace(prepared, text_key='body')
   for reading, wrong, sentence in (
-    (reading_of('parquet'), path, "has no column 'text', but number"),
+    (reading_of('parquet'), path, "has no column 'text', but 'number'"),
     (reading_of('parquet', text_key='number'), path, 'int64, not strings'),
     (reading_of('txt'), tmp_path / 'no.txt', r'There is no file .*no\.txt'),
     (prepared, 'tiny_shakespeare', 'is not prepared in .*: run `p'),
     (prepared, 'no_such_set', "no set called 'no_such_set'"),
     (prepared, 'lm1b[validation]', "no split 'validation', but tr"),
-    (body, 'lm1b', "no text under 'body', but text"),
+    (body, 'lm1b', "no text under 'body', but 'text'"),
     (other, 'lm1b', 'as tfrecord, not as array_record'),
   ):
     with pytest.raises(InputError, match=sentence):

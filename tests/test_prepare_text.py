@@ -362,7 +362,7 @@ def test_what_a_user_may_do_wrong_is_one_sentence(books, tmp_path, monkeypatch):
   output = tmp_path / 'out'
   for argument, sentence in (
     ('--format=wet', 'does not start with a WARC record'),
-    ('--text-key=body', "no text under 'body', but text"),
+    ('--text-key=body', "no text under 'body', but 'text'"),
     ('--vocab-size=60000', 'is too large for this text'),
     ('--language=klingon', '--language klingon is not kno'),
     ('--language=de', 'No document is left to train on, o'),

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -67,8 +68,28 @@ def test_provenance_with_any_byte_damaged_is_refused_or_the_same(tmp_path):
         refused += 1
   assert refused > 0.8 * 3 * len(whole)
   # A file edited by hand, or written by older code, has no checksum.
+  config = {'num_steps': 9, 'codistill': {'members': 2}}
+  run = {'experiment': 'a', 'variant': '', 'status': 'done', 'config': config}
+  run |= {'member': None, 'seed': 0, 'overrides': {}, 'config_hash': 'any'}
+  run |= {'commit': None, 'dirty': None, 'started': 'now'}
+  run |= {'diverged': {'1': {'step': 4}}}
   record.run_path.write_text(json.dumps(run))
-  assert read_run(record.run_path) == expected
+  assert read_run(record.run_path) == run
+  # It must be what a run writes, or one that reads it would stumble.
+  for changes in (
+    {'config': {**config, 'num_steps': '9'}},
+    {'config': {**config, 'codistill': {'members': math.inf}}},
+    {'diverged': {'1': 4}},
+    {'config_file': {'path': 'a.py'}},
+    {'resumed': [{'changed': []}]},
+  ):
+    record.run_path.write_text(json.dumps({**run, **changes}))
+    with pytest.raises(ValueError, match=f'damaged: {min(changes)}'):
+      read_run(record.run_path)
+  for text in ('{' * 5_000, '[' * 5_000, '"'):
+    record.run_path.write_text(text)
+    with pytest.raises(ValueError, match='is not a JSON object'):
+      read_run(record.run_path)
 
 
 def test_what_is_not_finite_becomes_null(tmp_path):

@@ -167,7 +167,9 @@ def test_a_key_is_given_to_the_points_that_read_it(tmp_path):
 
 def finish(run, status='done', **more):
   run.workdir.mkdir(parents=True)
-  text = json.dumps({'status': status, **run.recipe, **more})
+  made = {'experiment': 'a', 'variant': '', 'member': None, 'seed': run.seed}
+  made |= {'commit': None, 'dirty': None, 'started': 'now', 'status': status}
+  text = json.dumps(made | run.recipe | more)
   (run.workdir / 'run.json').write_text(text)
 
 
@@ -213,7 +215,7 @@ def test_a_damaged_run_is_failed_and_the_others_go_on(tmp_path):
     assert sweep.state(damaged).status == 'failed'
   status, shown = run_locally([damaged, fine])
   assert status == 1
-  assert f'{damaged.workdir} is damaged' in ''.join(shown.split('\n'))
+  assert f'{damaged.workdir}/run.json is damaged' in ''.join(shown.split('\n'))
   assert sweep.state(fine).status == 'done'
 
 

@@ -218,7 +218,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
   """Reads a file that `write` wrote; None if it is missing or damaged."""
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
-  except (FileNotFoundError, ValueError):
+  except (FileNotFoundError, ValueError, RecursionError):
     return None
   return content if isinstance(content, dict) else None
 

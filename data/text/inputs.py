@@ -6,9 +6,10 @@ import codecs
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from data.preparing.compressed import (
@@ -25,6 +26,8 @@ FORMATS = ('txt', 'jsonl', 'parquet', 'wet', 'tfds', 'builtin')
 # One document: a whole file or record, or a part of it.
 DOCUMENTS = ('whole', 'blank-line', 'line')
 _HEAD_BYTES = 1 << 16
+# Names to show of a file's columns.
+_MOST_NAMES = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,7 @@ def _check_jsonl(head, whole, reading, refuse):
   if keys is not None:
     raise refuse(
       f'its records have no text under {reading.text_key!r}, but '
-      f'{", ".join(keys) or "nothing"}; name the right field with --text-key'
+      f'{_quoted(keys)}; name the right field with --text-key'
     )
   if why:
     raise refuse(why)
@@ -195,7 +198,7 @@ def _check_parquet(path, reading, refuse):
   if reading.text_key not in names:
     raise InputError(
       f'{path} has no column {reading.text_key!r}, but '
-      f'{", ".join(names) or "none"}: choose the text with --text-key.'
+      f'{_quoted(names)}: choose the text with --text-key.'
     )
   if names.count(reading.text_key) > 1:
     raise InputError(
@@ -211,6 +214,12 @@ def _check_parquet(path, reading, refuse):
       f'The column {reading.text_key!r} of {path} holds {kind}, not strings: '
       'choose the text with --text-key.'
     )
+
+
+def _quoted(names: Collection[str]) -> str:
+  """Quotes names that come from a file, so that each stays in its line."""
+  shown = [repr(name) for name in itertools.islice(names, _MOST_NAMES)]
+  return ', '.join(shown) + ' …' * (len(names) > _MOST_NAMES) or 'nothing'
 
 
 def _tfds_input(pattern: str, reading: Reading) -> Input:
@@ -241,7 +250,7 @@ def tfds_source(name: str, reading: Reading) -> tuple[str, str, Any]:
   ):
     raise InputError(
       f'{dataset} has no text under {reading.text_key!r}, but '
-      f'{", ".join(features)}: choose the text with --text-key.'
+      f'{_quoted(features)}: choose the text with --text-key.'
     )
   try:
     examples = builder.as_data_source(split, file_format='array_record')

@@ -7,7 +7,8 @@ import re
 
 RECORD = re.compile(rb'WARC/1\.[01]\r?\n')
 _BLANK_LINE = re.compile(rb'\r?\n\r?\n')
-_LENGTH = re.compile(rb'\r?\ncontent-length:\s*(\d+)\s*\r?\n', re.I)
+# Python refuses to make an integer of thousands of digits.
+_LENGTH = re.compile(rb'\r?\ncontent-length:\s*(\d{1,18})\s*\r?\n', re.I)
 
 
 def types(head: bytes) -> list[str]:

@@ -173,7 +173,7 @@ class Member:
     try:
       run = read_run(file_of(self._workdir, 'run', self.index))
       return bool(run.get('diverged'))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
       return False
 
 
