@@ -293,8 +293,8 @@ def _load_items(
   # Their name before there were checksums.
   name = 'states' if checksum is None else 'state'
   # Of an item whose description is damaged, Orbax says None.
-  there = {key for key, what in found.metadata.items() if what is not None}
-  _check_there({name}, there)
+  readable = {key for key, what in found.metadata.items() if what is not None}
+  _check_there({name}, readable)
 
   def admitted(member: str, peers: Sequence[int]) -> TrainState:
     state = abstract(int(member))
@@ -322,16 +322,16 @@ def _load_items(
     {int(m): published(m, steps) for m, steps in layout['published'].items()},
   )
   if checksum is not None:
-    _check_there(items.keys(), there)
+    _check_there(items.keys(), readable)
     return ocp.load_checkpointables(path, items), said, checksum
   items[name] = items.pop('state')
   loaded = ocp.load_checkpointables(path, items)
   return {**loaded, 'state': loaded[name]}, said, None
 
 
-def _check_there(wanted: Set[str], there: Set[str]) -> None:
+def _check_there(wanted: Set[str], readable: Set[str]) -> None:
   """Raises a short error for items that are missing; Orbax's own is long."""
-  if missing := wanted - there:
+  if missing := wanted - readable:
     raise FileNotFoundError(f'its {min(missing)} cannot be read')
 
 
