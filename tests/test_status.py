@@ -334,16 +334,17 @@ def test_the_newest_publication_is_the_last_one_that_was_finished(tmp_path):
 
 
 def test_no_run_or_a_damaged_one_is_one_sentence(tmp_path, capsys):
-  said = f'{tmp_path} holds no run'
+  said, advice = f'{tmp_path} holds no run', 'make one with'
   for text in (None, '', '{}', '[1]', '{"status": "done"}'):
     if text is not None:
       (tmp_path / 'run.json').write_text(text)
-      said = f'{tmp_path / "run.json"} is damaged'
+      said, advice = f'{tmp_path / "run.json"} is damaged', 'put back a copy'
     for arguments in ([], ['--watch=1']):
       assert status.main([str(tmp_path), *arguments]) == 1
       captured = capsys.readouterr()
       assert captured.err.startswith('scripts.status: ')
       assert said in captured.err
+      assert advice in captured.err
       assert captured.err.count('\n') == 1
       assert captured.out.strip() == ''
   for seconds in ('0', '-1', 'nan', 'inf', 'soon'):
