@@ -220,7 +220,7 @@ def test_gains_over_widths_are_those_at_each_widths_own_rate(rows):
   assert list(found) == ['2 × 4', '2 × 8']
   narrow, wide = found.values()
   # At twice the rate a pair ends lower still; but not two that are alone.
-  assert narrow['learning rate, best alone'] == '0.5'
+  assert narrow['learning rate, best alone'] == '0.5 of 2'
   gain, _ = panels_of('width', rows)
   assert [list(line.points) for line in gain.lines] == [[4, 8]] * 2
   end = 4 / 50

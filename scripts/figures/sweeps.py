@@ -243,9 +243,10 @@ def _batches(rows: Rows) -> dict[tuple[int, float], list[Result]]:
 
 
 class _Width(NamedTuple):
-  """Runs of one width at the rate that is best for networks alone."""
+  """Runs of one width at the rate, of those tried, that is best alone."""
 
   rate: float
+  tried: int
   pair: Pair
 
   @property
@@ -294,7 +295,7 @@ class Width(Figure):
       kinds = 'alone / codistilled / ensemble of two'
       yield {
         'units': f'2 × {units}',
-        'learning rate, best alone': f'{width.rate:g}',
+        'learning rate, best alone': f'{width.rate:g} of {width.tried}',
         f'{kinds}: {LOSS.short}': ' / '.join(map(LOSS.text, losses)),
         'codistillation gains': LOSS.text(codistilled(width.pair), sign='+'),
         'the ensemble gains': LOSS.text(ensemble(width.pair), sign='+'),
@@ -330,5 +331,5 @@ def _widths(rows: Rows) -> dict[int, _Width]:
     together, apart = by_rate[best]
     pair = one_a_seed(together), one_a_seed(apart)
     if codistilled(pair):
-      widths[units] = _Width(best, pair)
+      widths[units] = _Width(best, len(alone), pair)
   return widths
