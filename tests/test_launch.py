@@ -585,6 +585,20 @@ def test_print_prints_what_would_be_started(tmp_path, gpus, capsys):
   assert len(lines) == 3
 
 
+def test_a_path_is_meant_from_where_the_command_is_given(
+  tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  for given, meant in (
+    ('codistill.exchange_dir=x', f'codistill.exchange_dir={tmp_path}/x'),
+    ('codistill.exchange_dir=gs://x', 'codistill.exchange_dir=gs://x'),
+    ('codistill.exchange_dir=None', 'codistill.exchange_dir=None'),
+    ('data.data_dir=~/x', f'data.data_dir={os.path.expanduser("~")}/x'),
+  ):
+    [line, _] = printed(capsys, '--members=2', f'--config.{given}')
+    assert f'--config.{meant}' in shlex.split(line)
+
+
 def test_members_are_worlds_of_their_own(capsys, monkeypatch):
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   numbers = ('--processes-per-member=2', '--devices-per-member=4')

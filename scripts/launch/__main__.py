@@ -56,7 +56,7 @@ from rich.console import Console
 from experiments import config as config_lib
 from experiments import config_file
 from experiments.errors import UserError, user_errors
-from experiments.paths import local_path
+from experiments.paths import PATH_KEYS, local_path, path_or_url
 from experiments.processes import (
   ROOT,
   given_keys,
@@ -204,11 +204,21 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     # Only for progress, because experiments.run checks values.
     int(steps) if steps.isdecimal() else base.num_steps,
     tuple(
-      argument
+      _absolute(argument)
       for argument in arguments.extra
       if not argument.startswith(f'--config.{_MEMBERS}=')
     ),
   )
+
+
+def _absolute(argument: str) -> str:
+  """Makes a path absolute: it is meant from here, not from the repository."""
+  name, _, value = argument.partition('=')
+  paths = [f'--config.{section}.{key}' for section, key in PATH_KEYS]
+  if name not in paths or value in ('', 'None'):
+    return argument
+  with user_errors(argparse.ArgumentTypeError):
+    return f'{name}={path_or_url(value)}'
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
