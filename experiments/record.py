@@ -198,7 +198,10 @@ def _check_schema(path: str | os.PathLike[str], run: dict[str, Any]) -> None:
   text = pathlib.Path(__file__).with_name('run.schema.json').read_text()
   validator = jsonschema.Draft202012Validator(json.loads(text))
   for error in validator.iter_errors(run):
-    where = '.'.join(map(str, error.path))
+    # Names come from the file, and may break the line.
+    where = '.'.join(
+      key if str(key).isidentifier() else repr(key) for key in error.path
+    )
     message = f'{where}: {error.message}'.removeprefix(': ')
     raise ValueError(f'{path} is damaged: {message:.200}')
 

@@ -225,13 +225,21 @@ def _read_result(
   records: Sequence[Record], allow: Sequence[str], unscored: bool
 ) -> Result:
   workdir = records[0].workdir
-  runs = [read_run(record.run_path) for record in records]
+  try:
+    runs = [read_run(record.run_path) for record in records]
+  except ValueError as error:
+    raise ValueError(f'{error}; run it again') from error
   first = runs[0]
   for run in runs:
     if run.get('schema') != SCHEMA_VERSION:
       raise ValueError(
         f'{workdir} has schema {run.get("schema")}, and this code reads '
         f'{SCHEMA_VERSION}; collect it with the code that made it'
+      )
+    if 'overrides' not in run:
+      raise ValueError(
+        f'{workdir} does not say which keys it changed, because its code '
+        'predates sweeps; run it again'
       )
   members = first['config']['codistill']['members']
   apart = first['member'] is not None

@@ -262,9 +262,18 @@ def write(name, text):
   return lambda workdir: (workdir / name).write_text(text)
 
 
-def of_schema_2(workdir):
-  run = read_run(workdir / 'run.json') | {'schema': 2}
-  (workdir / 'run.json').write_text(json.dumps(run))
+def edit(**changes):
+  """Changes provenance by hand; drops what is None."""
+
+  def damage(workdir):
+    run = read_run(workdir / 'run.json')
+    for key, value in changes.items():
+      run[key] = value
+      if value is None:
+        del run[key]
+    (workdir / 'run.json').write_text(json.dumps(run))
+
+  return damage
 
 
 @pytest.mark.parametrize(
@@ -273,13 +282,14 @@ def of_schema_2(workdir):
     (never_began, 'is left out: it failed before it began; see its log.txt'),
     (lambda workdir: (workdir / 'run.json').unlink(), 'has no run.json'),
     (lambda workdir: (workdir / 'rows.jsonl').unlink(), 'has no rows.jsonl'),
-    (write('run.json', '{"schema": 1, "experiment": '), 'it is not a JSON obj'),
+    (write('run.json', '{"schema": 1, "experiment": '), 'run it again'),
     (
       lambda workdir: (workdir / 'run.json').write_bytes(b'{"\xff'),
       'it is not a JSON object',
     ),
     (write('run.json', '[]'), 'it is not a JSON object'),
     (write('run.json', '{"schema": 1}'), "'experiment' is a required property"),
+    (edit(overrides=None), 'keys it changed, because its code'),
     (write('rows.jsonl', '5\n'), 'line 1: not a row'),
     (write('rows.jsonl', ''), 'evaluations of member 0 end at step 0'),
     (stop_at_once, 'has no evaluations'),
@@ -290,7 +300,7 @@ def of_schema_2(workdir):
     ),
     (damage_predictions, 'missing or damaged; remove'),
     # Other code made it.
-    (of_schema_2, 'has schema 2'),
+    (edit(schema=2), 'has schema 2'),
   ],
 )
 def test_a_damaged_workdir_is_left_out(tmp_path, out, capsys, damage, words):

@@ -82,10 +82,15 @@ def test_provenance_with_any_byte_damaged_is_refused_or_the_same(tmp_path):
     {'diverged': {'1': 4}},
     {'config_file': {'path': 'a.py'}},
     {'resumed': [{'changed': []}]},
+    {'resumed': [{}]},
   ):
     record.run_path.write_text(json.dumps({**run, **changes}))
     with pytest.raises(ValueError, match=f'damaged: {min(changes)}'):
       read_run(record.run_path)
+  changes = {'diverged': {'a\n': 4}}
+  record.run_path.write_text(json.dumps({**run, **changes}))
+  with pytest.raises(ValueError, match=r"damaged: diverged\.'a\\n': 4 is not"):
+    read_run(record.run_path)
   for text in ('{' * 5_000, '[' * 5_000, '"'):
     record.run_path.write_text(text)
     with pytest.raises(ValueError, match='is not a JSON object'):

@@ -6,8 +6,8 @@ r"""Gives the readers input that nobody would write, and looks for faults.
 
 READER is text, parquet, clicks, run, publication or checkpoint. Atheris changes
 files that are read well, and prefers changes that reach new code. A reader must
-take what a file holds or refuse it in a sentence; count every record that it
-takes or leaves out; and find the same if it reads in smaller blocks.
+accept a file or refuse it with one sentence, count every record that it takes
+or leaves out, and find the same if it reads in smaller blocks.
 
 Minutes are of CPU. A search continues from the inputs in .cache/fuzz/READER. It
 ends at the first fault, and says where the input is; with this INPUT the fault
@@ -67,10 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     '-rss_limit_mb=6000',
     arguments.input or str(corpus),
   ]
+  # As in a run: what Orbax tells and raises besides is not shown.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  warnings.simplefilter('ignore')
   with tempfile.TemporaryDirectory() as folder:
     reader = READERS[arguments.reader](pathlib.Path(folder))
-    for number, seed in enumerate(reader.seeds()):
-      reader.try_one(seed)
+    for number, (seed, taken) in enumerate(reader.seeds()):
+      found = reader.try_one(seed)
+      if taken not in (None, found):
+        raise AssertionError(f'{found} taken of seed {number}, not {taken}')
       (corpus / f'seed-{number}').write_bytes(seed)
     tried, begin = 0, time.process_time()
 
@@ -90,11 +96,6 @@ def main(argv: Sequence[str] | None = None) -> None:
       if found is None or len(found) > max_size:
         return atheris.Mutate(data, max_size)
       return found
-
-    # As in a run: what Orbax tells and raises besides is not shown.
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-    warnings.simplefilter('ignore')
 
     atheris.Setup([sys.argv[0], *options], try_one, custom_mutator=mutate)
     atheris.Fuzz()

@@ -27,7 +27,7 @@ from data.text import documents, inputs, records
 from experiments import config, runs, workdir
 from experiments.errors import UserError
 from scripts import status
-from tests.fuzz.reader import Reader, check_sentence
+from tests.fuzz.reader import Reader, Seed, check_sentence
 
 _COMPRESS = (
   functools.partial(gzip.compress, mtime=0),
@@ -62,7 +62,7 @@ class Text(Reader):
       for format, document in formats
     ]
 
-  def seeds(self) -> Iterator[bytes]:
+  def seeds(self) -> Iterator[Seed]:
     lines = b'one line\n\n \nanother, \xc3\xa4\r\nits end\n\n\nthe last'
     texts = 'a text', 'a\n\nb', '\ud800', '', 'the same', 'the same'
     objects = [json.dumps({'text': text, 'n': 1 << 70}) for text in texts]
@@ -76,17 +76,21 @@ class Text(Reader):
       )
     ]
     contents = ['\n'.join(objects).encode(), b''.join(pages), *[lines] * 3]
-    for number, content in enumerate(contents):
+    for number, (content, taken) in enumerate(
+      zip(contents, (4, 2, 1, 3, 4), strict=True)
+    ):
       kind = bytes([number])
-      yield kind + content
+      yield Seed(kind + content, taken)
       half = len(content) // 2
       for compress in _COMPRESS:
-        yield kind + compress(content)
-        yield kind + compress(content[:half]) + compress(content[half:])
-    yield bytes([1]) + b''.join(map(gzip.compress, pages))
-    yield bytes([1]) + gzip.compress(b''.join(pages)) + b'bytes behind the end'
+        yield Seed(kind + compress(content), taken)
+        parts = compress(content[:half]), compress(content[half:])
+        yield Seed(kind + b''.join(parts), taken)
+    streams = b''.join(map(gzip.compress, pages))
+    yield Seed(bytes([1]) + streams, 2)
+    yield Seed(bytes([1]) + streams + b'bytes behind the end', 2)
 
-  def try_one(self, data: bytes) -> None:
+  def try_one(self, data: bytes) -> int:
     reading = self._readings[data[0] % len(self._readings) if data else 0]
     data = data[1:]
     self._path.write_bytes(data)
@@ -103,6 +107,7 @@ class Text(Reader):
     if reading.format == 'jsonl' and counts and not data.startswith(_MAGIC):
       lines = [line for line in data.split(b'\n') if line.strip()]
       assert counts['records'] == len(lines)
+    return len(found)
 
 
 def _read_documents(path, reading):
@@ -137,7 +142,7 @@ class Parquet(Reader):
   def __init__(self, folder: pathlib.Path):
     self._path = folder / 'input'
 
-  def seeds(self) -> Iterator[bytes]:
+  def seeds(self) -> Iterator[Seed]:
     texts = ['a text', None, 'another', '', 'a text'] * 3
     types = pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()
     columns = [pyarrow.array(texts, one) for one in types]
@@ -154,14 +159,15 @@ class Parquet(Reader):
           data_page_version=version,
           write_page_checksum=checksum,
         )
-        yield out.getvalue()
+        yield Seed(out.getvalue(), 9)
 
-  def try_one(self, data: bytes) -> None:
+  def try_one(self, data: bytes) -> int:
     self._path.write_bytes(data)
     reading = dataclasses.replace(_READING, format='parquet')
     found, counts = _read_documents(self._path, reading)
     assert _read_documents(self._path, reading) == (found, counts)
     _check_counts(found, counts)
+    return len(found)
 
 
 class Clicks(Reader):
@@ -170,20 +176,21 @@ class Clicks(Reader):
   def __init__(self, folder: pathlib.Path):
     self._path = folder / 'input'
 
-  def seeds(self) -> Iterator[bytes]:
+  def seeds(self) -> Iterator[Seed]:
     fields = ['1', '', '-2', '0', '2147483647', *'345678', '', '9']
     fields += ['68fd1e64', '', 'ABCDEF01', '1', '0' * 8, *'2' * 21]
     line = '\t'.join(['1', *fields]).encode()
     good = b'\n'.join([line, b'0' + line[1:], line + b'\r', line, b''])
     bad = b'\n'.join([line, b'2' + line[1:], line[:-2], b'', line, b'x'])
-    for content in (good, bad, good[:-1]):
-      yield content
+    for content, taken in ((good, 4), (bad, 2)):
+      yield Seed(content, taken)
+      yield Seed(content[:-1], taken)
       for compress in _COMPRESS:
-        yield compress(content)
-        yield compress(content) + compress(content)
-        yield compress(content) + b'bytes behind the end'
+        yield Seed(compress(content), taken)
+        yield Seed(compress(content + b'\n') + compress(content), 2 * taken)
+        yield Seed(compress(content) + b'bytes behind the end', taken)
 
-  def try_one(self, data: bytes) -> None:
+  def try_one(self, data: bytes) -> int:
     self._path.write_bytes(data)
     found = self._read()
     with (
@@ -192,6 +199,7 @@ class Clicks(Reader):
       mock.patch('data.clicks.log.CHUNK_BYTES', 100),
     ):
       assert self._read() == found
+    return len(found[0]) if found else 0
 
   def _read(self):
     """Rows and malformed lines, or None if it is refused."""
@@ -244,9 +252,9 @@ class Run(Reader):
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
 
-  def seeds(self) -> Iterator[bytes]:
+  def seeds(self) -> Iterator[Seed]:
     version = {
-      'config_file': None,
+      'config_file': {'module': None, 'path': 'a.py', 'sha256': 'a'},
       'code': 'a',
       'commit': 'b',
       'dirty': False,
@@ -271,19 +279,19 @@ class Run(Reader):
         'resumed': [{**version, 'changed': {}}],
         'taught_by': {'started': ['e'], 'config_hash': 'f'},
       }
-      yield json.dumps(run).encode()
+      yield Seed(json.dumps(run).encode(), 1)
 
-  def try_one(self, data: bytes) -> None:
+  def try_one(self, data: bytes) -> int:
     (self._folder / 'run.json').write_bytes(data)
     try:
       run = runs.some_run(runs.read_runs(self._folder))
     except UserError as error:
       check_sentence(error)
-      return
+      return 0
     runs.reference_of(run)
     runs.commit_of(run)
     runs.identity_of(self._folder)
-    wanted = {**json.loads(next(self.seeds())), 'config_hash': 'another'}
+    wanted = {**json.loads(next(self.seeds()).data), 'config_hash': 'another'}
     with contextlib.suppress(UserError):
       opened = workdir.open_workdir(
         self._folder,
@@ -297,7 +305,9 @@ class Run(Reader):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
       failed = status.main([str(self._folder)])
-    assert failed == err.getvalue().startswith('scripts.status: ')
+    if failed:
+      check_sentence(err.getvalue().removesuffix('\n'))
+    return 1 - failed
 
   def mutate(self, data: bytes, seed: int) -> bytes | None:
     """Puts another value somewhere into the JSON, or takes one away."""
@@ -317,7 +327,7 @@ class Run(Reader):
         case _:
           holder[key] = draw.choice(_VALUES)
       return json.dumps(run).encode()
-    # No JSON, without a place, or now within itself.
+    # It is no JSON, has no place, or would be within itself.
     except (ValueError, RecursionError, IndexError):
       return None
 
@@ -331,7 +341,7 @@ _VALUES = (
 def _places(content):
   """Where values are: (dictionary or list, key), at any depth."""
   found = []
-  waiting = [content]
+  waiting = [content] if isinstance(content, (dict, list)) else []
   while waiting:
     one = waiting.pop()
     keys = one if isinstance(one, dict) else range(len(one))

@@ -15,7 +15,7 @@ from etils import epath
 from codistill import checkpoint, sharding
 from codistill.exchange.folder import publication
 from codistill.step_folders import UnreadableError
-from tests.fuzz.reader import Reader, check_sentence
+from tests.fuzz.reader import Reader, Seed, check_sentence
 
 # As pytest has it, for what a test of checkpoints saves.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
@@ -43,23 +43,34 @@ class Folder(Reader):
     """Makes the folder."""
 
   @abc.abstractmethod
-  def read(self, folder: pathlib.Path) -> None:
-    """Reads it, and compares what is read."""
+  def read(self, folder: pathlib.Path, damaged: set[pathlib.Path]) -> int:
+    """Reads it, and compares what is read.
 
-  def seeds(self) -> Iterator[bytes]:
+    Args:
+      folder: the folder.
+      damaged: files that are not as they were, by their path in the folder.
+
+    Returns:
+      The step that is read; 0 if none can be.
+    """
+
+  def seeds(self) -> Iterator[Seed]:
+    yield Seed(b'')
     for number in range(len(self._files)):
       for kind in range(_KINDS):
-        yield bytes([number, kind, 99, 0, 7, 1])
+        yield Seed(bytes([number, kind, 99, 0, 7, 1]))
 
-  def try_one(self, data: bytes) -> None:
+  def try_one(self, data: bytes) -> int:
     shutil.rmtree(self._damaged, ignore_errors=True)
     shutil.copytree(self._whole, self._damaged)
+    damaged = set()
     for start in range(0, len(data) - 5, 6):
       number, kind, high, low, value, count = data[start : start + 6]
-      path = self._damaged / self._files[number % len(self._files)]
+      path = self._files[number % len(self._files)]
       place = (256 * high + low) / (1 << 16)
-      _damage(path, kind % _KINDS, place, bytes([value]), count)
-    self.read(self._damaged)
+      _damage(self._damaged / path, kind % _KINDS, place, bytes([value]), count)
+      damaged.add(path)
+    return self.read(self._damaged, damaged)
 
 
 _KINDS = 6
@@ -108,16 +119,18 @@ class Publication(Folder):
     )
     publication.write(epath.Path(folder), self._published, self._notes)
 
-  def read(self, folder: pathlib.Path) -> None:
+  def read(self, folder: pathlib.Path, damaged: set[pathlib.Path]) -> int:
     try:
       found, notes = publication.load(
         epath.Path(folder) / '12', self._published
       )
     except UnreadableError as error:
       check_sentence(error)
-      return
+      assert damaged
+      return 0
     assert notes == self._notes
     _assert_equal(found, self._published)
+    return notes.step
 
 
 class Checkpoint(Folder):
@@ -134,7 +147,10 @@ class Checkpoint(Folder):
         checkpoints, states, self._published, self._EXTRA, step
       )
 
-  def read(self, folder: pathlib.Path) -> None:
+  def read(self, folder: pathlib.Path, damaged: set[pathlib.Path]) -> int:
+    least = max(
+      self._saved.keys() - {int(one.parts[0]) for one in damaged}, default=0
+    )
     try:
       found = checkpoint.read_newest(
         folder,
@@ -144,11 +160,14 @@ class Checkpoint(Folder):
       )
     except UnreadableError as error:
       check_sentence(error)
-      return
+      assert not least
+      return 0
+    assert found.step >= least
     assert found.extra == self._EXTRA
     assert len(found.passed_over) == (found.step == 4)
     _assert_equal(found.states, self._saved[found.step])
     _assert_equal(found.publications.variables, self._published)
+    return found.step
 
 
 def _assert_equal(one, other):

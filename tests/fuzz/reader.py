@@ -5,6 +5,19 @@ from __future__ import annotations
 import abc
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Seed(NamedTuple):
+  """An input to begin with.
+
+  Attributes:
+    data: the input.
+    taken: what `try_one` returns for it; None if any number will do.
+  """
+
+  data: bytes
+  taken: int | None = None
 
 
 class Reader(abc.ABC):
@@ -15,12 +28,15 @@ class Reader(abc.ABC):
     """Prepares to read inputs that it writes into a folder."""
 
   @abc.abstractmethod
-  def seeds(self) -> Iterator[bytes]:
-    """Inputs without a fault, to begin with."""
+  def seeds(self) -> Iterator[Seed]:
+    """Inputs that are read well."""
 
   @abc.abstractmethod
-  def try_one(self, data: bytes) -> None:
+  def try_one(self, data: bytes) -> int:
     """Reads an input.
+
+    Returns:
+      How much it has taken, such as the number of records.
 
     Raises:
       Exception: of any kind, for a fault.
@@ -31,8 +47,8 @@ class Reader(abc.ABC):
     del data, seed
 
 
-def check_sentence(error: Exception) -> None:
-  """Raises an AssertionError if an error cannot be shown as one line."""
+def check_sentence(error: Exception | str) -> None:
+  """Raises an AssertionError for what cannot be shown as one line."""
   text = str(error)
   assert text.isprintable(), repr(text)
   assert 0 < len(text) < 2_000, repr(text)
