@@ -124,6 +124,7 @@ def test_nothing_is_decided_by_a_clock_nor_kept_by_a_slow_disk(tmp_path):
 # By its rows, it looks like a member with a checkpoint every 20 steps.
 MEMBER = """
 import json, pathlib, sys, time
+from experiments.record import Record
 
 path, ending, steps, lost = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 lines = path.read_text().splitlines(True) if path.exists() else []
@@ -142,7 +143,7 @@ for step in range(start + 1 + int(lost) * bool(lines), int(steps) + 1):
   write(kind='train', step=step)
   time.sleep(0.02)
 write(kind='final', step=int(steps))
-path.with_name(f'run{ending}.json').write_text('{"status": "done"}')
+Record(path.parent, ending).write_run({'status': 'done'})
 """
 
 
