@@ -51,6 +51,10 @@ def test_a_whole_file_is_read_in_one_or_in_many_streams(read, compress, size):
 def test_bytes_behind_a_verified_end_are_no_data(read, compress):
   whole = compress(CONTENT)
   assert read(whole + b'\0' * 100) == [CONTENT]
+  # However long the padding is, what follows is read.
+  for count in (1 << 16, (1 << 16) - 1, 200_000):
+    found = read(whole + b'\0' * count + whole)
+    assert b''.join(found) == 2 * CONTENT
   for behind in (b'x', b'\n' * 6, b'garbage' * 2_000):
     assert read(whole + behind) == [CONTENT, Behind(), b'']
 

@@ -134,13 +134,23 @@ def _read_streams(raw, pattern, make):
       yield Gap(str(error))
       position = _find_whole(raw, position + 1, pattern, make)
       continue
-    raw.seek(stream.end)
-    behind = raw.read(_PART_BYTES).lstrip(b'\0')  # Tapes pad with zeros.
-    position = raw.tell() - len(behind)
+    position = _after_zeros(raw, stream.end)
+    raw.seek(position)
+    behind = raw.read(6)
     if not re.match(pattern, behind):
       if behind:
         yield Behind()
       return
+
+
+def _after_zeros(raw, position):
+  """Where the zeros from here on end: tapes pad with them."""
+  raw.seek(position)
+  while window := raw.read(_PART_BYTES):
+    rest = window.lstrip(b'\0')
+    if rest:
+      return raw.tell() - len(rest)
+  return raw.tell()
 
 
 class _Stream:
