@@ -472,6 +472,9 @@ def test_what_was_to_be_replaced_comes_back_when_another_plan_begins(tmp_path):
   # The same command goes on, and needs nothing back.
   assert resumable.begin(partial, output, plans[0], True) == {'chunk': 3}
   assert not output.exists()
+  # From a damaged state it begins anew.
+  (partial / 'state.json').write_text('[' * 5_000)
+  assert resumable.begin(partial, output, plans[0], True) is None
   assert resumable.begin(partial, output, plans[1], True) is None
   assert (output / 'manifest.json').read_text() == '{}'
   assert not (partial / 'state.json').exists()

@@ -127,10 +127,11 @@ def test_a_cut_last_line_is_left_out_with_a_warning(written):
     assert found == [complete(row) for row in ROWS[:-1]]
   # Damage elsewhere is an error that says where.
   lines = whole.decode().splitlines(keepends=True)
-  lines[1] = lines[1][:9] + '\n'
-  written.rows_path.write_text(''.join(lines))
-  with pytest.raises(ValueError, match='line 2'):
-    read_rows(written.rows_path)
+  for damaged in (lines[1][:9], '[' * 5_000):
+    lines[1] = damaged + '\n'
+    written.rows_path.write_text(''.join(lines))
+    with pytest.raises(ValueError, match='line 2'):
+      read_rows(written.rows_path)
 
 
 def test_keep_rows_drops_and_mends_and_writing_goes_on(written):

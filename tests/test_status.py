@@ -304,6 +304,8 @@ def test_the_end_of_a_long_file_is_all_that_is_read(tmp_path, recwarn):
   for cut, step in ((1, 1_000), (7, 999), (200, 999)):
     record.rows_path.write_bytes(whole[:-cut])
     assert status.read_status(tmp_path)[0].step == step
+  record.rows_path.write_bytes(whole + b'[' * 5_000 + b'\n')
+  assert status.read_status(tmp_path)[0].step == 1_000
   # Any amount of data may be before it.
   with open(record.rows_path, 'r+b') as file:
     file.truncate(1 << 27)

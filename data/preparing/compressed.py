@@ -146,10 +146,12 @@ def _read_streams(raw, pattern, make):
 def _after_zeros(raw, position):
   """Where the zeros from here on end: tapes pad with them."""
   raw.seek(position)
-  while window := raw.read(_PART_BYTES):
+  size = 1  # Most streams are followed by another one.
+  while window := raw.read(size):
     rest = window.lstrip(b'\0')
     if rest:
       return raw.tell() - len(rest)
+    size = _PART_BYTES
   return raw.tell()
 
 
