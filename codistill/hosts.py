@@ -35,7 +35,7 @@ _LOST = re.compile(
 
 
 class OtherProcessError(Exception):
-  """The first process of this member could not go on, and says why."""
+  """Another process of this member cannot go on, and says why."""
 
 
 def start(
@@ -161,43 +161,55 @@ def whole(leaf: Any) -> np.ndarray:
   return np.asarray(leaf)
 
 
-def tell(value: Any) -> Any:
-  """Returns the first process's value; all must call it at the same point.
+def tell(value: Any, process: int = 0) -> Any:
+  """Returns one process's value; all must call it at the same point.
 
   Args:
-    value: JSON; only the first process's counts.
+    value: JSON; only that process's counts.
+    process: the number of the process, the same everywhere.
   """
   if not are_several():
     return value
+  tells = jax.process_index() == process
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-  if not is_first():
-    text = np.zeros(length, np.uint8)
-  text = multihost_utils.broadcast_one_to_all(text)
+  length = multihost_utils.broadcast_one_to_all(np.int32(len(text)), tells)
+  if not tells:
+    text = np.zeros(int(length), np.uint8)
+  text = multihost_utils.broadcast_one_to_all(text, tells)
   return json.loads(np.asarray(text).tobytes())
 
 
-def first_then_others(action: Callable[[], T]) -> T:
-  """Lets the first process act, and the others once it has succeeded.
+def all_or_none(action: Callable[[], T]) -> T:
+  """Lets every process act; all must call it at the same point.
+
+  Args:
+    action: computes nothing together with other processes.
 
   Raises:
-    OtherProcessError: in the others, if it has failed.
+    OtherProcessError: if it has failed in others, and not here.
     BaseException: any error of the action here.
   """
   if not are_several():
     return action()
-  if not is_first():
-    why = tell(None)
-    if why is not None:
-      raise OtherProcessError(why)
-    return action()
+  result = error = None
   try:
     result = action()
-  except BaseException as error:
-    tell(str(error) or type(error).__name__)
-    raise
-  tell(None)
+  except BaseException as raised:
+    error = raised
+  failed = np.flatnonzero(gather(error is not None))
+  if failed.size:
+    first = int(failed[0])
+    why = tell(str(error) or type(error).__name__, first)
+    raise error or OtherProcessError(
+      f'process {first} of this member cannot go on: {why}'
+    )
   return result
+
+
+def first_then_others(action: Callable[[], T]) -> T:
+  """`all_or_none`, in which the others act once the first has succeeded."""
+  result = all_or_none(lambda: action() if is_first() else None)
+  return all_or_none(lambda: result if is_first() else action())
 
 
 class OwnWorld:

@@ -38,7 +38,7 @@ def ending_of(error: Exception) -> Ending | None:
     died = isinstance(error.__cause__, ChildProcessError)
     return Ending(1 if died else REFUSED, str(error))
   if isinstance(error, hosts.OtherProcessError):
-    return Ending(REFUSED, f'process 0 of this member cannot go on: {error}')
+    return Ending(REFUSED, str(error))
   if isinstance(error, LeaseLostError):
     return Ending(1, str(error))
   if isinstance(error, PeerTimeoutError):

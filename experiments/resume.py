@@ -133,5 +133,5 @@ def _last_whole_step(experiment: Experiment, workdir: Workdir) -> int:
     )
 
   return hosts.tell(
-    hosts.first_then_others(lambda: find() if hosts.is_first() else None)
+    hosts.all_or_none(lambda: find() if hosts.is_first() else None)
   )

@@ -24,11 +24,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import gc
 import logging as python_logging
 import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -49,6 +51,7 @@ from experiments import config as config_lib
 from experiments import config_file, flags, metrics, record, watchers
 from experiments.build import build
 from experiments.ending import (
+  LOST_OTHERS,
   REFUSED,
   RunConsole,
   complain,
@@ -57,6 +60,7 @@ from experiments.ending import (
   stop_on_signals,
 )
 from experiments.errors import LoneError, UserError, user_errors
+from experiments.experiment import Experiment
 from experiments.flags import Request, World, make_request, parse_flags
 from experiments.paths import FIRST_PHASE, ROOT
 from experiments.processes import say
@@ -89,6 +93,10 @@ PACKAGES = (
   'tensorflow-datasets',
 )
 
+# Seconds of waiting for other processes without a word, and of JAX's patience
+# beyond ours.
+_SILENT_S = 10
+_LATER_S = 60
 # So that --help shows them as this command's.
 adopt_module_key_flags(flags)
 
@@ -124,6 +132,7 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
   if request.world is not None:
     _join(
       request.world,
+      console,
       start_timeout_s=codistill.wait_timeout_s,
       heartbeat_timeout_s=codistill.lease_timeout_s,
     )
@@ -181,22 +190,56 @@ def _check_student(request: Request) -> Workdir:
         'another --workdir'
       )
 
-  hosts.first_then_others(check_alone)
-  build(request.config, request.member)
+  hosts.all_or_none(check_alone)
+  hosts.all_or_none(lambda: build(request.config, request.member))
   _check_profile(request.profile, request.config.num_steps)
   return workdir
 
 
-def _join(world: World, **timeouts: float) -> None:
+def _join(
+  world: World,
+  console: Console,
+  *,
+  start_timeout_s: float,
+  heartbeat_timeout_s: float,
+) -> None:
   """Forms one world with this member's other processes."""
+
+  def tell() -> None:
+    say(
+      console,
+      'Waiting for the other processes of this member, up to '
+      f'{start_timeout_s:g} seconds …',
+    )
+
+  def give_up() -> None:
+    complain(f'{fact} in {start_timeout_s:g} seconds; {remedy}')
+    sys.stderr.flush()
+    os._exit(LOST_OTHERS)
+
+  fact = 'this member’s processes did not find each other'
+  remedy = (
+    'see that all of them run and reach process 0, and that its port is free'
+  )
+  timers = [
+    threading.Timer(_SILENT_S, tell),
+    threading.Timer(start_timeout_s, give_up),
+  ]
+  for timer in timers:
+    timer.start()
   try:
-    hosts.start(*dataclasses.astuple(world), **timeouts)
+    # JAX's own end of the wait is an abort with a C++ stack.
+    hosts.start(
+      *dataclasses.astuple(world),
+      start_timeout_s=start_timeout_s + _LATER_S,
+      heartbeat_timeout_s=heartbeat_timeout_s,
+    )
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:200]
-    raise UserError(
-      f'this member’s processes did not find each other ({reason}); see that '
-      'all of them run and reach process 0, and that its port is free'
-    ) from error
+    raise UserError(f'{fact} ({reason}); {remedy}') from error
+  finally:
+    for timer in timers:
+      timer.cancel()
 
 
 # Long, because what is opened here, one in the other, is closed at its end.
@@ -228,18 +271,11 @@ def _train(
       'The commit of this code is unknown, and its rows cannot say what made '
       f'them ({why}).',
     )
-  # Everything that can be refused is refused before the first file is written.
-  experiment = build(
-    request.config,
-    request.member,
-    exchange_folder=request.workdir / 'exchange',
-    teachers=teachers.peers,
-    models=teachers.models,
+  # Everything that can be refused is refused before the first file is written,
+  # and what one process lacks, such as its host's data, is told to all.
+  experiment, watcher_types = hosts.all_or_none(
+    lambda: _prepare(request, workdir, teachers)
   )
-  if teachers.identity:
-    workdir.check_teachers(teachers.identity)
-  watcher_types = [watchers.load(name) for name in request.watchers]
-  _check_profile(request.profile, experiment.num_steps)
   data = _describe_data(experiment.dataset, workdir)
   with contextlib.ExitStack() as stack:
     lease = hosts.first_then_others(
@@ -312,6 +348,24 @@ def _train(
   return _conclude(label, workdir, console)
 
 
+def _prepare(
+  request: Request, workdir: Workdir, teachers: Teachers
+) -> tuple[Experiment, list[type[watchers.Watcher]]]:
+  """The experiment, and what else sees its rows."""
+  experiment = build(
+    request.config,
+    request.member,
+    exchange_folder=request.workdir / 'exchange',
+    teachers=teachers.peers,
+    models=teachers.models,
+  )
+  if teachers.identity:
+    workdir.check_teachers(teachers.identity)
+  kinds = [watchers.load(name) for name in request.watchers]
+  _check_profile(request.profile, experiment.num_steps)
+  return experiment, kinds
+
+
 def _check_profile(steps: range | None, num_steps: int) -> None:
   if steps and steps[-1] > num_steps:
     raise UserError(
@@ -334,7 +388,7 @@ def _open(request: Request) -> Workdir:
       allow_code_change=request.allow_code_change,
     )
 
-  workdir = hosts.first_then_others(
+  workdir = hosts.all_or_none(
     lambda: open_() if hosts.is_first() else None
   )
   found, resumes = hosts.tell(workdir and [workdir.run, workdir.resumes])
@@ -390,7 +444,7 @@ def _describe_data(dataset: Dataset, workdir: Workdir) -> record.Row:
 
 def _check_data(workdir: Workdir, fingerprint: str | None) -> None:
   """`Workdir.check_data`, by the first process for all of a member."""
-  hosts.first_then_others(
+  hosts.all_or_none(
     lambda: hosts.is_first() and workdir.check_data(fingerprint)
   )
 
@@ -531,6 +585,7 @@ def _main_of_process(argv: list[str]) -> int:
     traceback.print_exc()
     status = 1
   if status:
+    gc.collect()  # Else Python complains of semaphores that nobody unlinked.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,9 +1,11 @@
 """Members of several processes: worlds of `jax.distributed` on this machine."""
 
+import functools
 import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from unittest import mock
@@ -39,26 +41,64 @@ APART = (
   '--config.codistill.wait_timeout_s=200',
   '--config.codistill.lease_timeout_s=10',
 )
+# Each tries what one of the two cannot do, and prints what came of it.
+SHARE = """
+import sys
+from codistill import hosts
+
+me = int(sys.argv[2])
+hosts.start(sys.argv[1], 2, me, start_timeout_s=60, heartbeat_timeout_s=60)
+
+def fail_in(process):
+  if me == process:
+    raise OSError(f'{process} has no data')
+  return f'{me} has'
+
+for share in (hosts.all_or_none, hosts.first_then_others):
+  for process in (None, 0, 1):
+    try:
+      print(share(lambda: fail_in(process)))
+    except (OSError, hosts.OtherProcessError) as error:
+      print(type(error).__name__, error)
+print(hosts.tell(f'{me} tells', 1))
+hosts.leave()
+"""
 STARTED = []
 
 
-def start(workdir):
-  """Starts two processes as member 0, with two CPU devices each."""
+def start(line_of_process):
+  """Starts two processes that meet, with two CPU devices each."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
-  world = ('--member=0', f'--coordinator-address={address}')
   options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT}
   environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '2'}
-  processes = []
-  for number in range(2):
-    which = ('--num-processes=2', f'--process-id={number}')
-    line = line_of(workdir, *APART, *world, *which)
-    processes.append(
-      subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **options)
+  processes = [
+    subprocess.Popen(
+      line_of_process(address, number),
+      cwd=ROOT,
+      env=environment,
+      text=True,
+      **options,
     )
+    for number in range(2)
+  ]
   STARTED.extend(processes)
   return processes
+
+
+def start_member(workdir):
+  """Starts two processes as member 0."""
+  return start(
+    lambda address, number: line_of(
+      workdir,
+      *APART,
+      '--member=0',
+      f'--coordinator-address={address}',
+      '--num-processes=2',
+      f'--process-id={number}',
+    )
+  )
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +113,13 @@ def no_process_stays():
 
 def lose_one_and_start_again(workdir, said):
   """Starts a world, kills one process, and starts it again; adds outputs."""
-  processes = start(workdir)
+  processes = start_member(workdir)
   # All of its processes have written this checkpoint.
   until((workdir / 'checkpoints-0/3').exists, processes[0])
   processes[1].kill()
   processes[1].communicate()
   said.append(processes[0].communicate(timeout=60)[0])  # Within bounds.
-  for process in start(workdir):
+  for process in start_member(workdir):
     said.append(process.communicate(timeout=250)[0])
 
 
@@ -141,6 +181,57 @@ def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
     )
 
 
+def test_what_one_process_cannot_do_ends_in_all():
+  processes = start(
+    lambda address, number: [sys.executable, '-c', SHARE, address, str(number)]
+  )
+  said = [process.communicate(timeout=60)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], said
+  lines = [
+    [line for line in text.splitlines() if 'Gloo' not in line] for text in said
+  ]
+  other = 'OtherProcessError process {0} of this member cannot go on: {0} has'
+  first, second = (f'{other.format(process)} no data' for process in (0, 1))
+  # Together, and then the first before the other.
+  assert lines[0] == [
+    *('0 has', 'OSError 0 has no data', second),
+    *('0 has', 'OSError 0 has no data', second),
+    '1 tells',
+  ]
+  assert lines[1] == [
+    *('1 has', first, 'OSError 1 has no data'),
+    *('1 has', first, 'OSError 1 has no data'),
+    '1 tells',
+  ]
+
+
+def test_who_waits_for_others_says_so_and_for_how_long(monkeypatch, capsys):
+  """JAX would be silent, and then abort with a C++ stack."""
+  ended = threading.Event()
+  leave = mock.Mock(side_effect=lambda status: ended.set())
+  monkeypatch.setattr(run.os, '_exit', leave)
+  monkeypatch.setattr(run, '_SILENT_S', 0)
+  wait = mock.Mock(side_effect=lambda *_, **timeouts: ended.wait(60))
+  monkeypatch.setattr(hosts, 'start', wait)
+  world = run.World('host:1', 2, 0)
+  join = functools.partial(run._join, world, run.Console())
+  join(start_timeout_s=0.2, heartbeat_timeout_s=7)
+  assert wait.call_args.args == ('host:1', 2, 0)
+  timeouts = wait.call_args.kwargs
+  assert timeouts['start_timeout_s'] > 10
+  assert timeouts['heartbeat_timeout_s'] == 7
+  out, err = capsys.readouterr()
+  assert 'Waiting for the other processes of this member, up to 0.2' in out
+  assert 'did not find each other in 0.2 seconds' in err
+  leave.assert_called_once_with(LOST_OTHERS)
+  # Those who come are not waited for.
+  wait.side_effect = lambda *_, **timeouts: None
+  join(start_timeout_s=60, heartbeat_timeout_s=7)
+  for thread in threading.enumerate():
+    assert not isinstance(thread, threading.Timer) or thread.finished.is_set()
+  assert leave.call_count == 1
+
+
 def test_one_process_is_the_first_and_agrees_with_itself():
   assert hosts.is_first()
   assert not hosts.are_several()
@@ -148,6 +239,7 @@ def test_one_process_is_the_first_and_agrees_with_itself():
   assert not hosts.any_says(False)
   assert hosts.tell({'a': [1, None]}) == {'a': [1, None]}
   np.testing.assert_array_equal(hosts.gather([3, 4]), [[3, 4]])
+  assert hosts.all_or_none(lambda: 7) == 7
   assert hosts.first_then_others(lambda: 7) == 7
 
 
