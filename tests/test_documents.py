@@ -224,6 +224,16 @@ def test_records_may_be_several_documents(file):
   assert read(reading_of('jsonl'), path)[0] == ['a']
 
 
+@pytest.mark.parametrize('ends', ['', ' \t', 'more'])
+def test_a_megabyte_of_empty_lines_is_read_at_once(ends, file):
+  """An expression that tries a run again at each of its lines takes days."""
+  empty = '\n' + ' \n\n' * 500_000
+  path = file(f'{empty}  one\ntwo {empty}three{empty}{ends}'.encode())
+  found, counts = read(reading_of('txt', document='blank-line'), path)
+  assert found == ['  one\ntwo ', 'three', *filter(str.strip, [ends])]
+  assert counts['records'] == len(found)
+
+
 WHOLE = 'bad: not a whole WARC record'
 
 

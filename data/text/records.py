@@ -30,8 +30,10 @@ MAX_RECORD_BYTES = 1 << 28
 _BLOCK_BYTES = 1 << 20
 # Records of a chunk, for formats that are not read as bytes.
 _ROWS = 500
-_BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+(?=[ \t\r]*\S)')
-_EMPTY_ENDS = re.compile(rb'\A(?:[ \t\r]*\n)+|(?:\n[ \t\r]*)+\Z')
+# With nothing after it that could fail, so that each line is looked at once.
+_BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+')
+_TEXT = re.compile(rb'[ \t\r]*[^ \t\r\n]')
+_SPACE = b' \t\r\n'
 
 
 class BadRecordError(ValueError):
@@ -150,6 +152,8 @@ def _after_newline(data: bytearray, first: bool = False) -> int:
 def _after_blank_line(data: bytearray, first: bool = False) -> int:
   # The last place where text begins again after empty lines.
   ends = [found.end() for found in _BLANK_LINES.finditer(data)]
+  if ends and not _TEXT.match(data, ends[-1]):
+    ends.pop()
   return ends[0 if first else -1] if ends else 0
 
 
@@ -198,10 +202,16 @@ def _txt_records(chunk, reading):
     case 'line':
       parts = data.removesuffix(b'\n').split(b'\n')
     case 'blank-line':
-      whole = _EMPTY_ENDS.sub(b'', data)
-      parts = re.split(rb'\n(?:[ \t\r]*\n)+', whole)
+      parts = _BLANK_LINES.split(_without_empty_ends(data))
   for part in parts:
     yield functools.partial(_decode, part)
+
+
+def _without_empty_ends(data: bytes) -> bytes:
+  begin = len(data) - len(data.lstrip(_SPACE))
+  data = data[data.rfind(b'\n', 0, begin) + 1 :]
+  end = data.find(b'\n', len(data.rstrip(_SPACE)))
+  return data if end < 0 else data[:end]
 
 
 def _jsonl_records(chunk, reading):
