@@ -251,6 +251,8 @@ class Run(Reader):
 
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
+    first = json.loads(next(self.seeds()).data)
+    self._another = {**first, 'config_hash': 'another'}
 
   def seeds(self) -> Iterator[Seed]:
     version = {
@@ -291,11 +293,10 @@ class Run(Reader):
     runs.reference_of(run)
     runs.commit_of(run)
     runs.identity_of(self._folder)
-    wanted = {**json.loads(next(self.seeds()).data), 'config_hash': 'another'}
     with contextlib.suppress(UserError):
       opened = workdir.open_workdir(
         self._folder,
-        wanted,
+        self._another,
         member=None,
         overwrite=False,
         allow_code_change=False,
@@ -303,7 +304,11 @@ class Run(Reader):
       opened.check_data('another')
       opened.check_teachers({'started': ['g'], 'config_hash': 'h'})
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+      contextlib.redirect_stdout(out),
+      contextlib.redirect_stderr(err),
+      mock.patch('scripts.status._SECOND_LOOK_S', 0),
+    ):
       failed = status.main([str(self._folder)])
     if failed:
       check_sentence(err.getvalue().removesuffix('\n'))
