@@ -59,6 +59,18 @@ def test_bytes_behind_a_verified_end_are_no_data(read, compress):
     assert read(whole + behind) == [CONTENT, Behind(), b'']
 
 
+@pytest.mark.parametrize(
+  ('compress', 'end'),
+  # Bytes that follow the data, their checksum among them.
+  [(gzip.compress, 8), (bz2.compress, 10), (lzma.compress, 12)],
+)
+def test_a_file_without_its_end_is_read_whole(read, compress, end):
+  whole = compress(CONTENT)
+  for cut in range(1, end + 1):
+    found, gap, rest = read(whole[:-cut])
+    assert (found, type(gap), rest) == (CONTENT, Gap, b''), cut
+
+
 @pytest.mark.parametrize('compress', COMPRESS)
 def test_what_is_before_damage_is_read_up_to_it(read, compress):
   whole = compress(CONTENT)

@@ -170,15 +170,17 @@ class _Stream:
   def read(self, known: int | None = None) -> Iterator[bytes]:
     """Yields its blocks; single bytes after the first `known` ones."""
     self._raw.seek(self._position)
-    decompressor, data, seen = self._make(), b'', 0
+    decompressor, block, seen = self._make(), b'', 0
     while not decompressor.eof:
-      if decompressor.needs_input:
+      data = b''
+      # That of bz2 says so even if it has more to return.
+      if decompressor.needs_input and not block:
         data = self._raw.read(_PART_BYTES)
         if not data:
           raise EOFError('it ends too early')
       most = _PART_BYTES if known is None else max(1, known - seen)
       block = decompressor.decompress(data, min(most, _PART_BYTES))
-      data, seen = b'', seen + len(block)
+      seen += len(block)
       if block:
         yield block
     self.end = self._raw.tell() - len(decompressor.unused_data)
@@ -236,6 +238,8 @@ class _Gzip:
     if self._error:
       raise self._error
     data = self._inner.unconsumed_tail + data
+    if self.needs_input and not data:
+      return b''
     before = self._inner.copy()
     try:
       block = self._inner.decompress(data, max_length)
