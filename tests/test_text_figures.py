@@ -220,17 +220,19 @@ def test_gains_over_widths_are_those_at_each_widths_own_rate(rows):
   assert list(found) == ['2 × 4', '2 × 8']
   narrow, wide = found.values()
   # At twice the rate a pair ends lower still; but not two that are alone.
-  assert narrow['learning rate, best alone'] == '0.5 of 2'
+  assert narrow['learning rate, best alone'] == '0.5 (2 tried)'
   gain, _ = panels_of('width', rows)
   assert [list(line.points) for line in gain.lines] == [[4, 8]] * 2
   end = 4 / 50
-  for line, codistilled, ensemble, share in (
-    (narrow, 0.05, 0.11, '45 %'),
-    (wide, 0.1, 0.1, '100 %'),
+  steps = 'steps to the best of one alone: alone / codistilled'
+  for line, codistilled, ensemble, share, to_level in (
+    (narrow, 0.05, 0.11, '45 %', '40 / 38'),
+    (wide, 0.1, 0.1, '100 %', '40 / 36'),
   ):
     assert line['codistillation gains'].startswith(f'+{codistilled * end:.4f}')
     assert line['the ensemble gains'].startswith(f'+{ensemble * end:.4f}')
     assert line['share'] == share
+    assert line[steps] == to_level
   assert not FIGURES['width'].panels({**rows, 'lm_width': []})
 
 

@@ -292,14 +292,22 @@ class Width(Figure):
         LOSS.ends(together, MEMBERS),
         LOSS.ends(apart, 'ensemble'),
       ]
+      alone, taught = (
+        LOSS.mean_curve(one, MEMBERS) for one in (apart, together)
+      )
+      best = min(y for _, y in alone)
+      steps = [crossing(curve, best, min) for curve in (alone, taught)]
       kinds = 'alone / codistilled / ensemble of two'
       yield {
         'units': f'2 × {units}',
-        'learning rate, best alone': f'{width.rate:g} of {width.tried}',
+        'learning rate, best alone': f'{width.rate:g} ({width.tried} tried)',
         f'{kinds}: {LOSS.short}': ' / '.join(map(LOSS.text, losses)),
         'codistillation gains': LOSS.text(codistilled(width.pair), sign='+'),
         'the ensemble gains': LOSS.text(ensemble(width.pair), sign='+'),
         'share': f'{width.share:.0f} %',
+        'steps to the best of one alone: alone / codistilled': ' / '.join(
+          count(at, 'not reached') for at in steps
+        ),
         **made_by('lm_width', together),
       }
 
