@@ -388,9 +388,7 @@ def _open(request: Request) -> Workdir:
       allow_code_change=request.allow_code_change,
     )
 
-  workdir = hosts.all_or_none(
-    lambda: open_() if hosts.is_first() else None
-  )
+  workdir = hosts.all_or_none(lambda: open_() if hosts.is_first() else None)
   found, resumes = hosts.tell(workdir and [workdir.run, workdir.resumes])
   return workdir or follow_workdir(path, found, member=member, resumes=resumes)
 
