@@ -298,10 +298,13 @@ def _train(
       trainer = stack.enter_context(
         contextlib.closing(Trainer(experiment, workdir))
       )
-      if hosts.is_first():
-        for kind in watcher_types:
-          watcher = kind(workdir, trainer.start_step, console)
-          trainer.observers.append(stack.enter_context(watcher).write)
+      trainer.observers += hosts.all_or_none(
+        lambda: [
+          stack.enter_context(kind(workdir, trainer.start_step, console)).write
+          for kind in watcher_types
+          if hosts.is_first()
+        ]
+      )
     except UserError:
       if workdir.resumes:
         # It did not; what wrote the checkpoints may.
