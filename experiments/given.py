@@ -270,15 +270,28 @@ def unread(config: Config, given: Iterable[str]) -> dict[str, str]:
   """
   found, views = {}, _views(config)
   for key in given:
-    complaints = [_complaint(view, key) for view in views]
-    if all(complaints):
-      found[key] = complaints[0]
+    complaints = {view.network: _complaint(view, key) for view in views}
+    if all(complaints.values()):
+      # The network that a key is of knows best.
+      of = key.removeprefix('networks.').partition('.')[0]
+      found[key] = complaints.get(of) or next(iter(complaints.values()))
   return found
 
 
 def check_read(config: Config, given: Iterable[str]) -> None:
-  """Raises a `UserError` for the first key that nothing reads."""
-  for complaint in unread(config, given).values():
+  """Raises a `UserError` for the first key that nothing reads.
+
+  All that a config says about its members' networks is given, too.
+  """
+  named = _value(config, 'networks') or {}
+  own = (
+    f'networks.{view.network}.{key}'
+    for view in _views(config)
+    if view.network in named
+    for key, value in networks.items_of(named[view.network])
+    if not isinstance(value, ConfigDict)
+  )
+  for complaint in unread(config, (*given, *own)).values():
     raise UserError(complaint)
 
 

@@ -323,6 +323,13 @@ def test_keys_are_read_by_the_networks_that_members_have(config):
   [why] = given.unread(found, ['networks.small.model.dnn.hidden']).values()
   assert "no member has the network 'small'" in why
   assert not given.unread(found, ['model.dnn.hidden'])
+  # What a config itself says about a network is as good as given.
+  found = config_lib.load(config)
+  given.check_read(found, ())
+  found.networks.small.schedule.warmup_cosine = {'peak_rate': 1.0}
+  with pytest.raises(UserError, match='where schedule') as caught:
+    given.check_read(found, ())
+  assert 'small.schedule.warmup_cosine.peak_rate changes' in str(caught.value)
   # The network of a first phase is trained, too.
   found = changed(
     config,
