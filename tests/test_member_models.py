@@ -326,10 +326,10 @@ def test_keys_are_read_by_the_networks_that_members_have(config):
   # What a config itself says about a network is as good as given.
   found = config_lib.load(config)
   given.check_read(found, ())
-  found.networks.small.schedule.warmup_cosine = {'peak_rate': 1.0}
+  found.networks.wide.schedule = {'constant': {'rate': 1.0}}
   with pytest.raises(UserError, match='where schedule') as caught:
     given.check_read(found, ())
-  assert 'small.schedule.warmup_cosine.peak_rate changes' in str(caught.value)
+  assert 'networks.wide.schedule.constant.rate' in str(caught.value)
   # The network of a first phase is trained, too.
   found = changed(
     config,
