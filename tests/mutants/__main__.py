@@ -8,7 +8,8 @@ arguments of pytest without `tests/`; the text occurs once in FILE. Every mutant
 is made in a copy of the project and must make TESTS fail. With words, only
 mutants with one of them in the name of their file or table are tried.
 
-The exit status is 0 if every mutant is caught, 1 if one survives.
+The exit status is 0 if every mutant is caught, 1 if one survives or TESTS fail
+without any.
 """
 
 from __future__ import annotations
@@ -113,6 +114,13 @@ def main() -> int:
       (copy / '.cache').symlink_to(ROOT / '.cache')
       _copies.put(copy)
     with context.Pool(options.jobs, maxtasksperchild=1) as pool:
+      # Tests that fail anyway would catch everything.
+      same = {one.tests: one._replace(after=one.before) for one in chosen}
+      for tests, fail in zip(
+        same, pool.imap(is_caught, same.values()), strict=True
+      ):
+        if fail:
+          sys.exit(f'tests.mutants: {" ".join(tests)}: fails without a mutant')
       found = zip(chosen, pool.imap(is_caught, chosen), strict=True)
       for number, (mutant, caught) in enumerate(found, start=1):
         word = 'caught' if caught else 'SURVIVED'
