@@ -16,7 +16,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -35,7 +35,16 @@ _LOST = re.compile(
 
 
 class OtherProcessError(Exception):
-  """Another process of this member cannot go on, and says why."""
+  """Another process of this member cannot go on, and says why.
+
+  Attributes:
+    kinds: names of the classes of its error.
+  """
+
+  def __init__(self, message: str, kinds: Collection[str] = ()):
+    """Takes what the other process says."""
+    super().__init__(message)
+    self.kinds = kinds
 
 
 def start(
@@ -87,15 +96,20 @@ def lost(error: BaseException) -> str:
   Args:
     error: an error of a collective, or one that it caused.
   """
-  link: BaseException | None = error
-  while link is not None and are_several():
+  for link in _links(error) if are_several() else ():
     # A collective raises either; the rest of JAX does not for such a reason.
     if isinstance(link, (jax.errors.JaxRuntimeError, ValueError)):
       text = ' '.join(str(link).split())
       if _LOST.search(text):
         return text[:200]
-    link = link.__cause__ or link.__context__
   return ''
+
+
+def _links(error: BaseException | None) -> Iterator[BaseException]:
+  """An error, what caused it, and so on."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 def are_several() -> bool:
@@ -199,11 +213,23 @@ def all_or_none(action: Callable[[], T]) -> T:
   failed = np.flatnonzero(gather(error is not None))
   if failed.size:
     first = int(failed[0])
-    why = tell(str(error) or type(error).__name__, first)
-    raise error or OtherProcessError(
-      f'process {first} of this member cannot go on: {why}'
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    why, kinds = tell([str(error) or kinds[0], kinds], first)
+    error = error or OtherProcessError(
+      f'process {first} of this member cannot go on: {why}', kinds
     )
+    error._all_end = True
+    raise error
   return result
+
+
+def all_end(error: BaseException) -> bool:
+  """Whether `all_or_none` has raised an error in all processes.
+
+  Args:
+    error: of any kind, or one that it caused.
+  """
+  return any(hasattr(link, '_all_end') for link in _links(error))
 
 
 def first_then_others(action: Callable[[], T]) -> T:

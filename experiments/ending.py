@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
@@ -22,6 +22,8 @@ from experiments.errors import UserError
 REFUSED = 2
 # Other processes of this member say why it ended.
 LOST_OTHERS = 3
+# Those to stop; Submitit has Slurm send the last before it takes a job away.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Ending(NamedTuple):
@@ -38,7 +40,8 @@ def ending_of(error: Exception) -> Ending | None:
     died = isinstance(error.__cause__, ChildProcessError)
     return Ending(1 if died else REFUSED, str(error))
   if isinstance(error, hosts.OtherProcessError):
-    return Ending(REFUSED, str(error))
+    refused = UserError.__name__ in error.kinds
+    return Ending(REFUSED if refused else LOST_OTHERS, str(error))
   if isinstance(error, LeaseLostError):
     return Ending(1, str(error))
   if isinstance(error, PeerTimeoutError):
@@ -101,26 +104,27 @@ class RunConsole(Console):
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-  """Yields a list that gets the first signal to stop; a second one kills.
-
-  Submitit has Slurm send SIGUSR2 before it takes a job away.
-  """
+  """Yields a list that gets the first signal to stop; a second one kills."""
   received: list[int] = []
 
   def receive(number, frame):
     del frame
     received.append(number)
-    for other in before:
+    for other in _SIGNALS:
       signal.signal(other, signal.SIG_DFL)
     # A console or file object may be in the middle of a write now.
     os.write(2, 'Stopping after this step, with a checkpoint …\n'.encode())
 
-  before = {
-    number: signal.signal(number, receive)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-  }
-  try:
+  with handling(receive):
     yield received
+
+
+@contextlib.contextmanager
+def handling(handler: Any) -> Iterator[None]:
+  """Has signals to stop handled otherwise in the block."""
+  before = {number: signal.signal(number, handler) for number in _SIGNALS}
+  try:
+    yield
   finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    for number, earlier in before.items():
+      signal.signal(number, earlier)

@@ -281,18 +281,26 @@ def unread(config: Config, given: Iterable[str]) -> dict[str, str]:
 def check_read(config: Config, given: Iterable[str]) -> None:
   """Raises a `UserError` for the first key that nothing reads.
 
-  All that a config says about its members' networks is given, too.
+  That is also one that the config itself has for a member's network, which has
+  chosen another model, optimizer or schedule.
   """
-  named = _value(config, 'networks') or {}
-  own = (
-    f'networks.{view.network}.{key}'
-    for view in _views(config)
-    if view.network in named
-    for key, value in networks.items_of(named[view.network])
-    if not isinstance(value, ConfigDict)
-  )
-  for complaint in unread(config, (*given, *own)).values():
+  given = tuple(given)
+  for complaint in unread(config, given).values():
     raise UserError(complaint)
+  changes = _value(config, 'networks') or {}
+  for view in _views(config):
+    for section, keys in changes.get(view.network, {}).items():
+      name = f'{section}.name'
+      chosen = view.value(name)
+      others = {*keys} & {*(_value(config, section) or ())} - {'name', chosen}
+      for other in sorted(others):
+        # The config could not know what was given.
+        if isinstance(keys[other], ConfigDict) and name not in given:
+          raise UserError(
+            f'networks.{view.network} sets {section}.{other}, and its {name} '
+            f'is {chosen!r}: leave it out, or set networks.{view.network}.'
+            f'{name} to {other}'
+          )
 
 
 def _complaint(view: View, key: str) -> str | None:

@@ -56,6 +56,7 @@ from experiments.ending import (
   RunConsole,
   complain,
   ending_of,
+  handling,
   is_disk_full,
   stop_on_signals,
 )
@@ -163,7 +164,9 @@ def run(request: Request, console: Console, stop: list[int]) -> int:
       return status
   frozen = pathlib.Path(frozen)
   peers, models = load_teachers(frozen, request.config.data)
-  teachers = Teachers(peers, models, fit_of(frozen), identity_of(frozen))
+  teachers = hosts.all_or_none(
+    lambda: Teachers(peers, models, fit_of(frozen), identity_of(frozen))
+  )
   return _train(request, teachers, console, stop)
 
 
@@ -175,24 +178,24 @@ def _check_student(request: Request) -> Workdir:
   """
   workdir = _open(request)
   teachers = request.workdir / FIRST_PHASE
-  if 'taught_by' in workdir.run and not workdir.finished:
-    if not (teachers / 'run.json').exists():
-      raise UserError(
-        f'{workdir.path} has learnt from {teachers}, which is gone; put it '
-        'back, choose another --workdir, or --overwrite to begin anew'
-      )
-    workdir.check_teachers(identity_of(teachers))
 
-  def check_alone() -> None:
+  def check() -> None:
+    if 'taught_by' in workdir.run and not workdir.finished:
+      if not (teachers / 'run.json').exists():
+        raise UserError(
+          f'{workdir.path} has learnt from {teachers}, which is gone; put it '
+          'back, choose another --workdir, or --overwrite to begin anew'
+        )
+      workdir.check_teachers(identity_of(teachers))
     if hosts.is_first() and is_running(workdir.path, workdir.record.suffix):
       raise UserError(
         f'another process is at work on {workdir.path}; stop it, or choose '
         'another --workdir'
       )
+    build(request.config, request.member)
+    _check_profile(request.profile, request.config.num_steps)
 
-  hosts.all_or_none(check_alone)
-  hosts.all_or_none(lambda: build(request.config, request.member))
-  _check_profile(request.profile, request.config.num_steps)
+  hosts.all_or_none(check)
   return workdir
 
 
@@ -228,12 +231,14 @@ def _join(
   for timer in timers:
     timer.start()
   try:
-    # JAX's own end of the wait is an abort with a C++ stack.
-    hosts.start(
-      *dataclasses.astuple(world),
-      start_timeout_s=start_timeout_s + _LATER_S,
-      heartbeat_timeout_s=heartbeat_timeout_s,
-    )
+    # JAX's own end of the wait is an abort with a C++ stack, and Python's
+    # handlers of signals would wait, too.
+    with handling(signal.SIG_DFL):
+      hosts.start(
+        *dataclasses.astuple(world),
+        start_timeout_s=start_timeout_s + _LATER_S,
+        heartbeat_timeout_s=heartbeat_timeout_s,
+      )
   except (RuntimeError, ValueError) as error:
     reason = ' '.join(str(error).split())[:200]
     raise UserError(f'{fact} ({reason}); {remedy}') from error
@@ -555,11 +560,13 @@ def main(argv: list[str]) -> int:
     return status
   except Exception as error:
     ending = ending_of(error)
+    if ending is not None:
+      complain(ending.sentence)
+    refused = ending is not None and ending.status == REFUSED
+    if hosts.all_end(error) or (refused and not isinstance(error, LoneError)):
+      hosts.leave()  # The others end, too.
     if ending is None:
       raise
-    complain(ending.sentence)
-    if ending.status == REFUSED and not isinstance(error, LoneError):
-      hosts.leave()  # The others are refused, too.
     return ending.status
 
 

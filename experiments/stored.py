@@ -304,14 +304,18 @@ def open_run(
       or a member cannot be read.
   """
   workdir = local_path(os.fspath(workdir))
-  runs = read_runs(workdir)
-  for run in runs.values():
-    if run['status'] != 'done':
-      raise UserError(
-        f'{workdir} is {run["status"]}, and only a finished run can be opened; '
-        'let its command go on, or begin it anew with --overwrite'
-      )
-  experiment = rebuild(runs)
+
+  def find() -> tuple[Mapping[int | None, Run], Experiment]:
+    runs = read_runs(workdir)
+    for run in runs.values():
+      if run['status'] != 'done':
+        raise UserError(
+          f'{workdir} is {run["status"]}, and only a finished run can be '
+          'opened; let its command go on, or begin it anew with --overwrite'
+        )
+    return runs, rebuild(runs)
+
+  runs, experiment = hosts.all_or_none(find)
   members = members_of(runs)
   said: list[str] = []
   found, missing = load_members(
@@ -345,13 +349,17 @@ def load_teachers(
     UserError: as `open_run`, or if they know examples of another kind.
   """
   run = open_run(workdir)
-  task = make_task(data)
-  check_alike(workdir, run.experiment.task, task)
-  pieces = getattr(run.experiment.dataset, 'vocabulary', None)
-  if pieces is not None and pieces != task.make_dataset().vocabulary:
-    raise UserError(
-      f'{workdir} learnt other pieces; choose other teachers, or their text'
-    )
+
+  def check() -> None:
+    task = make_task(data)
+    check_alike(workdir, run.experiment.task, task)
+    pieces = getattr(run.experiment.dataset, 'vocabulary', None)
+    if pieces is not None and pieces != task.make_dataset().vocabulary:
+      raise UserError(
+        f'{workdir} learnt other pieces; choose other teachers, or their text'
+      )
+
+  hosts.all_or_none(check)
   peers = tuple(
     Peer(member, one.step, one.variables) for member, one in run.members.items()
   )

@@ -1,6 +1,7 @@
 """Members of several processes: worlds of `jax.distributed` on this machine."""
 
 import functools
+import json
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from stand_ins import until
 from codistill import hosts
 from codistill.checkpoint import read_newest
 from experiments import predictions, run
-from experiments.ending import LOST_OTHERS
+from experiments.ending import LOST_OTHERS, REFUSED, ending_of
 from experiments.record import read_run
 
 # It compiles fast; tests/test_train_step.py has BatchNorm on many devices.
@@ -41,9 +42,9 @@ APART = (
   '--config.codistill.wait_timeout_s=200',
   '--config.codistill.lease_timeout_s=10',
 )
-# Each tries what one of the two cannot do, and prints what came of it.
+# Each tries what one of the two cannot do, and writes down what came of it.
 SHARE = """
-import sys
+import json, pathlib, sys
 from codistill import hosts
 
 me = int(sys.argv[2])
@@ -54,14 +55,28 @@ def fail_in(process):
     raise OSError(f'{process} has no data')
   return f'{me} has'
 
+said = []
 for share in (hosts.all_or_none, hosts.first_then_others):
   for process in (None, 0, 1):
     try:
-      print(share(lambda: fail_in(process)))
+      said.append(share(lambda: fail_in(process)))
     except (OSError, hosts.OtherProcessError) as error:
-      print(type(error).__name__, error)
-print(hosts.tell(f'{me} tells', 1))
+      said.append(f'{type(error).__name__} {error}')
+said.append(hosts.tell(f'{me} tells', 1))
 hosts.leave()
+pathlib.Path(sys.argv[3], sys.argv[2]).write_text(json.dumps(said))
+"""
+# experiments.run, in which one of the two cannot do something.
+FAILING = """
+import sys
+from unittest import mock
+from absl import app
+from experiments import run
+
+if '--process-id=1' in sys.argv:
+  error = PermissionError(13, 'Permission denied', 'images')
+  run.build = mock.Mock(side_effect=error)
+app.run(run._main_of_process, flags_parser=run._parse_or_exit)
 """
 STARTED = []
 
@@ -87,10 +102,11 @@ def start(line_of_process):
   return processes
 
 
-def start_member(workdir):
+def start_member(workdir, code=None):
   """Starts two processes as member 0."""
-  return start(
-    lambda address, number: line_of(
+
+  def line(address, number):
+    python, *command = line_of(
       workdir,
       *APART,
       '--member=0',
@@ -98,7 +114,9 @@ def start_member(workdir):
       '--num-processes=2',
       f'--process-id={number}',
     )
-  )
+    return [python, *(['-c', code, *command[2:]] if code else command)]
+
+  return start(line)
 
 
 @pytest.fixture(autouse=True)
@@ -181,14 +199,15 @@ def test_two_hosts_one_of_which_is_killed_train_as_one_does(tmp_path):
     )
 
 
-def test_what_one_process_cannot_do_ends_in_all():
+def test_what_one_process_cannot_do_ends_in_all(tmp_path):
+  python = [sys.executable, '-c', SHARE]
   processes = start(
-    lambda address, number: [sys.executable, '-c', SHARE, address, str(number)]
+    lambda address, number: [*python, address, str(number), str(tmp_path)]
   )
   said = [process.communicate(timeout=60)[0] for process in processes]
   assert [process.returncode for process in processes] == [0, 0], said
   lines = [
-    [line for line in text.splitlines() if 'Gloo' not in line] for text in said
+    json.loads((tmp_path / str(number)).read_text()) for number in range(2)
   ]
   other = 'OtherProcessError process {0} of this member cannot go on: {0} has'
   first, second = (f'{other.format(process)} no data' for process in (0, 1))
@@ -205,17 +224,46 @@ def test_what_one_process_cannot_do_ends_in_all():
   ]
 
 
+def test_processes_end_together_whatever_the_status(tmp_path):
+  """JAX would abort one that waits for another that has left."""
+  processes = start_member(tmp_path, FAILING)
+  said = [process.communicate(timeout=60)[0] for process in processes]
+  assert [process.returncode for process in processes] == [LOST_OTHERS, 1], said
+  assert 'process 1 of this member cannot go on: ' in said[0]
+  assert 'images: Permission denied; fix that' in said[1]
+  assert 'Terminating process' not in ''.join(said)
+
+
+def test_others_end_like_the_process_that_failed():
+  for kinds, status in (
+    (['BadDataError', 'UserError'], REFUSED),
+    (['OSError'], LOST_OTHERS),
+  ):
+    error = hosts.OtherProcessError('why', kinds)
+    assert ending_of(error) == (status, 'why')
+
+
 def test_who_waits_for_others_says_so_and_for_how_long(monkeypatch, capsys):
   """JAX would be silent, and then abort with a C++ stack."""
   ended = threading.Event()
   leave = mock.Mock(side_effect=lambda status: ended.set())
   monkeypatch.setattr(run.os, '_exit', leave)
   monkeypatch.setattr(run, '_SILENT_S', 0)
-  wait = mock.Mock(side_effect=lambda *_, **timeouts: ended.wait(60))
+  handlers = []
+
+  def wait_for_others(*_, **timeouts):
+    handlers.append(signal.getsignal(signal.SIGTERM))
+    ended.wait(60)
+
+  wait = mock.Mock(side_effect=wait_for_others)
   monkeypatch.setattr(hosts, 'start', wait)
   world = run.World('host:1', 2, 0)
   join = functools.partial(run._join, world, run.Console())
+  before = signal.signal(signal.SIGTERM, lambda *_: None)
   join(start_timeout_s=0.2, heartbeat_timeout_s=7)
+  # Python's own would wait, too.
+  assert handlers == [signal.SIG_DFL]
+  assert signal.signal(signal.SIGTERM, before) is not signal.SIG_DFL
   assert wait.call_args.args == ('host:1', 2, 0)
   timeouts = wait.call_args.kwargs
   assert timeouts['start_timeout_s'] > 10

@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1 << 20
 _ROWS = 500
 # With nothing after it that could fail, so that each line is looked at once.
 _BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+')
-_TEXT = re.compile(rb'[ \t\r]*[^ \t\r\n]')
+_TEXT = re.compile(rb'[ \t\r]*\S')
 _SPACE = b' \t\r\n'
 
 
@@ -152,8 +152,7 @@ def _after_newline(data: bytearray, first: bool = False) -> int:
 def _after_blank_line(data: bytearray, first: bool = False) -> int:
   # The last place where text begins again after empty lines.
   ends = [found.end() for found in _BLANK_LINES.finditer(data)]
-  if ends and not _TEXT.match(data, ends[-1]):
-    ends.pop()
+  ends = [end for end in ends if _TEXT.match(data, end)]
   return ends[0 if first else -1] if ends else 0
 
 

@@ -15,6 +15,7 @@ without any.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -113,15 +114,22 @@ def main() -> int:
       # Compiled programs and the built-in corpus are the project's own.
       (copy / '.cache').symlink_to(ROOT / '.cache')
       _copies.put(copy)
-    with context.Pool(options.jobs, maxtasksperchild=1) as pool:
+
+    def try_one(mutant: Mutant) -> bool:
+      # Unlike those of multiprocessing.Pool, it may have children of its own.
+      executor = concurrent.futures.ProcessPoolExecutor(1, context)
+      with executor as process:
+        return process.submit(is_caught, mutant).result()
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
       # Tests that fail anyway would catch everything.
       same = {one.tests: one._replace(after=one.before) for one in chosen}
       for tests, fail in zip(
-        same, pool.imap(is_caught, same.values()), strict=True
+        same, pool.map(try_one, same.values()), strict=True
       ):
         if fail:
           sys.exit(f'tests.mutants: {" ".join(tests)}: fails without a mutant')
-      found = zip(chosen, pool.imap(is_caught, chosen), strict=True)
+      found = zip(chosen, pool.map(try_one, chosen), strict=True)
       for number, (mutant, caught) in enumerate(found, start=1):
         word = 'caught' if caught else 'SURVIVED'
         print(f'{number}/{len(chosen)} {word}: {mutant}', flush=True)
