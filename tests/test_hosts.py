@@ -68,7 +68,7 @@ pathlib.Path(sys.argv[3], sys.argv[2]).write_text(json.dumps(said))
 """
 # experiments.run, in which one of the two cannot do something.
 FAILING = """
-import sys
+import sys, time
 from unittest import mock
 from absl import app
 from experiments import run
@@ -76,6 +76,9 @@ from experiments import run
 if '--process-id=1' in sys.argv:
   error = PermissionError(13, 'Permission denied', 'images')
   run.build = mock.Mock(side_effect=error)
+  complain = run.complain
+  # The other must not leave before.
+  run.complain = lambda sentence: (time.sleep(2), complain(sentence))
 app.run(run._main_of_process, flags_parser=run._parse_or_exit)
 """
 STARTED = []
