@@ -119,21 +119,25 @@ def test_each_network_of_a_pair_is_shown_in_each_way_it_was_trained(tmp_path):
     # Every end is another number.
     return number + (0.5 if who == 'ensemble' else 0.1 * who)
 
-  named = {'codistill.member_models': ['large', 'small']}
+  named = {'codistill.member_models': ['large', 'small'], 'average_decay': 0.5}
   for number, point in enumerate(config_lib.points('mixed_members:laptop')):
     keys = {'members': point.get('codistill.members', 2), 'named': named}
     keys['loss_of'] = functools.partial(loss, number=number)
     make_seeds(tmp_path / str(number), 1, 'mixed_members', point, **keys)
   rows = rows_in(tmp_path)
-  shown = [
-    (
-      line['network'],
-      line['trained'],
-      line['cross-entropy (nats) / top-1 (%)'].split(' / ')[0],
-    )
-    for line in FIGURES['mixed_members'].lines(rows)
-  ]
-  assert shown == [
+  nats = 'cross-entropy (nats)'
+  ends = f'{nats} / top-1 (%) / averaged: {nats}'
+  lines = list(FIGURES['mixed_members'].lines(rows))
+  numbers = [line[ends].split(' / ') for line in lines]
+  # Averaged weights have half of the loss.
+  assert all(float(last) == float(one) / 2 for one, _, last in numbers)
+  assert lines[1][f'better than the baseline, seed for seed: {ends}'].endswith(
+    ' / −0.5000'
+  )
+  assert [
+    (line['network'], line['trained'], one)
+    for line, (one, *_) in zip(lines, numbers, strict=True)
+  ] == [
     ('small', 'alone', '1.1000'),
     ('small', 'with small', '2.1000'),
     ('small', 'with large', '0.1000'),

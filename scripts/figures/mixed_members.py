@@ -8,7 +8,7 @@ from typing import Any
 from scripts.figures import panel
 from scripts.figures.arms import ANY, Arm
 from scripts.figures.figure import Cells, Figure, ends, gains, made_by
-from scripts.figures.metric import LOSS, TOP_1, Rows
+from scripts.figures.metric import AVERAGE_LOSS, LOSS, TOP_1, Rows
 from scripts.figures.panel import Dots, Grid, Panel
 
 _CONFIG = 'mixed_members'
@@ -51,13 +51,16 @@ class MixedMembers(Figure):
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     for name, (alone, *others) in _arms(rows).items():
+      metrics = [LOSS, TOP_1]
+      if AVERAGE_LOSS.whole(alone.runs(rows), alone.who):
+        metrics.append(AVERAGE_LOSS)
       for arm in (alone, *others):
         runs = arm.runs(rows)
         yield {
           'network': name,
           'trained': arm.label,
-          **ends(runs, arm.who, LOSS, TOP_1),
-          **gains(runs, arm.who, alone, rows, LOSS, TOP_1),
+          **ends(runs, arm.who, *metrics),
+          **gains(runs, arm.who, alone, rows, *metrics),
           **ends(runs, 'ensemble', LOSS, TOP_1, of='both averaged'),
           **made_by(_CONFIG, runs),
         }
