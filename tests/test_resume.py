@@ -343,6 +343,10 @@ def test_unknown_code_is_not_unchanged_code(
     capfd.readouterr()
     stop_command(7, workdir, *small.arguments)
     assert 'commit of this code is unknown, and its' in capfd.readouterr().out
+  # So does it under another commit.
+  other_commit.update(commit='decaf' * 8, dirty=False)
+  workdir = small.stopped_copy(tmp_path / 'commit')
+  stop_command(7, workdir, *small.arguments)
 
 
 def test_overwrite_begins_anew(small, tmp_path, other_commit):

@@ -111,6 +111,8 @@ def main() -> int:
       copy = pathlib.Path(folder) / str(number)
       ignored = shutil.ignore_patterns('.*', 'runs', '__pycache__')
       shutil.copytree(ROOT, copy, ignore=ignored)
+      # Some tests ask for the commit.
+      shutil.copytree(ROOT / '.git', copy / '.git')
       # Compiled programs and the built-in corpus are the project's own.
       (copy / '.cache').symlink_to(ROOT / '.cache')
       _copies.put(copy)
