@@ -31,7 +31,7 @@ _BLOCK_BYTES = 1 << 20
 # Records of a chunk, for formats that are not read as bytes.
 _ROWS = 500
 # With nothing after it that could fail, so that each line is looked at once.
-_BLANK_LINES = re.compile(rb'\n(?:[ \t\r]*\n)+')
+_BLANK_LINES = re.compile(rb'\n[ \t\r\n]*\n')
 _TEXT = re.compile(rb'[ \t\r]*\S')
 _SPACE = b' \t\r\n'
 

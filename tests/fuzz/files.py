@@ -22,7 +22,7 @@ import pyarrow
 from pyarrow import parquet
 
 from data.clicks import log
-from data.preparing.compressed import InputError
+from data.preparing.compressed import InputError, read_blocks
 from data.text import documents, inputs, records
 from experiments import config, runs, workdir
 from experiments.errors import UserError
@@ -92,13 +92,18 @@ class Text(Reader):
 
   def try_one(self, data: bytes) -> int:
     reading = self._readings[data[0] % len(self._readings) if data else 0]
-    data = data[1:]
+    data, size = data[1:], 0
     self._path.write_bytes(data)
     found, counts = _read_documents(self._path, reading)
+    # Of a few bytes compressed, millions of bytes may come.
+    with self._path.open('rb') as raw, contextlib.suppress(InputError):
+      for block in read_blocks(raw, 1 << 20):
+        size += len(block) if isinstance(block, bytes) else 0
+    part = 50 + size // 2_000
     with (
-      mock.patch('data.preparing.compressed._PART_BYTES', 50),
-      mock.patch('data.text.records._BLOCK_BYTES', 200),
-      mock.patch('data.text.records.CHUNK_BYTES', 300),
+      mock.patch('data.preparing.compressed._PART_BYTES', part),
+      mock.patch('data.text.records._BLOCK_BYTES', 4 * part),
+      mock.patch('data.text.records.CHUNK_BYTES', 6 * part),
     ):
       in_small_blocks = _read_documents(self._path, reading)
     assert in_small_blocks == (found, counts)
