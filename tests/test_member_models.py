@@ -10,6 +10,7 @@ import pytest
 from commands import (
   assert_bit_for_bit,
   beside,
+  killed_once,
   line_of,
   rows_of,
   run_command,
@@ -140,12 +141,13 @@ def test_a_run_that_stops_goes_on_bit_for_bit(mixed, config, tmp_path):
 
 
 def test_processes_of_different_networks_are_one_run(mixed, config, tmp_path):
+  """Though one is killed."""
   workdir, whole = mixed
-  others = [
+  wide, small = (
     line_of(tmp_path, *APART, f'--member={member}', config=config)
     for member in (1, 2)
-  ]
-  with beside(*others):
+  )
+  with killed_once(wide, tmp_path), beside(small):
     outcome = run_command(tmp_path, *APART, '--member=0', config=config)
   assert outcome.status == 0
   states = [outcome.trainer.members[0].state]
@@ -164,6 +166,7 @@ def test_processes_of_different_networks_are_one_run(mixed, config, tmp_path):
   )
   shown = [(one.member, one.network) for one in status.read_status(tmp_path)]
   assert shown == [(0, 'small'), (1, 'wide'), (2, 'small')]
+  assert len(read_run(tmp_path / 'run-1.json')['resumed']) == 1
   for member in range(3):
     assert rows_of(tmp_path, f'rows-{member}.jsonl') == [
       row for row in rows_of(workdir) if row['member'] == member
