@@ -362,14 +362,6 @@ def check_config(
     and (key in old or key in run['overrides'] or key.startswith('networks.'))
   ]
   fixed = [key for key in differ if key not in _MAY_CHANGE]
-  # An older network may have had a key that it did not read.
-  fixed = [
-    key
-    for key in fixed
-    if key in new
-    or not key.startswith('networks.')
-    or key not in unread(found['config'], [key])
-  ]
   if all(key in new for key in fixed) and not (
     set(fixed) - unread(wanted, fixed).keys()
   ):
