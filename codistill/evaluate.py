@@ -94,13 +94,12 @@ def make_evaluate(
     Evaluation. Models and variables are those of the members; an evaluation is
     compiled once for the same models. Batches hold `inputs`, `labels` and,
     shaped like these, a `mask`: 1 for an example, 0 for padding; each process
-    gives its rows (`sharding.local_rows`). At most two of them are held at a
-    time. Memories start at zero and are carried from batch to batch. `memories`
-    are the carry of each member in training, from which `memory_gap` starts,
-    too; if there are too few lanes in them, they are repeated. `write`, if
-    there is one, is called for each batch in order, and in each process with
-    all of it, as `predictions.Writer.write`: with the labels, and what each
-    member predicts, and then, of several, their ensemble.
+    gives its rows (`sharding.local_rows`). At most two are held at a time.
+    Memories start at zero and are carried from batch to batch. `memories` are
+    the carry of each member in training, from which `memory_gap` starts, too;
+    if there are too few lanes in them, they are repeated. `write` is called for
+    each batch in order, in each process with all of it: with the labels, what
+    each member predicts, and then, of several, their ensemble.
   """
   whole, part = sharding.replicated(mesh), sharding.split(mesh)
   metrics = dict(metrics or {})

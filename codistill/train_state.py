@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from codistill import asynchronous, sharding
+from codistill import sharding
 from codistill.models import Model
 from codistill.optim import Optimizer
+from codistill.rivals import asynchronous
 
 PyTree = Any
 
@@ -49,7 +50,7 @@ class TrainState:
     key: of the member's noise (dropout), as uint32 key data; folded with the
       step at each update.
     past: older weights: those of asynchronous SGD, or what an outer optimizer
-      keeps (`codistill.averaging.Outer`); () without.
+      keeps (`codistill.rivals.averaging.Outer`); () without.
     network: the name of its `Network`; no leaf, but part of the structure.
 
   Without shapes in its annotations, because trees of this type also hold

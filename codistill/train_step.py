@@ -21,12 +21,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from codistill import asynchronous, chunked, precision, sharding
+from codistill import chunked, precision, sharding
 from codistill.algorithm import Peer
 from codistill.losses import Objective, weigh
 from codistill.models import Model, Prediction
 from codistill.models.model import teach_each
 from codistill.optim import Rated, averaged
+from codistill.rivals import asynchronous
 from codistill.train_state import Network, TrainState, state_sharding
 
 PyTree = Any
@@ -75,11 +76,9 @@ def make_objective(
     inputs, labels = batch['inputs'], batch['labels']
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     memory = state.memory
-    if objective.memory_reset_probability:
+    if probability := objective.memory_reset_probability:
       lanes = jax.random.bernoulli(
-        jax.random.fold_in(key, _RESETS),
-        objective.memory_reset_probability,
-        (len(labels),),
+        jax.random.fold_in(key, _RESETS), probability, (len(labels),)
       )
       memory = _reset(model, memory, lanes)
       peer_memories = tuple(
@@ -99,10 +98,9 @@ def make_objective(
 
     def measure(student, teachers, labels):
       logits = student.logits
-      hits = logits.argmax(-1) == labels
       values = {
         'task_loss': objective.task_loss(labels, logits),
-        'accuracy': hits.astype(jnp.float32),
+        'accuracy': (logits.argmax(-1) == labels).astype(jnp.float32),
       }
       if distill:
         values['distill_loss'] = objective.distillation(
@@ -215,7 +213,7 @@ def make_updates(
     objective: φ, ψ and their weights.
     num_async_workers: W of asynchronous SGD: each update is one worker's, which
       has lanes of its own, and its gradient is W − 1 updates old
-      (`codistill.asynchronous`); 1 for synchronous SGD.
+      (`codistill.rivals.asynchronous`); 1 for synchronous SGD.
     num_microbatches: parts that a batch is computed in, one after another,
       their gradients added up: less memory. It divides each device's examples.
       BatchNorm's statistics are then those of a part, unless its groups are

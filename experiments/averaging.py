@@ -6,10 +6,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from codistill import hosts
-from codistill.averaging import AveragingUpdates, make_outer_optimizer
 from codistill.exchange.topology import Topology, grouped, make_topology
-from codistill.local_sgd import OuterSteps
 from codistill.precision import FULL
+from codistill.rivals.averaging import AveragingUpdates, make_outer_optimizer
+from codistill.rivals.local_sgd import OuterSteps
 from codistill.train_step import JittedUpdates
 from experiments.errors import UserError, check_choice
 from experiments.given import METHODS
@@ -60,55 +60,61 @@ def check(config: ConfigDict, member: int | None) -> None:
       'average; leave it out, or set codistill.method to codistillation and '
       'evaluate_soup to False'
     )
-  if not is_averaged(config):
-    return
-  why = None
+  if is_averaged(config) and (
+    why := _why_not_averaged(config)
+    or _why_not_groups(config)
+    or _why_not_published(config)
+  ):
+    raise UserError(why)
+
+
+def _why_not_averaged(config: ConfigDict) -> str | None:
+  codistill = config.codistill
   if codistill.exchange not in ('memory', 'checkpoints'):
-    why = (
+    return (
       f'codistill.exchange is {codistill.exchange!r}, so members cannot '
       'average their weights; set it to memory or checkpoints'
     )
-  elif codistill.members < 2:
-    why = 'codistill.members is 1, so there is no average; set it to 2 or more'
-  elif config.num_async_workers > 1:
-    why = (
+  if codistill.members < 2:
+    return 'codistill.members is 1, so there is no average; set it to 2 or more'
+  if config.num_async_workers > 1:
+    return (
       'num_async_workers is more than 1, and older weights of a member are not '
       'averaged; set it to 1'
     )
-  elif codistill.delay_steps >= codistill.reload_interval_steps:
-    why = (
+  if codistill.delay_steps >= codistill.reload_interval_steps:
+    return (
       f'codistill.delay_steps is {codistill.delay_steps}; an average must be '
       'taken before the next one is due, so make it less than '
       f'reload_interval_steps, {codistill.reload_interval_steps}'
     )
-  elif codistill.outer_learning_rate <= 0 or not (
+  if codistill.outer_learning_rate <= 0 or not (
     0 <= codistill.outer_momentum < 1
   ):
-    why = (
+    return (
       f'codistill.outer_learning_rate is {codistill.outer_learning_rate} and '
       f'outer_momentum {codistill.outer_momentum}; the rate must be more than '
       '0, and the momentum in [0, 1)'
     )
-  elif (
+  if (
     hosts.are_several()
     and codistill.exchange == 'checkpoints'
     and not codistill.synchronous
   ):
     # They agree on publications too seldom to meet when an average is due.
-    why = (
+    return (
       'a member has several processes here, and these would not see a peer in '
       'time for an average; set codistill.synchronous to True'
     )
-  elif (
+  if (
     config.fault.kind == 'noise'
     and config.fault.step % codistill.reload_interval_steps == 0
   ):
-    why = (
+    return (
       f'fault.step is {config.fault.step}, when members publish what they then '
       'average; choose a step between two averages'
     )
-  if why := why or _why_not_groups(config) or _why_not_published(config):
-    raise UserError(why)
+  return None
 
 
 def _why_not_groups(config: ConfigDict) -> str | None:

@@ -1,17 +1,14 @@
-"""config → Experiment: the only reader of a ConfigDict.
+"""config → Experiment.
 
 Config stops here. Below, everything gets keyword arguments without defaults.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from etils import epath
@@ -19,22 +16,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from codistill import chunked, optim, sharding
-from codistill.algorithm import Exchange, Peer
+from codistill.algorithm import Peer
 from codistill.evaluate import make_evaluate
-from codistill.exchange import memory as exchange_lib
-from codistill.exchange.folder.exchange import CheckpointExchange
-from codistill.exchange.folder.settings import Settings
-from codistill.exchange.rules import Rules
 from codistill.models import MODELS, Model
 from codistill.train_state import Network
 from codistill.train_step import make_updates
-from experiments import averaging, metrics, record
+from experiments import averaging, metrics
 from experiments import config as config_lib
 from experiments import networks as networks_lib
 from experiments.errors import UserError, check_choice, check_least, user_errors
+from experiments.exchange import check_members, make_exchange
 from experiments.experiment import PARTITIONS, Diversity, Experiment
 from experiments.faults import Fault
-from experiments.given import EXCHANGES
 from experiments.objective import check_objective, make_objective
 from experiments.tasks import Dataset, Task, make_task
 
@@ -85,7 +78,7 @@ def build(
   task = make_task(config.data)
   check_objective(config, task)
   averaging.check(config, member)
-  members = _check_members(codistill, member)
+  members = check_members(codistill, member)
   diversity = Diversity(**config.diversity)
   fault = Fault(seed=config.seed, **config.fault)
   fault.check(codistill.members, len(members), config.num_steps)
@@ -98,14 +91,14 @@ def build(
     networks = _make_networks(config, task, mesh, fault)
   dataset = dataset or task.make_dataset()
   with user_errors(ValueError):
-    exchange = _make_exchange(
+    exchange = make_exchange(
       config,
-      members,
-      networks,
-      mesh,
-      exchange_folder,
-      teachers,
-      getattr(dataset, 'vocabulary', ''),
+      members=members,
+      networks=networks,
+      mesh=mesh,
+      folder=exchange_folder,
+      teachers=teachers,
+      vocabulary=getattr(dataset, 'vocabulary', ''),
     )
     # Refuses parts that are too small, before anything is written.
     dataset.train(
@@ -231,98 +224,6 @@ def _chosen(config: ConfigDict, section: str) -> dict[str, Any]:
       f'{section}.{name} to say how'
     )
   return dict(config[section][name])
-
-
-def _make_exchange(
-  config: ConfigDict,
-  members: tuple[int, ...],
-  networks: Sequence[Network],
-  mesh: Mesh,
-  folder: epath.PathLike | None,
-  teachers: Sequence[Peer],
-  vocabulary: str,
-) -> Exchange:
-  """How the members see each other; raises ValueError as the constructors."""
-  codistill = config.codistill
-  graph = averaging.make_graph(config)
-  rules = Rules(
-    max_age_steps=averaging.max_age_steps(config),
-    max_task_loss_ratio=codistill.max_task_loss_ratio,
-  )
-  match codistill.exchange:
-    case 'none':
-      return exchange_lib.FrozenExchange()
-    case 'frozen':
-      return exchange_lib.FrozenExchange(tuple(teachers))
-    case 'memory':
-      return exchange_lib.InMemoryExchange(
-        graph,
-        reload_interval_steps=codistill.reload_interval_steps,
-        delay_steps=codistill.delay_steps,
-        immediate=codistill.immediate,
-        rules=rules,
-        publish_precision=codistill.publish_precision,
-        teacher_precision=codistill.teacher_precision,
-      )
-  names = (field.name for field in dataclasses.fields(Settings))
-  settings = Settings(**{name: codistill[name] for name in names})
-  if codistill.synchronous:
-    # A member that has lost the steps since its last checkpoint, or since the
-    # one before if that is damaged, may ask for what a teacher published then,
-    # who in a ring may be ahead by an interval for every member between.
-    ahead = codistill.reload_interval_steps + codistill.delay_steps
-    steps = 2 * config.checkpoint_interval_steps + codistill.members * ahead
-    least = 4 + math.ceil(steps / codistill.reload_interval_steps)
-    keep = max(settings.keep_publications, least)
-    settings = dataclasses.replace(settings, keep_publications=keep)
-  return CheckpointExchange(
-    codistill.exchange_dir or folder,
-    graph,
-    settings,
-    members=members,
-    like={one.name: _abstract_variables(one.model, mesh) for one in networks},
-    networks=[one.name for one in networks],
-    vocabulary=vocabulary,
-    rules=rules,
-    config_hash=record.config_hash(config_lib.in_common(config)),
-  )
-
-
-def _abstract_variables(model: Model, mesh: Mesh) -> Any:
-  """A member's variables without numbers, on all devices of the mesh."""
-  variables = jax.eval_shape(model.init, jax.random.key(0))
-  place = sharding.replicated(mesh)
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-    variables,
-  )
-
-
-def _check_members(
-  codistill: ConfigDict, member: int | None
-) -> tuple[int, ...]:
-  """The members of this process, if they can meet the others."""
-  exchange = codistill.exchange
-  check_choice('codistill.exchange', exchange, EXCHANGES)
-  if codistill.immediate and exchange == 'checkpoints':
-    raise UserError(
-      'codistill.immediate is the letter of Algorithm 1, which parallel jobs '
-      'cannot follow; set codistill.exchange to memory'
-    )
-  if member is None:
-    return tuple(range(codistill.members))
-  if not 0 <= member < codistill.members:
-    raise UserError(
-      f'--member={member} is out of range: this config has '
-      f'{codistill.members} members, numbered from 0'
-    )
-  if exchange == 'memory':
-    raise UserError(
-      f'--member={member} cannot meet its peers: codistill.exchange is memory, '
-      'which holds all members in one process; use --member=all, or set '
-      'codistill.exchange to checkpoints'
-    )
-  return (member,)
 
 
 def _check_microbatches(config: ConfigDict, mesh: Mesh) -> None:

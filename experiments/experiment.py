@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from codistill import algorithm, asynchronous, local_sgd, sharding
+from codistill import algorithm, sharding
 from codistill.algorithm import Exchange, Member, Report
 from codistill.evaluate import Evaluate
 from codistill.models import Model
+from codistill.rivals import asynchronous, local_sgd
 from codistill.train_state import (
   Network,
   TrainState,

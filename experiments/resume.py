@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from codistill import hosts
 from codistill.algorithm import Member
-from codistill.checkpoint import Checkpoints, Restored
-from codistill.step_folders import UnreadableError
+from codistill.storage.checkpoint import Checkpoints, Restored
+from codistill.storage.step_folders import UnreadableError
 from experiments import predictions
 from experiments.errors import UserError
 from experiments.experiment import Experiment

@@ -15,10 +15,10 @@ import numpy as np
 
 from codistill import hosts, optim
 from codistill.algorithm import Peer
-from codistill.checkpoint import read_newest
 from codistill.evaluate import probabilities
 from codistill.models import Model
-from codistill.step_folders import UnreadableError
+from codistill.storage.checkpoint import read_newest
+from codistill.storage.step_folders import UnreadableError
 from data.text.corpus import Corpus
 from experiments import averaging
 from experiments import config as config_lib
@@ -96,8 +96,7 @@ def rebuild(
   if eval_split is not None:
     if 'eval_split' not in config.data:
       raise UserError(
-        f'there is no split {eval_split!r}: {config.data.kind} data have train '
-        'and test'
+        f'there is no split {eval_split!r}: these data have train and test'
       )
     config.data.eval_split = eval_split
   with user_errors(ValueError):
@@ -201,11 +200,9 @@ def load_members(
     for member in mine & restored.states.keys():
       if member in restored.extra['active']:
         state = restored.states[member]
-        variables = (
-          optim.averaged(state.variables, state.opt_state)
-          if averaged
-          else state.variables
-        )
+        variables = state.variables
+        if averaged:
+          variables = optim.averaged(variables, state.opt_state)
         found[member] = Stored(restored.step, variables)
         del missing[member]
       else:

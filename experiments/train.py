@@ -11,14 +11,14 @@ import jax
 
 from codistill import hosts
 from codistill.algorithm import Account, Member, Report
-from codistill.averaging import mean_of
-from codistill.checkpoint import Checkpoints
 from codistill.evaluate import Evaluation, Score
 from codistill.exchange.folder.waiter import (
   PeerTimeoutError,
   WaitInterruptedError,
 )
 from codistill.optim import averaged
+from codistill.rivals.averaging import mean_of
+from codistill.storage.checkpoint import Checkpoints
 from experiments import predictions, resume
 from experiments.errors import LoneError, UserError
 from experiments.experiment import Experiment

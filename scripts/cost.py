@@ -294,7 +294,7 @@ def describe(
   teachers = most if teachers is None else teachers
   updates = {'burn-in': 0} | ({'codistilling': teachers} if teachers else {})
   state = abstract_arguments(one, 0, member).state
-  variables = state.variables
+  weights = jax.tree.leaves(state.variables['params'])
   return {
     'config': config_file.find(name).label,
     'changes': dict(changes),
@@ -302,14 +302,12 @@ def describe(
     'member': member,
     'unit': one.unit.removesuffix('s'),
     'examples_per_step': one.examples_per_step,
-    'parameters': sum(
-      leaf.size for leaf in jax.tree.leaves(variables['params'])
-    ),
+    'parameters': sum(leaf.size for leaf in weights),
     'bytes': {
       'state': precision.num_bytes(state),
       'memory': precision.num_bytes(state.memory),
       'publication': {
-        kind: precision.num_bytes(precision.abstract(variables, kind))
+        kind: precision.num_bytes(precision.abstract(state.variables, kind))
         for kind in precision.PRECISIONS
       },
     },

@@ -41,9 +41,9 @@ from typing import Any
 import jax
 import jax.export
 
-from codistill.checkpoint import save_variables
 from codistill.evaluate import predict_together, probabilities
 from codistill.models.convolution import plain_convolutions
+from codistill.storage.checkpoint import save_variables
 from data.text.corpus import TOKENIZER, CorpusError
 from experiments.errors import UserError
 from experiments.experiment import Experiment

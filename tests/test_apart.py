@@ -26,9 +26,9 @@ from etils import epath
 from etils.epath.backend import fsspec_backend
 from stand_ins import lease, until
 
-from codistill import step_folders
-from codistill.checkpoint import read_newest
 from codistill.exchange.folder.lease import Lease
+from codistill.storage import step_folders
+from codistill.storage.checkpoint import read_newest
 from experiments.record import read_rows, read_run
 
 FOLDER = (

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from codistill import asynchronous, losses, sharding
+from codistill import losses, sharding
 from codistill.algorithm import Peer
 from codistill.models import Head, Model, Prediction
+from codistill.rivals import asynchronous
 from codistill.train_state import Network, init_state
 from codistill.train_step import make_updates
 

@@ -16,7 +16,7 @@ import pytest
 from absl.testing import flagsaver
 from etils import epath
 
-from codistill import step_folders
+from codistill.storage import step_folders
 from experiments.flags import make_request, parse_flags
 from experiments.record import Record
 from scripts.chaos import __main__ as command

@@ -14,8 +14,8 @@ from orbax.checkpoint import v1 as ocp
 
 from codistill import sharding
 from codistill.algorithm import Publications
-from codistill.checkpoint import Checkpoints
-from codistill.step_folders import UnreadableError
+from codistill.storage.checkpoint import Checkpoints
+from codistill.storage.step_folders import UnreadableError
 from codistill.train_state import Network, init_state
 
 BATCH = 8

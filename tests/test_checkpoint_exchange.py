@@ -21,7 +21,7 @@ import stand_ins
 from etils import epath
 from networks import assert_close
 
-from codistill import sharding, step_folders
+from codistill import sharding
 from codistill.algorithm import Publications
 from codistill.exchange import topology
 from codistill.exchange.folder import publication, waiter
@@ -30,6 +30,7 @@ from codistill.exchange.folder.lease import LeaseHeldError, LeaseLostError
 from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.rules import ANY_PEER, Rules
+from codistill.storage import step_folders
 
 LONG = 60.0  # Seconds; nothing takes that long.
 FULL = OSError('no more disk')

@@ -11,9 +11,9 @@ from commands import DNN, contents, on_row, run_command
 from in_process import complaint, run_script
 from rebuilt import cheap_builds, ruin
 
-from codistill import checkpoint
 from codistill.exchange.folder.lease import Lease
-from codistill.step_folders import UnreadableError
+from codistill.storage import checkpoint
+from codistill.storage.step_folders import UnreadableError
 from experiments import config as configs
 from experiments import stored
 from experiments.errors import UserError
@@ -209,7 +209,7 @@ def test_clicks_have_no_other_splits(small):
   runs = evaluate.read_runs(small.workdir)
   run = dict(runs[None], experiment='criteo_codistill', variant='smoke')
   run['config'] = configs.load('criteo_codistill:smoke').to_dict()
-  with pytest.raises(UserError, match='clicks data have train and test'):
+  with pytest.raises(UserError, match='these data have train and test'):
     evaluate.rebuild({None: run}, eval_split='foo')
 
 

@@ -30,7 +30,7 @@ from commands import (
 )
 
 from codistill.algorithm import Member, Report
-from codistill.checkpoint import Checkpoints
+from codistill.storage.checkpoint import Checkpoints
 from experiments import faults, record
 from experiments.experiment import Experiment
 from experiments.record import read_run

@@ -19,7 +19,7 @@ from commands import ROOT, line_of, rows_of, run_command
 from stand_ins import until
 
 from codistill import hosts
-from codistill.checkpoint import read_newest
+from codistill.storage.checkpoint import read_newest
 from experiments import predictions, run
 from experiments.ending import LOST_OTHERS, REFUSED, ending_of
 from experiments.record import read_run

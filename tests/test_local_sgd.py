@@ -20,11 +20,15 @@ from test_algorithm import (
 
 from codistill import losses, sharding
 from codistill.algorithm import Member, Peer
-from codistill.averaging import AveragingUpdates, make_outer_optimizer, mean_of
 from codistill.exchange.memory import FrozenExchange, InMemoryExchange
 from codistill.exchange.rules import ANY_PEER
 from codistill.exchange.topology import grouped, make_topology
-from codistill.local_sgd import OuterSteps, local_sgd
+from codistill.rivals.averaging import (
+  AveragingUpdates,
+  make_outer_optimizer,
+  mean_of,
+)
+from codistill.rivals.local_sgd import OuterSteps, local_sgd
 from codistill.train_state import Network, init_state
 from codistill.train_step import make_updates
 
@@ -45,7 +49,7 @@ def mean(thetas):
 def transcription(
   thetas, streams, n_burn_in, num_steps, *, H, d, sees, teachers, outer
 ):
-  """The pseudo-code of `codistill.local_sgd` in NumPy."""
+  """The pseudo-code of `codistill.rivals.local_sgd` in NumPy."""
   rate, momentum, nesterov = outer
   N = range(len(thetas))
   thetas, anchors, past = list(thetas), list(thetas), {0: list(thetas)}

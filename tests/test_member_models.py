@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from codistill import losses
 from codistill.algorithm import Peer
-from codistill.checkpoint import read_newest
+from codistill.storage.checkpoint import read_newest
 from experiments import config as config_lib
 from experiments import given, networks
 from experiments.errors import UserError

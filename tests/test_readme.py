@@ -1,5 +1,6 @@
 """README and docs are true: links, the map of Algorithm 1, names."""
 
+import ast
 import contextlib
 import pathlib
 import re
@@ -116,6 +117,30 @@ def test_the_plan_has_every_folder_once_and_no_other():
     for path in (ROOT / package).rglob('__init__.py')
   }
   assert sorted(named) == sorted({*packages, 'docs/', 'tests/'})
+
+
+@pytest.mark.parametrize(('wing', 'most'), [('codistill', 16), ('data', 8)])
+def test_a_wing_is_seen_at_a_glance(wing, most):
+  entries = {path.name for path in (ROOT / wing).iterdir()}
+  assert 4 < len(entries - {'__init__.py', '__pycache__'}) <= most
+
+
+def test_a_long_function_says_why_it_is_long():
+  longest = 0
+  for package in ('codistill', 'data', 'experiments', 'scripts'):
+    for path in (ROOT / package).rglob('*.py'):
+      text = path.read_text(encoding='utf-8')
+      lines = text.splitlines()
+      for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+          size = node.end_lineno - node.lineno + 1
+          longest = max(longest, size)
+          # A reason may stand just before it.
+          whole = '\n'.join(lines[node.lineno - 2 : node.end_lineno])
+          assert size <= 80 or re.search('# (Long|It is long)', whole), (
+            f'{path}: {node.name} has {size} lines'
+          )
+  assert longest > 80
 
 
 def test_the_jax_that_is_told_to_install_is_the_one_pinned():

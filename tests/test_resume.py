@@ -27,7 +27,7 @@ from commands import (
 
 from codistill.exchange.folder.lease import Lease, read_lease
 from codistill.exchange.folder.waiter import PeerTimeoutError
-from codistill.local_sgd import OuterSteps
+from codistill.rivals.local_sgd import OuterSteps
 from experiments import record
 from experiments.errors import UserError
 from experiments.record import read_rows, read_run

@@ -21,8 +21,8 @@ from commands import (
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from codistill.checkpoint import read_newest
 from codistill.optim import averaged
+from codistill.storage.checkpoint import read_newest
 from experiments.record import read_run
 
 

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from codistill import precision, step_folders
+from codistill import precision
 from codistill.exchange import topology
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.exchange import CheckpointExchange
 from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
+from codistill.storage import step_folders
 from codistill.train_state import TrainState
 from codistill.train_step import Metrics
 from scripts.benchmark import networks

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from codistill import sharding, step_folders
+from codistill import sharding
 from codistill.algorithm import Publications
-from codistill.checkpoint import Checkpoints, Restored
+from codistill.storage import step_folders
+from codistill.storage.checkpoint import Checkpoints, Restored
 from codistill.train_state import TrainState
 from scripts.chaos.exchanges import files_of, weights
 from scripts.chaos.outcome import Result, expect

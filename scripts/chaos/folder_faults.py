@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from codistill import step_folders
 from codistill.exchange.folder.lease import LeaseHeldError
+from codistill.storage import step_folders
 from scripts.chaos.exchanges import files_of, make_exchange
 from scripts.chaos.outcome import FailedError, Result, expect, until
 from scripts.chaos.runs import World

@@ -14,8 +14,8 @@ from typing import Any
 
 from etils import epath
 
-from codistill import step_folders
 from codistill.exchange.folder import publication
+from codistill.storage import step_folders
 from scripts.chaos.exchanges import Reader, files_of, make_exchange, weights
 from scripts.chaos.outcome import LONG_S, Result, expect, until
 

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from codistill import checkpoint, sharding
+from codistill import sharding
 from codistill.exchange.folder import publication
-from codistill.step_folders import UnreadableError
+from codistill.storage import checkpoint
+from codistill.storage.step_folders import UnreadableError
 from tests.fuzz.reader import Reader, Seed, check_sentence
 
 # As pytest has it, for what a test of checkpoints saves.

@@ -15,7 +15,7 @@ from codistill.exchange.folder.agreement import Agreement
 from codistill.exchange.folder.reader import Reader
 from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.topology import Teachers, Topology
-from codistill.step_folders import brief
+from codistill.storage.step_folders import brief
 
 # Meetings of a member's processes in a reload interval. A copy is proposed at
 # one meeting and teaches from the next or a later one on.

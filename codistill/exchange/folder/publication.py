@@ -16,8 +16,8 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from codistill import precision as precision_lib
-from codistill import step_folders
-from codistill.step_folders import UnreadableError, brief
+from codistill.storage import step_folders
+from codistill.storage.step_folders import UnreadableError, brief
 
 PyTree = Any
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision, step_folders
+from codistill import precision
 from codistill.exchange.copies import Copy, make_copy
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
@@ -24,7 +24,8 @@ from codistill.exchange.folder.lease import Lease, LeaseLostError, read_lease
 from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import CLOSE_S, Settings
 from codistill.exchange.rules import MeanLoss
-from codistill.step_folders import UnreadableError, brief
+from codistill.storage import step_folders
+from codistill.storage.step_folders import UnreadableError, brief
 
 PyTree = Any
 # Seconds between two checks of whether to stop waiting for the disk.

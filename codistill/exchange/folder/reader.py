@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from codistill import precision, step_folders
+from codistill import precision
 from codistill.exchange.copies import Copy, all_finite
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
@@ -18,7 +18,8 @@ from codistill.exchange.folder.lives import Lives
 from codistill.exchange.folder.publication import Notes
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Topology
-from codistill.step_folders import UnreadableError
+from codistill.storage import step_folders
+from codistill.storage.step_folders import UnreadableError
 
 PyTree = Any
 # The longest time between two attempts, in seconds.

@@ -1,4 +1,4 @@
-"""The outer updates of `codistill.local_sgd`, jitted.
+"""The outer updates of `codistill.rivals.local_sgd`, jitted.
 
 All members add up the same arrays in the same order, their own as published, so
 that members that see all others have equal weights bit for bit.
@@ -54,7 +54,7 @@ def make_outer_optimizer(
 
 @dataclasses.dataclass(frozen=True)
 class AveragingUpdates(JittedUpdates):
-  """Those of Algorithm 1, and `codistill.local_sgd.OuterUpdates`.
+  """Those of Algorithm 1, and `codistill.rivals.local_sgd.OuterUpdates`.
 
   Attributes:
     optimizer: the outer optimizer.

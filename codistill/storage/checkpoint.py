@@ -21,9 +21,10 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from codistill import hosts, precision, sharding, step_folders
+from codistill import hosts, precision, sharding
 from codistill.algorithm import Publications
-from codistill.step_folders import UnreadableError, brief
+from codistill.storage import step_folders
+from codistill.storage.step_folders import UnreadableError, brief
 from codistill.train_state import TrainState, state_sharding
 
 PyTree = Any

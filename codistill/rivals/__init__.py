@@ -1,0 +1,1 @@
+"""What codistillation is compared with: other uses of several machines."""

@@ -1,0 +1,1 @@
+"""What lies on disk: checkpoints, and the folders that Orbax writes."""
