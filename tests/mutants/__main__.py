@@ -126,11 +126,11 @@ def main() -> int:
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
       # Tests that fail anyway would catch everything.
       same = {one.tests: one._replace(after=one.before) for one in chosen}
-      for tests, fail in zip(
-        same, pool.map(try_one, same.values()), strict=True
-      ):
+      failed = zip(same, pool.map(try_one, same.values()), strict=True)
+      for number, (tests, fail) in enumerate(failed, start=1):
         if fail:
           sys.exit(f'tests.mutants: {" ".join(tests)}: fails without a mutant')
+        print(f'{number}/{len(same)} pass: {" ".join(tests)}', flush=True)
       found = zip(chosen, pool.map(try_one, chosen), strict=True)
       for number, (mutant, caught) in enumerate(found, start=1):
         word = 'caught' if caught else 'SURVIVED'
