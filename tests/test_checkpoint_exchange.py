@@ -196,7 +196,7 @@ def test_each_kth_step_is_published_and_the_newest_and_young_stay(meeting):
     publish(writer, 1, step, step)
     publish(patient, 0, step)
   assert (meeting.steps(0), meeting.steps(1)) == ([0, 4, 8], [4, 8])
-  notes = publication.read_notes(meeting.of() / '8')
+  notes = publication.describe(meeting.of() / '8').notes
   # The loss is that of steps 5 to 8.
   network = publication.network_note('', variables(0, 0))
   told = {'wall_time': notes.wall_time, 'task_loss': 6.5, 'network': network}
@@ -288,14 +288,13 @@ def test_a_copy_may_go_under_the_reader(meeting, monkeypatch, is_replaced):
   real = publication.ocp.load
 
   def load(path, abstract):
-    result = real(path, abstract)
     if path.name == '4':
       monkeypatch.undo()
       if is_replaced:
         meeting.publish(4, incarnation=2)
       else:
         step_folders.remove(path)
-    return result
+    return real(path, abstract)
 
   monkeypatch.setattr(publication.ocp, 'load', load)
   meeting.publish(4, tree=variables(9, 9))
@@ -314,7 +313,7 @@ def test_the_newest_life_counts_not_the_highest_step(meeting):
   # It resumed at 15; its lease was lost with its disk, but not this folder.
   writer = meeting.make(1, keep_publications=2)
   publish(writer, 1, 20)
-  assert publication.read_notes(meeting.of() / '20').incarnation == 2
+  assert publication.describe(meeting.of() / '20').notes.incarnation == 2
   sees(reader, 20)
   publish(writer, 1, 25)
   # Publications of the first life go first.
@@ -391,7 +390,7 @@ def test_a_second_run_in_a_folder_is_not_taught_by_the_first(
   until(leaves_out)
   # Its own publication of that step is not taken for this run's, either.
   publish(one, 0, 9, 2.0)
-  notes = publication.read_notes(meeting.of(0) / '9')
+  notes = publication.describe(meeting.of(0) / '9').notes
   assert (notes.incarnation, notes.task_loss) == (3, 2.0)
   assert json.loads((meeting.of(0) / 'lease.json').read_text())['began'] == 2
   other = meeting.make(1, **settings)
@@ -561,15 +560,16 @@ def test_a_synchronous_member_does_not_wait_for_what_was_refused(meeting):
   writer.withdraw(1)
   assert seen_by(reader, 9) == [3]
   # What an earlier life published is not written again.
-  notes = publication.read_notes(meeting.of() / '3')
+  notes = publication.describe(meeting.of() / '3').notes
   publish(writer, 1, 3)
-  assert publication.read_notes(meeting.of() / '3') == notes
+  assert publication.describe(meeting.of() / '3').notes == notes
   # Unless a crash of the host has left zeros.
   for data in pathlib.Path(meeting.of() / '3').glob('state/**/d/*'):
     data.write_bytes(bytes(data.stat().st_size))
   publish(writer, 1, 3)
-  publication.load(meeting.of() / '3', variables(1, 3))
-  assert publication.read_notes(meeting.of() / '3') != notes
+  there = publication.describe(meeting.of() / '3')
+  publication.load(meeting.of() / '3', variables(1, 3), there)
+  assert publication.describe(meeting.of() / '3').notes != notes
 
 
 def test_a_member_that_has_withdrawn_holds_nobody_s_copies(meeting):
@@ -584,7 +584,7 @@ def test_a_member_that_has_withdrawn_holds_nobody_s_copies(meeting):
       exchange.withdraw(2)
   held = exchange.publications().variables
   assert [len(held[member]) for member in range(3)] == [1, 1, 1]
-  assert len(exchange._reader._notes) <= 6
+  assert len(exchange._reader._described) <= 6
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def _publish(
   began = time.perf_counter()
   publication.write(folder, encoded, notes)
   written = time.perf_counter()
-  publication.load(folder / '0', variables)
+  described = publication.describe(folder / '0')
+  publication.load(folder / '0', variables, described)
   loaded = time.perf_counter()
   files = [p for p in pathlib.Path(folder / '0').rglob('*') if p.is_file()]
   on_disk = sum(path.stat().st_size for path in files)

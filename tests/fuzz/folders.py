@@ -122,16 +122,16 @@ class Publication(Folder):
 
   def read(self, folder: pathlib.Path, damaged: set[pathlib.Path]) -> int:
     try:
-      found, notes = publication.load(
-        epath.Path(folder) / '12', self._published
-      )
+      path = epath.Path(folder) / '12'
+      described = publication.describe(path)
+      found = publication.load(path, self._published, described)
     except UnreadableError as error:
       check_sentence(error)
       assert damaged
       return 0
-    assert notes == self._notes
+    assert described.notes == self._notes
     _assert_equal(found, self._published)
-    return notes.step
+    return self._notes.step
 
 
 class Checkpoint(Folder):

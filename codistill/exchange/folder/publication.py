@@ -54,6 +54,20 @@ class Notes(NamedTuple):
   vocabulary: str = ''
 
 
+class Description(NamedTuple):
+  """What a publication says of itself.
+
+  Attributes:
+    notes: its metadata.
+    checksum: of its arrays, as `step_folders.checksum`.
+    shapes: of its arrays, by their names.
+  """
+
+  notes: Notes
+  checksum: int
+  shapes: dict[str, tuple[int, ...]]
+
+
 def network_note(name: str, like: PyTree) -> str:
   """Says which network it is: its name, its size, a hash of its shapes.
 
@@ -88,49 +102,59 @@ def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
     ocp.save(path, variables, custom_metadata=said)
 
 
-def read_notes(path: epath.Path) -> Notes:
-  """Reads the metadata of a publication.
+def describe(path: epath.Path) -> Description:
+  """Reads what a publication says of itself.
+
+  Orbax opens each array for it, and TensorStore (0.1.86) never gives back some
+  of the memory: 10 kB an array, as for each load. So ask once.
 
   Raises:
     UnreadableError: if it is damaged or was removed.
   """
-  return _read(path)[0]
+  try:
+    metadata = ocp.metadata(path)
+    said = dict(metadata.custom_metadata)
+    checksum, sealed = said.pop('checksum'), said.pop('notes_checksum', None)
+    found = Description(Notes(**said), checksum, _shapes(metadata.metadata))
+  except Exception as error:
+    raise UnreadableError(f'{path} cannot be read: {brief(error)}') from error
+  # Publications of older code have no checksum of the notes.
+  if sealed not in (None, step_folders.checksum_of_json(said)):
+    raise UnreadableError(f'{path} says something else than was published')
+  return found
 
 
-def load(path: epath.Path, like: PyTree) -> tuple[PyTree, Notes]:
+def load(path: epath.Path, like: PyTree, described: Description) -> PyTree:
   """Loads a publication in the precision that it was published in.
 
   Args:
     path: path of the publication.
     like: a member's variables, or `jax.ShapeDtypeStruct`s of them.
+    described: what it said of itself.
 
   Returns:
-    The variables as arrays of the host, encoded as the notes say, and the notes
-    that belong to just these.
+    The variables as arrays of the host, encoded as the notes say.
 
   Raises:
     UnreadableError: one sentence, if it is damaged, was removed or replaced, or
       has other shapes.
   """
-  before, checksum, found = _read(path)
-  if before.precision not in precision_lib.PRECISIONS:
-    raise UnreadableError(
-      f'{path} has an unknown precision: {before.precision}'
-    )
+  kind = described.notes.precision
+  if kind not in precision_lib.PRECISIONS:
+    raise UnreadableError(f'{path} has an unknown precision: {kind}')
   place = jax.sharding.SingleDeviceSharding(host_device())
-  abstract = precision_lib.abstract(like, before.precision, place)
-  if found != _shapes(abstract):
+  abstract = precision_lib.abstract(like, kind, place)
+  if described.shapes != _shapes(abstract):
     raise UnreadableError(f'{path} holds arrays of other shapes than expected')
   try:
     variables = jax.device_get(ocp.load(path, abstract))
   # Orbax and TensorStore raise anything, a bare Exception included.
   except Exception as error:
     raise UnreadableError(f'{path} cannot be loaded: {brief(error)}') from error
-  if step_folders.checksum(variables) != checksum:
+  # Another life may have replaced it meanwhile.
+  if step_folders.checksum(variables) != described.checksum:
     raise UnreadableError(f'{path} holds other numbers than were published')
-  if read_notes(path) != before:
-    raise UnreadableError(f'{path} was replaced while it was read')
-  return variables, before
+  return variables
 
 
 def host_device() -> jax.Device:
@@ -139,23 +163,6 @@ def host_device() -> jax.Device:
     return jax.local_devices(backend='cpu')[0]
   except RuntimeError:
     return jax.local_devices()[0]  # JAX_PLATFORMS excludes the CPU.
-
-
-def _read(
-  path: epath.Path,
-) -> tuple[Notes, int, dict[str, tuple[int, ...]]]:
-  """Reads the notes, the checksum, and the shapes of the arrays by name."""
-  try:
-    metadata = ocp.metadata(path)
-    said = dict(metadata.custom_metadata)
-    checksum, sealed = said.pop('checksum'), said.pop('notes_checksum', None)
-    found = Notes(**said), checksum, _shapes(metadata.metadata)
-  except Exception as error:
-    raise UnreadableError(f'{path} cannot be read: {brief(error)}') from error
-  # Publications of older code have no checksum of the notes.
-  if sealed not in (None, step_folders.checksum_of_json(said)):
-    raise UnreadableError(f'{path} says something else than was published')
-  return found
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -228,8 +228,8 @@ class Publisher:
     found = []
     for step in step_folders.finished(folder):
       with contextlib.suppress(UnreadableError):
-        notes = self._call(publication.read_notes, folder / str(step))
-        found.append(notes.incarnation)
+        said = self._call(publication.describe, folder / str(step))
+        found.append(said.notes.incarnation)
     return found
 
   def _enqueue(self, offer: _Offer) -> None:
@@ -372,10 +372,11 @@ class Publisher:
     )
     try:
       # The host may have crashed before its disk had all of the numbers.
-      _, there = self._call(publication.load, path, like)
+      there = self._call(publication.describe, path)
+      self._call(publication.load, path, like, there)
     except UnreadableError:
       return False
-    return there.config_hash == notes.config_hash
+    return there.notes.config_hash == notes.config_hash
 
   def _all(self, member: int) -> list[int]:
     """Returns the published steps of a member."""

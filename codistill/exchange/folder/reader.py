@@ -15,7 +15,7 @@ from codistill.exchange.copies import Copy, all_finite
 from codistill.exchange.folder import publication
 from codistill.exchange.folder.journal import Journal
 from codistill.exchange.folder.lives import Lives
-from codistill.exchange.folder.publication import Notes
+from codistill.exchange.folder.publication import Description, Notes
 from codistill.exchange.folder.settings import Settings
 from codistill.exchange.topology import Topology
 from codistill.storage import step_folders
@@ -91,7 +91,7 @@ class Reader:
     self.lives = lives
     self._journal = journal
     self._call = call
-    self._notes: dict[_Key, Notes] = {}
+    self._described: dict[_Key, Description] = {}
     # Failures, under this lock: when to try again, and the pause before that.
     self._lock = threading.Lock()
     self._patience: dict[_Key, tuple[float, float]] = {}
@@ -124,15 +124,13 @@ class Reader:
     """Reads a publication's metadata; None if it is unreadable or unfit."""
     key = (peer, step, written)
     path = self.folder / str(peer) / str(step)
-    if key not in self._notes:
-      if not self._may_try(key):
-        return None
-      try:
-        self._notes[key] = self._call(publication.read_notes, path)
-      except UnreadableError as error:
-        self._failed(str(error), key)
-        return None
-    notes = self._notes[key]
+    if key not in self._described and not self._may_try(key):
+      return None
+    try:
+      notes = self._describe(key).notes
+    except UnreadableError as error:
+      self._failed(str(error), key)
+      return None
     for kind in ('network', 'vocabulary'):
       theirs, ours = getattr(notes, kind), self._expected[peer][kind]
       # Publications of older code do not say it.
@@ -178,10 +176,14 @@ class Reader:
       return False
     began = time.monotonic()
     try:
-      variables, notes = self._load_and_place(peer, step)
+      described = self._describe(key)
+      variables = self._load_and_place(peer, step, described)
     except UnreadableError as error:
+      # It may have been replaced, and say something else now.
+      self._described.pop(key, None)
       self._failed(str(error), key)
       return False
+    notes = described.notes
     take(Copy(variables, True, notes.task_loss, notes.incarnation))
     self._left_out.get(peer, set()).discard('earlier')
     self._journal.note(
@@ -203,10 +205,10 @@ class Reader:
       keep: (step, when it was written) → whether to keep it.
     """
     with self._lock:
-      for known in (self._notes, self._patience):
+      for known in (self._described, self._patience):
         for key in list(known):
           if key[0] == peer and key[1] >= 0 and not keep(*key[1:]):
-            del known[key]
+            known.pop(key, None)
 
   def may_look(self, peer: int) -> bool:
     """Whether it is time to look at a peer's folder."""
@@ -234,17 +236,32 @@ class Reader:
     with self._lock:
       return self._why.get(peer)
 
-  def _load_and_place(self, peer: int, step: int) -> tuple[PyTree, Notes]:
+  def _describe(self, key: _Key) -> Description:
+    """Reads, once, what a publication says of itself."""
+    found = self._described.get(key)
+    if found is None:
+      peer, step, _ = key
+      path = self.folder / str(peer) / str(step)
+      found = self._described[key] = self._call(publication.describe, path)
+    return found
+
+  def _load_and_place(
+    self, peer: int, step: int, described: Description
+  ) -> PyTree:
     """Loads by way of the host, so a device stores only the teacher."""
     path, like = self.folder / str(peer) / str(step), self._likes[peer]
-    variables, notes = self._call(publication.load, path, self._shapes[peer])
+    shapes = self._shapes[peer]
+    variables = self._call(publication.load, path, shapes, described)
     with jax.default_device(publication.host_device()):
       if not bool(all_finite(variables)):
         raise UnreadableError(f'{path} is not finite')
       held = precision.convert(
-        variables, like, notes.precision, self._settings.teacher_precision
+        variables,
+        like,
+        described.notes.precision,
+        self._settings.teacher_precision,
       )
-    return precision.place_like(held, like), notes
+    return precision.place_like(held, like)
 
   def _may_try(self, key: _Key) -> bool:
     with self._lock:
