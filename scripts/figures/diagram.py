@@ -24,7 +24,7 @@ from experiments.paths import local_path
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/images/method.svg'
 # Without dates and random ids, and with letters as outlines.
 STYLE = {'svg.hashsalt': 'codistillation', 'svg.fonttype': 'path'}
-# Colors of members 1 and 2, and of what they share.
+# Colors of members 0 and 1, and of what they share.
 _COLORS = ('#0072B2', '#D55E00')
 _GRAY = '#555555'
 
@@ -53,12 +53,12 @@ def draw(out: pathlib.Path) -> None:
 
 def _draw_member(axes: Axes, low: float, me: int, other: int) -> None:
   color, theirs = _COLORS[me], _COLORS[other]
-  _box(axes, (0.5, low + 3, 11, 7), f'data {me + 1}', color)
+  _box(axes, (0.5, low + 3, 11, 7), f'data {me}', color)
   _arrow(axes, (11.5, low + 6.5), (16, low + 6.5), color)
   _box(
     axes,
     (16, low, 24, 13),
-    f'member {me + 1}: θ{"₁₂"[me]}',
+    f'member {me}: θ{"₀₁"[me]}',
     color,
     'learns from labels (φ)\nand from predictions\nof the stale copy (ψ)',
   )
@@ -67,12 +67,12 @@ def _draw_member(axes: Axes, low: float, me: int, other: int) -> None:
     (40, low + 10),
     (59, low + 10),
     color,
-    f'θ{"₁₂"[me]}, every k steps',
+    f'θ{"₀₁"[me]}, every k steps',
   )
   _arrow(axes, (59, low + 2.5), (40, low + 2.5), theirs)
   axes.text(
     *(49.5, low + 4.6),
-    f'stale copy of θ{"₁₂"[other]}',
+    f'stale copy of θ{"₀₁"[other]}',
     color=theirs,
     ha='center',
     va='center',
