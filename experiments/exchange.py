@@ -65,7 +65,7 @@ def make_exchange(
   teachers: Sequence[Peer],
   vocabulary: str,
 ) -> Exchange:
-  """How the members see each other.
+  """Makes the exchange that the config asks for.
 
   Args:
     config: of the run.
@@ -74,7 +74,7 @@ def make_exchange(
     mesh: the devices on which peers' weights are wanted.
     folder: where members meet, unless the config says.
     teachers: whom members learn from, if `codistill.exchange` is frozen.
-    vocabulary: of their text; members of another one are refused.
+    vocabulary: of their text; peers with another one are left out.
 
   Raises:
     ValueError: as the constructors.

@@ -1,13 +1,14 @@
 """Copies finished runs' rows and provenance to where figures are drawn from.
 
-  python -m scripts.collect WORKDIR [WORKDIR …] [--out=DIR]
+  python -m scripts.collect WORKDIR [WORKDIR …] [--out=DIR] [--replace]
   python -m scripts.collect ROWS.jsonl [ROWS.jsonl …] --variant=NAME
 
 A WORKDIR is a run's folder, or one with runs anywhere below it, such as a
 sweep's. The command writes `<config>-<variant>.jsonl` in experiments/results,
 or in --out: for each run its provenance and its evaluations, without the
 machine's paths and names. Your own data make another point, named by their
-fingerprint. Runs that are there already stay; a second collect changes nothing.
+fingerprint. A second collect changes nothing; another run of a point that is
+there takes its place only with --replace.
 
 ROWS.jsonl were collected elsewhere, with runs named by their variant and their
 changes to it. If a run's settings are those of another variant, or of a point

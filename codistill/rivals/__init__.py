@@ -1,1 +1,1 @@
-"""What codistillation is compared with: other uses of several machines."""
+"""Methods beside codistillation: other ways to use several machines."""

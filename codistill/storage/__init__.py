@@ -1,1 +1,1 @@
-"""What lies on disk: checkpoints, and the folders that Orbax writes."""
+"""Checkpoints, and the step folders that Orbax writes."""

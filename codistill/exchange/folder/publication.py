@@ -55,7 +55,7 @@ class Notes(NamedTuple):
 
 
 class Description(NamedTuple):
-  """What a publication says of itself.
+  """The metadata, checksum and shapes of a publication.
 
   Attributes:
     notes: its metadata.
@@ -103,10 +103,10 @@ def write(folder: epath.Path, variables: PyTree, notes: Notes) -> None:
 
 
 def describe(path: epath.Path) -> Description:
-  """Reads what a publication says of itself.
+  """Reads the description of a publication.
 
   Orbax opens each array for it, and TensorStore (0.1.86) never gives back some
-  of the memory: 10 kB an array, as for each load. So ask once.
+  of the memory: 10 kB an array, as for each load. So call it once.
 
   Raises:
     UnreadableError: if it is damaged or was removed.
@@ -130,14 +130,14 @@ def load(path: epath.Path, like: PyTree, described: Description) -> PyTree:
   Args:
     path: path of the publication.
     like: a member's variables, or `jax.ShapeDtypeStruct`s of them.
-    described: what it said of itself.
+    described: its description.
 
   Returns:
     The variables as arrays of the host, encoded as the notes say.
 
   Raises:
-    UnreadableError: one sentence, if it is damaged, was removed or replaced, or
-      has other shapes.
+    UnreadableError: one sentence, if it is damaged, was removed, or has other
+      numbers or shapes than described or expected.
   """
   kind = described.notes.precision
   if kind not in precision_lib.PRECISIONS:
