@@ -322,6 +322,9 @@ def test_keys_are_read_by_the_networks_that_members_have(config):
   unread = given.unread(found, read)
   assert {key: key not in unread for key in read} == read
   assert 'set networks.small.model.dnn.hidden' in unread['model.dnn.hidden']
+  # Not that another member has another network.
+  [why] = given.unread(found, ['networks.wide.schedule.constant.rate']).values()
+  assert "schedule.name is 'warmup_cosine'" in why
   found = changed(config, codistill__member_models=('wide', 'dnn', 'wide'))
   [why] = given.unread(found, ['networks.small.model.dnn.hidden']).values()
   assert "no member has the network 'small'" in why

@@ -15,6 +15,7 @@ from networks import SHAPE, TOKENS, VOCABULARY, assert_close
 from codistill import losses, optim, sharding
 from codistill.models import MODELS, Model, lstm, transformer, with_pixels
 from codistill.models.batch_norm import EPSILON, BatchNorm
+from codistill.models.model import teach_each
 
 KEY = jax.random.key(0)
 BATCH = 4
@@ -88,6 +89,7 @@ def test_every_kind_of_network_is_tested_here():
   [
     # He et al. (2016): 25.6 M for ResNet-50; exact numbers are torchvision's.
     ('resnet', {**IMAGENET, 'depth': 18}, 11_689_512),
+    ('resnet', {**IMAGENET, 'depth': 34}, 21_797_672),
     ('resnet', {**IMAGENET, 'depth': 50}, 25_557_032),
     # Table 6 has 0.27 M for depth 20; the projections of the two wider stages,
     # with their norms, are added.
@@ -473,7 +475,9 @@ def test_batch_norm_normalises_and_remembers():
     ('batch', student, alone),
   ):
     teacher = small('resnet', teacher_batch_norm=statistics)
-    told, _ = jax.jit(teacher.teach or teacher.predict)(variables, batch, ())
+    [told], _ = jax.jit(functools.partial(teach_each, [teacher]))(
+      [variables], batch, [()]
+    )
     np.testing.assert_allclose(told.logits, same.logits, atol=1e-4)
     assert np.abs(told.logits - other.logits).max() > 1e-2, statistics
 

@@ -136,13 +136,13 @@ def test_adam_sees_no_more_of_a_gradient_than_its_norm_may_be():
 
 def test_an_average_of_rounded_weights_is_not_rounded():
   optimizer = optim.averaging(optax.sgd(1.0), 0.99)
-  params = {'w': jnp.ones((), jnp.bfloat16)}
-  state = optimizer.init(params)
-  params = {'w': jnp.full((), 2, jnp.bfloat16)}
+  before, params = ({'w': jnp.full((), w, jnp.bfloat16)} for w in (1, 2))
+  state = optimizer.init(before)
   still = {'w': jnp.zeros((), jnp.bfloat16)}
   step = jax.jit(optimizer.update)
-  for _ in range(2_000):
-    _, state = step(still, state, params)
+  # The first steps of an average are large, the later ones a hundredth.
+  for now in [before] * 1_000 + [params] * 1_000:
+    _, state = step(still, state, now)
   found = optim.averaged({'params': params}, state)['params']['w']
   assert (found, found.dtype) == (2, jnp.bfloat16)
 
