@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from codistill import sharding
 from codistill.algorithm import Publications
 from codistill.storage.checkpoint import Checkpoints
-from codistill.storage.step_folders import UnreadableError
+from codistill.storage.step_folders import UnreadableError, brief
 from codistill.train_state import Network, init_state
 
 BATCH = 8
@@ -232,3 +232,11 @@ def test_what_is_newer_than_where_a_run_goes_on_does_not_come_back(tmp_path):
   assert sorted(seen) == ['4', '8']
   Checkpoints(tmp_path)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['4', '8']
+
+
+def test_an_error_is_told_in_a_line_that_a_terminal_shows():
+  # Orbax quotes names that it finds in a damaged file.
+  error = ValueError('unknown key\n  in\x7fit\x1b[31m naïve' + 200 * '.')
+  text = brief(error)
+  assert text.startswith('ValueError unknown key in\ufffdit\ufffd[31m naïve..')
+  assert len(text) == len('ValueError ') + 120

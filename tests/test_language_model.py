@@ -236,7 +236,7 @@ def test_a_language_model_is_scored(two_phases, tmp_path, capsys):
   found = json.loads(scores.read_text())['members']['0']
   assert found['task_loss'] == pytest.approx(final['task_loss'], rel=1e-5)
   assert evaluate.main([str(workdir), '--split=validation[:10%]']) == 1
-  assert 'text data have train and test' in capsys.readouterr().err
+  assert 'these data have train and test' in capsys.readouterr().err
 
 
 # Of each folder: its README's lines, and then the rest of the text.

@@ -35,8 +35,10 @@ class UnreadableError(Exception):
 
 
 def brief(error: Exception) -> str:
-  """An error in a line; Orbax may add pages of specification."""
-  return f'{type(error).__name__} {" ".join(str(error).split())[:120]}'
+  """An error in a line; Orbax adds pages of specification, or what it read."""
+  text = ' '.join(str(error).split())[:120]
+  text = ''.join(c if c.isprintable() else '�' for c in text)
+  return f'{type(error).__name__} {text}'
 
 
 def checksum(tree: Any) -> int:
