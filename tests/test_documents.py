@@ -234,6 +234,13 @@ def test_a_megabyte_of_empty_lines_is_read_at_once(ends, file):
   assert counts['records'] == len(found)
 
 
+def test_a_chunk_of_empty_lines_is_no_record(file, small_chunks):
+  one = 'one' * 200
+  path = file(b'\n' * 700 + f'{one}\n\ntwo'.encode())
+  found, counts = read(reading_of('txt', document='blank-line'), path)
+  assert (found, counts) == ([one, 'two'], {'records': 2})
+
+
 WHOLE = 'bad: not a whole WARC record'
 
 

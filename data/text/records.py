@@ -201,7 +201,9 @@ def _txt_records(chunk, reading):
     case 'line':
       parts = data.removesuffix(b'\n').split(b'\n')
     case 'blank-line':
-      parts = _BLANK_LINES.split(_without_empty_ends(data))
+      # A chunk of empty lines alone is no record.
+      data = _without_empty_ends(data) if data.strip(_SPACE) else b''
+      parts = _BLANK_LINES.split(data) if data else []
   for part in parts:
     yield functools.partial(_decode, part)
 
