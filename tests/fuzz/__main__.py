@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = [
     f'-artifact_prefix={corpus}-',
     '-timeout=60',  # Seconds of one input.
-    '-rss_limit_mb=16000',  # TensorStore never gives back 10 kB an array.
+    '-rss_limit_mb=16000',  # TensorStore never gives back some of it.
     arguments.input or str(corpus),
   ]
   # As in a run: what Orbax tells and raises besides is not shown.

@@ -106,7 +106,7 @@ def describe(path: epath.Path) -> Description:
   """Reads the description of a publication.
 
   Orbax opens each array for it, and TensorStore (0.1.86) never gives back some
-  of the memory: 10 kB an array, as for each load. So call it once.
+  of the memory. So call it once.
 
   Raises:
     UnreadableError: if it is damaged or was removed.
