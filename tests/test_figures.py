@@ -302,6 +302,11 @@ def test_a_note_says_what_lines_bars_and_dots_are():
     canvas = draw.draw('title', [panels], '')
     plt.close(canvas)
     assert canvas.legends[0].get_title().get_text() == said
+  # One seed has no bar, and no mean to explain.
+  one = Panel('ours', 2 * [Dots('a', '#000000', [1])], 'nats')
+  canvas = draw.draw('title', [[one, one]], '')
+  plt.close(canvas)
+  assert not canvas.legends
 
 
 def test_staleness_has_two_axes_and_what_has_no_peers(rows):

@@ -29,21 +29,19 @@ _NAME_CHARACTERS = 30
 
 
 def looks(arms: Sequence[Arm]) -> list[tuple[str, str | tuple]]:
-  """Colour and style of each arm: those of one point share a colour."""
+  """Colour and style of each arm."""
   points = {arm.point.name: arm.point for arm in arms}
-  series = [point.name for point in _series(points.values())]
-  found = {
-    name: (color, '-')
-    for name, color in zip(series, sequence(len(series)), strict=True)
-  }
-  rest = ((c, s) for s in itertools.cycle(_STYLES) for c in _COLORS)
-  found |= {name: next(rest) for name in points if name not in found}
   several = len(arms) > len(points)
-  return [
-    (color, '--' if several and arm.who == ENSEMBLE else style)
-    for arm in arms
-    for color, style in [found[arm.point.name]]
-  ]
+  series = [] if several else [one.name for one in _series(points.values())]
+  ordered = dict(zip(series, sequence(len(series)), strict=True))
+  rest = ((c, s) for s in itertools.cycle(_STYLES) for c in _COLORS)
+  found = []
+  for arm in arms:
+    color = ordered.get(arm.point.name)
+    color, style = (color, '-') if color else next(rest)
+    dashed = several and arm.who == ENSEMBLE
+    found.append((color, '--' if dashed else style))
+  return found
 
 
 def _series(points: Collection[Point]) -> list[Point]:

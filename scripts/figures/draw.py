@@ -179,7 +179,7 @@ def _note(panels: Sequence[Panel]) -> str:
     _MIDDLES[panel.middle]
     for panel in panels
     if not panel.lines and not panel.title.startswith('the paper')
-    if any(row.values for row in panel.content)
+    if any(len(row.values) > 1 for row in panel.content)
   ]
   over, dots = _in_turn(bands), 'bar: ' if said else 'a dot a seed, bar: their '
   line = f'line: mean over {over}, band: from the least to the greatest'
