@@ -94,34 +94,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument(
-    'names', nargs='*', metavar='NAME', help='default: all that have rows'
-  )
-  parser.add_argument(
-    '--variant', metavar='NAME', help='whose rows (default: of all variants)'
-  )
-  parser.add_argument(
-    '--results',
-    type=local_path,
-    default=results.FOLDER,
-    metavar='DIR',
-    help='where rows lie (default: experiments/results)',
-  )
-  parser.add_argument(
-    '--out',
-    type=local_path,
-    default=OUT,
-    metavar='DIR',
-    help='where figures and tables go (default: docs/figures)',
-  )
-  parser.add_argument(
-    '--into',
-    type=local_path,
-    action='append',
-    default=[],
-    metavar='FILE',
-    help='a Markdown file with <!-- table NAME --> … <!-- end -->; repeatable',
-  )
+  add = parser.add_argument
+  text = 'default: all that have rows'
+  add('names', nargs='*', metavar='NAME', help=text)
+  text = 'whose rows (default: of all variants)'
+  add('--variant', metavar='NAME', help=text)
+  folder = {'type': local_path, 'metavar': 'DIR'}
+  text = 'where rows lie (default: experiments/results)'
+  add('--results', default=results.FOLDER, **folder, help=text)
+  text = 'where figures and tables go (default: docs/figures)'
+  add('--out', default=OUT, **folder, help=text)
+  text = 'a Markdown file with <!-- table NAME --> … <!-- end -->; repeatable'
+  file = {'type': local_path, 'metavar': 'FILE', 'default': []}
+  add('--into', action='append', **file, help=text)
   arguments = parser.parse_args(argv)
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')

@@ -15,8 +15,15 @@ from typing import Any
 from experiments import results
 from experiments.results import Result
 from scripts.figures import panel
-from scripts.figures.metric import MEMBERS, Curve, Metric, Rows, one_a_seed
-from scripts.figures.panel import Line, sequence
+from scripts.figures.metric import (
+  MEMBERS,
+  Curve,
+  Metric,
+  Points,
+  Rows,
+  one_a_seed,
+)
+from scripts.figures.panel import Dots, Line, sequence
 
 PAPER = json.loads((results.FOLDER / 'paper.json').read_text(encoding='utf-8'))
 
@@ -47,6 +54,7 @@ class Arm:
     config: whose results.
     instead: whose, where these have more seeds.
     point: what its runs have otherwise than the config.
+    free: keys that its runs may set to anything, or leave alone.
     batch: its batch size, in batch sizes of the config; another one comes
       with another learning rate.
     who: the member that is shown. The paper evaluates one copy, chosen
@@ -62,6 +70,7 @@ class Arm:
   config: str = ''
   instead: str = ''
   point: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  free: tuple[str, ...] = ()
   batch: float = 1.0
   who: int | str = 0
   seconds_per_step: float | None = None
@@ -93,24 +102,39 @@ class Arm:
     )
 
   def _point(self, run: Result) -> dict[str, Any]:
-    if self.batch == 1:
-      return run.point
+    scaled = self.batch != 1
     return {
       key: value
       for key, value in run.point.items()
-      if key != 'batch_size' and not key.endswith('.peak_rate')
+      if key not in self.free
+      and not (scaled and key.endswith(('batch_size', '.peak_rate')))
     }
+
+  def ended(self, metric: Metric, rows: Rows) -> list[Result]:
+    """Our runs of it that got to their end, one a seed."""
+    return metric.whole(self.runs(rows), self.who)
+
+  def ends(self, metric: Metric, rows: Rows) -> list[float]:
+    """What a metric is at the end, a value a seed."""
+    return metric.ends(self.runs(rows), self.who)
+
+  def dots(self, metric: Metric, rows: Rows) -> Dots:
+    """Its ends as a row of dots."""
+    return Dots(self.label, self.color, self.ends(metric, rows))
+
+  def draw(self, points: Points, **look: Any) -> Line:
+    """Something of it along something."""
+    return Line(self.label, self.color, points, self.line, **look)
 
   def level(
     self, metric: Metric, rows: Rows, places: Sequence[float]
   ) -> list[Line]:
     """Its end as a line across some places; [] if it has none."""
-    values = metric.ends(self.runs(rows), self.who)
+    values = self.ends(metric, rows)
     if not values or not places:
       return []
     points = {place: values for place in (min(places), max(places))}
-    look = {'style': self.line, 'seeds': len(values), 'level': True}
-    return [Line(self.label, self.color, points, **look)]
+    return [self.draw(points, seeds=len(values), level=True)]
 
   def paper_curve(self, figures: Sequence[str]) -> Curve:
     """(x, y) from the first of the paper's figures that shows it; or []."""

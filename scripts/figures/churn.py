@@ -12,7 +12,7 @@ from scripts.figures.arms import ANY, CODISTILL, ENSEMBLE, PAPER, SYNC, Arm
 from scripts.figures.curves import STEPS
 from scripts.figures.figure import Cells, Figure, beside, made_by
 from scripts.figures.metric import AUC, LOSS, TOP_1, Metric, Rows, together
-from scripts.figures.panel import Dots, Grid, Line, Panel, sequence
+from scripts.figures.panel import Dots, Grid, Panel, sequence
 
 _CHURN = Metric(
   'total_variation', 'churn between two retrains', 'churn', 1, min, 4
@@ -122,8 +122,7 @@ class _Churn(Figure):
     for arm in self.arms_of(rows):
       if pairs := _pairs(arm, rows):
         curves = [_CHURN.curve(pair, arm.who) for pair in pairs]
-        ends = LOSS.ends(arm.runs(rows), arm.who)
-        losses.append(Dots(arm.label, arm.color, ends))
+        losses.append(arm.dots(LOSS, rows))
         churn.append(Dots(arm.label, arm.color, _ends(curves)))
     if not losses:
       return []
@@ -205,12 +204,12 @@ class ChurnOverSteps(_Churn):
   def panels(self, rows: Rows) -> Grid:
     losses, churn, marks = [], [], {}
     for arm in self.arms:
-      pairs, runs = _pairs(arm, rows), LOSS.whole(arm.runs(rows), arm.who)
+      pairs, runs = _pairs(arm, rows), arm.ended(LOSS, rows)
       if pairs and runs:
-        look, seeds = (arm.label, arm.color), {'seeds': len(runs)}
-        losses.append(Line(*look, LOSS.points(runs, arm.who), **seeds))
+        seeds = len(runs)
+        losses.append(arm.draw(LOSS.points(runs, arm.who), seeds=seeds))
         curves = [_CHURN.curve(pair, arm.who) for pair in pairs]
-        churn.append(Line(*look, together(curves), **seeds))
+        churn.append(arm.draw(together(curves), seeds=seeds))
         codistill = runs[0].run['config']['codistill']
         if codistill['exchange'] != 'none':
           marks[codistill['burn_in_steps']] = 'burn-in ends'

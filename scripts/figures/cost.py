@@ -19,7 +19,7 @@ from scripts.figures.arms import Arm
 from scripts.figures.curves import EARLY
 from scripts.figures.figure import Cells, Figure, count, ends, made_by
 from scripts.figures.metric import LOSS, MEMBERS, Curve, Metric, Rows, crossing
-from scripts.figures.panel import Dots, Grid, Line, Panel
+from scripts.figures.panel import Dots, Grid, Panel
 
 UPDATE = 3
 Unit = Callable[[Result, float], float]
@@ -122,14 +122,11 @@ def over(
   """
   lines, scale = [], 1 if unit is total_steps else 1e6
   for arm in some:
-    runs, seen = (
-      metric.whole(one.runs(rows), one.who) for one in (arm, learning(arm))
-    )
+    runs, seen = (one.ended(metric, rows) for one in (arm, learning(arm)))
     if runs and seen:
       points = metric.points(seen, learning(arm).who)
       points = {unit(runs[0], x) / scale: y for x, y in points.items()}
-      look = {'style': arm.line, 'seeds': len(seen)}
-      lines.append(Line(arm.label, arm.color, points, **look))
+      lines.append(arm.draw(points, seeds=len(seen)))
   return Panel('ours, {}', lines, xlabel, metric.label, early=early)
 
 
@@ -160,7 +157,7 @@ class Cost(Figure):
   configs = tuple(dict.fromkeys(arm.config for arm in drawn))
 
   def panels(self, rows: Rows) -> Grid:
-    there = [arm for arm in self.drawn if LOSS.whole(arm.runs(rows), arm.who)]
+    there = [arm for arm in self.drawn if arm.ended(LOSS, rows)]
     if arms.LM_SYNC not in there or len(there) < 2:
       return []
     return [[_over_steps(rows, self.drawn), _over_computing(rows, self.drawn)]]
@@ -169,7 +166,7 @@ class Cost(Figure):
     level = min((y for _, y in curve(arms.LM_SYNC, rows)), default=None)
     least = None
     for arm in self.drawn:
-      runs = LOSS.whole(arm.runs(rows), arm.who)
+      runs = arm.ended(LOSS, rows)
       there = runs and level is not None
       at = crossing(curve(arm, rows), level, min) if there else None
       way = ['not reached' if there else '–', '–', '–', '–']
@@ -186,8 +183,8 @@ class Cost(Figure):
       end = '–'
       if there:
         computed = forward_passes(runs[0], runs[0].rows[-1]['step']) / 1e6
-        losses = LOSS.ends(learning(arm).runs(rows), arm.who)
-        end = f'{computed:.0f} / {LOSS.text(losses)}'
+        losses = LOSS.text(learning(arm).ends(LOSS, rows))
+        end = f'{computed:.0f} / {losses}'
       yield {
         'arm': arm.label,
         'steps to the baseline’s best': way[0],
@@ -195,7 +192,7 @@ class Cost(Figure):
         'computing to it, over the baseline’s': way[2],
         'seconds to it, as measured': way[3],
         f'at the end: forward passes of a token (M) / {LOSS.short}': end,
-        **made_by(arm.config, LOSS.whole(learning(arm).runs(rows), arm.who)),
+        **made_by(arm.config, learning(arm).ended(LOSS, rows)),
       }
 
 
@@ -215,13 +212,13 @@ class EqualCompute(Figure):
     return [[tokens, _over_computing(rows, self.drawn)]]
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
-    double = LOSS.whole(arms.LM_DOUBLE.runs(rows), 0)
+    double = arms.LM_DOUBLE.ended(LOSS, rows)
     if not double:
       return
     budget = forward_passes(double[0], double[0].rows[-1]['step'])
     one = {'label': 'one of two that never meet', 'who': MEMBERS}
     for arm in (*self.drawn, dataclasses.replace(arms.LM_ENSEMBLE, **one)):
-      runs = LOSS.whole(arm.runs(rows), arm.who)
+      runs = arm.ended(LOSS, rows)
       if not runs:
         continue
       steps = [x for x, _ in LOSS.curve(runs[0], arm.who)]
@@ -275,7 +272,7 @@ class TwoPhase(Figure):
     }
     papers = {arm.label: f'{steps:,}' for _, arm, steps in self.paper[:2]}
     for arm in self.drawn:
-      runs = LOSS.whole(arm.runs(rows), arm.who)
+      runs = arm.ended(LOSS, rows)
       reached = dict.fromkeys(levels, '–')
       for name, level in levels.items():
         if runs and level is not None:

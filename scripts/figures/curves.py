@@ -6,11 +6,10 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 
-from experiments.results import Result
 from scripts.figures.arms import LM_NO_PEERS, LM_RELOADS, Arm
 from scripts.figures.figure import Cells, Figure, beside, ends, gains, made_by
 from scripts.figures.metric import LOSS, Curve, Metric, Rows, crossing, together
-from scripts.figures.panel import Grid, Line, Panel, along
+from scripts.figures.panel import Grid, Panel, along
 
 # Of the steps: what is drawn from there on is in sight from bottom to top.
 EARLY = 0.25
@@ -57,11 +56,11 @@ class Curves(Figure):
     """The paper's and ours, if half of the arms have got to their end."""
     lines, marks = [], {}
     for arm in self.arms:
-      if runs := self._runs(arm, rows):
+      # A curve that stops would bend the mean.
+      if runs := arm.ended(self.metric, rows):
         points = self.metric.points(runs, arm.who)
         points = {step * self._unit(arm): y for step, y in points.items()}
-        look = {'style': arm.line, 'seeds': len(runs)}
-        lines.append(Line(arm.label, arm.color, points, **look))
+        lines.append(arm.draw(points, seeds=len(runs)))
         codistill = runs[0].run['config']['codistill']
         if codistill['exchange'] != 'none' and not self.by_hours:
           marks[codistill['burn_in_steps']] = 'burn-in ends'
@@ -73,7 +72,7 @@ class Curves(Figure):
     ours = Panel('ours, {}', lines, xlabel, self.metric.label, **look)
     # Single runs, without error bars: so the paper shows them.
     theirs = [
-      Line(arm.label, arm.color, together([curve]), arm.line)
+      arm.draw(together([curve]))
       for arm in self.arms
       if (curve := self.paper_curve(arm))
     ]
@@ -93,7 +92,7 @@ class Curves(Figure):
       steps = self._reached(self._our_curve(arm, rows), ours)
       there = {f'{unit} to the baseline’s best': steps}
       if self.by_hours:
-        last = [run.rows[-1] for run in self._runs(arm, rows)]
+        last = [run.rows[-1] for run in arm.ended(self.metric, rows)]
         pace = [row['seconds'] / row['step'] for row in last]
         measured = f'{statistics.fmean(pace):.3f}' if pace else '–'
         header = 'hours to the baseline’s best / seconds a step, as measured'
@@ -121,10 +120,6 @@ class Curves(Figure):
       return 'not reached'
     return f'{at:.2f}' if self.by_hours else f'{at:,.0f}'
 
-  def _runs(self, arm: Arm, rows: Rows) -> list[Result]:
-    """Those that got to their end: a curve that stops would bend the mean."""
-    return self.metric.whole(arm.runs(rows), arm.who)
-
   def _unit(self, arm: Arm) -> float:
     """From steps to what is on the horizontal axis."""
     return arm.seconds_per_step / 3_600 if self.by_hours else 1
@@ -136,7 +131,7 @@ class Curves(Figure):
 
   def _our_curve(self, arm: Arm, rows: Rows) -> Curve:
     unit = self._unit(arm)
-    mean = self.metric.mean_curve(self._runs(arm, rows), arm.who)
+    mean = self.metric.mean_curve(arm.ended(self.metric, rows), arm.who)
     return [(step * unit, y) for step, y in mean]
 
 
@@ -145,8 +140,7 @@ class Reloads(Curves):
 
   def panels(self, rows: Rows) -> Grid:
     """If there are three intervals: fewer do not answer its question."""
-    arms = LM_RELOADS.items()
-    found = {k: LOSS.ends(arm.runs(rows), arm.who) for k, arm in arms}
+    found = {k: arm.ends(LOSS, rows) for k, arm in LM_RELOADS.items()}
     places = [k for k, values in found.items() if values]
     above = super().panels(rows)
     if len(places) < 3 or not above:
@@ -168,7 +162,7 @@ class Reloads(Curves):
     alone = {place: end for place in (min(found), max(found))}
     lines = [
       *along('codistilled', LM_RELOADS[50].color, found, seeds=None),
-      Line(self.baseline.label, self.baseline.color, alone, level=True),
+      self.baseline.draw(alone, level=True),
     ]
     title = 'the paper, language model, at the end'
     axis = {'xscale': 'log', 'xticks': list(found)}

@@ -12,6 +12,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 
@@ -24,8 +25,8 @@ from experiments.paths import local_path
 OUT = pathlib.Path(__file__).parent.parent.parent / 'docs/images/method.svg'
 # Without dates and random ids, and with letters as outlines.
 STYLE = {'svg.hashsalt': 'codistillation', 'svg.fonttype': 'path'}
-# Colors of members 0 and 1, and of what they share.
-_COLORS = ('#0072B2', '#D55E00')
+# Colours and weights of members 0 and 1, and the colour of what they share.
+_MEMBERS = (('#0072B2', 'θ₀'), ('#D55E00', 'θ₁'))
 _GRAY = '#555555'
 
 
@@ -37,13 +38,8 @@ def draw(out: pathlib.Path) -> None:
     axes.axis('off')
     for low, me, other in ((21, 0, 1), (3, 1, 0)):
       _draw_member(axes, low, me, other)
-    _box(
-      axes,
-      (59, 3, 18, 31),
-      'shared folder',
-      _GRAY,
-      'weights of\nboth members,\nas Orbax\ncheckpoints',
-    )
+    text = 'weights of\nboth members,\nas Orbax\ncheckpoints'
+    _box(axes, (59, 3, 18, 31), 'shared folder', _GRAY, text)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Opaque, because pages may be light or dark.
     metadata = {'Date': None} if out.suffix == '.svg' else None
@@ -52,32 +48,13 @@ def draw(out: pathlib.Path) -> None:
 
 
 def _draw_member(axes: Axes, low: float, me: int, other: int) -> None:
-  color, theirs = _COLORS[me], _COLORS[other]
-  _box(axes, (0.5, low + 3, 11, 7), f'data {me}', color)
-  _arrow(axes, (11.5, low + 6.5), (16, low + 6.5), color)
-  _box(
-    axes,
-    (16, low, 24, 13),
-    f'member {me}: θ{"₀₁"[me]}',
-    color,
-    'learns from labels (φ)\nand from predictions\nof the stale copy (ψ)',
-  )
-  _arrow(
-    axes,
-    (40, low + 10),
-    (59, low + 10),
-    color,
-    f'θ{"₀₁"[me]}, every k steps',
-  )
-  _arrow(axes, (59, low + 2.5), (40, low + 2.5), theirs)
-  axes.text(
-    *(49.5, low + 4.6),
-    f'stale copy of θ{"₀₁"[other]}',
-    color=theirs,
-    ha='center',
-    va='center',
-    fontsize=9.5,
-  )
+  (mine, name), (theirs, peer) = _MEMBERS[me], _MEMBERS[other]
+  _box(axes, (0.5, low + 3, 11, 7), f'data {me}', mine)
+  _arrow(axes, 11.5, 16, low + 6.5, mine)
+  text = 'learns from labels (φ)\nand from predictions\nof the stale copy (ψ)'
+  _box(axes, (16, low, 24, 13), f'member {me}: {name}', mine, text)
+  _arrow(axes, 40, 59, low + 10, mine, f'{name}, every k steps')
+  _arrow(axes, 59, 40, low + 2.5, theirs, f'stale copy of {peer}')
 
 
 def _box(
@@ -88,51 +65,26 @@ def _box(
   text: str = '',
 ) -> None:
   left, low, width, height = place
-  axes.add_patch(
-    plt.Rectangle(
-      (left, low), width, height, edgecolor=color, facecolor='none', lw=1.6
-    )
-  )
-  middle = left + width / 2
-  axes.text(
-    *(middle, low + height - 2.6 if text else low + height / 2),
-    title,
-    color=color,
-    ha='center',
-    va='center',
-    weight='bold',
-  )
-  axes.text(
-    *(middle, low + (height - 3.6) / 2),
-    text,
-    color='#222222',
-    ha='center',
-    va='center',
-    fontsize=9.5,
-  )
+  look = {'edgecolor': color, 'facecolor': 'none', 'lw': 1.6}
+  axes.add_patch(plt.Rectangle((left, low), width, height, **look))
+  middle, high = left + width / 2, height - 2.6 if text else height / 2
+  _write(axes, middle, low + high, title, color, size=11, weight='bold')
+  _write(axes, middle, low + (height - 3.6) / 2, text, '#222222')
 
 
 def _arrow(
-  axes: Axes,
-  start: tuple[float, float],
-  end: tuple[float, float],
-  color: str,
-  text: str = '',
+  axes: Axes, start: float, end: float, y: float, color: str, text: str = ''
 ) -> None:
-  axes.annotate(
-    '',
-    end,
-    start,
-    arrowprops={'arrowstyle': '-|>', 'color': color, 'lw': 1.6},
-  )
-  axes.text(
-    *((start[0] + end[0]) / 2, start[1] + 2.1),
-    text,
-    color=color,
-    ha='center',
-    va='center',
-    fontsize=9.5,
-  )
+  look = {'arrowstyle': '-|>', 'color': color, 'lw': 1.6}
+  axes.annotate('', (end, y), (start, y), arrowprops=look)
+  _write(axes, (start + end) / 2, y + 2.1, text, color)
+
+
+def _write(
+  axes: Axes, x: float, y: float, text: str, color: str, **look: Any
+) -> None:
+  look = {'ha': 'center', 'va': 'center', 'size': 9.5, **look}
+  axes.text(x, y, text, color=color, **look)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -53,10 +53,7 @@ class Diversity(Figure):
 
   def _panel(self, rows: Rows, metric: Metric) -> Panel:
     colors = {'own': arms.CODISTILL.color, 'same': arms.SAME.color}
-    dots = [
-      Dots(arm.label, arm.color, metric.ends(arm.runs(rows), arm.who))
-      for arm in (arms.SYNC, arms.ENSEMBLE)
-    ] + [
+    dots = [arm.dots(metric, rows) for arm in (arms.SYNC, arms.ENSEMBLE)] + [
       Dots(', '.join(key), colors[key[-1]], metric.ends(runs, 0))
       for key, runs in self._points(rows).items()
     ]

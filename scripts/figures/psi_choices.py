@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.figures import panel
 from scripts.figures.arms import ANY, Arm
-from scripts.figures.figure import Cells, Figure, ends, gains, made_by
-from scripts.figures.metric import LOSS, MEMBERS, Rows
-from scripts.figures.panel import Dots, Grid, Panel
+from scripts.figures.ends import Ends
+from scripts.figures.metric import MEMBERS, Rows
 
 _CONFIG, _REFERENCE = 'psi_choices', 'lm_rivals'
 _BURN_IN = 'codistill.burn_in_steps'
@@ -26,10 +26,10 @@ def _arm(
 
 
 _APART = {'codistill.exchange': 'none', _BURN_IN: ANY}
-# Their best rate may be another one than that of pairs that codistil.
-_ALONE = tuple(
-  _arm('members that never meet', panel.BLACK, _APART | rate, _REFERENCE)
-  for rate in ({}, {'schedule.constant.rate': ANY})
+_ALONE = dataclasses.replace(
+  _arm('members that never meet', panel.BLACK, _APART, _REFERENCE),
+  # Their best rate may be another one than that of pairs that codistil.
+  free=('schedule.constant.rate',),
 )
 _PAPER = _arm('ψ as in the paper', panel.VERMILION, {}, _REFERENCE)
 _CHOICES = tuple(
@@ -70,33 +70,14 @@ _CHOICES = tuple(
 )
 
 
-class PsiChoices(Figure):
+class PsiChoices(Ends):
   """The end with each choice, beside the paper's and beside no peers."""
 
   title = 'Which temperature, weight and loss should ψ have?'
   configs = (_REFERENCE, _CONFIG)
+  columns = ('ψ',)
+  of = 'a member'
 
-  def panels(self, rows: Rows) -> Grid:
-    if not any(arm.runs(rows) for arm in _CHOICES):
-      return []
-    dots = [
-      Dots(arm.label, arm.color, LOSS.ends(arm.runs(rows), arm.who))
-      for arm in (_alone(rows), _PAPER, *_CHOICES)
-    ]
-    return [[Panel('ours, {}, at the end', dots, LOSS.label)]]
-
-  def lines(self, rows: Rows) -> Iterator[Cells]:
-    alone = _alone(rows)
-    for arm in (alone, _PAPER, *_CHOICES):
-      runs = arm.runs(rows)
-      yield {
-        'ψ': arm.label,
-        **ends(runs, arm.who, LOSS, of='a member'),
-        **gains(runs, arm.who, alone, rows, LOSS),
-        **ends(runs, 'ensemble', LOSS, of='ensemble'),
-        **made_by(arm.config, runs),
-      }
-
-
-def _alone(rows: Rows) -> Arm:
-  return next((arm for arm in _ALONE if arm.runs(rows)), _ALONE[0])
+  def groups(self, rows: Rows) -> Mapping[str, Sequence[Arm]]:
+    del rows
+    return {'': (_ALONE, _PAPER, *_CHOICES)}

@@ -2,114 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
 
-from experiments.results import Result
-from scripts.figures.figure import (
-  COMMAND,
-  Cells,
-  Figure,
-  ends,
-  gain_over,
-  made_by,
-)
-from scripts.figures.metric import LOSS, Rows, grouped
-from scripts.figures.panel import BLACK, Dots, Grid, Panel
-from scripts.figures.rivals import KEYS, WAYS
+from scripts.figures import panel
+from scripts.figures.arms import ANY, Arm
+from scripts.figures.ends import Ends
+from scripts.figures.figure import COMMAND, Cells
+from scripts.figures.metric import Rows
+from scripts.figures.rivals import WAYS
 
 _CONFIG, _REFERENCE = 'lm_rivals_faults', 'lm_rivals'
-# What becomes of member 1; in the order of the table.
-_FAULTS = {'none': 'well', 'death': 'dies half-way', 'slow': 'ten times slower'}
-_SLOW = list(_FAULTS).index('slow')
-# Which weights a rule leaves out.
-_RULES = {
-  'codistill.max_age_steps': 'old',
-  'codistill.max_task_loss_ratio': 'worse',
+_DEAD = {'fault.kind': 'death'}
+_SLOW = {'fault.kind': 'slow', 'codistill.exchange': 'checkpoints'}
+_OLD, _WORSE = 'codistill.max_age_steps', 'codistill.max_task_loss_ratio'
+# What becomes of member 1, and which weights a rule leaves out.
+_FATES = {
+  'well': {},
+  'dies half-way': _DEAD,
+  'dies half-way, old weights are left out': {**_DEAD, _OLD: ANY},
+  'ten times slower': _SLOW,
+  'ten times slower, worse weights are left out': {**_SLOW, _WORSE: ANY},
 }
-_KEYS = (*KEYS, *_RULES, 'fault.kind', 'fault.step')
+# When a fault happens, and what methods tune for themselves.
+_FREE = (
+  *('fault.step', 'codistill.outer_learning_rate'),
+  'schedule.constant.rate',
+)
+_NEVER = {'codistill.exchange': 'none', 'codistill.burn_in_steps': ANY}
 
 
-class _Way(NamedTuple):
-  """What runs have in common; in the order of the table.
-
-  Attributes:
-    method: its place in `WAYS`; −1 without an exchange.
-    fault: its place in `_FAULTS`.
-    rule: which weights are left out; '' without a rule.
-  """
-
-  method: int
-  fault: int
-  rule: str
-
-  @property
-  def label(self) -> str:
-    """What members do, and what becomes of member 1."""
-    if self.method < 0:
-      return 'members that never meet'
-    name, _ = list(WAYS.values())[self.method]
-    rule = f', {self.rule} weights are left out' if self.rule else ''
-    return f'{name}, {list(_FAULTS.values())[self.fault]}{rule}'
-
-  @property
-  def color(self) -> str:
-    """That of the method."""
-    return BLACK if self.method < 0 else list(WAYS.values())[self.method][1]
-
-
-class RivalsFaults(Figure):
+class RivalsFaults(Ends):
   """Where member 0 ends: beside one that is well, and without one."""
 
   title = 'What does it cost when the other member dies, or is slow?'
   configs = (_REFERENCE, _CONFIG)
+  columns = ('members, and what becomes of member 1',)
+  of = 'member 0'
+  other, of_other = 1, 'member 1'
 
-  def panels(self, rows: Rows) -> Grid:
-    ways = _ways(rows)
-    if not any(way.fault for way in ways):
-      return []
-    dots = [Dots(w.label, w.color, LOSS.ends(r, 0)) for w, r in ways.items()]
-    return [[Panel('ours, {}, member 0 at the end', dots, LOSS.label)]]
+  def groups(self, rows: Rows) -> Mapping[str, Sequence[Arm]]:
+    found = [_arm('members that never meet', panel.BLACK, _NEVER)]
+    for method, (name, color) in WAYS.items():
+      own = {} if method == 'codistillation' else {'codistill.method': method}
+      for fate, point in _FATES.items():
+        found.append(_arm(f'{name}, {fate}', color, own | point))
+    # Some rules were tried with some methods.
+    return {'': [arm for arm in found if arm.runs(rows)]}
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
-    ways = _ways(rows)
-    if not any(way.fault for way in ways):
-      return
-    never = next((runs for way, runs in ways.items() if way.method < 0), [])
-    for way, runs in ways.items():
-      yield {
-        'members, and what becomes of member 1': way.label,
-        **ends(runs, 0, LOSS, of='member 0'),
-        'better than never, seed for seed': gain_over(never, runs, 0),
-        **ends(runs, 1, LOSS, of='member 1'),
-        **made_by(_CONFIG, runs),
-        # It is no sweep's: each member needs a process of its own.
-        **({COMMAND: 'below the table'} if way.fault == _SLOW else {}),
-      }
+    for line in super().lines(rows):
+      # It is no sweep's: each member needs a process of its own.
+      slow = 'slower' in line[self.columns[0]]
+      yield line | ({COMMAND: 'below the table'} if slow else {})
 
 
-def _ways(rows: Rows) -> dict[_Way, list[Result]]:
-  """Runs whose member 0 got to the end, by what they do."""
-
-  def key(run: Result) -> _Way:
-    codistill = run.run['config']['codistill']
-    fault = run.run['config']['fault']['kind']
-    if codistill['exchange'] == 'none':
-      return _Way(-1, 0, '')
-    return _Way(
-      list(WAYS).index(codistill['method']),
-      list(_FAULTS).index(fault),
-      next((word for rule, word in _RULES.items() if rule in run.point), ''),
-    )
-
-  often = 'codistill.reload_interval_steps'
-  runs = [
-    run
-    for config in (_REFERENCE, _CONFIG)
-    for run in LOSS.whole(rows.get(config, ()), 0)
-    if run.run['config']['codistill']['members'] == 2
-    and run.run['config']['codistill']['publish_precision'] == 'float32'
-    and not run.run['config']['codistill'].get('synchronous')
-    and often not in run.point
-  ]
-  return grouped(runs, _KEYS, key)
+def _arm(label: str, color: str, point: Mapping) -> Arm:
+  config = _CONFIG if 'fault.kind' in point else _REFERENCE
+  return Arm(label, color, config=config, point=point, free=_FREE)

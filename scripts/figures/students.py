@@ -25,7 +25,7 @@ from scripts.figures.figure import (
   made_by,
 )
 from scripts.figures.metric import LOSS, TOP_1, Metric, Rows, grouped
-from scripts.figures.panel import Dots, Grid, Panel, along
+from scripts.figures.panel import Grid, Panel, along
 
 # Of the steps: from there on all is in sight, late enough for curves to differ.
 _LATE = 0.5
@@ -61,7 +61,7 @@ class HalfTheSteps(Figure):
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     for arm in (*self.drawn, arms.EQUAL_ONE):
-      runs = TOP_1.whole(arm.runs(rows), arm.who)
+      runs = arm.ended(TOP_1, rows)
       steps, spent = _spent(runs[0], arm) if runs else ('–', '–')
       yield {
         'what the budget buys': arm.label,
@@ -106,15 +106,12 @@ class Transfer(Figure):
     xlabel = 'steps, those of the teachers included'
     some = (arms.SYNC, *self.drawn)
     steps = over(rows, some, total_steps, xlabel, TOP_1, _LATE)
-    dots = [
-      Dots(arm.label, arm.color, TOP_1.ends(arm.runs(rows), arm.who))
-      for arm in self.drawn
-    ]
+    dots = [arm.dots(TOP_1, rows) for arm in self.drawn]
     return [[steps, Panel('ours, {}, at the end', dots, TOP_1.label)]]
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     for arm in self.drawn:
-      runs = TOP_1.whole(arm.runs(rows), arm.who)
+      runs = arm.ended(TOP_1, rows)
       last = total_steps(runs[0], runs[0].rows[-1]['step']) if runs else None
       taught_by = TOP_1.text(_taught_by(runs, 'held_out', TOP_1))
       yield {
@@ -168,7 +165,7 @@ class TeacherFit(Figure):
     return Panel(f'ours, {{}}, {name}', lines, xlabel, ylabel, **axis)
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
-    alone = TOP_1.whole(self.alone.runs(rows), 0)
+    alone = self.alone.ended(TOP_1, rows)
     for age, runs in [*_by_age(rows).items(), (None, alone)]:
       teachers = {
         f'{label}: {TOP_1.short} / {LOSS.short}': beside(

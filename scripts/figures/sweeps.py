@@ -138,7 +138,7 @@ class Contrast(Figure):
         curves.append(Line(label, color, points, **look))
     if runs := alone.runs(rows):
       points = LOSS.points(runs, MEMBERS)
-      curves.append(Line(alone.label, alone.color, points, seeds=len(runs)))
+      curves.append(alone.draw(points, seeds=len(runs)))
     axis = {'xscale': 'log', 'xticks': delays}
     title = f'ours, {{}}, {delays[-1]} updates old'
     xlabel, label = 'step (updates)', LOSS.label
@@ -233,7 +233,7 @@ def _steps(rows: Rows, runs: list[Result]) -> float | None:
 
 def _batches(rows: Rows) -> dict[tuple[int, float], list[Result]]:
   """Runs that got to their end, by lanes and rate; none without a baseline."""
-  if not LOSS.whole(arms.LM_SYNC.runs(rows), 0):
+  if not arms.LM_SYNC.ended(LOSS, rows):
     return {}
   return grouped(
     LOSS.whole(rows['lm_sync'], 0),
