@@ -88,15 +88,34 @@ def test_what_is_before_damage_is_read_up_to_it(read, compress):
       if compress is bz2.compress
       else lzma.LZMADecompressor()
     )
-    wanted, rest = b'', bytes(damaged)
+    wanted = b''
     with contextlib.suppress(OSError, lzma.LZMAError):
-      while True:
-        wanted, rest = wanted + one.decompress(rest, 1), b''
+      for at in range(len(damaged)):
+        data = bytes(damaged[at : at + 1])
+        while more := one.decompress(data, 1):
+          wanted, data = wanted + more, b''
     assert read(bytes(damaged))[0] == wanted
   # With a wrong checksum it reads everything.
   if compress is gzip.compress:
     damaged = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
     assert read(damaged)[0] == CONTENT
+
+
+@pytest.mark.parametrize('compress', COMPRESS)
+def test_what_is_read_does_not_depend_on_the_size_of_parts(
+  read, monkeypatch, compress
+):
+  # Long matches, of which a part may end anywhere.
+  whole = compress(b''.join(b'%d and again\r\n' % (n // 9) for n in range(60)))
+  for place in range(6, len(whole)):
+    for bit in (0x01, 0xFF):
+      damaged = bytearray(whole)
+      damaged[place] ^= bit
+      found = []
+      for size in (1 << 16, 50, 20):
+        monkeypatch.setattr('data.preparing.compressed._PART_BYTES', size)
+        found.append(read(bytes(damaged)))
+      assert found[0] == found[1] == found[2], (place, bit)
 
 
 @pytest.mark.parametrize('compress', COMPRESS)

@@ -129,8 +129,8 @@ def _read_streams(raw, pattern, make):
         known += len(block)
         yield block
     except _DAMAGE as error:
-      # Reads again byte by byte: the failed call did not return its last bytes.
-      yield from _Stream(raw, position, make).read_to_damage(known)
+      # The failed call did not return its last bytes.
+      yield from stream.read_to_damage(known)
       yield Gap(str(error))
       position = _find_whole(raw, position + 1, pattern, make)
       continue
@@ -166,27 +166,37 @@ class _Stream:
 
   def __init__(self, raw, position, make):
     self._raw, self._position, self._make = raw, position, make
+    self._last_part = position
 
   def read(self, known: int | None = None) -> Iterator[bytes]:
-    """Yields its blocks; single bytes after the first `known` ones."""
-    self._raw.seek(self._position)
+    """Yields its blocks.
+
+    Args:
+      known: after so many bytes single ones are yielded; and the part of the
+        file that was the last one before is read byte by byte.
+    """
+    slowly_from, position = self._last_part, self._position
+    self._raw.seek(position)
     decompressor, block, seen = self._make(), b'', 0
     while not decompressor.eof:
       data = b''
       # That of bz2 says so even if it has more to return.
       if decompressor.needs_input and not block:
-        data = self._raw.read(_PART_BYTES)
+        self._last_part = position
+        slowly = known is not None and position >= slowly_from
+        data = self._raw.read(1 if slowly else _PART_BYTES)
         if not data:
           raise EOFError('it ends too early')
+        position += len(data)
       most = _PART_BYTES if known is None else max(1, known - seen)
       block = decompressor.decompress(data, min(most, _PART_BYTES))
       seen += len(block)
       if block:
         yield block
-    self.end = self._raw.tell() - len(decompressor.unused_data)
+    self.end = position - len(decompressor.unused_data)
 
   def read_to_damage(self, known: int) -> Iterator[bytes]:
-    """Yields the bytes between its first `known` ones and the damage."""
+    """After `read` failed: bytes between the first `known` and the damage."""
     seen, found = 0, bytearray()
     with contextlib.suppress(*_DAMAGE):
       for block in self.read(known):
@@ -217,14 +227,10 @@ def _find_whole(raw, position, pattern, make):
 
 
 class _Gzip:
-  """zlib's decompressor, with the interface of those of bz2 and lzma.
-
-  It returns the bytes before damage, and raises at the next call.
-  """
+  """zlib's decompressor, with the interface of those of bz2 and lzma."""
 
   def __init__(self):
     self._inner, self.needs_input = zlib.decompressobj(wbits=31), True
-    self._error = None
 
   @property
   def eof(self):
@@ -235,20 +241,9 @@ class _Gzip:
     return self._inner.unused_data
 
   def decompress(self, data, max_length):
-    if self._error:
-      raise self._error
     data = self._inner.unconsumed_tail + data
-    if self.needs_input and not data:
-      return b''
-    before = self._inner.copy()
-    try:
-      block = self._inner.decompress(data, max_length)
-      self.needs_input = len(block) < max_length
-    except zlib.error as error:
-      self._error, self.needs_input, block = error, False, b''
-      with contextlib.suppress(zlib.error):
-        for at in range(len(data)):
-          block += before.decompress(data[at : at + 1])
+    block = self._inner.decompress(data, max_length)
+    self.needs_input = len(block) < max_length
     return block
 
 
