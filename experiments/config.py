@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,10 @@ from experiments.results import MACHINE_KEYS, recipe_of
 # Added to the seed of a first phase. With the same seed a student would start
 # from its teacher's initial weights and read the data in its order.
 _TEACHERS_SEED = 1_000_000
+
+
+# What configs add to the base: their data, and what they choose among.
+_OPEN = re.compile(r'(data|networks|optimizer|schedule)\.|model\.(name$|\w+\.)')
 
 
 def load(reference: str) -> ConfigDict:
@@ -40,12 +45,18 @@ def load(reference: str) -> ConfigDict:
       f'get_config() of {file.path} returns {type(config).__name__}; it must '
       'return a ConfigDict'
     )
-  found = {key for key, _ in networks.items_of(config)}
-  if missing := [key for key in _base_keys() if key not in found]:
+  found, known = dict(networks.items_of(config)), _base_keys()
+  if missing := [key for key in known if key not in found]:
     raise UserError(
       f'the config of {file.path} has no key {missing[0]}; start from '
       'another config, or from get_base() of experiments.configs.base'
     )
+  for key in {*found} - {*known}:
+    if not (_OPEN.match(key) or isinstance(found[key], ConfigDict)):
+      raise UserError(
+        f'the config of {file.path} has a key {key!r}, which nothing reads'
+        f'{nearest(key, known)}'
+      )
   return config
 
 
@@ -320,6 +331,7 @@ _OWN_KEYS = (
   'codistill.publish_precision',
   'codistill.teacher_precision',
   'data.eval_split',
+  'eval_batch_size',
   'eval_interval_steps',
   'eval_metrics',
 )

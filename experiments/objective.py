@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -37,12 +38,9 @@ def make_objective(
     targets = np.asarray(dataset.label_distribution())
     if codistill.teacher == 'uniform':
       targets = np.full(len(targets), 1 / len(targets), np.float32)
-  distill_loss = losses.DISTILL_LOSSES[codistill.distill_loss]
-  if codistill.distill_loss == 'top_k_kl':
-    distill_loss = functools.partial(distill_loss, k=codistill.distill_top_k)
   made = {
     'task_loss': task.task_loss,
-    'distill_loss': distill_loss,
+    'distill_loss': _distill_loss(config),
     'peer_average': losses.PEER_AVERAGES[codistill.peer_average],
     'constant_targets': targets,
     'loss_chunk_tokens': loss_chunk_tokens,
@@ -55,6 +53,35 @@ def make_objective(
     if field.name not in made
   }
   return losses.Objective(**made, **numbers)
+
+
+def _distill_loss(config: ConfigDict) -> Callable[..., Any]:
+  codistill = config.codistill
+  loss = losses.DISTILL_LOSSES[codistill.distill_loss]
+  if codistill.distill_loss == 'top_k_kl':
+    return functools.partial(loss, k=codistill.distill_top_k)
+  return loss
+
+
+def _try_distill_loss(config: ConfigDict, num_classes: int) -> None:
+  """Refuses a loss of one's own that is not one number an example."""
+  shape, name = (2, 3), config.codistill.distill_loss
+  logits = jax.ShapeDtypeStruct((*shape, num_classes), jnp.float32)
+  try:
+    given = jax.eval_shape(_distill_loss(config), logits, logits)
+    given = getattr(given, 'shape', type(given).__name__)
+  # Its code may do anything.
+  except Exception as error:
+    raise UserError(
+      f'codistill.distill_loss {name} fails '
+      f'({" ".join(str(error).split())[:200]}); it has to be a function of '
+      'targets and logits, as those of codistill.losses'
+    ) from error
+  if given != shape:
+    raise UserError(
+      f'codistill.distill_loss {name} gives {given} for logits of shape '
+      f'{logits.shape}; it has to give a number an example, {shape}'
+    )
 
 
 def check_objective(config: ConfigDict, task: Task) -> None:
@@ -74,6 +101,7 @@ def check_objective(config: ConfigDict, task: Task) -> None:
       f'codistill.distill_top_k is {k}; it must be between 1 and the {classes} '
       'classes'
     )
+  _try_distill_loss(config, classes)
   if not 0 < codistill.temperature < math.inf:
     raise UserError(
       f'codistill.temperature is {codistill.temperature}; it must be more '
@@ -95,6 +123,24 @@ def check_objective(config: ConfigDict, task: Task) -> None:
       'codistill.exchange, with method codistillation and burn_in_steps less '
       'than num_steps, or leave it out'
     )
+
+
+def why_untaught(config: ConfigDict) -> str | None:
+  """Why nobody learns from peers though there is an exchange; None if some do.
+
+  Members whose weights are averaged need no teachers.
+  """
+  codistill = config.codistill
+  if codistill.exchange == 'none' or averaging.is_averaged(config):
+    return None
+  if codistill.burn_in_steps >= config.num_steps:
+    return (
+      f'codistill.burn_in_steps is {codistill.burn_in_steps:,}, and num_steps '
+      f'{config.num_steps:,}'
+    )
+  if codistill.exchange != 'frozen' and codistill.members == 1:
+    return 'codistill.members is 1'
+  return None
 
 
 def _make_weights(config: ConfigDict) -> dict[str, Weight]:

@@ -63,6 +63,7 @@ from experiments.ending import (
 from experiments.errors import LoneError, UserError, user_errors
 from experiments.experiment import Experiment
 from experiments.flags import Request, World, make_request, parse_flags
+from experiments.objective import why_untaught
 from experiments.paths import FIRST_PHASE, ROOT
 from experiments.processes import say
 from experiments.profile import Profile
@@ -270,6 +271,8 @@ def _train(
   devices = hosts.devices()
   count = request.config.num_devices or len(devices)
   say(console, f'{label} on {count} × {devices[0].device_kind}')
+  if why := why_untaught(request.config):
+    say(console, f'No member will have a teacher: {why}.')
   if why := record.why_unknown(ROOT):
     say(
       console,

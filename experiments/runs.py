@@ -8,9 +8,10 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from experiments import results
 from experiments.errors import UserError, user_errors
 from experiments.paths import FIRST_PHASE, ROOT
-from experiments.record import Record, Row, read_rows, read_run
+from experiments.record import Record, Row, config_hash, read_rows, read_run
 
 Run = dict[str, Any]
 
@@ -137,13 +138,18 @@ def read_all_rows(
 def identity_of(workdir: pathlib.Path) -> dict[str, Any]:
   """What tells a run from another in the same folder: its start and config.
 
+  Its `point` is the same for all seeds of one point, wherever they lie.
+
   Raises:
     UserError: as `read_runs`.
   """
   runs = read_runs(workdir)
+  run = some_run(runs)
+  recipe = config_hash(results.recipe_of(run['config']))
   return {
     'started': [run['started'] for run in runs.values()],
-    'config_hash': some_run(runs)['config_hash'],
+    'config_hash': run['config_hash'],
+    'point': f'{results.stem(run["experiment"], run["variant"])}-{recipe[:8]}',
   }
 
 

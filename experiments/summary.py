@@ -25,7 +25,7 @@ def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
   """
   table = Table(
     title='Held-out examples',
-    box=box.SIMPLE_HEAD,  # Narrow: the longest name fits 80 columns.
+    box=box.SIMPLE_HEAD,
     padding=(0, 1, 0, 0),
     caption='loss in nats; disagree: on how many examples two members differ',
   )
@@ -40,8 +40,9 @@ def results_table(runs: Iterable[tuple[str, list[Row]]]) -> Table:
     for key in row
     if is_own_metric(key)
   )
-  for column in ('run', 'member'):
-    table.add_column(column, no_wrap=True)
+  # A name that is too long for the page wraps, so that no number is cut.
+  table.add_column('run', overflow='fold')
+  table.add_column('member', no_wrap=True)
   for column in ('steps', 'accuracy', 'loss', *metrics, 'disagree'):
     table.add_column(column, justify='right', no_wrap=True)
   for name, final in finals:

@@ -321,13 +321,19 @@ def _check_ends(
   members = [run['member']]
   if run['member'] is None:
     members = range(run['config']['codistill']['members'])
-  for member in members:
-    last = ends.get(member, 0)
-    if last < run['config']['num_steps'] and death_of(run, member) is None:
+  lost = {m for m in members if death_of(run, m) is not None}
+  whos = {
+    f'member {member}': member for member in members if member not in lost
+  }
+  if len(whos) > 1:
+    whos['the ensemble'] = 'ensemble'
+  for name, who in whos.items():
+    last = ends.get(who, 0)
+    if last < run['config']['num_steps']:
       raise ValueError(
-        f'{record.workdir} is done, and evaluations of member {member} end at '
-        f'step {last:,}; restore {record.rows_path.name} from a copy, or run '
-        'it again'
+        f'{record.workdir} is done, and evaluations of {name} end at step '
+        f'{last:,}; restore {record.rows_path.name} from a copy, or run it '
+        'again'
       )
 
 
@@ -369,9 +375,13 @@ def _without_paths(
   if own and (fingerprint := run.get('data', {}).get('fingerprint')):
     overrides['data.fingerprint'] = fingerprint[:12]
   if teachers := overrides.get('codistill.frozen_dir'):
-    overrides['codistill.frozen_dir'] = pathlib.PurePath(teachers).name
+    # Which point taught, whose seeds may lie anywhere; older code did not say.
+    name = run.get('taught_by', {}).get(
+      'point', pathlib.PurePath(teachers).name
+    )
+    overrides['codistill.frozen_dir'] = name
   for section, key in PATH_KEYS:
-    if key != 'frozen_dir':  # Its name is kept.
+    if key != 'frozen_dir':
       overrides.pop(f'{section}.{key}', None)
   return overrides, _without_folders(run['config'])
 
@@ -437,9 +447,15 @@ def _without_nulls(row: Row) -> Row:
 
 
 def merge(
-  old: Sequence[Result], new: Sequence[Result], *, replace: bool
+  old: Sequence[Result], new: Sequence[Result], *, replace: bool | None
 ) -> list[Result]:
   """Merges old and new runs of one file.
+
+  Args:
+    old: those that are there.
+    new: those that are added.
+    replace: whether one that is added may take the place of one that is there;
+      None if that is no choice, because all are being added.
 
   Raises:
     ValueError: for two different runs of one point, or for seeds of one point
@@ -453,8 +469,9 @@ def merge(
         f'two runs of {result.run["experiment"]}:{result.run["variant"]} '
         f'{result.id}: one of {there.run["started"]} at commit '
         f'{str(there.run["commit"])[:12]}, one of {result.run["started"]} at '
-        f'{str(result.run["commit"])[:12]}; collect one of them, or replace '
-        'the one collected before with --replace'
+        f'{str(result.run["commit"])[:12]}; collect one of them'
+        + ', or replace the one collected before with --replace'
+        * (replace is not None)
       )
     merged[result.id] = result
   seen: dict[str, Result] = {}
@@ -577,7 +594,7 @@ def collect(
     if workdir.is_file():
       for result in read_collected(workdir, variant, allow):
         name = results.stem(result.run['experiment'], variant)
-        files[name] = merge(files.get(name, []), [result], replace=False)
+        files[name] = merge(files.get(name, []), [result], replace=None)
         pairs = churn.setdefault(name, {})
         for other in {row['other'] for row in result.churn}:
           pairs[result.id, other] = [
@@ -602,7 +619,7 @@ def collect(
       name = results.stem(result.run['experiment'], result.run['variant'])
       own = files.setdefault(name, [])
       # Two of the runs just read may not be one point, even with `replace`.
-      files[name] = merge(own, [result], replace=False)
+      files[name] = merge(own, [result], replace=None)
       folders.setdefault(name, {})[result.id] = folder
   texts = {}
   for name, new in files.items():

@@ -334,7 +334,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
   work = Table(box=box.SIMPLE_HEAD)
   work.add_column(f'{found["config"]}: an update')
   for column in ('products', 'other arithmetic'):
-    work.add_column(f'{column} (MFLOP/{unit})', justify='right')
+    work.add_column(f'{column} (MFLOP/{unit})', justify='right', min_width=9)
   for update, counts in found['flops'].items():
     each = (count / found['examples_per_step'] for count in counts.values())
     work.add_row(

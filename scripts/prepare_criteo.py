@@ -23,6 +23,7 @@ import functools
 import gzip
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -295,7 +296,7 @@ def _prepare(flags: argparse.Namespace) -> None:
     )
   console.print(
     f'{flags.output} is prepared; train on it with --config=criteo_dnn '
-    f'--config.data.path={flags.output}',
+    f'--config.data.path={shlex.quote(str(flags.output))}',
     highlight=False,
     soft_wrap=True,
   )

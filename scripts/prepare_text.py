@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -353,7 +354,7 @@ def _prepare(flags: argparse.Namespace) -> None:
   console.print(summary(manifest))
   console.print(
     f'{flags.output} is prepared; train on it with '
-    f'--config.data.data_dir={flags.output}',
+    f'--config.data.data_dir={shlex.quote(str(flags.output))}',
     highlight=False,
     soft_wrap=True,
   )

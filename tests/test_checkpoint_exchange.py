@@ -15,6 +15,7 @@ import time
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import stand_ins
@@ -508,6 +509,34 @@ def test_what_cannot_be_removed_keeps_nobody(meeting, monkeypatch):
   assert not list(meeting.of().glob('.*.removed'))
 
 
+def test_steps_are_any_integers_and_shapes_are_enough(meeting):
+  like = jax.eval_shape(lambda: variables(0, 0))
+  exchange = meeting.make(0, like=like)
+  for step in (jnp.int32(1), np.int64(2)):
+    exchange.offer(0, step, jax.device_put(variables(0, 0)))
+    assert exchange._publisher.flush(LONG)
+  assert meeting.steps(0) == [1, 2]
+  meeting.publish(2)
+  sees(exchange, 2, at=jnp.int32(1))
+
+
+def test_what_cannot_work_is_refused_and_not_waited_for(tmp_path):
+  def make(member):
+    return CheckpointExchange(
+      tmp_path,
+      topology.make_topology('all', 2),
+      SETTINGS,
+      members=(member,),
+      like=jax.device_put(variables(0, 0)),
+    )
+
+  with pytest.raises(ValueError, match='member 2 is not in a graph of 2'):
+    make(2)
+  with pytest.raises(RuntimeError, match='in a with block'):
+    make(0).freshest(0, 1)
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_resumed_member_has_its_peers_at_once(meeting):
   meeting.publish(3, task_loss=0.25)
   first = meeting.make(0)
@@ -517,7 +546,12 @@ def test_a_resumed_member_has_its_peers_at_once(meeting):
   meeting.of().rmtree()
   second = meeting.make(0, rules=Rules(max_task_loss_ratio=2.0))
   assert second.freshest(0, 1) == ()
-  second.restore(publications)
+  # Orbax makes text of the numbers.
+  as_text = {
+    str(peer): {str(at): copy for at, copy in copies.items()}
+    for peer, copies in publications.variables.items()
+  }
+  second.restore(publications._replace(variables=as_text))
   sees(second, 3)
   # The peer's loss is restored with its copy.
   offer(second, 0, 1, 0.1)

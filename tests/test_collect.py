@@ -12,6 +12,7 @@ from in_process import complaint, run_script
 from experiments import config as config_lib
 from experiments import results
 from experiments.record import read_run
+from experiments.runs import identity_of
 from scripts import collect
 
 
@@ -104,6 +105,26 @@ def test_where_a_teacher_lies_is_no_matter(tmp_path, out):
   [result] = read(out)
   assert result.id == 'frozen_dir=pair/seed-0'
   assert 'somebody' not in one_file(out).read_text()
+
+
+def test_students_are_seeds_of_a_point_if_their_teachers_are(tmp_path, out):
+  changes = ({}, {'batch_size': 16})
+  for seed in (0, 1):
+    for kind, change in enumerate(changes):
+      # Folders of sweeps are called by their seeds.
+      pair = tmp_path / f'{kind}/seed-{seed}'
+      make_run(pair, point=change, seed=seed)
+      taught_by = identity_of(pair)
+      make_run(
+        tmp_path / f'students/{kind}-{seed}',
+        point={'codistill.frozen_dir': str(pair)},
+        seed=seed,
+        taught_by=taught_by,
+      )
+  assert run_collect(out, tmp_path / 'students') == 0
+  ids = [result.id for result in read(out)]
+  assert len({one.split('/')[0] for one in ids}) == len(changes)
+  assert len(ids) == 4
 
 
 def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(
@@ -355,16 +376,23 @@ def test_seeds_with_different_examples_or_configs(tmp_path, out, refusal):
 def test_a_cut_last_line_is_left_out_with_a_warning(
   tmp_path, out, capsys, refusal
 ):
-  workdir = make_run(tmp_path / 'a')
+  workdir = make_run(tmp_path / 'a', status='stopped')
   rows = workdir / 'rows.jsonl'
   rows.write_bytes(rows.read_bytes()[:-20])
-  assert run_collect(out, workdir) == 0
+  assert run_collect(out, workdir, '--allow=unfinished') == 0
   assert 'dropped a cut last line' in capsys.readouterr().err
   path = one_file(out)
   assert len(results.read(path)[0].rows) == 11
+  # One that is done has lost the end of its ensemble.
+  done = make_run(tmp_path / 'b')
+  rows = done / 'rows.jsonl'
+  rows.write_bytes(rows.read_bytes()[:-20])
+  assert run_collect(out, done) == 1
+  wanted = 'evaluations of the ensemble end at step 30'
+  assert wanted in capsys.readouterr().err
   # A damaged file of results is not overwritten.
   path.write_text(text := 'not JSON\n' + path.read_text())
-  assert 'line 1: not a row' in refusal(workdir)
+  assert 'line 1: not a row' in refusal(make_run(tmp_path / 'c', seed=1))
   assert path.read_text() == text
 
 

@@ -157,12 +157,41 @@ def test_points_are_named_by_the_keys_that_differ(sweep):
       ['two_phase.num_steps=10', 'num_steps=20'],
     ),
     ([{RELOAD: 5}], [BOTH]),
+    # Of text it changes the number, because lanes begin anew.
+    (
+      [{'eval_batch_size': 64}, {'eval_batch_size': 8}],
+      ['eval_batch_size=8', 'eval_batch_size=64'],
+    ),
   ],
 )  # fmt: skip
 def test_names_are_short_and_tell_points_apart(tmp_path, changes, expected):
   for number, point in enumerate(changes):
     make_run(tmp_path / str(number), point=point)
   assert sorted(names(tmp_path)) == sorted(expected)
+
+
+def test_what_changes_along_with_a_name_is_said(tmp_path, show):
+  one = make_run(tmp_path / 'one', members=1)
+  point = {'batch_size': 16, RELOAD: 5}
+  other = make_run(tmp_path / 'other', members=1, point=point)
+  assert [name.split('=')[0] for name in names(one, other)] == [
+    'batch_size'
+  ] * 2
+  said = 'batch_size also stands for reload_interval_steps'
+  for more in ((), ('--markdown',), ('--metric=task_loss',)):
+    assert said in ' '.join(show(one, other, *more).split())
+
+
+def test_long_names_cut_no_number(tmp_path, show):
+  point = dict.fromkeys(('eval_interval_steps', 'batch_size'), 123_456)
+  point |= {'codistill.max_task_loss_ratio': 1.125, 'num_steps': 30}
+  runs = [
+    make_run(tmp_path / str(n), loss=loss, point=one)
+    for n, one in enumerate((point, {**point, 'num_steps': 40}))
+  ]
+  shown = show(*runs)
+  assert '…' not in shown
+  assert shown.count('0.7000') == shown.count('12.50 %') == len(runs)
 
 
 def test_what_all_change_alike_is_in_the_title(tmp_path):
@@ -375,6 +404,12 @@ def test_a_finished_run_without_a_number_is_not_unfinished(tmp_path, table):
   found = table(tmp_path, '--who=0', '--metric=average_task_loss')
   none = '0 of 1: 1 without this number'
   assert [line['seeds'] for line in found.values()] == ['1', none, none]
+  # With several metrics each has its own seeds, if they differ.
+  both = table(
+    tmp_path, '--who=0', '--metric=task_loss', '--metric=average_task_loss'
+  )
+  wanted = f'task_loss 1; average_task_loss {none}'
+  assert [line['seeds'] for line in both.values()] == ['1', wanted, wanted]
 
 
 def test_single_runs_have_each_member_and_the_ensemble(
@@ -422,7 +457,8 @@ def test_a_run_is_shown_as_far_as_it_came(two_runs, show):
   cut(half)
   cut(begun, 'running')
   (begun / 'rows.jsonl').unlink()
-  show(half, begun)
+  shown = show(half, begun)
+  assert 'no end: imagenet_sync:laptop (unfinished; evaluated last at ' in shown
   curves, ends = panels(arms(half, begun, who=measures.EACH))
   assert [len(line.points) for line in curves.lines] == [3]
   assert ends.title == 'no run has an end'

@@ -135,6 +135,11 @@ BROKEN = {
     '  del config.codistill.members\n  return config',
     'has no key codistill.members; start from another',
   ),
+  'a key too many': (
+    '  return config',
+    '  config.codistill.burnin_steps = 10\n  return config',
+    "a key 'codistill.burnin_steps', which nothing reads; did you mean codist",
+  ),
   'points': (
     "[{}, {'codistill.exchange': 'none'}]",
     "{'codistill.exchange': 'none'}",

@@ -4,8 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from codistill import losses
+from experiments import config as config_lib
+from experiments.build import build
 from experiments.errors import UserError
-from experiments.objective import make_weight
+from experiments.objective import make_weight, why_untaught
 
 
 def weight(schedule, burn_in_steps=50, num_steps=1_000):
@@ -80,3 +83,38 @@ def test_a_schedule_that_cannot_be_is_refused_in_a_sentence(schedule, sentence):
   assert sentence in str(error.value)
   assert 'codistill.distill_schedule' in str(error.value)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({}, None),
+    ({'exchange': 'none'}, None),
+    # Their weights are averaged.
+    ({'method': 'local_sgd', 'burn_in_steps': 9_999}, None),
+    ({'members': 1, 'exchange': 'frozen'}, None),
+    ({'burn_in_steps': 9_999}, 'codistill.burn_in_steps is 9,999, and num_ste'),
+    ({'members': 1}, 'codistill.members is 1'),
+  ],
+)
+def test_why_nobody_has_a_teacher_is_said(changes, said):
+  config = config_lib.load('imagenet_codistill:smoke')
+  config.codistill.update(changes)
+  found = why_untaught(config)
+  assert found == said or said in found
+
+
+@pytest.mark.parametrize(
+  ('loss', 'said'),
+  [
+    (lambda targets, logits: (targets - logits) ** 2, r'gives \(2, 3, 1000\)'),
+    (lambda targets, logits: (targets - logits).sum(), r'gives \(\) for'),
+    (lambda logits: logits.sum(-1), r'fails \(.*takes 1 positional'),
+  ],
+)
+def test_a_loss_of_ones_own_gives_a_number_an_example(monkeypatch, loss, said):
+  monkeypatch.setitem(losses.DISTILL_LOSSES, 'mine', loss)
+  config = config_lib.load('imagenet_codistill:smoke')
+  config.codistill.distill_loss = 'mine'
+  with pytest.raises(UserError, match=said):
+    build(config, None)

@@ -144,13 +144,14 @@ def test_a_finished_run_shows_its_table_and_trains_nothing(pair, capfd):
   [('sync', 1, False), ('ensemble', 2, False), ('label_smoothing', 1, True)],
 )
 def test_configs_run_to_their_end(
-  config, members, taught, tmp_path, monkeypatch
+  config, members, taught, tmp_path, monkeypatch, capfd
 ):
   """It uses a relative workdir; codistillation runs in all other tests."""
   monkeypatch.chdir(tmp_path)
   short = (*DNN, '--config.num_steps=4')
   options = {'config': f'imagenet_{config}:smoke'}
   assert run_command('runs/here', *short, **options).status == 0
+  assert 'No member will have a teacher' not in capfd.readouterr().out
   workdir = tmp_path / 'runs/here'
   assert read_run(workdir / 'run.json')['status'] == 'done'
   assert (workdir / 'checkpoints/4').is_dir()

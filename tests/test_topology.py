@@ -67,11 +67,16 @@ def test_random_neighbours_are_drawn_evenly():
   assert all(abs(count - 500) < 100 for count in counts.values())
 
 
-def test_what_does_not_suit_the_number_of_members_is_refused():
+def test_what_does_not_suit_the_number_of_members_is_refused(monkeypatch):
   with pytest.raises(ValueError, match='even number of members, not 3'):
     make_topology('pairs', 3)
   with pytest.raises(ValueError, match='all, ring, pairs, star, random'):
     make_topology('star-shaped', 3)
+  # Graphs of one's own.
+  for name, graph in (('me', lambda *_: (0,)), ('next', lambda i, n: (i + 1,))):
+    monkeypatch.setitem(GRAPHS, name, graph)
+    with pytest.raises(ValueError, match='would learn from'):
+      make_topology(name, 3)
   for number in (0, 3):
     with pytest.raises(ValueError, match='can be 1 to 2'):
       make_topology('random', 3, num_random=number)

@@ -161,12 +161,15 @@ def to_publications(
 def from_publications(
   publications: Publications, losses: TaskLosses
 ) -> dict[int, dict[int, Copy]]:
-  """Reverses `to_publications`; restores `losses`, too."""
+  """Reverses `to_publications`; restores `losses`, too.
+
+  Numbers of members and steps may have become text, as Orbax makes them.
+  """
   losses.from_json(publications.notes['losses'])
   notes = publications.notes['copies']
   return {
-    member: {
-      at: Copy(variables, True, **notes[str(member)][str(at)])
+    int(member): {
+      int(at): Copy(variables, True, **notes[str(member)][str(at)])
       for at, variables in steps.items()
     }
     for member, steps in publications.variables.items()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from codistill.algorithm import Account, Exchange, Peer, Publications
@@ -87,6 +88,7 @@ class InMemoryExchange(Exchange):
     self, member: int, step: int, variables: PyTree, task_loss: Any = None
   ) -> None:
     """Publishes a copy if `step` is a multiple of the reload interval."""
+    step = operator.index(step)  # A JAX integer is no key.
     self._losses.add(member, task_loss)
     if step % self._interval:
       return
@@ -105,6 +107,7 @@ class InMemoryExchange(Exchange):
 
   def freshest(self, member: int, step: int) -> tuple[Peer, ...]:
     """Returns the newest visible copy of each neighbour that has one."""
+    step = operator.index(step)
 
     def newest(peer: int) -> tuple[int, Copy] | None:
       at = self._newest(peer, step)

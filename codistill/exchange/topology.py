@@ -84,6 +84,12 @@ def make_topology(
     )
   if name != 'random':
     graph = GRAPHS[name]
+    for member in range(members):
+      if wrong := {*graph(member, members)} - {*all_others(member, members)}:
+        raise ValueError(
+          f'topology {name}: member {member} of {members} would learn from '
+          f'{min(wrong)}; it has to be from others, 0 to {members - 1}'
+        )
     return Topology(
       members,
       lambda member, reload: graph(member, members),

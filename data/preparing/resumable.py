@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import pathlib
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -126,7 +127,7 @@ def open_manifest(
     )
   raise error(
     f'There is no {what} in {folder}: make it with `python -m {command} '
-    f'--output={folder}`.'
+    f'--output={shlex.quote(str(folder))}`.'
   )
 
 

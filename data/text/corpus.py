@@ -193,7 +193,7 @@ def open_corpus(folder: str | os.PathLike) -> Corpus:
     folder,
     FORMAT,
     what='prepared text',
-    command='scripts.prepare_text --input=FILES --format=FORMAT',
+    command='scripts.prepare_text --input=FILES --format=FORMAT --vocab-size=N',
     error=CorpusError,
   )
   try:

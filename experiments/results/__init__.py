@@ -35,7 +35,6 @@ MACHINE_KEYS = (
   'data.num_workers',
   'data.path',
   'data.prefetch_batches',
-  'eval_batch_size',
   'eval_metrics',
   'num_devices',
   'num_microbatches',

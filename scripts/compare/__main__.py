@@ -24,7 +24,7 @@ import io
 import pathlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
@@ -37,7 +37,7 @@ from experiments.summary import results_table
 from scripts import collect, markdown
 from scripts.compare import measures, points
 from scripts.compare.measures import EACH
-from scripts.figures.metric import MEMBERS, Metric
+from scripts.figures.metric import LOSS, MEMBERS, Metric
 
 
 def _who(text: str) -> int | str:
@@ -78,18 +78,21 @@ def _compare(
   arms = measures.arms_of(compared.points, MEMBERS if who is None else who)
   metrics = [measures.metric_of(arms, key) for key in dict.fromkeys(keys)]
   baseline = measures.baseline_of(compared.points, arguments.baseline)
-  table = measures.make_table(arms, metrics, baseline)
+  table = measures.make_table(arms, metrics, baseline, compared.along)
   if arguments.out or arguments.html:
     _draw(arguments, compared, table, arms, metrics)
   if arguments.markdown:
     print(markdown.table(table.header, table.lines), end='')
+    print(''.join(f'\n{text}\n' for text in compared.along), end='')
     return compared.failed
   if plain:
     ends = [(one.name, run.rows) for one in compared.points for run in one.runs]
     console.print(results_table(ends))
+    for text in (*compared.along, *_without_ends(arms)):
+      console.print(Text(text), soft_wrap=True)
   else:
     for metric in metrics:  # One beside the other would be too wide.
-      one = measures.make_table(arms, [metric], baseline)
+      one = measures.make_table(arms, [metric], baseline, compared.along)
       console.print(_rich(compared.title, one))
   folders = filter(pathlib.Path.is_dir, arguments.sources)
   for what, path in (
@@ -100,6 +103,16 @@ def _compare(
     if path:
       console.print(Text(f'{what}: {path}'), soft_wrap=True)
   return compared.failed
+
+
+def _without_ends(arms: Sequence[measures.Arm]) -> Iterator[str]:
+  """What a table of ends has no line of."""
+  for arm in arms:
+    for run in arm.runs:
+      if not LOSS.ends([run], arm.who):
+        why = measures.why_no_end(run, arm.who)
+        last = max((row['step'] for row in run.rows), default=0)
+        yield f'no end: {arm.name} ({why}; evaluated last at step {last:,})'
 
 
 def _draw(

@@ -130,7 +130,10 @@ class Table(NamedTuple):
 
 
 def make_table(
-  arms: Sequence[Arm], metrics: Sequence[Metric], baseline: Point
+  arms: Sequence[Arm],
+  metrics: Sequence[Metric],
+  baseline: Point,
+  along: Sequence[str] = (),
 ) -> Table:
   """A line an arm: its ends, and how far from the baseline's, seed for seed."""
   differs = any(arm.point is not baseline for arm in arms)
@@ -141,7 +144,7 @@ def make_table(
     if differs:
       name = 'difference' if len(metrics) == 1 else f'difference, {one.key}'
       columns[name] = [_difference(arm, arms, baseline, one) for arm in arms]
-  columns['seeds'] = [_seeds(arm, metrics[0]) for arm in arms]
+  columns['seeds'] = [_seeds(arm, metrics) for arm in arms]
   parts = ['held-out examples at the end of training']
   if len(whos := {arm.who for arm in arms}) == 1:
     parts += map(_called, whos)
@@ -150,7 +153,7 @@ def make_table(
   if differs:
     parts.append(f'difference to {baseline.name}, seed for seed')
   lines = [list(line) for line in zip(*columns.values(), strict=True)]
-  return Table([*columns], lines, '; '.join(parts))
+  return Table([*columns], lines, '; '.join([*parts, *along]))
 
 
 def _difference(
@@ -167,10 +170,17 @@ def _difference(
   return metric.text(found, sign='+')
 
 
-def _seeds(arm: Arm, metric: Metric) -> str:
-  """'3', or '2 of 3: 1 diverged': runs that got to their end."""
+def _seeds(arm: Arm, metrics: Sequence[Metric]) -> str:
+  """'3', or '2 of 3: 1 diverged': runs that got to their end, by any metric."""
+  each = {metric.key: _seeds_of(arm, metric) for metric in metrics}
+  if len(set(each.values())) == 1:
+    return each[metrics[0].key]
+  return '; '.join(f'{key} {seeds}' for key, seeds in each.items())
+
+
+def _seeds_of(arm: Arm, metric: Metric) -> str:
   left = collections.Counter(
-    _why_no_end(run, arm.who)
+    why_no_end(run, arm.who)
     for run in arm.runs
     if not metric.ends([run], arm.who)
   )
@@ -179,7 +189,8 @@ def _seeds(arm: Arm, metric: Metric) -> str:
   return f'{whole} of {len(arm.runs)}: {why}' if left else whole
 
 
-def _why_no_end(run: Result, who: int | str) -> str:
+def why_no_end(run: Result, who: int | str) -> str:
+  """Why a run has no final value of a member, in a word or three."""
   if run.run['diverged']:
     return 'diverged'
   if 'unfinished' in run.run['marked']:

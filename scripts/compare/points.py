@@ -71,12 +71,14 @@ class Comparison(NamedTuple):
   Attributes:
     title: what they have in common.
     points: at least one.
+    along: what changes along with a key that names points, in words.
     failed: folders of runs that have left nothing but a log.
     single: each source is the folder of one run, and each run a point.
   """
 
   title: str
   points: list[Point]
+  along: list[str]
   failed: list[pathlib.Path]
   single: bool
 
@@ -115,9 +117,9 @@ def read(sources: Sequence[pathlib.Path]) -> Comparison:
       found.setdefault(key, _Found(source, run))
   if not found:
     raise UserError(f'{failed[0]} {collect.why_no_records(failed[0])}')
-  title, points = _tell_apart(list(found.values()))
+  title, points, along = _tell_apart(list(found.values()))
   single = {*found, *failed} <= {*sources} and len(points) == len(found)
-  return Comparison(title, points, failed, single)
+  return Comparison(title, points, along, failed, single)
 
 
 def _read_file(path: pathlib.Path) -> list[Result]:
@@ -135,8 +137,10 @@ def _by(
   return groups
 
 
-def _tell_apart(found: Sequence[_Found]) -> tuple[str, list[Point]]:
-  """What all have in common, and points."""
+def _tell_apart(
+  found: Sequence[_Found],
+) -> tuple[str, list[Point], list[str]]:
+  """What all have in common; points; and what changes along with a name."""
   by_label = _by(found, lambda one: one.label)
   several = len(by_label) > 1
   keys = {name: _keys(some, several) for name, some in by_label.items()}
@@ -153,11 +157,16 @@ def _tell_apart(found: Sequence[_Found]) -> tuple[str, list[Point]]:
   clash = len(seeds) < len(found)
   places = _short({one.source for one in found}) if clash else {}
   groups = _by(found, lambda one: (one.label, places.get(one.source, '')))
-  points = []
+  points, along = [], {}
   for (label, place), group in groups.items():
     parts = [label] * several + [place] * bool(place)
-    points += _points(group, keys[label], (label, place), parts, named)
-  return ', '.join(texts), points
+    alike = _alike(keys[label], group)
+    points += _points(group, list(alike), (label, place), parts, named)
+    for key, others in alike.items():
+      if words := [_word(other, named) for other in others]:
+        said = f'{_word(key, named)} also stands for {", ".join(words)}'
+        along[said] = None
+  return ', '.join(texts), points, list(along)
 
 
 def _keys(runs: Sequence[_Found], all_that_change: bool) -> list[str]:
@@ -184,15 +193,14 @@ def _keys(runs: Sequence[_Found], all_that_change: bool) -> list[str]:
 
 def _points(
   group: Sequence[_Found],
-  keys: Sequence[str],
+  kept: Sequence[str],
   name: tuple[str, str],
   parts: Sequence[str],
   named: Collection[str],
 ) -> list[Point]:
   """The points of one group in order."""
-  by_values = list(_by(group, lambda one: one.values(keys)).values())
+  by_values = list(_by(group, lambda one: one.values(kept)).values())
   firsts = [same[0] for same in by_values]
-  kept = _one_of_each(keys, firsts)
   # What the config has: what runs have that leave the key alone.
   own = {
     key: {one.values([key]) for one in group if key not in one.run.point}
@@ -225,18 +233,21 @@ def _points(
   return points
 
 
-def _one_of_each(keys: Sequence[str], points: Sequence[_Found]) -> list[str]:
-  """Keys without those that always change along with one that stays."""
+def _alike(
+  keys: Sequence[str], group: Sequence[_Found]
+) -> dict[str, list[str]]:
+  """Keys, and of each those that always change along with it."""
+  points = [same[0] for same in _by(group, lambda o: o.values(keys)).values()]
   if len(points) == 1:
-    return list(keys)
-  alike: dict[tuple, str] = {}
+    return {key: [] for key in keys}
+  alike: dict[tuple, list[str]] = {}
   first = points[0].settings
   # Words say more than numbers that change with them.
   for key in sorted(keys, key=lambda k: (is_number(first.get(k)), k == _LAST)):
     texts = [one.values([key]) for one in points]
     by_whom = tuple(key in one.run.point for one in points)
-    alike.setdefault((*map(texts.index, texts), by_whom), key)
-  return list(alike.values())
+    alike.setdefault((*map(texts.index, texts), by_whom), []).append(key)
+  return {key: others for key, *others in alike.values()}
 
 
 def _short(paths: Collection[pathlib.Path]) -> dict[pathlib.Path, str]:

@@ -345,7 +345,7 @@ def _run(
     say(
       console,
       f'the members and their ensemble: python -m scripts.evaluate '
-      f'{plan.workdir}',
+      f'{shlex.quote(str(plan.workdir))}',
     )
   return status
 

@@ -19,6 +19,7 @@ and holds the lease; all of them load the same copies.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -97,6 +98,12 @@ class CheckpointExchange(Exchange):
     self._rules = rules
     # One of several processes cannot save or load alone: see OwnWorld.
     self._beside = hosts.OwnWorld() if hosts.are_several() else None
+    outside = [m for m in members if m not in range(topology.members)]
+    if outside:
+      raise ValueError(
+        f'member {outside[0]} is not in a graph of {topology.members} members; '
+        'make the topology for as many as there are'
+      )
     self._journal = Journal(members)
     self._losses = TaskLosses()
     likes = [
@@ -155,7 +162,7 @@ class CheckpointExchange(Exchange):
       )
     else:
       self._view = Follower(topology, settings, self._reader, members)
-    self._reads = False
+    self._reads = self._entered = False
     self._last_step: dict[int, int] = {}
     self._left_out: dict[int, dict[int, str]] = {}
     self._stalls: dict[int, float] = {}
@@ -170,6 +177,7 @@ class CheckpointExchange(Exchange):
     if hosts.is_first() and not self._reads:
       self._lives.look()
     self._publisher.open()
+    self._entered = True
     return self
 
   def __exit__(self, *exception: object) -> None:
@@ -195,7 +203,7 @@ class CheckpointExchange(Exchange):
     Raises:
       LeaseLostError: if another job has taken over.
     """
-    began = time.monotonic()
+    began, step = time.monotonic(), operator.index(step)
     self._publisher.check_leases()
     self._begin()
     self._last_step[member] = step
@@ -214,7 +222,7 @@ class CheckpointExchange(Exchange):
       PeerTimeoutError: if a synchronous member has waited too long.
       WaitInterruptedError: if it was told to stop while it waited.
     """
-    began = time.monotonic()
+    began, step = time.monotonic(), operator.index(step)
     self._publisher.check_leases()
     self._begin()
 
@@ -294,6 +302,10 @@ class CheckpointExchange(Exchange):
 
   def _begin(self) -> None:
     """Begins anew, unless members have begun or were restored."""
+    if not self._entered:
+      raise RuntimeError(
+        'use the exchange in a with block, which publishes and returns leases'
+      )
     if not self._reads:
       self._lives.begin(self._publisher.begin())
       self._read()

@@ -66,7 +66,7 @@ class Reader:
         doubles with each failure.
       members: this process's members.
       likes: of each member, its variables, or `jax.ShapeDtypeStruct`s of them
-        with the shardings to load it into.
+        with the shardings to load it into; the first device without.
       expected: of each member, the notes that its publications must have to be
         read: `config_hash`, `network` and `vocabulary`.
       lives: decides which lives of peers may teach.
@@ -76,9 +76,13 @@ class Reader:
     self.folder = folder
     self._topology = topology
     self._members = tuple(members)
+    anywhere = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     self._likes = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=leaf.sharding
+        leaf.shape,
+        leaf.dtype,
+        # Of shapes alone, and of NumPy arrays.
+        sharding=getattr(leaf, 'sharding', None) or anywhere,
       ),
       tuple(likes),
     )
