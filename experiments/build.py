@@ -6,7 +6,7 @@ Config stops here. Below, everything gets keyword arguments without defaults.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,13 @@ from codistill.train_step import make_updates
 from experiments import averaging, metrics
 from experiments import config as config_lib
 from experiments import networks as networks_lib
-from experiments.errors import UserError, check_choice, check_least, user_errors
+from experiments.errors import (
+  UserError,
+  check_choice,
+  check_keywords,
+  check_least,
+  user_errors,
+)
 from experiments.exchange import check_members, make_exchange
 from experiments.experiment import PARTITIONS, Diversity, Experiment
 from experiments.faults import Fault
@@ -192,38 +198,42 @@ def _make_model(config: ConfigDict, task: Task) -> Model:
     MODELS[section.name],
     dtype=section.dtype,
     param_dtype=section.param_dtype,
-    **_chosen(config, 'model'),
+    **_chosen(config, 'model', MODELS),
   )
 
 
 def _make_optimizer(config: ConfigDict, fault: Fault) -> optim.Rated:
   rate = _make_schedule(config)
   name = config.optimizer.name
-  # An optimizer or schedule that does not exist is refused by `optim`.
-  known = name in optim.OPTIMIZERS
-  keywords = _chosen(config, 'optimizer') if known else {}
+  keywords = _chosen(config, 'optimizer', optim.OPTIMIZERS)
   made = optim.make_optimizer(name, rate, **keywords)
   made = optim.averaging(fault.prepare(made), config.average_decay)
   return optim.Rated(*made, functools.partial(fault.rate, rate))
 
 
 def _make_schedule(config: ConfigDict) -> optax.Schedule:
-  name = config.schedule.name
-  known = name in optim.SCHEDULES
-  return optim.make_schedule(
-    name, **_chosen(config, 'schedule') if known else {}
-  )
+  keywords = _chosen(config, 'schedule', optim.SCHEDULES)
+  return optim.make_schedule(config.schedule.name, **keywords)
 
 
-def _chosen(config: ConfigDict, section: str) -> dict[str, Any]:
-  """The keywords of the choice that a section names: section[section.name]."""
+def _chosen(
+  config: ConfigDict, section: str, known: Mapping[str, Callable[..., Any]]
+) -> dict[str, Any]:
+  """The keywords of the choice that a section names: section[section.name].
+
+  One that is not known has none, and is refused where it would be made.
+  """
   name = config[section].name
+  if name not in known:
+    return {}
   if name not in config[section]:
     raise UserError(
       f'{section}.name is {name!r}, and this variant has no '
       f'{section}.{name} to say how'
     )
-  return dict(config[section][name])
+  keywords = dict(config[section][name])
+  check_keywords(known[name], f'{section}.{name}', keywords)
+  return keywords
 
 
 def _check_microbatches(config: ConfigDict, mesh: Mesh) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import inspect
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -67,6 +68,21 @@ def positive(text: str) -> float:
   if not 0 < value < math.inf:
     raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
   return value
+
+
+def check_keywords(
+  make: Callable[..., Any], section: str, keys: Iterable[str]
+) -> None:
+  """Raises a `UserError` for a key of a section that `make` does not take."""
+  takes = inspect.signature(make).parameters
+  if any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+    return
+  for key in keys:
+    if key not in takes:
+      raise UserError(
+        f'the config has a key {section}.{key}, which nothing reads'
+        f'{nearest(key, takes)}'
+      )
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

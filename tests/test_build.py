@@ -308,6 +308,15 @@ REFUSED = {
   ('model.name', 'vit'): "'vit'; it can be click_dnn, click_regression, dnn",
   ('model.resnet.depth', 9): 'no ResNet of depth 9',
   ('model.dtype', 'float8'): "dtype is 'float8'; it can be float32",
+  **{
+    (key, 1): f'a key {key}, which nothing reads; did you mean'
+    for key in (
+      'data.augmentatoin',
+      'model.resnet.dept',
+      'optimizer.sgd.momentun',
+      'schedule.warmup_cosine.peak_rat',
+    )
+  },
   ('optimizer.name', 'adam'): (
     "optimizer.name is 'adam', and this variant has no optimizer.adam"
   ),

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from codistill import losses
 from codistill.models import Model
-from experiments.errors import check_choice
+from experiments.errors import check_choice, check_keywords
 
 PyTree = Any
 KINDS = ['images', 'text', 'clicks']
@@ -174,4 +174,6 @@ def make_task(data: Mapping[str, Any]) -> Task:
   kind = keys.pop('kind')
   check_choice('data.kind', kind, KINDS)
   # Imported here, because the libraries of another kind take a second.
-  return importlib.import_module(f'experiments.tasks.{kind}').Kind(**keys)
+  make = importlib.import_module(f'experiments.tasks.{kind}').Kind
+  check_keywords(make, 'data', keys)
+  return make(**keys)
