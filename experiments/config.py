@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import functools
 import json
 import re
@@ -52,7 +53,10 @@ def load(reference: str) -> ConfigDict:
       'another config, or from get_base() of experiments.configs.base'
     )
   for key in {*found} - {*known}:
-    if not (_OPEN.match(key) or isinstance(found[key], ConfigDict)):
+    # What a config keeps for itself is no slip, unless it looks like one.
+    first = key.partition('.')[0]
+    slip = first in known or difflib.get_close_matches(first, known, cutoff=0.8)
+    if slip and not (_OPEN.match(key) or isinstance(found[key], ConfigDict)):
       raise UserError(
         f'the config of {file.path} has a key {key!r}, which nothing reads'
         f'{nearest(key, known)}'

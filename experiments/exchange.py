@@ -80,26 +80,25 @@ def make_exchange(
     ValueError: as the constructors.
   """
   codistill = config.codistill
+  if codistill.exchange == 'none':
+    return memory.FrozenExchange()
+  if codistill.exchange == 'frozen':
+    return memory.FrozenExchange(tuple(teachers))
   graph = averaging.make_graph(config)
   rules = Rules(
     max_age_steps=averaging.max_age_steps(config),
     max_task_loss_ratio=codistill.max_task_loss_ratio,
   )
-  match codistill.exchange:
-    case 'none':
-      return memory.FrozenExchange()
-    case 'frozen':
-      return memory.FrozenExchange(tuple(teachers))
-    case 'memory':
-      return memory.InMemoryExchange(
-        graph,
-        reload_interval_steps=codistill.reload_interval_steps,
-        delay_steps=codistill.delay_steps,
-        immediate=codistill.immediate,
-        rules=rules,
-        publish_precision=codistill.publish_precision,
-        teacher_precision=codistill.teacher_precision,
-      )
+  if codistill.exchange == 'memory':
+    return memory.InMemoryExchange(
+      graph,
+      reload_interval_steps=codistill.reload_interval_steps,
+      delay_steps=codistill.delay_steps,
+      immediate=codistill.immediate,
+      rules=rules,
+      publish_precision=codistill.publish_precision,
+      teacher_precision=codistill.teacher_precision,
+    )
   names = (field.name for field in dataclasses.fields(Settings))
   settings = Settings(**{name: codistill[name] for name in names})
   if codistill.synchronous:

@@ -108,9 +108,7 @@ EXCHANGES = ('memory', 'checkpoints', 'frozen', 'none')
 _EXCHANGE = 'codistill.exchange'
 METHODS = ('codistillation', 'local_sgd', 'diloco')
 _CHOICES = {_EXCHANGE: EXCHANGES, 'codistill.method': METHODS}
-_LIVE_EXCHANGES = ('memory', 'checkpoints')
-_LIVE = _is(_EXCHANGE, *_LIVE_EXCHANGES)
-_SEVERAL = Condition('codistill.members', lambda some: some > 1, 'more than 1')
+_LIVE = _is(_EXCHANGE, 'memory', 'checkpoints')
 _FOLDER = _is(_EXCHANGE, 'checkpoints')
 _METHOD = 'codistill.method'
 _CODISTILLED = _is(_METHOD, 'codistillation')
@@ -337,12 +335,6 @@ def _conditions(view: View, key: str) -> Iterator[Condition]:
   yield from _READ_WHERE.get(key, ())
   if key in _OF_TEACHERS and view.value('codistill.teacher') == 'peers':
     yield _TAUGHT
-    last = view.value('num_steps')
-    if last is not None and view.value(_EXCHANGE) in _LIVE_EXCHANGES:
-      yield _SEVERAL
-      wanted = f'less than num_steps, {last:,}'
-      burn_in = 'codistill.burn_in_steps'
-      yield Condition(burn_in, lambda step: step < last, wanted)
   if key in (*_OF_TEACHERS, *_OF_GROUPS) and view.value(
     'codistill.group_size'
   ) in (None, view.value('codistill.members')):

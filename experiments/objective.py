@@ -65,7 +65,8 @@ def _distill_loss(config: ConfigDict) -> Callable[..., Any]:
 
 def _try_distill_loss(config: ConfigDict, num_classes: int) -> None:
   """Refuses a loss of one's own that is not one number an example."""
-  shape, name = (2, 3), config.codistill.distill_loss
+  # As images, clicks and chunks of text have it.
+  shape, name = (9,), config.codistill.distill_loss
   logits = jax.ShapeDtypeStruct((*shape, num_classes), jnp.float32)
   try:
     given = jax.eval_shape(_distill_loss(config), logits, logits)

@@ -138,18 +138,26 @@ def read_all_rows(
 def identity_of(workdir: pathlib.Path) -> dict[str, Any]:
   """What tells a run from another in the same folder: its start and config.
 
-  Its `point` is the same for all seeds of one point, wherever they lie.
+  Its `point` is the same for all seeds of one point on the same data, wherever
+  they lie.
 
   Raises:
     UserError: as `read_runs`.
   """
   runs = read_runs(workdir)
   run = some_run(runs)
-  recipe = config_hash(results.recipe_of(run['config']))
+  recipe = results.recipe_of(run['config'])
+  recipe['codistill'].pop('frozen_dir', None)
+  recipe['fingerprint'] = run.get('data', {}).get('fingerprint')
   return {
     'started': [run['started'] for run in runs.values()],
     'config_hash': run['config_hash'],
-    'point': f'{results.stem(run["experiment"], run["variant"])}-{recipe[:8]}',
+    'point': '-'.join(
+      (
+        results.stem(run['experiment'], run['variant']),
+        config_hash(recipe)[:8],
+      )
+    ),
   }
 
 

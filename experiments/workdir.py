@@ -109,9 +109,9 @@ class Workdir(NamedTuple):
     Raises:
       UserError: if the run that is gone on with has learnt from others.
     """
-    before = self.run.get('taught_by', {})
-    # Older code did not record all of it.
-    if self.resumes and any(teachers[key] != before[key] for key in before):
+    before = self.run.get('taught_by', teachers)
+    keys = ('started', 'config_hash')
+    if self.resumes and any(before[key] != teachers[key] for key in keys):
       raise UserError(
         f'{self.path} has learnt from teachers that began on '
         f'{min(before["started"])}, and these began on '

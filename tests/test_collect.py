@@ -108,12 +108,13 @@ def test_where_a_teacher_lies_is_no_matter(tmp_path, out):
 
 
 def test_students_are_seeds_of_a_point_if_their_teachers_are(tmp_path, out):
-  changes = ({}, {'batch_size': 16})
+  changes = [({}, None), ({'batch_size': 16}, None), ({}, 'b' * 64)]
   for seed in (0, 1):
-    for kind, change in enumerate(changes):
+    for kind, (change, fingerprint) in enumerate(changes):
+      data = {'fingerprint': fingerprint or 'a' * 64}
       # Folders of sweeps are called by their seeds.
       pair = tmp_path / f'{kind}/seed-{seed}'
-      make_run(pair, point=change, seed=seed)
+      make_run(pair, point=change, seed=seed, data=data)
       taught_by = identity_of(pair)
       make_run(
         tmp_path / f'students/{kind}-{seed}',
@@ -124,7 +125,7 @@ def test_students_are_seeds_of_a_point_if_their_teachers_are(tmp_path, out):
   assert run_collect(out, tmp_path / 'students') == 0
   ids = [result.id for result in read(out)]
   assert len({one.split('/')[0] for one in ids}) == len(changes)
-  assert len(ids) == 4
+  assert len(ids) == 2 * len(changes)
 
 
 def test_rows_from_elsewhere_are_called_by_the_variant_that_they_are(

@@ -182,6 +182,17 @@ def test_what_changes_along_with_a_name_is_said(tmp_path, show):
     assert said in ' '.join(show(one, other, *more).split())
 
 
+def test_keys_that_others_change_alone_do_not_change_along(tmp_path, show):
+  for place in 'ab':
+    for number, point in enumerate(({}, {'batch_size': 16})):
+      make_run(tmp_path / place / str(number), point=point)
+  for number, point in enumerate(({RELOAD: 5}, {'codistill.delay_steps': 7})):
+    make_run(tmp_path / 'b' / f'x{number}', point=point)
+  shown = show(tmp_path / 'a', tmp_path / 'b', '--markdown')
+  assert 'reload_interval_steps=5' in shown
+  assert 'also stands for' not in shown
+
+
 def test_long_names_cut_no_number(tmp_path, show):
   point = dict.fromkeys(('eval_interval_steps', 'batch_size'), 123_456)
   point |= {'codistill.max_task_loss_ratio': 1.125, 'num_steps': 30}

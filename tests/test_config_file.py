@@ -29,7 +29,8 @@ VARIANTS = ('', 'tiny')
 def get_config(variant=''):
   config = imagenet_codistill.get_config('smoke')
   config.model.name = 'dnn'
-  config.model.dnn.hidden = (8,)
+  config.mine = 8  # Its own business.
+  config.model.dnn.hidden = (config.mine,)
   if variant == 'tiny':
     config.num_steps = 10
   return config
@@ -139,6 +140,11 @@ BROKEN = {
     '  return config',
     '  config.codistill.burnin_steps = 10\n  return config',
     "a key 'codistill.burnin_steps', which nothing reads; did you mean codist",
+  ),
+  'a slip': (
+    '  return config',
+    '  config.num_step = 10\n  return config',
+    "a key 'num_step', which nothing reads; did you mean num_steps",
   ),
   'points': (
     "[{}, {'codistill.exchange': 'none'}]",

@@ -436,6 +436,11 @@ def test_what_a_fault_costs_is_beside_members_that_are_well(tmp_path):
   ]
   [[panel]] = FIGURES['rivals_faults'].panels(rows)
   assert len(panel.content) == len(lines)
+  # Nothing is compared with the first that happens to have rows.
+  faults = {'lm_rivals_faults': rows['lm_rivals_faults']}
+  gain = 'better than the baseline, seed for seed: cross-entropy (nats)'
+  alone = FIGURES['rivals_faults'].lines(faults)
+  assert {line[gain] for line in alone} == {'–'}
   assert not FIGURES['rivals_faults'].panels({'lm_rivals': rows['lm_rivals']})
 
 

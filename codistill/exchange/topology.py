@@ -84,7 +84,8 @@ def make_topology(
     )
   if name != 'random':
     graph = GRAPHS[name]
-    for member in range(members):
+    # One member alone has no others to learn from.
+    for member in range(members) if members > 1 else ():
       if wrong := {*graph(member, members)} - {*all_others(member, members)}:
         raise ValueError(
           f'topology {name}: member {member} of {members} would learn from '

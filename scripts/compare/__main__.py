@@ -111,7 +111,8 @@ def _without_ends(arms: Sequence[measures.Arm]) -> Iterator[str]:
     for run in arm.runs:
       if not LOSS.ends([run], arm.who):
         why = measures.why_no_end(run, arm.who)
-        last = max((row['step'] for row in run.rows), default=0)
+        own = LOSS.curve(run, arm.who)
+        last = max((step for step, _ in own), default=0)
         yield f'no end: {arm.name} ({why}; evaluated last at step {last:,})'
 
 

@@ -162,9 +162,11 @@ def _tell_apart(
     parts = [label] * several + [place] * bool(place)
     alike = _alike(keys[label], group)
     points += _points(group, list(alike), (label, place), parts, named)
+    where = f'{", ".join(parts)}: ' if len(groups) > 1 else ''
     for key, others in alike.items():
-      if words := [_word(other, named) for other in others]:
-        said = f'{_word(key, named)} also stands for {", ".join(words)}'
+      words = [_word(other, named) for other in others]
+      if words and len({one.values([key]) for one in group}) > 1:
+        said = f'{where}{_word(key, named)} also stands for {", ".join(words)}'
         along[said] = None
   return ', '.join(texts), points, list(along)
 

@@ -41,13 +41,13 @@ class RivalsFaults(Ends):
   other, of_other = 1, 'member 1'
 
   def groups(self, rows: Rows) -> Mapping[str, Sequence[Arm]]:
-    found = [_arm('members that never meet', panel.BLACK, _NEVER)]
+    never, found = _arm('members that never meet', panel.BLACK, _NEVER), []
     for method, (name, color) in WAYS.items():
       own = {} if method == 'codistillation' else {'codistill.method': method}
       for fate, point in _FATES.items():
         found.append(_arm(f'{name}, {fate}', color, own | point))
     # Some rules were tried with some methods.
-    return {'': [arm for arm in found if arm.runs(rows)]}
+    return {'': [never, *(arm for arm in found if arm.runs(rows))]}
 
   def lines(self, rows: Rows) -> Iterator[Cells]:
     for line in super().lines(rows):
