@@ -203,10 +203,11 @@ class CheckpointExchange(Exchange):
     Raises:
       LeaseLostError: if another job has taken over.
     """
-    began, step = time.monotonic(), operator.index(step)
+    began = time.monotonic()
     self._publisher.check_leases()
     self._begin()
-    self._last_step[member] = step
+    # A JAX integer could not be published.
+    self._last_step[member] = step = operator.index(step)
     self._losses.add(member, task_loss)
     if step % self._settings.reload_interval_steps == 0:
       self._publisher.offer(
