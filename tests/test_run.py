@@ -179,6 +179,17 @@ def test_configs_run_to_their_end(
   assert not (apart / 'rows.jsonl').exists()
 
 
+def test_a_run_without_teachers_says_so_before_it_trains(tmp_path, capfd):
+  def refuse(*_, **__):
+    raise UserError('it was built')
+
+  late = '--config.codistill.burn_in_steps=99'
+  assert run_command(tmp_path / 'a', late, builder=refuse).status == 2
+  shown = capfd.readouterr()
+  assert 'No member will have a teacher: codistill.burn_in_st' in shown.out
+  assert 'it was built' in shown.err
+
+
 def test_what_is_not_given_follows():
   with flagsaver.flagsaver():
     argv = run.parse_flags(['run', f'--config={CODISTILL}', '--member=1'])

@@ -86,11 +86,12 @@ def make_topology(
     graph = GRAPHS[name]
     # One member alone has no others to learn from.
     for member in range(members) if members > 1 else ():
-      if wrong := {*graph(member, members)} - {*all_others(member, members)}:
-        raise ValueError(
-          f'topology {name}: member {member} of {members} would learn from '
-          f'{min(wrong)}; it has to be from others, 0 to {members - 1}'
-        )
+      for other in graph(member, members):
+        if other == member or not 0 <= other < members:
+          raise ValueError(
+            f'topology {name}: member {member} of {members} would learn from '
+            f'{other}; it has to be from others, 0 to {members - 1}'
+          )
     return Topology(
       members,
       lambda member, reload: graph(member, members),
