@@ -52,7 +52,7 @@ def load(reference: str) -> ConfigDict:
       f'the config of {file.path} has no key {missing[0]}; start from '
       'another config, or from get_base() of experiments.configs.base'
     )
-  for key in {*found} - {*known}:
+  for key in sorted({*found} - {*known}):
     # What a config keeps for itself is no slip, unless it looks like one.
     first = key.partition('.')[0]
     slip = first in known or difflib.get_close_matches(first, known, cutoff=0.8)
